@@ -1,0 +1,33 @@
+// Stream, device guard and dtype for the CUDA bindings, on top of csrc/torch/stable.h.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include "../cuda/common.h"
+#include "../torch/stable.h"
+
+namespace tore_fast {
+
+using torch::stable::accelerator::DeviceGuard;
+
+inline cudaStream_t current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline cuda::DType dtype_of(const Tensor& t, const char* what) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return cuda::DType::kFloat32;
+    case ScalarType::Half:
+      return cuda::DType::kFloat16;
+    case ScalarType::BFloat16:
+      return cuda::DType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, what, ": must be float32, float16 or bfloat16");
+  }
+}
+
+}  // namespace tore_fast

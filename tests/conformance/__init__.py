@@ -1,0 +1,1 @@
+"""Golden cases: how they are read (`case.py`), and one module of runners per model family."""

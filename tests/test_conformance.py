@@ -1,0 +1,52 @@
+"""Runs every golden case found under --golden-dir (default tests/golden): one test per case.
+
+A case is driven by its own `model` and `config`, never by its file name, so further cases in the same format just run.
+The family is chosen by the runner modules of tests/conformance: each offers `runner(case) -> callable | None`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:  # importlib import mode adds nothing to sys.path
+    sys.path.insert(0, str(HERE))
+
+from conformance.case import Case, SkipCase  # noqa: E402
+
+FAMILIES = ("kernels", "hmr", "tcformer", "vpt", "fasthmr")
+
+
+def find_cases(config) -> list[Path]:
+    dirs = [Path(d) for d in config.getoption("--golden-dir")] or [HERE / "golden"]
+    for d in dirs:
+        if not d.is_dir():
+            raise pytest.UsageError(f"--golden-dir: {d} is not a folder")
+    return sorted(p for d in dirs for p in d.rglob("*.json"))
+
+
+def pytest_generate_tests(metafunc):
+    paths = find_cases(metafunc.config)
+    metafunc.parametrize("path", paths, ids=[f"{p.parent.name}/{p.stem}" for p in paths])
+
+
+def find_runner(case: Case):
+    for family in FAMILIES:
+        if (HERE / "conformance" / f"{family}.py").exists():
+            run = importlib.import_module(f"conformance.{family}").runner(case)
+            if run is not None:
+                return run
+    raise SkipCase(f"no runner yet for model {case.model!r} (family folder {case.path.parent.name!r})")
+
+
+def test_golden(path, request):
+    conftest = sys.modules[next(m for m in sys.modules if m.endswith("conftest") and hasattr(sys.modules[m], "mesh_data_dir"))]
+    case = Case(path, conftest.mesh_data_dir(request.config))
+    try:
+        find_runner(case)(case)
+    except SkipCase as why:
+        pytest.skip(str(why))

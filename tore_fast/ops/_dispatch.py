@@ -1,0 +1,63 @@
+"""Which implementation of an op runs: `impl="auto"` asks each backend why not, an explicit `impl` never falls back.
+
+A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels) or "reference" (plain torch, any
+device and dtype). Every ops/<stem>.py has `BACKENDS` in order of preference and a pure function
+`why_not(backend, *args) -> str | None`; `tore-fast info` prints the same sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _ext
+
+IMPLS = ("auto", "reference", "cpu", "cuda", "triton")
+
+
+class BackendUnavailable(RuntimeError):
+    """An explicitly requested implementation cannot run these arguments here; the text says why."""
+
+
+def backend_reason(backend: str) -> str | None:
+    """Why `backend` cannot run on this machine at all, or None."""
+    if backend == "cpu":
+        return _ext.cpu_reason
+    if backend == "cuda":
+        return _ext.cuda_reason or (None if torch.cuda.is_available() else "no CUDA device is visible")
+    return _ext.triton_reason()
+
+
+def tensor_reason(backend: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
+    """Why `backend` cannot take the tensor `x`, or None."""
+    want = "cpu" if backend == "cpu" else "cuda"
+    if x.device.type != want:
+        return f"it takes {want} tensors, got {x.device.type}"
+    if x.dtype not in dtypes:
+        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        return f"it takes {names}, got {str(x.dtype).removeprefix('torch.')}"
+    return None
+
+
+def choose(op: str, impl: str, backends: Sequence[str], why_not: Callable[..., str | None], *args) -> str:
+    """Name of the backend to run.
+
+    Raises:
+        ValueError: `impl` is not a backend of this op.
+        BackendUnavailable: an explicit `impl` cannot run these arguments.
+    """
+    if impl == "auto":
+        for backend in backends:
+            if why_not(backend, *args) is None:
+                return backend
+        return "reference"
+    if impl == "reference":
+        return impl
+    if impl not in backends:
+        raise ValueError(f"{op}: impl must be one of {('auto', 'reference', *backends)}, got {impl!r}")
+    reason = why_not(impl, *args)
+    if reason is not None:
+        raise BackendUnavailable(f"{op}: impl={impl!r} cannot run here: {reason}")
+    return impl

@@ -1,0 +1,96 @@
+"""Static sparse structures of a mesh, prepared once on the host: a float matrix in CSR, and an attention topology.
+
+Both are NamedTuples of tensors, so they pass through torch.compile, move with `.to(device)` and need no module.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+
+def _csr_arrays(m: sp.csr_matrix) -> tuple[Tensor, Tensor, Tensor]:
+    m.sort_indices()
+    return (
+        torch.from_numpy(m.indptr.astype(np.int32)),
+        torch.from_numpy(m.indices.astype(np.int32)),
+        torch.from_numpy(m.data.astype(np.float32)),
+    )
+
+
+class CsrMatrix(NamedTuple):
+    """Sparse float32 matrix [R, C] with its transpose (for the backward pass)."""
+
+    row_ptr: Tensor  # [R + 1] int32
+    col_idx: Tensor  # [nnz] int32
+    values: Tensor  # [nnz] float32
+    t_row_ptr: Tensor  # [C + 1] int32
+    t_col_idx: Tensor  # [nnz] int32
+    t_values: Tensor  # [nnz] float32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.row_ptr.shape[0] - 1, self.t_row_ptr.shape[0] - 1
+
+    @property
+    def transposed(self) -> CsrMatrix:
+        return CsrMatrix(*self[3:], *self[:3])
+
+    def to(self, device) -> CsrMatrix:
+        return CsrMatrix(*(t.to(device) for t in self))
+
+
+def csr_matrix(matrix) -> CsrMatrix:
+    """CsrMatrix from a scipy sparse matrix, a dense array or a dense tensor [R, C]; stored zeros are kept."""
+    if isinstance(matrix, Tensor):
+        matrix = matrix.detach().cpu().numpy()
+    m = sp.csr_matrix(matrix)
+    if not np.isfinite(m.data).all():
+        raise ValueError("csr_matrix: the matrix has non-finite entries")
+    return CsrMatrix(*_csr_arrays(m), *_csr_arrays(m.T.tocsr()))
+
+
+class MeshTopology(NamedTuple):
+    """Who attends to whom: the first `joints` tokens see and are seen by all, vertex v sees its CSR row (self included)."""
+
+    row_ptr: Tensor  # [V + 1] int32
+    col_idx: Tensor  # [nnz] int32, ascending inside a row
+    t_row_ptr: Tensor  # [V + 1] int32, transposed pattern
+    t_col_idx: Tensor  # [nnz] int32
+    joints: int
+
+    @property
+    def num_vertices(self) -> int:
+        return self.row_ptr.shape[0] - 1
+
+    def to(self, device) -> MeshTopology:
+        return MeshTopology(*(t.to(device) for t in self[:4]), self.joints)
+
+    def dense_mask(self) -> Tensor:
+        """[T, T] bool, True = attends (T = joints + vertices)."""
+        v, j = self.num_vertices, self.joints
+        counts = (self.row_ptr[1:] - self.row_ptr[:-1]).long()
+        rows = torch.repeat_interleave(torch.arange(v, device=counts.device), counts, output_size=self.col_idx.shape[0])
+        mask = torch.ones(j + v, j + v, dtype=torch.bool, device=counts.device)
+        mask[j:, j:] = False
+        mask[rows + j, self.col_idx.long() + j] = True
+        return mask
+
+
+def mesh_topology(adjacency, joints: int = 0) -> MeshTopology:
+    """MeshTopology from an adjacency [V, V] (scipy sparse, array or tensor; non-zero = attends); self loops are added."""
+    if isinstance(adjacency, Tensor):
+        adjacency = adjacency.to_dense() if adjacency.is_sparse else adjacency
+        adjacency = adjacency.detach().cpu().numpy()
+    m = sp.csr_matrix(adjacency)
+    if m.shape[0] != m.shape[1]:
+        raise ValueError(f"mesh_topology: adjacency must be square, got {m.shape}")
+    m.eliminate_zeros()
+    m = ((m != 0) + sp.identity(m.shape[0], dtype=bool, format="csr")).tocsr()
+    row_ptr, col_idx, _ = _csr_arrays(m)
+    t_row_ptr, t_col_idx, _ = _csr_arrays(m.T.tocsr())
+    return MeshTopology(row_ptr, col_idx, t_row_ptr, t_col_idx, joints)

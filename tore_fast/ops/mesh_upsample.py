@@ -1,0 +1,81 @@
+"""mesh_upsample: coarse vertices to fine vertices by a fixed sparse matrix (kernels.md section 10).
+
+In: vertices [B, C, F] from a model head; out: [B, R, F] for body/ joints, vis/ overlays. The matrix is a CsrMatrix
+prepared once (ops/_sparse.py). Kernels: csrc/cpu/mesh_upsample.cpp, csrc/cuda/mesh_upsample.cu.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._dispatch import backend_reason, choose, tensor_reason
+from ._sparse import CsrMatrix
+from .reference.mesh_upsample import mesh_upsample_reference
+
+BACKENDS = ("cuda", "cpu")
+_DTYPES = {"cuda": (torch.float32, torch.float16, torch.bfloat16), "cpu": (torch.float32,)}
+
+
+def why_not(backend: str, x: Tensor) -> str | None:
+    """Why `backend` cannot upsample `x`, or None."""
+    return backend_reason(backend) or tensor_reason(backend, x, _DTYPES[backend])
+
+
+def mesh_upsample(
+    x: Tensor,  # [B, C, F]
+    matrix: CsrMatrix,  # [R, C]
+    *,
+    impl: str = "auto",
+) -> Tensor:  # [B, R, F]
+    """Multiplies every item of a batch of vertex features by one sparse matrix: y_b = U x_b.
+
+    Args:
+        x: [B, C, F] float32/float16/bfloat16 (float64 with the reference); F is 3 for positions.
+        matrix: CsrMatrix [R, C], float32 entries, on x's device.
+        impl: "auto", "reference", "cpu" or "cuda".
+
+    Returns:
+        [B, R, F] in x's dtype, accumulated in float32. Differentiable with respect to x (by U^T).
+
+    Raises:
+        ValueError: wrong shape or device. BackendUnavailable: an explicit `impl` cannot run.
+
+    Example:
+        >>> u = csr_matrix(torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
+        >>> mesh_upsample(torch.rand(4, 2, 3), u).shape
+        torch.Size([4, 3, 3])
+
+    Source: up-sampling matrices U of METRO, FastMETRO and TORE (431 -> 1723 -> 6890 vertices).
+    """
+    rows, cols = matrix.shape
+    if x.dim() != 3 or x.shape[1] != cols:
+        raise ValueError(f"mesh_upsample: x must be [B, {cols}, F] for a matrix {rows}x{cols}, got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"mesh_upsample: x must be floating point, got {x.dtype}")
+    if matrix.values.device != x.device:
+        raise ValueError(f"mesh_upsample: matrix is on {matrix.values.device}, x on {x.device}")
+    backend = choose("mesh_upsample", impl, BACKENDS, why_not, x)
+    if backend == "reference":
+        return mesh_upsample_reference(x, matrix.row_ptr, matrix.col_idx, matrix.values)
+    return torch.ops.tore_fast.mesh_upsample(x, *matrix)
+
+
+@torch.library.register_fake("tore_fast::mesh_upsample")
+def _fake(x, row_ptr, col_idx, values, t_row_ptr, t_col_idx, t_values):
+    return x.new_empty(x.shape[0], row_ptr.shape[0] - 1, x.shape[2])
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward(ctx, grad):
+    row_ptr, col_idx, values, t_row_ptr, t_col_idx, t_values = ctx.saved_tensors
+    grad_x = torch.ops.tore_fast.mesh_upsample(
+        grad.contiguous(), t_row_ptr, t_col_idx, t_values, row_ptr, col_idx, values
+    )
+    return grad_x, None, None, None, None, None, None
+
+
+torch.library.register_autograd("tore_fast::mesh_upsample", _backward, setup_context=_setup_context)
