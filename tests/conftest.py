@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:  # importlib import mode adds nothing; tests import `conformance.*` from here
+    sys.path.insert(0, str(HERE))
+
+from conformance.paths import mesh_data_dir  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -17,15 +21,6 @@ def pytest_addoption(parser):
                     help="folder with golden cases (*.json + *.npz, searched recursively); repeatable")
     group.addoption("--mesh-data", default=None, metavar="DIR",
                     help="folder with the SMPL/MANO topology files of the official repositories")
-
-
-def mesh_data_dir(config) -> Path | None:
-    """--mesh-data, else $TORE_FAST_MESH_DATA, else ../shared/data/hmr beside the checkout, else None."""
-    given = config.getoption("--mesh-data") or os.environ.get("TORE_FAST_MESH_DATA")
-    path = Path(given) if given else ROOT.parent / "shared" / "data" / "hmr"
-    if given and not path.is_dir():
-        raise pytest.UsageError(f"--mesh-data: {path} is not a folder")
-    return path if path.is_dir() else None
 
 
 @pytest.fixture(scope="session")

@@ -7,17 +7,13 @@ The family is chosen by the runner modules of tests/conformance: each offers `ru
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
+from conformance.case import Case, SkipCase
+from conformance.paths import mesh_data_dir
 
 HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:  # importlib import mode adds nothing to sys.path
-    sys.path.insert(0, str(HERE))
-
-from conformance.case import Case, SkipCase  # noqa: E402
-
 FAMILIES = ("kernels", "hmr", "tcformer", "vpt", "fasthmr")
 
 
@@ -44,8 +40,7 @@ def find_runner(case: Case):
 
 
 def test_golden(path, request):
-    conftest = sys.modules[next(m for m in sys.modules if m.endswith("conftest") and hasattr(sys.modules[m], "mesh_data_dir"))]
-    case = Case(path, conftest.mesh_data_dir(request.config))
+    case = Case(path, mesh_data_dir(request.config))
     try:
         find_runner(case)(case)
     except SkipCase as why:
