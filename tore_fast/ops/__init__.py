@@ -1,7 +1,7 @@
 """The kernels: one stem per op, the same at every floor (see ops/_schema.py for the table)."""
 
-from . import _schema  # noqa: F401  (schemas before kernels)
 from .. import _ext  # noqa: F401  (registers the compiled kernels)
+from . import _schema  # noqa: F401  (schemas before kernels)
 from ._dispatch import BackendUnavailable
 from ._sparse import CsrMatrix, MeshTopology, csr_matrix, mesh_topology
 from .mesh_upsample import mesh_upsample
