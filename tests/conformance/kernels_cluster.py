@@ -91,22 +91,18 @@ def dpc_ties(case) -> None:
 
 
 def dpc_selection(case) -> None:
-    """HoT's frame selection: additive density term, optional mask, optional centre frame that is always kept."""
+    """HoT's frame selection: additive density term, optional mask, optional centre frame left to the caller."""
     x, count, k = case.input("x"), case.config["cluster_num"], case.config["k"]
     noise, mask, center = optional(case, "noise"), optional(case, "token_mask"), case.config.get("center")
     for impl in impls("dpc_knn_cluster", x, k):
         clusters = ops.dpc_knn_cluster(
-            x, count - (center is not None), k, mask=mask, noise=noise, exclude=center, order="score", impl=impl
+            x, count, k, mask=mask, noise=noise, exclude=center, order="score", impl=impl
         )
         statistics(case, "", clusters, DELTA_OF_PRODUCT_FORM)
-        selected, cluster = clusters.centers, clusters.cluster
-        want = case.stored("idx_cluster").long()
-        if center is not None:  # the caller appends the kept frame; it takes over the tokens that are nearest to it
-            selected = torch.cat([selected, torch.full_like(selected[:, :1], center)], 1)
-            cluster = torch.where(want == count - 1, want, cluster)
-        exact(case, "index_down", selected)
-        exact(case, "index_sorted", selected.sort(1).values)
-        assert torch.equal(cluster.cpu(), want), f"{case.path.name}: idx_cluster differs"
+        exact(case, "index_down", clusters.centers)
+        exact(case, "idx_cluster", clusters.cluster)
+        ordered = ops.dpc_knn_cluster(x, count, k, mask=mask, noise=noise, exclude=center, impl=impl)
+        exact(case, "index_sorted", ordered.centers)
 
 
 def token_map(case) -> None:
