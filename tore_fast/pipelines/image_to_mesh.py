@@ -95,7 +95,8 @@ class Pipeline:
         self.device = torch.device(pick_device(device))
         self.model = load_model(model).to(self.device).eval()
         self.body = (load_body("free") if body is None else body).to(self.device)
-        self.image_size = int(getattr(getattr(self.model, "config", None), "image_size", 224))
+        size = getattr(getattr(self.model, "config", None), "image_size", 224)
+        self.image_size = int(size if isinstance(size, int) else size[0])
         self.batch_size = batch_size
         self.seconds: dict[str, float] = {"read": 0.0, "crop": 0.0, "model": 0.0, "mesh": 0.0}
         self.counts = {"pictures": 0, "people": 0}
