@@ -1,6 +1,7 @@
 """Up-sampling matrices: every fine vertex as a combination of a few coarse vertices, rows summing to one.
 
-In: a decimated template (and posed samples); out: scipy CSR matrices for body/hierarchy.py. Runs once per template.
+In: a decimated template (and posed samples); out: scipy CSR matrices for body/hierarchy.py. Runs once per
+    template.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def nearest_coarse(
     picks: np.ndarray,  # [C]
     neighbors: int,
 ) -> np.ndarray:  # [V, neighbors] columns into picks
-    """The coarse vertices nearest to every vertex along the mesh edges, so lips, fingers and armpits do not mix."""
+    """The coarse vertices nearest to every vertex along the mesh edges, so lips, fingers and armpits do not
+    mix."""
     e = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     length = np.linalg.norm(vertices[e[:, 0]] - vertices[e[:, 1]], axis=1)
     graph = sp.csr_matrix((np.maximum(length, 1e-9), e.T), shape=(len(vertices),) * 2).maximum(0)
@@ -29,7 +31,9 @@ def nearest_coarse(
     reach = np.full((len(vertices), len(picks)), np.inf)
     for start in range(0, len(picks), 256):
         reach[:, start : start + 256] = dijkstra(graph, directed=False, indices=picks[start : start + 256]).T
-    straight = np.linalg.norm(vertices[:, None] - vertices[picks][None], axis=2) if np.isinf(reach).any() else 0.0
+    straight = (
+        np.linalg.norm(vertices[:, None] - vertices[picks][None], axis=2) if np.isinf(reach).any() else 0.0
+    )
     reach = np.where(np.isinf(reach), 1e6 + straight, reach)  # other components last
     return np.argsort(reach, axis=1, kind="stable")[:, :neighbors]
 
@@ -44,17 +48,20 @@ def fit_upsampling(
 ) -> sp.csr_matrix:  # [V, C]
     """Least-squares up-sampling from the geodesically nearest coarse vertices.
 
-    For every vertex that was not kept: minimise mean_s |x_s - sum_i w_i c_si|^2 + ridge * |w|^2 with sum_i w_i = 1.
-    Kept vertices get a single one. Rows that sum to one commute with translation.
+    For every vertex that was not kept: minimise mean_s |x_s - sum_i w_i c_si|^2 + ridge * |w|^2 with sum_i
+    w_i = 1. Kept vertices get a single one. Rows that sum to one commute with translation.
 
     Args:
-        ridge: in square metres; bounds the weights and with them the noise that up-sampling adds to predictions.
+        ridge: in square metres; bounds the weights and with them the noise that up-sampling adds to
+            predictions.
 
     Raises:
         ValueError: fewer coarse vertices than `neighbors`, samples of another topology, ridge not positive.
     """
     if samples.ndim != 3 or samples.shape[1:] != vertices.shape:
-        raise ValueError(f"fit_upsampling: samples must be [S, {len(vertices)}, 3], got {list(samples.shape)}")
+        raise ValueError(
+            f"fit_upsampling: samples must be [S, {len(vertices)}, 3], got {list(samples.shape)}"
+        )
     if not 1 <= neighbors <= len(picks):
         raise ValueError(f"fit_upsampling: neighbors must be 1..{len(picks)}, got {neighbors}")
     if ridge <= 0:
@@ -103,7 +110,9 @@ def closest_on_surface(
     return feet.reshape(*near.shape, 3)[row, best], near[row, best]
 
 
-def _assemble(count: int, picks: np.ndarray, free: np.ndarray, near: np.ndarray, weights: np.ndarray) -> sp.csr_matrix:
+def _assemble(
+    count: int, picks: np.ndarray, free: np.ndarray, near: np.ndarray, weights: np.ndarray
+) -> sp.csr_matrix:
     rows = np.concatenate([picks, np.repeat(free, near.shape[1])])
     cols = np.concatenate([np.arange(len(picks)), near.reshape(-1)])
     data = np.concatenate([np.ones(len(picks)), weights.reshape(-1)])
