@@ -4,15 +4,34 @@ from .. import _ext  # noqa: F401  (registers the compiled kernels)
 from . import _schema  # noqa: F401  (schemas before kernels)
 from ._dispatch import BackendUnavailable
 from ._sparse import CsrMatrix, MeshTopology, csr_matrix, mesh_topology
+from .cluster_merge import ClusterMerge, ClusterMergeTokens, cluster_merge, cluster_merge_tokens
+from .density_delta import DensityDelta, density_delta
+from .dpc_knn_cluster import DpcClusters, dpc_knn_cluster
+from .knn_density import knn_density
 from .mesh_upsample import mesh_upsample
+from .token_map import TokenCsr, map2token, token2map, token_csr, token_resample
 
 __all__ = [
     "BackendUnavailable",
+    "ClusterMerge",
+    "ClusterMergeTokens",
     "CsrMatrix",
+    "DensityDelta",
+    "DpcClusters",
     "MeshTopology",
+    "TokenCsr",
+    "cluster_merge",
+    "cluster_merge_tokens",
     "csr_matrix",
+    "density_delta",
+    "dpc_knn_cluster",
+    "knn_density",
+    "map2token",
     "mesh_topology",
     "mesh_upsample",
+    "token2map",
+    "token_csr",
+    "token_resample",
 ]
 
 
@@ -20,5 +39,5 @@ def op_backends() -> dict[str, tuple[str, ...]]:
     """Op name -> its compiled backends in order of preference (what `impl="auto"` tries before the reference)."""
     import importlib
 
-    stems = ("mesh_upsample",)
+    stems = ("mesh_upsample", "knn_density", "density_delta", "dpc_knn_cluster", "cluster_merge", "token_map")
     return {stem: importlib.import_module(f".{stem}", __name__).BACKENDS for stem in stems}
