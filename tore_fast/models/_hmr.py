@@ -5,6 +5,8 @@ Next on the way: fastmetro.py, tore.py, metro.py, graphormer.py.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,26 +40,53 @@ def stack_maps(maps: dict[str, list[Tensor]] | None, batch: int) -> dict[str, Te
     return {name: torch.stack([m.expand(batch, -1, -1) for m in layers]) for name, layers in maps.items()}
 
 
+def _unfuse_after_load(module: MeshModel, _incompatible) -> None:
+    module.unfuse()
+
+
 class MeshModel(nn.Module):
     """Base of the family: backbone, mesh, inference shortcuts."""
 
     def __init__(self, config, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None):
         """`mesh` overrides config.mesh; `mesh_data` is the folder of SMPL/MANO topology files."""
         super().__init__()
-        self.config = config
         self.mesh = resolve_mesh(config.mesh if mesh is None else mesh, mesh_data)
-        counts, want = self.mesh.counts, config.num_vertices
-        if counts[0] != want:
-            raise ValueError(f"{type(self).__name__}: config.num_vertices is {want}, the coarse mesh has {counts[0]}")
         self.backbone = None
+        channels = config.feature_dim or 2048
         if config.backbone is not None:
-            self.backbone = create_backbone(config.backbone, config.stride, config.pretrained_backbone)
-            if self.backbone.num_channels != config.feature_dim:
-                raise ValueError(
-                    f"{type(self).__name__}: {config.backbone} gives {self.backbone.num_channels} channels, "
-                    f"config.feature_dim is {config.feature_dim}"
-                )
-        self.register_load_state_dict_post_hook(lambda module, _: module.unfuse())
+            self.backbone = create_backbone(
+                config.backbone, config.stride, config.pretrained_backbone, config.dilated
+            )
+            channels = self.backbone.num_channels
+        for name, is_set, got in (
+            ("num_vertices", config.num_vertices, self.mesh.counts[0]),
+            ("feature_dim", config.feature_dim, channels),
+        ):
+            if is_set and is_set != got:
+                source = "the coarse mesh" if name == "num_vertices" else config.backbone
+                raise ValueError(f"{type(self).__name__}: config.{name} is {is_set}, {source} has {got}")
+        # Zeros mean "as given"; ImageNet weights are fetched once, not again when a checkpoint is loaded.
+        self.config = dataclasses.replace(
+            config, num_vertices=self.mesh.counts[0], feature_dim=channels, mesh=self.mesh.name, pretrained_backbone=False
+        )
+        self.register_load_state_dict_post_hook(_unfuse_after_load)
+
+    @classmethod
+    def builder(cls, config_class: type, **defaults) -> Callable[..., MeshModel]:
+        """Function for the registry: overrides are config fields, `mesh` (name or object) and `mesh_data`."""
+
+        def build(mesh=None, mesh_data=None, **overrides) -> MeshModel:
+            fields = {**defaults, **overrides}
+            known = {f.name for f in dataclasses.fields(config_class)}
+            if unknown := set(fields) - known:
+                raise ValueError(f"{cls.__name__}: unknown config fields {sorted(unknown)}; there are {sorted(known)}")
+            if "backbone" in overrides and "feature_dim" not in overrides:
+                fields.pop("feature_dim", None)
+            if isinstance(mesh, str):
+                fields["mesh"], mesh = mesh, None
+            return cls(config_class(**fields), mesh, mesh_data)
+
+        return build
 
     def features(self, images: Tensor) -> Tensor:
         """Backbone features; without a backbone the input is taken as the features."""

@@ -19,7 +19,9 @@ from ..layers.smpl_regressor import SMPLParameterRegressor
 from ..layers.transformer import Transformer
 from ._hmr import HMROutput, MeshModel, stack_maps
 from ._mesh import ModelMesh
+from ._registry import PaperRow, register_model
 
+BACKBONES = {"r50": "resnet50", "h64": "hrnet_w64", "eb0": "efficientnet_b0"}
 LAYERS = {"s": 1, "m": 2, "l": 3}  # FastMETRO-S/M/L: encoder layers = decoder layers
 
 
@@ -28,13 +30,14 @@ class FastMETROConfig:
     """Defaults: FastMETRO-S, ResNet-50, body, the layout of the released checkpoints."""
 
     backbone: str | None = "resnet50"  # None: the model is fed feature maps
-    feature_dim: int = 2048  # channels of the feature map
-    stride: int = 32
+    feature_dim: int = 0  # channels of the feature map; 0: as the backbone gives (2048 without one)
+    stride: int = 32  # of the feature map; timm trunks are cut there
+    dilated: bool = False  # timm trunks: keep all stages and dilate the last ones instead
     image_size: tuple[int, int] = (224, 224)  # height, width, pixels
     pretrained_backbone: bool = False
-    mesh: str = "free_body"
+    mesh: str = "free"
     num_joints: int = 14
-    num_vertices: int = 431  # coarse
+    num_vertices: int = 0  # coarse; 0: as the mesh has
     layers: int = 1
     dim_1: int = 512
     dim_2: int = 128
@@ -66,7 +69,7 @@ class FastMETRO(MeshModel):
 
     def __init__(self, config: FastMETROConfig, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None):
         super().__init__(config, mesh, mesh_data)
-        c = config
+        c = self.config
         counts = self.mesh.counts
         sizes = ((c.dim_1, c.feedforward_1), (c.dim_2, c.feedforward_2))
         self.transformer_1, self.transformer_2 = (Transformer(d, c.heads, f, c.layers, c.dropout) for d, f in sizes)
@@ -150,3 +153,30 @@ class FastMETRO(MeshModel):
     def _fuse(self) -> None:
         self.transformer_1.fuse(self.pos_1, self.queries(), self.pattern())
         self.transformer_2.fuse(self.pos_2)
+
+
+# Table 1 (transformer parameters, M) describes the paper-era layout; table 2 and TORE's tables give the multiply-adds.
+_PAPER = {
+    ("s", "r50"): PaperRow(9.2, None, "FastMETRO table 1"),
+    ("m", "r50"): PaperRow(17.1, None, "FastMETRO table 1"),
+    ("l", "r50"): PaperRow(24.9, 10.9, "FastMETRO table 1, TORE table B1"),
+    ("l", "h64"): PaperRow(24.9, 35.7, "FastMETRO table 1, TORE table B1"),
+    ("l", "eb0"): PaperRow(None, 7.1, "TORE table H7"),
+}
+
+
+def _register() -> None:
+    for size, layers in LAYERS.items():
+        for tag, backbone in BACKBONES.items():
+            name, base = f"fastmetro_{size}_{tag}", {"backbone": backbone, "layers": layers}
+            build = FastMETRO.builder
+            paper = _PAPER.get((size, tag))
+            old = {"shared_reduction": True, "learned_upsample": False}
+            hand = {"mesh": "free_hand", "num_joints": 21}
+            register_model(name, "fastmetro", paper, tags=("body",))(build(FastMETROConfig, **base))
+            register_model(f"{name}_paper", "fastmetro", paper, tags=("body",))(build(FastMETROConfig, **base, **old))
+            register_model(f"{name}_smpl", "fastmetro", tags=("body",))(build(FastMETROConfig, **base, smpl_head=True))
+            register_model(f"{name}_hand", "fastmetro", tags=("hand",))(build(FastMETROConfig, **base, **hand))
+
+
+_register()

@@ -19,6 +19,8 @@ from ..layers.positional import sine_position
 from ..layers.transformer import Transformer
 from ._hmr import HMROutput, MeshModel, stack_maps
 from ._mesh import ModelMesh
+from ._registry import PaperRow, register_model
+from .fastmetro import BACKBONES, LAYERS
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,14 @@ class FastMETROToreConfig:
     """Defaults: TORE on FastMETRO-S, ResNet-50, body, ITP@20% (a fifth of the image tokens pruned)."""
 
     backbone: str | None = "resnet50"  # None: the model is fed feature maps
-    feature_dim: int = 2048  # channels of the feature map
-    stride: int = 32
+    feature_dim: int = 0  # channels of the feature map; 0: as the backbone gives (2048 without one)
+    stride: int = 32  # of the feature map; timm trunks are cut there
+    dilated: bool = False  # timm trunks: keep all stages and dilate the last ones instead
     image_size: tuple[int, int] = (224, 224)  # height, width, pixels
     pretrained_backbone: bool = False
-    mesh: str = "free_body"
+    mesh: str = "free"
     num_joints: int = 14
-    num_vertices: int = 431  # coarse
+    num_vertices: int = 0  # coarse; 0: as the mesh has
     layers: int = 1
     dim_1: int = 512
     dim_2: int = 128
@@ -68,7 +71,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         self, config: FastMETROToreConfig, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None
     ):
         super().__init__(config, mesh, mesh_data)
-        c = config
+        c = self.config
         sizes = ((c.dim_1, c.feedforward_1), (c.dim_2, c.feedforward_2))
         self.transformer_1, self.transformer_2 = (Transformer(d, c.heads, f, c.layers, c.dropout) for d, f in sizes)
         self.transformer_3 = NeuralShapeRegressor(c.num_joints, c.dim_3, c.heads, c.feedforward_3, c.layers, c.dropout)
@@ -148,3 +151,38 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         self.transformer_1.fuse(self.token_pos if fixed else None, self.joint_token_embed.weight[None])
         self.transformer_2.fuse(self.pos_2 if fixed else None)
         self.transformer_3.fuse(self.transformer_3.joint_pos, self.vertex_token_embed.weight[None], self.pattern())
+
+
+# "ITP@20%" prunes a fifth of the image tokens, i.e. keep_ratio 0.8; parameters are not printed for these rows.
+_ITP = {"": 0.8, "_itp0": 1.0, "_itp50": 0.5, "_itp75": 0.25}
+_PAPER = {
+    ("l", "r50", ""): PaperRow(None, 5.3, "TORE table B1"),
+    ("l", "h64", ""): PaperRow(None, 30.2, "TORE table B1"),
+    ("l", "eb0", ""): PaperRow(None, 1.6, "TORE table H7"),
+    ("l", "eb0", "_itp50"): PaperRow(None, 1.4, "TORE table H7"),
+    ("l", "eb0", "_itp75"): PaperRow(None, 1.2, "TORE table H7", "paper rounds 1.26 down"),
+}
+
+
+def _register() -> None:
+    build = FastMETRO_TORE.builder
+    hand = {"mesh": "free_hand", "num_joints": 21}
+    for size, layers in LAYERS.items():
+        for tag, backbone in BACKBONES.items():
+            name, base = f"fastmetro_tore_{size}_{tag}", {"backbone": backbone, "layers": layers}
+            for itp, keep in _ITP.items():
+                paper = _PAPER.get((size, tag, itp))
+                register_model(name + itp, "tore", paper, tags=("body",))(
+                    build(FastMETROToreConfig, **base, keep_ratio=keep)
+                )
+            register_model(f"{name}_gtr", "tore", tags=("body",))(build(FastMETROToreConfig, **base, selector="none"))
+            register_model(f"{name}_hand", "tore", tags=("hand",))(build(FastMETROToreConfig, **base, **hand))
+    small = FastMETROToreConfig(
+        backbone="regnety_004", stride=16, image_size=(128, 128), layers=2, dim_1=256, feedforward_1=1024
+    )
+    register_model("tore_default", "tore", input_shape=(3, 128, 128), tags=("body",))(
+        build(FastMETROToreConfig, **{k: v for k, v in vars(small).items()})
+    )
+
+
+_register()

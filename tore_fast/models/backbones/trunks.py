@@ -82,16 +82,16 @@ class EfficientNetB0(nn.Module):
 
 
 class TimmTrunk(nn.Module):
-    """Last feature map of stride `stride` of any timm model; later layers are not built."""
+    """Last feature map of stride `stride` of any timm model; later layers are not built (or dilated, if asked)."""
 
-    def __init__(self, name: str, stride: int, pretrained: bool = False):
+    def __init__(self, name: str, stride: int, pretrained: bool = False, dilated: bool = False):
         super().__init__()
-        full = _timm(name, False, features_only=True)
-        strides = full.feature_info.reduction()
+        options = {"output_stride": stride} if dilated else {}
+        strides = _timm(name, False, features_only=True, **options).feature_info.reduction()
         if stride not in strides:
             raise ValueError(f"create_backbone: {name} has feature maps of stride {strides}, not {stride}")
         last = max(i for i, s in enumerate(strides) if s == stride)
-        self.features = _timm(name, pretrained, features_only=True, out_indices=(last,))
+        self.features = _timm(name, pretrained, features_only=True, out_indices=(last,), **options)
         self.num_channels, self.stride = self.features.feature_info.channels()[-1], stride
 
     def forward(self, x: Tensor) -> Tensor:
