@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from tore_fast.body.joints import H36M17_TO_J14, project
 from tore_fast.models._mesh import resolve_mesh
 
