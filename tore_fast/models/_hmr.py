@@ -33,6 +33,14 @@ class HMROutput(NamedTuple):
     attention: dict[str, Tensor] | None = None  # name -> [layers, B, queries, keys], averaged over heads
 
 
+def token_grid(image_size: int | tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of the feature map of an image; ValueError if the size is no multiple of the stride."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height % stride or width % stride or min(height, width) < stride:
+        raise ValueError(f"image_size must be a multiple of the backbone's stride {stride}, got {image_size}")
+    return height // stride, width // stride
+
+
 def stack_maps(maps: dict[str, list[Tensor]] | None, batch: int) -> dict[str, Tensor] | None:
     """Lists of per-layer maps as one tensor each; constant maps (batch 1) are repeated."""
     if maps is None:

@@ -17,7 +17,7 @@ from ..layers.mesh import MeshPattern
 from ..layers.positional import sine_position
 from ..layers.smpl_regressor import SMPLParameterRegressor
 from ..layers.transformer import Transformer
-from ._hmr import HMROutput, MeshModel, stack_maps
+from ._hmr import HMROutput, MeshModel, stack_maps, token_grid
 from ._mesh import ModelMesh
 from ._registry import PaperRow, register_model
 
@@ -33,7 +33,7 @@ class FastMETROConfig:
     feature_dim: int = 0  # channels of the feature map; 0: as the backbone gives (2048 without one)
     stride: int = 32  # of the feature map; timm trunks are cut there
     dilated: bool = False  # timm trunks: keep all stages and dilate the last ones instead
-    image_size: tuple[int, int] = (224, 224)  # height, width, pixels
+    image_size: int | tuple[int, int] = 224  # pixels; one side or (height, width)
     pretrained_backbone: bool = False
     mesh: str = "free"
     num_joints: int = 14
@@ -50,8 +50,8 @@ class FastMETROConfig:
     smpl_head: bool = False  # SMPL parameter regressor
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
+    def grid(self) -> tuple[int, int]:  # rows, columns of image tokens
+        return token_grid(self.image_size, self.stride)
 
 
 class FastMETRO(MeshModel):

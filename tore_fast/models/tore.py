@@ -17,7 +17,7 @@ from ..layers.itp import TokenSelection
 from ..layers.mesh import MeshPattern
 from ..layers.positional import sine_position
 from ..layers.transformer import Transformer
-from ._hmr import HMROutput, MeshModel, stack_maps
+from ._hmr import HMROutput, MeshModel, stack_maps, token_grid
 from ._mesh import ModelMesh
 from ._registry import PaperRow, register_model
 from .fastmetro import BACKBONES, LAYERS
@@ -31,7 +31,7 @@ class FastMETROToreConfig:
     feature_dim: int = 0  # channels of the feature map; 0: as the backbone gives (2048 without one)
     stride: int = 32  # of the feature map; timm trunks are cut there
     dilated: bool = False  # timm trunks: keep all stages and dilate the last ones instead
-    image_size: tuple[int, int] = (224, 224)  # height, width, pixels
+    image_size: int | tuple[int, int] = 224  # pixels; one side or (height, width)
     pretrained_backbone: bool = False
     mesh: str = "free"
     num_joints: int = 14
@@ -50,8 +50,8 @@ class FastMETROToreConfig:
     selector_dim: int = 128
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
+    def grid(self) -> tuple[int, int]:  # rows, columns of image tokens
+        return token_grid(self.image_size, self.stride)
 
 
 class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name)
@@ -178,9 +178,9 @@ def _register() -> None:
             register_model(f"{name}_gtr", "tore", tags=("body",))(build(FastMETROToreConfig, **base, selector="none"))
             register_model(f"{name}_hand", "tore", tags=("hand",))(build(FastMETROToreConfig, **base, **hand))
     small = FastMETROToreConfig(
-        backbone="regnety_004", stride=16, image_size=(128, 128), layers=2, dim_1=256, feedforward_1=1024
+        backbone="regnety_004", stride=16, image_size=112, layers=2, dim_1=256, feedforward_1=1024
     )
-    register_model("tore_default", "tore", input_shape=(3, 128, 128), tags=("body",))(
+    register_model("tore_default", "tore", input_shape=(3, 112, 112), tags=("body",))(
         build(FastMETROToreConfig, **{k: v for k, v in vars(small).items()})
     )
 
