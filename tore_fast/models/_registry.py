@@ -17,7 +17,7 @@ FAMILY_MODULES: tuple[str, ...] = (
     "motionbert",
     "mhformer",
     "motionagformer",
-)
+, "fastmetro", "tore")
 
 
 @dataclass(frozen=True)
