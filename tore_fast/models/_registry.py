@@ -11,13 +11,15 @@ from torch import nn
 
 # Families register their names when imported; importing torch-heavy files waits until a name is asked for.
 FAMILY_MODULES: tuple[str, ...] = (
+    "fastmetro",
+    "tore",
     "tcformer",
     "tcformer_heads",
     "mixste",
     "motionbert",
     "mhformer",
     "motionagformer",
-, "fastmetro", "tore")
+)
 
 
 @dataclass(frozen=True)
