@@ -12,6 +12,8 @@ SCHEMAS = (
     # mesh_upsample: y[b, r, f] = sum_e values[e] * x[b, col_idx[e], f]; the t_* arrays are the transposed matrix
     "mesh_upsample(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, "
     "Tensor t_row_ptr, Tensor t_col_idx, Tensor t_values) -> Tensor",
+    # rasterize: per pixel the nearest face (-1 = none), its depth, its barycentric weights
+    "rasterize(Tensor vertices_px, Tensor faces, int height, int width) -> (Tensor, Tensor, Tensor)",
 )
 
 LIBRARY = torch.library.Library("tore_fast", "DEF")
