@@ -14,6 +14,7 @@ from .mesh_upsample import mesh_upsample
 from .ppt_select import gather_tokens, ppt_select
 from .pruned_attention import PrunedAttentionResult, pruned_attention, pruned_attention_packed
 from .token_map import TokenCsr, map2token, token2map, token_csr, token_resample
+from .rasterize import Raster, rasterize
 
 __all__ = [
     "BackendUnavailable",
@@ -31,6 +32,7 @@ __all__ = [
     "bipartite_soft_matching",
     "cluster_merge",
     "cluster_merge_tokens",
+    "Raster",
     "csr_matrix",
     "density_delta",
     "dpc_knn_cluster",
@@ -48,6 +50,7 @@ __all__ = [
     "token_csr",
     "token_resample",
     "unmerge",
+    "rasterize",
 ]
 
 
@@ -67,4 +70,5 @@ def op_backends() -> dict[str, tuple[str, ...]]:
         "ppt_select",
         "mesh_upsample",
     )
+    stems = ("mesh_upsample", "rasterize")
     return {stem: importlib.import_module(f".{stem}", __name__).BACKENDS for stem in stems}
