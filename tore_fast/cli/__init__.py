@@ -11,6 +11,7 @@ import sys
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
+    "bench": "times ops or models against tuned baselines, correctness first",
 }
 
 
