@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from torch import nn
 
 # Families register their names when imported; importing torch-heavy files waits until a name is asked for.
-FAMILY_MODULES: tuple[str, ...] = ()
+FAMILY_MODULES: tuple[str, ...] = (
+    "fastmetro",
+    "tore",
+    "tcformer",
+    "tcformer_heads",
+    "mixste",
+    "motionbert",
+    "mhformer",
+    "motionagformer",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,90 @@
+"""Reading pictures of every kind, and the one-line errors for bad ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tore_fast.data.boxes import BoxFileError, boxes_of, read_boxes
+from tore_fast.data.image import ImageError, check_box, find_images, read_image
+
+
+@pytest.fixture
+def picture():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("mode,suffix", [("RGB", "png"), ("L", "png"), ("RGBA", "png"), ("P", "gif"), ("CMYK", "jpg"),
+                                         ("1", "png"), ("LA", "png"), ("I;16", "png"), ("F", "tiff")])
+def test_modes(tmp_path, picture, mode, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if mode == "I;16":
+        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(path)
+    else:
+        picture.convert(mode).save(path)
+    pixels = read_image(path)
+    assert pixels.shape == (20, 30, 3) and pixels.dtype == np.uint8
+    if mode in ("L", "I;16", "F"):
+        want = np.asarray(picture.convert("L"), int)
+        assert np.abs(pixels[:, :, 0].astype(int) - want).max() <= 1
+
+
+def test_exif_rotation(tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    picture.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(np.asarray(picture), -1))
+
+
+def test_transparency_is_white(tmp_path):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == 255).all()
+
+
+def test_bad_files(tmp_path, picture):
+    picture.resize((400, 400)).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    for name, words in [("cut.jpg", "truncated"), ("text.jpg", "not an image"), ("empty.png", "empty"),
+                        ("gone.jpg", "no such file"), (".", "folder")]:
+        with pytest.raises(ImageError, match=words) as e:
+            read_image(tmp_path / name)
+        assert "\n" not in str(e.value)
+
+
+def test_arrays(picture):
+    a = np.asarray(picture)
+    assert np.array_equal(read_image(a), a)
+    assert np.array_equal(read_image(a[:, :, 0])[:, :, 2], a[:, :, 0])
+    assert np.abs(read_image(a / 255.0).astype(int) - a).max() == 0
+    for bad in (np.zeros((3, 4, 5), np.uint8), np.full((4, 4, 3), np.nan), np.zeros((4, 4, 3), np.int64)):
+        with pytest.raises(ImageError):
+            read_image(bad)
+
+
+def test_find_images(tmp_path, picture):
+    for n in ("b.png", "a.jpg", "c.txt"):
+        picture.save(tmp_path / n, format="PNG")
+    (tmp_path / "none").mkdir()
+    paths, errors = find_images([tmp_path, str(tmp_path / "*.png"), tmp_path / "none", str(tmp_path / "*.xyz")])
+    assert [p.name for p in paths] == ["a.jpg", "b.png"]
+    assert len(errors) == 2 and "holds no image" in errors[0] and "no file matches" in errors[1]
+
+
+def test_boxes(tmp_path):
+    (tmp_path / "b.json").write_text('{"x/a.jpg": [[1, 2, 30, 40]], "b.jpg": [1, 2, 3, 40]}')
+    table = read_boxes(tmp_path / "b.json")
+    assert boxes_of(table, "x/a.jpg") == [(1, 2, 30, 40)] and boxes_of(table, "q/b.jpg") == [(1, 2, 3, 40)]
+    assert boxes_of(table, "c.jpg") is None
+    (tmp_path / "b.csv").write_text("image,x0,y0,x1,y1\na.jpg,1,2,3,4\na.jpg,5,6,7,8\n")
+    assert read_boxes(tmp_path / "b.csv") == {"a.jpg": [(1, 2, 3, 4), (5, 6, 7, 8)]}
+    (tmp_path / "c.csv").write_text("a.jpg,1,2,3\n")
+    with pytest.raises(BoxFileError, match="line 1"):
+        read_boxes(tmp_path / "c.csv")
+    for bad in ([0, 0, 1], [5, 5, 1, 1], [float("nan"), 0, 5, 5], [100, 100, 120, 120]):
+        with pytest.raises(ImageError, match="a.jpg"):
+            check_box(bad, 50, 50, "a.jpg")

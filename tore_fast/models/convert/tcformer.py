@@ -1,0 +1,68 @@
+"""Official TCFormer files -> our state dicts (models/tcformer.py, models/tcformer_heads.py) and configs.
+
+Layouts: classification (`model` or the plain dict), pose (`state_dict`, maybe with `module.` in front, keys backbone.*,
+neck.*, keypoint_head.*), and mmpose's (`patch_embed1.projection` for `.proj`; its stem norm eps is 1e-6).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..tcformer import TCFormerConfig
+from ..tcformer_heads import TCFormerPoseConfig
+
+_BACKBONE_FIELDS = (
+    "embed_dims", "num_heads", "mlp_ratios", "depths", "sr_ratios", "sample_ratios", "k", "qkv_bias", "in_chans",
+    "block_norm_eps", "stem_norm_eps", "reduction", "parts",
+)  # fmt: skip
+_NECK_FIELDS = ("out_channels", "num_heads", "mlp_ratios", "sr_ratios", "qkv_bias", "use_sr_layer", "norm_eps")
+
+
+def unwrap(checkpoint: dict) -> dict[str, Tensor]:
+    """The state dict inside an official file: under 'model', 'state_dict', or the file itself; `module.` removed."""
+    for name in ("model", "state_dict"):
+        if isinstance(checkpoint.get(name), dict):
+            checkpoint = checkpoint[name]
+            break
+    state = {k.removeprefix("module."): v for k, v in checkpoint.items()}
+    bad = [k for k, v in state.items() if not isinstance(v, Tensor)]
+    if bad:
+        raise ValueError(f"convert_tcformer: entries that are no tensors: {bad[:3]}; expected an official TCFormer file")
+    return state
+
+
+def convert_tcformer(checkpoint: dict) -> dict[str, Tensor]:
+    """State dict in our keys from any of the official layouts; load it with strict=True."""
+    state = unwrap(checkpoint)
+    return {k.replace("patch_embed1.projection.", "patch_embed1.proj."): v for k, v in state.items()}
+
+
+def is_mmpose(checkpoint: dict) -> bool:
+    """Whether the file has mmpose's stem (then `stem_norm_eps` must be 1e-6)."""
+    return any("patch_embed1.projection." in k for k in unwrap(checkpoint))
+
+
+def _tuples(d: dict) -> dict:
+    return {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in d.items()}
+
+
+def tcformer_config(fields: dict, state: dict[str, Tensor]) -> TCFormerConfig | TCFormerPoseConfig:
+    """Config from the fields of an official config (`embed_dims`, ..., `neck`, `head`) and the tensors of its file.
+
+    What the fields leave out (number of classes, heads' channels) is read from the tensors.
+    """
+    unused = set(fields) - set(_BACKBONE_FIELDS) - {"neck", "head", "num_classes", "return_map", "drop_path_rate", "nh_list", "nw_list"}
+    if unused:
+        raise ValueError(f"tcformer_config: unknown fields {sorted(unused)}")
+    own = _tuples({k: v for k, v in fields.items() if k in _BACKBONE_FIELDS})
+    if own.get("parts") and isinstance(own["parts"][0], (list, tuple)):
+        own["parts"] = tuple(n for pair in own["parts"] for n in pair)
+    if "nh_list" in fields:  # the development code's names for rows and columns of parts
+        own["parts"] = tuple(n for pair in zip(fields["nh_list"], fields["nw_list"]) for n in pair)
+    classes = state["head.weight"].shape[0] if "head.weight" in state else 0
+    backbone = TCFormerConfig(**{**own, "num_classes": classes})
+    if not any(k.startswith("backbone.") for k in state):
+        return backbone
+    neck = _tuples({k: v for k, v in (fields.get("neck") or {}).items() if k in _NECK_FIELDS})
+    keypoints = state["keypoint_head.final_layer.weight"].shape[0]
+    return TCFormerPoseConfig.from_parts(backbone, neck, num_keypoints=keypoints)

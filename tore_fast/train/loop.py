@@ -1,0 +1,245 @@
+"""One training loop for every family: a Task says what a batch, a loss and an evaluation are, the loop does the rest.
+
+Batches and random numbers are functions of (seed, step, process), nothing else, so a run that was killed and resumed
+follows the same loss curve as one that was not. Devices, mixed precision and several processes come from accelerate
+(`torchrun --nproc-per-node 2 -m tore_fast train ...` works as it stands). Files of a run, all in `out`:
+`last.pt` (weights, EMA, optimiser, step; written atomically), `best.pt` (EMA weights), `metrics.jsonl`, TensorBoard events.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .ema import Ema
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every training has; the defaults fit a small model on one device."""
+
+    out: str = "runs/default"
+    """Folder of the run; an existing run there is resumed."""
+    steps: int = 10_000
+    """Optimiser steps in all; the learning-rate schedule ends there."""
+    batch_size: int = 32
+    """Items per process and step."""
+    lr: float = 3e-4
+    min_lr: float = 1e-6
+    warmup: int = 200
+    """Steps of linear warm-up before the cosine (or of nothing with schedule='constant')."""
+    schedule: str = "cosine"
+    """cosine | constant | step (x0.1 at half)"""
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.3
+    """Gradient-norm limit; 0 switches it off."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are evaluated and exported; 0 switches it off."""
+    precision: str = "no"
+    """no | bf16 | fp16"""
+    seed: int = 0
+    eval_every: int = 1000
+    log_every: int = 20
+    checkpoint_minutes: float = 5.0
+    max_minutes: float = 0.0
+    """Stop (with a checkpoint) after this time; 0: run to the end."""
+    workers: int = 0
+    """Processes that prepare batches (0: in this one)."""
+
+
+class Task(Protocol):
+    """What the loop needs to know about a problem."""
+
+    model: nn.Module
+    best_metric: str  # key of `evaluate`'s result; lower is better
+
+    def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
+        """Batch `index` of the endless stream; the same index gives the same batch."""
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar to minimise and its parts (detached scalars)."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics on the held-out split."""
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of optimiser step `step` (0-based)."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if config.schedule == "step":
+        return config.lr if done < 0.5 else config.lr * 0.1
+    if config.schedule != "cosine":
+        raise ValueError(f"train: schedule must be cosine, constant or step, got {config.schedule!r}")
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class _Stream(torch.utils.data.Dataset):
+    """Batches by global micro-batch index, so that worker processes can prepare them in order."""
+
+    def __init__(self, task: Task, config: TrainConfig, first: int, last: int, rank: int, world: int):
+        self.task, self.config, self.first, self.last = task, config, first, last
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.config.accumulate
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        micro = self.first * self.config.accumulate + i
+        index = micro * self.world + self.rank
+        return self.task.batch(index, self.config.batch_size, micro // self.config.accumulate)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only; biases, norms and embeddings' 1-D tensors go without."""
+    decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """A reader (or a kill) never sees half a file."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -> dict[str, float]:
+    """Trains `task.model`; resumes from `config.out` if a run is there. Returns the last evaluation."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    optimiser = torch.optim.AdamW(parameter_groups(task.model, config.weight_decay), lr=config.lr)
+    model, optimiser = accelerator.prepare(task.model, optimiser)
+    plain = accelerator.unwrap_model(model)
+    ema = Ema(plain, config.ema) if config.ema else None
+    step, best = 0, math.inf
+    last = out / "last.pt"
+    if last.exists():
+        state = torch.load(last, map_location=accelerator.device, weights_only=True)
+        plain.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        if ema is not None:
+            ema.load_state_dict(state["ema"])
+        step, best = state["step"], state["best"]
+        log(f"resumed {last} at step {step}")
+    writer = _Log(out, step) if accelerator.is_main_process else None
+
+    def checkpoint() -> None:
+        if accelerator.is_main_process:
+            state = {"model": plain.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "best": best,
+                     "ema": ema.state_dict() if ema else {}, "config": asdict(config)}
+            save_atomically(state, last)
+
+    def evaluate() -> dict[str, float]:
+        nonlocal best
+        metrics: dict[str, float] = {}
+        if accelerator.is_main_process:
+            with ema.applied(plain) if ema else _Nothing():
+                plain.eval()
+                metrics = task.evaluate(plain)
+                plain.train()
+                if metrics[task.best_metric] < best:
+                    best = metrics[task.best_metric]
+                    save_atomically({"model": plain.state_dict(), "step": step, "metrics": metrics}, out / "best.pt")
+            writer.write(step, {f"eval/{k}": v for k, v in metrics.items()})
+            log(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+        accelerator.wait_for_everyone()
+        return metrics
+
+    stream = _Stream(task, config, step, config.steps, accelerator.process_index, accelerator.num_processes)
+    loader = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=config.workers,
+                                              prefetch_factor=4 if config.workers else None))
+    model.train()
+    metrics: dict[str, float] = {}
+    started = saved = time.monotonic()
+    seen = 0
+    while step < config.steps:
+        # dropout and masks depend on the step alone: a resumed run draws the same
+        torch.manual_seed(config.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
+        lr = learning_rate(config, step)
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        parts: dict[str, Tensor] = {}
+        for micro in range(config.accumulate):
+            batch = {k: v.to(accelerator.device) for k, v in next(loader).items()}
+            with accelerator.no_sync(model) if micro + 1 < config.accumulate else _Nothing():
+                with accelerator.autocast():
+                    total, parts = task.loss(model, batch, step)
+                accelerator.backward(total / config.accumulate)
+        if config.clip_norm:
+            parts["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if ema is not None:
+            ema.update(plain)
+        step += 1
+        seen += config.batch_size * config.accumulate * accelerator.num_processes
+        if writer is not None and step % config.log_every == 0:
+            values = {k: float(v) for k, v in parts.items()}
+            values |= {"loss": float(total.detach()), "lr": lr, "images_per_s": seen / (time.monotonic() - started)}
+            writer.write(step, values)
+            log(f"step {step}/{config.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        if step % config.eval_every == 0 or step == config.steps:
+            metrics = evaluate()
+        if time.monotonic() - saved > 60 * config.checkpoint_minutes or step == config.steps:
+            checkpoint()
+            saved = time.monotonic()
+        if config.max_minutes and time.monotonic() - started > 60 * config.max_minutes:
+            checkpoint()
+            log(f"stopped after {config.max_minutes} minutes at step {step}; the same command resumes")
+            break
+    if writer is not None:
+        writer.close()
+    accelerator.end_training()
+    return metrics
+
+
+class _Nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        return False
+
+
+class _Log:
+    """metrics.jsonl always, TensorBoard where it is installed."""
+
+    def __init__(self, out: Path, step: int):
+        self.file = open(out / "metrics.jsonl", "a", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:  # the tensorboard package is an extra
+            self.board = None
+        else:
+            self.board = SummaryWriter(str(out), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for k, v in values.items():
+                self.board.add_scalar(k, v, step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
