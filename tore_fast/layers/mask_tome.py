@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._match import bipartite_soft_matching, merge
+from ..ops import bipartite_soft_matching, merge
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def merge_tokens(
     size = torch.ones(b, n, dtype=torch.float32, device=x.device) if state.size is None else state.size
     if cfg.avg == "mean":
         x = merge(plan, x, mode="mean")
+        state.size = merge(plan, size[..., None], mode="sum")[..., 0]
     else:
-        x = merge(plan, x, mode="wavg", size=size)
-    state.size = merge(plan, size[..., None], mode="sum")[..., 0]
+        x, state.size = merge(plan, x, mode="wavg", size=size)
     if state.coverage is not None:
         state.coverage = merge(plan, state.coverage[..., None], mode="amax")[..., 0]
     if cfg.track_source:

@@ -5,3 +5,10 @@ pickle is executed: torch's weights_only reader with a short allow-list of inert
 """
 
 from __future__ import annotations
+
+from torch import Tensor
+
+
+def mld_denoiser_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """MLD's denoiser keys -> MotionDenoiser's: its second position table `mem_pos` is never read and is dropped."""
+    return {k: v for k, v in state.items() if k != "mem_pos.pe"}
