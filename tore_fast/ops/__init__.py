@@ -71,5 +71,4 @@ def op_backends() -> dict[str, tuple[str, ...]]:
         "mesh_upsample",
         "rasterize",
     )
-    stems = ("mesh_upsample", "rasterize")
     return {stem: importlib.import_module(f".{stem}", __name__).BACKENDS for stem in stems}
