@@ -13,6 +13,7 @@ VERBS = {
     "info": "versions, device, what is built, what is not and why",
     "predict": "photographs to meshes, joints and overlay pictures",
     "train": "train a model; an interrupted run resumes",
+    "bench": "times ops or models against tuned baselines, correctness first",
 }
 
 

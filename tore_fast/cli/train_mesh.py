@@ -44,7 +44,8 @@ def run(args: Args) -> int:
         train(MeshRecovery(model, body, args.data, args.train.steps), args.train)
     if args.export is not None:
         best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
-        model.load_state_dict(best["model"])
+        weights = {k.removeprefix("model."): v for k, v in best["model"].items() if not k.startswith("head.")}
+        model.load_state_dict(weights)
         model.cpu().eval()
         metrics = evaluate_held_out(model, body, image_size=args.data.image_size)
         facts = {"step": best["step"], "data": dataclasses.asdict(args.data), "training": dataclasses.asdict(args.train)}

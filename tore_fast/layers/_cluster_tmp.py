@@ -1,9 +1,12 @@
 """Temporary stand-ins for ops of the cluster branch (deleted when that branch is merged)."""
 from __future__ import annotations
+
 import math
 from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
 
 class DpcClusters(NamedTuple):
     centers: Tensor

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import MeshTopology
-from .mesh import masked_attention
+from ..ops import MeshTopology, mesh_attention
 
 # "fast": ops; "dense": explicit softmax(Q K^T) V with a dense mask, as the official code computes it. Only for counting
 # multiply-adds in the papers' convention and as a baseline of the benchmarks.
@@ -56,7 +55,7 @@ def attend(
             maps.append(weights.mean(1))
         return F.dropout(weights, dropout_p) @ v
     if topology is not None:
-        return masked_attention(q, k, v, topology, dropout_p)
+        return mesh_attention(q, k, v, topology, dropout_p=dropout_p)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import cluster_merge, dpc_knn_cluster, ppt_select
 from .positional import sine_position
 
 SELECTORS = ("soft", "cluster", "attention", "none")
@@ -93,8 +94,6 @@ class TokenSelection(nn.Module):
         return Selection(self.layer_norm(heatmap @ tokens), self.token_pos, heatmap)
 
     def _cluster(self, tokens: Tensor) -> Selection:
-        from ..ops import cluster_merge, dpc_knn_cluster
-
         clusters = dpc_knn_cluster(tokens.detach(), self.keep_num, k=self.neighbors)
         merged, norm_weight = cluster_merge(tokens, clusters.cluster, self.keep_num)
         slot = torch.arange(self.keep_num, device=tokens.device)[:, None]
@@ -107,14 +106,8 @@ class TokenSelection(nn.Module):
         q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1).mean(1)  # [B, N, N]
         importance = weights.detach().sum(1)  # attention every token receives
-        kept = ppt_select(importance, self.keep_num)  # [B, M] ascending positions
+        kept = ppt_select(importance, self.keep_num, sort_by_position=True)  # [B, M]
         tokens = self.layer_norm(tokens + self.token_attention_scale * (weights @ tokens))
         index = kept[..., None].expand(-1, -1, tokens.shape[-1])
         heatmap = F.one_hot(kept, importance.shape[1]).to(tokens.dtype)
         return Selection(tokens.gather(1, index), self.token_pos[kept], heatmap)
-
-
-def ppt_select(importance: Tensor, keep: int) -> Tensor:  # [B, N] -> [B, keep] int64
-    """Indices of the `keep` largest importances in ascending order; equal ones: the lower index first."""
-    order = importance.argsort(dim=1, descending=True, stable=True)
-    return order[:, :keep].sort(dim=1).values

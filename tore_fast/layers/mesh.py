@@ -11,19 +11,6 @@ from torch import Tensor, nn
 
 from ..ops import CsrMatrix, MeshTopology, mesh_upsample
 
-try:  # the op may be built without this file's neighbours
-    from ..ops import mesh_attention as _mesh_attention
-except ImportError:
-    _mesh_attention = None
-
-
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, topology: MeshTopology, dropout_p: float = 0.0) -> Tensor:
-    """Attention over the open pairs of a mesh topology; q, k, v [B, H, T, D]."""
-    if _mesh_attention is not None:
-        return _mesh_attention(q, k, v, topology, dropout_p=dropout_p)
-    mask = topology.dense_mask()
-    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
-
 
 class _Static(nn.Module):
     """Non-persistent buffers under the field names of a NamedTuple; dtype casts leave them alone."""

@@ -7,7 +7,6 @@ the resampling itself is ops/token2map, ops/map2token.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

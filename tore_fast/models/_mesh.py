@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ..body import BodyTopology, load_body
+from ..body import BodyTopology, load_body, load_topology
 from ..body.joints import H36M17_TO_J14
 from ..ops import MeshTopology, mesh_topology
 
@@ -113,24 +113,3 @@ def resolve_mesh(mesh: str | ModelMesh | BodyTopology, folder: str | Path | None
             "pass mesh_data=FOLDER or set TORE_FAST_MESH_DATA (or use the free mesh)"
         )
     return mesh_from_topology(load_topology(mesh, Path(folder)))
-
-
-def load_topology(name: str, folder: Path) -> BodyTopology:
-    from ..body.hierarchy import MeshHierarchy
-
-    plain = folder / "mesh_sampling_plain.npz"
-    with np.load(plain, allow_pickle=False) as z:
-
-        def csr(key):
-            return sp.csr_matrix((z[f"{key}_data"], z[f"{key}_indices"], z[f"{key}_indptr"]), shape=tuple(z[f"{key}_shape"]))
-
-        n = 2 if name == "smpl" else 1
-        h = MeshHierarchy(
-            tuple(z[f"{name}_F{i}"].astype(np.int32) for i in range(n + 1)),
-            tuple(csr(f"{name}_D{i}").indices.astype(np.int32) for i in range(n)),
-            tuple(csr(f"{name}_U{i}") for i in range(n)),
-        )
-    regs = {}
-    if name == "smpl":
-        regs["h36m17"] = sp.csr_matrix(np.load(folder / "J_regressor_h36m_correct.npy"))
-    return BodyTopology(name, h, regs)

@@ -15,6 +15,7 @@ FAMILY_MODULES: tuple[str, ...] = (
     "tore",
     "tcformer",
     "tcformer_heads",
+    "ppt",
     "mixste",
     "motionbert",
     "mhformer",

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ._registry import register_model
 
-
 CHANNELS = (48, 96, 192, 384)
 BLOCKS = 4  # residual blocks per branch
 MODULES = {2: 1, 3: 4, 4: 3}  # fusion modules per stage

@@ -13,6 +13,7 @@ from .mesh_attention import MeshAttentionResult, mesh_attention
 from .mesh_upsample import mesh_upsample
 from .ppt_select import gather_tokens, ppt_select
 from .pruned_attention import PrunedAttentionResult, pruned_attention, pruned_attention_packed
+from .rasterize import Raster, rasterize
 from .token_map import TokenCsr, map2token, token2map, token_csr, token_resample
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "MeshAttentionResult",
     "MeshTopology",
     "PrunedAttentionResult",
+    "Raster",
     "TokenCsr",
     "bipartite_soft_matching",
     "cluster_merge",
@@ -44,6 +46,7 @@ __all__ = [
     "ppt_select",
     "pruned_attention",
     "pruned_attention_packed",
+    "rasterize",
     "token2map",
     "token_csr",
     "token_resample",
@@ -66,5 +69,6 @@ def op_backends() -> dict[str, tuple[str, ...]]:
         "pruned_attention",
         "ppt_select",
         "mesh_upsample",
+        "rasterize",
     )
     return {stem: importlib.import_module(f".{stem}", __name__).BACKENDS for stem in stems}

@@ -49,6 +49,8 @@ SCHEMAS = (
     # bipartite_merge: y[b, o] = sum over owner[b, t] == o of weight x (average: divided by the sum of weights)
     "bipartite_merge(Tensor x, Tensor owner, int num_out, bool average, Tensor? weight) -> Tensor",
     "ppt_select(Tensor score, int keep, bool sort_by_position) -> Tensor",
+    # rasterize: per pixel the nearest face (-1 = none), its depth, its barycentric weights
+    "rasterize(Tensor vertices_px, Tensor faces, int height, int width) -> (Tensor, Tensor, Tensor)",
 )
 
 LIBRARY = torch.library.Library("tore_fast", "DEF")

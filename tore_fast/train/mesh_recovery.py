@@ -16,6 +16,7 @@ from torch.nn.functional import l1_loss
 from ..body import Body, joints, project
 from ..data.synth import SynthGenerator
 from ..eval.synthetic import evaluate_held_out
+from .dense_supervision import DenseOutput, DenseSupervision, dense_losses
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class MeshRecoveryConfig:
     joint_weight: float = 10.0
     mesh_weight: float = 10.0
     projection_weight: float = 1.0
-    edge_weight: float = 0.0
+    heatmap_weight: float = 2.0
+    """Of the train-only joint heat maps (dense_supervision.py); 0 with part_weight 0 leaves the heads out."""
+    part_weight: float = 0.5
     data_seed: int = 1
     eval_images: int = 512
     """Held-out images per evaluation while training (the card's numbers use the whole split)."""
@@ -43,7 +46,9 @@ class MeshRecovery:
     best_metric = "pa_mpjpe_mm"
 
     def __init__(self, model: nn.Module, body: Body, config: MeshRecoveryConfig, total_steps: int, device: str = "cpu"):
-        self.model, self.body, self.config, self.total_steps, self.device = model, body, config, total_steps, device
+        self.body, self.config, self.total_steps, self.device = body, config, total_steps, device
+        self.dense = config.heatmap_weight > 0 or config.part_weight > 0
+        self.model = DenseSupervision(model, len(joints.J14), len(body.part_names)) if self.dense else model
         self._generators: dict[float, SynthGenerator] = {}
         picks = list(joints.H36M17_TO_J14)
         self.regressors = {
@@ -64,11 +69,13 @@ class MeshRecovery:
                                       difficulty=level, split="train", device=self.device)
             }
         made = self._generators[level].batch(index, batch_size)
-        return {k: made[k] for k in ("images", "vertices", "camera")}
+        keys = ("images", "vertices", "camera") + (("parts",) if self.dense else ())
+        return {k: made[k] for k in keys}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
-        out = model(batch["images"])
+        made = model(batch["images"])
+        out = made.out if isinstance(made, DenseOutput) else made
         truth = batch["vertices"]  # [B, V, 3], pelvis-centred
         truth_mid, truth_coarse = self.body.coarse(truth, 1), self.body.coarse(truth, 2)
         truth_joints = self._joints(truth)
@@ -81,12 +88,17 @@ class MeshRecovery:
         camera = out.camera.float()
         projection = l1_loss(project(token_joints, camera), truth_2d) + l1_loss(project(mesh_joints, camera), truth_2d)
         total = c.joint_weight * joint_loss + c.mesh_weight * mesh_loss + c.projection_weight * projection
-        parts = {"joints": joint_loss.detach(), "mesh": mesh_loss.detach(), "2d": projection.detach()}
-        return total, {**parts, "difficulty": torch.tensor(self.difficulty(step))}
+        logs = {"joints": joint_loss.detach(), "mesh": mesh_loss.detach(), "2d": projection.detach()}
+        if isinstance(made, DenseOutput):
+            heat, part = dense_losses(made, truth_2d, batch["parts"])
+            total = total + c.heatmap_weight * heat + c.part_weight * part
+            logs |= {"heatmaps": heat.detach(), "parts": part.detach()}
+        return total, {**logs, "difficulty": torch.tensor(self.difficulty(step))}
 
     def _joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, 14, 3], centred on the regressed pelvis
         regressed = self.regressors[0].to(vertices.device) @ vertices
         return regressed[:, 1:] - regressed[:, :1]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
+        model = model.model if self.dense else model
         return evaluate_held_out(model, self.body, image_size=self.config.image_size, images=self.config.eval_images)
