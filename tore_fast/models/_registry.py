@@ -23,6 +23,12 @@ FAMILY_MODULES: tuple[str, ...] = (
     "motionbert",
     "mhformer",
     "motionagformer",
+    "hmr2",
+    "camerahmr",
+    "humanfov",
+    "densekp",
+    "motion_vae",
+    "fasthmr",
 )
 
 
