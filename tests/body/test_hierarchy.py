@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import torch
 
 from tore_fast.body import MeshHierarchy, decimate, load_body
-from tore_fast.body.fit import barycentric_upsampling, fit_upsampling, nearest_coarse
+from tore_fast.body.fit import _closest_in_triangles, barycentric_upsampling, fit_upsampling, nearest_coarse
 from tore_fast.ops import mesh_upsample
 
 from .meshes import grid
@@ -49,6 +49,23 @@ def test_fit_matches_constrained_least_squares(small):
         kkt[5, :5] = kkt[:5, 5] = 1
         w = np.linalg.solve(kkt, np.append(a.T @ b / 40, 1))[:5]
         np.testing.assert_allclose(up[v].toarray()[0][cols], w, atol=1e-8)
+
+
+def test_closest_on_surface_against_trimesh():
+    """Random soup of triangles (slivers and points included), points all around."""
+    from trimesh.triangles import closest_point
+
+    rng = np.random.default_rng(2)
+    triangles = rng.normal(size=(300, 3, 3))
+    triangles[:40, 2] = triangles[:40, 1] + 1e-7 * rng.normal(size=(40, 3))
+    points = 1.5 * rng.normal(size=(300, 3))
+    weights, distance = _closest_in_triangles(points, triangles)
+    feet = closest_point(triangles, points)
+    np.testing.assert_allclose(distance, np.linalg.norm(feet - points, axis=1), atol=1e-6)
+    np.testing.assert_allclose(np.einsum("ni,nic->nc", weights, triangles)[40:], feet[40:], atol=1e-9)
+    assert (weights >= 0).all() and np.allclose(weights.sum(1), 1)
+    flat = np.zeros((1, 3, 3))  # a triangle shrunk to a point
+    np.testing.assert_allclose(_closest_in_triangles(np.array([[3.0, 4.0, 0.0]]), flat)[1], [5.0])
 
 
 def test_fit_rows(small):
