@@ -13,6 +13,9 @@ from torch import nn
 FAMILY_MODULES: tuple[str, ...] = (
     "fastmetro",
     "tore",
+    "metro",
+    "metro_tore",
+    "graphormer",
     "tcformer",
     "tcformer_heads",
     "ppt",
@@ -20,6 +23,12 @@ FAMILY_MODULES: tuple[str, ...] = (
     "motionbert",
     "mhformer",
     "motionagformer",
+    "hmr2",
+    "camerahmr",
+    "humanfov",
+    "densekp",
+    "motion_vae",
+    "fasthmr",
 )
 
 
