@@ -13,6 +13,7 @@ VERBS = {
     "info": "versions, device, what is built, what is not and why",
     "predict": "photographs to meshes, joints and overlay pictures",
     "demo": "the main job on an embedded picture with the embedded weights",
+    "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
     "train": "train a model; an interrupted run resumes",
     "bench": "times ops or models against tuned baselines, correctness first",
 }
