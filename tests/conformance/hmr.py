@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tore_fast.body import load_topology
 from tore_fast.body.joints import H36M17_TO_J14, project
-from tore_fast.models._mesh import resolve_mesh
+from tore_fast.models._mesh import mesh_from_topology, resolve_mesh
 
 from .case import Case, SkipCase
 
@@ -42,6 +43,12 @@ def runner(case: Case):
         return run_tore
     if model.startswith("fastmetro"):
         return run_fastmetro
+    if "transformer_3.encoder.norm.weight" in keys and any(k.startswith("trans_encoder.") for k in keys):
+        return run_metro_tore
+    if model.startswith("graphormer"):
+        return run_graphormer
+    if model.startswith("metro"):
+        return run_metro
     return None
 
 
@@ -225,6 +232,100 @@ def run_tore(case: Case) -> None:
         check_backbone(case, taps.outputs["backbone"], atol)
     with torch.no_grad():
         check_outputs(case, model.fuse()(model_input(case)), atol)
+
+
+def bert_fields(case: Case) -> dict:
+    c, state = case.config, case.meta["state_dict"]
+    backbone = backbone_of(case)
+    hidden, ff = c["hidden_feat_dim"], c["intermediate_size"]
+    fields = {
+        "backbone": backbone,
+        "feature_dim": c["input_feat_dim"][0] - 3 if backbone is None else 0,
+        "hidden": tuple(hidden),
+        "widths": tuple(c["input_feat_dim"][1:]),
+        "feedforward": tuple(ff) if isinstance(ff, list) else (ff,) * 3,
+        "layers": c.get("num_hidden_layers", 4),
+        "heads": c.get("num_attention_heads", 4),
+        "layer_norm_eps": c.get("layer_norm_eps", 1e-12),
+        "positions": state["trans_encoder.0.bert.position_embeddings.weight"][0],
+        "num_joints": 21 if "upsampling2.weight" not in state else 14,
+    }
+    if "cam_param_fc2.weight" in state:
+        fields["camera_dim"], tokens = state["cam_param_fc2.weight"]
+        fields["camera_from_joints"] = tokens != state["upsampling.weight"][1]
+    return fields
+
+
+def template_mesh(case: Case):
+    """The case's mesh with the made-up rest template of the notes; its points are the queries."""
+    kind = "smpl" if "upsampling2.weight" in case.meta["state_dict"] else "mano"
+    topology = load_topology(kind, case.mesh_file("mesh_sampling_plain.npz").parent)
+    if kind == "smpl":
+        case.mesh_file("J_regressor_h36m_correct.npy")
+    joints = case.array("template_joints")[0] if kind == "mano" else None
+    return mesh_from_topology(topology, case.array("template_vertices")[0], joints), kind
+
+
+def check_blocks(case: Case, model, mesh, taps: Taps, atol: float) -> None:
+    if "ref_vertices" in case.arrays:
+        case.close("ref_vertices", model.template[None], ATOL)
+    if "token_sel" in case.arrays:
+        sel = case.stored("token_sel")
+        case.close("block0_in_sel", taps.inputs["trans_encoder.0"][0][:, sel], atol)
+        for i in (0, 1):
+            case.close(f"block{i}_out_sel", taps.outputs[f"trans_encoder.{i}"][0][:, sel], atol)
+    if "block2_hidden_last" in case.arrays:
+        case.close("block2_hidden_last", taps.outputs["trans_encoder.2"][1], atol)
+
+
+def run_bert_model(case: Case, model, mesh, x) -> None:
+    model = load(model, case)
+    atol = ATOL if model.backbone is None else ATOL_E2E
+    taps = Taps(model, *(f"trans_encoder.{i}" for i in range(3)))
+    with torch.no_grad():
+        out = model(x)
+    check_outputs(case, out, atol)
+    check_regressed(case, out, atol)
+    check_blocks(case, model, mesh, taps, atol)
+    with torch.no_grad():
+        check_outputs(case, model.fuse()(x), atol)
+
+
+def run_metro(case: Case) -> None:
+    from tore_fast.models.metro import METRO, METROConfig
+
+    mesh, kind = template_mesh(case)
+    pooled = "conv_learn_tokens.weight" not in case.meta["state_dict"]
+    model = METRO(METROConfig(**bert_fields(case), mesh=kind, pooled=pooled), mesh)
+    fed = "features_pooled" if "input.features_pooled" in case.meta["inputs"] else "features"
+    run_bert_model(case, model, mesh, images(case) if model.backbone is not None else case.input(fed))
+
+
+def run_metro_tore(case: Case) -> None:
+    from tore_fast.models.metro_tore import METRO_TORE, METROToreConfig
+
+    c = case.config
+    mesh, kind = template_mesh(case)
+    config = METROToreConfig(
+        **bert_fields(case),
+        mesh=kind,
+        dim_3=c.get("model_dim_3", 128),
+        feedforward_3=c.get("feedforward_dim_3", 512),
+        heads_3=c.get("nhead_3", 8),
+        layers_3=c.get("num_enc_layers_3", 3),
+    )
+    model = METRO_TORE(config, mesh)
+    run_bert_model(case, model, mesh, model_input(case))
+
+
+def run_graphormer(case: Case) -> None:
+    from tore_fast.models.graphormer import MeshGraphormer, MeshGraphormerConfig
+
+    mesh, kind = template_mesh(case)
+    grid_dim = case.meta["state_dict"]["grid_feat_dim.weight"][1]
+    model = MeshGraphormer(MeshGraphormerConfig(**bert_fields(case), mesh=kind, grid_dim=grid_dim), mesh)
+    fed = images(case) if model.backbone is not None else (case.input("features_pooled"), case.input("grid_features"))
+    run_bert_model(case, model, mesh, fed)
 
 
 def run_smpl_regressor(case: Case) -> None:

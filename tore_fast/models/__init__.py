@@ -14,6 +14,12 @@ _CLASSES = {
     "FastMETROConfig": "fastmetro",
     "FastMETRO_TORE": "tore",
     "FastMETROToreConfig": "tore",
+    "METRO": "metro",
+    "METROConfig": "metro",
+    "METRO_TORE": "metro_tore",
+    "METROToreConfig": "metro_tore",
+    "MeshGraphormer": "graphormer",
+    "MeshGraphormerConfig": "graphormer",
 }
 
 __all__ = ["create_model", "list_models", "load_pretrained", "model_entry", "save_pretrained", *_CLASSES]

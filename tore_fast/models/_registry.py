@@ -13,6 +13,9 @@ from torch import nn
 FAMILY_MODULES: tuple[str, ...] = (
     "fastmetro",
     "tore",
+    "metro",
+    "metro_tore",
+    "graphormer",
     "tcformer",
     "tcformer_heads",
     "ppt",

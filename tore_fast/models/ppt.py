@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..ops.ppt_select import gather_tokens, ppt_select
+from ..ops.pruned_attention import pruned_attention
 from ._registry import register_model
 
 
@@ -50,11 +52,11 @@ class Attention(nn.Module):
     def forward(self, y: Tensor, num_keypoints: int = 0) -> tuple[Tensor, Tensor | None]:
         """(output [B, T, C], patch scores [B, P] if `num_keypoints` > 0: mean over heads, sum over key-points)."""
         q, k, v = self.to_qkv(y).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        score = None
-        if num_keypoints:
-            logits = q[:, :, :num_keypoints].float() @ k.float().transpose(2, 3) * self.scale
-            score = logits.softmax(3)[..., num_keypoints:].mean(1).sum(1)
+        if num_keypoints == 0:
+            out, score = pruned_attention(q, k, v, scale=self.scale), None
+        else:
+            out, _, importance = pruned_attention(q, k, v, scale=self.scale, importance_rows=num_keypoints)
+            score = importance[:, num_keypoints:]
         return self.to_out(out.transpose(1, 2).flatten(2)), score
 
 
@@ -123,19 +125,13 @@ class PPTTransformer(nn.Module):
             out, score = attn.fn(attn.norm(x), joints if prunes else 0)
             x = x + out
             if prunes:
-                idx = select_patches(score, math.ceil(score.shape[1] * self.keep_ratio))
+                idx = ppt_select(score, math.ceil(score.shape[1] * self.keep_ratio))
                 before, kept = kept, kept.gather(1, idx)
                 pruned[i] = (before, score, kept)
-                rows = idx[..., None].expand(-1, -1, x.shape[2])
-                x = torch.cat([x[:, :joints], x[:, joints:].gather(1, rows)], dim=1)
-                pos = pos.gather(1, rows)
+                x = torch.cat([x[:, :joints], gather_tokens(x[:, joints:], idx)], dim=1)
+                pos = gather_tokens(pos, idx)
             x = x + mlp.fn.fn(mlp.fn.norm(x))
         return PPTOutput(x[:, :joints], x[:, joints:], kept, pruned)
-
-
-def select_patches(score: Tensor, keep: int) -> Tensor:
-    """[B, keep] indices of the best scores, descending, lower index first on ties."""
-    return torch.sort(score, dim=1, descending=True, stable=True).indices[:, :keep]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ._cluster_args import FLOATS, check_like_tokens, check_tokens
 from ._dispatch import backend_reason, choose, tensor_reason
 from .reference.cluster_merge import cluster_merge_reference
 
-BACKENDS = ()
+BACKENDS = ("cuda", "cpu")
 
 
 class ClusterMerge(NamedTuple):

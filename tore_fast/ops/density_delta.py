@@ -15,7 +15,7 @@ from ._cluster_args import as_mask, check_like_tokens, check_tokens, cluster_why
 from ._dispatch import choose
 from .reference.density_delta import density_delta_reference
 
-BACKENDS = ()
+BACKENDS = ("cuda", "cpu")
 why_not = cluster_why_not
 
 

@@ -23,7 +23,7 @@ from ._cluster_args import (
 from ._dispatch import choose
 from .reference.dpc_knn_cluster import dpc_knn_cluster_reference
 
-BACKENDS = ()
+BACKENDS = ("cuda", "cpu")
 ORDERS = ("index", "score")
 why_not = cluster_why_not
 

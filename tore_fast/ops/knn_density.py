@@ -13,7 +13,7 @@ from ._cluster_args import as_mask, check_neighbours, check_tokens, cluster_why_
 from ._dispatch import choose
 from .reference.knn_density import knn_density_reference
 
-BACKENDS = ()
+BACKENDS = ("cuda", "cpu")
 why_not = cluster_why_not
 
 

@@ -15,7 +15,7 @@ from ._dispatch import backend_reason, choose, tensor_reason
 from ._sparse import MeshTopology
 from .reference.mesh_attention import mesh_attention_reference
 
-BACKENDS = ()
+BACKENDS = ("cuda", "cpu")
 _DTYPES = {"cuda": (torch.float32, torch.float16, torch.bfloat16), "cpu": (torch.float32, torch.float16, torch.bfloat16)}
 MAX_HEAD_DIM = {"cuda": 128, "cpu": 256}
 

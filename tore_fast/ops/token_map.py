@@ -17,7 +17,7 @@ from ._cluster_args import FLOATS
 from ._dispatch import backend_reason, choose, tensor_reason
 from .reference.token_map import cell_mean_reference, cell_pixels, token_csr_reference
 
-BACKENDS = ()
+BACKENDS = ("cuda", "cpu")
 
 
 class TokenCsr(NamedTuple):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..data.chunking import H36M_PARENTS
 from ..eval.pose import mpjpe, n_mpjpe
 
 JOINT_WEIGHTS = (1, 1, 2.5, 2.5, 1, 2.5, 2.5, 1, 1, 1, 1.5, 1.5, 4, 4, 1.5, 4, 4)
-PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15)
-BONES = tuple((parent, joint) for joint, parent in enumerate(PARENTS) if parent >= 0)
+BONES = tuple((parent, joint) for joint, parent in enumerate(H36M_PARENTS) if parent >= 0)
 LEFT_BONES = ((0, 4), (4, 5), (5, 6), (8, 11), (11, 12), (12, 13))
 RIGHT_BONES = ((0, 1), (1, 2), (2, 3), (8, 14), (14, 15), (15, 16))
 # pairs of BONES that meet in a joint

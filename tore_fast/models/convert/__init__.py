@@ -26,6 +26,6 @@ def native_key(key: str) -> str | None:
     if key.startswith("backbone._"):
         name = efficientnet_key(key.removeprefix("backbone."))
         return None if name is None else f"backbone.{name}"
-    if ".bert.embeddings." in key or ".bert.pooler." in key:
+    if ".bert.embeddings." in key or ".bert.pooler." in key or ".graph_conv.skip_conv." in key:
         return None
     return key
