@@ -7,6 +7,7 @@ out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ class FastHMRMotion(nn.Module):
         super().__init__()
         self.config = c = config or FastHMRMotionConfig()
         self.denoiser = MotionDenoiser(c.denoiser())
-        self.motion_decoder = MotionDecoder(c.vae())
+        self.motion_decoder = MotionDecoder(dataclasses.replace(c.vae(), max_length=c.frames))
         self.diffusion = Diffusion(c.diffusion_steps)
         self.register_buffer("feature_mean", torch.zeros(c.num_features))
         self.register_buffer("feature_std", torch.ones(c.num_features))
