@@ -14,6 +14,7 @@ VERBS = {
     "predict": "photographs to meshes, joints and overlay pictures",
     "demo": "the main job on an embedded picture with the embedded weights",
     "train": "train a model; an interrupted run resumes",
+    "synth": "synthetic training images of the free body, written to disk",
     "bench": "times ops or models against tuned baselines, correctness first",
 }
 
