@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..image import find_images, read_image
 from .draw import Draw
 
 PHOTOGRAPHS = {
@@ -33,9 +34,7 @@ def photograph_pool(split: str, folder: str | Path | None = None) -> Tensor:  # 
     if split not in PHOTOGRAPHS:
         raise ValueError(f"SynthGenerator: split must be one of {', '.join(PHOTOGRAPHS)}, got {split!r}")
     if folder is not None:
-        from ..image import find_images
-
-        paths = find_images([folder])[0]
+        paths = find_images([folder])[0] if Path(folder).is_dir() else []
         if not paths:
             raise ValueError(f"SynthGenerator: no pictures in background folder {str(folder)!r}")
     else:
@@ -49,7 +48,7 @@ def photograph_pool(split: str, folder: str | Path | None = None) -> Tensor:  # 
         paths = [Path(skimage.data.__file__).parent / name for name in PHOTOGRAPHS[split]]
     squares = []
     for path in paths:
-        image = Image.open(path).convert("RGB")
+        image = Image.fromarray(read_image(path))
         side = min(image.size)
         starts = {0, max(image.size) - side} if max(image.size) > 1.15 * side else {(max(image.size) - side) // 2}
         for start in sorted(starts):

@@ -38,7 +38,8 @@ class Outfit:
         self.hem = torch.stack((long, shorts, draw.uniform(low=ankle, high=hip - 0.05))).gather(0, kind[None])[0]
         self.waist = draw.uniform(low=hip - 0.09, high=hip + 0.12)
         self.collar = m["neck"] - draw.uniform(low=-0.01, high=0.07)
-        self.shoe_top = m["ankle"] - draw.uniform(low=-0.02, high=0.05)
+        bare = draw.chance(0.1)
+        self.shoe_top = torch.where(bare, torch.tensor(-9.0), m["ankle"] + draw.uniform(low=-0.02, high=0.05))
         self.hair_back = torch.where(draw.chance(0.45), draw.uniform(low=-0.01, high=0.05), torch.tensor(-1.0))
         self.beard = draw.chance(0.15).float()
         self.logo = torch.where(draw.chance(0.25), draw.uniform(low=0.03, high=0.11), torch.tensor(0.0))
