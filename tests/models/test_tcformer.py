@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tore_fast.layers._tokens import grid_tokens
 from tore_fast.layers.ctm import CTM, part_order, topk_clusters
@@ -15,7 +16,7 @@ from tore_fast.models.tcformer_heads import rotation_from_6d
 from tore_fast.models.tcformer_macs import count_macs
 
 TWO_STAGES = dict(
-    embed_dims=(16, 32), num_heads=(1, 2), mlp_ratios=(2, 2), depths=(1, 2), sr_ratios=(8, 4), sample_ratios=(0.25,)
+    embed_dims=(16, 32), num_heads=(1, 2), mlp_ratios=(2, 2), depths=(1, 1), sr_ratios=(8, 4), sample_ratios=(0.25,)
 )
 TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1))
 
@@ -36,10 +37,10 @@ def tiny(name="tcformer_light", **changes):
 )
 def test_parameters_and_macs(name, size, params_m, gmacs, clustering):
     """The measured table of tcformer.md section 9, within 1 %."""
-    with torch.device("meta"):  # shapes alone count
+    with FakeTensorMode():  # shapes alone count
         model = create_model(name)
+        macs = count_macs(model, size)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(params_m, rel=1e-4)
-    macs = count_macs(model, size)
     assert macs.total / 1e9 == pytest.approx(gmacs, rel=0.01)
     assert macs.clustering / 1e9 == pytest.approx(clustering, rel=0.01)
 
@@ -303,7 +304,7 @@ def test_one_compilation_serves_every_image_size_of_a_bucket():
     model = create_model("tcformer_light", num_classes=4, **TWO_STAGES).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counting)
     with torch.no_grad():
-        for size in ((160, 96), (128, 96), (96, 160), (128, 160)):
+        for size in ((160, 96), (128, 96), (96, 160)):
             image = torch.rand(1, 3, *size)
             torch.testing.assert_close(compiled(image), model(image), atol=1e-5, rtol=1e-5)
     assert count == 1, f"{count} compilations"
