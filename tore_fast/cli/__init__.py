@@ -12,6 +12,8 @@ import sys
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
     "predict": "photographs to meshes, joints and overlay pictures",
+    "hmr": "people in a video to body motion (npz, bvh, glb)",
+    "eclm": "merge layers of a host on your pictures",
     "demo": "the main job on an embedded picture with the embedded weights",
     "train": "train a model; an interrupted run resumes",
     "bench": "times ops or models against tuned baselines, correctness first",
