@@ -15,6 +15,7 @@ VERBS = {
     "hmr": "people in a video to body motion (npz, bvh, glb)",
     "eclm": "merge layers of a host on your pictures",
     "demo": "the main job on an embedded picture with the embedded weights",
+    "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
     "train": "train a model; an interrupted run resumes",
     "bench": "times ops or models against tuned baselines, correctness first",
 }

@@ -7,6 +7,7 @@ or averaged. Protocols of Human3.6M and MPI-INF-3DHP; `PoseMeter` collects a who
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -81,8 +82,9 @@ class PoseMeter:
 
     METRICS = ("mpjpe", "p_mpjpe", "n_mpjpe", "mpjve")
 
-    def __init__(self, pck_joints: int = 14) -> None:
-        self.pck_joints = pck_joints
+    def __init__(self, pck_joints: Sequence[int] | None = None) -> None:
+        """pck_joints: joints that PCK and AUC count (data/h36m.py names 3DHP's 14); None counts all."""
+        self.pck_joints = None if pck_joints is None else list(pck_joints)
         self.sums: dict[str, dict[str, list[float]]] = defaultdict(lambda: {m: [0.0, 0.0] for m in self.METRICS})
         self.errors: list[Tensor] = []
 
@@ -94,14 +96,15 @@ class PoseMeter:
         for name, value in values.items():
             self.sums[action][name][0] += float(value.sum())
             self.sums[action][name][1] += value.numel()
-        self.errors.append(joint_errors(pred, target)[..., : self.pck_joints].reshape(-1))
+        errors = joint_errors(pred, target)
+        self.errors.append((errors if self.pck_joints is None else errors[..., self.pck_joints]).reshape(-1))
 
     def per_action(self) -> dict[str, dict[str, float]]:
         """Action -> metric -> mean over its frames."""
         return {a: {m: s / max(n, 1.0) for m, (s, n) in row.items()} for a, row in sorted(self.sums.items())}
 
     def result(self) -> dict[str, float]:
-        """Mean over actions of each metric, PCK and AUC over all joints."""
+        """Mean over actions of each metric; PCK and AUC over all collected frames."""
         rows = self.per_action()
         if not rows:
             raise ValueError("PoseMeter: no clip was added")

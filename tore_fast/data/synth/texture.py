@@ -98,7 +98,7 @@ def albedo(
     part: Tensor,  # [N] part label
     rest: Tensor,  # [N, 3] rest position
 ) -> tuple[Tensor, Tensor]:  # [N, 3] in 0..1, garment [N]
-    sleeve, hem, waist, collar, shoe_top, hair_back, beard, logo = outfit.lines[image].unbind(1)
+    sleeve, hem, waist, collar, shoe_top, hair_back, beard, logo = outfit.lines.index_select(0, image).unbind(1)
     x, y, z = rest.unbind(1)
     side = x.abs()
     head, torso, arm = surface.is_head[part], surface.is_torso[part], surface.is_arm[part] | surface.is_hand[part]
@@ -116,7 +116,7 @@ def albedo(
     brow = head & ((y - nose_y - 0.055).abs() < 0.006) & ((side - 0.032).abs() < 0.02) & (z > 0.05)
     garment = torch.where(chin | brow, HAIR, garment)
 
-    rows = outfit.paint[image * NUM_GARMENTS + garment]
+    rows = outfit.paint.index_select(0, image * NUM_GARMENTS + garment)
     along, across = torch.where(arm, side, y), torch.where(arm, y, x)  # stripes run round sleeves
     u, v = across * rows[:, 9] + rows[:, 11], along * rows[:, 10] + rows[:, 12]
     cell = ((u * 0.35).long() % _NOISE_SIZE) * _NOISE_SIZE + (v * 0.35).long() % _NOISE_SIZE
