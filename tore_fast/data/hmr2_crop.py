@@ -115,8 +115,10 @@ def normalise(crops: Tensor) -> Tensor:  # [..., 3, S, S] in 0..255 -> normalise
 
 def as_tensor(picture: np.ndarray | Tensor, device=None) -> Tensor:
     """Frame as a tensor [H, W, C] on `device` (uint8 travels, floats are made there)."""
-    t = torch.from_numpy(np.ascontiguousarray(picture)) if isinstance(picture, np.ndarray) else picture
-    return t.to(device) if device is not None else t
+    if isinstance(picture, np.ndarray):
+        # torch wants writable memory; Pillow's arrays are not
+        picture = torch.from_numpy(np.ascontiguousarray(picture) if picture.flags.writeable else picture.copy())
+    return picture.to(device) if device is not None else picture
 
 
 def person_crops(picture: Tensor, squares: Sequence[Square], antialias: bool = True) -> Tensor:
