@@ -81,7 +81,8 @@ def test_other_rules_and_recoveries(host, pruning):
         step = (x[:, 1:, :, :2] - x[:, :-1, :, :2]).norm(dim=-1).mean(dim=-1)
         score = torch.cat([step[:, :1], step], dim=1)
         score[:, 4] = 100
-        assert torch.equal(got.index, score.topk(4).indices.sort().values)
+        order = score.sort(dim=1, descending=True, stable=True).indices  # frames 0 and 1 tie: the lower one goes first
+        assert torch.equal(got.index, order[:, :4].sort(dim=1).values)
 
 
 def test_noise_and_index_change_what_they_should():
@@ -157,7 +158,7 @@ def linear_gflops(name: str) -> tuple[float, float, object]:
         c = model.config
         x = torch.empty(1, *model_entry(name).input_shape)
         index = torch.empty(1, c.keep_frames, dtype=torch.long) if c.pruned else None
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(x, index=index)
     counts = counter.get_flop_counts()["Global"]
     flops = sum(v for k, v in counts.items() if str(k) in ("aten.addmm", "aten.mm", "aten.convolution"))
