@@ -199,7 +199,7 @@ class SynthGenerator:
     def _backdrop(self, draw: Draw, d: float, noise: torch.Generator) -> Tensor:  # [B, S, S, 3]
         size = self.image_size
         canvas = torch.empty(draw.batch, size, size, 3, device=self.device)
-        photo = draw.chance(0.55 if self._pool is not None else 0.0)
+        photo = draw.chance(0.25 + 0.35 * d if self._pool is not None else 0.0)  # plain ones first
         rows = photo.nonzero()[:, 0]
         if self._pool is not None:
             canvas[rows.to(self.device)] = background.photographs(draw, self._pool, size, rows)
