@@ -11,6 +11,7 @@ import sys
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
+    "convert": "an official checkpoint to our folder of safetensors and config.json",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs to meshes, joints and overlay pictures",
     "hmr": "people in a video to body motion (npz, bvh, glb)",
