@@ -20,6 +20,7 @@ VERBS = {
     "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
     "train": "train a model; an interrupted run resumes",
     "synth": "synthetic training images of the free body, written to disk",
+    "viz": "pictures of what a method does inside, e.g. token regions",
     "bench": "times ops or models against tuned baselines, correctness first",
 }
 
