@@ -6,6 +6,7 @@ to anything else is refused by name. Used by data/h36m.py.
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -21,6 +22,8 @@ _ALLOWED = {
     ("_codecs", "encode"): lambda text, encoding: text.encode(encoding if encoding == "latin1" else "ascii"),
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _SCALAR for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(shape, order=order)
+       for core in ("core", "_core")},  # protocol 5
     **{(m, n): v for m in ("builtins", "__builtin__") for n, v in (("set", set), ("list", list), ("dict", dict), ("slice", slice))},
     ("collections", "OrderedDict"): dict,
 }
@@ -47,6 +50,11 @@ def read_pickle(path: str | Path):
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as f:
         return _load(f, str(path))
+
+
+def loads(data: bytes, what: str):
+    """The plain data in pickled bytes; `what` names them in errors."""
+    return _load(io.BytesIO(data), what)
 
 
 def read_npz(path: str | Path) -> dict:
