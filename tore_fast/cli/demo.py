@@ -47,7 +47,7 @@ def run(args: Args) -> int:
         print(f"  {path}")
     print(f"mesh: {len(person.vertices):,} vertices, height {np.ptp(person.vertices[:, 1]):.2f} m as posed")
     print(f"error on this picture: {error:.0f} mm per joint (pelvis at the origin), {aligned:.0f} mm after alignment")
-    m = card["metrics"]
+    m = card["metrics"]["hard"]
     print(
         f"held-out synthetic images: MPJPE {m['mpjpe_mm']:.0f} mm (constant mean: {m['constant_mean_mpjpe_mm']:.0f}), "
         f"PA-MPJPE {m['pa_mpjpe_mm']:.0f} mm (mean pose: {m['mean_pose_pa_mpjpe_mm']:.0f})"

@@ -59,7 +59,7 @@ def read_asf(path: str | Path) -> AsfSkeleton:
     order, position, orientation, root_axis = ("TX", "TY", "TZ", "RX", "RY", "RZ"), np.zeros(3), np.zeros(3), "XYZ"
     number, row = 0, [""]
     try:
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):  # noqa: B007 (named in the error)
             row = line.split("#")[0].split()
             if not row:
                 continue

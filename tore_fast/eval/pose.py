@@ -7,9 +7,12 @@ or averaged. Protocols of Human3.6M and MPI-INF-3DHP; `PoseMeter` collects a who
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .procrustes import similarity_align
 
 
 def root_relative(x: Tensor, root: int = 0) -> Tensor:
@@ -28,22 +31,11 @@ def mpjpe(pred: Tensor, target: Tensor) -> Tensor:
     return joint_errors(pred, target).mean(dim=-1)
 
 
-def similarity_align(pred: Tensor, target: Tensor) -> Tensor:
-    """pred moved by the similarity (scale, rotation without reflection, translation) that fits each target frame best."""
-    _same("similarity_align", pred, target)
-    mean_p, mean_t = pred.mean(dim=-2, keepdim=True), target.mean(dim=-2, keepdim=True)
-    p, t = pred - mean_p, target - mean_t
-    u, s, vt = torch.linalg.svd(p.transpose(-1, -2) @ t)
-    sign = torch.ones_like(s)
-    sign[..., -1] = torch.linalg.det(u @ vt).sign()
-    rotation = (u * sign[..., None, :]) @ vt
-    scale = (s * sign).sum(dim=-1) / p.square().sum(dim=(-1, -2)).clamp(min=torch.finfo(p.dtype).tiny)
-    return scale[..., None, None] * (p @ rotation) + mean_t
-
-
 def p_mpjpe(pred: Tensor, target: Tensor) -> Tensor:
     """[...] MPJPE after similarity Procrustes alignment of each frame (protocol 2)."""
-    return mpjpe(similarity_align(pred, target), target)
+    _same("p_mpjpe", pred, target)
+    aligned = similarity_align(pred.reshape(-1, *pred.shape[-2:]), target.reshape(-1, *target.shape[-2:]))
+    return mpjpe(aligned.view_as(pred), target)
 
 
 def n_mpjpe(pred: Tensor, target: Tensor) -> Tensor:
@@ -81,8 +73,9 @@ class PoseMeter:
 
     METRICS = ("mpjpe", "p_mpjpe", "n_mpjpe", "mpjve")
 
-    def __init__(self, pck_joints: int = 14) -> None:
-        self.pck_joints = pck_joints
+    def __init__(self, pck_joints: Sequence[int] | None = None) -> None:
+        """pck_joints: joints that PCK and AUC count (data/h36m.py names 3DHP's 14); None counts all."""
+        self.pck_joints = None if pck_joints is None else list(pck_joints)
         self.sums: dict[str, dict[str, list[float]]] = defaultdict(lambda: {m: [0.0, 0.0] for m in self.METRICS})
         self.errors: list[Tensor] = []
 
@@ -94,14 +87,15 @@ class PoseMeter:
         for name, value in values.items():
             self.sums[action][name][0] += float(value.sum())
             self.sums[action][name][1] += value.numel()
-        self.errors.append(joint_errors(pred, target)[..., : self.pck_joints].reshape(-1))
+        errors = joint_errors(pred, target)
+        self.errors.append((errors if self.pck_joints is None else errors[..., self.pck_joints]).reshape(-1))
 
     def per_action(self) -> dict[str, dict[str, float]]:
         """Action -> metric -> mean over its frames."""
         return {a: {m: s / max(n, 1.0) for m, (s, n) in row.items()} for a, row in sorted(self.sums.items())}
 
     def result(self) -> dict[str, float]:
-        """Mean over actions of each metric, PCK and AUC over all joints."""
+        """Mean over actions of each metric; PCK and AUC over all collected frames."""
         rows = self.per_action()
         if not rows:
             raise ValueError("PoseMeter: no clip was added")

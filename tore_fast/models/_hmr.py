@@ -100,6 +100,14 @@ class MeshModel(nn.Module):
         """Backbone features; without a backbone the input is taken as the features."""
         return images if self.backbone is None else self.backbone(images)
 
+    def unused_official_params(self) -> int:
+        """Weights of the official file that no forward pass reads and that our models do not have."""
+        return 2_049_000 if self.config.backbone == "hrnet_w64" else 0  # HRNet's ImageNet classifier
+
+    def example_features(self, channels: int, rows: int, cols: int) -> object:
+        """Features of one image on the meta device, for counting."""
+        return torch.empty(1, channels, rows, cols, device="meta")
+
     def fixed_upsampling(self) -> nn.ModuleList:
         return nn.ModuleList([MeshUpsample(csr_matrix(up)) for up in self.mesh.ups])
 

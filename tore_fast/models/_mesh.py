@@ -7,6 +7,7 @@ $TORE_FAST_MESH_DATA; layout of the official repositories).
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +102,7 @@ def resolve_mesh(mesh: str | ModelMesh | BodyTopology, folder: str | Path | None
     if isinstance(mesh, BodyTopology):
         return mesh_from_topology(mesh)
     if mesh in ("free", "free_hand"):
-        body = load_body(mesh)
-        # METRO's queries: the rest mesh turned by 180 degrees about x, as the camera sees it (y down)
-        return mesh_from_topology(body.topology, body.template.numpy() * np.array([1.0, -1.0, -1.0]))
+        return _free_mesh(mesh)
     if mesh not in MESH_NAMES:
         raise ValueError(f"mesh must be one of {MESH_NAMES}, a ModelMesh or a BodyTopology, got {mesh!r}")
     folder = folder or os.environ.get("TORE_FAST_MESH_DATA")
@@ -113,3 +112,11 @@ def resolve_mesh(mesh: str | ModelMesh | BodyTopology, folder: str | Path | None
             "pass mesh_data=FOLDER or set TORE_FAST_MESH_DATA (or use the free mesh)"
         )
     return mesh_from_topology(load_topology(mesh, Path(folder)))
+
+
+@functools.lru_cache
+def _free_mesh(name: str) -> ModelMesh:
+    with torch.device("cpu"):  # models may be built under another default device, e.g. "meta"
+        body = load_body(name)
+    # METRO's queries: the rest mesh turned by 180 degrees about x, as the camera sees it (y down)
+    return mesh_from_topology(body.topology, body.template.numpy() * np.array([1.0, -1.0, -1.0]))

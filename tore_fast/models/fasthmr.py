@@ -7,6 +7,8 @@ out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.clips import Clip, fade_weight, resample, split_clips
-from ..layers.ik import SMPL_TREE, hybrik_ik, split_features
+from ..layers.ik import hybrik_ik, split_features
 from ._registry import PaperRow, register_model
 from .motion_diffusion import DenoiserConfig, Diffusion, DiffusionLosses, MotionDenoiser, clip_noise
 from .motion_vae import MotionDecoder, MotionVAE, MotionVAEConfig
@@ -65,7 +67,7 @@ class FastHMRMotion(nn.Module):
         super().__init__()
         self.config = c = config or FastHMRMotionConfig()
         self.denoiser = MotionDenoiser(c.denoiser())
-        self.motion_decoder = MotionDecoder(c.vae())
+        self.motion_decoder = MotionDecoder(dataclasses.replace(c.vae(), max_length=c.frames))
         self.diffusion = Diffusion(c.diffusion_steps)
         self.register_buffer("feature_mean", torch.zeros(c.num_features))
         self.register_buffer("feature_std", torch.ones(c.num_features))
@@ -108,48 +110,42 @@ class FastHMRMotion(nn.Module):
         return self.decode(z, c.frames)
 
     @torch.no_grad()
-    def decode_clip(
-        self, tokens: Tensor, index: int = 0, seed: int = 0, noise: str = "seeded", num_steps: int = 1
-    ) -> Motion:
-        """One clip of any length up to `frames` [n, C] -> motion of its n frames (resampled to `frames` and back).
+    def decode_stream(
+        self, read: Callable[[int, int], Tensor], num_frames: int, overlap: int = 0, seed: int = 0, noise: str = "seeded",
+        num_steps: int = 1, batch_size: int = 16,
+    ) -> Iterator[tuple[int, Motion]]:  # fmt: skip
+        """Motion of a long track piece by piece; memory depends on batch_size, not on the track.
 
         Args:
-            index: number of the clip; with `seed` it fixes the noise, whatever the batch.
-        """
-        c = self.config
-        start = clip_noise(1, c.latent_tokens, c.latent_dim, seed, noise, tokens.device, index)
-        out = self(resample(tokens, c.frames)[None], start, num_steps)
-        joints, twists = (resample(x[0], tokens.shape[0]) for x in out)
-        return Motion(joints, nn.functional.normalize(twists, dim=-1))
-
-    @torch.no_grad()
-    def decode_track(
-        self, tokens: Tensor, overlap: int = 0, seed: int = 0, noise: str = "seeded", num_steps: int = 1,
-        batch_size: int = 16,
-    ) -> Motion:  # fmt: skip
-        """Per-frame features of a whole track [n, C] -> motion of every frame.
-
-        Args:
+            read: (first, last) -> per-frame features [last - first, C] on this module's device.
+            num_frames: frames of the track; fewer than a clip are resampled to one and back.
             overlap: frames shared by neighbouring clips, cross-faded (27 hides seams); 0 as in the paper.
-            noise: "seeded" or "zeros". batch_size: clips per call.
+            noise: "seeded" (by seed and clip number, so batching changes nothing) or "zeros". batch_size: clips per call.
 
-        Returns:
-            Motion with joints [n, 29, 3] and twists [n, 23, 2].
+        Yields:
+            (first frame, Motion of the next frames), in order, every frame once.
         """
-        c = self.config
-        n = tokens.shape[0]
-        clips = split_clips(n, c.frames, overlap)
-        joints = tokens.new_zeros(n, len(SMPL_TREE.parents), 3)
-        twists = tokens.new_zeros(n, SMPL_TREE.num_rotations - 1, 2)
+        c, device = self.config, self.feature_mean.device
+        clips = split_clips(num_frames, c.frames, overlap)
+        start, joints, twists = 0, None, None  # frames that a later clip may still change
         for first in range(0, len(clips), batch_size):
             part = clips[first : first + batch_size]
-            batch = torch.stack([resample(tokens[k.start : k.start + k.length], c.frames) for k in part])
-            start = clip_noise(len(part), c.latent_tokens, c.latent_dim, seed, noise, tokens.device, first)
-            out = self(batch, start, num_steps)
+            batch = torch.stack([resample(read(k.start, k.start + k.length), c.frames) for k in part])
+            z = clip_noise(len(part), c.latent_tokens, c.latent_dim, seed, noise, device, first)
+            out = self(batch, z, num_steps)
             for i, clip in enumerate(part):
-                _blend(joints, resample(out.joints[i], clip.length), clip, overlap)
-                _blend(twists, resample(out.twists[i], clip.length), clip, overlap)
-        return Motion(joints, nn.functional.normalize(twists, dim=-1))
+                joints = _blend(joints, start, resample(out.joints[i], clip.length), clip, overlap)
+                twists = _blend(twists, start, resample(out.twists[i], clip.length), clip, overlap)
+                after = first + i + 1
+                end = clips[after].start if after < len(clips) else num_frames
+                done = end - start
+                yield start, Motion(joints[:done], nn.functional.normalize(twists[:done], dim=-1))
+                start, joints, twists = end, joints[done:], twists[done:]
+
+    def decode_track(self, tokens: Tensor, **options) -> Motion:
+        """Per-frame features of a whole track [n, C] -> motion of every frame; options of `decode_stream`."""
+        pieces = [m for _, m in self.decode_stream(lambda a, b: tokens[a:b], tokens.shape[0], **options)]
+        return Motion(*(torch.cat(p) for p in zip(*pieces)))
 
     def stage2_losses(
         self, vae: MotionVAE, features: Tensor, tokens: Tensor, generator: torch.Generator | None = None
@@ -161,10 +157,12 @@ class FastHMRMotion(nn.Module):
         return self.diffusion.losses(self.denoiser, mean, tokens, generator)
 
 
-def _blend(track: Tensor, piece: Tensor, clip: Clip, overlap: int) -> None:
-    w = fade_weight(clip, overlap).to(track).reshape(-1, *[1] * (track.dim() - 1))
-    part = track[clip.start : clip.start + clip.length]
-    part.copy_(part * (1 - w) + piece * w)
+def _blend(held: Tensor | None, start: int, piece: Tensor, clip: Clip, overlap: int) -> Tensor:
+    """Joins a clip's result to the frames held back, `held` [m, ...] from frame `start` (= clip.start) on."""
+    if held is None or not len(held):
+        return piece
+    w = fade_weight(clip, overlap).to(piece)[: len(held)].reshape(-1, *[1] * (piece.dim() - 1))
+    return torch.cat((held * (1 - w) + piece[: len(held)] * w, piece[len(held) :]))
 
 
 def motion_rotations(motion: Motion, rest_joints: Tensor, mode: str = "adaptive") -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ._dispatch import backend_reason, choose, tensor_reason
 from .reference.pruned_attention import key_importance_reference, pruned_attention_reference
 
-BACKENDS = ()
+BACKENDS = ("triton", "cpu")
 _DTYPES = {
     "triton": (torch.float32, torch.float16, torch.bfloat16),
     "cpu": (torch.float32, torch.float16, torch.bfloat16),

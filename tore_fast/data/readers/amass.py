@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..safe_pickle import read_npz
-from .record import DataError, Reader, Record, gender_name, require
+from ...body.safe_pickle import read_npz
+from .record import DataError, Reader, Record, gender_name, plain_data, require
 
 SOURCE = "AMASS is licensed for research: register at the AMASS page of MPI for Intelligent Systems"
 BODY_NUMBERS = 66  # root and 21 body joints, the same in SMPL, SMPL+H and SMPL-X
@@ -88,7 +88,7 @@ class AmassReader(Reader):
 
     def _read(self, index: int) -> Motion:
         file = self._files[index]
-        data = read_npz(file)
+        data = plain_data(read_npz, file)
         step, poses = self._step(file), np.asarray(data["poses"], np.float32)
         poses, shift = poses[::step], np.asarray(data["trans"], np.float32)[::step]
         if len(shift) != len(poses):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..safe_pickle import read_npz
+from ...body.safe_pickle import read_npz
 from .hmr2_tar import person_record
-from .record import DataError, Reader, Record, require, stored_image
+from .record import DataError, Reader, Record, plain_data, require, stored_image
 
 SOURCE = "The annotation files are published by the 4D-Humans project (SPIN's by SPIN); the pictures keep their data sets' licences"
 
@@ -32,7 +32,7 @@ class Hmr2NpzReader(Reader):
         path = Path(path)
         require(path, "an annotation npz", SOURCE)
         self.path, self.root = path, Path(images) if images else path.parent
-        data = read_npz(path)
+        data = plain_data(read_npz, path)
         missing = [k for k in ("imgname", "center", "scale") if k not in data]
         if missing:
             raise DataError(f"{path}: no {', '.join(missing)}; it has {', '.join(sorted(data))}")

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..safe_pickle import loads
+from ...body.safe_pickle import loads
 from .joint_sets import set_of
-from .record import DataError, Reader, Record, decode_image, float_array, gender_name, require
+from .record import DataError, Reader, Record, decode_image, float_array, gender_name, plain_data, require
 
 SOURCE = "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the pictures keep their data sets' licences"
 PICTURES = ("jpg", "jpeg", "png")
@@ -131,7 +131,7 @@ class Hmr2TarReader(Reader):
     def _labels(self, sample: int) -> list[dict]:
         key, members = self._samples[sample]
         what = f"{self._tars.paths[members['data.pyd'].tar]}: {key}.data.pyd"
-        value = loads(self._tars.read(members["data.pyd"]), what)
+        value = plain_data(loads, self._tars.read(members["data.pyd"]), what)
         people = value if isinstance(value, (list, tuple)) else [value]
         if not all(isinstance(p, dict) for p in people):
             raise DataError(f"{what}: expected a list of dicts, one per person")

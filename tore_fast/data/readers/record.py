@@ -7,6 +7,8 @@ Next on the way: sample.py crops a record for training or evaluation.
 from __future__ import annotations
 
 import io
+import pickle
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..image import ImageError, read_image
+from ..image import ImageError
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,12 @@ def require(path: Path, what: str, source: str) -> Path:
     return path
 
 
-def file_image(path: Path) -> Callable[[], np.ndarray]:
-    """Opener of a picture on disk, upright."""
-    return partial(read_image, path)
+def plain_data(read: Callable, *args) -> Any:
+    """What `read` (of body/safe_pickle.py) returns; a refused or damaged file is a DataError like any other bad data."""
+    try:
+        return read(*args)
+    except (pickle.UnpicklingError, zipfile.BadZipFile) as e:
+        raise DataError(f"{args[0]}: {e}" if isinstance(args[0], Path) else str(e)) from None
 
 
 def stored_image(path: Path) -> Callable[[], np.ndarray]:

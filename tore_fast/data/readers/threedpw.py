@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from ...body.safe_pickle import read_pickle
 from ..person_crop import BOX_MARGIN
-from ..safe_pickle import read_pickle
-from .record import Camera, DataError, Reader, Record, float_array, gender_name, require, stored_image
+from .record import Camera, DataError, Reader, Record, float_array, gender_name, plain_data, require, stored_image
 
 SOURCE = "3DPW is licensed for research: register at the 3DPW page of the Virtual Humans group (MPI Informatics / Tübingen)"
 SPLITS = ("train", "validation", "test")
@@ -105,7 +105,7 @@ class ThreeDPWReader(Reader):
 
 def _sequence(path: Path) -> dict:
     """The fields of one pickle that are used, checked (texture maps and scans are dropped)."""
-    data = read_pickle(path)
+    data = plain_data(read_pickle, path)
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected 3DPW's dict, got {type(data).__name__}")
     missing = [k for k in _KEYS if k not in data]

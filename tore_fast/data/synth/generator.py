@@ -140,7 +140,7 @@ class SynthGenerator:
         size, body, surface = self.image_size, self.body, self._surface
         noise = torch.Generator(self.device).manual_seed(pixel_seed)
         vertices = body(rotations, betas).vertices
-        joints17 = body.regress("h36m17", vertices)
+        joints17 = surface.joints(vertices)
         pelvis = joints17[:, :1]
         vertices, joints = vertices - pelvis, (joints17 - pelvis)[:, list(H36M17_TO_J14)]
         coarse = body.coarse(vertices, 2)
@@ -161,23 +161,25 @@ class SynthGenerator:
         shadow = shading.ShadowMap(lights, surface, body.coarse(worn, 1))
         pixels = (raster.face_index >= 0).flatten().nonzero()[:, 0]
         image = pixels // (size * size)
-        face = raster.face_index.flatten()[pixels]
-        corners = surface.faces[face].long()
-        weights = raster.barycentric.view(-1, 3)[pixels]
+        face = raster.face_index.flatten().index_select(0, pixels)
+        corners = surface.faces.index_select(0, face)
+        weights = raster.barycentric.view(-1, 3).index_select(0, pixels)
         count = vertices.shape[1]
         table = torch.cat((normals, worn), -1).flatten(0, 1)
-        rows = table[(corners + image[:, None] * count).flatten()].view(-1, 3, 6)
-        normal, point = (rows * weights[..., None]).sum(1).split(3, 1)
-        rest = (surface.rest[corners.flatten()].view(-1, 3, 3) * weights[..., None]).sum(1)
+        rows = table.index_select(0, (corners + image[:, None] * count).flatten()).view(-1, 3, 6)
+        normal, point = (weights[:, None] @ rows)[:, 0].split(3, 1)
+        rest = (weights[:, None] @ surface.rest.index_select(0, corners.flatten()).view(-1, 3, 3))[:, 0]
         normal = normal / normal.norm(dim=1, keepdim=True).clamp(min=1e-6)
         colour, _ = texture.albedo(outfit, surface, image, surface.face_part[face].long(), rest)
         colour = colour * shading.light_at(lights, image, normal, shadow.lit(image, point))
 
         canvas = self._backdrop(draw, d, noise)
-        canvas.view(-1, 3)[pixels] = colour
-        hidden = background.occluder_masks(draw, size, box, 0.3 * d)
-        canvas = torch.where(hidden[..., None], self._occluder(draw, noise), canvas) if d > 0 else canvas
-        mask = mask.masked_fill(hidden, 0)
+        canvas.view(-1, 3).index_copy_(0, pixels, colour)
+        covered = draw.chance(0.3 * d).nonzero()[:, 0]
+        hidden = background.occluder_masks(draw, size, box, covered)
+        place = covered.to(self.device)
+        canvas[place] = torch.where(hidden[..., None], self._occluder(draw, covered), canvas[place])
+        mask[place] = mask[place].masked_fill(hidden, 0)
         images = self._augment(draw, canvas.permute(0, 3, 1, 2).contiguous(), 0.4 + 0.6 * d)
         return {
             "images": (images.clamp(0, 1) * 255).round().to(torch.uint8),
@@ -196,18 +198,22 @@ class SynthGenerator:
 
     def _backdrop(self, draw: Draw, d: float, noise: torch.Generator) -> Tensor:  # [B, S, S, 3]
         size = self.image_size
-        canvas = background.noise(draw, size, self.device, noise)
+        canvas = torch.empty(draw.batch, size, size, 3, device=self.device)
+        photo = draw.chance(0.55 if self._pool is not None else 0.0)
+        rows = photo.nonzero()[:, 0]
         if self._pool is not None:
-            photo = draw.chance(0.55).to(self.device)[:, None, None, None]
-            canvas = torch.where(photo, background.photographs(draw, self._pool, size), canvas)
-        return background.rectangles(draw, canvas, 4, 0.15 + 0.4 * d)
+            canvas[rows.to(self.device)] = background.photographs(draw, self._pool, size, rows)
+        rows = (~photo).nonzero()[:, 0]
+        canvas[rows.to(self.device)] = background.noise(draw, size, rows, noise)
+        background.rectangles(draw, canvas, 4, 0.15 + 0.4 * d)
+        return canvas
 
-    def _occluder(self, draw: Draw, noise: torch.Generator) -> Tensor:  # [B, S, S, 3]
-        plain = draw.uniform(1, 1, 3).to(self.device)
+    def _occluder(self, draw: Draw, rows: Tensor) -> Tensor:  # [len(rows), S, S, 3]
+        plain = draw.uniform(1, 1, 3)[rows].to(self.device)
         if self._pool is None:
             return plain.expand(-1, self.image_size, self.image_size, 3)
-        pictured = draw.chance(0.5).to(self.device)[:, None, None, None]
-        return torch.where(pictured, background.photographs(draw, self._pool, self.image_size), plain)
+        pictured = draw.chance(0.5)[rows].to(self.device)[:, None, None, None]
+        return torch.where(pictured, background.photographs(draw, self._pool, self.image_size, rows), plain)
 
 
 def normalize_images(images: Tensor) -> Tensor:  # [B, 3, H, W] uint8 -> float32

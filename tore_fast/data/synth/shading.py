@@ -28,7 +28,7 @@ class Lights:
         first, second = direction(0.35), direction(0.0)
         power = torch.stack((draw.uniform(low=0.35, high=0.95), draw.uniform(high=0.4)), 1)
         tint = 1 + 0.1 * draw.normal(2, 3).clamp(-2, 2)
-        ambient = draw.uniform(1, low=0.25, high=0.6) * (1 + 0.05 * draw.normal(3))
+        ambient = draw.uniform(1, low=0.3, high=0.72) * (1 + 0.05 * draw.normal(3))
         soft = draw.uniform(low=0.35, high=1.0)  # how dark a shadow is
         self.direction = torch.stack((first, second), 1).to(device)  # [B, 2, 3]
         self.colour = (power[..., None] * tint).to(device)  # [B, 2, 3]
@@ -37,11 +37,11 @@ class Lights:
 
 
 def light_at(lights: Lights, image: Tensor, normal: Tensor, lit: Tensor) -> Tensor:  # [N], [N, 3], [N] -> [N, 3]
-    direction, colour = lights.direction[image], lights.colour[image]
+    direction, colour = lights.direction.index_select(0, image), lights.colour.index_select(0, image)
     cosine = (direction * normal[:, None]).sum(-1).clamp(min=0)
     first = (cosine[:, :1] * lit[:, None]) * colour[:, 0]
     sky = 0.85 - 0.15 * normal[:, 1:2]  # y down: surfaces that look up see more sky
-    return first + cosine[:, 1:] * colour[:, 1] + lights.ambient[image] * sky
+    return first + cosine[:, 1:] * colour[:, 1] + lights.ambient.index_select(0, image) * sky
 
 
 class ShadowMap:
@@ -62,7 +62,7 @@ class ShadowMap:
         self.lights = lights
 
     def lit(self, image: Tensor, point: Tensor) -> Tensor:  # [N], [N, 3] root-centred -> [N] in 0..1
-        seen = (point[:, None] @ self.axes[image])[:, 0]
+        seen = (point[:, None] @ self.axes.index_select(0, image))[:, 0]
         texel = (seen[:, :2] - self.low[image]) * self.scale[image] + 0.5  # + 1 - half a texel
         corner = texel.floor()
         fx, fy = (texel - corner).unbind(1)

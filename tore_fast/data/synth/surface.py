@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from ...ops import csr_matrix, mesh_upsample
+from ...ops import CsrMatrix, csr_matrix, mesh_upsample
 
 SKIN, HAIR, UPPER, LOWER, SHOES = range(5)  # garments
 NUM_GARMENTS = 5
@@ -28,11 +28,14 @@ class Surface(nn.Module):
         if not self.part_names:
             raise ValueError(f"SynthGenerator: body {body.name} has no part labels to dress it by; use load_body('free')")
         self.register_buffer("faces", torch.from_numpy(np.ascontiguousarray(faces, dtype=np.int32)))
+        self.register_buffer("_corner", self.faces.T.contiguous())
         self.register_buffer("coarse_faces", torch.from_numpy(np.ascontiguousarray(body.faces(1), dtype=np.int32)))
         rows, cols = faces.reshape(-1), np.repeat(np.arange(num_faces), 3)
         incidence = csr_matrix(sp.csr_matrix((np.ones(len(rows), np.float32), (rows, cols)), shape=(count, num_faces)))
         for name, t in zip(incidence._fields, incidence):
             self.register_buffer(f"_inc_{name}", t)
+        for name, t in zip(incidence._fields, csr_matrix(body.topology.regressors["h36m17"])):
+            self.register_buffer(f"_joint_{name}", t)
         parts = body.part_labels.long()
         corner = parts[self.faces.long()]
         face_part = torch.where(corner[:, 1] == corner[:, 2], corner[:, 1], corner[:, 0])  # majority of three
@@ -68,13 +71,16 @@ class Surface(nn.Module):
 
     def normals(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, V, 3] of length one
         """Vertex normals, face areas as weights: face normals summed by one sparse matrix."""
-        corners = vertices[:, self.faces.long().flatten()].unflatten(1, (-1, 3))
-        a, b, c = corners.unbind(2)
-        across = torch.linalg.cross(b - a, c - a)
+        a, b, c = (vertices.index_select(1, index) for index in self._corner)
+        x1, y1, z1 = (b - a).unbind(-1)
+        x2, y2, z2 = (c - a).unbind(-1)
+        across = torch.stack((y1 * z2 - z1 * y2, z1 * x2 - x1 * z2, x1 * y2 - y1 * x2), -1)
         total = mesh_upsample(across, self._incidence())
         return total / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     def _incidence(self):
-        from ...ops import CsrMatrix
-
         return CsrMatrix(*(getattr(self, f"_inc_{name}") for name in CsrMatrix._fields))
+
+    def joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, 17, 3]
+        """Human3.6M joints by the body's regressor, as a sparse product."""
+        return mesh_upsample(vertices, CsrMatrix(*(getattr(self, f"_joint_{name}") for name in CsrMatrix._fields)))

@@ -38,7 +38,8 @@ class Outfit:
         self.hem = torch.stack((long, shorts, draw.uniform(low=ankle, high=hip - 0.05))).gather(0, kind[None])[0]
         self.waist = draw.uniform(low=hip - 0.09, high=hip + 0.12)
         self.collar = m["neck"] - draw.uniform(low=-0.01, high=0.07)
-        self.shoe_top = m["ankle"] - draw.uniform(low=-0.02, high=0.05)
+        bare = draw.chance(0.1)
+        self.shoe_top = torch.where(bare, torch.tensor(-9.0), m["ankle"] + draw.uniform(low=-0.02, high=0.05))
         self.hair_back = torch.where(draw.chance(0.45), draw.uniform(low=-0.01, high=0.05), torch.tensor(-1.0))
         self.beard = draw.chance(0.15).float()
         self.logo = torch.where(draw.chance(0.25), draw.uniform(low=0.03, high=0.11), torch.tensor(0.0))
@@ -98,7 +99,7 @@ def albedo(
     part: Tensor,  # [N] part label
     rest: Tensor,  # [N, 3] rest position
 ) -> tuple[Tensor, Tensor]:  # [N, 3] in 0..1, garment [N]
-    sleeve, hem, waist, collar, shoe_top, hair_back, beard, logo = outfit.lines[image].unbind(1)
+    sleeve, hem, waist, collar, shoe_top, hair_back, beard, logo = outfit.lines.index_select(0, image).unbind(1)
     x, y, z = rest.unbind(1)
     side = x.abs()
     head, torso, arm = surface.is_head[part], surface.is_torso[part], surface.is_arm[part] | surface.is_hand[part]
@@ -116,7 +117,7 @@ def albedo(
     brow = head & ((y - nose_y - 0.055).abs() < 0.006) & ((side - 0.032).abs() < 0.02) & (z > 0.05)
     garment = torch.where(chin | brow, HAIR, garment)
 
-    rows = outfit.paint[image * NUM_GARMENTS + garment]
+    rows = outfit.paint.index_select(0, image * NUM_GARMENTS + garment)
     along, across = torch.where(arm, side, y), torch.where(arm, y, x)  # stripes run round sleeves
     u, v = across * rows[:, 9] + rows[:, 11], along * rows[:, 10] + rows[:, 12]
     cell = ((u * 0.35).long() % _NOISE_SIZE) * _NOISE_SIZE + (v * 0.35).long() % _NOISE_SIZE
