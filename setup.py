@@ -175,7 +175,11 @@ def extensions() -> list[Extension]:
 
 
 setup(
-    packages=[*find_packages(include=["tore_fast*"]), "tore_fast.triton_kernels"],
+    packages=[
+        *find_packages(include=["tore_fast*"]),
+        "tore_fast.triton_kernels",
+        *("tore_fast." + p for p in find_packages(include=["benchmarks", "benchmarks.*"])),
+    ],
     ext_modules=extensions(),
     cmdclass={"build_ext": NinjaBuildExt},
 )

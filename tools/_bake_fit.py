@@ -33,7 +33,7 @@ def principal_components(vertices, joints, index):
     value, vector = value[::-1][:COMPONENTS], vector[:, ::-1][:, :COMPONENTS]
     dirs = data.T @ vector / np.sqrt(n)  # length = standard deviation
     first = dirs[: 3 * len(index)].reshape(len(index), 3, -1)
-    sign = np.sign(first[:, 1].max(0) + first[:, 1].min(0))  # more up than down
+    sign = np.sign(mean[: 3 * len(index)].reshape(-1, 3)[:, 1] @ first[:, 1])  # stretches upwards and downwards
     sign[sign == 0] = 1
     dirs *= sign
     scores = vector * np.sqrt(n) * sign

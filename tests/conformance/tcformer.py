@@ -32,7 +32,7 @@ def runner(case: Case):
         return run_ctm_block
     if any("patch_embed1" in k for k in keys):
         return run_tcformer
-    if any(k.endswith("fn.to_qkv.weight") for k in keys):
+    if any(k.endswith("fn.to_qkv.weight") for k in keys) and "pruning_loc" in case.config:
         return run_ppt
     return None
 

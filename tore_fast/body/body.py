@@ -31,15 +31,18 @@ class BodyTopology:
         default_factory=dict
     )  # level -> faces an official loss uses instead
 
+    @property
+    def regressor_names(self) -> tuple[str, ...]:
+        return (*self.regressors, *(("j14",) if "h36m17" in self.regressors else ()))
+
     def regressor(self, name: str, level: int = 0) -> np.ndarray:  # [K, V_level] float32
         """Dense joint regressor; above level 0 it is composed with the up-sampling matrices (joints from the
         coarse mesh by one small product). "j14" is taken out of "h36m17"."""
         if name == "j14" and "h36m17" in self.regressors:
             return self.regressor("h36m17", level)[list(H36M17_TO_J14)]
         if name not in self.regressors:
-            raise ValueError(
-                f"{self.name}: no joint regressor {name!r}; there is {', '.join(self.regressors) or 'none'}"
-            )
+            have = ", ".join(self.regressor_names) or "none"
+            raise ValueError(f"{self.name}: no joint regressor {name!r}; there is {have}")
         matrix = sp.csr_matrix(self.regressors[name]) @ self.hierarchy.up_matrix(level)
         return matrix.toarray().astype(np.float32)
 
@@ -110,6 +113,8 @@ class Body(nn.Module):
         self._constant("part_labels", np.zeros(count) if parts is None else parts, torch.uint8)
         for level in range(topology.hierarchy.num_levels):
             self._constant(f"index{level}", topology.hierarchy.vertex_index(level), torch.int64)
+            for name in topology.regressor_names:
+                self._constant(f"regressor_{name}_{level}", topology.regressor(name, level))
 
     def _constant(self, name: str, value, dtype: torch.dtype = torch.float32) -> None:
         if value is not None:
@@ -146,11 +151,9 @@ class Body(nn.Module):
             raise ValueError(
                 f"Body.regress: vertices must be [B, V, 3] with V in {counts}, got {list(vertices.shape)}"
             )
-        level = counts.index(vertices.shape[1])
-        key = f"_regressor_{name}_{level}"
-        if key not in self._buffers:
-            self._constant(key, self.topology.regressor(name, level))
-        matrix = self._buffers[key] = self._buffers[key].to(vertices.device)
+        matrix = getattr(self, f"regressor_{name}_{counts.index(vertices.shape[1])}", None)
+        if matrix is None:
+            self.topology.regressor(name)  # raises with the names there are
         return matrix.to(vertices.dtype) @ vertices
 
     def rest(self, betas: Tensor | None, batch: int, level: int = 0) -> tuple[Tensor, Tensor]:

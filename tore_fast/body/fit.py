@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-import trimesh
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 
@@ -88,26 +87,52 @@ def barycentric_upsampling(
 ) -> sp.csr_matrix:  # [V, C]
     """Every fine vertex as barycentric point of the nearest coarse triangle, on the template."""
     free = np.setdiff1d(np.arange(len(vertices)), picks)
-    feet, face = closest_on_surface(vertices[free], coarse_vertices, coarse_faces)
-    triangles = np.asarray(coarse_vertices)[coarse_faces]
-    weights = np.clip(trimesh.triangles.points_to_barycentric(triangles[face], feet), 0, 1)
-    return _assemble(len(vertices), picks, free, coarse_faces[face], weights / weights.sum(1, keepdims=True))
+    face, weights, _ = closest_on_surface(vertices[free], coarse_vertices, coarse_faces)
+    return _assemble(len(vertices), picks, free, coarse_faces[face], weights)
 
 
 def closest_on_surface(
     points: np.ndarray,  # [N, 3]
     vertices: np.ndarray,  # [V, 3]
     faces: np.ndarray,  # [F, 3]
-) -> tuple[np.ndarray, np.ndarray]:  # [N, 3] places, [N] faces
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [N] faces, [N, 3] barycentric weights, [N] distances
     """Closest point of a triangle mesh, searched among the triangles with the nearest centres."""
     triangles = np.asarray(vertices)[faces]
     k = min(_CANDIDATES, len(triangles))
     near = cKDTree(triangles.mean(1)).query(points, k=k)[1].reshape(len(points), k)
-    again = np.repeat(points, k, axis=0)
-    feet = trimesh.triangles.closest_point(triangles[near.reshape(-1)], again)
-    best = np.linalg.norm(feet - again, axis=1).reshape(near.shape).argmin(1)
+    weights, distance = _closest_in_triangles(points[:, None], triangles[near])
+    best = distance.argmin(1)
     row = np.arange(len(points))
-    return feet.reshape(*near.shape, 3)[row, best], near[row, best]
+    return near[row, best], weights[row, best], distance[row, best]
+
+
+def _closest_in_triangles(p: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Barycentric weights [..., 3] of the points of triangles [..., 3, 3] closest to p [..., 3], and distances."""
+    a, b, c = (triangles[..., i, :] for i in range(3))
+    p = np.broadcast_to(p, a.shape)
+
+    def dot(x, y):
+        return (x * y).sum(-1)
+
+    # foot on the plane: inside when all three weights are positive
+    u, v, w = b - a, c - a, p - a
+    uu, uv, vv, wu, wv = dot(u, u), dot(u, v), dot(v, v), dot(w, u), dot(w, v)
+    det = uu * vv - uv * uv
+    safe = np.where(det > 0, det, 1)
+    s, t = (vv * wu - uv * wv) / safe, (uu * wv - uv * wu) / safe
+    best = np.stack([1 - s - t, s, t], -1)
+    inside = (best >= 0).all(-1) & (det > 0)
+    distance = np.where(inside, np.linalg.norm(p - (best[..., None] * triangles).sum(-2), axis=-1), np.inf)
+    for i, j in ((0, 1), (1, 2), (2, 0)):  # otherwise the closest point lies on an edge
+        start, edge = triangles[..., i, :], triangles[..., j, :] - triangles[..., i, :]
+        length = dot(edge, edge)
+        along = np.clip(dot(p - start, edge) / np.where(length > 0, length, 1), 0, 1)
+        off = np.linalg.norm(p - start - along[..., None] * edge, axis=-1)
+        on_edge = np.zeros_like(best)
+        on_edge[..., i], on_edge[..., j] = 1 - along, along
+        best = np.where((off < distance)[..., None], on_edge, best)
+        distance = np.minimum(distance, off)
+    return best, distance
 
 
 def _assemble(

@@ -54,6 +54,8 @@ class _Unpickler(pickle.Unpickler):
                 return np.dtype
             if name in ("_reconstruct", "scalar") and module != "numpy":
                 return getattr(_multiarray, name)
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":  # protocol 5
+            return lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(shape, order=order)
         if (
             module in ("scipy.sparse.csc", "scipy.sparse._csc", "scipy.sparse.csr", "scipy.sparse._csr")
             and name in _SPARSE
@@ -69,6 +71,8 @@ class _Unpickler(pickle.Unpickler):
             return lambda text, encoding: text.encode("latin1")  # how Python 3 writes bytes into protocol 2
         if (module, name) == ("collections", "OrderedDict"):
             return dict
+        if module in ("__builtin__", "builtins") and name in ("set", "frozenset"):  # chumpy's bookkeeping
+            return {"set": set, "frozenset": frozenset}[name]
         raise pickle.UnpicklingError(
             f"{self._source}: refused to load {module}.{name}; only numpy arrays, scipy csc/csr matrices and "
             "chumpy arrays are read from pickles"
@@ -118,6 +122,11 @@ def read_pickle(path: str | Path) -> dict:
     path = Path(path)
     with open(path, "rb") as stream:
         return _load(stream, path.name)
+
+
+def loads(data: bytes, source: str):
+    """Like read_pickle for pickled bytes (a member of a tar); `source` names them in errors."""
+    return _load(io.BytesIO(data), source)
 
 
 def _load(stream, source: str):

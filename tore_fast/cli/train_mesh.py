@@ -30,6 +30,7 @@ def run(args: Args) -> int:
     import torch
 
     from ..body import load_body
+    from ..data.synth import HELD_OUT
     from ..eval.synthetic import evaluate_held_out
     from ..models import create_model, save_pretrained
     from ..train.loop import train
@@ -40,14 +41,18 @@ def run(args: Args) -> int:
     torch.manual_seed(args.train.seed)
     model = create_model(args.model, image_size=args.data.image_size)
     body = load_body("free")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if not args.export_only:
-        train(MeshRecovery(model, body, args.data, args.train.steps), args.train)
+        train(MeshRecovery(model, body.to(device), args.data, args.train.steps, device), args.train)
     if args.export is not None:
         best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
-        model.load_state_dict(best["model"])
+        weights = {k.removeprefix("model."): v for k, v in best["model"].items() if not k.startswith("head.")}
+        model.load_state_dict(weights)
         model.cpu().eval()
-        metrics = evaluate_held_out(model, body, image_size=args.data.image_size)
+        body.cpu()
+        metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in HELD_OUT}
         facts = {"step": best["step"], "data": dataclasses.asdict(args.data), "training": dataclasses.asdict(args.train)}
         save_pretrained(model, args.export, args.model, torch.float16, metrics=metrics, trained_on=facts)
-        print(f"{args.export}: " + "  ".join(f"{k} {v:.1f}" for k, v in metrics.items()))
+        for name, values in metrics.items():
+            print(f"{args.export} ({name}): " + "  ".join(f"{k} {v:.1f}" for k, v in values.items()))
     return 0

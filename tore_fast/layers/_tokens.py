@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops.token_map import TokenCsr
+
 
 class Tokens(NamedTuple):
     """One stage's tokens. N0 = H0*W0 cells of the initial grid (image / 4); it never changes, the tokens do."""
@@ -17,7 +19,7 @@ class Tokens(NamedTuple):
     idx_token: Tensor  # [B, N0] int64: token that owns each cell
     agg_weight: Tensor  # [B, N0] float32: product of the normalised merge weights along the chain
     score: Tensor | None = None  # [B, N, 1]: only on the original tokens that a CTM hands to the block after it
-    csr: tuple[Tensor, Tensor] | None = None  # cells grouped by token, built once per CTM (see ops.token_csr)
+    csr: TokenCsr | None = None  # cells grouped by token, built once per CTM
     is_grid: bool = False  # tokens are the pixels of map_size in raster order: map <-> token is a reshape
     parts: int = 1  # tokens lie in this many equal contiguous runs, one per part of a part-wise CTM
 

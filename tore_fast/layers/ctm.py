@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._cluster_tmp import cluster_merge, dpc_knn_cluster
+from ..ops.cluster_merge import cluster_merge_tokens
+from ..ops.dpc_knn_cluster import dpc_knn_cluster
+from ..ops.token_map import token_csr
 from ._tokens import Tokens
 from .token_conv import TokenConv, tokens_to_map
 
@@ -56,15 +58,19 @@ class CTM(nn.Module):
         y = self.norm(self.conv(tokens))
         score = self.score(y)  # [B, N, 1]
         cluster, num_clusters, parts = self.clusters(y.detach(), score.detach()[..., 0], tokens)
-        merged, norm_weight = cluster_merge(y, cluster, num_clusters, score[..., 0].float().exp())
-        idx_token = cluster.gather(1, tokens.idx_token)
-        agg_weight = tokens.agg_weight * norm_weight.gather(1, tokens.idx_token)
-        original = tokens._replace(x=y, score=score)
-        merged = Tokens(
-            merged, halved(tokens.map_size), tokens.init_grid, idx_token, agg_weight,
-            csr=None, parts=parts,
-        )  # fmt: skip
-        return merged, original
+        merged = cluster_merge_tokens(
+            y, cluster, num_clusters, score[..., 0].float().exp(), tokens.idx_token, tokens.agg_weight
+        )
+        out = Tokens(
+            merged.merged,
+            halved(tokens.map_size),
+            tokens.init_grid,
+            merged.idx_token,
+            merged.agg_weight,
+            csr=token_csr(merged.idx_token, num_clusters),
+            parts=parts,
+        )
+        return out, tokens._replace(x=y, score=score)
 
     def num_clusters(self, num_tokens: int) -> int:
         """M = max(ceil(N * sample_ratio), 1)."""
@@ -79,7 +85,7 @@ class CTM(nn.Module):
             return topk_clusters(y, score, num), num, 1
         parts = self.part_levels[-1][0] * self.part_levels[-1][1] if self.part_levels else 1
         if parts == 1:
-            return dpc_knn_cluster(y, num, self.k).cluster, num, 1
+            return dpc_knn_cluster(y, num, min(self.k, y.shape[1])).cluster, num, 1
         per_part = max(round(num / parts), 1)
         if tokens.is_grid:
             check_parts(tokens.map_size, self.part_levels[-1], per_part)
@@ -91,7 +97,7 @@ class CTM(nn.Module):
             if tokens.parts % parts:
                 raise ValueError(f"CTM: {parts} parts need tokens in a multiple of {parts} runs, got {tokens.parts}")
             position, mask = None, None
-        cluster = dpc_knn_cluster(y, per_part * parts, self.k, mask, parts=parts).cluster
+        cluster = dpc_knn_cluster(y, per_part * parts, min(self.k, y.shape[1] // parts), mask, parts=parts).cluster
         if position is not None:
             cluster = cluster.index_select(1, position)
         return cluster, per_part * parts, parts

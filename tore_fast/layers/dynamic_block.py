@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ..ops.pruned_attention import pruned_attention
 from ._tokens import Tokens
 from .token_conv import MapConv, TokenConv, tokens_to_map
 
@@ -46,8 +47,7 @@ class ReducedAttention(nn.Module):
         q = self.q(y_query).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, Nq, D]
         kv = self.kv(y_key).unflatten(2, (2, self.num_heads, -1))  # [B, Nk', 2, heads, D]
         k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
-        bias = None if score is None else score[:, None, None].to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = pruned_attention(q, k, v, key_bias=score)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def reduce(self, y: Tensor, keys: Tokens, map_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,7 @@
 """MTA, multi-stage token aggregation: from four stages of dynamic tokens to feature maps (TCFormer section 3.3).
 
 In: the `Tokens` of every backbone stage; out: one map per stage at its nominal size. Tokens are aggregated coarse to
-fine by ops/token_resample, mixed by a `TCBlock` per stage, and only then laid out as maps. Keys: lateral_convs.{i}.conv,
+fine by ops/token_map.py (token_resample), mixed by a `TCBlock` per stage, and only then laid out as maps. Keys: lateral_convs.{i}.conv,
 merge_blocks.{i} as in the official pose files.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._cluster_tmp import token_resample
+from ..ops.token_map import token_resample
 from ._tokens import Tokens
 from .dynamic_block import TCBlock
 from .token_conv import tokens_to_map
@@ -80,6 +80,8 @@ class MTA(nn.Module):
         out = [t._replace(x=conv(t.x)) for t, conv in zip(stages, self.lateral_convs)]
         for i in range(len(out) - 2, -1, -1):
             fine, coarse = out[i], out[i + 1]
-            up = token_resample(coarse.x, coarse.idx_token, fine.idx_token, fine.num_tokens, fine.agg_weight)
+            up = token_resample(
+                coarse.x, coarse.idx_token, fine.idx_token, fine.num_tokens, fine.agg_weight, fine.csr, coarse.csr
+            )
             out[i] = self.merge_blocks[i](fine._replace(x=fine.x + up))
         return [tokens_to_map(t) for t in out]

@@ -2,16 +2,15 @@
 
 In: token features plus the bookkeeping that says which token owns which cell of the stage-1 grid (`Tokens`).
 Out: tokens again. `layers/ctm.py` makes new `Tokens` by clustering, `layers/dynamic_block.py` runs attention on them;
-the resampling itself is ops/token2map, ops/map2token.
+the resampling itself is ops/token_map.py.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._cluster_tmp import map2token, token2map
+from ..ops.token_map import map2token, token2map
 from ._tokens import Tokens
 
 
@@ -21,7 +20,7 @@ def tokens_to_map(tokens: Tokens, x: Tensor | None = None, map_size: tuple[int, 
     size = tokens.map_size if map_size is None else map_size
     if tokens.is_grid and size == tokens.map_size:
         return x.transpose(1, 2).unflatten(2, size)
-    return token2map(x, tokens.idx_token, tokens.init_grid, size)
+    return token2map(x, tokens.idx_token, tokens.init_grid, size, tokens.csr)
 
 
 def map_to_tokens(feature_map: Tensor, tokens: Tokens) -> Tensor:

@@ -11,12 +11,24 @@ from torch import nn
 
 # Families register their names when imported; importing torch-heavy files waits until a name is asked for.
 FAMILY_MODULES: tuple[str, ...] = (
+    "fastmetro",
+    "tore",
+    "metro",
+    "metro_tore",
+    "graphormer",
     "tcformer",
     "tcformer_heads",
+    "ppt",
     "mixste",
     "motionbert",
     "mhformer",
     "motionagformer",
+    "hmr2",
+    "camerahmr",
+    "humanfov",
+    "densekp",
+    "motion_vae",
+    "fasthmr",
 )
 
 

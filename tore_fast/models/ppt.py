@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._registry import PaperRow, register_model
+from ..ops.ppt_select import gather_tokens, ppt_select
+from ..ops.pruned_attention import pruned_attention
+from ._registry import register_model
 
 
 class PPTOutput(NamedTuple):
@@ -50,11 +52,11 @@ class Attention(nn.Module):
     def forward(self, y: Tensor, num_keypoints: int = 0) -> tuple[Tensor, Tensor | None]:
         """(output [B, T, C], patch scores [B, P] if `num_keypoints` > 0: mean over heads, sum over key-points)."""
         q, k, v = self.to_qkv(y).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        score = None
-        if num_keypoints:
-            logits = q[:, :, :num_keypoints].float() @ k.float().transpose(2, 3) * self.scale
-            score = logits.softmax(3)[..., num_keypoints:].mean(1).sum(1)
+        if num_keypoints == 0:
+            out, score = pruned_attention(q, k, v, scale=self.scale), None
+        else:
+            out, _, importance = pruned_attention(q, k, v, scale=self.scale, importance_rows=num_keypoints)
+            score = importance[:, num_keypoints:]
         return self.to_out(out.transpose(1, 2).flatten(2)), score
 
 
@@ -123,16 +125,123 @@ class PPTTransformer(nn.Module):
             out, score = attn.fn(attn.norm(x), joints if prunes else 0)
             x = x + out
             if prunes:
-                idx = select_patches(score, math.ceil(score.shape[1] * self.keep_ratio))
+                idx = ppt_select(score, math.ceil(score.shape[1] * self.keep_ratio))
                 before, kept = kept, kept.gather(1, idx)
                 pruned[i] = (before, score, kept)
-                rows = idx[..., None].expand(-1, -1, x.shape[2])
-                x = torch.cat([x[:, :joints], x[:, joints:].gather(1, rows)], dim=1)
-                pos = pos.gather(1, rows)
+                x = torch.cat([x[:, :joints], gather_tokens(x[:, joints:], idx)], dim=1)
+                pos = gather_tokens(pos, idx)
             x = x + mlp.fn.fn(mlp.fn.norm(x))
         return PPTOutput(x[:, :joints], x[:, joints:], kept, pruned)
 
 
-def select_patches(score: Tensor, keep: int) -> Tensor:
-    """[B, keep] indices of the best scores, descending, lower index first on ties."""
-    return torch.sort(score, dim=1, descending=True, stable=True).indices[:, :keep]
+@dataclass(frozen=True)
+class PPTConfig:
+    """PPT-S of the paper: 256x192 images, 4x3 patches of a stride-4 feature map, 12 layers."""
+
+    image_size: tuple[int, int] = (256, 192)
+    num_keypoints: int = 17
+    patch_size: tuple[int, int] = (4, 3)
+    stem_channels: int = 256
+    dim: int = 192
+    depth: int = 12
+    heads: int = 8
+    mlp_dim: int = 576
+    pruning_layers: tuple[int, ...] = (3, 6, 9)
+    keep_ratio: float = 0.7
+    heatmap_hidden: int = 384
+
+    def __post_init__(self):
+        for size, patch in zip(self.image_size, self.patch_size):
+            if size % (4 * patch):
+                raise ValueError(f"PPTConfig: image_size {self.image_size} is no multiple of 4 x patch_size {self.patch_size}")
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        return self.image_size[0] // 4, self.image_size[1] // 4
+
+
+class Bottleneck(nn.Module):
+    """ResNet bottleneck, expansion 4."""
+
+    def __init__(self, dim_in: int, width: int):
+        super().__init__()
+        out = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(dim_in, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out)
+        self.downsample = None
+        if dim_in != out:
+            self.downsample = nn.Sequential(nn.Conv2d(dim_in, out, 1, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn3(self.conv3(self.bn2(self.conv2(y)).relu()))
+        return (y + (x if self.downsample is None else self.downsample(x))).relu()
+
+
+class PPT(nn.Module):
+    """2D pose heat-maps with human-token pruning.
+
+    Example:
+        >>> create_model("ppt_s")(torch.rand(1, 3, 256, 192)).shape
+        torch.Size([1, 17, 64, 48])
+    """
+
+    def __init__(self, config: PPTConfig | None = None):
+        super().__init__()
+        self.config = c = config or PPTConfig()
+        width = c.stem_channels // 4
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64)
+        self.conv2, self.bn2 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(*(Bottleneck(64 if i == 0 else 4 * width, width) for i in range(4)))
+        (h, w), (ph, pw) = c.map_size, c.patch_size
+        self.patch_to_embedding = nn.Linear(c.stem_channels * ph * pw, c.dim)
+        self.keypoint_token = nn.Parameter(torch.zeros(1, c.num_keypoints, c.dim))
+        self.register_buffer("pos_embedding", sine_position(h // ph, w // pw, c.dim), persistent=False)
+        self.transformer = PPTTransformer(
+            c.dim, c.depth, c.heads, c.mlp_dim, c.num_keypoints, c.pruning_layers, c.keep_ratio
+        )  # fmt: skip
+        self.mlp_head = nn.Sequential(
+            nn.LayerNorm(c.dim), nn.Linear(c.dim, c.heatmap_hidden), nn.LayerNorm(c.heatmap_hidden),
+            nn.Linear(c.heatmap_hidden, h * w),
+        )  # fmt: skip
+        nn.init.trunc_normal_(self.keypoint_token, std=0.02)
+
+    def forward(self, image: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, J, H/4, W/4]
+        c = self.config
+        if image.dim() != 4 or tuple(image.shape[2:]) != c.image_size:
+            raise ValueError(f"PPT: image must be [B, 3, {c.image_size[0]}, {c.image_size[1]}], got {list(image.shape)}")
+        y = self.bn2(self.conv2(self.bn1(self.conv1(image)).relu())).relu()
+        y = self.layer1(y)
+        (h, w), (ph, pw) = c.map_size, c.patch_size
+        y = y.unflatten(2, (h // ph, ph)).unflatten(4, (w // pw, pw))  # [B, C, gh, ph, gw, pw]
+        patches = self.patch_to_embedding(y.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
+        joints = self.keypoint_token.expand(image.shape[0], -1, -1)
+        out = self.transformer(torch.cat([joints, patches + self.pos_embedding], dim=1), self.pos_embedding)
+        return self.mlp_head(out.joint_tokens).unflatten(2, (h, w))
+
+
+def sine_position(h: int, w: int, dim: int, temperature: float = 10000.0) -> Tensor:  # [1, h*w, dim]
+    """DETR's two-dimensional sine table: first half rows, second half columns, positions scaled to (0, 2 pi]."""
+    half = dim // 2
+    period = temperature ** (2 * (torch.arange(half) // 2) / half)
+
+    def axis(n: int) -> Tensor:  # [n, half]
+        angle = (torch.arange(1, n + 1) / (n + 1e-6) * 2 * math.pi)[:, None] / period
+        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
+
+    rows, cols = axis(h)[:, None].expand(h, w, half), axis(w)[None].expand(h, w, half)
+    return torch.cat([rows, cols], dim=2).reshape(1, h * w, dim)
+
+
+def keep_ratio_at(epoch: float, final: float = 0.7, start: int = 10, end: int = 110, shape: str = "cosine") -> float:
+    """Keep ratio during training: 1 until `start`, then down to `final` at `end` (cosine: single view, linear: multi)."""
+    t = min(max((epoch - start) / (end - start), 0.0), 1.0)
+    if shape not in ("cosine", "linear"):
+        raise ValueError(f"keep_ratio_at: shape must be cosine or linear, got {shape!r}")
+    return final + (1 - final) * (0.5 * (1 + math.cos(math.pi * t)) if shape == "cosine" else 1 - t)
+
+
+@register_model("ppt_s", family="tcformer", input_shape=(3, 256, 192), tags=("keypoints",))
+def ppt_s(**overrides) -> PPT:
+    return PPT(PPTConfig(**overrides))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..layers._tokens import Tokens, grid_tokens
@@ -99,7 +98,8 @@ class TCFormer(nn.Module):
         dims = config.embed_dims
         self.num_stages = len(dims)
         self.patch_embed1 = PatchEmbed(config.in_chans, dims[0], config.stem_norm_eps)
-        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+        last = max(sum(config.depths) - 1, 1)
+        rates = [config.drop_path_rate * i / last for i in range(sum(config.depths))]
         for s in range(self.num_stages):
             blocks = [
                 TCBlock(

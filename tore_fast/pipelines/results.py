@@ -66,7 +66,7 @@ def write_result(result: ImageResult, faces: np.ndarray, folder: Path, name: str
         suffix = f"_{i}" if len(people) > 1 else ""
         for kind in ("glb", "obj"):
             if kind in formats:
-                put(folder / f"{name}{suffix}.{kind}", lambda p: export.save_mesh(person.vertices, faces, p))
+                put(folder / f"{name}{suffix}.{kind}", lambda p, v=person.vertices: export.save_mesh(v, faces, p))
     if "npz" in formats:
         put(folder / f"{name}.npz", lambda p: np.savez_compressed(p, **npz_arrays(result, faces)))
     return written

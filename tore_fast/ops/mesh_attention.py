@@ -1,0 +1,161 @@
+"""mesh_attention: attention of joint and vertex tokens where a vertex sees the joints and its mesh neighbours only.
+
+In: q, k, v [B, H, J + V, D] from layers/ (FastMETRO decoder, TORE's NSR with J = 0) and a MeshTopology prepared once
+(ops/_sparse.py). Out: [B, H, J + V, D]. Kernels: csrc/cpu/mesh_attention*.cpp, csrc/cuda/mesh_attention.cu.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._dispatch import backend_reason, choose, tensor_reason
+from ._sparse import MeshTopology
+from .reference.mesh_attention import mesh_attention_reference
+
+BACKENDS = ("cuda", "cpu")
+_DTYPES = {"cuda": (torch.float32, torch.float16, torch.bfloat16), "cpu": (torch.float32, torch.float16, torch.bfloat16)}
+MAX_HEAD_DIM = {"cuda": 128, "cpu": 256}
+
+
+class MeshAttentionResult(NamedTuple):
+    """What mesh_attention returns when more than the output is asked for."""
+
+    out: Tensor  # [B, H, T, D]
+    lse: Tensor  # [B, H, T] float32, log-sum-exp of the scaled allowed scores
+    weights: Tensor | None  # [B, T, T] float32, mean over heads, before dropout; None unless return_weights
+
+
+def why_not(backend: str, q: Tensor, return_weights: bool = False) -> str | None:
+    """Why `backend` cannot attend with queries like `q`, or None."""
+    reason = backend_reason(backend) or tensor_reason(backend, q, _DTYPES[backend])
+    if reason is None and return_weights:
+        reason = "return_weights needs the dense weights, which only impl='reference' forms"
+    if reason is None and q.shape[-1] > MAX_HEAD_DIM[backend]:
+        reason = f"it takes head dimensions up to {MAX_HEAD_DIM[backend]}, got {q.shape[-1]}"
+    return reason
+
+
+def mesh_attention(
+    q: Tensor,  # [B, H, T, D], T = J + V
+    k: Tensor,  # [B, H, T, D]
+    v: Tensor,  # [B, H, T, D]
+    topology: MeshTopology,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    *,
+    return_lse: bool = False,
+    seed: Tensor | None = None,  # [1] int64
+    impl: str = "auto",
+) -> Tensor | MeshAttentionResult:
+    """Masked softmax attention, out_i = sum_j softmax_j(scale q_i.k_j) v_j over the keys j that token i may see.
+
+    The first J = topology.joints tokens see everything and are seen by everything; vertex v also sees the vertices of
+    its row of the topology. Equal to dense attention with topology.dense_mask(), at a cost that follows the mesh.
+
+    Args:
+        q, k, v: [B, H, T, D] float32/float16/bfloat16 (float64 with the reference), any batch/head/token strides.
+        topology: MeshTopology on q's device with T = joints + num_vertices.
+        scale: factor of the scores, default D ** -0.5.
+        dropout_p: probability of dropping an attention weight; the rest is scaled by 1 / (1 - dropout_p).
+        return_weights: also return the head-averaged weights [B, T, T] (dense: takes the reference path).
+        return_lse: also return the log-sum-exp. With either, the result is a MeshAttentionResult.
+        seed: the dropout mask's seed; drawn from q's device generator when absent. Same seed, same mask, on every impl.
+        impl: "auto", "reference", "cpu" or "cuda".
+
+    Returns:
+        [B, H, T, D] in q's dtype (softmax statistics and sums in float32), or a MeshAttentionResult.
+        Differentiable with respect to q, k, v.
+
+    Raises:
+        ValueError: wrong shape, device or dropout. BackendUnavailable: an explicit `impl` cannot run.
+
+    Example:
+        >>> ring = mesh_topology(torch.eye(6).roll(1, 0) + torch.eye(6).roll(-1, 0), joints=2)
+        >>> q = k = v = torch.rand(1, 4, 8, 16)
+        >>> mesh_attention(q, k, v, ring).shape
+        torch.Size([1, 4, 8, 16])
+
+    Source: FastMETRO (Cho et al., ECCV 2022), attention mask from the mesh adjacency, section 3.3; TORE's NSR (J = 0).
+    """
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    _check(q, k, v, topology, dropout_p)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if dropout_p > 0.0 and seed is None:
+        seed = torch.randint(-(2**62), 2**62, (1,), dtype=torch.int64, device=q.device)
+    backend = choose("mesh_attention", "reference" if return_weights and impl == "auto" else impl, BACKENDS, why_not, q,
+                     return_weights)
+    weights = None
+    if backend == "reference":
+        out, lse, weights = mesh_attention_reference(
+            q, k, v, topology.row_ptr, topology.col_idx, topology.joints, scale, dropout_p, seed
+        )
+        weights = weights.mean(1) if return_weights else None
+    else:
+        dtype = q.dtype
+        if q.device.type == "cpu" and dtype != torch.float32:  # the C++ kernel is float32; casts are cheap beside it
+            q, k, v = q.float(), k.float(), v.float()
+        out, lse = torch.ops.tore_fast.mesh_attention_fwd(q, k, v, *topology, scale, dropout_p, seed)
+        out = out.transpose(1, 2).to(dtype)
+    return MeshAttentionResult(out, lse, weights) if return_lse or return_weights else out
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, topology: MeshTopology, dropout_p: float) -> None:
+    if q.dim() != 4:
+        raise ValueError(f"mesh_attention: q must be [B, H, T, D], got {list(q.shape)}")
+    for name, t in (("k", k), ("v", v)):
+        if t.shape != q.shape or t.dtype != q.dtype or t.device != q.device:
+            raise ValueError(
+                f"mesh_attention: {name} must be like q {list(q.shape)} {q.dtype} on {q.device}, "
+                f"got {list(t.shape)} {t.dtype} on {t.device}"
+            )
+    if not q.is_floating_point():
+        raise TypeError(f"mesh_attention: q must be floating point, got {q.dtype}")
+    tokens = topology.joints + topology.num_vertices
+    if q.shape[2] != tokens:
+        raise ValueError(
+            f"mesh_attention: q has {q.shape[2]} tokens, the topology {topology.joints} joints + "
+            f"{topology.num_vertices} vertices = {tokens}"
+        )
+    if topology.row_ptr.device != q.device:
+        raise ValueError(f"mesh_attention: topology is on {topology.row_ptr.device}, q on {q.device}")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"mesh_attention: dropout_p must be in [0, 1), got {dropout_p}")
+
+
+@torch.library.register_fake("tore_fast::mesh_attention_fwd")
+def _fwd_fake(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, scale, dropout_p, seed):
+    batch, heads, tokens, dim = q.shape
+    return q.new_empty(batch, tokens, heads, dim), q.new_empty(batch, heads, tokens, dtype=torch.float32)
+
+
+@torch.library.register_fake("tore_fast::mesh_attention_bwd")
+def _bwd_fake(grad, q, k, v, delta, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, scale, dropout_p, seed):
+    batch, heads, tokens, dim = q.shape
+    return tuple(q.new_empty(batch, tokens, heads, dim) for _ in range(3))
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, ctx.joints, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(q, k, v, *output, row_ptr, col_idx, t_row_ptr, t_col_idx, seed)
+
+
+def _backward(ctx, grad, grad_lse):
+    q, k, v, out, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, seed = ctx.saved_tensors
+    # delta_i = dO_i . O_i is what the softmax's gradient subtracts in row i; a gradient of lse enters with the other sign
+    delta = (grad.float() * out.float()).sum(-1).transpose(1, 2)
+    if grad_lse is not None:
+        delta = delta - grad_lse
+    grads = torch.ops.tore_fast.mesh_attention_bwd(
+        grad.transpose(1, 2), q, k, v, delta, lse, row_ptr, col_idx, t_row_ptr, t_col_idx,
+        ctx.joints, ctx.scale, ctx.dropout_p, seed,
+    )  # fmt: skip
+    return *(g.transpose(1, 2) for g in grads), None, None, None, None, None, None, None, None
+
+
+torch.library.register_autograd("tore_fast::mesh_attention_fwd", _backward, setup_context=_setup_context)
