@@ -26,7 +26,7 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb of this folder
     if not argv:
         argv = ["info"]
     if argv[0] in ("-h", "--help"):
