@@ -20,7 +20,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __shared__ static
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
