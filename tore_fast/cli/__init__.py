@@ -11,6 +11,7 @@ import sys
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
+    "convert": "an official checkpoint to our folder of safetensors and config.json",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs to meshes, joints and overlay pictures",
     "hmr": "people in a video to body motion (npz, bvh, glb)",
@@ -20,6 +21,7 @@ VERBS = {
     "eval": "errors of a mesh model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
     "synth": "synthetic training images of the free body, written to disk",
+    "viz": "pictures of what a method does inside, e.g. token regions",
     "bench": "times ops or models against tuned baselines, correctness first",
 }
 

@@ -55,10 +55,12 @@ def _unfuse_after_load(module: MeshModel, _incompatible) -> None:
 class MeshModel(nn.Module):
     """Base of the family: backbone, mesh, inference shortcuts."""
 
+    needs_template = False  # METRO and Mesh Graphormer take the rest mesh as queries
+
     def __init__(self, config, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None):
         """`mesh` overrides config.mesh; `mesh_data` is the folder of SMPL/MANO topology files."""
         super().__init__()
-        self.mesh = resolve_mesh(config.mesh if mesh is None else mesh, mesh_data)
+        self.mesh = resolve_mesh(config.mesh if mesh is None else mesh, mesh_data, self.needs_template)
         self.backbone = None
         channels = config.feature_dim or 2048
         if config.backbone is not None:

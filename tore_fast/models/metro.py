@@ -65,6 +65,8 @@ def bert_blocks(config: METROConfig, graph_last: bool = False) -> nn.ModuleList:
 class DenseUpsampling(MeshModel):
     """METRO's learned linear up-sampling, one or two steps, and its shortcut (a base of the BERT models)."""
 
+    needs_template = True
+
     def init_upsampling(self) -> None:
         counts = self.mesh.counts
         self.upsampling = nn.Linear(counts[0], counts[1])

@@ -81,8 +81,10 @@ def photographs(draw: Draw, pool: Tensor, size: int, rows: Tensor) -> Tensor:  #
 def noise(draw: Draw, size: int, rows: Tensor, generator: torch.Generator) -> Tensor:  # [len(rows), size, size, 3]
     """Octaves of noise between two colours, from clouds to grain, over a brightness ramp; on the generator's device."""
     device = generator.device
-    roughness, coloured = draw.uniform(1, 1, 1, low=0.25, high=0.8), draw.uniform(1, 1, 1, high=0.8)
-    mean, contrast = draw.uniform(3, 1, 1, low=0.1, high=0.9), draw.uniform(1, 1, 1, low=0.02, high=0.3)
+    roughness, coloured = draw.uniform(1, 1, 1, low=0.25, high=0.8), draw.uniform(1, 1, 1, high=0.6)
+    tint = torch.where(draw.chance(0.3, 1, 1, 1), torch.tensor(0.9), torch.tensor(0.3))  # most walls are pale or grey
+    mean = draw.uniform(1, 1, 1, low=0.1, high=0.9) + tint * (draw.uniform(3, 1, 1) - 0.5)
+    contrast = draw.uniform(1, 1, 1, low=0.02, high=0.3)
     ramp = draw.normal(2, std=0.25)
     roughness, coloured, mean, contrast, ramp = (t[rows].to(device) for t in (roughness, coloured, mean, contrast, ramp))
     b = len(rows)
