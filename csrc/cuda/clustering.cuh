@@ -1,7 +1,7 @@
 // What the clustering kernels share on the device: an image's tokens, who is denser, the largest distance.
 #pragma once
 #include "clustering.h"
-#include "pairwise.cuh"
+#include "pairwise_mma.cuh"
 
 namespace tore_fast::cuda {
 
@@ -13,7 +13,14 @@ __device__ __forceinline__ bool is_denser(float rho_j, int j, float rho_i, int i
 
 __device__ __forceinline__ TokenRows image_rows(const TokensParams& t, int64_t b) {
   const char* x = static_cast<const char*>(t.x) + b * t.tokens * t.channels * element_size(t.dtype);
-  return {x, t.dtype, t.vectorised, int(t.channels), nullptr, int(t.tokens)};
+  return {x, t.dtype, t.vectorised, int(t.channels), nullptr, int(t.tokens),
+          t.norm ? t.norm + b * t.tokens : nullptr};
+}
+
+// Calls fn(tag) with the stage type of the tiles: matrix units for 16-bit tokens whose norms are given.
+template <typename Fn>
+cudaError_t by_stage(const TokensParams& t, Fn&& fn) {
+  return t.norm ? fn(static_cast<MmaStage*>(nullptr)) : fn(static_cast<TileStage*>(nullptr));
 }
 
 // Real tokens of an image, in every thread.

@@ -14,7 +14,16 @@ struct TokensParams {
   bool vectorised;      // channels % 4 == 0 and x aligned to four elements
   const uint8_t* mask;  // [batch, tokens], non-zero = real token; or nullptr
   int64_t batch, tokens, channels;
+  float* norm;  // workspace [batch, tokens] of 16-bit tokens on the matrix units (see can_use_mma), else nullptr
 };
+
+// Whether the streaming kernels may use the matrix units: 16-bit tokens in whole 16-byte pieces. `x` 16-byte aligned.
+constexpr bool can_use_mma(DType dtype, bool aligned, int64_t channels) {
+  return dtype != DType::kFloat32 && aligned && channels % 8 == 0;
+}
+
+// Squared norms of the tokens into t.norm; knn_density and density_delta call it themselves.
+cudaError_t token_norms(const TokensParams& t, cudaStream_t stream);
 
 // Length of the workspace `top`: one number per 64 tokens and image.
 constexpr int64_t top_size(int64_t batch, int64_t tokens) { return batch * ((tokens + 63) / 64); }

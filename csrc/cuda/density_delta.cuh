@@ -5,8 +5,9 @@
 namespace tore_fast::cuda {
 namespace {
 
+template <typename Stage>
 __global__ void __launch_bounds__(kTileThreads, 2) density_delta_fwd_kernel(const DeltaParams p) {
-  __shared__ __align__(16) TileStage s;
+  __shared__ Stage s;
   __shared__ float d[kTile * kTileStride];
   __shared__ float column_rho[kTile];
   __shared__ float scratch[kTileThreads / 32];

@@ -40,8 +40,12 @@ cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream)
   const int64_t batch = p.t.batch;
   TF_LAUNCH(dpc_rank_kernel, unsigned(batch * cdiv(p.t.tokens, kRankThreads)), kRankThreads, 0, stream, p);
   TF_LAUNCH(dpc_place_kernel, unsigned(batch * cdiv(p.clusters, kRankThreads)), kRankThreads, 0, stream, p);
-  TF_LAUNCH(dpc_assign_kernel, unsigned(batch * cdiv(p.t.tokens, kTile)), kTileThreads, 0, stream, p);
-  return cudaGetLastError();
+  return by_stage(p.t, [&](auto* tag) {
+    using Stage = std::remove_pointer_t<decltype(tag)>;
+    const unsigned blocks = unsigned(batch * cdiv(p.t.tokens, kTile));
+    TF_LAUNCH((dpc_assign_kernel<Stage>), blocks, kTileThreads, 0, stream, p);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace tore_fast::cuda

@@ -59,8 +59,9 @@ __global__ void __launch_bounds__(kRankThreads) dpc_place_kernel(const DpcParams
 }
 
 // Nearest centre of 64 tokens per block; columns are the centres in rank order, so the first minimum is the lowest rank.
+template <typename Stage>
 __global__ void __launch_bounds__(kTileThreads, 2) dpc_assign_kernel(const DpcParams p) {
-  __shared__ __align__(16) TileStage s;
+  __shared__ Stage s;
   __shared__ float d[kTile * kTileStride];
   const int tokens = int(p.t.tokens), tiles = (tokens + kTile - 1) / kTile;
   const int64_t b = blockIdx.x / tiles;

@@ -14,9 +14,9 @@ __device__ __forceinline__ void insert(float (&list)[K], float v) {
   list[0] = fminf(list[0], v);
 }
 
-template <int K>
+template <int K, typename Stage>
 __global__ void __launch_bounds__(kTileThreads, 2) knn_density_fwd_kernel(const DensityParams p) {
-  __shared__ __align__(16) TileStage s;
+  __shared__ Stage s;
   __shared__ float d[kTile * kTileStride];
   __shared__ float warp_top[kTileThreads / 32];
   const int tokens = int(p.t.tokens), tiles = (tokens + kTile - 1) / kTile;
@@ -57,6 +57,19 @@ __global__ void __launch_bounds__(kTileThreads, 2) knn_density_fwd_kernel(const 
     if (!mask && p.noise) rho += p.noise[b * tokens + row];
     p.rho[b * tokens + row] = rho;
   }
+}
+
+// One warp per token.
+__global__ void __launch_bounds__(kTileThreads) token_norm_kernel(const TokensParams t) {
+  const int64_t i = int64_t(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
+  if (i >= t.batch * t.tokens) return;
+  float sum = 0.f;
+  for (int64_t c = threadIdx.x % 32; c < t.channels; c += 32) {
+    const float v = load1(t.x, t.dtype, i * t.channels + c);
+    sum = fmaf(v, v, sum);
+  }
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (threadIdx.x % 32 == 0) t.norm[i] = sum;
 }
 
 // One block per image: sums of knn_density_fwd_kernel -> densities, once the largest distance of the batch is known.

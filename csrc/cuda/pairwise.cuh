@@ -24,9 +24,10 @@ struct TokenRows {
   int channels;
   const int32_t* index;
   int count;
+  const float* norm;  // [tokens] squared norms of the 16-bit tokens, or nullptr (pairwise_mma.cuh)
 };
 
-struct TileStage {
+struct alignas(16) TileStage {
   float a[kChunk * kTile], b[kChunk * kTile];
 };
 

@@ -31,7 +31,16 @@ inline cuda::TokensParams tokens_of(const Tensor& x, const OptionalInput<uint8_t
   const cuda::DType dtype = dtype_of(x, what);
   const uintptr_t alignment = dtype == cuda::DType::kFloat32 ? 16 : 8;
   const bool vectorised = x.size(2) % 4 == 0 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % alignment == 0;
-  return {x.const_data_ptr(), dtype, vectorised, mask.data, x.size(0), x.size(1), x.size(2)};
+  return {x.const_data_ptr(), dtype, vectorised, mask.data, x.size(0), x.size(1), x.size(2), nullptr};
+}
+
+// Workspace for the norms, where the streaming kernels can use the matrix units; must outlive the launch.
+inline std::optional<Tensor> norm_workspace(const Tensor& x, cuda::TokensParams& t) {
+  const bool aligned = reinterpret_cast<uintptr_t>(t.x) % 16 == 0;
+  if (!cuda::can_use_mma(t.dtype, aligned, t.channels)) return std::nullopt;
+  Tensor norm = torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Float);
+  t.norm = norm.mutable_data_ptr<float>();
+  return norm;
 }
 
 }  // namespace tore_fast

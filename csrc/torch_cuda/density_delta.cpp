@@ -9,7 +9,8 @@ std::tuple<Tensor, Tensor> density_delta_cuda(const Tensor& x_in, const Tensor& 
   const OptionalInput<float> rho(rho_in, ScalarType::Float, x, "density_delta: rho");
   const OptionalInput<uint8_t> mask(mask_in, ScalarType::Bool, x, "density_delta: mask");
   DeviceGuard guard(x.get_device_index());
-  const cuda::TokensParams t = tokens_of(x, mask, "density_delta: x");
+  cuda::TokensParams t = tokens_of(x, mask, "density_delta: x");
+  const std::optional<Tensor> norm = norm_workspace(x, t);
   Tensor delta = torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Float);
   Tensor parent = torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Long);
   Tensor top = torch::stable::new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);

@@ -39,8 +39,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dpc_knn_cluster_cuda(
                     nullptr,
                     nullptr,
                     nullptr};
-  std::optional<Tensor> top, ranks;
+  std::optional<Tensor> top, ranks, norm;
   if (!cuda::dpc_one_launch(t, device)) {
+    norm = norm_workspace(x, p.t);
     top = new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
     ranks = new_empty(x, {t.batch * (t.tokens + 2 * num_clusters)}, ScalarType::Int);
     p.top = top->mutable_data_ptr<float>();

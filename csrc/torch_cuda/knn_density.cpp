@@ -7,7 +7,8 @@ Tensor knn_density_cuda(const Tensor& x_in, int64_t k, const std::optional<Tenso
   const Tensor x = checked_tokens(x_in, k, "knn_density: x");
   const OptionalInput<uint8_t> mask(mask_in, ScalarType::Bool, x, "knn_density: mask");
   DeviceGuard guard(x.get_device_index());
-  const cuda::TokensParams t = tokens_of(x, mask, "knn_density: x");
+  cuda::TokensParams t = tokens_of(x, mask, "knn_density: x");
+  const std::optional<Tensor> norm = norm_workspace(x, t);
   Tensor rho = torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Float);
   Tensor top = torch::stable::new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
   const cuda::DensityParams p{t, nullptr, int(k), rho.mutable_data_ptr<float>(), top.mutable_data_ptr<float>()};

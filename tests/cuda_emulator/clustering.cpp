@@ -10,8 +10,13 @@
 using namespace tore_fast::cuda;
 
 namespace {
+std::vector<float> norms;
+
 TokensParams tokens_of(const void* x, int dtype, const uint8_t* mask, int64_t batch, int64_t tokens, int64_t channels) {
-  return {x, DType(dtype), channels % 4 == 0, mask, batch, tokens, channels};
+  const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  norms.assign(batch * tokens, NAN);
+  return {x,     DType(dtype), channels % 4 == 0, mask,
+          batch, tokens,       channels,          can_use_mma(DType(dtype), aligned, channels) ? norms.data() : nullptr};
 }
 }  // namespace
 
@@ -36,7 +41,7 @@ int emulated_density_delta(const void* x, int dtype, const uint8_t* mask, int64_
                        nullptr);
 }
 
-int emulated_one_launch(int64_t tokens) { return dpc_one_launch({nullptr, DType::kFloat32, true, nullptr, 1, tokens, 4}, 0); }
+int emulated_one_launch(int64_t tokens) { return dpc_one_launch({nullptr, DType::kFloat32, true, nullptr, 1, tokens, 4, nullptr}, 0); }
 
 int emulated_dpc_knn_cluster(const void* x, int dtype, const uint8_t* mask, int64_t batch, int64_t tokens,
                              int64_t channels, int64_t clusters, int64_t k, const uint8_t* exclude, const float* noise,

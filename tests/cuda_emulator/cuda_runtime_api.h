@@ -41,6 +41,10 @@ struct float2 {
 struct alignas(8) uint2 {
   unsigned x, y;
 };
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -63,7 +67,7 @@ inline std::vector<Thread> threads;
 inline ucontext_t scheduler;
 inline unsigned current;
 inline const std::function<void()>* body;
-inline uint64_t slots[1024];  // values that lanes exchange
+inline char slots[1024][32];  // values that lanes exchange
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "CUDA emulator: %s (block %u, thread %u)\n", what, blockIdx.x, current);
@@ -155,10 +159,11 @@ template <typename T, typename Pick>
 auto exchange(unsigned mask, T value, Pick pick) {
   if (mask != 0xffffffffu) fail("only full-mask warp operations are emulated");
   const unsigned warp = current / 32 * 32, lane = current % 32;
-  std::memcpy(&slots[current], &value, sizeof value);
+  static_assert(sizeof(T) <= 32);
+  std::memcpy(slots[current], &value, sizeof value);
   wait(State::kWarp);
   T all[32];
-  for (unsigned l = 0; l < 32; ++l) std::memcpy(&all[l], &slots[warp + l], sizeof(T));
+  for (unsigned l = 0; l < 32; ++l) std::memcpy(&all[l], slots[warp + l], sizeof(T));
   const auto result = pick(all, lane);
   wait(State::kWarp);
   return result;
@@ -186,6 +191,53 @@ inline unsigned __match_any_sync(unsigned mask, int v) {
     for (unsigned l = 0; l < 32; ++l) same |= unsigned(all[l] == v) << l;
     return same;
   });
+}
+// The two matrix instructions of csrc/cuda/pairwise_mma.cuh, from the register layouts in the PTX manual.
+inline void ldmatrix_x4(uint32_t (&r)[4], const uint16_t* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) emulator::fail("ldmatrix: row not 16-byte aligned");
+  struct Result {
+    uint32_t r[4];
+  };
+  const Result out = emulator::exchange(0xffffffffu, row, [](const uint16_t* const* rows, unsigned lane) {
+    Result result;
+    for (unsigned m = 0; m < 4; ++m) std::memcpy(&result.r[m], rows[8 * m + lane / 4] + 2 * (lane % 4), 4);
+    return result;
+  });
+  std::memcpy(r, out.r, sizeof r);
+}
+inline float half_value(uint32_t pair, int which, bool bf16) {
+  const uint16_t bits = uint16_t(which ? pair >> 16 : pair);
+  if (bf16) {
+    const unsigned wide = unsigned(bits) << 16;
+    float f;
+    std::memcpy(&f, &wide, sizeof f);
+    return f;
+  }
+  _Float16 h;
+  std::memcpy(&h, &bits, sizeof h);
+  return float(h);
+}
+inline void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool bf16) {
+  struct Fragments {
+    uint32_t a[4], b[2];
+  };
+  struct Sum {
+    float c[4];
+  };
+  const Fragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  const Sum sum = emulator::exchange(0xffffffffu, mine, [&](const Fragments* all, unsigned lane) {
+    Sum s;
+    for (unsigned e = 0; e < 4; ++e) {
+      const unsigned row = lane / 4 + 8 * (e / 2), column = 2 * (lane % 4) + e % 2;
+      s.c[e] = c[e];
+      for (unsigned k = 0; k < 16; ++k) {
+        const Fragments &fa = all[row % 8 * 4 + k % 8 / 2], &fb = all[column * 4 + k % 8 / 2];
+        s.c[e] += half_value(fa.a[row / 8 + 2 * (k / 8)], k % 2, bf16) * half_value(fb.b[k / 8], k % 2, bf16);
+      }
+    }
+    return s;
+  });
+  std::memcpy(c, sum.c, sizeof c);
 }
 inline int atomicAdd(int* at, int v) {
   const int old = *at;

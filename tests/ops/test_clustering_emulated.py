@@ -143,6 +143,33 @@ def test_half_types(lib, dtype, tokens, channels):
     compare(dpc(lib, x, tokens // 4, 5), dpc_knn_cluster_reference(x.double(), tokens // 4, 5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [8, 72, 200])
+def test_matrix_units(lib, dtype, channels):
+    """16-bit tokens in whole 16-byte pieces: norms and products, density, delta and nearest centre of 150 tokens."""
+    x = torch.randn(2, 150, channels).to(dtype)
+    x[1, 140:] = x[1, :10]  # copies
+    mask = torch.rand(2, 150) < 0.8
+    rho = nan(2, 150)
+    call(lib.emulated_knn_density, x, dtype, None, 2, 150, channels, 5, rho)
+    want = knn_density_reference(x.double(), 5)
+    torch.testing.assert_close(rho.double(), want, rtol=2e-5, atol=1e-9)
+    delta, parent = nan(2, 150), torch.full((2, 150), -9)
+    call(lib.emulated_density_delta, x, dtype, None, 2, 150, channels, want.float(), False, delta, parent)
+    want_delta, want_parent = density_delta_reference(x.double(), want.float())
+    copied = torch.zeros(2, 150, dtype=torch.bool)
+    copied[1, 140:] = copied[1, :10] = True
+    assert torch.equal(parent[~copied], want_parent[~copied])
+    torch.testing.assert_close(delta[~copied].double(), want_delta[~copied], rtol=3e-5, atol=0)
+    assert (delta[1, 140:] < 2e-3).all()  # sqrt of the rounding of norms and products
+    centers, cluster, *_ = dpc(lib, x, 30, 5, mask, by_index=False)
+    d = torch.cdist(x.double(), x.double()).gather(1, centers[..., None].expand(-1, -1, 150))
+    chosen = d.gather(1, cluster[:, None])[:, 0]
+    own = torch.zeros_like(mask).scatter(1, centers, True)
+    assert (chosen <= d.amin(1) * (1 + 1e-4) + 2e-3)[mask & ~own].all()
+    assert (cluster[~mask & ~own] == 0).all()
+
+
 @pytest.mark.parametrize("tokens", [60, 260])
 def test_non_finite_input_keeps_indices_in_range(lib, tokens):
     x = walk(2, tokens, 8)

@@ -31,8 +31,13 @@ class ClusterMergeTokens(NamedTuple):
     agg_weight: Tensor  # [B, N0] float32, share of each cell in its merged token, no gradient
 
 
-def why_not(backend: str, x: Tensor) -> str | None:
-    """Why `backend` cannot merge the tokens `x`, or None."""
+MAX_CUDA_GROUPS = 24576  # counters of the CUDA counting sort: 96 KB of shared memory
+
+
+def why_not(backend: str, x: Tensor, num_clusters: int = 1) -> str | None:
+    """Why `backend` cannot merge the tokens `x` into `num_clusters`, or None."""
+    if backend == "cuda" and num_clusters > MAX_CUDA_GROUPS:
+        return f"it takes num_clusters <= {MAX_CUDA_GROUPS}, got {num_clusters}"
     return backend_reason(backend) or tensor_reason(backend, x, FLOATS)
 
 
@@ -132,7 +137,7 @@ def _prepare(op, x, cluster, num_clusters, weight, impl):
         raise ValueError(f"{op}: num_clusters must be positive, got {num_clusters}")
     if weight is not None:
         check_like_tokens(op, "weight", weight, x)
-    return choose("cluster_merge", impl, BACKENDS, why_not, x), cluster.long(), weight
+    return choose(op, impl, BACKENDS, why_not, x, num_clusters), cluster.long(), weight
 
 
 def _run(backend, x, cluster, num_clusters, weight, idx_token, agg_weight):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._cluster_args import FLOATS
 from ._dispatch import backend_reason, choose, tensor_reason
+from .cluster_merge import MAX_CUDA_GROUPS
 from .reference.token_map import cell_mean_reference, cell_pixels, token_csr_reference
 
 BACKENDS = ("cuda", "cpu")
@@ -27,8 +28,10 @@ class TokenCsr(NamedTuple):
     cells: Tensor  # [B, N0] int32, ascending inside a token
 
 
-def why_not(backend: str, x: Tensor) -> str | None:
-    """Why `backend` cannot move the features `x`, or None."""
+def why_not(backend: str, x: Tensor, num_tokens: int = 1) -> str | None:
+    """Why `backend` cannot move the features `x` from or to `num_tokens` tokens, or None."""
+    if backend == "cuda" and num_tokens > MAX_CUDA_GROUPS:
+        return f"it takes at most {MAX_CUDA_GROUPS} tokens, got {num_tokens}"
     return backend_reason(backend) or tensor_reason(backend, x, FLOATS)
 
 
@@ -58,7 +61,7 @@ def token_csr(
     if idx_token.dim() != 2 or idx_token.is_floating_point():
         raise ValueError(f"token_csr: idx_token must be integers [B, N0], got {idx_token.dtype} {list(idx_token.shape)}")
     probe = torch.empty(0, device=idx_token.device)
-    backend = choose("token_csr", impl, BACKENDS, why_not, probe)
+    backend = choose("token_csr", impl, BACKENDS, why_not, probe, num_tokens)
     if backend == "reference":
         return TokenCsr(*token_csr_reference(idx_token.long(), num_tokens))
     return TokenCsr(*torch.ops.tore_fast.token_map_csr(idx_token.long(), num_tokens))
@@ -104,7 +107,7 @@ def token2map(
     batch, tokens, channels = x.shape
     pixels = map_size[0] * map_size[1]
     if not tokens == idx_token.shape[1] == pixels:
-        backend = choose(op, impl, BACKENDS, why_not, x)
+        backend = choose(op, impl, BACKENDS, why_not, x, tokens)
         if backend == "reference":
             dst = cell_pixels(init_grid, map_size, x.device).expand(batch, -1)
             x = cell_mean_reference(x, idx_token.long(), dst, pixels)
@@ -153,7 +156,7 @@ def map2token(
     _check_grids(op, idx_token, init_grid, map_size)
     if num_tokens == idx_token.shape[1] == map_size[0] * map_size[1]:
         return x
-    backend = choose(op, impl, BACKENDS, why_not, x)
+    backend = choose(op, impl, BACKENDS, why_not, x, num_tokens)
     if backend == "reference":
         src = cell_pixels(init_grid, map_size, x.device).expand(x.shape[0], -1)
         return cell_mean_reference(x, src, idx_token.long(), num_tokens)
@@ -202,7 +205,7 @@ def token_resample(
                 f"{op}: {name} must be {list(idx_src.shape)} on {x_src.device} like idx_src, "
                 f"got {list(t.shape)} on {t.device}"
             )
-    backend = choose(op, impl, BACKENDS, why_not, x_src)
+    backend = choose(op, impl, BACKENDS, why_not, x_src, max(x_src.shape[1], num_dst))
     if backend == "reference":
         return cell_mean_reference(x_src, idx_src.long(), idx_dst.long(), num_dst, agg_dst)
     csr_dst = token_csr(idx_dst, num_dst, impl=backend) if csr_dst is None else csr_dst
