@@ -1,7 +1,8 @@
 """Bodies and hands: mesh hierarchies, joint regressors, linear blend skinning, joint tables.
 
-`load_body("free")` works with nothing downloaded; `load_body("smpl", path)` reads an official model file you have a
-licence for; `load_topology("smpl", folder)` reads only the public topology files. Callers: data/, train/, pipelines/.
+`load_body("free")` works with nothing downloaded; `load_body("smpl", path)` reads an official model file you
+have a licence for; `load_topology("smpl", folder)` reads only the public topology files. Callers: data/,
+train/, pipelines/.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from .body import Body, BodyOutput, BodyTopology
 from .decimate import decimate
 from .hierarchy import MeshHierarchy, build_hierarchy
 from .joints import project
+from .official import load_model, load_topology
 
 __all__ = [
     "Body",
@@ -23,27 +25,44 @@ __all__ = [
     "decimate",
     "joints",
     "load_body",
+    "load_topology",
     "project",
 ]
 
-BODIES = ("free", "free_hand")
+_FREE = {"free": "free_body.npz", "free_hand": "free_hand.npz"}
+BODIES = (*_FREE, "smpl", "mano")
 
 
-def load_body(name: str = "free", path: str | Path | None = None) -> Body:
+def load_body(name: str = "free", path: str | Path | None = None, **options) -> Body:
     """A body by name.
 
     Args:
-        name: "free" (6,890 vertices, 24 joints in SMPL order) or "free_hand" (right hand, 778 vertices, 16 joints in
-            MANO order): shipped, licence-free.
-        path: for the free bodies, another file baked by tools/bake_body.py.
+        name: "free" (6,890 vertices, 24 joints in SMPL order) or "free_hand" (right hand, 778 vertices, 16
+            joints in MANO order): shipped, licence-free. "smpl" or "mano": from a model file of yours.
+        path: for "smpl" and "mano" the official .pkl or .npz, or its folder; for the free ones another file
+            baked by tools/bake_body.py.
+        options: for "smpl" and "mano" as official.load_model: topology, num_betas, flat_hand_mean.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, missing path, a file of the wrong kind. FileNotFoundError: no such file.
+        TypeError: an option the body does not have.
+
+    Example:
+        >>> load_body("free").hierarchy.counts
+        (6890, 1723, 431)
     """
+    if name in _FREE:
+        if options:
+            raise TypeError(f"load_body({name!r}): no option {', '.join(options)}")
+        return _free_body(name, Path(path) if path else assets.FOLDER / _FREE[name])
     if name not in BODIES:
         raise ValueError(f"load_body: name must be one of {', '.join(BODIES)}, got {name!r}")
-    file = {"free": "free_body.npz", "free_hand": "free_hand.npz"}[name]
-    return _free_body(name, Path(path) if path else assets.FOLDER / file)
+    if path is None:
+        raise ValueError(
+            f"load_body({name!r}): {name.upper()} is licensed and not shipped: register at its site and give "
+            'the model file as path, or use "free" / "free_hand"'
+        )
+    return load_model(name, path, **options)
 
 
 def _free_body(name: str, path: Path) -> Body:
@@ -51,7 +70,8 @@ def _free_body(name: str, path: Path) -> Body:
     meta = data["meta"]
     return Body(
         BodyTopology(name, data["hierarchy"], data["regressors"]),
-        template=data["template"], shape_dirs=data["shape_dirs"], weights=data["weights"], joints=data["joints"],
-        joint_dirs=data["joint_dirs"], joint_names=meta["joints"], parents=meta["parents"], parts=data["parts"],
+        joint_names=meta["joints"],
+        parents=meta["parents"],
         part_names=meta["parts"],
-    )  # fmt: skip
+        **{key: data[key] for key in ("template", "shape_dirs", "weights", "joints", "joint_dirs", "parts")},
+    )

@@ -1,8 +1,9 @@
 """The baked licence-free bodies: how tools/bake_body.py packs them and how they are read back.
 
 In: assets/free_body.npz, assets/free_hand.npz; out: plain float arrays for body.py and a MeshHierarchy.
-Packing (0.5 MB instead of 2): metres in fixed point, along the vertex order as differences (neighbours in the file
-are neighbours on the body, so differences deflate well); up-sampling and skin weights in 1/4096 and 1/255.
+Packing (0.5 MB instead of 2): metres in fixed point, along the vertex order as differences (neighbours in the
+file are neighbours on the body, so differences deflate well); up-sampling and skin weights in 1/4096 and
+1/255.
 """
 
 from __future__ import annotations
@@ -51,12 +52,16 @@ def _unpack_up(cols: np.ndarray, whole: np.ndarray, pick: np.ndarray, count: int
     free = np.setdiff1d(np.arange(count), pick)
     rows = np.concatenate([pick, np.repeat(free, cols.shape[1])])
     data = np.concatenate([np.ones(len(pick)), whole.T.reshape(-1) * _UP_STEP])
-    m = sp.csr_matrix((data, (rows, np.concatenate([np.arange(len(pick)), cols.reshape(-1)]))), shape=(count, len(pick)))
+    m = sp.csr_matrix(
+        (data, (rows, np.concatenate([np.arange(len(pick)), cols.reshape(-1)]))), shape=(count, len(pick))
+    )
     m.sort_indices()
     return m
 
 
-def save(path: Path, *, template, shape_dirs, joints, joint_dirs, weights, hierarchy, regressors, parts, meta) -> None:
+def save(
+    path: Path, *, template, shape_dirs, joints, joint_dirs, weights, hierarchy, regressors, parts, meta
+) -> None:
     """Packs one body; arguments as `load` returns them. `weights` may have at most four non-zeros a row."""
     count = len(template)
     index = np.argsort(-weights, axis=1, kind="stable")[:, :4]
@@ -82,7 +87,9 @@ def save(path: Path, *, template, shape_dirs, joints, joint_dirs, weights, hiera
         arrays[f"regressor_{name}_ptr"] = m.indptr.astype(np.uint16)
         arrays[f"regressor_{name}_cols"] = m.indices.astype(np.uint16)
         arrays[f"regressor_{name}_values"] = m.data.astype(np.float32)
-    text = json.dumps({**meta, "format": _FORMAT, "vertices": count, "regressors": list(regressors)}, sort_keys=True)
+    text = json.dumps(
+        {**meta, "format": _FORMAT, "vertices": count, "regressors": list(regressors)}, sort_keys=True
+    )
     arrays["meta"] = np.frombuffer(text.encode(), np.uint8)
     np.savez_compressed(path, **arrays)
 
@@ -91,13 +98,16 @@ def load(path: Path) -> dict:
     """Unpacks one baked body.
 
     Returns a dict: template [V, 3], shape_dirs [V, 3, S], joints [J, 3], joint_dirs [J, 3, S], weights [V, J]
-    (all float64, metres), parts [V] uint8, hierarchy, regressors {name: csr [K, V]}, meta (names, parents, ...).
+    (all float64, metres), parts [V] uint8, hierarchy, regressors {name: csr [K, V]}, meta (names, parents,
+    ...).
     """
     with np.load(path, allow_pickle=False) as file:
         a = {k: file[k] for k in file.files}
     meta = json.loads(bytes(a["meta"]))
     if meta.get("format") != _FORMAT:
-        raise ValueError(f"{path.name}: format {meta.get('format')}, this version of tore_fast reads {_FORMAT}")
+        raise ValueError(
+            f"{path.name}: format {meta.get('format')}, this version of tore_fast reads {_FORMAT}"
+        )
     count, joints = meta["vertices"], len(a["joints"])
     weights = np.zeros((count, joints))
     np.add.at(weights, (np.arange(count)[:, None], a["weight_index"].T), a["weight_value"].T / 255.0)
@@ -108,7 +118,11 @@ def load(path: Path) -> dict:
     ups = tuple(_unpack_up(a[f"up{i}_cols"], a[f"up{i}_values"], picks[i], sizes[i]) for i in range(levels))
     regressors = {
         name: sp.csr_matrix(
-            (a[f"regressor_{name}_values"].astype(np.float64), a[f"regressor_{name}_cols"], a[f"regressor_{name}_ptr"]),
+            (
+                a[f"regressor_{name}_values"].astype(np.float64),
+                a[f"regressor_{name}_cols"],
+                a[f"regressor_{name}_ptr"],
+            ),
             shape=(len(a[f"regressor_{name}_ptr"]) - 1, count),
         )
         for name in meta["regressors"]

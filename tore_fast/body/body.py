@@ -1,7 +1,8 @@
 """The body (or hand) model every part of the package talks to: mesh hierarchy, regressors, skinning.
 
-In: baked assets (assets.py) or official files (official.py); out: vertices and joints for data/, train/, pipelines/.
-`BodyTopology` is what can be had without a model file; `Body` adds the template and linear blend skinning.
+In: baked assets (assets.py) or official files (official.py); out: vertices and joints for data/, train/,
+pipelines/. `BodyTopology` is what can be had without a model file; `Body` adds the template and linear blend
+skinning.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .hierarchy import MeshHierarchy
-from .lbs import chain_levels, forward_kinematics, pose_matrices, skin_vertices
+from .joints import H36M17_TO_J14
+from .lbs import ancestor_table, forward_kinematics, pose_matrices, skin_vertices
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,22 @@ class BodyTopology:
     name: str
     hierarchy: MeshHierarchy
     regressors: dict[str, sp.csr_matrix] = field(default_factory=dict)  # name -> [K, V_0]
-    loss_faces: dict[int, np.ndarray] = field(default_factory=dict)  # level -> faces an official loss uses instead
+    loss_faces: dict[int, np.ndarray] = field(
+        default_factory=dict
+    )  # level -> faces an official loss uses instead
+
+    @property
+    def regressor_names(self) -> tuple[str, ...]:
+        return (*self.regressors, *(("j14",) if "h36m17" in self.regressors else ()))
 
     def regressor(self, name: str, level: int = 0) -> np.ndarray:  # [K, V_level] float32
-        """Dense joint regressor; above level 0 it is composed with the up-sampling matrices (joints from the coarse
-        mesh by one small product)."""
+        """Dense joint regressor; above level 0 it is composed with the up-sampling matrices (joints from the
+        coarse mesh by one small product). "j14" is taken out of "h36m17"."""
+        if name == "j14" and "h36m17" in self.regressors:
+            return self.regressor("h36m17", level)[list(H36M17_TO_J14)]
         if name not in self.regressors:
-            raise ValueError(f"{self.name}: no joint regressor {name!r}; there is {', '.join(self.regressors) or 'none'}")
+            have = ", ".join(self.regressor_names) or "none"
+            raise ValueError(f"{self.name}: no joint regressor {name!r}; there is {have}")
         matrix = sp.csr_matrix(self.regressors[name]) @ self.hierarchy.up_matrix(level)
         return matrix.toarray().astype(np.float32)
 
@@ -42,7 +53,8 @@ class BodyOutput(NamedTuple):
 
 
 class Body(nn.Module):
-    """A skinned mesh with a hierarchy. Holds buffers only (nothing in the state dict); moves with .to(device).
+    """A skinned mesh with a hierarchy. Holds buffers only (nothing in the state dict); moves with
+    .to(device).
 
     Args:
         topology: faces, up-sampling matrices, regressors.
@@ -55,30 +67,54 @@ class Body(nn.Module):
     Source: Loper et al., "SMPL" (2015), eq. 6-10.
     """
 
-    def __init__(self, topology: BodyTopology, *, template, shape_dirs, weights, joints, joint_dirs, joint_names,
-                 parents, pose_dirs=None, pose_mean=None, parts=None, part_names=()):  # fmt: skip
+    def __init__(
+        self,
+        topology: BodyTopology,
+        *,
+        template,
+        shape_dirs,
+        weights,
+        joints,
+        joint_dirs,
+        joint_names,
+        parents,
+        pose_dirs=None,
+        pose_mean=None,
+        parts=None,
+        part_names=(),
+    ):
         super().__init__()
         self.topology = topology
         self.joint_names, self.parents = tuple(joint_names), tuple(int(p) for p in parents)
         self.part_names = tuple(part_names)
-        self._chain = chain_levels(self.parents)
+        self.register_buffer("ancestors", ancestor_table(self.parents), persistent=False)
         count, bones = len(template), len(self.parents)
-        expected = {"template": (count, 3), "shape_dirs": (count, 3, np.shape(shape_dirs)[-1]), "weights": (count, bones),
-                    "joints": (bones, 3), "joint_dirs": (bones, 3, np.shape(shape_dirs)[-1])}  # fmt: skip
-        given = {"template": template, "shape_dirs": shape_dirs, "weights": weights, "joints": joints, "joint_dirs": joint_dirs}
-        for key, shape in expected.items():
-            if np.shape(given[key]) != shape:
-                raise ValueError(f"Body {topology.name}: {key} must be {list(shape)}, got {list(np.shape(given[key]))}")
-            self._constant(key, given[key])
+        shapes = np.shape(shape_dirs)[-1]
+        expected = {
+            "template": (template, (count, 3)),
+            "shape_dirs": (shape_dirs, (count, 3, shapes)),
+            "weights": (weights, (count, bones)),
+            "joints": (joints, (bones, 3)),
+            "joint_dirs": (joint_dirs, (bones, 3, shapes)),
+        }
+        for key, (value, shape) in expected.items():
+            if np.shape(value) != shape:
+                raise ValueError(
+                    f"Body {topology.name}: {key} must be {list(shape)}, got {list(np.shape(value))}"
+                )
+            self._constant(key, value)
         if topology.hierarchy.num_vertices(0) != count:
             raise ValueError(
-                f"Body {topology.name}: template has {count} vertices, the hierarchy {topology.hierarchy.num_vertices(0)}"
+                f"Body {topology.name}: template has {count} vertices, the hierarchy "
+                f"{topology.hierarchy.num_vertices(0)}"
             )
         self._constant("pose_dirs", pose_dirs)
         self._constant("pose_mean", pose_mean)
         self._constant("part_labels", np.zeros(count) if parts is None else parts, torch.uint8)
         for level in range(topology.hierarchy.num_levels):
             self._constant(f"index{level}", topology.hierarchy.vertex_index(level), torch.int64)
+            for name in topology.regressor_names:
+                self._constant(f"regressor_{name}_{level}", topology.regressor(name, level))
 
     def _constant(self, name: str, value, dtype: torch.dtype = torch.float32) -> None:
         if value is not None:
@@ -112,16 +148,17 @@ class Body(nn.Module):
         """Named joints from the vertices of any level (the level is told by the vertex count)."""
         counts = self.hierarchy.counts
         if vertices.dim() != 3 or vertices.shape[1] not in counts:
-            raise ValueError(f"Body.regress: vertices must be [B, V, 3] with V in {counts}, got {list(vertices.shape)}")
-        level = counts.index(vertices.shape[1])
-        key = f"_regressor_{name}_{level}"
-        if key not in self._buffers:
-            self._constant(key, self.topology.regressor(name, level))
-        matrix = self._buffers[key] = self._buffers[key].to(vertices.device)
+            raise ValueError(
+                f"Body.regress: vertices must be [B, V, 3] with V in {counts}, got {list(vertices.shape)}"
+            )
+        matrix = getattr(self, f"regressor_{name}_{counts.index(vertices.shape[1])}", None)
+        if matrix is None:
+            self.topology.regressor(name)  # raises with the names there are
         return matrix.to(vertices.dtype) @ vertices
 
     def rest(self, betas: Tensor | None, batch: int, level: int = 0) -> tuple[Tensor, Tensor]:
-        """Vertices [B, V_level, 3] and joints [B, J, 3] of shapes in the rest pose, without pose correctives."""
+        """Vertices [B, V_level, 3] and joints [B, J, 3] of shapes in the rest pose, without pose
+        correctives."""
         index = slice(None) if level == 0 else getattr(self, f"index{level}")
         template, dirs = self.template[index], self.shape_dirs[index]
         if betas is None:
@@ -146,12 +183,14 @@ class Body(nn.Module):
         """Poses the body by linear blend skinning.
 
         Args:
-            pose: joint rotations relative to the parent, joint 0 in the world; zeros = T-pose facing +z, y up.
+            pose: joint rotations relative to the parent, joint 0 in the world; zeros = T-pose facing +z, y
+                up.
             betas: shape coefficients in standard deviations; None = mean shape.
             level: hierarchy level whose vertices are wanted; 2 skins 431 vertices instead of 6,890.
 
         Returns:
-            BodyOutput(vertices [B, V_level, 3], joints [B, J, 3]) in metres, dtype of the body. Differentiable.
+            BodyOutput(vertices [B, V_level, 3], joints [B, J, 3]) in metres, dtype of the body.
+            Differentiable.
 
         Raises:
             ValueError: a shape that does not fit.
@@ -173,10 +212,12 @@ class Body(nn.Module):
         vertices, rest_joints = self.rest(betas, batch, level)
         index = slice(None) if level == 0 else getattr(self, f"index{level}")
         if self.pose_dirs is not None:
-            bend = (rotations[:, 1:] - torch.eye(3, dtype=rotations.dtype, device=rotations.device)).flatten(1)
+            bend = (rotations[:, 1:] - torch.eye(3, dtype=rotations.dtype, device=rotations.device)).flatten(
+                1
+            )
             dirs = self.pose_dirs if level == 0 else self.pose_dirs.unflatten(1, (-1, 3))[:, index].flatten(1)
             vertices = vertices + (bend @ dirs).unflatten(1, (-1, 3))
-        world, joints = forward_kinematics(rotations, rest_joints, self._chain)
+        world, joints = forward_kinematics(rotations, rest_joints, self.ancestors)
         vertices = skin_vertices(vertices, self.weights[index], world, joints, rest_joints)
         if transl is not None:
             vertices, joints = vertices + transl[:, None], joints + transl[:, None]

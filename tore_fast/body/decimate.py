@@ -19,8 +19,8 @@ def decimate(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Nested vertex subsets with the given falling counts, one (kept, faces) pair a count.
 
-    Half-edge collapses in order of their quadric error, so coarse vertices are original vertices; the topology
-    (genus, borders) never changes. Deterministic: equal costs go to the lower vertex index.
+    Half-edge collapses in order of their quadric error, so coarse vertices are original vertices; the
+    topology (genus, borders) never changes. Deterministic: equal costs go to the lower vertex index.
 
     Returns:
         kept [n] int32: ascending indices into `vertices`, each a subset of the one before;
@@ -44,4 +44,6 @@ def decimate(
         raise ValueError(f"decimate: vertices must be [V, 3], got {list(vertices.shape)}")
     if faces.ndim != 2 or faces.shape[1] != 3 or not np.issubdtype(faces.dtype, np.integer):
         raise ValueError(f"decimate: faces must be [F, 3] integers, got {list(faces.shape)} {faces.dtype}")
-    return _ext.cpu_module.decimate(vertices.astype(np.float64), faces.astype(np.int32), [int(c) for c in counts])
+    return _ext.cpu_module.decimate(
+        vertices.astype(np.float64), faces.astype(np.int32), [int(c) for c in counts]
+    )

@@ -1,7 +1,7 @@
 """A mesh at several resolutions: faces per level, vertex picks downwards, sparse matrices upwards.
 
-In: official matrices (official.py), the baked assets (assets.py) or any template (build_hierarchy); out: CsrMatrix
-for ops.mesh_upsample, MeshTopology for ops.mesh_attention, edges for losses. Level 0 is the finest.
+In: official matrices (official.py), the baked assets (assets.py) or any template (build_hierarchy); out:
+CsrMatrix for ops.mesh_upsample, MeshTopology for ops.mesh_attention, edges for losses. Level 0 is the finest.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ class MeshHierarchy:
             )
         for level, (pick, up) in enumerate(zip(self.picks, self.ups)):
             if up.shape[1] != len(pick) or (len(pick) and pick.max() >= up.shape[0]):
-                raise ValueError(f"MeshHierarchy: level {level}: {len(pick)} picks do not fit the up matrix {up.shape}")
+                raise ValueError(
+                    f"MeshHierarchy: level {level}: {len(pick)} picks do not fit the up matrix {up.shape}"
+                )
         for level, faces in enumerate(self.faces):
             if faces.size and faces.max() >= self.num_vertices(level):
                 raise ValueError(
-                    f"MeshHierarchy: level {level} has {self.num_vertices(level)} vertices, faces name {faces.max()}"
+                    f"MeshHierarchy: level {level} has {self.num_vertices(level)} vertices, its faces name "
+                    f"vertex {faces.max()}"
                 )
 
     @property
@@ -55,9 +58,12 @@ class MeshHierarchy:
         return self.ups[level - 1].shape[1]
 
     def vertex_index(self, level: int, fine: int = 0) -> np.ndarray:  # [V_level] int64
-        """Where the vertices of a coarse level are in a finer one: coarse = fine_vertices[:, vertex_index]."""
+        """Where the vertices of a coarse level are in a finer one: coarse = fine_vertices[:,
+        vertex_index]."""
         if not 0 <= fine <= level < self.num_levels:
-            raise ValueError(f"vertex_index: need 0 <= fine <= level < {self.num_levels}, got {fine=}, {level=}")
+            raise ValueError(
+                f"vertex_index: need 0 <= fine <= level < {self.num_levels}, got {fine=}, {level=}"
+            )
         index = np.arange(self.num_vertices(level))
         for pick in reversed(self.picks[fine:level]):
             index = pick[index].astype(np.int64)
@@ -66,7 +72,9 @@ class MeshHierarchy:
     def up_matrix(self, coarse: int, fine: int = 0) -> sp.csr_matrix:  # [V_fine, V_coarse]
         """Product of the up-sampling matrices between two levels, as scipy CSR (float64)."""
         if not 0 <= fine <= coarse < self.num_levels:
-            raise ValueError(f"up_matrix: need 0 <= fine <= coarse < {self.num_levels}, got {fine=}, {coarse=}")
+            raise ValueError(
+                f"up_matrix: need 0 <= fine <= coarse < {self.num_levels}, got {fine=}, {coarse=}"
+            )
         matrix = sp.identity(self.num_vertices(fine), format="csr")
         for up in self.ups[fine:coarse]:
             matrix = (matrix @ up).tocsr()
@@ -77,9 +85,12 @@ class MeshHierarchy:
         return csr_matrix(self.ups[level])
 
     def down(self, level: int) -> CsrMatrix:
-        """The 0/1 matrix that picks the vertices of level + 1 out of level (indexing by `picks` is faster)."""
+        """The 0/1 matrix that picks the vertices of level + 1 out of level (indexing by `picks` is
+        faster)."""
         n, pick = self.num_vertices(level), self.picks[level]
-        return csr_matrix(sp.csr_matrix((np.ones(len(pick)), (np.arange(len(pick)), pick)), shape=(len(pick), n)))
+        return csr_matrix(
+            sp.csr_matrix((np.ones(len(pick)), (np.arange(len(pick)), pick)), shape=(len(pick), n))
+        )
 
     def edges(self, level: int = 0) -> np.ndarray:  # [E, 2] int64, i < j, sorted
         """Undirected edges of a level."""
@@ -88,7 +99,8 @@ class MeshHierarchy:
         return np.unique(np.sort(both, 1), axis=0)
 
     def adjacency(self, level: int) -> sp.csr_matrix:  # [V, V] float32
-        """Neighbours and self, every row averaged (entries 1 / row count), as Mesh Graphormer's graph convolution has it."""
+        """Neighbours and self, every row averaged (entries 1 / row count), as Mesh Graphormer's graph
+        convolution has it."""
         n, e = self.num_vertices(level), self.edges(level)
         i, j = e.T
         rows, cols = np.concatenate([i, j, np.arange(n)]), np.concatenate([j, i, np.arange(n)])
@@ -110,12 +122,13 @@ def build_hierarchy(
     neighbors: int = 12,
     ridge: float = 1e-5,
 ) -> MeshHierarchy:
-    """Hierarchy of any template: our decimation, then up-sampling fitted to posed `samples` or, without, barycentric.
+    """Hierarchy of any template: our decimation, then up-sampling fitted to posed `samples` or, without,
+    barycentric.
 
     Args:
         counts: falling vertex counts below V, e.g. (1723, 431).
-        samples: bodies of this topology in varied poses and shapes, metres; 200 or more. Fitted matrices have a half
-            to a quarter of the barycentric error (see docs of fit_upsampling).
+        samples: bodies of this topology in varied poses and shapes, metres; 200 or more. Fitted matrices have
+            a half to a quarter of the barycentric error (see docs of fit_upsampling).
         neighbors, ridge: see fit_upsampling.
 
     Raises: as decimate and fit_upsampling.
@@ -129,7 +142,9 @@ def build_hierarchy(
         if samples is None:
             ups.append(barycentric_upsampling(vertices[above], vertices[kept], coarse_faces, pick))
         else:
-            ups.append(fit_upsampling(vertices[above], all_faces[-1], pick, samples[:, above], neighbors, ridge))
+            ups.append(
+                fit_upsampling(vertices[above], all_faces[-1], pick, samples[:, above], neighbors, ridge)
+            )
         all_faces.append(coarse_faces)
         picks.append(pick)
         above = kept

@@ -1,44 +1,51 @@
-"""Joint names, index maps and kinematic trees shared by bodies, data readers and metrics; weak-perspective camera.
+"""Joint names, index maps and kinematic trees shared by bodies, data readers and metrics; weak-perspective
+camera.
 
-In: nothing. Out: tables used by body/, data/, eval/ and vis/. Conventions of METRO, FastMETRO and TORE; the numbers
-are those of their released code.
+In: nothing. Out: tables used by body/, data/, eval/ and vis/. Conventions of METRO, FastMETRO and TORE; the
+numbers are those of their released code.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-SMPL24 = (
-    "Pelvis", "L_Hip", "R_Hip", "Spine1", "L_Knee", "R_Knee", "Spine2", "L_Ankle", "R_Ankle", "Spine3", "L_Foot",
-    "R_Foot", "Neck", "L_Collar", "R_Collar", "Head", "L_Shoulder", "R_Shoulder", "L_Elbow", "R_Elbow", "L_Wrist",
-    "R_Wrist", "L_Hand", "R_Hand",
-)  # fmt: skip
+SMPL24 = tuple(
+    (
+        "Pelvis L_Hip R_Hip Spine1 L_Knee R_Knee Spine2 L_Ankle R_Ankle Spine3 L_Foot R_Foot Neck "
+        "L_Collar R_Collar Head L_Shoulder R_Shoulder L_Elbow R_Elbow L_Wrist R_Wrist L_Hand R_Hand"
+    ).split()
+)
 SMPL24_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 
-J24 = (
-    "R_Ankle", "R_Knee", "R_Hip", "L_Hip", "L_Knee", "L_Ankle", "R_Wrist", "R_Elbow", "R_Shoulder", "L_Shoulder",
-    "L_Elbow", "L_Wrist", "Neck", "Top_of_Head", "Pelvis", "Thorax", "Spine", "Jaw", "Head", "Nose", "L_Eye", "R_Eye",
-    "L_Ear", "R_Ear",
-)  # fmt: skip
+J24 = tuple(
+    (
+        "R_Ankle R_Knee R_Hip L_Hip L_Knee L_Ankle R_Wrist R_Elbow R_Shoulder L_Shoulder L_Elbow "
+        "L_Wrist Neck Top_of_Head Pelvis Thorax Spine Jaw Head Nose L_Eye R_Eye L_Ear R_Ear"
+    ).split()
+)
 J24_TO_J14 = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 18)
 J14 = tuple(J24[i] for i in J24_TO_J14)
 J14_HIPS = (2, 3)  # right, left: MPJPE is centred at their mean
 J14_PARENTS = (1, 2, 12, 12, 3, 4, 7, 8, 12, 12, 9, 10, 13, -1)  # for drawing
 
-H36M17 = (
-    "Pelvis", "R_Hip", "R_Knee", "R_Ankle", "L_Hip", "L_Knee", "L_Ankle", "Torso", "Neck", "Nose", "Head",
-    "L_Shoulder", "L_Elbow", "L_Wrist", "R_Shoulder", "R_Elbow", "R_Wrist",
-)  # fmt: skip
+H36M17 = tuple(
+    (
+        "Pelvis R_Hip R_Knee R_Ankle L_Hip L_Knee L_Ankle Torso Neck Nose Head L_Shoulder L_Elbow "
+        "L_Wrist R_Shoulder R_Elbow R_Wrist"
+    ).split()
+)
 H36M17_TO_J14 = (3, 2, 1, 4, 5, 6, 16, 15, 14, 11, 12, 13, 8, 10)
 H36M17_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15)
 
 # SMPL's 24 joints followed by the 14 rows of J_regressor_extra, picked into J24 (data preparation only)
 SMPL38_TO_J24 = (8, 5, 29, 30, 4, 7, 21, 19, 17, 16, 18, 20, *range(31, 38), 24, 26, 25, 28, 27)
 
-MANO16 = (
-    "Wrist", "Index1", "Index2", "Index3", "Middle1", "Middle2", "Middle3", "Pinky1", "Pinky2", "Pinky3", "Ring1",
-    "Ring2", "Ring3", "Thumb1", "Thumb2", "Thumb3",
-)  # fmt: skip
+MANO16 = tuple(
+    (
+        "Wrist Index1 Index2 Index3 Middle1 Middle2 Middle3 Pinky1 Pinky2 Pinky3 Ring1 Ring2 Ring3 "
+        "Thumb1 Thumb2 Thumb3"
+    ).split()
+)
 MANO16_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 HAND21 = ("Wrist", *(f"{f}{i}" for f in ("Thumb", "Index", "Middle", "Ring", "Pinky") for i in (1, 2, 3, 4)))
 HAND21_PARENTS = (-1, *(p for f in range(5) for p in (0, 4 * f + 1, 4 * f + 2, 4 * f + 3)))

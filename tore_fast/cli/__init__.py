@@ -1,7 +1,7 @@
 """The `tore-fast` command: one verb per module of this folder, loaded only when used.
 
 A verb module has a dataclass `Args` (its fields become flags, its docstring the help) and `run(args) -> int | None`
-(the exit code).
+(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,16 @@ import sys
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
+    "convert": "an official checkpoint to our folder of safetensors and config.json",
+    "list": "models with parameters and multiply-adds, ours and the paper's",
+    "predict": "photographs to meshes, joints and overlay pictures",
+    "hmr": "people in a video to body motion (npz, bvh, glb)",
+    "eclm": "merge layers of a host on your pictures",
+    "demo": "the main job on an embedded picture with the embedded weights",
+    "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
+    "train": "train a model; an interrupted run resumes",
+    "synth": "synthetic training images of the free body, written to disk",
+    "viz": "pictures of what a method does inside, e.g. token regions",
     "bench": "times ops or models against tuned baselines, correctness first",
 }
 
@@ -30,14 +40,23 @@ def main(argv: list[str] | None = None) -> None:
     verb = argv[0]
     if verb not in VERBS:
         sys.exit(f"tore-fast: no verb {verb!r}; expected one of {', '.join(VERBS)}")
+    module, rest, prog = importlib.import_module(f".{verb}", __package__), argv[1:], f"tore-fast {verb}"
+    jobs = getattr(module, "SUBCOMMANDS", None)
+    if jobs is not None:
+        if not rest or rest[0] in ("-h", "--help"):
+            print(usage(prog, "JOB", jobs))
+            sys.exit(0 if rest else 2)
+        if rest[0] not in jobs:
+            sys.exit(f"{prog}: no job {rest[0]!r}; expected one of {', '.join(jobs)}")
+        module = importlib.import_module(f".{verb}_{rest[0]}", __package__)
+        prog, rest = f"{prog} {rest[0]}", rest[1:]
     import tyro
 
-    module = importlib.import_module(f".{verb}", __package__)
-    args = tyro.cli(module.Args, prog=f"tore-fast {verb}", args=argv[1:])
+    args = tyro.cli(module.Args, prog=prog, args=rest)
     sys.exit(module.run(args) or 0)
 
 
-def usage() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {name:{width}}  {text}" for name, text in VERBS.items()]
-    return "usage: tore-fast VERB [options]    (tore-fast VERB --help for the options)\n\n" + "\n".join(lines)
+def usage(prog: str = "tore-fast", what: str = "VERB", table: dict[str, str] = VERBS) -> str:
+    width = max(map(len, table))
+    lines = [f"  {name:{width}}  {text}" for name, text in table.items()]
+    return f"usage: {prog} {what} [options]    ({prog} {what} --help for the options)\n\n" + "\n".join(lines)

@@ -3,7 +3,30 @@
 One file per family; `_registry.py` holds the names, `_hub.py` our checkpoint folders, `convert/` the official layouts.
 """
 
+import importlib
+
 from ._hub import load_pretrained, save_pretrained
 from ._registry import create_model, list_models, model_entry
 
-__all__ = ["create_model", "list_models", "load_pretrained", "model_entry", "save_pretrained"]
+# Classes (and from_pretrained, which knows them all) are imported when asked for, so that `import tore_fast.models` stays light.
+_CLASSES = {
+    "from_pretrained": "convert",
+    "FastMETRO": "fastmetro",
+    "FastMETROConfig": "fastmetro",
+    "FastMETRO_TORE": "tore",
+    "FastMETROToreConfig": "tore",
+    "METRO": "metro",
+    "METROConfig": "metro",
+    "METRO_TORE": "metro_tore",
+    "METROToreConfig": "metro_tore",
+    "MeshGraphormer": "graphormer",
+    "MeshGraphormerConfig": "graphormer",
+}
+
+__all__ = ["create_model", "list_models", "load_pretrained", "model_entry", "save_pretrained", *_CLASSES]
+
+
+def __getattr__(name: str):
+    if name in _CLASSES:
+        return getattr(importlib.import_module(f".{_CLASSES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

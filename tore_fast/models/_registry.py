@@ -10,7 +10,26 @@ from dataclasses import dataclass, field
 from torch import nn
 
 # Families register their names when imported; importing torch-heavy files waits until a name is asked for.
-FAMILY_MODULES: tuple[str, ...] = ()
+FAMILY_MODULES: tuple[str, ...] = (
+    "fastmetro",
+    "tore",
+    "metro",
+    "metro_tore",
+    "graphormer",
+    "tcformer",
+    "tcformer_heads",
+    "ppt",
+    "mixste",
+    "motionbert",
+    "mhformer",
+    "motionagformer",
+    "hmr2",
+    "camerahmr",
+    "humanfov",
+    "densekp",
+    "motion_vae",
+    "fasthmr",
+)
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,40 @@ from . import _schema  # noqa: F401  (schemas before kernels)
 from ._dispatch import BackendUnavailable
 from ._sparse import CsrMatrix, MeshTopology, csr_matrix, mesh_topology
 from .bipartite_match import MatchPlan, MergedTokens, bipartite_soft_matching, merge, unmerge
+from .cluster_merge import ClusterMerge, ClusterMergeTokens, cluster_merge, cluster_merge_tokens
+from .density_delta import DensityDelta, density_delta
+from .dpc_knn_cluster import DpcClusters, dpc_knn_cluster
+from .knn_density import knn_density
 from .mesh_attention import MeshAttentionResult, mesh_attention
 from .mesh_upsample import mesh_upsample
 from .ppt_select import gather_tokens, ppt_select
 from .pruned_attention import PrunedAttentionResult, pruned_attention, pruned_attention_packed
+from .rasterize import Raster, rasterize
+from .token_map import TokenCsr, map2token, token2map, token_csr, token_resample
 
 __all__ = [
     "BackendUnavailable",
+    "ClusterMerge",
+    "ClusterMergeTokens",
     "CsrMatrix",
+    "DensityDelta",
+    "DpcClusters",
     "MatchPlan",
     "MergedTokens",
     "MeshAttentionResult",
     "MeshTopology",
     "PrunedAttentionResult",
+    "Raster",
+    "TokenCsr",
     "bipartite_soft_matching",
+    "cluster_merge",
+    "cluster_merge_tokens",
     "csr_matrix",
+    "density_delta",
+    "dpc_knn_cluster",
     "gather_tokens",
+    "knn_density",
+    "map2token",
     "merge",
     "mesh_attention",
     "mesh_topology",
@@ -28,6 +46,10 @@ __all__ = [
     "ppt_select",
     "pruned_attention",
     "pruned_attention_packed",
+    "rasterize",
+    "token2map",
+    "token_csr",
+    "token_resample",
     "unmerge",
 ]
 
@@ -36,5 +58,17 @@ def op_backends() -> dict[str, tuple[str, ...]]:
     """Op name -> its compiled backends in order of preference (what `impl="auto"` tries before the reference)."""
     import importlib
 
-    stems = ("mesh_upsample", "mesh_attention", "pruned_attention", "bipartite_match", "ppt_select")
+    stems = (
+        "knn_density",
+        "density_delta",
+        "dpc_knn_cluster",
+        "cluster_merge",
+        "token_map",
+        "bipartite_match",
+        "mesh_attention",
+        "pruned_attention",
+        "ppt_select",
+        "mesh_upsample",
+        "rasterize",
+    )
     return {stem: importlib.import_module(f".{stem}", __name__).BACKENDS for stem in stems}

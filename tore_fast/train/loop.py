@@ -38,7 +38,7 @@ class TrainConfig:
     warmup: int = 200
     """Steps of linear warm-up before the cosine (or of nothing with schedule='constant')."""
     schedule: str = "cosine"
-    """cosine | constant | step (x0.1 at half)"""
+    """cosine | constant | step (x0.1 at half) | exponential (a constant factor per step, from lr to min_lr)"""
     weight_decay: float = 1e-4
     clip_norm: float = 0.3
     """Gradient-norm limit; 0 switches it off."""
@@ -83,8 +83,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     if config.schedule == "step":
         return config.lr if done < 0.5 else config.lr * 0.1
+    if config.schedule == "exponential":
+        return config.lr * (config.min_lr / config.lr) ** min(1.0, done)
     if config.schedule != "cosine":
-        raise ValueError(f"train: schedule must be cosine, constant or step, got {config.schedule!r}")
+        raise ValueError(f"train: schedule must be cosine, constant, step or exponential, got {config.schedule!r}")
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
 
 

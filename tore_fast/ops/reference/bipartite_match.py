@@ -26,7 +26,7 @@ def bipartite_match_reference(
     acc = torch.promote_types(metric.dtype, torch.float32)
     batch, tokens, _ = metric.shape
     device = metric.device
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(device.type if device.type != "meta" else "cpu", enabled=False):
         m = metric.detach().to(acc)
         m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         a, b = m[:, source_parity::2], m[:, 1 - source_parity :: 2]

@@ -1,0 +1,104 @@
+"""Official files: layouts, strictness, and that pickles are read without running what they say."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from tore_fast.models import create_model
+from tore_fast.models.convert import fasthmr as convert
+
+TINY = dict(embed_dim=64, depth=2, num_heads=1, decoder_depth=2, decoder_heads=2, decoder_mlp_dim=32, decoder_dim=48, drop_path_rate=0.0)
+
+
+class Settings:
+    """Stands for the configuration objects of a Lightning file: its pickle names a class and a constructor call."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def lightning_file(path, state, tmp_path):
+    data = {
+        "state_dict": state, "epoch": 3, "hyper_parameters": {"cfg": Settings(f"touch {tmp_path / 'executed'}")},
+        "callbacks": [Settings(f"touch {tmp_path / 'executed'}")],
+    }  # fmt: skip
+    torch.save(data, path)
+    return path
+
+
+def official(model, **extra):
+    return {**{k: v.clone() for k, v in model.state_dict().items()}, **extra}
+
+
+def test_lightning_file_loads_strictly_and_nothing_runs(tmp_path):
+    model = create_model("hmr2_vits", **TINY).eval()
+    junk = {"discriminator.x.weight": torch.ones(2), "smpl.betas": torch.ones(3), "initialized": torch.tensor(True)}
+    path = lightning_file(tmp_path / "hmr2.ckpt", official(model, **junk), tmp_path)
+    loaded = convert.load_hmr2(path, num_heads=1)
+    assert not (tmp_path / "executed").exists()
+    img = torch.randn(1, 3, 256, 256)
+    torch.testing.assert_close(loaded(img).pose, model(img).pose, atol=0, rtol=0)
+    with open(path, "rb") as f:
+        assert b"posix" in f.read()  # the file does name os.system
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+
+
+def test_legacy_torch_files_are_read_too(tmp_path):
+    model = create_model("hmr2_vits", **TINY)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert convert.read_state_dict(tmp_path / "old.pth").keys() == model.state_dict().keys()
+
+
+def test_camerahmr_with_its_fov_file(tmp_path):
+    model = create_model("camerahmr_vits", **TINY, fov_net=True).eval()
+    state = official(model)
+    fov = {k.removeprefix("cam_model."): v for k, v in state.items() if k.startswith("cam_model.")}
+    assert len(fov) == 1874
+    torch.save({"state_dict": fov}, tmp_path / "fov.ckpt")
+    torch.save({"state_dict": {k: v for k, v in state.items() if not k.startswith("cam_model.")}}, tmp_path / "cam.ckpt")
+    loaded = convert.load_camerahmr(tmp_path / "cam.ckpt", tmp_path / "fov.ckpt", num_heads=1)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in loaded.state_dict().items())
+    alone = convert.load_camerahmr(tmp_path / "cam.ckpt", num_heads=1)
+    assert alone.cam_model is None
+    net = convert.load_humanfov(tmp_path / "fov.ckpt")
+    img = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(net(img)[:, 1], model.estimate_fov(img), atol=0, rtol=0)
+
+
+def test_densekp_file(tmp_path):
+    model = create_model("densekp_vith", embed_dim=64, depth=1, num_heads=1, decoder_depth=1).eval()
+    torch.save(model.state_dict(), tmp_path / "kp.pth")
+    loaded = convert.load_densekp(tmp_path / "kp.pth")
+    assert loaded.config == model.config
+    img = torch.randn(1, 3, 256, 256)
+    out = loaded(img)
+    assert out.shape == (1, 138, 3)
+    torch.testing.assert_close(out, model(img), atol=0, rtol=0)
+
+
+def test_bad_files_say_why(tmp_path):
+    model = create_model("hmr2_vits", **TINY)
+    state = official(model)
+    state.pop("smpl_head.deccam.bias")
+    torch.save(state, tmp_path / "short.pth")
+    with pytest.raises(ValueError, match="1 keys missing.*deccam"):
+        convert.load_hmr2(tmp_path / "short.pth", num_heads=1)
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="official layout"):
+        convert.load_hmr2(tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(ValueError, match="not a readable torch checkpoint"):
+        convert.load_hmr2(tmp_path / "text.pth")
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        convert.load_hmr2(tmp_path / "none.pth")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match="no tensors"):
+        convert.load_hmr2(tmp_path / "empty.pth")

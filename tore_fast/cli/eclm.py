@@ -1,0 +1,122 @@
+"""`tore-fast eclm`: finds mergeable layers of a host on your pictures and writes the smaller model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Args:
+    """Merges layers of an HMR2 / CameraHMR host while an error on calibration pictures stays within tau.
+
+    Without labels the error is the distance to the unmerged model's own joints. Interrupted runs go on where they stopped.
+    """
+
+    model: str
+    """Checkpoint folder written by tore_fast, an official .ckpt file, or a model name (random weights: for tests)."""
+    data: str
+    """Folder of pictures, one person each unless --boxes is given."""
+    out: str = "out/eclm"
+    """Folder for trace.jsonl, plan.json and the merged checkpoint."""
+    boxes: str | None = None
+    """JSON or CSV with boxes per picture (image,x0,y0,x1,y1)."""
+    tau: float = 0.1
+    """Allowed rise of the error: mm for joints, degrees for angle."""
+    measure: str = "joints"
+    """joints (mm, needs a body) or angle (degrees between rotations)."""
+    body: str = "free"
+    """Body for the joints: free, or a SMPL model file."""
+    limit: int = 1360
+    """Most crops used."""
+    batch_size: int = 16
+    fov: float = 55.0
+    """Vertical field of view in degrees, for CameraHMR hosts."""
+    kappa: float | None = None
+    """Skip windows whose outputs have linear CKA below this."""
+    cka: bool = False
+    """Also write cka.npy and, with matplotlib, cka.png (the paper's figure 2)."""
+    as_printed: bool = False
+    """Follow the printed algorithm, which forgets the last open window."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def run(args: Args) -> int:
+    import math
+    import sys
+    from pathlib import Path
+
+    import torch
+    from tqdm import tqdm
+
+    from ..data.boxes import BoxFileError
+    from ..data.image import ImageError
+    from ..layers import camera
+    from ..layers.eclm import describe
+    from ..models._hub import save_pretrained
+    from ..pipelines import hosts, layer_merge
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    try:
+        name, model = hosts.load_host(args.model)
+        found = hosts.picture_crops(args.data, args.boxes, args.limit)
+        joints = hosts.body_joints(args.body, device) if args.measure == "joints" else None
+    except (ImageError, BoxFileError, FileNotFoundError, ValueError) as e:
+        print(f"tore-fast eclm: {e}", file=sys.stderr)
+        return 2
+    model = model.to(device).eval()
+    model.set_merging(None)
+    crops, starts = found.crops, range(0, len(found.crops), args.batch_size)
+    batches = [crops[i : i + args.batch_size].to(device) for i in starts]
+    head_inputs = None
+    if hasattr(model, "cam_model"):
+        focal = camera.focal_from_fov(math.radians(args.fov), found.image_size[:, 1])
+        info = camera.bbox_info(found.box_center, found.box_size, found.image_size, focal).to(device)
+        head_inputs = [{"bbox_info": info[i : i + args.batch_size]} for i in starts]
+    calibration = layer_merge.host_calibration(model, batches, joints, args.measure, head_inputs=head_inputs)
+    layers = len(model.backbone.blocks)
+    unit = "mm" if args.measure == "joints" else "deg"
+    out = Path(args.out)
+    print(f"{name}: {layers} blocks, {len(crops)} crops, tau {args.tau} {unit}, {device}")
+    with tqdm(total=layers - 1, desc="evaluations") as bar:
+
+        def show(step, number):
+            bar.update(number - bar.n)
+            mark = "merge" if step.accept else "stop"
+            tqdm.write(f"  blocks {step.low:2d}..{step.high:2d}  error {step.error:8.4f} {unit}  {mark}")
+
+        result = layer_merge.run_search(calibration, out, args.tau, not args.as_printed, args.kappa, show)
+    merged = layer_merge.apply_plan(model, result.plan)
+    result.plan.save(out / "plan.json")
+    save_pretrained(merged, out / "model", name, eclm=result.to_json())
+    final = calibration.error(result.plan.groups)
+    print(f"base error {result.base:.4f} {unit}; merged {final:.4f} {unit}; {layers} -> {result.plan.num_layers} blocks")
+    for line in describe(result.plan):
+        print(f"  {line}")
+    if args.cka:
+        _write_cka(layer_merge.layer_similarity(calibration), out)
+    print(f"wrote {out / 'plan.json'}, {out / 'model'}")
+    return 0
+
+
+def _write_cka(matrix, out) -> None:
+    import numpy as np
+
+    np.save(out / "cka.npy", matrix.numpy())
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("cka.png needs matplotlib; cka.npy is written")
+        return
+    fig, ax = plt.subplots(figsize=(5, 4.4))
+    shown = ax.imshow(matrix.numpy(), origin="lower", vmin=0, vmax=1, cmap="viridis")
+    ax.set_xlabel("block")
+    ax.set_ylabel("block")
+    ax.set_title("linear CKA of block outputs")
+    fig.colorbar(shown)
+    fig.tight_layout()
+    fig.savefig(out / "cka.png", dpi=120)
+    plt.close(fig)

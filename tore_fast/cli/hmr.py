@@ -1,0 +1,129 @@
+"""`tore-fast hmr`: people in a video (or a folder of frames) to body motion files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Args:
+    """Body motion of the people in a video: npz (AMASS-like), BVH, animated GLB per track.
+
+    Boxes of tracked people come from any tracker as a file; without boxes the whole frame counts as one person.
+    An interrupted run goes on where it stopped when started again with the same --out.
+    """
+
+    video: str
+    """Video file, or folder of frames."""
+    model: str
+    """Host: checkpoint folder of tore_fast, official .ckpt, or a model name (random weights: for tests)."""
+    out: str = "out/hmr"
+    motion: str | None = None
+    """Checkpoint folder of the motion decoder (fasthmr_motion); none: the host's own poses."""
+    boxes: str | None = None
+    """CSV frame,track,x0,y0,x1,y1 or JSON {"track": [[frame,x0,y0,x1,y1],...]}."""
+    masks: str | None = None
+    """Folder of person masks: FRAME.png or TRACK/FRAME.png."""
+    mask_source: str = "auto"
+    """auto (the given masks), ellipse (in every box) or none."""
+    keep_tokens: int | None = None
+    """Merge tokens down to this many (Mask-ToMe; the paper's 90); none: as the model was saved."""
+    format: str = "npz"
+    """Comma-separated: npz, bvh, glb."""
+    fov: float | None = None
+    """Vertical field of view in degrees."""
+    focal: float | None = None
+    """Focal length in pixels."""
+    fps: float | None = None
+    """Frames per second; default: the file's, 30 for folders."""
+    body: str = "free"
+    """free, or a SMPL model file."""
+    batch_size: int = 32
+    chunk: int = 64
+    """Frames between two saved states."""
+    overlap: int = 0
+    """Frames shared by neighbouring clips of the motion decoder (27 hides seams)."""
+    seed: int = 0
+    noise: str = "seeded"
+    """seeded or zeros."""
+    betas_mode: str = "median"
+    """median over the track, or per_frame."""
+    box_rule: str = "hmr2"
+    """hmr2 or tight (CameraHMR's demo)."""
+    rotmats: bool = False
+    """Also store rotation matrices."""
+    limit: int | None = None
+    """Stop after this many frames."""
+    device: str = "auto"
+    precision: str = "float32"
+    """float32, bfloat16 or float16 for the networks."""
+    quiet: bool = field(default=False)
+
+
+def run(args: Args) -> int:
+    import sys
+    from pathlib import Path
+
+    import torch
+    from tqdm import tqdm
+
+    from ..data.image import ImageError
+    from ..data.video import MaskFolder, TrackBoxes, open_video
+    from ..layers.mask_tome import MergeConfig
+    from ..models._hub import load_pretrained
+    from ..models.fasthmr import FastHMRMotion
+    from ..pipelines import hosts
+    from ..pipelines.video_to_mesh import FORMATS, HMRPipeline, PipelineOptions
+
+    formats = [f.strip() for f in args.format.split(",") if f.strip()]
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    try:
+        bad = [f for f in formats if f not in FORMATS]
+        if bad or not formats:
+            raise ValueError(f"--format: expected a list of {', '.join(FORMATS)}, got {args.format!r}")
+        source = open_video(args.video, args.fps)
+        boxes = TrackBoxes.read(args.boxes) if args.boxes else None
+        folder = MaskFolder(args.masks) if args.masks else None
+        name, host = hosts.load_host(args.model)
+        if args.keep_tokens is not None:
+            host.set_merging(MergeConfig(keep=args.keep_tokens))
+        motion = load_pretrained(args.motion) if args.motion else None
+        if motion is not None and not isinstance(motion, FastHMRMotion):
+            raise ValueError(f"--motion: {args.motion} is not a motion decoder (fasthmr_motion)")
+        options = PipelineOptions(
+            batch_size=args.batch_size, chunk_frames=args.chunk, box_rule=args.box_rule, masks=args.mask_source,
+            focal_px=args.focal, fov_deg=args.fov, overlap=args.overlap, noise=args.noise, seed=args.seed,
+            betas_mode=args.betas_mode, rotmats=args.rotmats, precision=args.precision,
+        )  # fmt: skip
+        pipeline = HMRPipeline(host.fold(), hosts.load_named_body(args.body), motion, options, device)
+        only = boxes is None or len(boxes.tracks) <= 1
+        tracker = None if boxes is None else (lambda i, frame: boxes.at(i))
+
+        def masks(i, frame, found):
+            got = {t: folder.at(i, t, only, frame.shape[:2]) for t in found}
+            return {t: m for t, m in got.items() if m is not None}
+
+        out = Path(args.out)
+        settings = {"model": args.model, "keep": args.keep_tokens, "boxes": args.boxes, "mask_folder": args.masks,
+                    "precision": args.precision, "fov": args.fov, "focal": args.focal, "limit": args.limit}  # fmt: skip
+        with tqdm(desc="frames", unit="frame", disable=args.quiet) as bar:
+            store = pipeline.encode_video(
+                source, out / ".work", tracker, masks if folder else None, args.limit, settings, lambda i: bar.update(1)
+            )
+        written = []
+        for track in tqdm(store.tracks, desc="tracks", disable=args.quiet):
+            written += pipeline.decode_track(store, track, out, source.fps, formats)
+    except (ImageError, FileNotFoundError, ValueError) as e:
+        print(f"tore-fast hmr: {e}", file=sys.stderr)
+        return 2
+    if not store.tracks:
+        print("tore-fast hmr: no box in any frame that was read", file=sys.stderr)
+        return 1
+    kept = host.backbone.merging
+    tokens = f"{kept.keep or 'listed'} tokens kept" if kept is not None else "all tokens"
+    decoder = "motion decoder" if motion is not None else "host poses"
+    print(f"{name}, {len(host.backbone.blocks)} blocks, {tokens}, {decoder}, {args.precision}, {device}")
+    print(pipeline.timing.table())
+    for path in written:
+        print(path)
+    return 0

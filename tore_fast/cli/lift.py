@@ -1,0 +1,123 @@
+"""`tore-fast lift keypoints.json --model FOLDER --out DIR`: 2D keypoints of a clip to 3D poses, BVH and a stick-figure view."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+# exit codes: 0 all done, 1 some files failed, 2 nothing could be done
+SOME_FAILED, NOTHING_DONE = 1, 2
+FORMATS = ("npz", "bvh", "html", "gif")
+
+
+@dataclass
+class Args:
+    """Lifts 2D keypoint clips to root-relative 3D poses in metres (camera axes: x right, y down, z forward)."""
+
+    keypoints: Positional[list[Path]]
+    """JSON (COCO results, AlphaPose/Halpe, OpenPose file or folder, {"keypoints": ...}), npz (keypoints) or csv."""
+    model: str
+    """Folder written by `train hot --export`, or a registered name together with --checkpoint."""
+    checkpoint: Path | None = None
+    """Official weights (.pth, .bin, .safetensors) of the named model."""
+    order: str = "auto"
+    """Joint order: auto, coco, halpe, openpose25, openpose18 or h36m."""
+    person: int | None = None
+    """Track id to follow in files with several people."""
+    normalise: str = "auto"
+    """image, pixel or crop; auto takes image where the picture size is known, else crop. What was done is printed."""
+    width: float | None = None
+    """Picture width in pixels, if the file does not say."""
+    height: float | None = None
+    fps: float | None = None
+    """Frame rate for BVH and views, if the file does not say (default 25)."""
+    out: Path = Path("out")
+    """Folder for the results."""
+    format: str = "npz,bvh,html"
+    """Any of npz, bvh, html, gif, separated by commas."""
+    overlap: float = 0.5
+    """Share of frames that neighbouring windows have in common (seq2seq models)."""
+    flip: bool = True
+    """Average with the mirrored pass."""
+    device: str = "auto"
+    """auto, cpu, cuda ..."""
+
+
+def run(args: Args) -> int:
+    import torch
+
+    from ..pipelines.pose_lift import NORMALISATIONS, load_lifter
+
+    formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
+    if not formats or any(f not in FORMATS for f in formats):
+        return _fail(f"--format: expected some of {', '.join(FORMATS)}, got {args.format!r}")
+    if args.normalise not in ("auto", *NORMALISATIONS):
+        return _fail(f"--normalise: expected auto, {', '.join(NORMALISATIONS)}, got {args.normalise!r}")
+    try:
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+        model = load_lifter(args.model, args.checkpoint).to(device)
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError, RuntimeError) as e:
+        return _fail(str(e))
+    model.freeze_queries()
+    failed = 0
+    for path in args.keypoints:
+        try:
+            print(_lift_file(args, model, path, formats))
+        except (ValueError, OSError) as e:
+            failed += 1
+            print(f"error: {e}", file=sys.stderr)
+    return 0 if not failed else NOTHING_DONE if failed == len(args.keypoints) else SOME_FAILED
+
+
+def _lift_file(args: Args, model, path: Path, formats: tuple[str, ...]) -> str:
+    import numpy as np
+
+    from ..data.bvh import write_bvh
+    from ..data.chunking import H36M_JOINTS
+    from ..data.keypoints import read_keypoints
+    from ..pipelines.pose_lift import lift_clip, normalise
+    from ..vis.stick_figure import write_gif, write_html
+
+    clip = read_keypoints(path, args.order, args.person)
+    width, height = args.width or clip.width, args.height or clip.height
+    fps = args.fps or clip.fps or 25.0
+    how = args.normalise if args.normalise != "auto" else "image" if width and height else "crop"
+    x = normalise(clip.keypoints, how, width, height)
+    start = time.perf_counter()
+    lifted = lift_clip(model, x, args.overlap, args.flip)
+    seconds = time.perf_counter() - start
+    stem = args.out / path.stem
+    written = []
+    if "npz" in formats:
+        np.savez_compressed(
+            f"{stem}.npz", pose=lifted.pose, keypoints=clip.keypoints, normalised=x, kept=lifted.kept,
+            joints=np.array(H36M_JOINTS), fps=fps, normalisation=how, order=clip.order,
+        )  # fmt: skip
+        written.append(f"{stem}.npz")
+    if "bvh" in formats:
+        written.append(str(write_bvh(f"{stem}.bvh", lifted.pose, fps)))
+    if "html" in formats:
+        note = f"Input order {clip.order}, normalisation {how}; root-relative, no path through the room."
+        written.append(str(write_html(f"{stem}.html", lifted.pose, fps, path.name, note)))
+    if "gif" in formats:
+        written.append(str(write_gif(f"{stem}.gif", lifted.pose, fps)))
+    lines = [
+        f"{path}: {len(lifted.pose)} frames, order {clip.order}, normalisation {how}"
+        + (f" ({width:g} x {height:g})" if how != "crop" else " (no picture size needed)"),
+        f"  {lifted.windows} windows of {model.config.frames} frames in {seconds:.2f} s ({len(lifted.pose) / seconds:.0f} frames/s)",
+    ]
+    if clip.filled:
+        lines.append(f"  note: {clip.filled} joint positions were not detected and interpolated in time")
+    if clip.note:
+        lines.append(f"  note: {clip.note}")
+    return "\n".join([*lines, f"  wrote {', '.join(written)}"])
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return NOTHING_DONE

@@ -1,0 +1,6 @@
+"""`tore-fast train JOB`: one module train_JOB.py per job, all on train/loop.py."""
+
+SUBCOMMANDS = {
+    "mesh": "image-to-mesh models on synthetic images of the free body (the built-in default's recipe)",
+    "hot": "video 2D-to-3D pose models (MixSTE, MotionBERT, MHFormer, HoT, TPC) on motion capture",
+}

@@ -1,0 +1,58 @@
+"""`tore-fast train mesh`: an image-to-mesh model on synthetic images, and its export as a checkpoint folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..train.loop import TrainConfig
+from ..train.mesh_recovery import MeshRecoveryConfig
+
+
+@dataclass
+class Args:
+    """Trains an image-to-mesh model on synthetic images of the free body; the same command resumes a stopped run."""
+
+    model: str = "tore_default"
+    """Registered model (tore-fast list)."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: MeshRecoveryConfig = field(default_factory=MeshRecoveryConfig)
+    threads: int = 0
+    """CPU threads of the training process (0: torch's choice)."""
+    export: Path | None = None
+    """Write the averaged weights here when the run ends: a folder that `predict --model FOLDER` takes."""
+    export_only: bool = False
+    """Only write --export from the run's best weights."""
+
+
+def run(args: Args) -> int:
+    import torch
+
+    from ..body import load_body
+    from ..data.synth import HELD_OUT
+    from ..eval.synthetic import evaluate_held_out
+    from ..models import create_model, save_pretrained
+    from ..train.loop import train
+    from ..train.mesh_recovery import MeshRecovery
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.train.seed)
+    model = create_model(args.model, image_size=args.data.image_size)
+    body = load_body("free")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not args.export_only:
+        train(MeshRecovery(model, body.to(device), args.data, args.train.steps, device), args.train)
+    if args.export is not None:
+        best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
+        weights = {k.removeprefix("model."): v for k, v in best["model"].items() if not k.startswith("head.")}
+        model.load_state_dict(weights)
+        model.cpu().eval()
+        body.cpu()
+        metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in HELD_OUT}
+        facts = {"step": best["step"], "data": dataclasses.asdict(args.data), "training": dataclasses.asdict(args.train)}
+        save_pretrained(model, args.export, args.model, torch.float16, metrics=metrics, trained_on=facts)
+        for name, values in metrics.items():
+            print(f"{args.export} ({name}): " + "  ".join(f"{k} {v:.1f}" for k, v in values.items()))
+    return 0

@@ -1,0 +1,214 @@
+"""Training crops of the official repositories: box around a person, augmentation, and what moves with the picture.
+
+In: [H, W, 3] pixels with a centre and scale (box side = 200 * scale pixels), joints, SMPL pose. Out: normalised crops and
+targets for train/. METRO, FastMETRO, Mesh Graphormer and TORE share these rules (inherited from SPIN), odd rounding included.
+Inference crops, which need none of this, are in data/person_crop.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from ..body.joints import J24, SMPL24, mirror_index
+from .person_crop import BOX_MARGIN, IMAGENET_MEAN, IMAGENET_STD
+
+BOX_SIDE_PX = 200.0  # box side of scale 1
+_J24_MIRROR, _SMPL24_MIRROR = list(mirror_index(J24)), list(mirror_index(SMPL24))
+
+
+def box_center_scale(box: tuple[float, float, float, float], margin: float = BOX_MARGIN) -> tuple[np.ndarray, float]:
+    """Centre (x, y) and scale of a box (x0, y0, x1, y1), its longer side widened by `margin`."""
+    x0, y0, x1, y1 = box
+    return np.array([(x0 + x1) / 2, (y0 + y1) / 2]), margin * max(x1 - x0, y1 - y0) / BOX_SIDE_PX
+
+
+def crop_matrix(center, scale: float, size: int, rotation_deg: float = 0.0) -> np.ndarray:  # [3, 3]
+    """Homogeneous map from picture to crop pixels; the crop turns by `rotation_deg` about its middle."""
+    side = BOX_SIDE_PX * scale
+    k = size / side
+    # exactly upstream's order of operations: corners are truncated to whole pixels later, so the last bit matters
+    dx, dy = (size * (-float(c) / side + 0.5) for c in center)
+    t = np.array([[k, 0, dx], [0, k, dy], [0, 0, 1.0]])
+    if rotation_deg:
+        a, half = np.deg2rad(-rotation_deg), size / 2
+        turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1.0]])
+        to, back = np.eye(3), np.eye(3)
+        to[:2, 2], back[:2, 2] = -half, half
+        t = back @ turn @ to @ t
+    return t
+
+
+def transform_points(points: np.ndarray, center, scale: float, size: int, rotation_deg: float = 0.0) -> np.ndarray:
+    """Integer crop pixels [N, 2] of picture points [N, 2]: truncated towards zero, then plus one (upstream counts from 1)."""
+    t = crop_matrix(center, scale, size, rotation_deg)
+    return (np.asarray(points, np.float64) @ t[:2, :2].T + t[:2, 2]).astype(np.int64) + 1
+
+
+def normalize_points(points: np.ndarray, size: int) -> np.ndarray:
+    """Crop pixels to the [-1, 1] of the 2D losses."""
+    return 2.0 * points / size - 1.0
+
+
+def crop_image(pixels: np.ndarray, center, scale: float, size: int, rotation_deg: float = 0.0) -> np.ndarray:
+    """Square crop [size, size, 3] float64 in 0..255.
+
+    The box is cut at whole pixels (truncated), zero outside the picture, turned by bilinear sampling about its middle if
+    asked, then resized bilinearly without antialiasing.
+
+    Raises:
+        ValueError: pixels not [H, W, 3], or a box of no pixels.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"crop_image: pixels must be [H, W, 3], got {list(pixels.shape)}")
+    inverse = np.linalg.inv(crop_matrix(center, scale, size))
+    upper_left = (inverse @ [0, 0, 1.0])[:2].astype(np.int64)
+    lower_right = (inverse @ [size, size, 1.0])[:2].astype(np.int64)
+    if (lower_right <= upper_left).any():
+        raise ValueError(f"crop_image: scale {scale} at {list(center)} gives a box without pixels")
+    pad = 0
+    if rotation_deg:
+        diagonal = lower_right - upper_left
+        pad = int(np.linalg.norm(diagonal) / 2 - diagonal[1] / 2)
+    x0, y0 = upper_left - pad
+    x1, y1 = lower_right + pad
+    height, width = pixels.shape[:2]
+    window = np.zeros((y1 - y0, x1 - x0, 3))
+    sx0, sy0, sx1, sy1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    if sx0 < sx1 and sy0 < sy1:
+        window[sy0 - y0 : sy1 - y0, sx0 - x0 : sx1 - x0] = pixels[sy0:sy1, sx0:sx1]
+    if pad:
+        window = _rotate(window, rotation_deg)[pad:-pad, pad:-pad]
+    rows = (np.arange(size) + 0.5) * (window.shape[0] / size) - 0.5
+    cols = (np.arange(size) + 0.5) * (window.shape[1] / size) - 0.5
+    rows, cols = rows.clip(0, window.shape[0] - 1), cols.clip(0, window.shape[1] - 1)
+    return _sample(window, *np.meshgrid(rows, cols, indexing="ij"))
+
+
+def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
+    """Turned counter-clockwise about the middle pixel, zero outside."""
+    h, w = image.shape[:2]
+    a, cx, cy = np.deg2rad(degrees), (w - 1) / 2, (h - 1) / 2
+    y, x = np.meshgrid(np.arange(h) - cy, np.arange(w) - cx, indexing="ij")
+    from_x, from_y = np.cos(a) * x - np.sin(a) * y + cx, np.sin(a) * x + np.cos(a) * y + cy
+    # places in 1/32 pixel, as OpenCV's fixed-point warp takes them; one black pixel around for the border
+    from_x, from_y = (np.floor(v * 32 + 0.5) / 32 + 1 for v in (from_x, from_y))
+    return _sample(np.pad(image, ((1, 1), (1, 1), (0, 0))), from_y, from_x)
+
+
+def _sample(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Bilinear samples at (y, x); places outside take the border."""
+    h, w = image.shape[:2]
+    y, x = y.clip(0, h - 1), x.clip(0, w - 1)
+    y0, x0 = np.minimum(y.astype(np.int64), max(h - 2, 0)), np.minimum(x.astype(np.int64), max(w - 2, 0))
+    y1, x1 = np.minimum(y0 + 1, h - 1), np.minimum(x0 + 1, w - 1)
+    fy, fx = (y - y0)[..., None], (x - x0)[..., None]
+    top = image[y0, x0] * (1 - fx) + image[y0, x1] * fx
+    return top * (1 - fy) + (image[y1, x0] * (1 - fx) + image[y1, x1] * fx) * fy
+
+
+def flip_keypoints(joints: np.ndarray) -> np.ndarray:  # [24, D]
+    """J24 joints of the mirrored picture: left and right change places, x changes sign."""
+    out = np.array(joints, np.float64)[_J24_MIRROR]
+    out[:, 0] = -out[:, 0]
+    return out
+
+
+def flip_pose(pose: np.ndarray) -> np.ndarray:  # [72]
+    """SMPL axis-angle pose of the mirrored body."""
+    out = np.array(pose, np.float64).reshape(24, 3)[_SMPL24_MIRROR]
+    return (out * [1.0, -1.0, -1.0]).reshape(72)
+
+
+def rotate_axis_angle(root: np.ndarray, rotation_deg: float) -> np.ndarray:  # [3]
+    """Root orientation of a body whose picture was turned by `rotation_deg` (as crop_image turns it)."""
+    turn = Rotation.from_euler("z", -rotation_deg, degrees=True)
+    return (turn * Rotation.from_rotvec(root)).as_rotvec()
+
+
+def rectify_pose(pose: np.ndarray) -> np.ndarray:  # [72]
+    """Pose with its root turned by 180 degrees about the body's own x axis (data sets with y pointing down)."""
+    out = np.array(pose, np.float64)
+    out[:3] = (Rotation.from_rotvec(out[:3]) * Rotation.from_rotvec([np.pi, 0, 0])).as_rotvec()
+    return out
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random crop changes of the official training; `hand()` for FreiHAND."""
+
+    flip: float = 0.5  # probability; hands are never mirrored
+    noise: float = 0.4  # per-channel gain U(1 - noise, 1 + noise)
+    rotation_deg: float = 30.0  # N(0, rotation), clipped to twice that
+    upright: float = 0.6  # probability of no rotation
+    scale: float = 0.25  # N(1, scale), clipped to 1 -+ scale
+
+    @staticmethod
+    def hand() -> AugmentConfig:
+        return AugmentConfig(flip=0.0, rotation_deg=90.0)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One drawn change of a crop; the default changes nothing."""
+
+    flip: bool = False
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    rotation_deg: float = 0.0
+    scale: float = 1.0
+
+
+def draw_augmentation(rng: np.random.Generator, config: AugmentConfig) -> Augmentation:
+    """Draws one change of a training crop."""
+    flip = bool(rng.random() < config.flip)
+    gain = rng.uniform(1 - config.noise, 1 + config.noise, 3)
+    rotation = float(np.clip(rng.normal() * config.rotation_deg, -2 * config.rotation_deg, 2 * config.rotation_deg))
+    if rng.random() < config.upright:
+        rotation = 0.0
+    scale = float(np.clip(rng.normal() * config.scale + 1, 1 - config.scale, 1 + config.scale))
+    return Augmentation(flip, tuple(map(float, gain)), rotation, scale)
+
+
+def training_crop(
+    pixels: np.ndarray, center, scale: float, augmentation: Augmentation | None = None, size: int = 224
+) -> np.ndarray:
+    """Normalised training crop [3, size, size] float32: cut, mirror, gain clipped to 0..255, ImageNet mean and deviation."""
+    a = augmentation or Augmentation()
+    crop = crop_image(pixels, center, scale * a.scale, size, a.rotation_deg)
+    if a.flip:
+        crop = crop[:, ::-1]
+    crop = (crop * a.gain).clip(0, 255) / 255.0
+    return np.ascontiguousarray(((crop - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1), np.float32)
+
+
+def training_keypoints_2d(
+    joints: np.ndarray,  # [24, 3] picture pixels and visibility
+    center,
+    scale: float,
+    augmentation: Augmentation | None = None,
+    size: int = 224,
+) -> np.ndarray:  # [24, 3]
+    """J24 joints in the [-1, 1] of the training crop, visibility kept."""
+    a = augmentation or Augmentation()
+    out = np.array(joints, np.float64)
+    out[:, :2] = normalize_points(transform_points(joints[:, :2], center, scale * a.scale, size, a.rotation_deg), size)
+    return (flip_keypoints(out) if a.flip else out).astype(np.float32)
+
+
+def training_keypoints_3d(joints: np.ndarray, augmentation: Augmentation | None = None) -> np.ndarray:  # [24, 4]
+    """J24 joints in metres (and confidence), turned in the image plane and mirrored like the crop."""
+    a = augmentation or Augmentation()
+    out = np.array(joints, np.float64)
+    if a.rotation_deg:
+        out[:, :3] = Rotation.from_euler("z", -a.rotation_deg, degrees=True).apply(out[:, :3])
+    return (flip_keypoints(out) if a.flip else out).astype(np.float32)
+
+
+def training_pose(pose: np.ndarray, augmentation: Augmentation | None = None) -> np.ndarray:  # [72]
+    """SMPL pose turned and mirrored like the crop."""
+    a = augmentation or Augmentation()
+    out = np.array(pose, np.float64)
+    out[:3] = rotate_axis_angle(out[:3], a.rotation_deg)
+    return (flip_pose(out) if a.flip else out).astype(np.float32)

@@ -1,0 +1,171 @@
+"""Human3.6M (VideoPose3D files), MotionBERT clips and MPI-INF-3DHP (P-STMO files) as `PoseClip`s.
+
+In: the .npz / .pkl files those projects' preparation scripts write. Out: clips in the H36M joint order, root-relative camera
+space. Camera parameters come from a JSON file (they are not in the pose files). Pickles are read as plain data only.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..body.safe_pickle import read_npz, read_pickle
+from .cameras import normalise_2d, quaternion_rotate, world_to_camera
+from .pose_clip import PoseClip, root_relative
+
+TRAIN_SUBJECTS, TEST_SUBJECTS = ("S1", "S5", "S6", "S7", "S8"), ("S9", "S11")
+# the 17 moving joints among Human3.6M's 32
+H36M_32_TO_17 = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
+CAMERA_IDS = ("54138969", "55011271", "58860488", "60457274")
+RESOLUTIONS = {"54138969": (1000, 1002), "55011271": (1000, 1000), "58860488": (1000, 1000), "60457274": (1000, 1002)}
+# 3DHP as P-STMO orders it -> H36M order
+HP3D_TO_H36M = (14, 8, 9, 10, 11, 12, 13, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4)
+HP3D_PCK_JOINTS = (10, 8, 14, 15, 16, 11, 12, 13, 1, 2, 3, 4, 5, 6)  # its first 14 joints, in H36M order
+
+
+def read_cameras(path: str | Path) -> dict[str, list[dict]]:
+    """Subject -> four cameras with orientation [4] (unit quaternion w, x, y, z), translation [3] (m), width, height.
+
+    Takes {"S1": [{"orientation", "translation", "res_w", "res_h"}, ...]} or the common camera-parameters.json
+    ({"extrinsics": {"S1": {"54138969": {"R": 3x3, "t": mm}}}}).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such camera file")
+    try:
+        raw = json.loads(path.read_text())
+        if "extrinsics" in raw:
+            return {s: [_from_matrix(i, by_id[i]) for i in CAMERA_IDS] for s, by_id in raw["extrinsics"].items() if by_id}
+        return {s: [_from_quaternion(i, c) for i, c in zip(CAMERA_IDS, rows)] for s, rows in raw.items()}
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
+        raise ValueError(f"{path}: not a camera file of the two known layouts ({type(e).__name__}: {e})") from e
+
+
+def _from_matrix(camera: str, entry: dict) -> dict:
+    rotation, t = np.array(entry["R"], np.float64), np.array(entry["t"], np.float64).reshape(3)
+    position = -rotation.T @ t / 1000.0
+    width, height = RESOLUTIONS[camera]
+    return {"orientation": _quaternion(rotation.T), "translation": position, "width": width, "height": height}
+
+
+def _from_quaternion(camera: str, entry: dict) -> dict:
+    width, height = entry.get("res_w", RESOLUTIONS[camera][0]), entry.get("res_h", RESOLUTIONS[camera][1])
+    q, t = np.array(entry["orientation"], np.float64), np.array(entry["translation"], np.float64)
+    if q.shape != (4,) or t.shape != (3,):
+        raise ValueError("orientation must have 4 numbers and translation 3")
+    t = t / 1000.0 if np.abs(t).max() > 100 else t  # some copies keep millimetres
+    return {"orientation": q / np.linalg.norm(q), "translation": t, "width": width, "height": height}
+
+
+def _quaternion(r: np.ndarray) -> np.ndarray:
+    """Unit quaternion (w, x, y, z) of a rotation matrix."""
+    candidates = np.array([
+        [1 + r[0, 0] + r[1, 1] + r[2, 2], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
+        [r[2, 1] - r[1, 2], 1 + r[0, 0] - r[1, 1] - r[2, 2], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
+        [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], 1 - r[0, 0] + r[1, 1] - r[2, 2], r[1, 2] + r[2, 1]],
+        [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], 1 - r[0, 0] - r[1, 1] + r[2, 2]],
+    ])  # fmt: skip
+    best = candidates[np.argmax(np.diag(candidates))]
+    q = best / np.linalg.norm(best)
+    assert np.allclose(quaternion_rotate(q, np.eye(3)), r.T, atol=1e-5), "not a rotation matrix"
+    return q
+
+
+def read_h36m(
+    path_3d: str | Path,
+    path_2d: str | Path,
+    cameras: str | Path,
+    subjects: Iterable[str] = TRAIN_SUBJECTS,
+) -> list[PoseClip]:
+    """Clips of data_3d_h36m.npz + data_2d_h36m_*.npz: one per subject, action and camera; 2D is cut to the 3D's length."""
+    poses = _member(path_3d, "positions_3d")
+    points = _member(path_2d, "positions_2d")
+    rigs = read_cameras(cameras)
+    out = []
+    for subject in subjects:
+        for name, table in (("3D poses", poses), ("2D keypoints", points), ("cameras", rigs)):
+            if subject not in table:
+                raise ValueError(f"Human3.6M: subject {subject} has no {name}; there are {sorted(table)}")
+        for action, world in poses[subject].items():
+            world = np.asarray(world, np.float64)
+            if world.shape[1] == 32:
+                world = world[:, list(H36M_32_TO_17)]
+            views = points[subject].get(action)
+            if views is None:
+                continue  # the detections of one broken video are missing from the published files
+            for camera, pixels, rig in zip(CAMERA_IDS, views, rigs[subject]):
+                length = min(len(world), len(pixels))
+                if len(pixels) < len(world):
+                    raise ValueError(f"{path_2d}: {subject}/{action}/{camera} has {len(pixels)} frames, the 3D file {len(world)}")
+                seen = world_to_camera(world[:length], rig["orientation"], rig["translation"])
+                keypoints = normalise_2d(np.asarray(pixels[:length], np.float32), rig["width"], rig["height"])
+                out.append(PoseClip(subject, action.split(" ")[0], camera, keypoints, root_relative(seen)))
+    return out
+
+
+def _member(path: str | Path, key: str) -> dict:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        data = read_npz(path, [key])[key]
+    except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError, ValueError) as e:
+        raise ValueError(f"{path}: cannot be read: {e}") from e
+    data = data.item() if data.shape == () else data
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: {key!r} must be a dictionary, as the preparation scripts write it")
+    return data
+
+
+def read_motionbert_clips(folder: str | Path, split: str = "train") -> list[PoseClip]:
+    """MotionBERT's prepared clips: folder/H36M-SH/{train,test}/*.pkl (or any folder of such files).
+
+    data_input [243, 17, 3] is x, y, confidence; data_label [243, 17, 3] is normalised by the image, root-relative in the
+    official training. Both stay in those units.
+    """
+    folder = Path(folder)
+    files = sorted(folder.rglob(f"{split}/*.pkl")) or sorted(folder.glob("*.pkl"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no .pkl clips (looked for {split}/*.pkl)")
+    out = []
+    for path in files:
+        try:
+            clip = read_pickle(path)
+        except pickle.UnpicklingError as e:
+            raise ValueError(f"{path}: cannot be read: {e}") from e
+        if not isinstance(clip, dict) or not {"data_input", "data_label"} <= clip.keys():
+            raise ValueError(f"{path}: expected a dictionary with data_input and data_label")
+        keypoints, label = (np.asarray(clip[k], np.float32) for k in ("data_input", "data_label"))
+        out.append(PoseClip("", path.stem, "", keypoints, root_relative(label)))
+    return out
+
+
+def read_3dhp(path: str | Path, split: str) -> list[PoseClip]:
+    """MPI-INF-3DHP as P-STMO prepares it (data_train_3dhp.npz / data_test_3dhp.npz), in H36M joint order and metres.
+
+    split "train": 2D normalised by 2048 x 2048; "test": TS5 and TS6 by 1920 x 1080, frames with valid != 1 marked.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"read_3dhp: split must be 'train' or 'test', got {split!r}")
+    data = _member(path, "data")
+    order = list(HP3D_TO_H36M)
+    out = []
+    for name, entry in data.items():
+        views = entry[0] if split == "train" else {"0": entry}
+        if not isinstance(views, dict):
+            raise ValueError(f"{path}: {name} does not look like {split} data")
+        for camera, view in views.items():
+            if not {"data_3d", "data_2d"} <= view.keys():
+                raise ValueError(f"{path}: {name}/{camera} lacks data_3d or data_2d, it has {sorted(view)}")
+            pose, pixels = np.asarray(view["data_3d"], np.float64), np.asarray(view["data_2d"], np.float32)
+            pose, pixels = (v.reshape(len(v), 17, -1)[:, order] for v in (pose, pixels))
+            size = (1920, 1080) if split == "test" and name in ("TS5", "TS6") else (2048, 2048)
+            valid = np.asarray(view["valid"]).reshape(-1) == 1 if "valid" in view else None
+            subject, _, action = name.partition(" ")
+            out.append(PoseClip(subject, action or name, str(camera), normalise_2d(pixels, *size)[..., :2],
+                                root_relative(pose / 1000.0), valid))  # fmt: skip
+    return out

@@ -1,0 +1,86 @@
+"""What of a body's surface never changes: faces, part and rest-position tables, the matrix of vertex normals.
+
+In: a Body with part labels; out: tables for texture.py and shading.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from ...ops import CsrMatrix, csr_matrix, mesh_upsample
+
+SKIN, HAIR, UPPER, LOWER, SHOES = range(5)  # garments
+NUM_GARMENTS = 5
+LEFT_RIGHT = ("_l", "_r")
+
+
+class Surface(nn.Module):
+    """Buffers only; moves with .to(device)."""
+
+    def __init__(self, body):
+        super().__init__()
+        faces = body.faces()
+        count, num_faces = body.template.shape[0], len(faces)
+        self.part_names = body.part_names
+        if not self.part_names:
+            raise ValueError(f"SynthGenerator: body {body.name} has no part labels to dress it by; use load_body('free')")
+        self.register_buffer("faces", torch.from_numpy(np.ascontiguousarray(faces, dtype=np.int32)))
+        self.register_buffer("_corner", self.faces.T.contiguous())
+        self.register_buffer("coarse_faces", torch.from_numpy(np.ascontiguousarray(body.faces(1), dtype=np.int32)))
+        rows, cols = faces.reshape(-1), np.repeat(np.arange(num_faces), 3)
+        incidence = csr_matrix(sp.csr_matrix((np.ones(len(rows), np.float32), (rows, cols)), shape=(count, num_faces)))
+        for name, t in zip(incidence._fields, incidence):
+            self.register_buffer(f"_inc_{name}", t)
+        for name, t in zip(incidence._fields, csr_matrix(body.topology.regressors["h36m17"])):
+            self.register_buffer(f"_joint_{name}", t)
+        parts = body.part_labels.long()
+        corner = parts[self.faces.long()]
+        face_part = torch.where(corner[:, 1] == corner[:, 2], corner[:, 1], corner[:, 0])  # majority of three
+        self.register_buffer("face_part", face_part.to(torch.uint8))
+        self.register_buffer("vertex_part", parts)
+        rest = body.template.float()
+        self.register_buffer("rest", rest)
+        joint = {n: body.joints[i] for i, n in enumerate(body.joint_names)}
+        head = rest[self._is("skin_head")[parts]]
+        nose = head[head[:, 2].argmax()]
+        self.marks = {  # metres in the rest pose
+            "nose": (float(nose[1]), float(nose[2])),
+            "top": float(rest[:, 1].max()),
+            "shoulder": float(joint["L_Shoulder"][0]),
+            "elbow": float(joint["L_Elbow"][0]),
+            "wrist": float(joint["L_Wrist"][0]),
+            "hip": float(joint["L_Hip"][1]),
+            "knee": float(joint["L_Knee"][1]),
+            "ankle": float(joint["L_Ankle"][1]),
+            "neck": float(joint["Neck"][1]),
+        }
+        self.register_buffer("is_head", self._is("skin_head"))
+        self.register_buffer("is_scalp", self._is("hair"))
+        self.register_buffer("is_torso", self._is("torso"))
+        self.register_buffer("is_arm", self._is("upper_arm", "lower_arm"))
+        self.register_buffer("is_hand", self._is("hand"))
+        self.register_buffer("is_leg", self._is("upper_leg", "lower_leg"))
+        self.register_buffer("is_foot", self._is("shoe"))
+
+    def _is(self, *stems: str) -> Tensor:  # [P] bool
+        names = [n[:-2] if n.endswith(LEFT_RIGHT) else n for n in self.part_names]
+        return torch.tensor([n in stems for n in names])
+
+    def normals(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, V, 3] of length one
+        """Vertex normals, face areas as weights: face normals summed by one sparse matrix."""
+        a, b, c = (vertices.index_select(1, index) for index in self._corner)
+        x1, y1, z1 = (b - a).unbind(-1)
+        x2, y2, z2 = (c - a).unbind(-1)
+        across = torch.stack((y1 * z2 - z1 * y2, z1 * x2 - x1 * z2, x1 * y2 - y1 * x2), -1)
+        total = mesh_upsample(across, self._incidence())
+        return total / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+    def _incidence(self):
+        return CsrMatrix(*(getattr(self, f"_inc_{name}") for name in CsrMatrix._fields))
+
+    def joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, 17, 3]
+        """Human3.6M joints by the body's regressor, as a sparse product."""
+        return mesh_upsample(vertices, CsrMatrix(*(getattr(self, f"_joint_{name}") for name in CsrMatrix._fields)))

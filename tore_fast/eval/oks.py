@@ -1,0 +1,209 @@
+"""OKS-AP of key points, as COCO and COCO-WholeBody define it (20 detections, 101 recall points, OKS .50:.05:.95).
+
+In: annotations and detections as `KeypointTable`s (from data/wholebody.py and decoded heat-maps); out: AP and AR per
+part. A numpy implementation of the published protocol: pycocotools knows no 133-point sets, and its numbers are what
+tests/eval/test_oks.py compares with where it is installed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+_BODY = [.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089]  # fmt: skip
+_FOOT = [.068, .066, .066, .092, .094, .094]  # fmt: skip
+_FACE = [
+    .042, .043, .044, .043, .040, .035, .031, .025, .020, .023, .029, .032, .037, .038, .043, .041, .045,
+    .013, .012, .011, .011, .012, .012, .011, .011, .013, .015, .009, .007, .007, .007, .012, .009, .008, .016, .010,
+    .017, .011, .009, .011, .009, .007, .013, .008, .011, .012, .010, .034, .008, .008, .009, .008, .008, .007, .010,
+    .008, .009, .009, .009, .007, .007, .008, .011, .008, .008, .008, .010, .008,
+]  # fmt: skip
+_HAND = [
+    .029, .022, .035, .037, .047, .026, .025, .024, .035, .018, .024, .022, .026, .017, .021, .021, .032, .020, .019,
+    .022, .031,
+]  # fmt: skip
+WHOLEBODY_SIGMAS = np.array(_BODY + _FOOT + _FACE + _HAND + _HAND)
+BODY_SIGMAS = np.array(_BODY)
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+AREAS = {"all": (0.0, 1e10), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+_EPS = np.spacing(1)
+
+
+class KeypointTable(NamedTuple):
+    """Key points of people in many images, one row per person."""
+
+    image_id: np.ndarray  # [P] int
+    points: np.ndarray  # [P, J, 3]: x, y and visibility (annotations) or score (detections)
+    area: np.ndarray  # [P] annotated area; for detections the extent of the points (see `extent_area`)
+    score: np.ndarray  # [P], 1 for annotations
+    ignore: np.ndarray  # [P] bool: crowd annotations
+    box: np.ndarray  # [P, 4] x, y, width, height; used for annotations without a labelled point
+
+    def part(self, first: int, last: int) -> KeypointTable:
+        return self._replace(points=self.points[:, first:last])
+
+
+def extent_area(points: np.ndarray) -> np.ndarray:  # [P, J, >=2] -> [P]
+    """Area of the rectangle around all points, as COCO gives detections."""
+    extent = points[..., :2].max(1) - points[..., :2].min(1)
+    return extent[:, 0] * extent[:, 1]
+
+
+def oks(
+    detections: np.ndarray,  # [D, J, >=2]
+    annotations: np.ndarray,  # [G, J, 3]
+    area: np.ndarray,  # [G]
+    sigmas: np.ndarray,  # [J]
+    box: np.ndarray | None = None,  # [G, 4]
+) -> np.ndarray:  # [D, G]
+    """Object key-point similarity: mean over labelled joints of exp(-d^2 / (2 area (2 sigma)^2)).
+
+    For an annotation without a labelled joint, distances count from its box doubled in size (COCO's rule; such
+    annotations are ignored in the AP anyway).
+    """
+    labelled = annotations[..., 2] > 0  # [G, J]
+    d = detections[:, None, :, :2] - annotations[None, ..., :2]
+    if box is not None:
+        low, high = box[:, None, :2] - box[:, None, 2:], box[:, None, :2] + 2 * box[:, None, 2:]
+        p = detections[:, None, :, :2]
+        outside = np.maximum(0, low[None] - p) + np.maximum(0, p - high[None])
+        d = np.where(labelled.any(1)[None, :, None, None], d, outside)
+    else:
+        d = np.where(labelled.any(1)[None, :, None, None], d, np.inf)
+    e = (d**2).sum(3) / (2 * sigmas) ** 2 / (area[None, :, None] + _EPS) / 2
+    weight = np.where(labelled.any(1)[:, None], labelled, True)
+    return (np.exp(-e) * weight[None]).sum(2) / weight.sum(1)
+
+
+def _match(similarity, gt_ignore, gt_crowd, threshold):
+    """Greedy matching in score order; gts are sorted with ignored ones last. Returns per-detection gt index or -1."""
+    matched = np.full(similarity.shape[0], -1)
+    taken = np.zeros(similarity.shape[1], bool)
+    for d in range(similarity.shape[0]):
+        best, found = min(threshold, 1 - 1e-10), -1
+        for g in range(similarity.shape[1]):
+            if taken[g] and not gt_crowd[g]:
+                continue
+            if found >= 0 and not gt_ignore[found] and gt_ignore[g]:
+                break
+            if similarity[d, g] < best:
+                continue
+            best, found = similarity[d, g], g
+        matched[d] = found
+        if found >= 0:
+            taken[found] = True
+    return matched
+
+
+def keypoint_ap(
+    annotations: KeypointTable,
+    detections: KeypointTable,
+    sigmas: np.ndarray = BODY_SIGMAS,
+    max_detections: int = 20,
+) -> dict[str, float]:
+    """COCO key-point metrics: AP, AP50, AP75, APM, APL, AR, AR50, AR75, ARM, ARL (-1 where nothing is annotated).
+
+    Args:
+        annotations: people with [J, 3] points; those without a labelled joint, and crowds, are ignored.
+        detections: people with scores.
+        sigmas: [J] of the joints.
+    """
+    if annotations.points.shape[1] != len(sigmas) or detections.points.shape[1] != len(sigmas):
+        raise ValueError(
+            f"keypoint_ap: points must have {len(sigmas)} joints like sigmas, got {annotations.points.shape[1]} annotated "
+            f"and {detections.points.shape[1]} detected"
+        )
+    images = {}
+    no_joint = ~(annotations.points[..., 2] > 0).any(1)
+    for image in np.union1d(annotations.image_id, detections.image_id):
+        g = np.flatnonzero(annotations.image_id == image)
+        d = np.flatnonzero(detections.image_id == image)
+        d = d[np.argsort(-detections.score[d], kind="mergesort")][:max_detections]
+        images[image] = g, d, oks(detections.points[d], annotations.points[g], annotations.area[g], sigmas, annotations.box[g])
+    curves = {name: _curve(images, annotations, detections, no_joint, limits) for name, limits in AREAS.items()}
+    precision, recall = curves["all"]
+
+    def mean(values) -> float:
+        values = values[values > -1]
+        return float(values.mean()) if values.size else -1.0
+
+    return {
+        "AP": mean(precision), "AP50": mean(precision[0]), "AP75": mean(precision[5]),
+        "APM": mean(curves["medium"][0]), "APL": mean(curves["large"][0]),
+        "AR": mean(recall), "AR50": mean(recall[:1]), "AR75": mean(recall[5:6]),
+        "ARM": mean(curves["medium"][1]), "ARL": mean(curves["large"][1]),
+    }  # fmt: skip
+
+
+def _curve(images, annotations, detections, no_joint, limits) -> tuple[np.ndarray, np.ndarray]:
+    """Precision [10, 101] and recall [10] for annotations of one range of areas; -1 where there are none."""
+    low, high = limits
+    scores, hits, ignored, total = [], [], [], 0
+    for g, d, similarity in images.values():
+        area = annotations.area[g]
+        gt_ignore = annotations.ignore[g] | no_joint[g] | (area < low) | (area > high)
+        order = np.argsort(gt_ignore, kind="mergesort")
+        gt_ignore, gt_crowd = gt_ignore[order], annotations.ignore[g][order]
+        total += int((~gt_ignore).sum())
+        outside = (detections.area[d] < low) | (detections.area[d] > high)
+        hit, skip = np.zeros((len(THRESHOLDS), len(d)), bool), np.zeros((len(THRESHOLDS), len(d)), bool)
+        for t, threshold in enumerate(THRESHOLDS):
+            matched = _match(similarity[:, order], gt_ignore, gt_crowd, threshold)
+            hit[t] = matched >= 0
+            skip[t] = np.where(matched >= 0, gt_ignore[matched] if len(g) else False, outside)
+        scores.append(detections.score[d])
+        hits.append(hit)
+        ignored.append(skip)
+    precision, recall = -np.ones((len(THRESHOLDS), len(RECALLS))), -np.ones(len(THRESHOLDS))
+    if total == 0:
+        return precision, recall
+    order = np.argsort(-np.concatenate(scores), kind="mergesort")
+    hit, skip = np.concatenate(hits, 1)[:, order], np.concatenate(ignored, 1)[:, order]
+    for t in range(len(THRESHOLDS)):
+        true = np.cumsum(hit[t] & ~skip[t]).astype(float)
+        false = np.cumsum(~hit[t] & ~skip[t]).astype(float)
+        reached = true / total
+        value = true / (true + false + _EPS)
+        recall[t] = reached[-1] if reached.size else 0.0
+        value = np.maximum.accumulate(value[::-1])[::-1]
+        at = np.searchsorted(reached, RECALLS, side="left")
+        precision[t] = np.where(at < value.size, value[np.minimum(at, value.size - 1)] if value.size else 0.0, 0.0)
+    return precision, recall
+
+
+def oks_nms(points: np.ndarray, score: np.ndarray, area: np.ndarray, sigmas: np.ndarray, threshold: float = 0.9) -> np.ndarray:
+    """Indices of detections [D, J, >=2] of one image that stay: none is more similar than `threshold` to a better one."""
+    order = list(np.argsort(-score, kind="mergesort"))
+    keep = []
+    while order:
+        best = order.pop(0)
+        keep.append(best)
+        if order:
+            rest = np.array(order)
+            e = ((points[rest, :, :2] - points[best, :, :2]) ** 2).sum(2) / (2 * sigmas) ** 2
+            similarity = np.exp(-e / (((area[best] + area[rest]) / 2)[:, None] + _EPS) / 2).mean(1)
+            order = list(rest[similarity <= threshold])
+    return np.array(keep, dtype=np.int64)
+
+
+def rescore(box_score: np.ndarray, keypoint_score: np.ndarray, visible_threshold: float = 0.2) -> np.ndarray:
+    """Detection score [D]: box score times the mean of the key-point scores [D, J] above the threshold."""
+    visible = keypoint_score > visible_threshold
+    mean = (keypoint_score * visible).sum(1) / np.maximum(visible.sum(1), 1)
+    return box_score * mean
+
+
+def wholebody_ap(annotations: KeypointTable, detections: KeypointTable, parts: dict[str, tuple[int, int]]) -> dict[str, float]:
+    """AP and AR of every part and of all 133 points: {"body_AP": ..., "whole_AR": ...}.
+
+    A person counts for a part only if it has a labelled joint there; sizes of detections are those of the part's points.
+    """
+    out = {}
+    for name, (first, last) in {**parts, "whole": (0, len(WHOLEBODY_SIGMAS))}.items():
+        found = detections.part(first, last)
+        found = found._replace(area=extent_area(found.points))
+        result = keypoint_ap(annotations.part(first, last), found, WHOLEBODY_SIGMAS[first:last])
+        out |= {f"{name}_AP": result["AP"], f"{name}_AR": result["AR"]}
+    return out

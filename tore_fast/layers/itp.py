@@ -1,0 +1,113 @@
+"""Image token pruning (ITP): which image tokens reach the transformers, by four selectors behind one interface.
+
+In: the [B, C, h, w] feature map of a model (models/tore.py, models/metro.py); out: kept tokens with their positions and
+a heat map over the grid. `soft` is the released TORE; `cluster` uses ops.dpc_knn_cluster and ops.cluster_merge.
+Parameters live on the model itself (mixin), because the official checkpoints have them at the top level.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import cluster_merge, dpc_knn_cluster, ppt_select
+from .positional import sine_position
+
+SELECTORS = ("soft", "cluster", "attention", "none")
+
+
+class Selection(NamedTuple):
+    tokens: Tensor  # [B, M, C]
+    pos: Tensor  # [M, C] or [B, M, C]
+    heatmap: Tensor | None  # [B, M, h * w], rows sum to one: where each kept token comes from
+
+
+class TokenSelection(nn.Module):
+    """Mixin: `init_selection` adds a selector's parameters to the model, `select_tokens` applies it."""
+
+    selector: str
+    keep_num: int
+
+    def init_selection(
+        self,
+        selector: str,
+        dim: int,  # channels of the feature map
+        grid: tuple[int, int],
+        keep_ratio: float,
+        hidden: int = 128,
+        neighbors: int = 5,
+    ) -> None:
+        """M = int(h * w * keep_ratio) tokens are kept; "none" keeps all of them untouched.
+
+        soft: conv 3x3 -> GELU -> linear -> softmax over the positions = weights of M weighted means (released TORE;
+            no token is chosen or dropped), then one LayerNorm over the whole [M, C] block. Positions: an M x 1 grid.
+        cluster: DPC-kNN density peaks, then cluster averages (the paper's wording); positions are averaged alike.
+        attention: one attention over the tokens; the M tokens that receive most attention stay (PPT), with theirs
+            positions. Its context is added to the tokens, so its projections are trained by the task.
+
+        Raises:
+            ValueError: unknown selector, keep_ratio outside (0, 1] or so small that no token is left.
+        """
+        if selector not in SELECTORS:
+            raise ValueError(f"ITP: selector must be one of {SELECTORS}, got {selector!r}")
+        count = grid[0] * grid[1]
+        self.selector, self.grid = selector, tuple(grid)
+        self.keep_num = count if selector == "none" else int(count * keep_ratio)
+        if not 0 < keep_ratio <= 1 or self.keep_num < 1:
+            raise ValueError(f"ITP: keep_ratio must keep 1..{count} of {count} tokens, got {keep_ratio}")
+        self.neighbors = min(neighbors, count)
+        if selector == "soft":
+            self.token_selector_conv2d = nn.Conv2d(dim, hidden, 3, padding=1)
+            self.token_selector_fc = nn.Linear(hidden, self.keep_num)
+            self.layer_norm = nn.LayerNorm([self.keep_num, dim])
+            pos = sine_position(self.keep_num, 1, dim)
+        else:
+            pos = sine_position(*grid, dim)
+        if selector in ("cluster", "attention"):
+            self.layer_norm = nn.LayerNorm(dim)
+        if selector == "attention":
+            self.token_attention_qk = nn.Linear(dim, 2 * hidden)
+            self.token_attention_scale = nn.Parameter(torch.full((dim,), 0.1))
+        self.register_buffer("token_pos", pos, persistent=False)
+
+    def select_tokens(self, features: Tensor) -> Selection:  # [B, C, h, w]
+        if tuple(features.shape[-2:]) != self.grid:
+            raise ValueError(
+                f"{type(self).__name__}: feature map must be {self.grid[0]}x{self.grid[1]} (config image_size / stride), "
+                f"got {features.shape[-2]}x{features.shape[-1]}"
+            )
+        tokens = features.flatten(2).transpose(1, 2)  # [B, N, C], row-major
+        if self.selector == "soft":
+            return self._soft(features, tokens)
+        if self.selector == "cluster":
+            return self._cluster(tokens)
+        if self.selector == "attention":
+            return self._attention(tokens)
+        return Selection(tokens, self.token_pos, None)
+
+    def _soft(self, features: Tensor, tokens: Tensor) -> Selection:
+        scores = F.gelu(self.token_selector_conv2d(features)).flatten(2).transpose(1, 2)  # [B, N, hidden]
+        heatmap = self.token_selector_fc(scores).transpose(1, 2).softmax(-1)  # [B, M, N]
+        return Selection(self.layer_norm(heatmap @ tokens), self.token_pos, heatmap)
+
+    def _cluster(self, tokens: Tensor) -> Selection:
+        clusters = dpc_knn_cluster(tokens.detach(), self.keep_num, k=self.neighbors)
+        merged, norm_weight = cluster_merge(tokens, clusters.cluster, self.keep_num)
+        slot = torch.arange(self.keep_num, device=tokens.device)[:, None]
+        heatmap = torch.where(clusters.cluster[:, None] == slot, norm_weight[:, None].to(tokens.dtype), 0.0)
+        return Selection(self.layer_norm(merged), heatmap @ self.token_pos, heatmap)
+
+    def _attention(self, tokens: Tensor) -> Selection:
+        heads = 8
+        q, k = self.token_attention_qk(tokens).chunk(2, -1)
+        q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
+        weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1).mean(1)  # [B, N, N]
+        importance = weights.detach().sum(1)  # attention every token receives
+        kept = ppt_select(importance, self.keep_num, sort_by_position=True)  # [B, M]
+        tokens = self.layer_norm(tokens + self.token_attention_scale * (weights @ tokens))
+        index = kept[..., None].expand(-1, -1, tokens.shape[-1])
+        heatmap = F.one_hot(kept, importance.shape[1]).to(tokens.dtype)
+        return Selection(tokens.gather(1, index), self.token_pos[kept], heatmap)

@@ -1,0 +1,138 @@
+"""Transformers of the motion models: post- or pre-norm layers with long skip connections (MLD; fasthmr.md section 7).
+
+In: sequences [B, N, D] of models/motion_vae.py and models/motion_diffusion.py; out: the same shape. Parameters carry
+the names of nn.MultiheadAttention (in_proj_weight, out_proj) so that MLD files load; attention is fused and batch-first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    dim: int = 512
+    heads: int = 4
+    ff_size: int = 1024
+    layers: int = 9
+    dropout: float = 0.1
+    activation: str = "gelu"
+    pre_norm: bool = False
+    skip: bool = True
+
+    def __post_init__(self):
+        if self.dim % self.heads:
+            raise ValueError(f"TransformerConfig: dim {self.dim} must be a multiple of heads {self.heads}")
+        if self.skip and self.layers % 2 == 0:
+            raise ValueError(f"TransformerConfig: layers must be odd with skip connections, got {self.layers}")
+        if self.activation not in ("gelu", "relu"):
+            raise ValueError(f"TransformerConfig: activation must be 'gelu' or 'relu', got {self.activation!r}")
+
+
+class MultiheadAttention(nn.Module):
+    """Attention with nn.MultiheadAttention's parameter names; query [B, Nq, D], memory [B, Nk, D], keep [B, Nk] bool."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, query: Tensor, memory: Tensor, keep: Tensor | None = None) -> Tensor:
+        dim = query.shape[-1]
+        if memory is query:
+            q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        else:
+            wq, wkv = self.in_proj_weight.split((dim, 2 * dim))
+            bq, bkv = self.in_proj_bias.split((dim, 2 * dim))
+            q = F.linear(query, wq, bq)
+            k, v = F.linear(memory, wkv, bkv).chunk(2, -1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        mask = None if keep is None else keep[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """Self-attention, optional cross-attention to a memory, feed-forward."""
+
+    def __init__(self, cfg: TransformerConfig, cross: bool):
+        super().__init__()
+        self.pre_norm, self.activation = cfg.pre_norm, F.gelu if cfg.activation == "gelu" else F.relu
+        self.self_attn = MultiheadAttention(cfg.dim, cfg.heads, cfg.dropout)
+        if cross:
+            self.multihead_attn = MultiheadAttention(cfg.dim, cfg.heads, cfg.dropout)
+        self.linear1, self.linear2 = nn.Linear(cfg.dim, cfg.ff_size), nn.Linear(cfg.ff_size, cfg.dim)
+        self.cross = cross
+        for i in range(3 if cross else 2):
+            setattr(self, f"norm{i + 1}", nn.LayerNorm(cfg.dim))
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+    def forward(self, x: Tensor, memory: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        last = self.norm3 if self.cross else self.norm2
+        if self.pre_norm:
+            y = self.norm1(x)
+            x = x + self.dropout(self.self_attn(y, y, keep))
+            if self.cross:
+                x = x + self.dropout(self.multihead_attn(self.norm2(x), memory))
+            return x + self.dropout(self.feed_forward(last(x)))
+        x = self.norm1(x + self.dropout(self.self_attn(x, x, keep)))
+        if self.cross:
+            x = self.norm2(x + self.dropout(self.multihead_attn(x, memory)))
+        return last(x + self.dropout(self.feed_forward(x)))
+
+
+class SkipTransformer(nn.Module):
+    """(n-1)/2 input blocks, a middle block, (n-1)/2 output blocks; output block i first reads the concatenation with the
+    output of its mirror input block (Linear 2D -> D). `cfg.skip = False` is a plain stack (`layers.*`)."""
+
+    def __init__(self, cfg: TransformerConfig, cross: bool = False):
+        super().__init__()
+        self.cfg = cfg
+        half = (cfg.layers - 1) // 2
+        if cfg.skip:
+            self.input_blocks = nn.ModuleList(Layer(cfg, cross) for _ in range(half))
+            self.middle_block = Layer(cfg, cross)
+            self.output_blocks = nn.ModuleList(Layer(cfg, cross) for _ in range(half))
+            self.linear_blocks = nn.ModuleList(nn.Linear(2 * cfg.dim, cfg.dim) for _ in range(half))
+        else:
+            self.layers = nn.ModuleList(Layer(cfg, cross) for _ in range(cfg.layers))
+        self.norm = nn.LayerNorm(cfg.dim)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """x [B, N, D]; memory [B, M, D] for cross layers; keep [B, N] True where a token exists."""
+        if not self.cfg.skip:
+            for layer in self.layers:
+                x = layer(x, memory, keep)
+            return self.norm(x)
+        kept = []
+        for layer in self.input_blocks:
+            x = layer(x, memory, keep)
+            kept.append(x)
+        x = self.middle_block(x, memory, keep)
+        for layer, linear in zip(self.output_blocks, self.linear_blocks):
+            x = layer(linear(torch.cat((x, kept.pop()), -1)), memory, keep)
+        return self.norm(x)
+
+
+class LearnedPositions(nn.Module):
+    """Adds the first N rows of a learned table (`pe` [rows, 1, D], MLD's layout) to x [B, N, D]."""
+
+    def __init__(self, dim: int, rows: int = 500):
+        super().__init__()
+        self.pe = nn.Parameter(torch.empty(rows, 1, dim).uniform_())
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, rows = x.shape[1], self.pe.shape[0]
+        if n > rows:
+            raise ValueError(f"LearnedPositions: the sequence has {n} tokens, the table {rows} rows")
+        return x + self.pe[:n, 0]

@@ -1,0 +1,112 @@
+"""TRA, token recovering attention, and the parameter-free recoveries: from f kept frames back to all F.
+
+In: tokens of the kept frames [B, f, J, C]. Out: tokens of all frames [B, F, J, C]. Source: HoT, CVPR 2024, section
+3.3; nearest and linear recovery are those of its table 5. Called by the HoT variants of models/ after their last block.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .tpc import gather_frames
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention with separate linear_q, linear_k, linear_v and proj over [B, N, C] tokens."""
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = True, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{type(self).__name__}: dim {dim} is not divisible by heads {heads}")
+        self.heads = heads
+        self.linear_q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.linear_k = nn.Linear(dim, dim, bias=qkv_bias)
+        self.linear_v = nn.Linear(dim, dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, N, C], k and v [B, M, C] -> [B, N, C]."""
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in (self.linear_q(q), self.linear_k(k), self.linear_v(v))
+        )
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+
+class TokenRecovery(CrossAttention):
+    """TRA: x_token + proj(attention(q = x_token, k = v = kept frames of the same joint)).
+
+    The projected query is the same for every clip and joint: it is computed once per call on [1, F, C] (the official
+    code does so B * J times), and once for all after `freeze_queries`, which inference code may call; training mode,
+    loading weights and moving the module forget it.
+    """
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
+        super().__init__(dim, heads, qkv_bias)
+        self._frozen: Tensor | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module.thaw_queries())
+
+    def _queries(self, x_token: Tensor, joints: int) -> Tensor:
+        q = self.linear_q(x_token)[:, :, None]  # [1, F, 1, C]
+        return q.expand(-1, -1, joints, -1).reshape(1, x_token.shape[1], joints * self.heads, -1).transpose(1, 2)
+
+    @torch.no_grad()
+    def freeze_queries(self, x_token: Tensor, joints: int) -> None:
+        """Keeps the projected queries of `x_token`; call again after any change of the weights."""
+        self._frozen = self._queries(x_token, joints)
+
+    def thaw_queries(self) -> None:
+        self._frozen = None
+
+    def train(self, mode: bool = True) -> TokenRecovery:
+        if mode:
+            self.thaw_queries()
+        return super().train(mode)
+
+    def _apply(self, fn, *args, **kwargs):
+        self.thaw_queries()
+        return super()._apply(fn, *args, **kwargs)
+
+    def forward(self, x: Tensor, x_token: Tensor) -> Tensor:  # type: ignore[override]
+        """x [B, f, J, C], x_token [1, F, C] -> [B, F, J, C]."""
+        b, _, joints, c = x.shape
+        q = self._queries(x_token, joints) if self._frozen is None else self._frozen
+        k, v = (
+            t.reshape(b, -1, joints * self.heads, c // self.heads).transpose(1, 2)
+            for t in (self.linear_k(x), self.linear_v(x))
+        )
+        out = F.scaled_dot_product_attention(q.expand(b, -1, -1, -1), k, v)
+        out = out.transpose(1, 2).reshape(b, -1, joints, c)
+        return x_token[:, :, None] + self.proj(out)
+
+
+def interpolate_frames(
+    x: Tensor,  # [B, f, ...]
+    index: Tensor,  # [B, f] ascending
+    frames: int,
+    mode: str = "linear",
+) -> Tensor:  # [B, frames, ...]
+    """Tokens of all frames from those kept at `index`: the nearest kept frame, or linear between the two around it.
+
+    Before the first and after the last kept frame the value is clamped; "nearest" takes the earlier frame of a tie.
+    """
+    if mode not in ("nearest", "linear"):
+        raise ValueError(f"interpolate_frames: mode must be 'nearest' or 'linear', got {mode!r}")
+    kept = x.shape[1]
+    time = torch.arange(frames, device=index.device).expand(index.shape[0], -1).contiguous()
+    right = torch.searchsorted(index.contiguous(), time)  # first kept frame >= t
+    left = (right - 1).clamp(0, kept - 1)
+    right = right.clamp(0, kept - 1)
+    t_left, t_right = index.gather(1, left), index.gather(1, right)
+    if mode == "nearest":
+        take_left = (time - t_left).abs() <= (t_right - time).abs()
+        return gather_frames(x, torch.where(take_left, left, right))
+    exact = torch.promote_types(x.dtype, torch.float32)
+    gap = (t_right - t_left).clamp(min=1).to(exact)
+    share = ((time - t_left).clamp(min=0).to(exact) / gap).clamp(max=1.0).to(x.dtype)
+    share = share.reshape(*share.shape, *[1] * (x.ndim - 2))
+    return torch.lerp(gather_frames(x, left), gather_frames(x, right), share)

@@ -1,0 +1,143 @@
+"""What the image-to-mesh models share: the output tuple, the up-sampling heads and the `fuse` protocol.
+
+Next on the way: fastmetro.py, tore.py, metro.py, graphormer.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.mesh import MeshUpsample
+from ..ops import csr_matrix
+from ._mesh import ModelMesh, resolve_mesh
+from .backbones import create_backbone
+
+
+class HMROutput(NamedTuple):
+    """Lengths in metres, up to the model's own origin: centre on the regressed pelvis or wrist after up-sampling."""
+
+    camera: Tensor  # [B, 3] scale, tx, ty: crop coordinates in [-1, 1] are s * (xy + t)
+    joints: Tensor  # [B, J, 3] the joint tokens
+    vertices_coarse: Tensor  # [B, V, 3]
+    vertices_intermediate: Tensor | None  # [B, 1723, 3]; None where the mesh has two levels or it was not asked for
+    vertices: Tensor | None  # [B, 6890, 3] fine; None when not asked for
+    heatmap: Tensor | None = None  # [B, M, h * w] of the token selector
+    rotmat: Tensor | None = None  # [B, 24, 3, 3] SMPL parameter head
+    betas: Tensor | None = None  # [B, 10]
+    attention: dict[str, Tensor] | None = None  # name -> [layers, B, queries, keys], averaged over heads
+
+
+def token_grid(image_size: int | tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of the feature map of an image; ValueError if the size is no multiple of the stride."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height % stride or width % stride or min(height, width) < stride:
+        raise ValueError(f"image_size must be a multiple of the backbone's stride {stride}, got {image_size}")
+    return height // stride, width // stride
+
+
+def stack_maps(maps: dict[str, list[Tensor]] | None, batch: int) -> dict[str, Tensor] | None:
+    """Lists of per-layer maps as one tensor each; constant maps (batch 1) are repeated."""
+    if maps is None:
+        return None
+    return {name: torch.stack([m.expand(batch, -1, -1) for m in layers]) for name, layers in maps.items()}
+
+
+def _unfuse_after_load(module: MeshModel, _incompatible) -> None:
+    module.unfuse()
+
+
+class MeshModel(nn.Module):
+    """Base of the family: backbone, mesh, inference shortcuts."""
+
+    needs_template = False  # METRO and Mesh Graphormer take the rest mesh as queries
+
+    def __init__(self, config, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None):
+        """`mesh` overrides config.mesh; `mesh_data` is the folder of SMPL/MANO topology files."""
+        super().__init__()
+        self.mesh = resolve_mesh(config.mesh if mesh is None else mesh, mesh_data, self.needs_template)
+        self.backbone = None
+        channels = config.feature_dim or 2048
+        if config.backbone is not None:
+            self.backbone = create_backbone(
+                config.backbone, config.stride, config.pretrained_backbone, config.dilated
+            )
+            channels = self.backbone.num_channels
+        for name, is_set, got in (
+            ("num_vertices", config.num_vertices, self.mesh.counts[0]),
+            ("feature_dim", config.feature_dim, channels),
+        ):
+            if is_set and is_set != got:
+                source = "the coarse mesh" if name == "num_vertices" else config.backbone
+                raise ValueError(f"{type(self).__name__}: config.{name} is {is_set}, {source} has {got}")
+        # Zeros mean "as given"; ImageNet weights are fetched once, not again when a checkpoint is loaded.
+        self.config = dataclasses.replace(
+            config, num_vertices=self.mesh.counts[0], feature_dim=channels, mesh=self.mesh.name, pretrained_backbone=False
+        )
+        self.register_load_state_dict_post_hook(_unfuse_after_load)
+
+    @classmethod
+    def builder(cls, config_class: type, **defaults) -> Callable[..., MeshModel]:
+        """Function for the registry: overrides are config fields, `mesh` (name or object) and `mesh_data`."""
+
+        def build(mesh=None, mesh_data=None, **overrides) -> MeshModel:
+            fields = {**defaults, **overrides}
+            known = {f.name for f in dataclasses.fields(config_class)}
+            if unknown := set(fields) - known:
+                raise ValueError(f"{cls.__name__}: unknown config fields {sorted(unknown)}; there are {sorted(known)}")
+            if "backbone" in overrides and "feature_dim" not in overrides:
+                fields.pop("feature_dim", None)
+            if isinstance(mesh, str):
+                fields["mesh"], mesh = mesh, None
+            return cls(config_class(**fields), mesh, mesh_data)
+
+        return build
+
+    def features(self, images: Tensor) -> Tensor:
+        """Backbone features; without a backbone the input is taken as the features."""
+        return images if self.backbone is None else self.backbone(images)
+
+    def unused_official_params(self) -> int:
+        """Weights of the official file that no forward pass reads and that our models do not have."""
+        return 2_049_000 if self.config.backbone == "hrnet_w64" else 0  # HRNet's ImageNet classifier
+
+    def example_features(self, channels: int, rows: int, cols: int) -> object:
+        """Features of one image on the meta device, for counting."""
+        return torch.empty(1, channels, rows, cols, device="meta")
+
+    def fixed_upsampling(self) -> nn.ModuleList:
+        return nn.ModuleList([MeshUpsample(csr_matrix(up)) for up in self.mesh.ups])
+
+    def fuse(self):
+        """Prepares exact inference shortcuts (terms that are the same for every image); returns self.
+
+        Only in eval mode. Outputs change by rounding only. `train()`, `load_state_dict` and `unfuse()` undo it; call it
+        again after changing weights by hand. Call it last: after moving to the final device and dtype.
+        """
+        if self.training:
+            raise RuntimeError(f"{type(self).__name__}.fuse: call eval() first; shortcuts would skip dropout")
+        self.unfuse()
+        with torch.no_grad():
+            self._fuse()
+        return self
+
+    def _fuse(self) -> None:
+        raise NotImplementedError
+
+    def unfuse(self):
+        """Drops the cached terms of `fuse`."""
+        for module in self.modules():
+            for name in module._buffers:
+                if name.startswith("fused_"):
+                    module._buffers[name] = None
+        return self
+
+    def train(self, mode: bool = True):
+        if mode:
+            self.unfuse()
+        return super().train(mode)

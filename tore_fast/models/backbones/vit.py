@@ -1,0 +1,201 @@
+"""ViT of ViTPose as HMR2.0 and CameraHMR use it, with token merging built in (fasthmr.md sections 1.2, 3, 4).
+
+In: normalised crops [B, 3, 256, 192]; out: tokens [B, N, C] with their sizes (`ViTTokens`) for layers/decoder_head.py,
+or the map [B, C, 16, 12] when nothing is merged. Parameter names are those of the official files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...layers.mask_tome import MergeConfig, TokenState, merge_tokens
+from ...layers.proportional import proportional_attention
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes; defaults are ViT-H/16 at 256x192. `ratio` > 1 makes patches overlap (stride patch_size / ratio)."""
+
+    img_size: tuple[int, int] = (256, 192)
+    patch_size: int = 16
+    embed_dim: int = 1280
+    depth: int = 32
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    drop_path_rate: float = 0.55
+    ratio: int = 1
+
+    @property
+    def stride(self) -> int:
+        return self.patch_size // self.ratio
+
+    @property
+    def padding(self) -> int:
+        return 4 + 2 * (self.ratio // 2 - 1)  # 2 for ratio 1: the conv sees two rows above the picture
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        h, w = self.img_size
+        size = [(s + 2 * self.padding - self.patch_size) // self.stride + 1 for s in (h, w)]
+        return size[0], size[1]
+
+
+class ViTTokens(NamedTuple):
+    """Tokens [B, N, C] after the last norm; size [B, N] and source [B, N, N0] are None where nothing merged/tracked."""
+
+    tokens: Tensor
+    size: Tensor | None
+    source: Tensor | None
+    coverage: Tensor | None
+
+
+class DropPath(nn.Module):
+    """Drops the whole residual branch of a sample with probability p in training."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        keep = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
+        return x * keep / (1 - self.p)
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"ViT: embed_dim {dim} must be a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, log_size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [B, N, C] -> output [B, N, C] and keys [B, heads, N, d] (the merging metric)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = proportional_attention(q, k, v, log_size)
+        return self.proj(out.transpose(1, 2).flatten(2)), k
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm block; with r > 0, r tokens merge between attention and MLP."""
+
+    def __init__(self, cfg: ViTConfig, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.attn = Attention(cfg.embed_dim, cfg.num_heads, cfg.qkv_bias)
+        self.norm2 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.mlp = Mlp(cfg.embed_dim, int(cfg.embed_dim * cfg.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self, x: Tensor, state: TokenState | None = None, r: int = 0, merging: MergeConfig | None = None
+    ) -> Tensor:
+        log_size = state.log_size if merging is not None and merging.prop_attn and state is not None else None
+        out, k = self.attn(self.norm1(x), log_size)
+        x = x + self.drop_path(out)
+        if r:
+            x = merge_tokens(x, k.mean(1), r, state, merging)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, cfg: ViTConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(3, cfg.embed_dim, cfg.patch_size, cfg.stride, cfg.padding)
+
+    def forward(self, img: Tensor) -> Tensor:
+        return self.proj(img).flatten(2).transpose(1, 2)
+
+
+class ViT(nn.Module):
+    """ViTPose backbone.
+
+    Args:
+        cfg: sizes. merging: token merging, None keeps all tokens (can be changed later: it is not a weight).
+        checkpointing: recompute blocks in the backward pass (training memory).
+    """
+
+    def __init__(self, cfg: ViTConfig, merging: MergeConfig | None = None, checkpointing: bool = False):
+        super().__init__()
+        self.cfg, self.merging, self.checkpointing = cfg, merging, checkpointing
+        rows, columns = cfg.grid
+        self.patch_embed = PatchEmbed(cfg)
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns + 1, cfg.embed_dim))
+        rates = torch.linspace(0, cfg.drop_path_rate, cfg.depth, device="cpu").tolist() if cfg.depth else []
+        self.blocks = nn.ModuleList(Block(cfg, rate) for rate in rates)
+        self.last_norm = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.trunc_normal_(m.weight, std=0.02)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
+
+    def embed(self, img: Tensor) -> Tensor:
+        """[B, 3, H, W] -> tokens with positions [B, N, C]."""
+        h, w = self.cfg.img_size
+        if img.dim() != 4 or img.shape[1:] != (3, h, w):
+            raise ValueError(f"ViT: img must be [B, 3, {h}, {w}], got {list(img.shape)}")
+        return self.patch_embed(img) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+
+    def run_blocks(self, x: Tensor, state: TokenState, first: int = 0, last: int | None = None) -> Tensor:
+        """Blocks first..last-1 on tokens x; `state` is updated."""
+        merging, depth = self.merging, len(self.blocks)
+        schedule = [0] * depth if merging is None else merging.schedule(self.num_tokens, depth)
+        for i in range(first, depth if last is None else last):
+            if self.checkpointing and self.training and not schedule[i]:
+                x = checkpoint(self.blocks[i], x, state, 0, merging, use_reentrant=False)
+            else:
+                x = self.blocks[i](x, state, schedule[i], merging)
+        return x
+
+    @property
+    def num_tokens(self) -> int:
+        rows, columns = self.cfg.grid
+        return rows * columns
+
+    def forward_tokens(self, img: Tensor, coverage: Tensor | None = None) -> ViTTokens:
+        """Crops -> tokens.
+
+        Args:
+            img: [B, 3, H, W] normalised.
+            coverage: [B, N] person coverage per token (layers/mask_tome.py:mask_coverage); None is plain ToMe.
+        """
+        if coverage is not None and coverage.shape != (img.shape[0], self.num_tokens):
+            raise ValueError(
+                f"ViT: coverage must be [{img.shape[0]}, {self.num_tokens}] (tokens of the grid {self.cfg.grid}), "
+                f"got {list(coverage.shape)}"
+            )
+        state = TokenState(coverage if self.merging is not None else None)
+        x = self.last_norm(self.run_blocks(self.embed(img), state))
+        return ViTTokens(x, state.size, state.source, state.coverage)
+
+    def forward(self, img: Tensor) -> Tensor:
+        """Feature map [B, C, rows, columns]; ValueError when tokens merge (there is no grid any more)."""
+        out = self.forward_tokens(img)
+        if out.size is not None:
+            raise ValueError("ViT: tokens were merged, so there is no feature map; use forward_tokens")
+        return out.tokens.transpose(1, 2).unflatten(2, self.cfg.grid)

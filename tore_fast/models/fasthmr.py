@@ -1,0 +1,195 @@
+"""FastHMR's motion decoder: one denoising step, VAE decoder, inverse kinematics (fasthmr.md sections 6 to 8).
+
+In: per-frame features [B, 243, 1024] of a host (models/hmr2.py, models/camerahmr.py) and rest joints of the shaped body;
+out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with merged layers and tokens are
+`fasthmr_hmr2` and `fasthmr_camerahmr`; pipelines/video_to_mesh.py joins both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.clips import Clip, fade_weight, resample, split_clips
+from ..layers.ik import hybrik_ik, split_features
+from ._registry import PaperRow, register_model
+from .motion_diffusion import DenoiserConfig, Diffusion, DiffusionLosses, MotionDenoiser, clip_noise
+from .motion_vae import MotionDecoder, MotionVAE, MotionVAEConfig
+
+JOINT_NUMBERS = 87  # 29 joints x 3 lead the 133 features
+
+
+@dataclass(frozen=True)
+class FastHMRMotionConfig:
+    """Sizes; decoder_layers 5 gives the 29.5 M of the paper's Table 12, 9 is its Table 15."""
+
+    frames: int = 243
+    num_features: int = 133
+    condition_dim: int = 1024
+    latent_tokens: int = 27
+    latent_dim: int = 512
+    ff_size: int = 1024
+    heads: int = 4
+    denoiser_layers: int = 5
+    decoder_layers: int = 9
+    diffusion_steps: int = 1000
+
+    def denoiser(self) -> DenoiserConfig:
+        return DenoiserConfig(
+            self.latent_tokens, self.latent_dim, self.condition_dim, self.latent_dim, self.ff_size, self.denoiser_layers,
+            self.heads, max_length=self.frames + self.latent_tokens + 1,
+        )  # fmt: skip
+
+    def vae(self, encoder_layers: int = 9) -> MotionVAEConfig:
+        return MotionVAEConfig(
+            num_features=self.num_features, latent_tokens=self.latent_tokens, latent_dim=self.latent_dim,
+            ff_size=self.ff_size, encoder_layers=encoder_layers, decoder_layers=self.decoder_layers, heads=self.heads,
+            max_length=self.frames + 2 * self.latent_tokens,
+        )  # fmt: skip
+
+
+class Motion(NamedTuple):
+    """Root-relative joints in camera axes and twists about the bones."""
+
+    joints: Tensor  # [..., 29, 3] metres
+    twists: Tensor  # [..., 23, 2] (cos, sin), unit length
+
+
+class FastHMRMotion(nn.Module):
+    """Denoiser + VAE decoder + the feature statistics of the training set."""
+
+    def __init__(self, config: FastHMRMotionConfig | None = None):
+        super().__init__()
+        self.config = c = config or FastHMRMotionConfig()
+        self.denoiser = MotionDenoiser(c.denoiser())
+        self.motion_decoder = MotionDecoder(dataclasses.replace(c.vae(), max_length=c.frames))
+        self.diffusion = Diffusion(c.diffusion_steps)
+        self.register_buffer("feature_mean", torch.zeros(c.num_features))
+        self.register_buffer("feature_std", torch.ones(c.num_features))
+
+    @torch.no_grad()
+    def use_vae(self, vae: MotionVAE, mean: Tensor | None = None, std: Tensor | None = None) -> FastHMRMotion:
+        """Copies a trained VAE's decoder (stage 1) and the statistics its features were scaled with. Returns self.
+
+        The VAE's position table may be longer than needed (MLD: 500 rows); the first rows are taken.
+        """
+        state, own = vae.state_dict(), self.motion_decoder.state_dict()
+        table = "query_pos_decoder.pe"
+        state[table] = state[table][: own[table].shape[0]]
+        self.motion_decoder.load_state_dict({k: state[k] for k in own})
+        if mean is not None:
+            self.feature_mean.copy_(mean)
+            self.feature_std.copy_(std)
+        return self
+
+    def decode(self, z: Tensor, frames: int) -> Motion:
+        """Latents [B, 27, 512] -> motion in metres."""
+        features = self.motion_decoder(z, frames) * self.feature_std + self.feature_mean
+        joints, twists = split_features(features)
+        return Motion(joints, nn.functional.normalize(twists, dim=-1))
+
+    def forward(self, tokens: Tensor, noise: Tensor | None = None, num_steps: int = 1) -> Motion:
+        """Clips of per-frame features -> motion.
+
+        Args:
+            tokens: [B, frames, condition_dim].
+            noise: [B, latent_tokens, latent_dim]; None is the deterministic zero noise.
+            num_steps: denoiser calls (the paper uses one).
+        """
+        c = self.config
+        if tokens.dim() != 3 or tokens.shape[1:] != (c.frames, c.condition_dim):
+            raise ValueError(f"FastHMRMotion: tokens must be [B, {c.frames}, {c.condition_dim}], got {list(tokens.shape)}")
+        if noise is None:
+            noise = tokens.new_zeros(tokens.shape[0], c.latent_tokens, c.latent_dim)
+        z = self.diffusion.sample(self.denoiser, noise.to(tokens.dtype), tokens, num_steps)
+        return self.decode(z, c.frames)
+
+    @torch.no_grad()
+    def decode_stream(
+        self, read: Callable[[int, int], Tensor], num_frames: int, overlap: int = 0, seed: int = 0, noise: str = "seeded",
+        num_steps: int = 1, batch_size: int = 16,
+    ) -> Iterator[tuple[int, Motion]]:  # fmt: skip
+        """Motion of a long track piece by piece; memory depends on batch_size, not on the track.
+
+        Args:
+            read: (first, last) -> per-frame features [last - first, C] on this module's device.
+            num_frames: frames of the track; fewer than a clip are resampled to one and back.
+            overlap: frames shared by neighbouring clips, cross-faded (27 hides seams); 0 as in the paper.
+            noise: "seeded" (by seed and clip number, so batching changes nothing) or "zeros". batch_size: clips per call.
+
+        Yields:
+            (first frame, Motion of the next frames), in order, every frame once.
+        """
+        c, device = self.config, self.feature_mean.device
+        clips = split_clips(num_frames, c.frames, overlap)
+        start, joints, twists = 0, None, None  # frames that a later clip may still change
+        for first in range(0, len(clips), batch_size):
+            part = clips[first : first + batch_size]
+            batch = torch.stack([resample(read(k.start, k.start + k.length), c.frames) for k in part])
+            z = clip_noise(len(part), c.latent_tokens, c.latent_dim, seed, noise, device, first)
+            out = self(batch, z, num_steps)
+            for i, clip in enumerate(part):
+                joints = _blend(joints, start, resample(out.joints[i], clip.length), clip, overlap)
+                twists = _blend(twists, start, resample(out.twists[i], clip.length), clip, overlap)
+                after = first + i + 1
+                end = clips[after].start if after < len(clips) else num_frames
+                done = end - start
+                yield start, Motion(joints[:done], nn.functional.normalize(twists[:done], dim=-1))
+                start, joints, twists = end, joints[done:], twists[done:]
+
+    def decode_track(self, tokens: Tensor, **options) -> Motion:
+        """Per-frame features of a whole track [n, C] -> motion of every frame; options of `decode_stream`."""
+        pieces = [m for _, m in self.decode_stream(lambda a, b: tokens[a:b], tokens.shape[0], **options)]
+        return Motion(*(torch.cat(p) for p in zip(*pieces)))
+
+    def stage2_losses(
+        self, vae: MotionVAE, features: Tensor, tokens: Tensor, generator: torch.Generator | None = None
+    ) -> DiffusionLosses:
+        """Training of the denoiser: latents of the frozen VAE for `features` [B, frames, 133] in metres (not z-scored),
+        conditioned on the frozen host's `tokens` [B, frames, C]."""
+        with torch.no_grad():
+            mean, _ = vae.encode((features - self.feature_mean) / self.feature_std)
+        return self.diffusion.losses(self.denoiser, mean, tokens, generator)
+
+
+def _blend(held: Tensor | None, start: int, piece: Tensor, clip: Clip, overlap: int) -> Tensor:
+    """Joins a clip's result to the frames held back, `held` [m, ...] from frame `start` (= clip.start) on."""
+    if held is None or not len(held):
+        return piece
+    w = fade_weight(clip, overlap).to(piece)[: len(held)].reshape(-1, *[1] * (piece.dim() - 1))
+    return torch.cat((held * (1 - w) + piece[: len(held)] * w, piece[len(held) :]))
+
+
+def motion_rotations(motion: Motion, rest_joints: Tensor, mode: str = "adaptive") -> Tensor:
+    """Motion of n frames and rest joints [29, 3] or [n, 29, 3] -> local rotations [n, 24, 3, 3]."""
+    return hybrik_ik(motion.joints.float(), motion.twists.float(), rest_joints.float(), mode)
+
+
+def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel of [N, 133]; twist channels keep 0 and 1 (not scaled).
+
+    Source: fasthmr.md section 6 (cos and sin are not z-scored).
+    """
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-3)  # the root's own channels are constant zero
+    mean[JOINT_NUMBERS:], std[JOINT_NUMBERS:] = 0, 1
+    return mean, std
+
+
+@register_model("fasthmr_motion", family="fasthmr", input_shape=(243, 1024))
+def fasthmr_motion(**overrides) -> FastHMRMotion:
+    """Motion decoder with nine decoder layers (FastHMR Table 15)."""
+    return FastHMRMotion(FastHMRMotionConfig(**overrides))
+
+
+@register_model(
+    "fasthmr_motion_d5", family="fasthmr", input_shape=(243, 1024),
+    paper=PaperRow(29.5, 6.8, "FastHMR Table 12", "five decoder layers give the printed size; per clip of 243 frames"),
+)  # fmt: skip
+def fasthmr_motion_d5(**overrides) -> FastHMRMotion:
+    """Motion decoder with five decoder layers (the size of FastHMR's Table 12)."""
+    return FastHMRMotion(FastHMRMotionConfig(**{"decoder_layers": 5, **overrides}))

@@ -1,0 +1,169 @@
+"""HoT: what MixSTE, MotionBERT, MHFormer and MotionAGFormer share when the frames between block n and the end are pruned.
+
+A host (models/<host>.py) calls `self.prune(...)` before its block n and `self.recover(...)` after its last one.
+`hot_<host>_F` recovers all F frames by TRA (seq2seq), `tpc_<host>_F` keeps the f frames incl. the centre (seq2frame).
+Source: HoT, CVPR 2024. Layers: layers/tpc.py, layers/tra.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.tpc import FrameSelector, gather_frames, motion_score
+from ..layers.tra import TokenRecovery, interpolate_frames
+
+JOINTS = 17
+RECOVERIES = ("none", "tra", "nearest", "linear")
+
+
+class LiftedPose(NamedTuple):
+    """What every host returns."""
+
+    pose: Tensor  # [B, F, 17, 3]; [B, f, 17, 3] where frames are pruned and not recovered
+    index: Tensor | None  # [B, f] int64 kept frames, ascending; None without pruning
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Frame pruning, the same fields in every host's config. `prune_block` None: the host as published."""
+
+    prune_block: int | None = None  # n: blocks 0..n-1 see all frames, the rest the kept ones
+    keep_frames: int | None = None  # f
+    recovery: str = "none"  # "tra" (HoT), "nearest", "linear", or "none" (TPC, seq2frame)
+    recover_frames: int | None = None  # length of x_token; None: the input length
+    pruning: str = "tpc"  # "tpc", "uniform", "attention", "motion"
+    keep_center: bool = False  # the middle frame is always kept
+    knn: int = 2  # neighbours in the density, the frame itself included
+    tie: str = "index"  # "index" (deterministic) or "strict"
+
+    @property
+    def pruned(self) -> bool:
+        return self.prune_block is not None
+
+    @property
+    def output_frames(self) -> int:
+        """Frames of the returned pose."""
+        frames: int = self.frames  # type: ignore[attr-defined]
+        if not self.pruned:
+            return frames
+        if self.recovery == "none":
+            return self.keep_frames  # type: ignore[return-value]
+        return self.recover_frames or frames
+
+
+def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
+    """ValueError that says which field does not fit; `blocks` are the n the host can prune before."""
+    frames: int = config.frames  # type: ignore[attr-defined]
+    if frames < 1:
+        raise ValueError(f"{host}: frames must be positive, got {frames}")
+    if not config.pruned:
+        changed = [f for f in ("keep_frames", "recover_frames") if getattr(config, f) is not None]
+        changed += ["recovery"] if config.recovery != "none" else []
+        if changed:
+            raise ValueError(f"{host}: {', '.join(changed)} given without prune_block, so nothing would be pruned")
+        return
+    n, f = config.prune_block, config.keep_frames
+    if n not in blocks:
+        raise ValueError(f"{host}: prune_block must be in {blocks.start}..{blocks.stop - 1}, got {n}")
+    if f is None or not 1 <= f <= frames:
+        raise ValueError(f"{host}: keep_frames must be in 1..{frames} (frames), got {f}")
+    if config.recovery not in RECOVERIES:
+        raise ValueError(f"{host}: recovery must be one of {RECOVERIES}, got {config.recovery!r}")
+    if config.recover_frames is not None:
+        if config.recovery != "tra":
+            raise ValueError(f"{host}: recover_frames needs recovery='tra', got {config.recovery!r}")
+        if config.recover_frames < 1:
+            raise ValueError(f"{host}: recover_frames must be positive, got {config.recover_frames}")
+    if config.pruning == "tpc" and not 1 <= config.knn <= frames:
+        raise ValueError(f"{host}: knn must be in 1..{frames} (frames), got {config.knn}")
+
+
+class PrunableHost(nn.Module):
+    """Base of the four hosts: the pruning layers, official key names, input checks."""
+
+    config: PruneConfig
+    in_channels: int
+
+    def _add_pruning(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
+        """Selector and, with TRA, pos_embed_token [1, f, dim], x_token [1, F', dim] and cross_attention."""
+        c = self.config
+        self.selector: FrameSelector | None = None
+        if not c.pruned:
+            return
+        frames: int = c.frames  # type: ignore[attr-defined]
+        center = (frames - 1) // 2 if c.keep_center else None
+        self.selector = FrameSelector(frames, c.keep_frames, c.pruning, c.knn, center, c.tie)
+        if c.recovery == "tra":
+            self.pos_embed_token = nn.Parameter(torch.zeros(1, c.keep_frames, dim))
+            self.x_token = nn.Parameter(torch.zeros(1, c.output_frames, dim))
+            self.cross_attention = TokenRecovery(dim, heads, qkv_bias)
+
+    def _check_input(self, x: Tensor, index: Tensor | None, density_noise: Tensor | None) -> None:
+        c, host = self.config, type(self).__name__
+        want = (c.frames, JOINTS, self.in_channels)  # type: ignore[attr-defined]
+        if x.ndim != 4 or tuple(x.shape[1:]) != want:
+            raise ValueError(f"{host}: x must be [B, {want[0]}, {want[1]}, {want[2]}], got {list(x.shape)}")
+        for name, value, width in (("index", index, c.keep_frames), ("density_noise", density_noise, want[0])):
+            if value is None:
+                continue
+            if not c.pruned:
+                raise ValueError(f"{host}: {name} given, but this configuration prunes nothing")
+            if tuple(value.shape) != (x.shape[0], width):
+                raise ValueError(f"{host}: {name} must be [{x.shape[0]}, {width}], got {list(value.shape)}")
+
+    def select(
+        self,
+        tokens: Callable[[], Tensor],
+        attention: Callable[[], Tensor],
+        keypoints: Tensor,
+        density_noise: Tensor | None,
+    ) -> Tensor:
+        """Kept frames [B, f]. `tokens()` gives the pooled tokens, `attention()` the frame scores, only when needed."""
+        with torch.no_grad():
+            rule = self.selector.pruning
+            score = attention() if rule == "attention" else motion_score(keypoints) if rule == "motion" else None
+            pooled = tokens() if rule == "tpc" else keypoints
+            return self.selector(pooled, score=score, noise=density_noise).index
+
+    def prune(
+        self,
+        x: Tensor,  # [B, F, J, C]
+        index: Tensor | None,
+        attention: Callable[[], Tensor],
+        keypoints: Tensor,
+        density_noise: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Kept frames of x (+ pos_embed_token with TRA) and their index; a given index is taken as it is."""
+        if index is None:
+            index = self.select(lambda: x.mean(dim=2), attention, keypoints, density_noise)
+        x = gather_frames(x, index)
+        if self.config.recovery == "tra":
+            x = x + self.pos_embed_token[:, :, None]
+        return x, index
+
+    def recover(self, x: Tensor, index: Tensor | None) -> Tensor:
+        """[B, f, J, C] -> [B, F, J, C] by the configured recovery; x itself where nothing is recovered."""
+        if index is None or self.config.recovery == "none":
+            return x
+        if self.config.recovery == "tra":
+            return self.cross_attention(x, self.x_token)
+        return interpolate_frames(x, index, self.config.frames, self.config.recovery)  # type: ignore[attr-defined]
+
+    def freeze_queries(self) -> None:
+        """Keeps TRA's projected queries for inference; see `TokenRecovery`. No-op without TRA."""
+        if self.config.pruned and self.config.recovery == "tra":
+            self.cross_attention.freeze_queries(self.x_token, JOINTS)
+
+
+def center_pose(lifted: LiftedPose, frames: int) -> Tensor:
+    """[B, 17, 3] pose of the middle frame (seq2frame); the middle must be among the kept frames."""
+    center = (frames - 1) // 2
+    if lifted.index is None or lifted.pose.shape[1] == frames:
+        return lifted.pose[:, center]
+    at = (lifted.index == center).to(lifted.pose.dtype)
+    return (lifted.pose * at[:, :, None, None]).sum(dim=1)

@@ -1,0 +1,154 @@
+"""dpc_knn_cluster: density-peak clustering of tokens in one call (kernels.md section 3).
+
+In: tokens of layers/ctm.py or layers/tpc.py; out: centres and the cluster of every token, for ops/cluster_merge.py.
+Kernels: csrc/cpu/dpc_knn_cluster.cpp, csrc/cuda/dpc_knn_cluster.cu (one launch per image batch for few tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._cluster_args import (
+    as_mask,
+    check_neighbours,
+    check_tokens,
+    cluster_why_not,
+    density_noise,
+    kernel_input,
+)
+from ._dispatch import choose
+from .reference.dpc_knn_cluster import dpc_knn_cluster_reference
+
+BACKENDS = ("cuda", "cpu")
+ORDERS = ("index", "score")
+why_not = cluster_why_not
+
+
+class DpcClusters(NamedTuple):
+    centers: Tensor  # [B, M] int64, token index of each cluster's centre
+    cluster: Tensor  # [B, N] int64, cluster of each token
+    rho: Tensor  # [B, N] float32, density (with the additive term)
+    delta: Tensor  # [B, N] float32, distance to the nearest denser token
+    score: Tensor  # [B, N] float32, rho * delta; -inf where excluded
+
+
+def dpc_knn_cluster(
+    x: Tensor,  # [B, N, C]
+    num_clusters: int,
+    k: int = 5,
+    mask: Tensor | None = None,  # [B, N]
+    exclude: int | Sequence[int] | Tensor | None = None,
+    tie: str = "index",
+    noise: Tensor | torch.Generator | None = None,
+    order: str = "index",
+    parts: int = 1,
+    masked: int = 0,
+    *,
+    impl: str = "auto",
+) -> DpcClusters:
+    """Selects the tokens with the largest rho * delta as centres and gives every token to its nearest centre.
+
+    rho and delta are those of knn_density and density_delta. Centres are ranked by (score descending, index ascending);
+    a token joins the centre with the smallest distance (ties: the lowest rank), a centre always joins itself.
+
+    Args:
+        x: [B, N, C] float32/float16/bfloat16 (float64 with the reference).
+        num_clusters: M, centres per item.
+        k: neighbours of the density, the token itself included; 1 <= k <= N / parts.
+        mask: [B, N], non-zero = real token. Empty tokens have density 0 and join cluster rank 0, as in the official code.
+        exclude: token indices that must not become centres: an int, a sequence, or a tensor [E] or [B, E].
+        tie: "index", "strict" or "noise", see density_delta.
+        noise: generator of tie="noise", or an additive density term [B, N] (added before the mask zeroes densities).
+        order: "index" numbers clusters by ascending centre index, "score" by rank.
+        parts: cuts the token sequence into this many equal runs that are clustered on their own, M / parts centres
+            each; cluster = part * (M / parts) + number inside the part, centres are indices of the whole sequence.
+        masked: 0, or -1 to give empty tokens the cluster -1 (then cluster_merge leaves them out).
+        impl: "auto", "reference", "cpu" or "cuda".
+
+    Returns:
+        DpcClusters(centers, cluster, rho, delta, score), no gradient.
+
+    Raises:
+        ValueError: wrong shape, device or option. BackendUnavailable: an explicit `impl` cannot run.
+
+    Example:
+        >>> clusters = dpc_knn_cluster(torch.rand(2, 196, 512), num_clusters=49)
+        >>> clusters.centers.shape, clusters.cluster.shape
+        (torch.Size([2, 49]), torch.Size([2, 196]))
+
+    Source: TCFormer (CVPR 2022) section 3.2, HoT (CVPR 2024) section 3.3; DPC-kNN of Du et al. 2016.
+    """
+    check_tokens("dpc_knn_cluster", x)
+    batch, tokens, channels = x.shape
+    if parts < 1 or tokens % parts or num_clusters % parts:
+        raise ValueError(
+            f"dpc_knn_cluster: parts must divide N and num_clusters, got parts={parts}, N={tokens}, "
+            f"num_clusters={num_clusters}"
+        )
+    if not 1 <= num_clusters <= tokens:
+        raise ValueError(f"dpc_knn_cluster: num_clusters must be in 1..{tokens} (N), got {num_clusters}")
+    if order not in ORDERS:
+        raise ValueError(f"dpc_knn_cluster: order must be one of {ORDERS}, got {order!r}")
+    if masked not in (0, -1):
+        raise ValueError(f"dpc_knn_cluster: masked must be 0 or -1, got {masked}")
+    check_neighbours("dpc_knn_cluster", k, tokens // parts)
+    mask = as_mask("dpc_knn_cluster", mask, x)
+    noise = density_noise("dpc_knn_cluster", tie, noise, x)
+    excluded = _exclusion(exclude, num_clusters, x)
+
+    whole = (x, mask, excluded, noise)
+    if parts > 1:
+        whole = [None if t is None else t.reshape(batch * parts, tokens // parts, *t.shape[2:]) for t in whole]
+    x_part, mask, excluded, noise = whole
+    backend = choose("dpc_knn_cluster", impl, BACKENDS, why_not, x, k)
+    args = (num_clusters // parts, k, mask, excluded, noise, tie != "index", order == "index", masked)
+    if backend == "reference":
+        out = dpc_knn_cluster_reference(x_part.detach(), *args)
+    else:
+        noise = None if noise is None else noise.float()
+        out = torch.ops.tore_fast.dpc_knn_cluster(kernel_input(backend, x_part), *args)
+    return DpcClusters(*out) if parts == 1 else _join_parts(out, batch, parts, tokens // parts, num_clusters // parts)
+
+
+def _exclusion(exclude: int | Sequence[int] | Tensor | None, num_clusters: int, x: Tensor) -> Tensor | None:
+    """Bool [B, N] (True = must not be a centre) from indices."""
+    if exclude is None:
+        return None
+    batch, tokens = x.shape[:2]
+    if not isinstance(exclude, Tensor):
+        indices = [exclude] if isinstance(exclude, int) else list(exclude)
+        if any(not 0 <= i < tokens for i in indices):
+            raise ValueError(f"dpc_knn_cluster: exclude must hold token indices in 0..{tokens - 1}, got {indices}")
+        exclude = torch.tensor(indices, dtype=torch.int64, device=x.device)
+    if exclude.dim() not in (1, 2) or (exclude.dim() == 2 and exclude.shape[0] != batch):
+        raise ValueError(f"dpc_knn_cluster: exclude must be [E] or [B, E] with B = {batch}, got {list(exclude.shape)}")
+    if tokens - exclude.shape[-1] < num_clusters:
+        raise ValueError(
+            f"dpc_knn_cluster: {num_clusters} centres cannot be chosen from {tokens} tokens with "
+            f"{exclude.shape[-1]} excluded"
+        )
+    flags = torch.zeros(batch, tokens, dtype=torch.bool, device=x.device)
+    return flags.scatter(1, exclude.long().expand(batch, -1), True)
+
+
+def _join_parts(out: tuple[Tensor, ...], batch: int, parts: int, tokens: int, clusters: int) -> DpcClusters:
+    """Results of [B * parts] runs of `tokens` as results of the whole sequences."""
+    centers, cluster, *stats = out
+    part = torch.arange(parts, device=centers.device)[:, None]
+    centers = centers.view(batch, parts, clusters) + part * tokens
+    cluster = cluster.view(batch, parts, tokens)
+    cluster = torch.where(cluster < 0, cluster, cluster + part * clusters)
+    stats = [s.view(batch, parts * tokens) for s in stats]
+    return DpcClusters(centers.flatten(1), cluster.flatten(1), *stats)
+
+
+@torch.library.register_fake("tore_fast::dpc_knn_cluster")
+def _fake(x, num_clusters, k, mask, exclude, noise, strict, by_index, masked):
+    batch, tokens = x.shape[:2]
+    centers = x.new_empty(batch, num_clusters, dtype=torch.int64)
+    cluster = x.new_empty(batch, tokens, dtype=torch.int64)
+    return centers, cluster, *(x.new_empty(batch, tokens, dtype=torch.float32) for _ in range(3))

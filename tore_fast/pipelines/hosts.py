@@ -1,0 +1,113 @@
+"""What the FastHMR commands share: hosts from names, folders and official files; crops of pictures; joints of a body.
+
+In: command-line strings; out: models and tensors for layer_merge.py and video_to_mesh.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..body import Body, load_body
+from ..data.boxes import boxes_of, read_boxes
+from ..data.hmr2_crop import as_tensor, person_crops, square_of_box
+from ..data.image import ImageError, check_box, find_images, read_image
+from ..layers.ik import LEAF_VERTICES
+from ..models._hub import load_pretrained, read_config
+from ..models._registry import create_model
+
+# joint a leaf hangs on -> direction (T-pose, y up, facing +z) in which its tip lies
+_LEAVES = ((15, (0.0, 1.0, 0.0)), (22, (1.0, 0.0, 0.0)), (23, (-1.0, 0.0, 0.0)), (10, (0.0, 0.0, 1.0)), (11, (0.0, 0.0, 1.0)))
+
+
+def load_host(source: str) -> tuple[str, nn.Module]:
+    """(registry name, model) of a checkpoint folder, an official .ckpt / .pth file, or a model name (random weights)."""
+    path = Path(source)
+    if path.is_dir():
+        return str(read_config(path)["model"]), load_pretrained(path)
+    if path.is_file() or path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
+        from ..models.convert import fasthmr as convert
+
+        state = convert.read_state_dict(path)
+        camera = any(k.endswith("deckp.weight") for k in state)
+        model = convert.load_camerahmr(path) if camera else convert.load_hmr2(path)
+        return ("camerahmr_vith" if camera else "hmr2_vith"), model
+    model = create_model(source)
+    if not hasattr(model, "smpl_head"):
+        raise ValueError(f"{source!r} is not a FastHMR host; expected hmr2_*, camerahmr_* or fasthmr_*")
+    return source, model.eval()
+
+
+class PictureCrops(NamedTuple):
+    """Normalised crops and where they were cut."""
+
+    crops: Tensor  # [N, 3, 256, 256]
+    box_center: Tensor  # [N, 2] px
+    box_size: Tensor  # [N] px
+    image_size: Tensor  # [N, 2] (W, H) px
+
+
+def picture_crops(folder: str, boxes: str | None = None, limit: int | None = None) -> PictureCrops:
+    """Crops of the people in a folder's pictures (whole pictures without boxes), at most `limit`."""
+    paths, errors = find_images([folder])
+    if errors or not paths:
+        raise ImageError(errors[0] if errors else f"{folder}: no picture")
+    table = read_boxes(boxes) if boxes else None
+    crops: list[Tensor] = []
+    windows: list[tuple[float, ...]] = []
+    for path in paths:
+        pixels = read_image(path)
+        h, w = pixels.shape[:2]
+        found = [(0.0, 0.0, float(w), float(h))] if table is None else (boxes_of(table, path) or [])
+        squares = [square_of_box(check_box(b, w, h, str(path))) for b in found]
+        if squares:
+            crops.append(person_crops(as_tensor(pixels), squares))
+            windows += [(s.x, s.y, s.side, w, h) for s in squares]
+        if limit is not None and len(windows) >= limit:
+            break
+    if not crops:
+        raise ImageError(f"{folder}: no box for any of its pictures")
+    numbers = torch.tensor(windows)[:limit]
+    return PictureCrops(torch.cat(crops)[:limit], numbers[:, :2], numbers[:, 2], numbers[:, 3:])
+
+
+def load_named_body(source: str) -> Body:
+    """"free", or the path of a SMPL model file."""
+    return load_body("free") if source == "free" else load_body("smpl", source)
+
+
+def body_joints(source: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """(rotations, betas) -> 24 joints [B, 24, 3] in metres."""
+    body = load_named_body(source).to(device)
+    return lambda rotations, betas: body(rotations, betas[:, : body.num_betas], level=body.hierarchy.num_levels - 1).joints
+
+
+def leaf_vertices(body: Body) -> list[int]:
+    """Vertices for the five leaf joints (head, left/right middle finger, left/right big toe).
+
+    SMPL has fixed ones; on another body the farthest vertex of the part in the leaf's T-pose direction is taken.
+    """
+    if body.name == "smpl":
+        return list(LEAF_VERTICES)
+    owner = body.weights.argmax(1)
+    found = []
+    for joint, direction in _LEAVES:
+        far = body.template @ torch.tensor(direction, device=body.template.device)
+        far = far.masked_fill(owner != joint, float("-inf"))
+        found.append(int(far.argmax()))
+    return found
+
+
+class RestSkeleton:
+    """29 rest joints (24 of the body, 5 leaves) for shape coefficients [B, S] -> [B, 29, 3] metres."""
+
+    def __init__(self, body: Body):
+        self.body, self.leaves = body, leaf_vertices(body)
+
+    def __call__(self, betas: Tensor) -> Tensor:
+        vertices, joints = self.body.rest(betas[:, : self.body.num_betas], betas.shape[0])
+        return torch.cat((joints[:, :24], vertices[:, self.leaves]), 1)

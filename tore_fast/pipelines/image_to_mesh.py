@@ -1,0 +1,303 @@
+"""Photographs to meshes: read -> boxes -> crops -> model -> vertices, joints and cameras per person.
+
+`Pipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of pictures in constant
+memory. Way of the data: data/image.py, data/person_crop.py -> models/ -> here -> vis/overlay.py, vis/export.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..body import BodyTopology, joints, load_body, load_topology
+from ..data.image import ImageError, check_box, read_image
+from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
+from ..models import create_model, load_pretrained
+from ..models.default import default_folder
+
+BOX_MODES = ("auto", "full", "centre")
+# Official METRO and TORE weights project the mesh as it comes out; FastMETRO's (and ours) after centring it.
+UNCENTRED_PROJECTION = ("METRO", "METRO_TORE", "FastMETRO_TORE", "MeshGraphormer")
+FOCAL_PX, CROP_PX = 1000.0, 224.0  # perspective camera of the official renderers, per 224-pixel crop
+REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
+
+
+@dataclass(frozen=True)
+class Person:
+    """One body or hand. Metres, x right, y down, z away from the camera, centred on the regressed pelvis (wrist)."""
+
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 pixels of the picture
+    box_source: str  # "given", "auto", "full" or "centre"
+    crop: Crop
+    camera: np.ndarray  # [3] scale, tx, ty: crop point in [-1, 1] = scale * (xy + t)
+    camera_image: np.ndarray  # [3] scale_px, x_px, y_px: pixel = scale_px * xy + (x_px, y_px)
+    translation: np.ndarray  # [3] metres: perspective camera of focal `focal_px` centred on the crop
+    focal_px: float
+    vertices: np.ndarray  # [V, 3]
+    vertices_coarse: np.ndarray  # [V_coarse, 3]
+    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (joints.J14); a hand has [21, 3] (joints.HAND21)
+    joints_2d: np.ndarray  # [14, 2] pixels of the picture
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What came of one picture: people, or the reason why not."""
+
+    name: str
+    size: tuple[int, int] = (0, 0)  # width, height of the upright picture
+    people: list[Person] = field(default_factory=list)
+    error: str | None = None
+    pixels: np.ndarray | None = None  # [H, W, 3] uint8
+
+
+@dataclass
+class _Open:
+    """A picture on its way: its pixels and the crops still to be run."""
+
+    name: str
+    pixels: np.ndarray
+    crops: list[tuple[tuple[float, float, float, float], str, Crop]]
+
+
+class Pipeline:
+    """Pictures in, people out.
+
+    Args:
+        model: None for the built-in default; a folder written by `save_pretrained`; a registered name (random
+            weights: useful only for trying things); or a module whose forward returns `camera`, `joints`,
+            `vertices_coarse` and `vertices`.
+        topology: faces and joint regressors of the mesh the model speaks of; default: what the model's mesh name says.
+        mesh_data: folder with the SMPL/MANO topology files, for models of those meshes (else $TORE_FAST_MESH_DATA).
+        device: "auto" takes a GPU where there is one.
+        batch_size: crops run at once.
+
+    Example:
+        >>> results = Pipeline().predict(["photo.jpg"])
+        >>> results[0].people[0].vertices.shape
+        (6890, 3)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | Path | None = None,
+        *,
+        topology: BodyTopology | None = None,
+        mesh_data: str | Path | None = None,
+        device: str = "auto",
+        batch_size: int = 8,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"Pipeline: batch_size must be at least 1, got {batch_size}")
+        self.device = torch.device(pick_device(device))
+        self.model = load_model(model).to(self.device).eval()
+        self.topology = mesh_of(self.model, mesh_data) if topology is None else topology
+        regressor, self._picks, self.joint_names = _joint_rows(self.topology)
+        self._regressor = torch.from_numpy(regressor).to(self.device)
+        official = self.topology.name in ("smpl", "mano")
+        self._centred = not (official and type(self.model).__name__ in UNCENTRED_PROJECTION)
+        size = getattr(getattr(self.model, "config", None), "image_size", 224)
+        self.image_size = int(size if isinstance(size, int) else size[0])
+        self.batch_size = batch_size
+        self.seconds: dict[str, float] = {"read": 0.0, "crop": 0.0, "model": 0.0, "mesh": 0.0}
+        self.counts = {"pictures": 0, "people": 0}
+
+    def predict(self, images: Sequence[Any] | Any, boxes: Any = None) -> list[ImageResult]:
+        """Results in the order of the pictures; a bad picture gives a result with `error`, the others are done.
+
+        Args:
+            images: paths, PIL images or arrays (see data/image.py), one or several.
+            boxes: None or "auto": a box found by the model itself; "full": the whole picture; "centre": the centre
+                square of the official demo; or per picture a list of (x0, y0, x1, y1), one result per box.
+        """
+        if isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Iterable):
+            images = [images]
+            if boxes is not None and not isinstance(boxes, str) and len(boxes) and np.ndim(boxes[0]) < 2:
+                boxes = [boxes]
+        images = list(images)
+        if boxes is not None and not isinstance(boxes, str) and len(boxes) != len(images):
+            raise ValueError(f"Pipeline.predict: boxes must have one entry per picture ({len(images)}), got {len(boxes)}")
+        return list(self.stream(images, boxes))
+
+    def stream(self, images: Iterable[Any], boxes: Any = None) -> Iterator[ImageResult]:
+        """Like `predict`, one result after the other; only a batch of pictures is in memory."""
+        if isinstance(boxes, str) and boxes not in BOX_MODES:
+            raise ValueError(f"Pipeline: boxes must be one of {BOX_MODES} or lists of boxes, got {boxes!r}")
+        with ThreadPoolExecutor(2) as pool:
+            group: list[tuple[Any, Any]] = []
+            for i, image in enumerate(images):
+                group.append((image, boxes if boxes is None or isinstance(boxes, str) else boxes[i]))
+                if len(group) == self.batch_size:
+                    yield from self._group(group, pool)
+                    group = []
+            if group:
+                yield from self._group(group, pool)
+
+    def _group(self, group: list[tuple[Any, Any]], pool: ThreadPoolExecutor) -> Iterator[ImageResult]:
+        start = time.perf_counter()
+        opened = list(pool.map(lambda pair: _open(*pair), group))
+        self.seconds["read"] += time.perf_counter() - start
+        jobs = [(o, job) for o in opened if isinstance(o, _Open) for job in o.crops]
+        found: dict[int, list[Person]] = {id(o): [] for o in opened}
+        for first in range(0, len(jobs), self.batch_size):
+            part = jobs[first : first + self.batch_size]
+            for (o, _), person in zip(part, self._people(part)):
+                found[id(o)].append(person)
+        for o in opened:
+            self.counts["pictures"] += 1
+            if isinstance(o, ImageResult):
+                yield o
+                continue
+            self.counts["people"] += len(found[id(o)])
+            height, width = o.pixels.shape[:2]
+            yield ImageResult(o.name, (width, height), found[id(o)], None, o.pixels)
+
+    def _people(self, jobs: list[tuple[_Open, tuple]]) -> list[Person]:
+        out = self._run([(o.pixels, job[2]) for o, job in jobs])
+        for _ in range(REFINE_STEPS):
+            jobs, again = _refined(jobs, out)
+            if not again:
+                break
+            fresh = self._run([(jobs[i][0].pixels, jobs[i][1][2]) for i in again])
+            for i, values in zip(again, fresh):
+                out[i] = values
+        return [_person(o, job, values) for (o, job), values in zip(jobs, out)]
+
+    @torch.inference_mode()
+    def _run(self, crops: list[tuple[np.ndarray, Crop]]) -> list[dict[str, np.ndarray]]:
+        t0 = time.perf_counter()
+        images = torch.from_numpy(np.stack([cut(p, c, self.image_size) for p, c in crops])).to(self.device)
+        t1 = time.perf_counter()
+        out = self.model(images)
+        vertices = out.vertices.float()
+        if vertices.shape[1] != self._regressor.shape[1]:
+            raise ValueError(
+                f"Pipeline: the model gives {vertices.shape[1]} vertices, the mesh {self.topology.name!r} has "
+                f"{self._regressor.shape[1]}; pass the topology the model was made for"
+            )
+        regressed = self._regressor @ vertices
+        root = regressed[:, :1]
+        camera = out.camera.float()
+        if not self._centred:  # the same picture points, said of the centred mesh
+            camera = torch.cat([camera[:, :1], camera[:, 1:] + root[:, 0, :2]], 1)
+        values = {
+            "camera": camera,
+            "vertices": vertices - root,
+            "vertices_coarse": out.vertices_coarse.float() - root,
+            "joints": regressed[:, self._picks] - root,
+        }
+        host = {k: v.cpu().numpy() for k, v in values.items()}
+        t2 = time.perf_counter()
+        self.seconds["crop"] += t1 - t0
+        self.seconds["model"] += t2 - t1
+        return [{k: v[i] for k, v in host.items()} for i in range(len(crops))]
+
+
+def pick_device(device: str) -> str:
+    """ "auto" -> "cuda" where a GPU is visible, else "cpu"; anything else is checked and kept."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: no CUDA device is visible to torch {torch.__version__}")
+    return device
+
+
+def load_model(model: nn.Module | str | Path | None) -> nn.Module:
+    """Module from what `Pipeline(model=...)` accepts."""
+    if isinstance(model, nn.Module):
+        return model
+    if model is None or model == "default":
+        return load_pretrained(default_folder())
+    if Path(model).is_dir():
+        return load_pretrained(model)
+    return create_model(str(model))
+
+
+def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopology:
+    """Topology of the mesh a model regresses, by the name it carries ("free" where it carries none)."""
+    name = getattr(getattr(model, "mesh", None), "name", "free")
+    if name in ("free", "free_hand"):
+        return load_body(name).topology
+    folder = mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
+    if folder is None:
+        raise ValueError(
+            f"Pipeline: the model speaks of the licence-bound mesh {name!r}: give the folder with its topology files "
+            "(--mesh-data DIR, mesh_data=... or $TORE_FAST_MESH_DATA)"
+        )
+    return load_topology(name, folder)
+
+
+def _joint_rows(topology: BodyTopology) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
+    """Regressor whose row 0 is the root, the rows that are reported, and their names."""
+    if "h36m17" in topology.regressors:
+        return topology.regressor("h36m17"), list(joints.H36M17_TO_J14), joints.J14
+    if "hand21" in topology.regressors:
+        return topology.regressor("hand21"), list(range(21)), joints.HAND21
+    raise ValueError(
+        f"Pipeline: the mesh {topology.name!r} has no joint regressor; its folder needs J_regressor_h36m_correct.npy"
+    )
+
+
+def _open(image: Any, boxes: Any) -> _Open | ImageResult:
+    name = str(image) if isinstance(image, (str, Path)) else "image"
+    try:
+        pixels = read_image(image)
+        height, width = pixels.shape[:2]
+        whole = (0.0, 0.0, float(width), float(height))
+        if boxes is None or isinstance(boxes, str):
+            mode = boxes or "auto"
+            crop = centre_crop(width, height) if mode == "centre" else whole_crop(width, height)
+            return _Open(name, pixels, [(whole, mode, crop)])
+        checked = [check_box(b, width, height, name) for b in boxes]
+        return _Open(name, pixels, [(b, "given", crop_of_box(b)) for b in checked])
+    except ImageError as e:
+        return ImageResult(name, error=str(e))
+
+
+def _refined(jobs: list[tuple[_Open, tuple]], out: list[dict]) -> tuple[list[tuple[_Open, tuple]], list[int]]:
+    """For "auto" jobs: the box of the mesh just seen, where it is plausible and clearly another than the crop."""
+    jobs, again = list(jobs), []
+    for i, ((o, (_, source, crop)), values) in enumerate(zip(jobs, out)):
+        if source != "auto":
+            continue
+        height, width = o.pixels.shape[:2]
+        points = crop.to_image(values["camera"][0] * (values["vertices"][:, :2] + values["camera"][1:]))
+        if not np.isfinite(points).all():
+            continue
+        (x0, y0), (x1, y1) = points.min(0), points.max(0)
+        box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+        if min(box[2] - box[0], box[3] - box[1]) < 0.05 * max(width, height):
+            continue  # nothing one could call a person: the whole picture stays
+        new = crop_of_box(box)
+        if new.side < 0.85 * crop.side or abs(new.center_x - crop.center_x) > 0.1 * crop.side:
+            jobs[i] = (o, (tuple(float(v) for v in box), source, new))
+            again.append(i)
+    return jobs, again
+
+
+def _person(o: _Open, job: tuple, values: dict[str, np.ndarray]) -> Person:
+    box, source, crop = job
+    camera = values["camera"]
+    points = camera[0] * (values["joints"][:, :2] + camera[1:])
+    depth = 2 * FOCAL_PX / (CROP_PX * camera[0] + 1e-9)
+    return Person(
+        box=box,
+        box_source=source,
+        crop=crop,
+        camera=camera,
+        camera_image=crop.camera_in_image(camera),
+        translation=np.array([camera[1], camera[2], depth], np.float32),
+        focal_px=FOCAL_PX * crop.side / CROP_PX,
+        vertices=values["vertices"],
+        vertices_coarse=values["vertices_coarse"],
+        joints_3d=values["joints"],
+        joints_2d=crop.to_image(points),
+    )

@@ -1,0 +1,220 @@
+"""2D keypoints of a clip of any length -> 3D poses: windows, padding, mirrored pass, blending; and the live version.
+
+In: [T, 17, 2 or 3] pixels in H36M order (data/keypoints.py reads detector files), or one frame at a time. Out: poses
+[T, 17, 3] in metres, root-relative, camera axes (x right, y down, z forward). Models: models/{mixste,motionbert,...}.py.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.cameras import crop_scale_2d, normalise_2d
+from ..data.chunking import blend_windows, covering_indices, flip_pose, window_indices
+from ..models.hot import LiftedPose, PrunableHost
+
+NORMALISATIONS = ("image", "pixel", "crop")
+HOSTS = ("Mixste", "Motionbert", "Mhformer", "Motionagformer")
+
+
+class LiftedClip(NamedTuple):
+    pose: np.ndarray  # [T, 17, 3] float32
+    kept: np.ndarray  # [T] int64: in how many windows TPC kept the frame (0 without pruning)
+    windows: int
+
+
+def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overrides) -> PrunableHost:
+    """A video pose model in eval mode: a folder of save_pretrained, or a registered name with an official checkpoint.
+
+    A registered TPC name tells how to prune, since its weights are those of the base model.
+    """
+    from ..models import create_model, load_pretrained
+    from ..models.convert.vpt import model_from_state, read_official
+
+    if Path(model).is_dir():
+        loaded = load_pretrained(model, **overrides)
+    elif checkpoint is None:
+        raise ValueError(f"{model}: not a folder with trained weights; give --checkpoint with a registered model name")
+    else:
+        config = create_model(str(model), **overrides).config
+        fields = {f: getattr(config, f) for f in ("prune_block", "keep_frames", "keep_center", "recovery", "heads") if hasattr(config, f)}
+        fields["prune_block"] = config.prune_block
+        loaded = model_from_state(read_official(checkpoint), str(checkpoint), **fields)
+    if type(loaded).__name__ not in HOSTS:
+        raise ValueError(f"{model}: not a video pose model (hosts: {', '.join(HOSTS)})")
+    return loaded.eval()
+
+
+def normalise(keypoints: np.ndarray, how: str, width: float | None = None, height: float | None = None) -> np.ndarray:
+    """Pixels [T, 17, 2+] -> network input.
+
+    "image": x / w * 2 - 1, y alike (VideoPose3D, MixSTE, MHFormer, HoT); "pixel": centred and divided by min(w, h) / 2
+    (MotionBERT in the wild); "crop": the clip's bounding box to [-1, 1], needs no image size (MotionBERT).
+    """
+    if how not in NORMALISATIONS:
+        raise ValueError(f"normalise: expected one of {NORMALISATIONS}, got {how!r}")
+    if how == "crop":
+        return crop_scale_2d(keypoints).astype(np.float32)
+    if width is None or height is None:
+        raise ValueError(f"normalise: {how!r} needs the image's width and height")
+    if how == "image":
+        return normalise_2d(keypoints, width, height).astype(np.float32)
+    if width <= 0 or height <= 0:
+        raise ValueError(f"normalise: width and height must be positive, got {width} x {height}")
+    out = np.array(keypoints, np.float32)
+    out[..., :2] = (out[..., :2] - np.array([width, height], np.float32) / 2) / (min(width, height) / 2)
+    return out
+
+
+def is_centered(model: PrunableHost) -> bool:
+    """Whether only the middle frame of a window is meant to be used (seq2frame)."""
+    return model.config.recovery == "none" and (model.config.pruned or type(model).__name__ == "Mhformer")
+
+
+def _with_confidence(x: np.ndarray, channels: int) -> np.ndarray:
+    if x.shape[-1] < channels:
+        return np.concatenate([x, np.ones((*x.shape[:-1], 1), np.float32)], axis=-1)
+    return x[..., :channels]
+
+
+@torch.inference_mode()
+def _run(model: PrunableHost, windows: np.ndarray, flip: bool) -> LiftedPose:
+    x = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(next(model.parameters()).device)
+    lifted = model(x)
+    if flip:
+        partial = lifted.index is not None and lifted.pose.shape[1] != x.shape[1]
+        mirrored = model(flip_pose(x), index=lifted.index if partial else None)
+        lifted = LiftedPose((lifted.pose + flip_pose(mirrored.pose)) / 2, lifted.index)
+    return lifted
+
+
+def _center(lifted: LiftedPose, frames: int) -> Tensor:
+    middle = (frames - 1) // 2
+    if lifted.index is None or lifted.pose.shape[1] == frames:
+        return lifted.pose[:, middle]
+    rows = (lifted.index == middle).nonzero()
+    if len(rows) != len(lifted.pose):
+        raise ValueError("pose_lift: the model does not keep the middle frame; use keep_center=True or a recovery")
+    return lifted.pose[rows[:, 0], rows[:, 1]]
+
+
+def lift_clip(
+    model: PrunableHost,
+    keypoints: np.ndarray,  # [T, 17, 2 or 3], normalised
+    overlap: float = 0.5,
+    flip: bool = True,
+    batch_size: int = 8,
+) -> LiftedClip:
+    """3D poses of every frame of a clip of any length.
+
+    seq2seq models run on windows that share `overlap` of their frames; where windows meet, poses are blended with weights
+    that fall towards a window's ends. seq2frame models run once per frame, the frame in the middle. Short clips and ends are
+    padded by repeating the first or last frame.
+
+    Args:
+        overlap: share of a window, 0 <= overlap < 1.
+        flip: average with the mirrored pass (twice the time, slightly better).
+    """
+    if keypoints.ndim != 3 or keypoints.shape[1] != 17 or keypoints.shape[2] not in (2, 3) or len(keypoints) == 0:
+        raise ValueError(f"lift_clip: keypoints must be [T, 17, 2 or 3] with T >= 1, got {list(keypoints.shape)}")
+    if not np.isfinite(keypoints).all():
+        raise ValueError("lift_clip: keypoints hold NaN or infinity; fill gaps first (data/keypoints.py does)")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"lift_clip: overlap must be in [0, 1), got {overlap}")
+    frames, length = model.config.frames, len(keypoints)
+    x = _with_confidence(keypoints, model.in_channels)
+    centered = is_centered(model)
+    slots = window_indices(length, frames, 1) if centered else covering_indices(length, frames, int(overlap * frames))
+    kept = np.zeros(length, np.int64)
+    poses = []
+    for start in range(0, len(slots), batch_size):
+        part = slots[start : start + batch_size]
+        lifted = _run(model, x[part], flip)
+        poses.append((_center(lifted, frames) if centered else lifted.pose).float().cpu().numpy())
+        if lifted.index is not None:
+            for row, index in zip(part, lifted.index.cpu().numpy()):
+                kept[np.unique(row[index])] += 1
+    pose = np.concatenate(poses)
+    if not centered:
+        if pose.shape[1] != frames:
+            raise ValueError(f"lift_clip: the model recovers {pose.shape[1]} of {frames} frames; windows cannot be joined")
+        pose = blend_windows(pose, slots, length)
+    return LiftedClip(pose - pose[:, :1], kept, len(slots))
+
+
+class PoseStream:
+    """Live lifting with a fixed latency: feed one frame, get the pose of the frame `latency` frames ago.
+
+    A seq2seq model sees the last F frames and its output for the wanted one is taken; a seq2frame model sees a window whose
+    middle is the wanted frame, with frames that have not come yet replaced by the newest. Every pose depends on frames up to
+    `latency` ahead only, whatever the caller's speed.
+
+    Example:
+        >>> stream = PoseStream(model, latency=4, normalisation="image", width=1920, height=1080)  # doctest: +SKIP
+        >>> for keypoints in camera: pose = stream.push(keypoints)  # None for the first 4 frames  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PrunableHost,
+        latency: int,
+        normalisation: str = "image",
+        width: float | None = None,
+        height: float | None = None,
+        flip: bool = False,
+    ) -> None:
+        frames = model.config.frames
+        if not 0 <= latency < frames:
+            raise ValueError(f"PoseStream: latency must be in 0..{frames - 1} (window - 1), got {latency}")
+        if normalisation == "crop":
+            raise ValueError("PoseStream: 'crop' needs the whole clip; use 'image' or 'pixel' with width and height")
+        normalise(np.zeros((1, 17, 2)), normalisation, width, height)  # complains now rather than at the first frame
+        self.model, self.latency, self.flip = model.eval(), latency, flip
+        self._normalise = lambda x: normalise(x, normalisation, width, height)
+        self._buffer: deque[np.ndarray] = deque(maxlen=2 * frames)
+        self._count = 0
+        self._given = 0
+        model.freeze_queries()
+
+    @property
+    def frames(self) -> int:
+        return self.model.config.frames
+
+    def push(self, keypoints: np.ndarray) -> np.ndarray | None:
+        """keypoints [17, 2 or 3] in pixels -> pose [17, 3] of the frame `latency` pushes ago, None while there is none."""
+        keypoints = np.asarray(keypoints, np.float32)
+        if keypoints.shape[0] != 17 or keypoints.ndim != 2 or keypoints.shape[1] not in (2, 3):
+            raise ValueError(f"PoseStream.push: keypoints must be [17, 2 or 3], got {list(keypoints.shape)}")
+        if not np.isfinite(keypoints).all():
+            raise ValueError("PoseStream.push: keypoints hold NaN or infinity; repeat the last good frame instead")
+        self._buffer.append(_with_confidence(self._normalise(keypoints), self.model.in_channels))
+        self._count += 1
+        return self._pose(self._given) if self._count > self.latency else None
+
+    def flush(self) -> list[np.ndarray]:
+        """Poses of the last frames, which were waiting for their latency."""
+        out = []
+        while self._given < self._count:
+            out.append(self._pose(self._given))
+        return out
+
+    def _pose(self, wanted: int) -> np.ndarray:
+        newest = self._count - 1
+        first = newest - len(self._buffer) + 1
+        if is_centered(self.model):
+            start, at = wanted - (self.frames - 1) // 2, (self.frames - 1) // 2
+        else:
+            start = newest - self.frames + 1
+            at = wanted - start
+        slots = np.clip(np.arange(start, start + self.frames), max(first, 0), newest) - first
+        window = np.stack([self._buffer[i] for i in slots])[None]
+        lifted = _run(self.model, window, self.flip)
+        pose = _center(lifted, self.frames)[0] if is_centered(self.model) else lifted.pose[0, at]
+        self._given += 1
+        pose = pose.float().cpu().numpy()
+        return pose - pose[:1]

@@ -1,0 +1,469 @@
+"""Videos and pictures of people -> body parameters, joints, files: the FastHMR pipeline from end to end.
+
+In: frames (data/video.py) with boxes and masks of tracked people; out: per track an AMASS-like .npz, BVH and animated
+GLB. Frames stream through crops and host in batches over people and frames (rows on disk, pipelines/track_store.py);
+then every track goes through the motion decoder and the inverse kinematics in clips. Memory does not grow with length.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..body import Body
+from ..body.joints import SMPL24
+from ..data.hmr2_crop import Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
+from ..data.video import VideoSource
+from ..layers import camera
+from ..layers.clips import fill_gaps, track_spans
+from ..layers.mask_tome import ellipse_mask
+from ..layers.rotation import matrix_to_axis_angle, matrix_to_rot6d, rot6d_to_matrix
+from ..models.camerahmr import CameraHMR
+from ..models.fasthmr import FastHMRMotion, motion_rotations
+from ..models.hmr2 import HMR2
+from ..vis.bvh import BvhWriter
+from ..vis.glb_animation import GlbAnimation
+from .hosts import RestSkeleton
+from .track_store import NpzStream, TrackStore
+
+FORMATS = ("npz", "bvh", "glb")
+MASK_SOURCES = ("auto", "ellipse", "none")
+NPZ_KEYS = {
+    "poses": "[F, 72] axis-angle of 24 joints, global orientation first (camera axes: x right, y down, z forward)",
+    "global_orient": "[F, 3] axis-angle",
+    "body_pose": "[F, 69] axis-angle",
+    "betas": "[10], or [F, 10] with betas_mode per_frame",
+    "trans": "[F, 3] metres; add to the body's vertices (camera at the origin)",
+    "joints3d": "[F, 24, 3] metres in camera axes",
+    "rotmats": "[F, 24, 3, 3] (option)",
+    "frame_ids": "[F] frame of the video",
+    "detected": "[F] bool; False where the box was missing and the result is interpolated",
+    "bbox": "[F, 4] x0, y0, x1, y1 px",
+    "track_id": "number", "cam_K": "[3, 3] camera matrix, px", "mocap_framerate": "frames per second",
+    "gender": "neutral", "model": "smpl, or free for the shipped body", "image_size": "[2] W, H",
+}  # fmt: skip
+
+Masks = Callable[[int, np.ndarray, dict[int, tuple]], dict[int, np.ndarray]]
+Tracker = Callable[[int, np.ndarray], dict[int, tuple[float, float, float, float]]]
+
+
+@dataclass
+class PipelineOptions:
+    """How a pipeline runs."""
+
+    batch_size: int = 32  # crops per host call
+    chunk_frames: int = 64  # frames between two commits (what a crash can cost)
+    box_rule: str = "hmr2"
+    masks: str = "auto"  # ellipse | none | auto: given masks, else none
+    focal_px: float | None = None
+    fov_deg: float | None = None  # vertical
+    overlap: int = 0
+    max_gap: int = 15
+    noise: str = "seeded"
+    seed: int = 0
+    ik_mode: str = "adaptive"
+    betas_mode: str = "median"  # or per_frame
+    rotmats: bool = False
+    precision: str = "float32"  # or bfloat16, float16 (autocast of the networks)
+
+
+@dataclass
+class Timing:
+    """Seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    frames: int = 0
+    people: int = 0
+
+    @contextmanager
+    def stage(self, name: str, device: torch.device | None = None) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def table(self) -> str:
+        total = sum(self.seconds.values())
+        lines = [f"{'stage':10}{'seconds':>10}{'ms/person':>12}{'share':>8}"]
+        for name, s in self.seconds.items():
+            lines.append(f"{name:10}{s:10.2f}{1000 * s / max(self.people, 1):12.2f}{100 * s / max(total, 1e-9):7.0f}%")
+        rate = self.people / total if total else 0.0
+        lines.append(f"{'total':10}{total:10.2f}{1000 * total / max(self.people, 1):12.2f}   {rate:.1f} persons/s")
+        return "\n".join(lines)
+
+
+class PersonResult(NamedTuple):
+    """One person in one picture (numpy, float32; metres in camera axes, pixels)."""
+
+    box: np.ndarray  # [4]
+    rotations: np.ndarray  # [24, 3, 3]
+    betas: np.ndarray  # [10]
+    trans: np.ndarray  # [3]
+    joints3d: np.ndarray  # [24, 3]
+    vertices: np.ndarray | None  # [V, 3] with trans
+    focal_px: float
+    token: np.ndarray  # [D]
+
+
+class HMRPipeline:
+    """Host (+ motion decoder + body) behind one object.
+
+    Args:
+        host: HMR2 or CameraHMR, possibly with merged layers and tokens. motion: FastHMR's motion decoder; None keeps the
+            host's own pose read-out. body: SMPL or the free body, for joints, IK and meshes.
+        options: see PipelineOptions. device: where the networks run.
+    """
+
+    def __init__(
+        self, host: HMR2, body: Body, motion: FastHMRMotion | None = None, options: PipelineOptions | None = None,
+        device: str | torch.device = "cpu",
+    ):  # fmt: skip
+        self.device = torch.device(device)
+        self.options = options or PipelineOptions()
+        if self.options.masks not in MASK_SOURCES:
+            raise ValueError(f"HMRPipeline: masks must be one of {MASK_SOURCES}, got {self.options.masks!r}")
+        if self.options.betas_mode not in ("median", "per_frame"):
+            raise ValueError(f"HMRPipeline: betas_mode must be 'median' or 'per_frame', got {self.options.betas_mode!r}")
+        self.host, self.body = host.to(self.device).eval(), body.to(self.device)
+        self.motion = None if motion is None else motion.to(self.device).eval()
+        width = host.config.decoder_dim
+        if motion is not None and motion.config.condition_dim != width:
+            raise ValueError(
+                f"HMRPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
+            )
+        self.rest = RestSkeleton(self.body)
+        self.timing = Timing()
+        self._warned = self._has_masks = False
+
+    # ---- one batch of crops
+
+    def focal(self, frame: np.ndarray) -> float:
+        """Focal length in px for a clip with frames like this one: given, from the FoV net, or HMR2.0's default."""
+        h, w = frame.shape[:2]
+        o = self.options
+        if o.focal_px is not None:
+            return float(o.focal_px)
+        if o.fov_deg is not None:
+            return float(camera.focal_from_fov(math.radians(o.fov_deg), h))
+        if isinstance(self.host, CameraHMR) and self.host.cam_model is not None:
+            with torch.inference_mode():
+                fov = self.host.estimate_fov(letterbox(as_tensor(frame, self.device))[None])
+            return float(camera.focal_from_fov(fov.clamp(0.05, 3.0), h)[0])
+        return float(camera.default_focal(torch.tensor([[float(w), float(h)]]))[0])
+
+    def _crops(self, frame: np.ndarray, squares: list[Square], masks: list[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
+        picture = as_tensor(frame, self.device)
+        crops = person_crops(picture, squares)
+        if self.host.backbone.merging is None or self.options.masks == "none":
+            return crops, None
+        size = crops.shape[-1]
+        if self.options.masks == "ellipse":
+            return crops, ellipse_mask(len(squares), size, size, self.device)
+        if not self._has_masks:
+            return crops, None  # plain ToMe
+        rows = []
+        for square, mask in zip(squares, masks):
+            if mask is None:
+                if not self._warned:
+                    warnings.warn("some people have no mask: an ellipse in their box stands in")
+                    self._warned = True
+                rows.append(ellipse_mask(1, size, size, self.device)[0])
+            else:
+                rows.append(mask_crop(as_tensor(mask, self.device), square))
+        return crops, torch.stack(rows)
+
+    @torch.inference_mode()
+    def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):
+        low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.options.precision)
+        with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
+            if isinstance(self.host, CameraHMR):
+                return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
+            return self.host(crops, masks)
+
+    # ---- single pictures
+
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        boxes: Sequence[Sequence[Sequence[float]]] | None = None,
+        masks: Sequence[Sequence[np.ndarray | None]] | None = None,
+        intrinsics: Sequence[np.ndarray] | None = None,
+        vertices: bool = True,
+    ) -> list[list[PersonResult]]:
+        """People in separate pictures (the host's pose read-out; the motion decoder is for videos).
+
+        Args:
+            images: RGB [H, W, 3] uint8. boxes: per picture a list of x0, y0, x1, y1 (default: the whole picture).
+            masks: per picture and person [H, W] or None. intrinsics: per picture [3, 3].
+        """
+        results: list[list[PersonResult]] = []
+        self._has_masks = masks is not None
+        for n, frame in enumerate(images):
+            h, w = frame.shape[:2]
+            own = [(0.0, 0.0, float(w), float(h))] if boxes is None else list(boxes[n])
+            squares = [square_of_box(b, self.options.box_rule) for b in own]
+            if not squares:
+                results.append([])
+                continue
+            focal = float(intrinsics[n][0, 0]) if intrinsics is not None else self.focal(frame)
+            crops, mask = self._crops(frame, squares, [None] * len(own) if masks is None else list(masks[n]))
+            sq = torch.tensor(squares, device=self.device)
+            image = torch.tensor([[float(w), float(h)]], device=self.device).expand(len(own), 2)
+            f = torch.full((len(own),), focal, device=self.device)
+            principal = None
+            if intrinsics is not None:
+                principal = torch.as_tensor(intrinsics[n][:2, 2], dtype=torch.float32, device=self.device).expand(len(own), 2)
+            out = self._encode(crops, mask, sq, image, f)
+            trans = camera.full_translation(out.cam, sq[:, :2], sq[:, 2], image, f, principal)
+            with torch.inference_mode():
+                posed = self.body(out.rotations, out.betas[:, : self.body.num_betas], trans, 0 if vertices else self._coarse)
+            results.append(
+                [
+                    PersonResult(
+                        np.array(own[i], np.float32), *(t[i].cpu().numpy() for t in (out.rotations, out.betas, trans, posed.joints)),
+                        posed.vertices[i].cpu().numpy() if vertices else None, focal, out.token[i].float().cpu().numpy(),
+                    )
+                    for i in range(len(own))
+                ]
+            )  # fmt: skip
+        return results
+
+    @property
+    def _coarse(self) -> int:
+        return self.body.hierarchy.num_levels - 1
+
+    # ---- videos
+
+    def encode_video(
+        self, source: VideoSource, work: str | Path, tracker: Tracker | None = None, masks: Masks | None = None,
+        limit: int | None = None, settings: dict | None = None, on_frame: Callable[[int], None] | None = None,
+    ) -> TrackStore:  # fmt: skip
+        """Stage 1: every person of every frame through the host; rows in `work`, resumed if they are there.
+
+        Args:
+            tracker: (frame number, frame) -> {track: box}; None takes the whole frame as one person.
+            masks: (frame number, frame, boxes) -> {track: [H, W] mask}; tracks without one get an ellipse.
+            limit: stop after this many frames.
+        """
+        self._has_masks = masks is not None
+        facts = {"video": source.path.name, "box_rule": self.options.box_rule, "masks": self.options.masks, **(settings or {})}
+        store = TrackStore(work, self.host.config.decoder_dim, facts)
+        if store.finished:
+            return store
+        pending: list[tuple[int, int, tuple, Square, tuple[int, int], Tensor, Tensor | None]] = []
+        timing, last = self.timing, store.next_frame
+        frames = source.frames(store.next_frame)
+        while True:
+            with timing.stage("read"):
+                item = next(frames, None)
+            if item is None or (limit is not None and item[0] >= limit):
+                break
+            index, frame = item
+            if "focal" not in store.facts:
+                store.facts["focal"] = self.focal(frame)
+                store.facts["image_size"] = [frame.shape[1], frame.shape[0]]
+            h, w = frame.shape[:2]
+            boxes = {0: (0.0, 0.0, float(w), float(h))} if tracker is None else tracker(index, frame)
+            with timing.stage("crop", self.device):
+                if boxes:
+                    tracks = sorted(boxes)
+                    squares = [square_of_box(boxes[t], self.options.box_rule) for t in tracks]
+                    found = masks(index, frame, boxes) if masks is not None else {}
+                    crops, mask = self._crops(frame, squares, [found.get(t) for t in tracks])
+                    for i, t in enumerate(tracks):
+                        pending.append((index, t, tuple(boxes[t]), squares[i], (w, h), crops[i], None if mask is None else mask[i]))
+            last = index + 1
+            timing.frames += 1
+            if len(pending) >= self.options.batch_size or last - store.next_frame >= self.options.chunk_frames:
+                self._flush(store, pending)
+                if last - store.next_frame >= self.options.chunk_frames:
+                    store.commit(last)
+            if on_frame is not None:
+                on_frame(index)
+        self._flush(store, pending)
+        store.commit(last, finished=True)
+        return store
+
+    def _flush(self, store: TrackStore, pending: list) -> None:
+        size = self.options.batch_size
+        for first in range(0, len(pending), size):
+            part = pending[first : first + size]
+            with self.timing.stage("encode", self.device):
+                crops = torch.stack([p[5] for p in part])
+                masks = None if part[0][6] is None else torch.stack([p[6] for p in part])
+                squares = torch.tensor([p[3] for p in part], device=self.device)
+                image = torch.tensor([p[4] for p in part], dtype=torch.float32, device=self.device)
+                focal = torch.full((len(part),), float(store.facts["focal"]), device=self.device)
+                out = self._encode(crops, masks, squares, image, focal)
+            rows = np.zeros(len(part), store.dtype)
+            rows["frame"], rows["box"] = [p[0] for p in part], [p[2] for p in part]
+            rows["square"], rows["image"] = [p[3] for p in part], [p[4] for p in part]
+            rows["focal"] = store.facts["focal"]
+            for key, value in (("cam", out.cam), ("betas", out.betas), ("rotations", out.rotations), ("token", out.token)):
+                rows[key] = value.float().cpu().numpy()
+            for i, p in enumerate(part):
+                store.append(p[1], rows[i : i + 1])
+            self.timing.people += len(part)
+        pending.clear()
+
+    @torch.inference_mode()
+    def decode_track(
+        self, store: TrackStore, track: int, folder: str | Path, fps: float, formats: Sequence[str] = ("npz",)
+    ) -> list[Path]:
+        """Stage 2 for one track: motion decoder, IK, files. A track is cut where detections are missing for long.
+
+        Returns:
+            Paths; files of an earlier run that are complete stay as they are.
+        """
+        unknown = [f for f in formats if f not in FORMATS]
+        if unknown:
+            raise ValueError(f"decode_track: formats must be among {FORMATS}, got {unknown[0]!r}")
+        folder, rows = Path(folder), store.rows(track)
+        folder.mkdir(parents=True, exist_ok=True)
+        ids = torch.from_numpy(np.array(rows["frame"], np.int64))
+        spans = track_spans(ids, self.options.max_gap)
+        paths = []
+        for k, span in enumerate(spans):
+            name = f"track_{track:03d}" + (f"_{k}" if len(spans) > 1 else "")
+            files = [folder / f"{name}.{f}" for f in formats]
+            if not all(p.exists() for p in files):
+                keep = slice(int(torch.searchsorted(ids, span.first)), int(torch.searchsorted(ids, span.last)) + 1)
+                self._decode_span(rows[keep], ids[keep], span.first, span.last, store, track, files, fps)
+            paths += files
+        return paths
+
+    def _decode_span(self, rows, ids: Tensor, first: int, last: int, store: TrackStore, track: int, files, fps: float) -> None:
+        o, count, device = self.options, last - first + 1, self.device
+        betas = torch.from_numpy(np.array(rows["betas"]))
+        shape = betas.median(0).values.to(device)[None]
+
+        def every(key: str, a: int, b: int) -> Tensor:
+            """Field of frames a..b-1 of the span, interpolated where a box was missing."""
+            lo = max(0, int(torch.searchsorted(ids, first + a, right=True)) - 1)
+            hi = min(len(ids), int(torch.searchsorted(ids, first + b - 1)) + 1)
+            values = torch.from_numpy(np.array(rows[key][lo:hi])).to(device)
+            return fill_gaps(values, ids[lo:hi], first + a, first + b - 1)
+
+        writers = self._writers(files, count, shape, fps, store, track)
+        try:
+            for start, rotations in self._rotation_pieces(every, count, shape):
+                end = start + len(rotations)
+                with self.timing.stage("write", device):
+                    square, image = every("square", start, end), every("image", start, end)
+                    focal = every("focal", start, end)
+                    trans = camera.full_translation(every("cam", start, end), square[:, :2], square[:, 2], image, focal)
+                    own = shape if o.betas_mode == "median" else every("betas", start, end)
+                    posed = self.body(rotations, own[:, : self.body.num_betas].expand(len(rotations), -1), trans, self._coarse)
+                    frames = torch.arange(first + start, first + end)
+                    fields = {
+                        "rotations": rotations, "trans": trans, "joints3d": posed.joints, "betas": own,
+                        "box": every("box", start, end), "frame_ids": frames, "detected": torch.isin(frames, ids),
+                    }  # fmt: skip
+                    piece = {k: v.cpu().numpy() for k, v in fields.items()}
+                    for writer in writers:
+                        writer(piece)
+            with self.timing.stage("write"):
+                for writer in writers:
+                    writer(None)
+        except BaseException:
+            for file in files:
+                for part in file.parent.glob(f".{file.stem}*"):
+                    part.unlink(missing_ok=True)
+            raise
+
+    def _rotation_pieces(self, every: Callable, count: int, shape: Tensor) -> Iterator[tuple[int, Tensor]]:
+        o = self.options
+        if self.motion is None:
+            for a in range(0, count, 512):
+                b = min(count, a + 512)
+                with self.timing.stage("decode", self.device):
+                    # between two frames matrices are averaged through their first two columns
+                    matrices = rot6d_to_matrix(matrix_to_rot6d(every("rotations", a, b)))
+                yield a, matrices
+            return
+        pieces = self.motion.decode_stream(
+            lambda a, b: every("token", a, b), count, o.overlap, o.seed, o.noise, batch_size=max(1, o.batch_size // 4)
+        )
+        while True:
+            with self.timing.stage("decode", self.device):
+                item = next(pieces, None)
+            if item is None:
+                return
+            start, motion = item
+            with self.timing.stage("ik", self.device):
+                betas = shape if o.betas_mode == "median" else every("betas", start, start + len(motion.joints))
+                rest = self.rest(betas).expand(len(motion.joints), -1, -1)
+                rotations = motion_rotations(motion, rest, o.ik_mode)
+            yield start, rotations
+
+    def _writers(self, files: Sequence[Path], count: int, shape: Tensor, fps: float, store: TrackStore, track: int) -> list[Callable]:
+        """One function per file: takes pieces (dicts), then None to finish; a file appears only when finished."""
+        body = self.body
+        vertices, joints = (t[0].cpu().numpy() for t in body.rest(shape[:, : body.num_betas], 1))
+        made: list[Callable] = []
+        for path in files:
+            kind, hidden = path.suffix[1:], path.with_name(f".{path.stem}.part{path.suffix}")
+            if kind == "npz":
+                made.append(self._npz_writer(path, count, shape, fps, store, track))
+                continue
+            if kind == "bvh":
+                out = BvhWriter(hidden, joints, body.parents, SMPL24, count, fps)
+            else:
+                faces, weights = body.faces(0), body.weights.cpu().numpy()
+                out = GlbAnimation(hidden, vertices, faces, weights, joints, body.parents, SMPL24, count, fps)
+
+            def write(piece: dict | None, out=out, hidden=hidden, path=path) -> None:
+                if piece is not None:
+                    out.write(piece["rotations"], piece["trans"] + joints[0])
+                    return
+                out.close()
+                hidden.replace(path)
+
+            made.append(write)
+        return made
+
+    def _npz_writer(self, path: Path, count: int, shape: Tensor, fps: float, store: TrackStore, track: int) -> Callable:
+        o, stream = self.options, NpzStream(path, count)
+        w, h = store.facts["image_size"]
+        k = camera.intrinsics(torch.tensor([float(store.facts["focal"])]), torch.tensor([[float(w), float(h)]]))[0]
+        facts = {
+            "track_id": track, "cam_K": k.numpy(), "mocap_framerate": float(fps), "gender": "neutral",
+            "model": self.body.name, "image_size": np.array([w, h], np.int32),
+        }  # fmt: skip
+        for key, value in facts.items():
+            stream.put(key, value)
+        if o.betas_mode == "median":
+            stream.put("betas", shape[0].cpu().numpy())
+
+        def write(piece: dict | None) -> None:
+            if piece is None:
+                stream.close()
+                return
+            angles = matrix_to_axis_angle(torch.from_numpy(piece["rotations"])).flatten(1).numpy()
+            stream.append("poses", angles)
+            stream.append("global_orient", angles[:, :3])
+            stream.append("body_pose", angles[:, 3:])
+            stream.append("trans", piece["trans"])
+            stream.append("joints3d", piece["joints3d"])
+            stream.append("frame_ids", piece["frame_ids"])
+            stream.append("detected", piece["detected"])
+            stream.append("bbox", piece["box"])
+            if o.betas_mode == "per_frame":
+                stream.append("betas", piece["betas"])
+            if o.rotmats:
+                stream.append("rotmats", piece["rotations"])
+
+        return write
+
+

@@ -1,0 +1,104 @@
+"""Training of image-to-mesh models on synthetic images of the free body: what the built-in default was made with.
+
+In: batches of data/synth. Out: a Task for train/loop.py. Everything is in metres in the camera's orientation, centred on
+the regressed pelvis; the losses are L1 on joints, on the mesh at each level and on the projection, as FastMETRO and TORE
+weigh them against each other (supervision of joints and of the three mesh levels, then 2D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss
+
+from ..body import Body, joints, project
+from ..data.synth import HELD_OUT, SynthGenerator, normalize_images
+from ..eval.synthetic import evaluate_held_out
+from .dense_supervision import DenseOutput, DenseSupervision, dense_losses
+
+
+@dataclass(frozen=True)
+class MeshRecoveryConfig:
+    """Data and losses of the synthetic image-to-mesh training."""
+
+    image_size: int = 112
+    difficulty_start: float = 0.2
+    """Pose, view, background and occluder difficulty (0..1) at step 0 ..."""
+    difficulty_end: float = 1.0
+    """... and from `curriculum` of the steps on; batches are spread over 0.4..1 of the current difficulty."""
+    curriculum: float = 0.5
+    joint_weight: float = 10.0
+    mesh_weight: float = 10.0
+    projection_weight: float = 1.0
+    heatmap_weight: float = 2.0
+    """Of the train-only joint heat maps (dense_supervision.py); 0 with part_weight 0 leaves the heads out."""
+    part_weight: float = 0.5
+    data_seed: int = 1
+    eval_images: int = 512
+    """Held-out images per evaluation while training (the card's numbers use the whole split)."""
+
+
+class MeshRecovery:
+    """Task: model(images) -> camera, joints, vertices at three levels, against synthetic truth."""
+
+    best_metric = "hard_pa_mpjpe_mm"
+
+    def __init__(self, model: nn.Module, body: Body, config: MeshRecoveryConfig, total_steps: int, device: str = "cpu"):
+        self.body, self.config, self.total_steps, self.device = body, config, total_steps, device
+        self.dense = config.heatmap_weight > 0 or config.part_weight > 0
+        self.model = DenseSupervision(model, len(joints.J14), len(body.part_names)) if self.dense else model
+        if device == "cpu":
+            self.model.to(memory_format=torch.channels_last)  # 1.2-1.5x for the convolutions on a CPU
+        self.generator = SynthGenerator(body, config.image_size, config.data_seed, device=device)
+        picks = list(joints.H36M17_TO_J14)
+        self.regressor = torch.from_numpy(body.topology.regressor("h36m17")[[0, *picks]]).to(device)
+
+    def difficulty(self, step: int) -> float:
+        """Curriculum: linear from start to end over the first `curriculum` share of the steps."""
+        c = self.config
+        done = min(1.0, step / max(1.0, c.curriculum * self.total_steps))
+        return c.difficulty_start + (c.difficulty_end - c.difficulty_start) * done
+
+    def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
+        share = 0.4 + 0.6 * ((index * 0.6180339887) % 1.0)  # evenly spread, the same for the same index
+        made = self.generator.batch(index, batch_size, self.difficulty(step) * share)
+        keys = ("images", "vertices", "camera", "joints2d") + (("mask",) if self.dense else ())
+        return {k: made[k] for k in keys}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        c = self.config
+        made = model(normalize_images(batch["images"]))
+        out = made.out if isinstance(made, DenseOutput) else made
+        truth = batch["vertices"]  # [B, V, 3], pelvis-centred
+        truth_mid, truth_coarse = self.body.coarse(truth, 1), self.body.coarse(truth, 2)
+        truth_joints = self._joints(truth)
+        vertices, mid, coarse = out.vertices.float(), out.vertices_intermediate.float(), out.vertices_coarse.float()
+        token_joints = out.joints.float()
+        mesh_joints = self._joints(vertices)
+        joint_loss = l1_loss(token_joints, truth_joints) + l1_loss(mesh_joints, truth_joints)
+        mesh_loss = (l1_loss(coarse, truth_coarse) + l1_loss(mid, truth_mid) + l1_loss(vertices, truth)) / 3
+        truth_2d = batch["joints2d"]
+        camera = out.camera.float()
+        projection = l1_loss(project(token_joints, camera), truth_2d) + l1_loss(project(mesh_joints, camera), truth_2d)
+        total = c.joint_weight * joint_loss + c.mesh_weight * mesh_loss + c.projection_weight * projection
+        logs = {"joints": joint_loss.detach(), "mesh": mesh_loss.detach(), "2d": projection.detach()}
+        if isinstance(made, DenseOutput):
+            heat, part = dense_losses(made, batch["joints2d"], batch["mask"])
+            total = total + c.heatmap_weight * heat + c.part_weight * part
+            logs |= {"heatmaps": heat.detach(), "parts": part.detach()}
+        return total, {**logs, "difficulty": torch.tensor(self.difficulty(step))}
+
+    def _joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, 14, 3], centred on the regressed pelvis
+        regressed = self.regressor.to(vertices.device) @ vertices
+        return regressed[:, 1:] - regressed[:, :1]
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        model = model.model if self.dense else model
+        metrics = {}
+        for name in HELD_OUT:
+            values = evaluate_held_out(model, self.body, name, image_size=self.config.image_size,
+                                       images=self.config.eval_images)
+            metrics |= {f"{name}_{k}": v for k, v in values.items() if k in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")}
+        return metrics
