@@ -7,6 +7,10 @@
 #include <cstring>
 #include <limits>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace tore_fast::cpu {
 namespace {
 
@@ -19,6 +23,7 @@ typedef float vec __attribute__((vector_size(kWidth * 4)));
 typedef int32_t ivec __attribute__((vector_size(kWidth * 4)));
 typedef float vec_unaligned __attribute__((vector_size(kWidth * 4), aligned(4)));
 
+constexpr int64_t kPad = 8;  // row lengths are padded to a multiple of this, whatever the vector width
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 inline vec load(const float* p) { return *reinterpret_cast<const vec_unaligned*>(p); }
@@ -31,6 +36,20 @@ inline float hsum(vec v) {
   float s = 0.f;
   for (int i = 0; i < kWidth; ++i) s += v[i];
   return s;
+}
+
+// out[i] = factor * hsum(a_i), i < 4
+inline void hsum4(vec a0, vec a1, vec a2, vec a3, float factor, float* out) {
+#if defined(__AVX2__)
+  const __m256 t = _mm256_hadd_ps(_mm256_hadd_ps(__m256(a0), __m256(a1)), _mm256_hadd_ps(__m256(a2), __m256(a3)));
+  const __m128 s = _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
+  _mm_storeu_ps(out, _mm_mul_ps(s, _mm_set1_ps(factor)));
+#else
+  out[0] = factor * hsum(a0);
+  out[1] = factor * hsum(a1);
+  out[2] = factor * hsum(a2);
+  out[3] = factor * hsum(a3);
+#endif
 }
 
 inline float hmax(vec v) {
@@ -110,13 +129,45 @@ inline void product(int64_t rows, int64_t cols, int64_t depth, const float* a, i
   for (; n < cols; n += kWidth) product_rows<1>(rows, a, am, ak, b + n, ldb, c + n, ldc, depth, accumulate);
 }
 
+#if defined(__AVX2__)
+// Writes the 8 x 8 block x[0..8)[0..8) transposed.
+inline void transpose8(const float* x, int64_t stride, float factor, float* out, int64_t ld) {
+  __m256 r[8], t[8];
+  const __m256 f = _mm256_set1_ps(factor);
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_mul_ps(f, _mm256_loadu_ps(x + i * stride));
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xEE);
+    r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + i * ld, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(out + (i + 4) * ld, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+#endif
+
 // out[d, j] = factor * x[j, d] for j < rows, 0 for the padding up to ld.
 inline void pack_transposed(const float* x, int64_t stride, int64_t rows, int64_t dim, float factor, float* out,
                             int64_t ld) {
-  for (int64_t d = 0; d < dim; ++d)
-    for (int64_t j = rows; j < ld; ++j) out[d * ld + j] = 0.f;
-  for (int64_t j = 0; j < rows; ++j)
-    for (int64_t d = 0; d < dim; ++d) out[d * ld + j] = factor * x[j * stride + d];
+  int64_t j = 0;
+#if defined(__AVX2__)
+  for (; j + 8 <= rows; j += 8) {
+    int64_t d = 0;
+    for (; d + 8 <= dim; d += 8) transpose8(x + j * stride + d, stride, factor, out + d * ld + j, ld);
+    for (; d < dim; ++d)
+      for (int64_t i = 0; i < 8; ++i) out[d * ld + j + i] = factor * x[(j + i) * stride + d];
+  }
+#endif
+  for (int64_t d = 0; d < dim; ++d) {
+    for (int64_t i = j; i < rows; ++i) out[d * ld + i] = factor * x[i * stride + d];
+    for (int64_t i = rows; i < ld; ++i) out[d * ld + i] = 0.f;
+  }
 }
 
 // A matrix of token rows as the kernels want it: row length padded to a multiple of 8.
@@ -155,6 +206,41 @@ inline void finish(const OutRows& from, float* y, int64_t stride, int64_t rows, 
 inline void zero_rows(const OutRows& y, int64_t begin, int64_t end, int64_t dim) {
   for (int64_t i = begin; i < end; ++i) std::memset(y[i], 0, dim * sizeof(float));
 }
+
+// Turns n scores (n a multiple of kWidth, padding -inf) in two pieces into softmax weights; returns the lse.
+inline float softmax_pair(float* a, int64_t na, float* b, int64_t nb) {
+  vec top = broadcast(-kInf);
+  for (int64_t i = 0; i < na; i += kWidth) top = vmax(top, load(a + i));
+  for (int64_t i = 0; i < nb; i += kWidth) top = vmax(top, load(b + i));
+  float m = hmax(top);
+  const bool none = !(m > -kInf);
+  const vec shift = broadcast(none ? 0.f : m);
+  vec total{};
+  for (int64_t i = 0; i < na; i += kWidth) {
+    const vec e = vexp(load(a + i) - shift);
+    total += e;
+    store(a + i, e);
+  }
+  for (int64_t i = 0; i < nb; i += kWidth) {
+    const vec e = vexp(load(b + i) - shift);
+    total += e;
+    store(b + i, e);
+  }
+  const float sum = hsum(total);
+  const vec inverse = broadcast(none ? 0.f : 1.f / sum);
+  for (int64_t i = 0; i < na; i += kWidth) store(a + i, load(a + i) * inverse);
+  for (int64_t i = 0; i < nb; i += kWidth) store(b + i, load(b + i) * inverse);
+  return none ? -kInf : m + std::log(sum);
+}
+
+struct Scratch {
+  float* next;
+  float* take(int64_t n) {
+    float* p = next;
+    next += n;
+    return p;
+  }
+};
 
 }  // namespace
 }  // namespace tore_fast::cpu

@@ -8,7 +8,8 @@ namespace {
 constexpr float kEps = 1e-6f;
 constexpr int64_t kClustersPerTask = 64;
 
-void one_cluster(const ClusterMergeParams& p, int64_t b, int64_t c, const int32_t* first, const int32_t* last) {
+void one_cluster(const ClusterMergeParams& p, int64_t b, int64_t c, const int32_t* first,
+                 const int32_t* last) {
   const float* weight = p.weight ? p.weight + b * p.tokens : nullptr;
   float total = 0.f;
   for (const int32_t* j = first; j != last; ++j) total += weight ? weight[*j] : 1.f;

@@ -30,7 +30,8 @@ Panels pack(const float* x, const int32_t* ids, int64_t count, int64_t channels,
 void top_by_key(const float* key, int64_t n, int64_t count, int32_t* out) {
   std::vector<uint64_t> order(n);  // ascending order of (descending key, index)
   for (int64_t i = 0; i < n; ++i) {
-    const float value = std::isnan(key[i]) ? -std::numeric_limits<float>::infinity() : key[i] + 0.f;  // -0 -> 0
+    const float value =
+        std::isnan(key[i]) ? -std::numeric_limits<float>::infinity() : key[i] + 0.f;  // -0 -> 0
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     bits = bits >> 31 ? bits : ~(bits | 0x80000000u);

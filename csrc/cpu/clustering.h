@@ -8,7 +8,8 @@
 
 namespace tore_fast::cpu {
 
-// Calls task(0) .. task(count - 1), in parallel; comes from the binding, so that no thread pool is named here.
+// Calls task(0) .. task(count - 1), in parallel; comes from the binding, so that no thread pool is named
+// here.
 struct Parallel {
   std::function<void(int64_t count, const std::function<void(int64_t)>& task)> run;
   int64_t threads;
@@ -29,15 +30,16 @@ struct Tokens {
 
 constexpr int64_t panels_of(int64_t tokens) { return (tokens + kPanel - 1) / kPanel; }
 
-// Tokens ids[0..count) (all in order if ids == nullptr) of one image into panels; the last panel is filled up with copies
-// of the last token. `out` holds panels_of(count) * channels * 16 floats.
+// Tokens ids[0..count) (all in order if ids == nullptr) of one image into panels; the last panel is filled up
+// with copies of the last token. `out` holds panels_of(count) * channels * 16 floats.
 Panels pack(const float* x, const int32_t* ids, int64_t count, int64_t channels, float* out);
 
 // The first `count` of 0..n-1 by (key descending, index ascending); NaN counts as -inf.
 void top_by_key(const float* key, int64_t n, int64_t count, int32_t* out);
 
-// Distance that stands for "no denser token" per image: the largest D of the image, or, where the image has an empty
-// token, of the batch + 1 (those columns hold that value in the official code). `largest` [batch] holds d2 maxima.
+// Distance that stands for "no denser token" per image: the largest D of the image, or, where the image has
+// an empty token, of the batch + 1 (those columns hold that value in the official code). `largest` [batch]
+// holds d2 maxima.
 float largest_distance(const Tokens& t, const float* largest, int64_t b);
 
 }  // namespace tore_fast::cpu

@@ -1,5 +1,5 @@
-// Tokens are sorted by density first: the denser tokens of any token are then a prefix, so only the lower triangle of
-// the distances is computed.
+// Tokens are sorted by density first: the denser tokens of any token are then a prefix, so only the lower
+// triangle of the distances is computed.
 #include "density_delta.h"
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 namespace tore_fast::cpu {
 namespace {
 
-// Order of one image: ids[p] the token at place p (real tokens by falling density, then the empty ones), limit[p] how
-// many of the first places are denser than it. Both padded to whole panels.
+// Order of one image: ids[p] the token at place p (real tokens by falling density, then the empty ones),
+// limit[p] how many of the first places are denser than it. Both padded to whole panels.
 struct Order {
   std::vector<int32_t> ids, limit;
 
@@ -51,7 +51,9 @@ void density_delta(const Tokens& t, const float* rho, bool strict, float* delta,
       if (parent) parent[i] = found ? nearest[p] : -1;
     }
   };
-  const auto prepare = [&](int64_t b) { return Order(rho + b * t.tokens, t.image_mask(b), t.tokens, strict); };
+  const auto prepare = [&](int64_t b) {
+    return Order(rho + b * t.tokens, t.image_mask(b), t.tokens, strict);
+  };
   if (shares == 1) {
     parallel.run(t.batch, [&](int64_t b) {
       const Order order = prepare(b);
@@ -69,8 +71,8 @@ void density_delta(const Tokens& t, const float* rho, bool strict, float* delta,
       const Order order = prepare(b);
       const Panels x = pack(t.image(b), order.ids.data(), t.tokens, t.channels, packed.data());
       parallel.run(shares, [&](int64_t s) {  // every share writes the panels it owns
-        tops[s] =
-            pairwise().delta(x, order.limit.data(), order.ids.data(), {s, shares}, best.data(), nearest.data());
+        tops[s] = pairwise().delta(x, order.limit.data(), order.ids.data(), {s, shares}, best.data(),
+                                   nearest.data());
       });
       largest[b] = *std::max_element(tops.begin(), tops.end());
       scatter(b, order, best.data(), nearest.data());

@@ -10,8 +10,9 @@
 namespace tore_fast::cpu {
 namespace {
 
-// Up to here the distances of one image stay in a scratch block of the thread (at most 384^2 * 4 B = 590 KB, about a
-// core's L2) and are computed once; beyond, every step computes its own and memory is linear in the tokens.
+// Up to here the distances of one image stay in a scratch block of the thread (at most 384^2 * 4 B = 590 KB,
+// about a core's L2) and are computed once; beyond, every step computes its own and memory is linear in the
+// tokens.
 constexpr int64_t kCachedTokens = 384;
 
 void add_noise(const DpcParams& p, int64_t b) {
@@ -33,7 +34,8 @@ void select(const DpcParams& p, int64_t b, int32_t* ranked) {
   top_by_key(p.score + first, p.t.tokens, p.num_clusters, ranked);
 }
 
-// Ranks of nearest centres into final numbers: empty tokens to rank 0 (or -1), centres to themselves, then the order.
+// Ranks of nearest centres into final numbers: empty tokens to rank 0 (or -1), centres to themselves, then
+// the order.
 void number(const DpcParams& p, int64_t b, const int32_t* ranked, const int32_t* rank_of) {
   int64_t* centers = p.centers + b * p.num_clusters;
   int64_t* cluster = p.cluster + b * p.t.tokens;
@@ -42,12 +44,14 @@ void number(const DpcParams& p, int64_t b, const int32_t* ranked, const int32_t*
   for (int64_t r = 0; r < p.num_clusters; ++r) cluster[ranked[r]] = r;
   std::vector<int32_t> ranks(p.num_clusters), places(p.num_clusters);
   for (int64_t r = 0; r < p.num_clusters; ++r) ranks[r] = int32_t(r);
-  if (p.by_index) std::sort(ranks.begin(), ranks.end(), [&](int32_t a, int32_t c) { return ranked[a] < ranked[c]; });
+  if (p.by_index)
+    std::sort(ranks.begin(), ranks.end(), [&](int32_t a, int32_t c) { return ranked[a] < ranked[c]; });
   for (int64_t place = 0; place < p.num_clusters; ++place) {
     places[ranks[place]] = int32_t(place);
     centers[place] = ranked[ranks[place]];
   }
-  for (int64_t i = 0; i < p.t.tokens; ++i) cluster[i] = mask && !mask[i] && p.masked < 0 ? -1 : places[cluster[i]];
+  for (int64_t i = 0; i < p.t.tokens; ++i)
+    cluster[i] = mask && !mask[i] && p.masked < 0 ? -1 : places[cluster[i]];
 }
 
 void cached_image(const DpcParams& p, int64_t b) {
@@ -92,7 +96,8 @@ void streamed(const DpcParams& p, const Parallel& parallel) {
   density_delta(p.t, p.rho, p.strict, p.delta, nullptr, parallel);
 
   const auto assign = [&](int64_t b, const Parallel* within) {
-    std::vector<float> packed(stride * p.t.channels), packed_centers(panels_of(p.num_clusters) * kPanel * p.t.channels);
+    std::vector<float> packed(stride * p.t.channels),
+        packed_centers(panels_of(p.num_clusters) * kPanel * p.t.channels);
     std::vector<int32_t> ranked(p.num_clusters), index(stride);
     select(p, b, ranked.data());
     const Panels x = pack(p.t.image(b), nullptr, p.t.tokens, p.t.channels, packed.data());

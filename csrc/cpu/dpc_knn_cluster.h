@@ -1,4 +1,5 @@
-// Density, distance to the nearest denser token, centres, nearest centre: see ops/dpc_knn_cluster.py. float32, contiguous.
+// Density, distance to the nearest denser token, centres, nearest centre: see ops/dpc_knn_cluster.py.
+// float32, contiguous.
 #pragma once
 #include "clustering.h"
 

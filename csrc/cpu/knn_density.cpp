@@ -36,7 +36,8 @@ float density_of_list(const float* list, int64_t k, float missing) {
 
 void knn_density(const Tokens& t, int64_t k, float* rho, float* largest, const Parallel& parallel) {
   const int64_t panels = panels_of(t.tokens), shares = parallel.shares(t.batch), list = panels * k * kPanel;
-  // With a mask the lists wait for the largest distance of the whole batch, which stands for missing neighbours.
+  // With a mask the lists wait for the largest distance of the whole batch, which stands for missing
+  // neighbours.
   std::vector<float> waiting(t.mask ? t.batch * list : 0);
   const auto finish = [&](int64_t b, const float* lists, float missing) {
     const uint8_t* mask = t.image_mask(b);

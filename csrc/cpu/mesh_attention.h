@@ -4,15 +4,9 @@
 #include <cstdint>
 
 #include "dropout.h"
+#include "head_tensor.h"
 
 namespace tore_fast::cpu {
-
-// A [batch, head, token, dim] tensor seen through strides (in floats).
-struct HeadTensor {
-  const float* data;
-  int64_t batch, head, token;
-  const float* at(int64_t b, int64_t h) const { return data + b * batch + h * head; }
-};
 
 struct MeshTopologyView {
   const int32_t *row_ptr, *col_idx;

@@ -28,15 +28,19 @@ inline void gathered_dots(const float* x, const Rows& y, const int32_t* col, int
       a2 += xv * load(y2 + d);
       a3 += xv * load(y3 + d);
     }
-    scores[e] = factor * hsum(a0);
-    scores[e + 1] = factor * hsum(a1);
-    scores[e + 2] = factor * hsum(a2);
-    scores[e + 3] = factor * hsum(a3);
+    hsum4(a0, a1, a2, a3, factor, scores + e);
   }
-  for (; e < count; ++e) {
-    vec a{};
-    for (int64_t d = 0; d < dim; d += kWidth) a += load(x + d) * load(y[col[e]] + d);
-    scores[e] = factor * hsum(a);
+  if (e < count) {  // the last group repeats its last row; the caller's buffer has room for it
+    const int64_t last = count - 1;
+    const float *y0 = y[col[e]], *y1 = y[col[e + 1 < last ? e + 1 : last]], *y2 = y[col[e + 2 < last ? e + 2 : last]];
+    vec a0{}, a1{}, a2{};
+    for (int64_t d = 0; d < dim; d += kWidth) {
+      const vec xv = load(x + d);
+      a0 += xv * load(y0 + d);
+      a1 += xv * load(y1 + d);
+      a2 += xv * load(y2 + d);
+    }
+    hsum4(a0, a1, a2, a0, factor, scores + e);
   }
 }
 
@@ -66,32 +70,6 @@ inline void gathered_sum(const float* weight, const Rows& y, const int32_t* col,
   for (; d < dim; d += kWidth) gathered_sum_tile<1>(weight, y.data + d, y.stride, col, count, out + d, accumulate);
 }
 
-// Turns n scores (n a multiple of kWidth, padding -inf) in two pieces into softmax weights; returns the lse.
-inline float softmax_pair(float* a, int64_t na, float* b, int64_t nb) {
-  vec top = broadcast(-kInf);
-  for (int64_t i = 0; i < na; i += kWidth) top = vmax(top, load(a + i));
-  for (int64_t i = 0; i < nb; i += kWidth) top = vmax(top, load(b + i));
-  float m = hmax(top);
-  const bool none = !(m > -kInf);
-  const vec shift = broadcast(none ? 0.f : m);
-  vec total{};
-  for (int64_t i = 0; i < na; i += kWidth) {
-    const vec e = vexp(load(a + i) - shift);
-    total += e;
-    store(a + i, e);
-  }
-  for (int64_t i = 0; i < nb; i += kWidth) {
-    const vec e = vexp(load(b + i) - shift);
-    total += e;
-    store(b + i, e);
-  }
-  const float sum = hsum(total);
-  const vec inverse = broadcast(none ? 0.f : 1.f / sum);
-  for (int64_t i = 0; i < na; i += kWidth) store(a + i, load(a + i) * inverse);
-  for (int64_t i = 0; i < nb; i += kWidth) store(b + i, load(b + i) * inverse);
-  return none ? -kInf : m + std::log(sum);
-}
-
 // Softmax down the columns of s[rows, ld]; lse[j] of the first `used` columns goes to `lse`. Padding columns become 0.
 inline void softmax_columns(float* s, int64_t rows, int64_t ld, int64_t used, float* lse) {
   for (int64_t j = 0; j < ld; j += kWidth) {
@@ -115,24 +93,15 @@ inline void softmax_columns(float* s, int64_t rows, int64_t ld, int64_t used, fl
   }
 }
 
-struct Scratch {
-  float* next;
-  float* take(int64_t n) {
-    float* p = next;
-    next += n;
-    return p;
-  }
-};
-
 inline int64_t fwd_scratch(const MeshAttentionFwd& p) {
-  const int64_t dp = round_up(p.dim, 8), jp = padded_joints(p.mesh.joints), tokens = p.mesh.joints + p.mesh.vertices;
+  const int64_t dp = round_up(p.dim, kPad), jp = padded_joints(p.mesh.joints), tokens = p.mesh.joints + p.mesh.vertices;
   const int64_t copies = dp == p.dim ? 0 : 4 * tokens * dp;
-  return 2 * dp * jp + (tokens + kRowBlock) * jp + jp + round_up(p.mesh.vertices + 8, 8) + copies + 64;
+  return 2 * dp * jp + (tokens + kRowBlock) * jp + jp + round_up(p.mesh.vertices + 16, 16) + copies + 64;
 }
 
 void fwd_head(const MeshAttentionFwd& p, int64_t b, int64_t h, float* scratch_base) {
   const int64_t joints = p.mesh.joints, vertices = p.mesh.vertices, tokens = joints + vertices;
-  const int64_t dp = round_up(p.dim, 8), jp = padded_joints(joints);
+  const int64_t dp = round_up(p.dim, kPad), jp = padded_joints(joints);
   const uint32_t group = uint32_t(b * p.heads + h);
   Scratch scratch{scratch_base};
   float* kj_t = scratch.take(dp * jp);
@@ -190,9 +159,9 @@ void fwd_head(const MeshAttentionFwd& p, int64_t b, int64_t h, float* scratch_ba
 }
 
 inline int64_t bwd_scratch(const MeshAttentionBwd& p) {
-  const int64_t dp = round_up(p.dim, 8), jp = padded_joints(p.mesh.joints), tokens = p.mesh.joints + p.mesh.vertices;
+  const int64_t dp = round_up(p.dim, kPad), jp = padded_joints(p.mesh.joints), tokens = p.mesh.joints + p.mesh.vertices;
   const int64_t copies = dp == p.dim ? 0 : 7 * tokens * dp;
-  return 2 * dp * jp + 2 * tokens * jp + 2 * jp + 4 * round_up(p.mesh.vertices + 8, 8) + copies + 64;
+  return 2 * dp * jp + 2 * tokens * jp + 2 * jp + 4 * round_up(p.mesh.vertices + 16, 16) + copies + 64;
 }
 
 // s[r, j] -> weights used (dropout applied) and d[r, j] = dO . V -> scaled score gradients, one row.
@@ -223,7 +192,7 @@ inline void score_gradient_dropout(float* s, float* d, int64_t n, const float* l
 
 void bwd_head(const MeshAttentionBwd& p, int64_t b, int64_t h, float* scratch_base) {
   const int64_t joints = p.mesh.joints, vertices = p.mesh.vertices, tokens = joints + vertices;
-  const int64_t dp = round_up(p.dim, 8), jp = padded_joints(joints);
+  const int64_t dp = round_up(p.dim, kPad), jp = padded_joints(joints);
   const uint32_t group = uint32_t(b * p.heads + h);
   const bool dropout = p.dropout.threshold != 0;
   Scratch scratch{scratch_base};

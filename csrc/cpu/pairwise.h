@@ -1,9 +1,10 @@
 // Distances between tokens, tile by tile: the inner loops of knn_density, density_delta and dpc_knn_cluster.
 //
-// Tokens are packed in panels of 16: panel[channel][16 tokens], so a tile reads 16 neighbouring tokens per load. A tile of
-// 16 x 16 squared distances is made of direct differences (exactly symmetric, exactly zero diagonal) and consumed at
-// once; no N x N matrix exists. The loops are written once (pairwise_loops.h) and compiled twice: pairwise_avx2.cpp and
-// pairwise_portable.cpp; pairwise() picks one at run time. Raw pointers only (see build.md on -mavx2 files).
+// Tokens are packed in panels of 16: panel[channel][16 tokens], so a tile reads 16 neighbouring tokens per
+// load. A tile of 16 x 16 squared distances is made of direct differences (exactly symmetric, exactly zero
+// diagonal) and consumed at once; no N x N matrix exists. The loops are written once (pairwise_loops.h) and
+// compiled twice: pairwise_avx2.cpp and pairwise_portable.cpp; pairwise() picks one at run time. Raw pointers
+// only (see build.md on -mavx2 files).
 #pragma once
 #include <cstdint>
 
@@ -11,7 +12,8 @@ namespace tore_fast::cpu {
 
 constexpr int kPanel = 16;
 
-// A share of the row panels: panels p with p / parts alternately counted up and down, so that triangular work is even.
+// A share of the row panels: panels p with p / parts alternately counted up and down, so that triangular work
+// is even.
 struct Share {
   int64_t part, parts;
 };
@@ -25,23 +27,26 @@ struct Panels {
 };
 
 struct Pairwise {
-  // The k smallest d2 of every token among this share of the pairs p <= q, ascending: best [count][k][16]. penalty
-  // [count * 16] is added to every candidate (0 or +inf: padding, empty tokens). Returns the largest d2 of the share.
-  // With `matrix` != nullptr every tile is also stored there, [count * 16][count * 16].
+  // The k smallest d2 of every token among this share of the pairs p <= q, ascending: best [count][k][16].
+  // penalty [count * 16] is added to every candidate (0 or +inf: padding, empty tokens). Returns the largest
+  // d2 of the share. With `matrix` != nullptr every tile is also stored there, [count * 16][count * 16].
   float (*density)(const Panels& x, const float* penalty, int64_t k, Share share, float* best, float* matrix);
 
-  // Tokens in order of descending density: the nearest of the first limit[p] tokens, for every token p of the share.
-  // best [count * 16] d2, parent [count * 16] original index (ids) or INT32_MAX. Returns the largest d2 of the share.
-  float (*delta)(const Panels& x, const int32_t* limit, const int32_t* ids, Share share, float* best, int32_t* parent);
+  // Tokens in order of descending density: the nearest of the first limit[p] tokens, for every token p of the
+  // share. best [count * 16] d2, parent [count * 16] original index (ids) or INT32_MAX. Returns the largest
+  // d2 of the share.
+  float (*delta)(const Panels& x, const int32_t* limit, const int32_t* ids, Share share, float* best,
+                 int32_t* parent);
 
-  // rank [16 * panels] of the nearest centre, ties to the lowest; token panels [begin, end). `centers` is padded with
-  // copies of its last token, which therefore never win a tie.
+  // rank [16 * panels] of the nearest centre, ties to the lowest; token panels [begin, end). `centers` is
+  // padded with copies of its last token, which therefore never win a tie.
   void (*assign)(const Panels& x, const Panels& centers, int64_t begin, int64_t end, int32_t* rank);
 
   // The same two steps from a stored matrix [stride][stride]; rho is padded to a multiple of 16.
-  void (*delta_of_matrix)(const float* matrix, int64_t stride, const float* rho, int64_t tokens, bool strict, float* best,
-                          int32_t* parent);
-  void (*assign_of_matrix)(const float* matrix, int64_t stride, const int32_t* centers, int64_t count, int32_t* rank);
+  void (*delta_of_matrix)(const float* matrix, int64_t stride, const float* rho, int64_t tokens, bool strict,
+                          float* best, int32_t* parent);
+  void (*assign_of_matrix)(const float* matrix, int64_t stride, const int32_t* centers, int64_t count,
+                           int32_t* rank);
 };
 
 extern const Pairwise pairwise_portable;

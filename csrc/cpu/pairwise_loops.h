@@ -1,6 +1,6 @@
-// The loops behind pairwise.h, on GCC/Clang vector types of TORE_FAST_LANES floats. Included by exactly two files, each of
-// which defines TORE_FAST_LANES and the name of its table. No std containers here (they would be shared with code
-// compiled for lesser machines).
+// The loops behind pairwise.h, on GCC/Clang vector types of TORE_FAST_LANES floats. Included by exactly two
+// files, each of which defines TORE_FAST_LANES and the name of its table. No std containers here (they would
+// be shared with code compiled for lesser machines).
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -15,10 +15,10 @@ namespace tore_fast::cpu {
 namespace {
 
 constexpr int kLanes = TORE_FAST_LANES;
-constexpr int kVecs = kPanel / kLanes;       // vectors of a panel row
-constexpr int kTileVecs = 2;                 // vector columns of a register tile
-constexpr int kTileRows = 4;                 // 4 x 2 accumulators: covers the latency of the fused multiply-add
-constexpr int64_t kChannelBlock = 64;        // partial sums of 64 terms keep float32 rounding near 1e-7
+constexpr int kVecs = kPanel / kLanes;  // vectors of a panel row
+constexpr int kTileVecs = 2;            // vector columns of a register tile
+constexpr int kTileRows = 4;            // 4 x 2 accumulators: covers the latency of the fused multiply-add
+constexpr int64_t kChannelBlock = 64;   // partial sums of 64 terms keep float32 rounding near 1e-7
 constexpr float kInf = __builtin_huge_valf();
 constexpr int32_t kNone = INT32_MAX;
 
@@ -83,7 +83,8 @@ __attribute__((noinline)) void distances(const Panels& x, const float* a, const 
   for (int64_t begin = 0; begin < x.channels; begin += kChannelBlock) {
     const int64_t end = begin + kChannelBlock < x.channels ? begin + kChannelBlock : x.channels;
     for (int r = 0; r < kPanel; r += kTileRows)
-      for (int v = 0; v < kPanel; v += kTileVecs * kLanes) tile(a + r, b + v, begin, end, out + r * kPanel + v);
+      for (int v = 0; v < kPanel; v += kTileVecs * kLanes)
+        tile(a + r, b + v, begin, end, out + r * kPanel + v);
   }
   for (int i = 0; i < kPanel * kPanel; i += kLanes) store(out + i, load(out + i) * x.scale);
 }
@@ -129,8 +130,10 @@ float density(const Panels& x, const float* penalty, int64_t k, Share share, flo
       for (int i = 0; i < kPanel * kPanel; i += kLanes) top = max(load(d + i), top);
       if (matrix) {
         for (int r = 0; r < kPanel; ++r) {
-          std::memcpy(matrix + (p * kPanel + r) * stride + q * kPanel, d + r * kPanel, sizeof(float) * kPanel);
-          for (int l = 0; l < kPanel; ++l) matrix[(q * kPanel + l) * stride + p * kPanel + r] = d[r * kPanel + l];
+          std::memcpy(matrix + (p * kPanel + r) * stride + q * kPanel, d + r * kPanel,
+                      sizeof(float) * kPanel);
+          for (int l = 0; l < kPanel; ++l)
+            matrix[(q * kPanel + l) * stride + p * kPanel + r] = d[r * kPanel + l];
         }
       }
       float* columns = best + q * k * kPanel;
@@ -155,7 +158,8 @@ float density(const Panels& x, const float* penalty, int64_t k, Share share, flo
   return largest(top);
 }
 
-float delta(const Panels& x, const int32_t* limit, const int32_t* ids, Share share, float* best, int32_t* parent) {
+float delta(const Panels& x, const int32_t* limit, const int32_t* ids, Share share, float* best,
+            int32_t* parent) {
   alignas(64) float d[kPanel * kPanel];
   Vec top = {};
   for (int64_t p = 0; p < x.count; ++p) {
@@ -219,8 +223,8 @@ void assign(const Panels& x, const Panels& centers, int64_t begin, int64_t end, 
   }
 }
 
-void delta_of_matrix(const float* matrix, int64_t stride, const float* rho, int64_t tokens, bool strict, float* best,
-                     int32_t* parent) {
+void delta_of_matrix(const float* matrix, int64_t stride, const float* rho, int64_t tokens, bool strict,
+                     float* best, int32_t* parent) {
   Ints lane = {};
   for (int l = 0; l < kLanes; ++l) lane[l] = l;
   const Ints ties = Ints{} - (strict ? 0 : 1);
@@ -241,7 +245,8 @@ void delta_of_matrix(const float* matrix, int64_t stride, const float* rho, int6
   }
 }
 
-void assign_of_matrix(const float* matrix, int64_t stride, const int32_t* centers, int64_t count, int32_t* rank) {
+void assign_of_matrix(const float* matrix, int64_t stride, const int32_t* centers, int64_t count,
+                      int32_t* rank) {
   for (int64_t j = 0; j < stride; j += kLanes) {
     Vec nearest = splat(kInf);
     Ints id = {};

@@ -102,9 +102,8 @@ TORE_FAST_HD Edge edge(const Triangle& t, int k) {
   return {dx * (kSub / 2 - a.y) - dy * (kSub / 2 - a.x), -dy * kSub, dx * kSub, dy < 0 || (dy == 0 && dx > 0) ? 0 : 1};
 }
 
-TORE_FAST_HD void weights(const Triangle& t, const int64_t* e, float* w) {
-  const float area = float(t.area);
-  for (int k = 0; k < 3; ++k) w[k] = float(e[k]) / area;
+TORE_FAST_HD void weights(const int64_t* e, float inverse_area, float* w) {
+  for (int k = 0; k < 3; ++k) w[k] = mul(float(e[k]), inverse_area);
 }
 
 TORE_FAST_HD float depth_at(const Triangle& t, const float* w) {

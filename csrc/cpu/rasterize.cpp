@@ -11,6 +11,7 @@ namespace tore_fast::cpu {
 namespace {
 
 void draw(const raster::Triangle& t, int32_t face, int width, int32_t* face_index, float* depth, float* barycentric) {
+  const float inverse_area = 1.f / float(t.area);
   raster::Edge edge[3];
   int64_t row_value[3];
   for (int k = 0; k < 3; ++k) {
@@ -22,7 +23,7 @@ void draw(const raster::Triangle& t, int32_t face, int width, int32_t* face_inde
     for (int column = t.x_min; column <= t.x_max; ++column) {
       if (e[0] >= edge[0].limit && e[1] >= edge[1].limit && e[2] >= edge[2].limit) {
         float w[3];
-        raster::weights(t, e, w);
+        raster::weights(e, inverse_area, w);
         const float z = raster::depth_at(t, w);
         const int64_t pixel = int64_t(row) * width + column;
         if (z < depth[pixel]) {  // faces come in ascending order: the lower index keeps a tie

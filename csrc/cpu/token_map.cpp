@@ -15,7 +15,8 @@ void axis(int64_t cells, int64_t pixels, std::vector<int32_t>& of, std::vector<i
     of[i] = int32_t(std::min(int64_t(float(i) * ratio), pixels - 1));
     start[of[i]] = int32_t(i);
   }
-  for (int64_t p = pixels - 1; p >= 0; --p) start[p] = std::min(start[p], start[p + 1]);  // a pixel without cells
+  for (int64_t p = pixels - 1; p >= 0; --p)
+    start[p] = std::min(start[p], start[p + 1]);  // a pixel without cells
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Weighted mean over the cells of the initial grid, from source rows to destination rows: see ops/token_map.py and the
-// formula in ops/_schema.py. float32, contiguous.
+// Weighted mean over the cells of the initial grid, from source rows to destination rows: see
+// ops/token_map.py and the formula in ops/_schema.py. float32, contiguous.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -9,8 +9,9 @@ namespace tore_fast::cpu {
 // Cell (r, c) of an h0 x w0 grid belongs to pixel (floor(r * h / h0), floor(c * w / w0)), ratios in float32.
 struct CellGrid {
   int64_t h0, w0, h, w;
-  std::vector<int32_t> row_of, col_of;        // [h0], [w0] pixel row / column of a grid row / column
-  std::vector<int32_t> row_start, col_start;  // [h + 1], [w + 1] first grid row / column of a pixel row / column
+  std::vector<int32_t> row_of, col_of;  // [h0], [w0] pixel row / column of a grid row / column
+  std::vector<int32_t> row_start,
+      col_start;  // [h + 1], [w + 1] first grid row / column of a pixel row / column
 
   CellGrid(int64_t h0, int64_t w0, int64_t h, int64_t w);
 };

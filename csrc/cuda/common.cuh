@@ -8,6 +8,13 @@
 
 #include "common.h"
 
+// Kernels are launched, and dynamic shared memory is declared, through these two, so that tests/cuda_emulator can run the
+// same sources on a machine without a GPU (it defines its own).
+#ifndef TORE_FAST_EMULATED
+#define TF_LAUNCH(kernel, grid, threads, bytes, stream, ...) kernel<<<grid, threads, bytes, stream>>>(__VA_ARGS__)
+#define TF_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
+#endif
+
 namespace tore_fast::cuda {
 
 __host__ __device__ constexpr int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(kThreads) rasterize_face_kernel(const Rasteriz
   raster::Triangle t;
   if (!load(p, b, f, t)) return;
   unsigned long long* nearest = p.nearest + b * p.height * p.width;
+  const float inverse_area = 1.f / float(t.area);
   const raster::Edge edge[3] = {raster::edge(t, 0), raster::edge(t, 1), raster::edge(t, 2)};
   for (int row = t.y_min; row <= t.y_max; ++row) {
     for (int column = t.x_min; column <= t.x_max; ++column) {
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) rasterize_face_kernel(const Rasteriz
       }
       if (!inside) continue;
       float w[3];
-      raster::weights(t, e, w);
+      raster::weights(e, inverse_area, w);
       const float z = raster::depth_at(t, w);
       const unsigned long long key = static_cast<unsigned long long>(ordered(z)) << 32 | static_cast<unsigned>(f);
       atomicMin(nearest + int64_t(row) * p.width + column, key);
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) rasterize_pixel_kernel(const Rasteri
       const raster::Edge edge = raster::edge(t, k);
       e[k] = edge.at_origin + column * edge.step_x + row * edge.step_y;
     }
-    raster::weights(t, e, w);
+    raster::weights(e, 1.f / float(t.area), w);
     z = raster::depth_at(t, w);
   }
   p.face_index[i] = face;

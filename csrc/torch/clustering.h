@@ -23,7 +23,8 @@ struct Optional {
 
   Optional(const std::optional<Tensor>& t, ScalarType type, const Tensor& x, const char* what) {
     if (!t.has_value()) return;
-    STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == x.size(1), what, ": must be [B, N]");
+    STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == x.size(1), what,
+                    ": must be [B, N]");
     held = checked(*t, type, 2, what);
     data = static_cast<const T*>(held->const_data_ptr());
   }

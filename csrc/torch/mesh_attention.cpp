@@ -2,25 +2,10 @@
 
 #include <vector>
 
-#include "stable.h"
+#include "head_tensor.h"
 
 namespace tore_fast {
 namespace {
-
-// [B, H, T, D] float32 with a contiguous last dimension (copied when it is not).
-Tensor head_rows(const Tensor& t, const char* what) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, what, ": must be float32");
-  STD_TORCH_CHECK(t.dim() == 4, what, ": must be [B, H, T, D], got dim ", t.dim());
-  return t.stride(3) == 1 || t.size(3) == 1 ? t : torch::stable::contiguous(t);
-}
-
-cpu::HeadTensor view(const Tensor& t) {
-  return {t.const_data_ptr<float>(), t.stride(0), t.stride(1), t.stride(2)};
-}
-
-void same_size(const Tensor& a, const Tensor& b, const char* what) {
-  for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(a.size(i) == b.size(i), what, ": must have q's shape");
-}
 
 struct Topology {
   Tensor row_ptr, col_idx;

@@ -18,7 +18,8 @@ struct TokenMapArgs {
     batch = x.size(0), num_src = x.size(1), channels = x.size(2), num_dst = rows;
     STD_TORCH_CHECK(grid.size() == 4, "token_map: grid must be [H0, W0, H, W]");
     h0 = grid[0], w0 = grid[1], h = grid[2], w = grid[3];
-    STD_TORCH_CHECK(h >= 1 && w >= 1 && h <= h0 && w <= w0, "token_map: the map must not be finer than the grid");
+    STD_TORCH_CHECK(h >= 1 && w >= 1 && h <= h0 && w <= w0,
+                    "token_map: the map must not be finer than the grid");
     cells = src.has_value() ? src->size(1) : (dst.has_value() ? dst->size(1) : h0 * w0);
     STD_TORCH_CHECK(ptr.has_value() == dst.has_value(), "token_map: dst_ptr and dst_cells go together");
     const auto take = [&](const std::optional<Tensor>& t, ScalarType type, int64_t width, const char* what) {
@@ -33,8 +34,10 @@ struct TokenMapArgs {
     src_idx = take(src, ScalarType::Long, cells, "token_map: src_idx");
     weight = take(weight_in, ScalarType::Float, cells, "token_map: weight");
     src_scale = take(scale, ScalarType::Float, num_src, "token_map: src_scale");
-    STD_TORCH_CHECK(dst_ptr || (num_dst == h * w && cells == h0 * w0), "token_map: without dst_ptr num_dst must be H * W");
-    STD_TORCH_CHECK(src_idx || (num_src == h * w && cells == h0 * w0), "token_map: without src_idx x must have H * W rows");
+    STD_TORCH_CHECK(dst_ptr || (num_dst == h * w && cells == h0 * w0),
+                    "token_map: without dst_ptr num_dst must be H * W");
+    STD_TORCH_CHECK(src_idx || (num_src == h * w && cells == h0 * w0),
+                    "token_map: without src_idx x must have H * W rows");
   }
 };
 

@@ -81,7 +81,7 @@ def model_input(case: Case) -> torch.Tensor:
 def load(model, case: Case):
     from tore_fast.models.convert import to_native
 
-    model.load_state_dict(to_native(case.state_dict(), model), strict=True)
+    model.load_state_dict(to_native(case.state_dict()), strict=True)
     return model.eval()
 
 

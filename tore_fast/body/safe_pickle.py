@@ -124,6 +124,11 @@ def read_pickle(path: str | Path) -> dict:
         return _load(stream, path.name)
 
 
+def loads(data: bytes, source: str):
+    """Like read_pickle for pickled bytes (a member of a tar); `source` names them in errors."""
+    return _load(io.BytesIO(data), source)
+
+
 def _load(stream, source: str):
     try:
         return _plain(_Unpickler(stream, source).load(), source)

@@ -7,14 +7,16 @@ space. Camera parameters come from a JSON file (they are not in the pose files).
 from __future__ import annotations
 
 import json
+import pickle
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from ..body.safe_pickle import read_npz, read_pickle
 from .cameras import normalise_2d, quaternion_rotate, world_to_camera
 from .pose_clip import PoseClip, root_relative
-from .safe_pickle import read_npz, read_pickle
 
 TRAIN_SUBJECTS, TEST_SUBJECTS = ("S1", "S5", "S6", "S7", "S8"), ("S9", "S11")
 # the 17 moving joints among Human3.6M's 32
@@ -107,10 +109,16 @@ def read_h36m(
 
 
 def _member(path: str | Path, key: str) -> dict:
-    data = read_npz(path)
-    if not isinstance(data.get(key), dict):
-        raise ValueError(f"{path}: expected a dictionary {key!r} as VideoPose3D writes it, got {sorted(data)}")
-    return data[key]
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        data = read_npz(path, [key])[key]
+    except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError, ValueError) as e:
+        raise ValueError(f"{path}: cannot be read: {e}") from e
+    data = data.item() if data.shape == () else data
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: {key!r} must be a dictionary, as the preparation scripts write it")
+    return data
 
 
 def read_motionbert_clips(folder: str | Path, split: str = "train") -> list[PoseClip]:
@@ -125,7 +133,10 @@ def read_motionbert_clips(folder: str | Path, split: str = "train") -> list[Pose
         raise FileNotFoundError(f"{folder}: no .pkl clips (looked for {split}/*.pkl)")
     out = []
     for path in files:
-        clip = read_pickle(path)
+        try:
+            clip = read_pickle(path)
+        except pickle.UnpicklingError as e:
+            raise ValueError(f"{path}: cannot be read: {e}") from e
         if not isinstance(clip, dict) or not {"data_input", "data_label"} <= clip.keys():
             raise ValueError(f"{path}: expected a dictionary with data_input and data_label")
         keypoints, label = (np.asarray(clip[k], np.float32) for k in ("data_input", "data_label"))

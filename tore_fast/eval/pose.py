@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .procrustes import similarity_align
+
 
 def root_relative(x: Tensor, root: int = 0) -> Tensor:
     """Poses with joint `root` at the origin."""
@@ -29,22 +31,11 @@ def mpjpe(pred: Tensor, target: Tensor) -> Tensor:
     return joint_errors(pred, target).mean(dim=-1)
 
 
-def similarity_align(pred: Tensor, target: Tensor) -> Tensor:
-    """pred moved by the similarity (scale, rotation without reflection, translation) that fits each target frame best."""
-    _same("similarity_align", pred, target)
-    mean_p, mean_t = pred.mean(dim=-2, keepdim=True), target.mean(dim=-2, keepdim=True)
-    p, t = pred - mean_p, target - mean_t
-    u, s, vt = torch.linalg.svd(p.transpose(-1, -2) @ t)
-    sign = torch.ones_like(s)
-    sign[..., -1] = torch.linalg.det(u @ vt).sign()
-    rotation = (u * sign[..., None, :]) @ vt
-    scale = (s * sign).sum(dim=-1) / p.square().sum(dim=(-1, -2)).clamp(min=torch.finfo(p.dtype).tiny)
-    return scale[..., None, None] * (p @ rotation) + mean_t
-
-
 def p_mpjpe(pred: Tensor, target: Tensor) -> Tensor:
     """[...] MPJPE after similarity Procrustes alignment of each frame (protocol 2)."""
-    return mpjpe(similarity_align(pred, target), target)
+    _same("p_mpjpe", pred, target)
+    aligned = similarity_align(pred.reshape(-1, *pred.shape[-2:]), target.reshape(-1, *target.shape[-2:]))
+    return mpjpe(aligned.view_as(pred), target)
 
 
 def n_mpjpe(pred: Tensor, target: Tensor) -> Tensor:

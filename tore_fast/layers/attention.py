@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from ..ops import MeshTopology, mesh_attention
 
-# "fast": ops; "dense": explicit softmax(Q K^T) V with a dense mask, as the official code computes it. Only for counting
-# multiply-adds in the papers' convention and as a baseline of the benchmarks.
+# "fast": ops; "dense": explicit softmax(Q K^T) V with a dense mask, as the official code computes it; "masked": torch's
+# fused attention with a dense mask. Only for counting multiply-adds and as baselines of the benchmarks.
 _MODE: contextvars.ContextVar[str] = contextvars.ContextVar("tore_fast_attention", default="fast")
 
 
 @contextlib.contextmanager
-def dense_attention() -> Iterator[None]:
-    """Within this context attention is computed densely and unfused, like the official code (slow)."""
-    token = _MODE.set("dense")
+def dense_attention(fused: bool = False) -> Iterator[None]:
+    """Within this context attention is computed densely: unfused like the official code, or by torch's masked kernel."""
+    token = _MODE.set("masked" if fused else "dense")
     try:
         yield
     finally:
@@ -48,12 +48,14 @@ def attend(
     maps: list[Tensor] | None = None,
 ) -> Tensor:  # [B, H, Tq, D]
     """Attention; with a topology only its open pairs take part. `maps` collects head-averaged weights [B, Tq, Tk]."""
-    dense = not torch.compiler.is_compiling() and _MODE.get() == "dense"
-    if maps is not None or dense:
+    mode = "fast" if torch.compiler.is_compiling() else _MODE.get()
+    if maps is not None or mode == "dense":
         weights = attention_weights(q, k, topology)
         if maps is not None:
             maps.append(weights.mean(1))
         return F.dropout(weights, dropout_p) @ v
+    if topology is not None and mode == "masked":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=topology.dense_mask(), dropout_p=dropout_p)
     if topology is not None:
         return mesh_attention(q, k, v, topology, dropout_p=dropout_p)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)

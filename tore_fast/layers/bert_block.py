@@ -114,6 +114,13 @@ class BertBlock(nn.Module):
             raise ValueError(f"BertBlock: {count} tokens, but the position table has {table.shape[0]} rows")
         return table[:count]
 
+    def unused_official_params(self) -> int:
+        """Weights of the official block that are never read: word, position and type tables, their norm, the pooler,
+        and the skip connection of each graph convolution."""
+        dim = self.dim
+        skips = sum(layer.graph_conv is not None for layer in self.bert["encoder"]["layer"])
+        return (30522 + 512 + 2 + 2) * dim + (dim * dim + dim) * (1 + skips)
+
     def forward(
         self, x: Tensor, vertices=None, adjacency=None, maps: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,11 @@ class DropPath(nn.Module):
         return f"p={self.p}"
 
 
+def linear_rates(last: float, count: int) -> list[float]:
+    """Drop-path rates of `count` blocks, from 0 to `last`."""
+    return [last * i / max(count - 1, 1) for i in range(count)]
+
+
 class Mlp(nn.Module):
     """fc1, exact GELU, dropout, fc2, dropout."""
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .tpc import gather_frames
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention with separate linear_q, linear_k, linear_v and proj over [B, N, C] tokens."""
@@ -94,8 +96,6 @@ def interpolate_frames(
     """
     if mode not in ("nearest", "linear"):
         raise ValueError(f"interpolate_frames: mode must be 'nearest' or 'linear', got {mode!r}")
-    from .tpc import gather_frames
-
     kept = x.shape[1]
     time = torch.arange(frames, device=index.device).expand(index.shape[0], -1).contiguous()
     right = torch.searchsorted(index.contiguous(), time)  # first kept frame >= t
@@ -105,7 +105,8 @@ def interpolate_frames(
     if mode == "nearest":
         take_left = (time - t_left).abs() <= (t_right - time).abs()
         return gather_frames(x, torch.where(take_left, left, right))
-    gap = (t_right - t_left).clamp(min=1)
-    share = ((time - t_left).clamp(min=0) / gap).clamp(max=1.0).to(x.dtype)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    gap = (t_right - t_left).clamp(min=1).to(exact)
+    share = ((time - t_left).clamp(min=0).to(exact) / gap).clamp(max=1.0).to(x.dtype)
     share = share.reshape(*share.shape, *[1] * (x.ndim - 2))
     return torch.lerp(gather_frames(x, left), gather_frames(x, right), share)

@@ -8,8 +8,9 @@ import importlib
 from ._hub import load_pretrained, save_pretrained
 from ._registry import create_model, list_models, model_entry
 
-# Model classes are imported when asked for, so that `import tore_fast.models` stays light.
+# Classes (and from_pretrained, which knows them all) are imported when asked for, so that `import tore_fast.models` stays light.
 _CLASSES = {
+    "from_pretrained": "convert",
     "FastMETRO": "fastmetro",
     "FastMETROConfig": "fastmetro",
     "FastMETRO_TORE": "tore",

@@ -55,10 +55,12 @@ def _unfuse_after_load(module: MeshModel, _incompatible) -> None:
 class MeshModel(nn.Module):
     """Base of the family: backbone, mesh, inference shortcuts."""
 
+    needs_template = False  # METRO and Mesh Graphormer take the rest mesh as queries
+
     def __init__(self, config, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None):
         """`mesh` overrides config.mesh; `mesh_data` is the folder of SMPL/MANO topology files."""
         super().__init__()
-        self.mesh = resolve_mesh(config.mesh if mesh is None else mesh, mesh_data)
+        self.mesh = resolve_mesh(config.mesh if mesh is None else mesh, mesh_data, self.needs_template)
         self.backbone = None
         channels = config.feature_dim or 2048
         if config.backbone is not None:
@@ -100,8 +102,41 @@ class MeshModel(nn.Module):
         """Backbone features; without a backbone the input is taken as the features."""
         return images if self.backbone is None else self.backbone(images)
 
+    def unused_official_params(self) -> int:
+        """Weights of the official file that no forward pass reads and that our models do not have."""
+        return 2_049_000 if self.config.backbone == "hrnet_w64" else 0  # HRNet's ImageNet classifier
+
+    def example_features(self, channels: int, rows: int, cols: int) -> object:
+        """Features of one image on the meta device, for counting."""
+        return torch.empty(1, channels, rows, cols, device="meta")
+
     def fixed_upsampling(self) -> nn.ModuleList:
         return nn.ModuleList([MeshUpsample(csr_matrix(up)) for up in self.mesh.ups])
+
+    @torch.no_grad()
+    def coarse_joint_regressor(self, regressor: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints straight from coarse vertices, for callers that run with fine=False.
+
+        Up-sampling and regression are linear, so R up(x) = M x + b with M [K, V] small (17 x 431).
+
+        Args:
+            regressor: [K, V_fine] joint regressor of the fine mesh.
+
+        Returns:
+            M [K, V] and b [K, 1]; joints [B, K, 3] = M @ out.vertices_coarse + b.
+        """
+        weight = next(self.parameters())
+        regressor = regressor.to(weight)
+        count = self.mesh.counts[0]
+        if regressor.dim() != 2 or regressor.shape[1] != self.mesh.counts[-1]:
+            raise ValueError(
+                f"coarse_joint_regressor: regressor must be [K, {self.mesh.counts[-1]}], got {list(regressor.shape)}"
+            )
+        basis = torch.eye(count, dtype=weight.dtype, device=weight.device)
+        _, offset = self.upsample_mesh(torch.zeros_like(basis[:, :1])[None])
+        _, response = self.upsample_mesh(basis[None])
+        bias = regressor @ offset[0]
+        return regressor @ response[0] - bias, bias
 
     def fuse(self):
         """Prepares exact inference shortcuts (terms that are the same for every image); returns self.

@@ -7,6 +7,7 @@ $TORE_FAST_MESH_DATA; layout of the official repositories).
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import scipy.sparse as sp
 import torch
 
 from ..body import BodyTopology, load_body, load_topology
-from ..body.joints import H36M17_TO_J14
+from ..body.joints import H36M17_TO_J14, MANO21_TO_HAND21, MANO_FINGERTIPS
+from ..body.official import load_model
 from ..ops import MeshTopology, mesh_topology
 
 MESH_NAMES = ("free", "free_hand", "smpl", "mano")
@@ -90,8 +92,14 @@ def mesh_from_topology(
     return ModelMesh(h.adjacency(h.num_levels - 1), ups, joints, coarse, topology.name)
 
 
-def resolve_mesh(mesh: str | ModelMesh | BodyTopology, folder: str | Path | None = None) -> ModelMesh:
+def resolve_mesh(
+    mesh: str | ModelMesh | BodyTopology, folder: str | Path | None = None, need_template: bool = False
+) -> ModelMesh:
     """ModelMesh by name (see MESH_NAMES) or from a BodyTopology; a ModelMesh passes through.
+
+    Args:
+        folder: topology files of SMPL or MANO.
+        need_template: read the rest mesh, too, from the user's SMPL or MANO model file in the same folder.
 
     Raises:
         ValueError: unknown name; "smpl"/"mano" without a folder. FileNotFoundError: the folder lacks the files.
@@ -101,9 +109,7 @@ def resolve_mesh(mesh: str | ModelMesh | BodyTopology, folder: str | Path | None
     if isinstance(mesh, BodyTopology):
         return mesh_from_topology(mesh)
     if mesh in ("free", "free_hand"):
-        body = load_body(mesh)
-        # METRO's queries: the rest mesh turned by 180 degrees about x, as the camera sees it (y down)
-        return mesh_from_topology(body.topology, body.template.numpy() * np.array([1.0, -1.0, -1.0]))
+        return _free_mesh(mesh)
     if mesh not in MESH_NAMES:
         raise ValueError(f"mesh must be one of {MESH_NAMES}, a ModelMesh or a BodyTopology, got {mesh!r}")
     folder = folder or os.environ.get("TORE_FAST_MESH_DATA")
@@ -112,4 +118,28 @@ def resolve_mesh(mesh: str | ModelMesh | BodyTopology, folder: str | Path | None
             f"mesh={mesh!r} needs the topology files of the official repositories, which cannot be shipped: "
             "pass mesh_data=FOLDER or set TORE_FAST_MESH_DATA (or use the free mesh)"
         )
-    return mesh_from_topology(load_topology(mesh, Path(folder)))
+    topology = load_topology(mesh, Path(folder))
+    return mesh_from_topology(topology, *(_official_rest(mesh, Path(folder), topology) if need_template else ()))
+
+
+def _official_rest(name: str, folder: Path, topology: BodyTopology) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rest vertices (and, for a hand, joints) as METRO poses them: SMPL turned by 3.1416 about x, MANO's mean hand."""
+    body = load_model(name, folder, topology)
+    pose = torch.zeros(1, body.num_joints, 3)
+    if name == "smpl":
+        pose[0, 0, 0] = 3.1416
+    out = body(pose)
+    vertices = out.vertices[0].double().numpy()
+    if name == "smpl":
+        return vertices, None
+    tips = [444 if v == 445 else v for v in MANO_FINGERTIPS]  # manopth's right-hand tips, which made the template
+    joints = np.concatenate([out.joints[0].double().numpy(), vertices[tips]])
+    return vertices, joints[list(MANO21_TO_HAND21)]
+
+
+@functools.lru_cache
+def _free_mesh(name: str) -> ModelMesh:
+    with torch.device("cpu"):  # models may be built under another default device, e.g. "meta"
+        body = load_body(name)
+    # METRO's queries: the rest mesh turned by 180 degrees about x, as the camera sees it (y down)
+    return mesh_from_topology(body.topology, body.template.numpy() * np.array([1.0, -1.0, -1.0]))

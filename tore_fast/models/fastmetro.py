@@ -155,14 +155,9 @@ class FastMETRO(MeshModel):
         self.transformer_2.fuse(self.pos_2)
 
 
-# Table 1 (transformer parameters, M) describes the paper-era layout; table 2 and TORE's tables give the multiply-adds.
-_PAPER = {
-    ("s", "r50"): PaperRow(9.2, None, "FastMETRO table 1"),
-    ("m", "r50"): PaperRow(17.1, None, "FastMETRO table 1"),
-    ("l", "r50"): PaperRow(24.9, 10.9, "FastMETRO table 1, TORE table B1"),
-    ("l", "h64"): PaperRow(24.9, 35.7, "FastMETRO table 1, TORE table B1"),
-    ("l", "eb0"): PaperRow(None, 7.1, "TORE table H7"),
-}
+# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
+_PAPER_PARAMS = {"s": 9.2, "m": 17.1, "l": 24.9}
+_PAPER_MACS = {("l", "r50"): (10.9, "TORE table B1"), ("l", "h64"): (35.7, "TORE table B1"), ("l", "eb0"): (7.1, "TORE table H7")}
 
 
 def _register() -> None:
@@ -170,11 +165,14 @@ def _register() -> None:
         for tag, backbone in BACKBONES.items():
             name, base = f"fastmetro_{size}_{tag}", {"backbone": backbone, "layers": layers}
             build = FastMETRO.builder
-            paper = _PAPER.get((size, tag))
+            macs, source = _PAPER_MACS.get((size, tag), (None, ""))
+            paper = PaperRow(None, macs, source) if macs else None
+            params = _PAPER_PARAMS[size] if tag != "eb0" else None  # table 1 is about 2048-channel trunks
+            paper_era = PaperRow(params, macs, "FastMETRO table 1" + (f", {source}" if source else ""))
             old = {"shared_reduction": True, "learned_upsample": False}
             hand = {"mesh": "free_hand", "num_joints": 21}
             register_model(name, "fastmetro", paper, tags=("body",))(build(FastMETROConfig, **base))
-            register_model(f"{name}_paper", "fastmetro", paper, tags=("body",))(build(FastMETROConfig, **base, **old))
+            register_model(f"{name}_paper", "fastmetro", paper_era, tags=("body",))(build(FastMETROConfig, **base, **old))
             register_model(f"{name}_smpl", "fastmetro", tags=("body",))(build(FastMETROConfig, **base, smpl_head=True))
             register_model(f"{name}_hand", "fastmetro", tags=("hand",))(build(FastMETROConfig, **base, **hand))
 

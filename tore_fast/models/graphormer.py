@@ -115,6 +115,10 @@ class MeshGraphormer(DenseUpsampling):
             )
         return self.backbone.final_layer(grid).mean((2, 3)), grid
 
+    def example_features(self, channels: int, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+        pooled = torch.empty(1, channels, device="meta")
+        return pooled, torch.empty(1, self.config.grid_dim, rows, cols, device="meta")
+
     def _fuse(self) -> None:
         self.fuse_upsampling()
         first = self.trans_encoder[0]
@@ -130,7 +134,7 @@ class MeshGraphormer(DenseUpsampling):
 
 
 def _register() -> None:
-    paper = PaperRow(98.4, None, "FastMETRO table 2")
+    paper = PaperRow(98.4, None, "FastMETRO table 2", "the paper counts unused weights")
     hand = {"mesh": "free_hand", "num_joints": 21, "camera_from_joints": True, "camera_dim": 150}
     build = MeshGraphormer.builder
     register_model("graphormer_h64", "graphormer", paper, tags=("body",))(build(MeshGraphormerConfig))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..layers.pose_blocks import DropPath, Mlp, PoseAttention, PoseBlock
+from ..layers.pose_blocks import DropPath, Mlp, PoseAttention, PoseBlock, linear_rates
 from ..layers.tpc import gather_frames
 from ..layers.tra import CrossAttention
 from ._registry import PaperRow, register_model
@@ -42,7 +42,7 @@ class HypothesisEncoder(nn.Module):
         f = config.frames
         self.pos_embed = nn.Parameter(torch.zeros(1, 2 * JOINTS, f))
         self.pos_drop = nn.Dropout(config.drop)
-        rates = torch.linspace(0, config.drop_path, config.mhg_depth).tolist()
+        rates = linear_rates(config.drop_path, config.mhg_depth)
         self.blocks = nn.ModuleList(PoseBlock(f, MHG_HEADS, 2 * f, config.drop, rate) for rate in rates)
         self.norm = nn.LayerNorm(f, eps=EPS)
 
@@ -120,7 +120,7 @@ class HypothesisTransformer(nn.Module):
         for i in (1, 2, 3):
             setattr(self, f"pos_embed_{i}", nn.Parameter(torch.zeros(1, config.frames, config.channels)))
         self.pos_drop = nn.Dropout(config.drop)
-        rates = torch.linspace(0, config.drop_path, config.layers).tolist()
+        rates = linear_rates(config.drop_path, config.layers)
         self.SHR_blocks = nn.ModuleList(SelfRefinement(config, rate) for rate in rates[:-1])
         self.CHI_blocks = nn.ModuleList([CrossInteraction(config, rates[-1])])
         self.norm = nn.LayerNorm(3 * config.channels, eps=EPS)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..layers.pose_blocks import PoseBlock
+from ..layers.pose_blocks import PoseBlock, linear_rates
 from ._registry import PaperRow, register_model
 from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning
 
@@ -45,7 +45,7 @@ class Mixste(PrunableHost):
         self.Spatial_patch_to_embedding = nn.Linear(self.in_channels, dim)
         self.Spatial_pos_embed = nn.Parameter(torch.zeros(1, JOINTS, dim))
         self.Temporal_pos_embed = nn.Parameter(torch.zeros(1, config.frames, dim))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = linear_rates(config.drop_path, config.depth)
         for name in ("STEblocks", "TTEblocks"):
             blocks = (PoseBlock(dim, config.heads, config.mlp_hidden, drop_path=rate) for rate in rates)
             setattr(self, name, nn.ModuleList(blocks))

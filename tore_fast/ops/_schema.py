@@ -16,10 +16,10 @@ SCHEMAS = (
     "knn_density(Tensor x, int k, Tensor? mask) -> Tensor",
     "density_delta(Tensor x, Tensor rho, Tensor? mask, bool strict) -> (Tensor, Tensor)",
     # -> centers, cluster, rho, delta, score
-    "dpc_knn_cluster(Tensor x, int num_clusters, int k, Tensor? mask, Tensor? exclude, Tensor? noise, bool strict, "
+    "dpc_knn_cluster(Tensor x, SymInt num_clusters, int k, Tensor? mask, Tensor? exclude, Tensor? noise, bool strict, "
     "bool by_index, int masked) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     # -> merged, norm_weight, total weight + eps, new idx_token, new agg_weight (the last two empty without idx_token)
-    "cluster_merge(Tensor x, Tensor cluster, int num_clusters, Tensor? weight, Tensor? idx_token, Tensor? agg_weight) "
+    "cluster_merge(Tensor x, Tensor cluster, SymInt num_clusters, Tensor? weight, Tensor? idx_token, Tensor? agg_weight) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "cluster_merge_backward(Tensor grad, Tensor x, Tensor cluster, Tensor norm_weight, Tensor total, Tensor merged) "
     "-> (Tensor, Tensor)",
@@ -27,8 +27,8 @@ SCHEMAS = (
     # s_d = 1 / (sum of weights + 1e-6) if normalize else 1; also returns s. No dst_idx / src_idx: rows are the pixels of
     # grid = [H0, W0, H, W]. *_ptr, *_cells: the cells grouped by row (token_map_csr)
     "token_map(Tensor x, Tensor? dst_idx, Tensor? dst_ptr, Tensor? dst_cells, Tensor? src_idx, Tensor? src_ptr, "
-    "Tensor? src_cells, Tensor? weight, Tensor? src_scale, int[] grid, int num_dst, bool normalize) -> (Tensor, Tensor)",
-    "token_map_csr(Tensor idx_token, int num_tokens) -> (Tensor, Tensor)",
+    "Tensor? src_cells, Tensor? weight, Tensor? src_scale, SymInt[] grid, SymInt num_dst, bool normalize) -> (Tensor, Tensor)",
+    "token_map_csr(Tensor idx_token, SymInt num_tokens) -> (Tensor, Tensor)",
     # mesh_attention: (out [B, T, H, D], lse [B, H, T] float32); joints dense, vertices by CSR row; seed: one int64
     "mesh_attention_fwd(Tensor q, Tensor k, Tensor v, Tensor row_ptr, Tensor col_idx, Tensor t_row_ptr, "
     "Tensor t_col_idx, int joints, float scale, float dropout_p, Tensor? seed) -> (Tensor, Tensor)",
@@ -38,10 +38,10 @@ SCHEMAS = (
     "-> (Tensor, Tensor, Tensor)",
     # pruned_attention: (out [B, Nq, H, D], lse [B, H, Nq]); packed form: B = 1 and cu_q, cu_k give the sequences
     "pruned_attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? key_bias, Tensor? key_len, Tensor? query_len, "
-    "Tensor? cu_q, Tensor? cu_k, int max_q, int max_k, float scale) -> (Tensor, Tensor)",
+    "Tensor? cu_q, Tensor? cu_k, SymInt max_q, SymInt max_k, float scale) -> (Tensor, Tensor)",
     # (dq [B, Nq, H, D], dk, dv [B, Nk, H, D], dbias [B, Nk] float32)
     "pruned_attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? key_bias, Tensor delta, Tensor lse, "
-    "Tensor? key_len, Tensor? query_len, Tensor? cu_q, Tensor? cu_k, int max_q, int max_k, float scale) "
+    "Tensor? key_len, Tensor? query_len, Tensor? cu_q, Tensor? cu_k, SymInt max_q, SymInt max_k, float scale) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     # bipartite_match: (unm_idx, src_idx, dst_idx int32, best [B, A] float32); protect 0 never, 1 forced
     "bipartite_match(Tensor metric, Tensor? protected, Tensor? coverage, int r, int source_parity, bool class_token, "

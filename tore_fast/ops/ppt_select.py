@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ._dispatch import backend_reason, choose, tensor_reason
+from ._schema import LIBRARY
 from .reference.ppt_select import ppt_select_reference
 
-BACKENDS = ()
+BACKENDS = ("triton",)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_TOKENS = 4096
 
@@ -76,3 +77,12 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 @torch.library.register_fake("tore_fast::ppt_select")
 def _fake(score, keep, sort_by_position):
     return score.new_empty(score.shape[0], keep, dtype=torch.int32)
+
+
+def _triton_select(*args):
+    from ..triton_kernels import ppt_select as kernels  # imports triton: only when a CUDA tensor arrives
+
+    return kernels.select(*args)
+
+
+LIBRARY.impl("ppt_select", _triton_select, "CUDA")

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..image import find_images, read_image
 from .draw import Draw
 
 PHOTOGRAPHS = {
@@ -33,9 +34,7 @@ def photograph_pool(split: str, folder: str | Path | None = None) -> Tensor:  # 
     if split not in PHOTOGRAPHS:
         raise ValueError(f"SynthGenerator: split must be one of {', '.join(PHOTOGRAPHS)}, got {split!r}")
     if folder is not None:
-        from ..image import find_images
-
-        paths = find_images([folder])[0]
+        paths = find_images([folder])[0] if Path(folder).is_dir() else []
         if not paths:
             raise ValueError(f"SynthGenerator: no pictures in background folder {str(folder)!r}")
     else:
@@ -49,7 +48,7 @@ def photograph_pool(split: str, folder: str | Path | None = None) -> Tensor:  # 
         paths = [Path(skimage.data.__file__).parent / name for name in PHOTOGRAPHS[split]]
     squares = []
     for path in paths:
-        image = Image.open(path).convert("RGB")
+        image = Image.fromarray(read_image(path))
         side = min(image.size)
         starts = {0, max(image.size) - side} if max(image.size) > 1.15 * side else {(max(image.size) - side) // 2}
         for start in sorted(starts):
@@ -82,8 +81,10 @@ def photographs(draw: Draw, pool: Tensor, size: int, rows: Tensor) -> Tensor:  #
 def noise(draw: Draw, size: int, rows: Tensor, generator: torch.Generator) -> Tensor:  # [len(rows), size, size, 3]
     """Octaves of noise between two colours, from clouds to grain, over a brightness ramp; on the generator's device."""
     device = generator.device
-    roughness, coloured = draw.uniform(1, 1, 1, low=0.25, high=0.8), draw.uniform(1, 1, 1, high=0.8)
-    mean, contrast = draw.uniform(3, 1, 1, low=0.1, high=0.9), draw.uniform(1, 1, 1, low=0.02, high=0.3)
+    roughness, coloured = draw.uniform(1, 1, 1, low=0.25, high=0.8), draw.uniform(1, 1, 1, high=0.6)
+    tint = torch.where(draw.chance(0.3, 1, 1, 1), torch.tensor(0.9), torch.tensor(0.3))  # most walls are pale or grey
+    mean = draw.uniform(1, 1, 1, low=0.1, high=0.9) + tint * (draw.uniform(3, 1, 1) - 0.5)
+    contrast = draw.uniform(1, 1, 1, low=0.02, high=0.3)
     ramp = draw.normal(2, std=0.25)
     roughness, coloured, mean, contrast, ramp = (t[rows].to(device) for t in (roughness, coloured, mean, contrast, ramp))
     b = len(rows)

@@ -167,8 +167,8 @@ class SynthGenerator:
         count = vertices.shape[1]
         table = torch.cat((normals, worn), -1).flatten(0, 1)
         rows = table.index_select(0, (corners + image[:, None] * count).flatten()).view(-1, 3, 6)
-        normal, point = (weights[:, None] @ rows)[:, 0].split(3, 1)
-        rest = (weights[:, None] @ surface.rest.index_select(0, corners.flatten()).view(-1, 3, 3))[:, 0]
+        normal, point = _weighted(weights, rows).split(3, 1)
+        rest = _weighted(weights, surface.rest.index_select(0, corners.flatten()).view(-1, 3, 3))
         normal = normal / normal.norm(dim=1, keepdim=True).clamp(min=1e-6)
         colour, _ = texture.albedo(outfit, surface, image, surface.face_part[face].long(), rest)
         colour = colour * shading.light_at(lights, image, normal, shadow.lit(image, point))
@@ -199,7 +199,7 @@ class SynthGenerator:
     def _backdrop(self, draw: Draw, d: float, noise: torch.Generator) -> Tensor:  # [B, S, S, 3]
         size = self.image_size
         canvas = torch.empty(draw.batch, size, size, 3, device=self.device)
-        photo = draw.chance(0.55 if self._pool is not None else 0.0)
+        photo = draw.chance(0.25 + 0.35 * d if self._pool is not None else 0.0)  # plain ones first
         rows = photo.nonzero()[:, 0]
         if self._pool is not None:
             canvas[rows.to(self.device)] = background.photographs(draw, self._pool, size, rows)
@@ -214,6 +214,11 @@ class SynthGenerator:
             return plain.expand(-1, self.image_size, self.image_size, 3)
         pictured = draw.chance(0.5)[rows].to(self.device)[:, None, None, None]
         return torch.where(pictured, background.photographs(draw, self._pool, self.image_size, rows), plain)
+
+
+def _weighted(weights: Tensor, rows: Tensor) -> Tensor:  # [N, 3], [N, 3, C] -> [N, C]
+    out = weights[:, :1] * rows[:, 0]
+    return out.addcmul_(weights[:, 1:2], rows[:, 1]).addcmul_(weights[:, 2:], rows[:, 2])
 
 
 def normalize_images(images: Tensor) -> Tensor:  # [B, 3, H, W] uint8 -> float32

@@ -38,7 +38,8 @@ class Outfit:
         self.hem = torch.stack((long, shorts, draw.uniform(low=ankle, high=hip - 0.05))).gather(0, kind[None])[0]
         self.waist = draw.uniform(low=hip - 0.09, high=hip + 0.12)
         self.collar = m["neck"] - draw.uniform(low=-0.01, high=0.07)
-        self.shoe_top = m["ankle"] - draw.uniform(low=-0.02, high=0.05)
+        bare = draw.chance(0.1)
+        self.shoe_top = torch.where(bare, torch.tensor(-9.0), m["ankle"] + draw.uniform(low=-0.02, high=0.05))
         self.hair_back = torch.where(draw.chance(0.45), draw.uniform(low=-0.01, high=0.05), torch.tensor(-1.0))
         self.beard = draw.chance(0.15).float()
         self.logo = torch.where(draw.chance(0.25), draw.uniform(low=0.03, high=0.11), torch.tensor(0.0))
@@ -113,7 +114,7 @@ def albedo(
     garment = torch.where(foot & (y < shoe_top), SHOES, garment)
     garment = torch.where(leg & (y > waist), UPPER, garment)
     chin = head & (z > 0.02) & (y < nose_y - 0.028) & (y > nose_y - 0.1) & (beard > 0)
-    brow = head & ((y - nose_y - 0.055).abs() < 0.006) & ((side - 0.032).abs() < 0.02) & (z > 0.05)
+    brow = head & ((y - nose_y - 0.053).abs() < 0.004) & ((side - 0.034).abs() < 0.015) & (z > 0.05)
     garment = torch.where(chin | brow, HAIR, garment)
 
     rows = outfit.paint.index_select(0, image * NUM_GARMENTS + garment)
@@ -126,8 +127,8 @@ def albedo(
     print_ = torso & (z > 0) & (side < logo) & ((y - collar + 0.18).abs() < 0.7 * logo) & (garment == UPPER)
     colour = torch.where(print_[:, None], rows[:, 6:9], colour)
 
-    eye = head & (z > 0.05) & (((side - 0.032) / 0.014) ** 2 + ((y - nose_y - 0.034) / 0.008) ** 2 < 1)
+    eye = head & (z > 0.05) & (((side - 0.032) / 0.012) ** 2 + ((y - nose_y - 0.034) / 0.006) ** 2 < 1)
     mouth = head & (z > 0.05) & ((side / 0.025) ** 2 + ((y - nose_y + 0.045) / 0.008) ** 2 < 1)
-    colour = torch.where(eye[:, None], colour * 0.3, colour)
+    colour = torch.where(eye[:, None], colour * 0.35, colour)
     red = colour.new_tensor([0.85, 0.5, 0.5])
     return torch.where(mouth[:, None], colour * red, colour), garment

@@ -1,31 +1,120 @@
-"""Official checkpoints -> our models: key maps, dropped dead weights, strict otherwise."""
+"""Official checkpoints -> our models: `from_pretrained(path, upstream=...)` and `convert(path, folder)`.
+
+Layouts are recognised from their keys, dead weights dropped, everything else loaded strictly. Per family: hmr.py
+(FastMETRO, METRO, Mesh Graphormer, TORE), vpt.py, fasthmr.py, tcformer.py.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from pathlib import Path
+from typing import NamedTuple
 
-from .backbones import efficientnet_key
+from torch import nn
 
-DEAD_SUFFIXES = ("backbone.classifier.weight", "backbone.classifier.bias", "backbone.fc.weight", "backbone.fc.bias")
+from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
+from .._registry import list_models, model_entry
+from . import hmr
+from .files import clean_state_dict, load_strict, read_state_dict
+
+__all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
+
+to_native = hmr.to_native
+OTHERS = ("hot", "hmr2", "camerahmr", "humanfov", "densekp")
+UPSTREAMS = (*hmr.UPSTREAMS, *OTHERS)
 
 
-def to_native(state: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
-    """An official state dict under our names, without weights that no forward pass reads."""
-    out = {}
-    for key, value in state.items():
-        new = native_key(key)
-        if new is not None:
-            out[new] = value
-    return out
+class Conversion(NamedTuple):
+    layout: str
+    name: str  # registered name that rebuilds it
+    keys: int
+    dropped: tuple[str, ...]  # official keys that no forward pass reads
+    dropped_params: int
 
 
-def native_key(key: str) -> str | None:
-    """Our name of an official key; None if the weight is never used."""
-    if key in DEAD_SUFFIXES:
-        return None
-    if key.startswith("backbone._"):
-        name = efficientnet_key(key.removeprefix("backbone."))
-        return None if name is None else f"backbone.{name}"
-    if ".bert.embeddings." in key or ".bert.pooler." in key or ".graph_conv.skip_conv." in key:
-        return None
-    return key
+def from_pretrained(
+    path: str | Path,
+    upstream: str | None = None,
+    *,
+    model: str | None = None,
+    mesh=None,
+    mesh_data: str | Path | None = None,
+    **overrides,
+) -> nn.Module:
+    """Model in eval mode from our checkpoint folder or an official file.
+
+    Args:
+        path: a folder written by `save_pretrained` or `convert`, or an official weight file (.bin, .pth, .pt,
+            .safetensors). Only tensors are read.
+        upstream: "fastmetro", "metro", "tore", "graphormer", "hot" (video pose), "hmr2", "camerahmr", "humanfov",
+            "densekp"; None recognises the image-to-mesh layouts by their keys.
+        model: a registered name instead: the file must fit that model exactly.
+        mesh, mesh_data: mesh of image-to-mesh models (models/_mesh.py); official files mean SMPL or MANO, whose topology
+            files lie in `mesh_data` or $TORE_FAST_MESH_DATA.
+        **overrides: config fields that the weights do not tell (heads, ...).
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file, what was expected and what came.
+
+    Example:
+        >>> from_pretrained("FastMETRO-L-H64_h36m_state_dict.bin", mesh_data="topology")  # doctest: +SKIP
+    """
+    path = Path(path)
+    given = {k: v for k, v in (("mesh", mesh), ("mesh_data", mesh_data)) if v is not None}
+    if path.is_dir() or (path.name == "model.safetensors" and (path.parent / CONFIG_NAME).is_file()):
+        return load_pretrained(path if path.is_dir() else path.parent, **given, **overrides)
+    if upstream is not None and upstream not in UPSTREAMS:
+        raise ValueError(f"from_pretrained: upstream must be one of {', '.join(UPSTREAMS)}, got {upstream!r}")
+    if upstream in OTHERS:
+        return _other(path, upstream, overrides)
+    state = read_state_dict(path)
+    if model is not None:
+        built = model_entry(model).build(**given, **overrides)
+    else:
+        name = hmr.recognise(state, str(path), upstream)
+        config = hmr.config_of(state, name, str(path), **overrides)
+        built = hmr.LAYOUTS[name].model(config, mesh, mesh_data)
+    load_strict(built, hmr.to_native(state), str(path))
+    return built.eval()
+
+
+def _other(path: Path, upstream: str, overrides: dict) -> nn.Module:
+    if upstream == "hot":
+        from .vpt import load_official
+
+        return load_official(path, **overrides)
+    from . import fasthmr
+
+    return getattr(fasthmr, f"load_{upstream}")(path, **overrides)
+
+
+def convert(path: str | Path, folder: str | Path, upstream: str | None = None, **overrides) -> Conversion:
+    """Writes an official image-to-mesh file as our checkpoint folder (safetensors + config.json).
+
+    The topology files of SMPL or MANO are not needed here: only the keys are checked. They are when the folder is loaded.
+    """
+    if upstream in OTHERS:
+        raise ValueError(f"convert: {upstream!r} files are loaded directly by from_pretrained(path, upstream={upstream!r})")
+    state = read_state_dict(path)
+    layout = hmr.recognise(state, str(path), upstream)
+    config = hmr.config_of(state, layout, str(path), **overrides)
+    model = hmr.LAYOUTS[layout].model(config, hmr.stand_in_mesh(config))
+    native = hmr.to_native(state)
+    load_strict(model, native, str(path))
+    name = registered_name(model)
+    facts = {"converted_from": Path(path).name, "layout": layout}
+    save_pretrained(model, folder, name, **facts)
+    dropped = tuple(k for k in state if hmr.native_key(k) is None)
+    return Conversion(layout, name, len(native), dropped, sum(state[k].numel() for k in dropped))
+
+
+def registered_name(model: nn.Module) -> str:
+    """The registered name nearest to an image-to-mesh model: same class, trunk and size, body or hand."""
+    c = model.config
+    tags = {"resnet50": "r50", "hrnet_w64": "h64", "efficientnet_b0": "eb0"}
+    size = {1: "s", 2: "m", 3: "l"}.get(c.layers, "s")
+    stem = {
+        "FastMETRO": f"fastmetro_{size}_", "FastMETRO_TORE": f"fastmetro_tore_{size}_", "METRO": "metro_",
+        "METRO_TORE": "metro_tore_", "MeshGraphormer": "graphormer_",
+    }[type(model).__name__]  # fmt: skip
+    name = stem + tags.get(c.backbone, "h64" if stem == "graphormer_" else "r50") + ("_hand" if c.num_joints == 21 else "")
+    return name if name in list_models() else stem + ("h64" if stem == "graphormer_" else "r50")

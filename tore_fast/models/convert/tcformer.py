@@ -6,10 +6,14 @@ neck.*, keypoint_head.*), and mmpose's (`patch_embed1.projection` for `.proj`; i
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from torch import Tensor
 
-from ..tcformer import TCFormerConfig
-from ..tcformer_heads import TCFormerPoseConfig
+from ..tcformer import TCFormer, TCFormerConfig
+from ..tcformer_heads import TCFormerPose, TCFormerPoseConfig
+from .fasthmr import read_state_dict
 
 _BACKBONE_FIELDS = (
     "embed_dims", "num_heads", "mlp_ratios", "depths", "sr_ratios", "sample_ratios", "k", "qkv_bias", "in_chans",
@@ -66,3 +70,69 @@ def tcformer_config(fields: dict, state: dict[str, Tensor]) -> TCFormerConfig | 
     neck = _tuples({k: v for k, v in (fields.get("neck") or {}).items() if k in _NECK_FIELDS})
     keypoints = state["keypoint_head.final_layer.weight"].shape[0]
     return TCFormerPoseConfig.from_parts(backbone, neck, num_keypoints=keypoints)
+
+
+def fields_of_state(state: dict[str, Tensor]) -> dict:
+    """Official config fields read off the tensor shapes (head dimension 64, as in every published model).
+
+    Args:
+        state: in our keys, from `convert_tcformer`.
+    """
+    prefix = "backbone." if any(k.startswith("backbone.") for k in state) else ""
+    fields: dict[str, list] = {"embed_dims": [], "num_heads": [], "mlp_ratios": [], "depths": [], "sr_ratios": []}
+    stage = 1
+    while f"{prefix}norm{stage}.weight" in state:
+        block = f"{prefix}block{stage}"
+        dim = state[f"{prefix}norm{stage}.weight"].shape[0]
+        fields["embed_dims"].append(dim)
+        fields["num_heads"].append(max(dim // 64, 1))
+        fields["mlp_ratios"].append(state[f"{block}.0.mlp.fc1.weight"].shape[0] // dim)
+        fields["depths"].append(len({m[1] for k in state if (m := re.match(rf"{re.escape(block)}\.(\d+)\.", k))}))
+        sr = state.get(f"{block}.0.attn.sr.weight")
+        fields["sr_ratios"].append(1 if sr is None else sr.shape[-1])
+        stage += 1
+    if stage == 1:
+        raise ValueError("fields_of_state: no key norm1.weight (or backbone.norm1.weight): not a TCFormer state dict")
+    fields["sample_ratios"] = [0.25] * (stage - 2)
+    fields["qkv_bias"] = f"{prefix}block1.0.attn.q.bias" in state
+    if prefix:
+        dim = state["neck.lateral_convs.0.conv.weight"].shape[0]
+        blocks = [f"neck.merge_blocks.{i}" for i in range(stage - 2)]
+        ratio = [state[f"{b}.mlp.fc1.weight"].shape[0] // dim for b in blocks]
+        fields["neck"] = {
+            "out_channels": dim,
+            "num_heads": [max(dim // 64, 1)] * (stage - 1),
+            "mlp_ratios": [*ratio, ratio[-1]],
+            "sr_ratios": fields["sr_ratios"],
+            "use_sr_layer": f"{blocks[0]}.attn.sr.weight" in state,
+        }
+    return fields
+
+
+def load_tcformer(path: str | Path, **overrides) -> TCFormer | TCFormerPose:
+    """Model in eval mode from an official file (classification, pose, mmpose), loaded strictly.
+
+    Args:
+        path: .pth or .safetensors; no pickled code is run.
+        **overrides: config fields that the tensors do not tell (parts, k, ...).
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not a TCFormer file, or one that does not fit.
+    """
+    checkpoint = read_state_dict(path)
+    state = convert_tcformer(checkpoint)
+    try:
+        fields = fields_of_state(state)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
+    if is_mmpose(checkpoint):
+        fields["stem_norm_eps"] = 1e-6
+    config = tcformer_config({**fields, **overrides}, state)
+    model = TCFormerPose(config) if isinstance(config, TCFormerPoseConfig) else TCFormer(config)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ValueError(
+            f"{path}: does not fit TCFormer: {len(missing)} keys missing (first: {missing[:3]}), "
+            f"{len(unexpected)} unexpected (first: {unexpected[:3]})"
+        )
+    return model.eval()

@@ -7,6 +7,7 @@ unwrapping (`model_pos`, `module.`), dropping profiler buffers and reading the s
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def _inert(*_args, **_kwargs) -> _Ignored:
 
 
 class _Ignored:
-    """Stands for a pickled random generator, which training checkpoints carry and nobody needs."""
+    """Stands for pickled random generators and arrays beside the weights, which nobody needs."""
 
     def __setstate__(self, state) -> None:
         pass
@@ -51,11 +52,16 @@ class _Ignored:
 _SAFE = [
     (_inert, "numpy.random.__RandomState_ctor"),
     (_inert, "numpy.random._pickle.__randomstate_ctor"),
+    (_inert, "numpy.random._pickle.__bit_generator_ctor"),
     (_Ignored, "numpy.random.mtrand.RandomState"),
+    (_Ignored, "numpy.random._mt19937.MT19937"),
+    (_inert, "numpy.core.multiarray._reconstruct"),
+    (_inert, "numpy._core.multiarray._reconstruct"),
+    (np.ndarray, "numpy.ndarray"),
     (np.dtype, "numpy.dtype"),
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    *((type(np.dtype(t)), f"numpy.dtypes.{type(np.dtype(t)).__name__}") for t in ("f4", "f8", "i4", "i8")),
+    *((type(np.dtype(t)), f"numpy.dtypes.{type(np.dtype(t)).__name__}") for t in ("f4", "f8", "i4", "i8", "u4", "u8")),
 ]
 
 
@@ -71,7 +77,9 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals(_SAFE):
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as e:
-        raise ValueError(f"{path}: not a readable weight file ({str(e).splitlines()[0]})") from e
+        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(e))
+        reason = f"it refers to {refused[1]}, which is not plain data" if refused else str(e).splitlines()[0]
+        raise ValueError(f"{path}: not a readable weight file ({reason})") from e
     return normalise_keys(loaded, str(path))
 
 

@@ -35,7 +35,7 @@ def pruned_attention_reference(
             scores = scores.masked_fill(~rows[:, None, :, None], float("-inf"))
         if k.shape[2] == 0:
             lse = scores.new_full(scores.shape[:-1], float("-inf"))
-            return torch.zeros_like(q), lse, scores
+            return (scores @ v.to(acc)).to(q.dtype), lse, scores  # zeros, with a graph
         # an all -inf row has no softmax: shift it by 0 instead of by its maximum, and divide 0 by 1
         top = scores.detach().amax(-1, keepdim=True)
         top = torch.where(top == float("-inf"), torch.zeros_like(top), top)

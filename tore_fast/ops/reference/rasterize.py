@@ -86,4 +86,4 @@ def _test(xy: Tensor, column: Tensor, row: Tensor, dtype: torch.dtype) -> tuple[
         top_left = (d[:, 1] < 0) | ((d[:, 1] == 0) & (d[:, 0] > 0))
         inside = inside & ((e > 0) | ((e == 0) & top_left))
         edges.append(e)
-    return inside, torch.stack(edges, -1).to(dtype) / area.abs()[:, None].to(dtype)
+    return inside, torch.stack(edges, -1).to(dtype) * area.abs()[:, None].to(dtype).reciprocal()

@@ -1,0 +1,62 @@
+// Arguments of the clustering launchers. Pointers are device memory, tensors contiguous; see ops/dpc_knn_cluster.py.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "common.h"
+
+namespace tore_fast::cuda {
+
+struct TokensParams {
+  const void* x;  // [batch, tokens, channels]
+  DType dtype;
+  bool vectorised;      // channels % 4 == 0 and x aligned to four elements
+  const uint8_t* mask;  // [batch, tokens], non-zero = real token; or nullptr
+  int64_t batch, tokens, channels;
+};
+
+// Length of the workspace `top`: one number per 64 tokens and image.
+constexpr int64_t top_size(int64_t batch, int64_t tokens) { return batch * ((tokens + 63) / 64); }
+
+struct DensityParams {
+  TokensParams t;
+  const float* noise;  // [batch, tokens] added to the density, or nullptr
+  int k;
+  float* rho;  // [batch, tokens]
+  float* top;  // [batch, ceil(tokens / 64)] out: largest d2 of these rows
+};
+cudaError_t knn_density(const DensityParams& p, cudaStream_t stream);
+
+struct DeltaParams {
+  TokensParams t;
+  const float* rho;  // [batch, tokens]
+  bool strict;
+  float* top;      // [batch, ceil(tokens / 64)]; in if top_known (made by knn_density from the same tokens), else out
+  bool top_known;
+  float* delta;            // [batch, tokens]
+  int64_t* parent;         // [batch, tokens] or nullptr
+  float* score;            // [batch, tokens] rho * delta or nullptr; needs top_known
+  const uint8_t* exclude;  // [batch, tokens] score = -inf, or nullptr
+};
+cudaError_t density_delta(const DeltaParams& p, cudaStream_t stream);
+
+struct DpcParams {
+  TokensParams t;
+  const uint8_t* exclude;  // [batch, tokens] or nullptr
+  const float* noise;      // [batch, tokens] or nullptr
+  int k, clusters, masked;
+  bool strict, by_index;
+  int64_t* centers;            // [batch, clusters]
+  int64_t* cluster;            // [batch, tokens]
+  float *rho, *delta, *score;  // [batch, tokens]
+  // workspace of the streaming path (dpc_one_launch says whether it is needed)
+  float* top;              // [batch, ceil(tokens / 64)]
+  int32_t* rank;           // [batch, tokens]
+  int32_t *ranked, *place;  // [batch, clusters]
+};
+// Whether one launch does it all on this device: few tokens, no mask.
+bool dpc_one_launch(const TokensParams& t, int device);
+cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream);
+
+}  // namespace tore_fast::cuda

@@ -1,0 +1,47 @@
+#include "dpc_fused.cuh"
+
+namespace tore_fast::cuda {
+namespace {
+
+// Largest dynamic shared memory a block may ask for.
+int64_t shared_limit(int device) {
+  int bytes = 0;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  return bytes;
+}
+
+template <int kPasses>
+cudaError_t launch_fused(const DpcParams& p, const FusedPlan& f, int64_t bytes, cudaStream_t stream) {
+  const auto kernel = dpc_fused_kernel<kPasses>;
+  const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  if (e != cudaSuccess) return e;
+  TF_LAUNCH(kernel, unsigned(p.t.batch), f.threads, bytes, stream, p);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+bool dpc_one_launch(const TokensParams& t, int device) {
+  if (t.mask || t.tokens > kFusedTokens) return false;
+  return fused_floats(int(t.tokens), int(t.tokens)) * 4 <= shared_limit(device);
+}
+
+cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream) {
+  if (p.t.batch == 0) return cudaSuccess;
+  if (dpc_one_launch(p.t, device)) {
+    const FusedPlan f = fused_plan(int(p.t.tokens));
+    const int64_t bytes = fused_floats(int(p.t.tokens), p.clusters) * 4;
+    return f.passes == 1 ? launch_fused<1>(p, f, bytes, stream) : launch_fused<2>(p, f, bytes, stream);
+  }
+  cudaError_t e = knn_density(DensityParams{p.t, p.noise, p.k, p.rho, p.top}, stream);
+  if (e != cudaSuccess) return e;
+  e = density_delta(DeltaParams{p.t, p.rho, p.strict, p.top, true, p.delta, nullptr, p.score, p.exclude}, stream);
+  if (e != cudaSuccess) return e;
+  const int64_t batch = p.t.batch;
+  TF_LAUNCH(dpc_rank_kernel, unsigned(batch * cdiv(p.t.tokens, kRankThreads)), kRankThreads, 0, stream, p);
+  TF_LAUNCH(dpc_place_kernel, unsigned(batch * cdiv(p.clusters, kRankThreads)), kRankThreads, 0, stream, p);
+  TF_LAUNCH(dpc_assign_kernel, unsigned(batch * cdiv(p.t.tokens, kTile)), kTileThreads, 0, stream, p);
+  return cudaGetLastError();
+}
+
+}  // namespace tore_fast::cuda

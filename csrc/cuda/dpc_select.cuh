@@ -1,0 +1,92 @@
+// The later steps of dpc_knn_cluster on many tokens: ranks by counting, numbers of the centres, nearest centre.
+#pragma once
+#include "clustering.cuh"
+
+namespace tore_fast::cuda {
+namespace {
+
+constexpr int kRankThreads = 256;
+
+__device__ __forceinline__ float sort_key(float score) { return score == score ? score : -kInf; }
+
+__device__ __forceinline__ bool precedes(float key_j, int j, float key_i, int i) {
+  return key_j > key_i || (key_j == key_i && j < i);
+}
+
+// rank of a token = how many tokens precede it; counting needs N^2 comparisons (1 % of the distances' work at C = 64), no
+// sort, no atomics, and is exact for any N.
+__global__ void __launch_bounds__(kRankThreads) dpc_rank_kernel(const DpcParams p) {
+  __shared__ float keys[kRankThreads];
+  const int tokens = int(p.t.tokens), blocks = (tokens + kRankThreads - 1) / kRankThreads;
+  const int64_t b = blockIdx.x / blocks;
+  const int i = int(blockIdx.x % blocks) * kRankThreads + int(threadIdx.x);
+  const float* score = p.score + b * tokens;
+  const float own = i < tokens ? sort_key(score[i]) : 0.f;
+  int rank = 0;
+  for (int first = 0; first < tokens; first += kRankThreads) {
+    __syncthreads();
+    const int j = first + int(threadIdx.x);
+    keys[threadIdx.x] = j < tokens ? sort_key(score[j]) : 0.f;
+    __syncthreads();
+    const int count = min(kRankThreads, tokens - first);
+    for (int l = 0; l < count; ++l) rank += precedes(keys[l], first + l, own, i);
+  }
+  if (i >= tokens) return;
+  p.rank[b * tokens + i] = rank;
+  if (rank < p.clusters) p.ranked[b * p.clusters + rank] = i;
+}
+
+// Number of the centre of each rank: the rank itself, or its place by token index.
+__global__ void __launch_bounds__(kRankThreads) dpc_place_kernel(const DpcParams p) {
+  __shared__ int32_t tokens_of[kRankThreads];
+  const int blocks = (p.clusters + kRankThreads - 1) / kRankThreads;
+  const int64_t b = blockIdx.x / blocks;
+  const int r = int(blockIdx.x % blocks) * kRankThreads + int(threadIdx.x);
+  const int32_t* ranked = p.ranked + b * p.clusters;
+  const int own = r < p.clusters ? ranked[r] : 0;
+  int place = p.by_index ? 0 : r;
+  for (int first = 0; p.by_index && first < p.clusters; first += kRankThreads) {
+    __syncthreads();
+    const int other = first + int(threadIdx.x);
+    tokens_of[threadIdx.x] = other < p.clusters ? ranked[other] : 0;
+    __syncthreads();
+    const int count = min(kRankThreads, p.clusters - first);
+    for (int l = 0; l < count; ++l) place += tokens_of[l] < own;
+  }
+  if (r >= p.clusters) return;
+  p.place[b * p.clusters + r] = place;
+  p.centers[b * p.clusters + place] = own;
+}
+
+// Nearest centre of 64 tokens per block; columns are the centres in rank order, so the first minimum is the lowest rank.
+__global__ void __launch_bounds__(kTileThreads, 2) dpc_assign_kernel(const DpcParams p) {
+  __shared__ __align__(16) TileStage s;
+  __shared__ float d[kTile * kTileStride];
+  const int tokens = int(p.t.tokens), tiles = (tokens + kTile - 1) / kTile;
+  const int64_t b = blockIdx.x / tiles;
+  const int row0 = int(blockIdx.x % tiles) * kTile, row = row0 + tile_row();
+  const TokenRows rows = image_rows(p.t, b);
+  TokenRows centers = rows;
+  centers.index = p.ranked + b * p.clusters;
+  centers.count = p.clusters;
+  float best = kInf;
+  int rank = kNone;
+  for (int column0 = 0; column0 < p.clusters; column0 += kTile) {
+    distance_tile(rows, row0, centers, column0, s, d);
+    for (int step = 0; step < kColumnSteps; ++step) {
+      const int at = tile_column(step), column = column0 + at;
+      const float v = d[tile_row() * kTileStride + at];
+      if (column < p.clusters && v < best) best = v, rank = column;
+    }
+  }
+  nearest_of_lanes(best, rank, kThreadsPerRow);
+  if (row >= tokens || threadIdx.x % kThreadsPerRow != 0) return;
+  const int64_t i = b * tokens + row;
+  const bool empty = p.t.mask && !p.t.mask[i];
+  if (rank == kNone || empty) rank = 0;
+  if (p.rank[i] < p.clusters) rank = p.rank[i];  // a centre belongs to itself
+  p.cluster[i] = empty && p.masked < 0 ? -1 : p.place[b * p.clusters + rank];
+}
+
+}  // namespace
+}  // namespace tore_fast::cuda

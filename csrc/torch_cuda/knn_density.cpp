@@ -1,0 +1,22 @@
+#include "clustering.h"
+
+namespace tore_fast {
+namespace {
+
+Tensor knn_density_cuda(const Tensor& x_in, int64_t k, const std::optional<Tensor>& mask_in) {
+  const Tensor x = checked_tokens(x_in, k, "knn_density: x");
+  const OptionalInput<uint8_t> mask(mask_in, ScalarType::Bool, x, "knn_density: mask");
+  DeviceGuard guard(x.get_device_index());
+  const cuda::TokensParams t = tokens_of(x, mask, "knn_density: x");
+  Tensor rho = torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Float);
+  Tensor top = torch::stable::new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
+  const cuda::DensityParams p{t, nullptr, int(k), rho.mutable_data_ptr<float>(), top.mutable_data_ptr<float>()};
+  STD_CUDA_CHECK(cuda::knn_density(p, current_stream(x)));
+  return rho;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) { m.impl("knn_density", TORCH_BOX(&knn_density_cuda)); }
+
+}  // namespace tore_fast

@@ -1,0 +1,466 @@
+"""Readers on made-up files in exactly the official formats: every label comes back, damage is named, nothing is executed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from made_up.sets import (
+    body_label,
+    hmr2_person,
+    picture,
+    python2_pickle,
+    write_3dpw,
+    write_freihand,
+    write_hmr2_tar,
+    write_tar,
+    write_tsv,
+    write_tsv_set,
+)
+from PIL import Image
+
+from tore_fast.body import load_body
+from tore_fast.body.joints import J24
+from tore_fast.data.crop import AugmentConfig, training_crop, transform_points
+from tore_fast.data.readers import (
+    AmassReader,
+    DataError,
+    MissingData,
+    ThreeDPWReader,
+    TsvReader,
+    evaluation_crop,
+    open_dataset,
+    to_j24,
+    training_sample,
+)
+from tore_fast.data.readers.hmr2_tar import expand_tars
+
+
+@pytest.fixture(scope="module")
+def body():
+    return load_body("free")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def close_pictures(a, b):
+    return a.shape == b.shape and np.abs(a.astype(int) - b).mean() < 3  # JPEG
+
+
+# ---- METRO's TSV ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lineidx", [True, False])
+def test_tsv(tmp_path, rng, lineidx):
+    pictures = [picture(rng) for _ in range(4)]
+    labels = [body_label(rng) for _ in range(4)]
+    labels[2] |= {"has_smpl": 0, "has_3d_joints": 0, "gender": ""}
+    write_tsv_set(tmp_path, labels, pictures, lineidx=lineidx)
+    write_tsv(tmp_path / "test.linelist.tsv", [["3"], ["2"], ["0"]])
+    (tmp_path / "test.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\nlinelist: test.linelist.tsv\n")
+    data = open_dataset(tmp_path / "test.yaml")
+    assert isinstance(data, TsvReader) and len(data) == 3 and len(list(data)) == 3
+    for i, source in enumerate((3, 2, 0)):
+        record, label = data[i], labels[source]
+        assert record.name == f"test/{source:05d}.jpg" and data.size(i) == (96, 128)
+        assert close_pictures(record.image, pictures[source])
+        assert record.center.tolist() == label["center"] and record.scale == pytest.approx(0.55)
+        np.testing.assert_allclose(record.keypoints_2d, label["2d_joints"][0], rtol=1e-6)
+        np.testing.assert_allclose(record.pose, label["pose"], rtol=1e-6)
+        assert record.keypoints_3d_set == "j24" and record.keypoints_3d.shape == (24, 4)
+    assert data[0].has_smpl and data[0].has_3d and data[0].gender == "female"
+    assert not data[1].has_smpl and not data[1].has_3d and data[1].has_2d and data[1].gender == "neutral"
+    assert data[-1].name == data[2].name
+    with pytest.raises(IndexError):
+        data[3]
+
+
+def test_tsv_composite_set(tmp_path, rng):
+    for name, count in (("h36m", 2), ("coco", 3)):
+        write_tsv_set(tmp_path / name, [body_label(rng, scale=0.1 * count)] * count, [picture(rng)] * count, "train")
+    for kind in ("img", "label", "hw"):
+        (tmp_path / f"{kind}.txt").write_text(f"h36m/train.{kind}.tsv\ncoco/train.{kind}.tsv\n")
+    write_tsv(tmp_path / "mixed.linelist.tsv", [["1", "2"], ["0", "1"], ["1", "0"]])
+    (tmp_path / "mixed.yaml").write_text(
+        "composite: true\nimg: img.txt\nlabel: [h36m/train.label.tsv, coco/train.label.tsv]\nhw: hw.txt\nlinelist: mixed.linelist.tsv\n"
+    )
+    data = open_dataset(tmp_path / "mixed.yaml")
+    assert [r.name for r in data] == [
+        "coco/train.hw.tsv_train/00002.jpg", "h36m/train.hw.tsv_train/00001.jpg", "coco/train.hw.tsv_train/00000.jpg",
+    ]  # fmt: skip
+    assert [round(r.scale, 6) for r in data] == [0.3, 0.2, 0.3]
+
+
+def test_tsv_hands_and_old_size_column(tmp_path, rng):
+    label = body_label(rng)
+    label |= {"2d_joints": [[[1.0, 2.0, 1.0]] * 21], "3d_joints": [[[0.1, 0.2, 0.3, 1.0]] * 21], "pose": [0.1] * 48, "scale": 0.9}
+    del label["gender"]
+    write_tsv_set(tmp_path, [label], [picture(rng, 224, 224)])
+    write_tsv(tmp_path / "test.hw.tsv", [["hand", "224 223"]])
+    (tmp_path / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\n")
+    data = open_dataset(tmp_path / "t.yaml")
+    assert data.size(0) == (223, 224)
+    assert data[0].keypoints_2d_set == "hand21" and data[0].pose.shape == (48,) and data[0].gender == "neutral"
+
+
+def test_tsv_damage_is_named(tmp_path, rng):
+    write_tsv_set(tmp_path, [body_label(rng)] * 2, [picture(rng)] * 2)
+    yaml = tmp_path / "t.yaml"
+    with pytest.raises(MissingData, match="t.yaml: not there.*MeshTransformer"):
+        open_dataset(yaml)
+    yaml.write_text("img: nowhere.img.tsv\n")
+    with pytest.raises(MissingData, match="nowhere.img.tsv"):
+        open_dataset(yaml)
+    yaml.write_text("just text")
+    with pytest.raises(DataError, match="expected keys img"):
+        open_dataset(yaml)
+    yaml.write_text("img: test.img.tsv\nlabel: test.label.tsv\n")
+    (tmp_path / "test.label.lineidx").write_text("0\n17\n")
+    with pytest.raises(DataError, match="stale"):
+        open_dataset(yaml)[1]
+    (tmp_path / "test.label.lineidx").unlink()
+    write_tsv(tmp_path / "test.label.tsv", [["a", "[]"], ["b", "not json"]])
+    for i, words in enumerate(("empty", "not JSON")):
+        with pytest.raises(DataError, match=words):
+            open_dataset(yaml)[i]
+    write_tsv(tmp_path / "test.img.tsv", [["a", "@@"], ["b", "QUJD"]])
+    write_tsv(tmp_path / "test.label.tsv", [["a", json.dumps([body_label(rng)])]] * 2)
+    for i, words in enumerate(("base64", "not a picture")):
+        with pytest.raises(ValueError, match=words):
+            open_dataset(yaml)[i].image  # noqa: B018
+
+
+def _names_in_worker(data, indices):
+    return [(data[i].name, float(data[i].image.mean())) for i in indices]
+
+
+def test_readers_work_in_other_processes(tmp_path, rng):
+    write_tsv_set(tmp_path, [body_label(rng) for _ in range(6)], [picture(rng) for _ in range(6)])
+    (tmp_path / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\n")
+    write_hmr2_tar(tmp_path / "a.tar", [(f"k{i}", picture(rng), [hmr2_person(rng)]) for i in range(6)])
+    for data in (open_dataset(tmp_path / "t.yaml"), open_dataset(tmp_path / "a.tar")):
+        here = _names_in_worker(data, range(6))  # opens the files before the fork, too
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            parts = pool.starmap(_names_in_worker, [(data, range(0, 3)), (data, range(3, 6))])
+        assert parts[0] + parts[1] == here
+        assert _names_in_worker(pickle.loads(pickle.dumps(data)), range(6)) == here
+
+
+# ---- 4D-Humans -----------------------------------------------------------------------------------------------------------
+
+
+def test_hmr2_tars(tmp_path, rng):
+    pictures = [picture(rng) for _ in range(3)]
+    first, second = hmr2_person(rng), hmr2_person(rng, has_betas=np.array(0.0))
+    write_hmr2_tar(tmp_path / "000000.tar", [("set/a.b", pictures[0], [first]), ("set/c", pictures[1], [first, second])])
+    write_hmr2_tar(tmp_path / "000001.tar", [("set/d", pictures[2], [second])])
+    data = open_dataset(str(tmp_path / "{000000..000001}.tar"))
+    # webdataset cuts names at the first dot: the key is "set/a", its label "b.data.pyd"; such a sample has no data.pyd
+    assert [r.name for r in data] == ["set/c_0", "set/c_1", "set/d"]
+    record = data[0]
+    assert close_pictures(record.image, pictures[1]) and close_pictures(data[2].image, pictures[2])
+    np.testing.assert_array_equal(record.keypoints_2d, first["keypoints_2d"])
+    np.testing.assert_array_equal(record.pose, first["body_pose"])
+    assert record.keypoints_3d_set == "body44" and record.scale == pytest.approx(0.5) and record.has_smpl
+    np.testing.assert_allclose(record.box_size, [60, 100])
+    assert not data[1].has_smpl and data[1].extra == {"has_pose": True, "has_betas": False}
+    assert len(open_dataset(tmp_path)) == 3 and len(expand_tars(str(tmp_path / "*.tar"))) == 2
+
+
+def test_hmr2_hand_tar(tmp_path, rng):
+    person = hmr2_person(rng, hand_pose=np.zeros(48), has_hand_pose=1, right=np.array(0), keypoints_2d=np.ones((21, 3)))
+    del person["body_pose"], person["keypoints_3d"]
+    write_hmr2_tar(tmp_path / "h.tar", [("x", picture(rng), [person])])
+    record = open_dataset(tmp_path / "h.tar")[0]
+    assert record.pose.shape == (48,) and record.keypoints_2d_set == "hand21" and record.extra["right"] is False
+
+
+class _Evil:
+    def __reduce__(self):
+        return (__import__("os").system, ("touch EXECUTED",))
+
+
+def test_pickles_are_never_executed(tmp_path, rng, monkeypatch, body):
+    monkeypatch.chdir(tmp_path)
+    write_hmr2_tar(tmp_path / "bad.tar", [("x", picture(rng), [{"center": _Evil()}])])
+    with pytest.raises(ValueError, match="refused to load"):
+        open_dataset(tmp_path / "bad.tar")
+    folder = tmp_path / "sequenceFiles" / "test"
+    folder.mkdir(parents=True)
+    (folder / "s.pkl").write_bytes(pickle.dumps({"sequence": _Evil()}, protocol=2))
+    with pytest.raises(ValueError, match="refused to load"):
+        open_dataset(tmp_path)
+    values = np.empty(1, object)
+    values[0] = _Evil()
+    np.savez(tmp_path / "bad.npz", imgname=values, center=np.zeros((1, 2)), scale=np.ones(1))
+    with pytest.raises(ValueError, match="refused to load"):
+        open_dataset(tmp_path / "bad.npz")
+    assert not (tmp_path / "EXECUTED").exists()
+
+
+def test_damaged_tars(tmp_path, rng):
+    with pytest.raises(MissingData, match="4D-Humans"):
+        open_dataset(tmp_path / "none.tar")
+    (tmp_path / "text.tar").write_text("no tar at all" * 100)
+    with pytest.raises(DataError, match="not an .* tar"):
+        open_dataset(tmp_path / "text.tar")
+    write_tar(tmp_path / "pictures.tar", [("a.jpg", b"x")])
+    with pytest.raises(DataError, match="no sample with a picture and a data.pyd"):
+        open_dataset(tmp_path / "pictures.tar")
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_hmr2_npz(tmp_path, rng, pixels):
+    n = 3
+    body2d, extra2d = rng.random((n, 25, 3)), rng.random((n, 19, 3))
+    body3d, extra3d = rng.random((n, 25, 4)), rng.random((n, 19, 4))
+    scale = np.array([[120.0, 200.0], [60, 80], [300, 100]])
+    np.savez(
+        tmp_path / "val.npz", imgname=np.array(["im/a.jpg", "im/a.jpg", "im/b.jpg"]), center=rng.random((n, 2)) * 90,
+        scale=scale if pixels else scale / 200, body_keypoints_2d=body2d, extra_keypoints_2d=extra2d,
+        body_keypoints_3d=body3d, extra_keypoints_3d=extra3d, body_pose=rng.random((n, 72)), betas=rng.random((n, 10)),
+        has_body_pose=np.array([1, 0, 1]), has_betas=np.array([1, 1, 1]), gender=np.array(["m", "f", "x"]),
+    )  # fmt: skip
+    (tmp_path / "pics" / "im").mkdir(parents=True)
+    Image.fromarray(picture(rng)).save(tmp_path / "pics" / "im" / "b.jpg")
+    data = open_dataset(tmp_path / "val.npz", images=tmp_path / "pics")
+    assert [r.name for r in data] == ["im/a.jpg", "im/a.jpg#1", "im/b.jpg"]
+    assert [r.scale for r in data] == pytest.approx([1.0, 0.4, 1.5]) and data[2].image.shape == (128, 96, 3)
+    np.testing.assert_allclose(data[1].keypoints_2d, np.concatenate([body2d[1], extra2d[1]]), rtol=1e-6)
+    # in 3D the limbs and neck of OpenPose are not trusted, the rest is
+    trusted = data[1].keypoints_3d[:, 3] > 0
+    assert trusted[0] and not trusted[1:15].any() and trusted[15:].all()
+    assert [r.has_smpl for r in data] == [True, False, True] and [r.gender for r in data] == ["male", "female", "neutral"]
+
+
+def test_spin_npz(tmp_path, rng):
+    np.savez(
+        tmp_path / "3dpw_test.npz", imgname=np.array(["a.jpg"]), center=np.array([[10.0, 20]]), scale=np.array([1.5]),
+        pose=rng.random((1, 72)), shape=rng.random((1, 10)), part=rng.random((1, 24, 3)), S=rng.random((1, 24, 4)),
+    )  # fmt: skip
+    record = open_dataset(tmp_path / "3dpw_test.npz")[0]
+    assert record.scale == 1.5 and record.has_smpl and record.keypoints_3d_set == record.keypoints_2d_set == "j24"
+    np.savez(tmp_path / "bad.npz", imgname=np.array(["a"]), center=np.zeros((2, 2)), scale=np.ones(1))
+    with pytest.raises(DataError, match="center has 2 rows"):
+        open_dataset(tmp_path / "bad.npz")
+
+
+def test_body44_into_j24():
+    points = np.zeros((44, 3), np.float32)
+    points[:, 0], points[:, 2] = np.arange(44), 1
+    j24 = to_j24(points, "body44")
+    assert j24[:19, 0].tolist() == list(range(25, 44))  # 4D-Humans' extra joints are J24's first 19
+    assert dict(zip(J24[19:], j24[19:, 0])) == {"Nose": 0, "L_Eye": 16, "R_Eye": 15, "L_Ear": 18, "R_Ear": 17}
+    coco = to_j24(np.ones((17, 3), np.float32), "coco17")
+    known = {n for n, c in zip(J24, coco[:, 2]) if c}
+    assert "R_Ankle" in known and not known & {"L_Hip", "R_Hip", "Pelvis", "Neck"}  # detectors' hips are elsewhere
+    with pytest.raises(ValueError, match="must be .44, D."):
+        to_j24(np.ones((24, 3)), "body44")
+
+
+# ---- 3DPW ----------------------------------------------------------------------------------------------------------------
+
+
+def test_python2_pickle_is_read():
+    value = {"a": [np.arange(6.0).reshape(2, 3), "text"], "b": np.float64(3.5), "c": np.array([[1, 2]], np.int64)}
+    data = python2_pickle(value)
+    assert b"cnumpy.core.multiarray\n_reconstruct" in data and b"_codecs" not in data
+    from tore_fast.body.safe_pickle import loads
+
+    back = loads(data, "made up")
+    np.testing.assert_array_equal(back["a"][0], value["a"][0])
+    assert back["a"][1] == "text" and back["b"] == 3.5 and back["c"].tolist() == [[1, 2]]
+
+
+def test_3dpw(tmp_path, body):
+    data = write_3dpw(tmp_path, body, invalid=((0, 1),))
+    reader = open_dataset(tmp_path)
+    assert isinstance(reader, ThreeDPWReader) and len(reader) == 5
+    assert len(open_dataset(tmp_path, valid_only=False)) == 6
+    assert [(r.sequence, r.frame) for r in reader] == [
+        ("downtown_made_up_00_0", 0), ("downtown_made_up_00_0", 2), ("downtown_made_up_00_1", 0),
+        ("downtown_made_up_00_1", 1), ("downtown_made_up_00_1", 2),
+    ]  # fmt: skip
+    assert [r.gender for r in reader] == ["male", "male", "female", "female", "female"]
+    record, person, frame = reader[3], 1, 1
+    assert record.image.shape == (128, 96, 3)
+
+    def mesh(pose, translation):
+        f = lambda x: torch.from_numpy(np.asarray(x)).float()[None]
+        with torch.no_grad():
+            return body(f(pose), f(data["betas"][person]), f(translation)).vertices[0].double().numpy()
+
+    # posed by the record = posed in the world, then moved into the camera
+    world = mesh(data["poses"][person][frame], data["trans"][person][frame])
+    pose = data["cam_poses"][frame]
+    np.testing.assert_allclose(mesh(record.pose, record.translation), world @ pose[:3, :3].T + pose[:3, 3], atol=1e-5)
+    # detections sit on the projected joints, so the box around them holds every visible one
+    visible = record.keypoints_2d[record.keypoints_2d[:, 2] > 0, :2]
+    np.testing.assert_allclose(visible, record.extra["joints_2d_smpl24"][:18][record.keypoints_2d[:, 2] > 0], atol=1e-3)
+    size = visible.max(0) - visible.min(0)
+    np.testing.assert_allclose(record.center, (visible.max(0) + visible.min(0)) / 2, atol=1e-4)
+    assert record.scale == pytest.approx(1.2 * size.max() / 200, rel=1e-5)
+    last = reader[4]  # no detection there: the projected joints give the box
+    joints = last.extra["joints_2d_smpl24"]
+    assert not last.has_2d and last.scale == pytest.approx(1.2 * (joints.max(0) - joints.min(0)).max() / 200, rel=1e-5)
+
+
+def test_3dpw_missing(tmp_path):
+    (tmp_path / "sequenceFiles").mkdir()
+    with pytest.raises(MissingData, match="sequence files .*register at the 3DPW page") as e:
+        open_dataset(tmp_path)
+    assert "\n" not in str(e.value)
+    (tmp_path / "sequenceFiles" / "test").mkdir()
+    (tmp_path / "sequenceFiles" / "test" / "a.pkl").write_bytes(pickle.dumps({"poses": []}, protocol=2))
+    with pytest.raises(DataError, match="no sequence, trans"):
+        open_dataset(tmp_path)
+
+
+# ---- AMASS ---------------------------------------------------------------------------------------------------------------
+
+
+def test_amass(tmp_path, rng):
+    for name, count, numbers, rate in (("S1/walk_poses", 25, 156, "mocap_framerate"), ("S2/run_stageii", 11, 165, "mocap_frame_rate")):
+        file = tmp_path / f"{name}.npz"
+        file.parent.mkdir()
+        np.savez(file, poses=rng.normal(size=(count, numbers)), trans=rng.normal(size=(count, 3)), betas=np.arange(16.0),
+                 gender=np.array("female"), dmpls=np.zeros((count, 8)), **{rate: np.array(120.0)})  # fmt: skip
+    np.savez(tmp_path / "S1" / "shape.npz", betas=np.zeros(16), gender=np.array("male"))
+    data = open_dataset(tmp_path, frames_per_s=30)
+    assert isinstance(data, AmassReader) and data.num_motions == 2 and len(data) == 7 + 3
+    raw = np.load(tmp_path / "S1" / "walk_poses.npz")["poses"]
+    record = data[2]
+    np.testing.assert_allclose(record.pose, np.concatenate([raw[8, :66], np.zeros(6)]), rtol=1e-6)
+    assert record.extra["frames_per_s"] == 30 and record.gender == "female" and record.betas.tolist() == list(range(10))
+    assert record.open_image is None and data[7].sequence == "S2/run_stageii" and data[7].frame == 0
+    assert data[7].extra["hand_pose"].shape == (90,) and data.motion(0).pose.shape == (7, 72)
+    assert pickle.loads(pickle.dumps(data))[9].name == data[9].name == "S2/run_stageii/2"
+    with pytest.raises(DataError, match="no 'poses'"):
+        open_dataset(tmp_path / "S1" / "shape.npz")
+    with pytest.raises(MissingData, match="AMASS is licensed"):
+        open_dataset(tmp_path / "none", format="amass")
+
+
+# ---- FreiHAND and folders ------------------------------------------------------------------------------------------------
+
+
+def test_freihand(tmp_path):
+    write_freihand(tmp_path, load_body("free_hand"))
+    data = open_dataset(tmp_path)
+    record = data[1]
+    assert len(data) == 3 and record.scale == 0.9 and record.center.tolist() == [112, 112]
+    assert record.image.shape == (224, 224, 3) and record.vertices.shape == (778, 3) and record.has_smpl
+    uv = record.keypoints_3d[:, :3] @ record.camera.intrinsics.T
+    np.testing.assert_allclose(record.keypoints_2d[:, :2], uv[:, :2] / uv[:, 2:], rtol=1e-5)
+    with pytest.raises(MissingData, match="FreiHAND"):
+        open_dataset(tmp_path, split="training")
+    with pytest.raises(ValueError, match="has no option 'colour'"):
+        open_dataset(tmp_path, colour=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,x0,y0,x1,y1,gender\na.png,10,20,50,100,m\n",
+        "a.png,10,20,50,100\n",
+        "image,x,y,w,h\na.png,10,20,40,80\n",
+        "image,center_x,center_y,scale\na.png,30,60,0.48\n",
+    ],
+)
+def test_csv_folder(tmp_path, rng, text):
+    (tmp_path / "t.csv").write_text(text)
+    Image.fromarray(picture(rng)).save(tmp_path / "a.png")
+    (record,) = open_dataset(tmp_path / "t.csv")
+    assert record.center.tolist() == [30, 60] and record.scale == pytest.approx(0.48)
+    assert record.image.shape == (128, 96, 3)
+
+
+def test_json_folders(tmp_path, rng):
+    rows = [
+        {"image": "a.png", "box": [10, 20, 50, 100], "keypoints_2d": [[1, 2]] * 17, "pose": [0.1] * 72, "betas": [0.2] * 10,
+         "gender": "female", "camera": [[500, 0, 48], [0, 500, 64], [0, 0, 1]], "sequence": "s", "frame": 3},
+        {"image": "b.png", "box": [0, 0, 5, 5], "keypoints_3d": [[1, 2, 3, 1]] * 24, "keypoints_3d_set": "smpl24"},
+    ]  # fmt: skip
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("t.json", "t.jsonl"):
+        first, second = open_dataset(tmp_path / name)
+        assert first.keypoints_2d_set == "coco17" and first.has_smpl and first.frame == 3 and first.gender == "female"
+        assert second.keypoints_3d_set == "smpl24" and not second.has_smpl and second.has_3d
+    coco = {
+        "images": [{"id": 7, "file_name": "image_00012.jpg", "sequence": "office", "cam_param": {"focal": [500, 501], "princpt": [48, 64]}}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "bbox": [10, 20, 40, 80], "keypoints": [5, 6, 2] * 17,
+             "smpl_param": {"pose": [0.1] * 72, "shape": [0.0] * 10, "trans": [0, 0, 3], "gender": "male"}},
+            {"id": 2, "image_id": 7, "bbox": [10, 20, 0, 80]},
+        ],
+    }  # fmt: skip
+    (tmp_path / "3DPW_test.json").write_text(json.dumps(coco))
+    (record,) = open_dataset(tmp_path / "3DPW_test.json", images=tmp_path)
+    assert record.has_smpl and record.gender == "male" and (record.sequence, record.frame) == ("office_0", 12)
+    assert record.center.tolist() == [30, 60] and record.camera.intrinsics[1, 1] == 501
+    (tmp_path / "bad.json").write_text(json.dumps([{"image": "a.png", "box": [5, 5, 1, 1]}]))
+    with pytest.raises(DataError, match="entry 1: the box"):
+        open_dataset(tmp_path / "bad.json")[0]
+    (tmp_path / "broken.json").write_text("[{")
+    with pytest.raises(DataError, match="not JSON"):
+        open_dataset(tmp_path / "broken.json")
+
+
+def test_unknown_data(tmp_path):
+    with pytest.raises(MissingData, match="no such file or folder"):
+        open_dataset(tmp_path / "nothing")
+    with pytest.raises(DataError, match="no known data set"):
+        open_dataset(tmp_path)
+    with pytest.raises(ValueError, match="format must be one of"):
+        open_dataset(tmp_path, format="zip")
+
+
+# ---- samples -------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_crop_is_the_official_one(tmp_path, rng):
+    write_hmr2_tar(tmp_path / "a.tar", [("x", picture(rng), [hmr2_person(rng)])])
+    record = open_dataset(tmp_path / "a.tar")[0]
+    np.testing.assert_array_equal(evaluation_crop(record, 64), training_crop(record.image, record.center, 0.5, None, 64))
+    # 256 x 192: the box 60 x 100 fits the aspect ratio by its height; the sides of the square are cut off
+    tall = evaluation_crop(record, (64, 48))
+    np.testing.assert_array_equal(tall, training_crop(record.image, record.center, 0.5, None, 64)[:, :, 8:56])
+    with pytest.raises(ValueError, match="taller than wide"):
+        evaluation_crop(record, (48, 64))
+
+
+def test_training_sample(tmp_path, rng):
+    write_hmr2_tar(tmp_path / "a.tar", [("x", picture(rng), [hmr2_person(rng)])])
+    record = open_dataset(tmp_path / "a.tar")[0]
+    nothing = AugmentConfig(flip=0, noise=0, rotation_deg=0, scale=0)
+    sample = training_sample(record, rng, nothing, 64)
+    assert sample["image"].shape == (3, 64, 64) and sample["joints_2d"].shape == (24, 3)
+    j24 = to_j24(record.keypoints_2d, "body44")
+    want = 2 * transform_points(j24[:, :2], record.center, record.scale, 64) / 64 - 1
+    np.testing.assert_allclose(sample["joints_2d"][:, :2], want, atol=1e-6)
+    assert np.abs(sample["joints_3d"][J24.index("Pelvis"), :3]).max() == 0 and sample["has_smpl"] == 1
+    np.testing.assert_allclose(sample["pose"], record.pose, atol=1e-5)
+    mirrored = training_sample(record, rng, AugmentConfig(flip=1, noise=0, rotation_deg=0, scale=0), 64)
+    np.testing.assert_allclose(mirrored["image"], sample["image"][:, :, ::-1], atol=1e-6)
+    right, left = J24.index("R_Wrist"), J24.index("L_Wrist")
+    np.testing.assert_allclose(mirrored["joints_3d"][right, :3], sample["joints_3d"][left, :3] * [-1, 1, 1], atol=1e-6)
+
+
+def test_training_sample_without_labels_and_hands(tmp_path, rng):
+    (tmp_path / "t.csv").write_text("a.png,10,20,50,100\n")
+    Image.fromarray(picture(rng)).save(tmp_path / "a.png")
+    sample = training_sample(open_dataset(tmp_path / "t.csv")[0], rng, image_size=32)
+    assert not sample["has_2d"] and not sample["has_3d"] and not sample["has_smpl"] and sample["pose"].shape == (72,)
+    write_freihand(tmp_path, load_body("free_hand"), hands=1)
+    hand = training_sample(open_dataset(tmp_path)[0], rng, image_size=32)
+    assert hand["joints_3d"].shape == (21, 4) and hand["pose"].shape == (48,) and hand["has_3d"] == 1
+    with pytest.raises(ValueError, match="never mirrored"):
+        training_sample(open_dataset(tmp_path)[0], rng, AugmentConfig())

@@ -1,0 +1,241 @@
+"""Image-to-mesh models on a toy mesh: shapes, gradients, shortcuts, attention maps, compile, export, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tore_fast.layers.attention import dense_attention
+from tore_fast.models import FastMETRO, FastMETRO_TORE, FastMETROConfig, FastMETROToreConfig, create_model
+
+from .hmr_tiny import BUILDERS, JOINTS, METRO_GTR, TORE, TRANSFORMER, VERTICES, tiny_input, tiny_mesh
+
+NAMES = list(BUILDERS)
+CAMERA_ONLY = ("transformer_2.encoder", "transformer_3.encoder")
+
+
+def build(name: str):
+    return BUILDERS[name]().eval()
+
+
+def tensors(out) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in out._asdict().items() if isinstance(v, torch.Tensor)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_and_batch_independence(name):
+    model, x = build(name), tiny_input(name, 3)
+    out = model(x)
+    assert out.camera.shape == (3, 3) and out.joints.shape == (3, JOINTS, 3)
+    assert out.vertices_coarse.shape == (3, VERTICES, 3)
+    hand = len(model.mesh.ups) == 1
+    assert (out.vertices_intermediate is None) == hand
+    assert out.vertices.shape == (3, VERTICES * (2 if hand else 4), 3)
+    one = model(tuple(t[1:2] for t in x) if isinstance(x, tuple) else x[1:2])
+    for key, value in tensors(one).items():
+        torch.testing.assert_close(value, getattr(out, key)[1:2], atol=2e-5, rtol=1e-4)
+    coarse_only = model(x, fine=False)
+    assert coarse_only.vertices is None
+    torch.testing.assert_close(coarse_only.vertices_coarse, out.vertices_coarse)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_gets_a_gradient(name):
+    model = BUILDERS[name]().train()
+    out = model(tiny_input(name, 4))
+    loss = sum((v * torch.randn_like(v)).sum() for v in tensors(out).values() if v.requires_grad)
+    loss.backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None]
+    zero = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.abs().sum() > 0]
+    assert not without
+    # keys' biases cancel in the softmax; they are the only ones that may stay at zero
+    assert not [n for n in zero if not n.endswith((".key.bias", "qk.bias"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fuse_changes_nothing_but_the_work(name):
+    model, x = build(name).double(), tiny_input(name, 2, torch.float64)
+    plain = model(x)
+    fused = model.fuse()(x)
+    assert any(b is not None for n, b in model.named_buffers() if "fused_" in n)
+    for key, value in tensors(plain).items():
+        torch.testing.assert_close(getattr(fused, key), value, atol=1e-9, rtol=1e-9)
+    model.train()
+    assert not [n for n, b in model.named_buffers() if "fused_" in n]
+    with pytest.raises(RuntimeError, match="eval"):
+        model.fuse()
+
+
+@pytest.mark.parametrize("name", ["fastmetro", "fastmetro_hand", "tore", "metro", "graphormer_hand"])
+def test_joints_straight_from_coarse_vertices(name):
+    model, x = build(name).double(), tiny_input(name, 2, torch.float64)
+    out = model(x)
+    regressor = torch.rand(6, out.vertices.shape[1], dtype=torch.float64)
+    matrix, bias = model.coarse_joint_regressor(regressor)
+    assert matrix.shape == (6, VERTICES)
+    torch.testing.assert_close(matrix @ model(x, fine=False).vertices_coarse + bias, regressor @ out.vertices)
+    with pytest.raises(ValueError, match="regressor must be"):
+        model.coarse_joint_regressor(regressor[:, 1:])
+
+
+def test_loading_weights_drops_shortcuts():
+    model, other, x = build("tore"), build("tore"), tiny_input("tore")
+    model.fuse()
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(model(x).vertices, other(x).vertices)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attention_maps(name):
+    model, x = build(name), tiny_input(name)
+    out, plain = model(x, return_attention=True), model(x)
+    assert plain.attention is None and out.attention
+    torch.testing.assert_close(out.vertices, plain.vertices, atol=1e-5, rtol=1e-4)
+    for m in out.attention.values():
+        assert m.shape[1] == 2
+        torch.testing.assert_close(m.sum(-1), torch.ones_like(m.sum(-1)))
+    blocked = ~model.mesh.topology(0).dense_mask() if "decoder_3" in out.attention else None
+    if blocked is not None:
+        assert (out.attention["decoder_3"][..., blocked] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["fastmetro", "tore", "metro_tore", "graphormer"])
+def test_sparse_and_dense_attention_agree(name):
+    model, x = build(name), tiny_input(name)
+    for fused in (False, True):
+        with dense_attention(fused):
+            dense = model(x)
+        torch.testing.assert_close(model(x).vertices, dense.vertices, atol=1e-5, rtol=1e-4)
+
+
+def test_dropout_acts_in_training_only():
+    model, x = BUILDERS["tore"](), tiny_input("tore")
+    model.train()
+    assert not torch.equal(model(x).vertices, model(x).vertices)
+    model.eval()
+    assert torch.equal(model(x).vertices, model(x).vertices)
+
+
+@pytest.mark.parametrize("name", ["tore", "tore_cluster", "metro", "graphormer"])
+def test_compiles_without_breaks(name):
+    model, x = build(name).requires_grad_(False), tiny_input(name)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x).vertices, model(x).vertices, atol=1e-5, rtol=1e-4)
+
+
+def test_compiles_fused():
+    model, x = build("tore").requires_grad_(False).fuse(), tiny_input("tore")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x).vertices, model(x).vertices, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fastmetro", "tore", "metro_tore"])
+def test_exports(name):
+    model, x = build(name).requires_grad_(False), tiny_input(name)
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x).vertices, model(x).vertices, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tore", "metro"])
+def test_half_precision_keeps_upsampling_weights(name):
+    model = build(name).to(torch.bfloat16)
+    if name == "tore":
+        assert model.upsample[0].values.dtype == torch.float32
+    out = model(tiny_input(name).to(torch.bfloat16))
+    assert out.vertices.dtype == torch.bfloat16 and out.vertices.isfinite().all()
+
+
+def test_query_mask_replaces_whole_vectors():
+    model, x = build("metro"), tiny_input("metro")
+    mask = torch.ones(2, JOINTS + VERTICES)
+    torch.testing.assert_close(model(x, query_mask=mask).vertices, model(x).vertices)
+    mask[0] = 0
+    out = model(x, query_mask=mask)
+    torch.testing.assert_close(out.joints[1], model(x).joints[1], atol=1e-5, rtol=1e-4)
+    again = model(torch.randn_like(x), query_mask=mask)
+    torch.testing.assert_close(out.joints[0], again.joints[0], atol=1e-5, rtol=1e-4)  # the image is hidden
+    with pytest.raises(ValueError, match="query_mask must be"):
+        model(x, query_mask=mask[:, :3])
+
+
+def test_nsr_noise_disturbs_the_mesh_only():
+    model, x = build("tore"), tiny_input("tore")
+    noisy, plain = model(x, nsr_noise=0.1), model(x)
+    assert torch.equal(noisy.joints, plain.joints) and torch.equal(noisy.camera, plain.camera)
+    assert not torch.allclose(noisy.vertices, plain.vertices)
+
+
+def test_soft_heatmaps_are_distributions_and_hard_ones_pick():
+    for name in ("tore", "tore_cluster", "tore_attention"):
+        out = build(name)(tiny_input(name))
+        torch.testing.assert_close(out.heatmap.sum(-1), torch.ones(out.heatmap.shape[:2]), atol=1e-4, rtol=1e-4)
+    picked = build("tore_attention")(tiny_input("tore_attention")).heatmap
+    assert ((picked == 0) | (picked == 1)).all() and (picked.sum(1) <= 1).all()
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(1.0, 49), (0.8, 39), (0.5, 24), (0.25, 12)])
+def test_kept_tokens_of_the_paper(ratio, kept):
+    config = FastMETROToreConfig(**{**TORE, "image_size": 224}, keep_ratio=ratio)
+    model = FastMETRO_TORE(config, tiny_mesh())
+    assert model.keep_num == kept
+    assert model(torch.randn(1, 24, 7, 7)).heatmap.shape == (1, kept, 49)
+
+
+def test_any_grid_mesh_and_timm_backbone():
+    config = FastMETROToreConfig(**{**TORE, "backbone": "resnet18", "feature_dim": 0, "stride": 16, "image_size": (64, 96)})
+    model = FastMETRO_TORE(config, tiny_mesh(2))
+    assert model.config.feature_dim == 256 and model.grid == (4, 6)
+    assert model(torch.randn(2, 3, 64, 96)).vertices.shape == (2, 2 * VERTICES, 3)
+
+
+def test_default_model_runs():
+    model = create_model("tore_default").eval()
+    size = model.config.image_size
+    assert model(torch.randn(1, 3, size, size)).vertices.shape == (1, 6890, 3)
+
+
+def test_bad_input_is_one_clear_error():
+    model = build("tore")
+    with pytest.raises(ValueError, match="feature map must be 4x4"):
+        model(torch.randn(1, 24, 5, 4))
+    with pytest.raises(ValueError, match="selector must be one of"):
+        FastMETRO_TORE(FastMETROToreConfig(**TORE, selector="best"), tiny_mesh())
+    with pytest.raises(ValueError, match="keep_ratio"):
+        FastMETRO_TORE(FastMETROToreConfig(**TORE, keep_ratio=0.01), tiny_mesh())
+    with pytest.raises(ValueError, match="num_vertices is 431"):
+        FastMETRO(FastMETROConfig(**TRANSFORMER, num_vertices=431), tiny_mesh())
+    with pytest.raises(ValueError, match="stride 32"):
+        FastMETRO(FastMETROConfig(**{**TRANSFORMER, "image_size": 100}), tiny_mesh())
+    with pytest.raises(ValueError, match="no model 'no_such_net'"):
+        create_model("tore_default", backbone="no_such_net")
+    with pytest.raises(ValueError, match="unknown config fields"):
+        create_model("tore_default", depth=3)
+    with pytest.raises(ValueError, match="mesh must be one of"):
+        create_model("tore_default", mesh="ours")
+
+
+def test_smpl_topology_needs_a_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("TORE_FAST_MESH_DATA", raising=False)
+    with pytest.raises(ValueError, match="TORE_FAST_MESH_DATA"):
+        create_model("tore_default", mesh="smpl")
+    with pytest.raises(FileNotFoundError):
+        create_model("tore_default", mesh="smpl", mesh_data=tmp_path)
+
+
+def test_metro_gtr_widths_must_match():
+    from tore_fast.models import METRO_TORE, METROToreConfig
+
+    with pytest.raises(ValueError, match="dim_3"):
+        METRO_TORE(METROToreConfig(**{**METRO_GTR, "dim_3": 32}), tiny_mesh())
+
+
+def test_position_encoding_formula():
+    from tore_fast.layers.positional import sine_position
+
+    pos = sine_position(3, 5, 8)
+    y, x = 2, 4  # row 1, column 3, counted from 1
+    angle_y, angle_x = 2 * math.pi * y / 3, 2 * math.pi * x / 5
+    want = [f(a / w) for a in (angle_y, angle_x) for w in (1.0, 100.0) for f in (math.sin, math.cos)]
+    torch.testing.assert_close(pos[1 * 5 + 3], torch.tensor(want), atol=1e-4, rtol=1e-4)

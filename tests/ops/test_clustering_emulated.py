@@ -1,0 +1,249 @@
+"""The CUDA clustering kernels, compiled by g++ and run by tests/cuda_emulator, against the plain torch references.
+
+This needs no GPU and no CUDA toolkit. It checks indexing, barriers (threads run in shuffled order), warp operations, tails
+and bookkeeping of the very sources that nvcc compiles; not memory alignment, speed or the hardware's rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from ops.clustering import grid_points, walk
+
+from tore_fast.ops.reference.cluster_merge import cluster_merge_reference
+from tore_fast.ops.reference.density_delta import density_delta_reference
+from tore_fast.ops.reference.dpc_knn_cluster import dpc_knn_cluster_reference
+from tore_fast.ops.reference.knn_density import knn_density_reference
+from tore_fast.ops.reference.token_map import cell_mean_reference, cell_pixels, token_csr_reference
+
+HERE = Path(__file__).resolve().parent.parent / "cuda_emulator"
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None or not (HERE.parent.parent / "csrc" / "cuda").is_dir(), reason="needs g++ and csrc/cuda"
+)
+
+
+@pytest.fixture(scope="module")
+def lib(tmp_path_factory):
+    path = tmp_path_factory.mktemp("emulator") / "libemulated.so"
+    flags = ["-std=c++17", "-O2", "-fno-strict-aliasing", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+    subprocess.run(["g++", *flags, f"-I{HERE}", HERE / "clustering.cpp", "-o", path], check=True)
+    loaded = ctypes.CDLL(str(path))
+    loaded.emulator_setup(ctypes.c_uint(1), ctypes.c_int64(227 * 1024))
+    return loaded
+
+
+def call(function, *args):
+    """Tensors by address, numbers as int64, dtypes as the enum of csrc/cuda/common.h."""
+    keep, values = [], []
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            assert a.is_contiguous()
+            keep.append(a)
+            values.append(ctypes.c_void_p(a.data_ptr()))
+        elif isinstance(a, torch.dtype):
+            values.append(ctypes.c_int(DTYPES[a]))
+        else:
+            values.append(ctypes.c_void_p(None) if a is None else ctypes.c_int64(int(a)))
+    assert function(*values) == 0
+
+
+def nan(*shape):
+    return torch.full(shape, float("nan"))
+
+
+def dpc(lib, x, count, k, mask=None, exclude=None, noise=None, strict=False, by_index=True, masked=0):
+    batch, tokens, channels = x.shape
+    out = [torch.full((batch, count), -9), torch.full((batch, tokens), -9), *(nan(batch, tokens) for _ in range(3))]
+    call(lib.emulated_dpc_knn_cluster, x, x.dtype, mask, batch, tokens, channels, count, k, exclude, noise, strict,
+         by_index, masked, *out)  # fmt: skip
+    return out
+
+
+def compare(got, want):
+    assert torch.equal(got[0], want[0]), "centers"
+    assert torch.equal(got[1], want[1]), "cluster"
+    for a, b in zip(got[2:], want[2:], strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=5e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens,channels,k", [(1, 1, 1), (63, 5, 2), (70, 33, 5), (130, 64, 7), (129, 36, 20)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_density_and_delta(lib, tokens, channels, k, masked):
+    x = torch.randn(2, tokens, channels)
+    mask = (torch.rand(2, tokens) < 0.6) if masked else None
+    if masked and tokens > 1:
+        mask[1], mask[1, :2] = False, True  # fewer real tokens than neighbours
+    rho = nan(2, tokens)
+    call(lib.emulated_knn_density, x, x.dtype, mask, 2, tokens, channels, k, rho)
+    torch.testing.assert_close(rho.double(), knn_density_reference(x.double(), k, mask), rtol=3e-6, atol=1e-12)
+    for strict in (False, True):
+        delta, parent = nan(2, tokens), torch.full((2, tokens), -9)
+        call(lib.emulated_density_delta, x, x.dtype, mask, 2, tokens, channels, rho, strict, delta, parent)
+        want_delta, want_parent = density_delta_reference(x.double(), rho.double(), mask, strict)
+        assert torch.equal(parent, want_parent)
+        torch.testing.assert_close(delta.double(), want_delta, rtol=5e-6, atol=0)
+
+
+@pytest.mark.parametrize("tokens,channels,k", [
+    (1, 3, 1), (2, 4, 2), (31, 8, 5), (49, 70, 5), (64, 32, 2), (81, 130, 2), (96, 3, 5), (97, 40, 5), (243, 36, 2), (256, 12, 8),
+])  # fmt: skip
+def test_one_launch(lib, tokens, channels, k):
+    assert lib.emulated_one_launch(ctypes.c_int64(tokens))
+    x, count = torch.randn(2, tokens, channels), -(-tokens // 4)
+    for by_index in (True, False):
+        compare(dpc(lib, x, count, k, by_index=by_index),
+                dpc_knn_cluster_reference(x.double(), count, k, by_index=by_index))  # fmt: skip
+
+
+def test_one_launch_options(lib):
+    x = torch.randn(2, 60, 12)
+    exclude = torch.rand(2, 60) < 0.2
+    noise = 0.01 * torch.rand(2, 60)
+    want = dpc_knn_cluster_reference(x.double(), 11, 3, None, exclude, noise, True, False)
+    compare(dpc(lib, x, 11, 3, None, exclude, noise, True, False), want)
+
+
+@pytest.mark.parametrize("tokens,masked", [(257, False), (70, True), (300, True)])
+def test_streamed(lib, tokens, masked):
+    x, count = torch.randn(2, tokens, 20), tokens // 4
+    mask = (torch.rand(2, tokens) < 0.7) if masked else None
+    exclude, noise = torch.rand(2, tokens) < 0.1, 0.01 * torch.rand(2, tokens)
+    compare(dpc(lib, x, count, 5, mask), dpc_knn_cluster_reference(x.double(), count, 5, mask))
+    args = (count, 5, mask, exclude, noise, True, False, -1)
+    compare(dpc(lib, x, *args), dpc_knn_cluster_reference(x.double(), *args))
+
+
+@pytest.mark.parametrize("tokens", [90, 270])
+@pytest.mark.parametrize("strict", [False, True])
+def test_exact_ties(lib, tokens, strict):
+    x = grid_points(1, tokens, 4)
+    got = dpc(lib, x, tokens // 4, 4, strict=strict, by_index=False)
+    rho = got[2]
+    delta, _ = density_delta_reference(x.double(), rho.double(), None, strict)
+    torch.testing.assert_close(got[3].double(), delta, rtol=1e-6, atol=1e-7)
+    ranking = got[4].sort(dim=1, descending=True, stable=True).indices
+    assert torch.equal(got[0], ranking[:, : tokens // 4])
+    d = torch.cdist(x.double(), x.double()).gather(1, got[0][..., None].expand(-1, -1, tokens))
+    nearest = (d == d.amin(1, keepdim=True)).int().argmax(1)
+    nearest.scatter_(1, got[0], torch.arange(tokens // 4)[None])
+    assert torch.equal(got[1], nearest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens,channels", [(49, 36), (260, 10)])
+def test_half_types(lib, dtype, tokens, channels):
+    x = torch.randn(1, tokens, channels).to(dtype)
+    compare(dpc(lib, x, tokens // 4, 5), dpc_knn_cluster_reference(x.double(), tokens // 4, 5))
+
+
+@pytest.mark.parametrize("tokens", [60, 260])
+def test_non_finite_input_keeps_indices_in_range(lib, tokens):
+    x = walk(2, tokens, 8)
+    x[0, ::2, 3] = float("nan")
+    x[1, 5:50] = float("inf")
+    for mask in (None, torch.rand(2, tokens) < 0.5):
+        centers, cluster, *_ = dpc(lib, x, 12, 5, mask)
+        assert ((centers >= 0) & (centers < tokens)).all() and (centers.diff(dim=1) > 0).all()
+        assert ((cluster >= 0) & (cluster < 12)).all()
+
+
+def test_thread_order_does_not_matter(lib):
+    """Other interleavings of the threads between barriers give the same bits: no race."""
+    small, large = walk(2, 100, 40), walk(1, 270, 40)
+    outs = []
+    for seed in (2, 3, 4):
+        lib.emulator_setup(ctypes.c_uint(seed), ctypes.c_int64(227 * 1024))
+        outs.append([*dpc(lib, small, 25, 5), *dpc(lib, large, 60, 5)])
+    for other in outs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outs[0], other, strict=True))
+
+
+def test_small_shared_memory_streams_instead(lib):
+    lib.emulator_setup(ctypes.c_uint(1), ctypes.c_int64(48 * 1024))
+    assert not lib.emulated_one_launch(ctypes.c_int64(243)) and lib.emulated_one_launch(ctypes.c_int64(81))
+    x = torch.randn(1, 200, 6)
+    compare(dpc(lib, x, 50, 5), dpc_knn_cluster_reference(x.double(), 50, 5))
+    lib.emulator_setup(ctypes.c_uint(1), ctypes.c_int64(227 * 1024))
+
+
+@pytest.mark.parametrize("dtype,tol", [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
+@pytest.mark.parametrize("tokens,channels,count", [(1, 1, 1), (100, 37, 23), (70, 300, 400)])
+def test_merge(lib, dtype, tol, tokens, channels, count):
+    x = torch.randn(2, tokens, channels).to(dtype)
+    cluster = torch.randint(-1, count + 1, (2, tokens))
+    weight = torch.rand(2, tokens) + 0.1
+    idx_token, agg_weight = torch.randint(0, tokens, (2, 150)), torch.rand(2, 150)
+    for w in (None, weight):
+        merged, share, total = nan(2, count, channels).to(dtype), nan(2, tokens), nan(2, count)
+        new_idx, new_agg = torch.full((2, 150), -9), nan(2, 150)
+        call(lib.emulated_cluster_merge, x, dtype, cluster, w, 2, tokens, count, channels, merged, share, total, 150,
+             idx_token, agg_weight, new_idx, new_agg)  # fmt: skip
+        leaves = x.double().requires_grad_(), (torch.ones(2, tokens) if w is None else w).double().requires_grad_()
+        want, want_share = cluster_merge_reference(leaves[0], cluster, count, leaves[1])
+        torch.testing.assert_close(merged.double(), want, rtol=tol, atol=tol)
+        torch.testing.assert_close(share.double(), want_share, rtol=1e-6, atol=0)
+        assert torch.equal(new_idx, cluster.gather(1, idx_token))
+        torch.testing.assert_close(new_agg, agg_weight * share.gather(1, idx_token))
+
+        grad = torch.randn(2, count, channels).to(dtype)
+        grad_x, grad_weight = nan(*x.shape).to(dtype), nan(2, tokens)
+        call(lib.emulated_cluster_merge_backward, grad, x, dtype, cluster, share, total, merged, 2, tokens, count,
+             channels, grad_x, grad_weight)  # fmt: skip
+        want_x, want_weight = torch.autograd.grad(want, leaves, grad.double())
+        torch.testing.assert_close(grad_x.double(), want_x, rtol=tol, atol=tol)
+        scale = want_weight.abs().amax() + 1
+        torch.testing.assert_close(grad_weight.double() / scale, want_weight / scale, rtol=10 * tol, atol=10 * tol)
+
+
+@pytest.mark.parametrize("count,groups", [(1, 1), (33, 5), (500, 700), (1000, 3)])
+def test_group_by_id(lib, count, groups):
+    ids = torch.randint(0, groups, (2, count))
+    row_ptr, items = torch.full((2, groups + 1), -9, dtype=torch.int32), torch.full((2, count), -9, dtype=torch.int32)
+    call(lib.emulated_group_by_id, ids, 2, count, groups, row_ptr, items)
+    want = token_csr_reference(ids, groups)
+    assert torch.equal(row_ptr, want[0]) and torch.equal(items, want[1])
+    ids[:, ::2] = -1
+    ids[0, 0] = groups
+    call(lib.emulated_group_by_id, ids, 2, count, groups, row_ptr, items)
+    for b in range(2):
+        inside = row_ptr[b, groups]
+        assert inside == ((ids[b] >= 0) & (ids[b] < groups)).sum() and (items[b, inside:] == -1).all()
+        assert (ids[b, items[b, :inside].long()].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("grid,size", [((15, 11), (8, 6)), ((16, 12), (4, 3)), ((9, 1), (2, 1))])
+@pytest.mark.parametrize("channels", [3, 140])
+def test_token_map(lib, grid, size, channels):
+    tokens, cells, pixels = 9, grid[0] * grid[1], size[0] * size[1]
+    idx = torch.randint(0, tokens, (2, cells))
+    pix = cell_pixels(grid, size).expand(2, -1).contiguous()
+    csr = token_csr_reference(idx, tokens)
+    x, y, weight = torch.randn(2, tokens, channels), torch.randn(2, pixels, channels), torch.rand(2, cells)
+    scale = torch.rand(2, tokens)
+
+    def run(source, ptr, members, src, w, src_scale, num_dst, normalize):
+        out, norm = nan(2, num_dst, channels), nan(2, num_dst)
+        call(lib.emulated_token_map, source, source.dtype, ptr, members, src, w, src_scale, 2, cells, source.shape[1],
+             num_dst, channels, *grid, *size, normalize, out, norm)  # fmt: skip
+        return out.double()
+
+    tol = dict(rtol=1e-5, atol=1e-6)
+    to_map = run(x, None, None, idx, None, None, pixels, True)
+    torch.testing.assert_close(to_map, cell_mean_reference(x.double(), idx, pix, pixels), **tol)
+    to_tokens = run(y, *csr, None, None, None, tokens, True)
+    torch.testing.assert_close(to_tokens, cell_mean_reference(y.double(), pix, idx, tokens), **tol)
+    other = torch.randint(0, tokens, (2, cells))
+    resampled = run(x, *csr, other, weight, None, tokens, True)
+    torch.testing.assert_close(resampled, cell_mean_reference(x.double(), other, idx, tokens, weight), **tol)
+    backward = run(x, None, None, idx, weight, scale, pixels, False)
+    want = torch.zeros(2, pixels, channels, dtype=torch.float64)
+    rows = (x * scale[..., None]).double().gather(1, idx[..., None].expand(-1, -1, channels)) * weight[..., None]
+    want.scatter_add_(1, pix[..., None].expand(-1, -1, channels), rows)
+    torch.testing.assert_close(backward, want, **tol)

@@ -1,0 +1,183 @@
+"""TCFormer's tasks: losses against their formulas, a few steps of each task lower its loss, metrics see the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tore_fast.body import load_body, project
+from tore_fast.data import wflw, wholebody
+from tore_fast.data.topdown import CropAugment, Instance, TopDownDataset
+from tore_fast.models import create_model
+from tore_fast.models.tcformer_heads import BodyParameters
+from tore_fast.train import tcformer as tasks
+
+TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1))
+
+
+def descend(task, steps, batch_size=4, lr=2e-3):
+    """First and last loss of a few AdamW steps on one batch."""
+    model = task.model.train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr)
+    batch = task.batch(0, batch_size, 0)
+    losses = []
+    for step in range(steps):
+        loss, parts = task.loss(model, batch, step)
+        assert all(torch.isfinite(v).all() for v in parts.values())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses[0], losses[-1]
+
+
+def test_stream_is_shuffled_epochs():
+    pairs = [p for i in range(6) for p in tasks.items_of_batch(i, 5, 10, seed=3)]
+    assert [e for e, _ in pairs] == [0] * 10 + [1] * 10 + [2] * 10
+    for epoch in range(3):
+        assert sorted(i for e, i in pairs if e == epoch) == list(range(10))
+    assert [i for _, i in pairs[:10]] != [i for _, i in pairs[10:20]]
+    assert tasks.items_of_batch(1, 5, 10, seed=3) == pairs[5:10]
+
+
+def test_joints_mse_formula():
+    a, b = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    weight = torch.tensor([[1.0, 0, 1], [0, 0, 1]])
+    want = sum(((a[i, j] - b[i, j]) ** 2).mean() * weight[i, j] for i in range(2) for j in range(3)) / 6
+    assert tasks.joints_mse(a, b, weight) == pytest.approx(float(want), rel=1e-5)
+
+
+def test_classification(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [(torch.from_numpy(rng.normal(c, 1, (3, 64, 64))).float(), c) for c in (0, 1, 2) * 4]
+    task = tasks.Classification(create_model("tcformer_light", num_classes=3, **TINY), pictures, pictures[:6])
+    first, last = descend(task, 12)
+    assert last < 0.5 * first
+    metrics = task.evaluate(task.model.eval())
+    assert 0 <= metrics["top1_error"] <= 100 and metrics["top5_error"] == 0
+    assert torch.equal(task.batch(2, 4, 0)["image"], task.batch(2, 4, 0)["image"])
+
+
+@pytest.fixture
+def people(tmp_path):
+    """Pictures with a bright dot at joint 0 and a dark one at joint 1."""
+    rng = np.random.default_rng(0)
+    out = []
+    for n in range(4):
+        image = np.full((80, 80, 3), 120, np.uint8)
+        points = np.concatenate([rng.uniform(20, 60, (133, 2)), np.full((133, 1), 2.0)], 1).astype(np.float32)
+        for joint, value in ((0, 255), (1, 0)):
+            x, y = points[joint, :2].astype(int)
+            image[y - 3 : y + 4, x - 3 : x + 4] = value
+        Image.fromarray(image).save(tmp_path / f"{n}.png")
+        out.append(Instance(tmp_path / f"{n}.png", n, (5, 5, 70, 70), points, 4900.0, 1.0, n))
+    return out
+
+
+def test_keypoints_learn_and_are_scored(people):
+    model = create_model("tcformer_light_wholebody", neck_channels=32, **TINY)
+    data = wholebody.wholebody_dataset(people, (64, 64))
+    task = tasks.Keypoints(model, data, data, tasks.WholeBodyMetric(), flip_test=True)
+    first, last = descend(task, 15)
+    assert last < 0.9 * first
+    metrics = task.evaluate(model.eval())
+    assert {"whole_AP", "body_AP", "left_hand_AR", "whole_AP_missing"} <= metrics.keys()
+    assert metrics["whole_AP"] + metrics["whole_AP_missing"] == pytest.approx(1.0)
+
+
+class Oracle(torch.nn.Module):
+    """Returns the targets of a data set, in order."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data, self.unused = data, torch.nn.Parameter(torch.zeros(1))
+        self.next = 0
+
+    def forward(self, image):
+        self.next += len(image)
+        return torch.stack([self.data[i]["target"] for i in range(self.next - len(image), self.next)])
+
+
+def test_perfect_heatmaps_score_perfectly(people):
+    """The way target -> decode -> image -> OKS loses no more than the rounding of the targets."""
+    big = [p._replace(box=(0, 0, 80, 80), area=6400.0 * 400, points=p.points) for p in people]
+    data = wholebody.wholebody_dataset(big, (256, 192))
+    points, scores = tasks.predict_keypoints(Oracle(data), data, flip_test=False, refine="none")
+    metrics = tasks.WholeBodyMetric()(big, points, scores)
+    assert metrics["body_AP"] == pytest.approx(1.0) and metrics["whole_AP"] == pytest.approx(1.0)
+    wrong = tasks.WholeBodyMetric()(big, points + 300, scores)
+    assert wrong["whole_AP"] == 0.0
+
+
+def test_detector_boxes_are_scored_against_annotations(people):
+    found = [p._replace(points=np.zeros_like(p.points), score=0.9) for p in people for _ in range(2)]
+    points = np.stack([p.points[:, :2] for p in people for _ in range(2)])
+    scores = np.full(points.shape[:2], 0.8)
+    metrics = tasks.WholeBodyMetric(annotations=people)(found, points, scores)
+    assert metrics["whole_AP"] == pytest.approx(1.0)  # OKS-NMS removes the second copy of each person
+
+
+def test_landmarks_metric(people):
+    faces = [p._replace(points=p.points[:98]) for p in people]
+    attributes = np.zeros((4, 6), bool)
+    attributes[0, 1] = True
+    metric = tasks.LandmarkMetric(attributes, wflw.SUBSETS)
+    points = np.stack([f.points[:, :2] for f in faces])
+    assert metric(faces, points, np.ones((4, 98)))["nme"] == 0
+    off = metric(faces, points + 3.0, np.ones((4, 98)))
+    eyes = [np.linalg.norm(f.points[60, :2] - f.points[72, :2]) for f in faces]
+    assert off["nme"] == pytest.approx(np.mean([np.sqrt(18) / e for e in eyes]), rel=1e-5)
+    assert off["nme_expression"] == pytest.approx(np.sqrt(18) / eyes[0], rel=1e-5)
+
+
+def test_augmented_training_batches_repeat(people):
+    data = TopDownDataset(people, (64, 64), wholebody.FLIP_INDEX, CropAugment())
+    task = tasks.Keypoints(torch.nn.Identity(), data, data, tasks.PixelError())
+    a, b, c = task.batch(3, 4, 0), task.batch(3, 4, 0), task.batch(4, 4, 0)
+    assert torch.equal(a["image"], b["image"]) and not torch.equal(a["image"], c["image"])
+
+
+@pytest.fixture(scope="module")
+def body():
+    return load_body("free")
+
+
+def body_batch(body, images=2):
+    g = torch.Generator().manual_seed(0)
+    angle = 0.3 * torch.randn(images, 24, 3, generator=g)
+    shape = torch.randn(images, 10, generator=g)
+    vertices = body(angle, shape, level=2).vertices
+    joints = body.regress("h36m17", vertices)
+    camera = torch.tensor([[0.8, 0.05, -0.1]]).expand(images, -1)
+    centred = joints - joints[:, :1]
+    joints2d = torch.cat([project(centred, camera), torch.ones(images, joints.shape[1], 1)], 2)
+    from tore_fast.body.lbs import axis_angle_to_matrix
+
+    rotations = axis_angle_to_matrix(angle)
+    batch = {"image": torch.rand(images, 3, 64, 64, generator=g), "rotations": rotations, "shape": shape,
+             "joints3d": joints, "joints2d": joints2d}  # fmt: skip
+    return batch, BodyParameters(rotations, shape, camera, rotations[..., :2].flatten(2))
+
+
+def test_hmr_losses_vanish_at_the_truth(body):
+    batch, truth = body_batch(body)
+    losses = tasks.hmr_losses(truth, batch, body)
+    assert losses.keys() == {"joints2d", "joints3d", "pose", "shape", "camera"}
+    assert all(float(losses[k]) < 1e-10 for k in ("joints2d", "joints3d", "pose", "shape"))
+    moved = truth._replace(shape=truth.shape + 1)
+    assert float(tasks.hmr_losses(moved, batch, body)["joints3d"]) > 1e-5
+    only = tasks.hmr_losses(truth, {"joints2d": batch["joints2d"]}, body)
+    assert only.keys() == {"joints2d", "camera"}
+
+
+def test_body_recovery_learns(body):
+    batch, _ = body_batch(body)
+    model = create_model("tcformer_light_hmr", **TINY)
+    task = tasks.BodyRecovery(model, body, lambda *_: batch, [batch])
+    model.regressor.drop.p = 0.0
+    before = task.evaluate(model.eval())
+    first, last = descend(task, 15, lr=5e-4)
+    after = task.evaluate(model.eval())
+    assert last < 0.5 * first and after["mpjpe_mm"] < before["mpjpe_mm"]

@@ -1,0 +1,37 @@
+"""`tore-fast convert IN OUT`: an official checkpoint as our folder of safetensors and config.json."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass
+class Args:
+    """Converts an official FastMETRO, METRO, Mesh Graphormer or TORE checkpoint; only tensors of the file are read."""
+
+    source: Positional[Path]
+    """Official weight file (.bin, .pth, .pt, .safetensors)."""
+    out: Positional[Path]
+    """Folder to write: `tore-fast predict --model FOLDER` and load_pretrained(FOLDER) take it."""
+    upstream: str | None = None
+    """fastmetro, metro, tore or graphormer; found from the keys when not given."""
+
+
+def run(args: Args) -> int:
+    from ..models.convert import convert
+
+    try:
+        done = convert(args.source, args.out, args.upstream)
+    except (ValueError, FileNotFoundError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    print(f"{args.source}: {done.layout} layout, {done.keys} tensors kept")
+    if done.dropped:
+        print(f"dropped {len(done.dropped)} tensors that no forward pass reads ({done.dropped_params / 1e6:.1f} M numbers)")
+    print(f"written: {args.out}/model.safetensors, config.json (model {done.name})")
+    print("weights trained on SMPL or MANO stay under their licences; loading needs the topology files (TORE_FAST_MESH_DATA)")
+    return 0

@@ -1,0 +1,88 @@
+"""Parameters and multiply-adds of registered models, by the convention of the papers; nothing is computed (meta device).
+
+Convention (hmr.md section 6): matrix products and convolutions only, one image, masked attention and fixed sparse matrices
+counted as dense, as the official code would spend them. The papers print these multiply-adds as "GFLOPs".
+Used by `tore-fast list` and the README's table.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..layers.attention import dense_attention
+from ..layers.mesh import MeshUpsample
+from ._hmr import MeshModel
+from ._registry import model_entry
+from .backbones import create_backbone
+
+
+class Counts(NamedTuple):
+    params: int  # all that our model holds
+    backbone_params: int
+    unused_params: int  # further weights of the official file that no forward pass reads
+    macs: int | None  # whole model, one image; None where they cannot be counted without running it
+    backbone_macs: int | None
+
+
+@torch.no_grad()
+def count_module(model: nn.Module, *inputs: object) -> tuple[int, int]:
+    """Parameters and multiply-adds of one forward pass of a module built on the meta device."""
+    model = model.to("meta").requires_grad_(False).eval()
+    sparse: list[int] = []
+
+    def dense_product(module: MeshUpsample, args, out) -> None:
+        rows, cols = module.matrix.shape
+        sparse.append(rows * cols * args[0].shape[0] * args[0].shape[2])
+
+    handles = [m.register_forward_hook(dense_product) for m in model.modules() if isinstance(m, MeshUpsample)]
+    try:
+        with dense_attention(), FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    finally:
+        for h in handles:
+            h.remove()
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2 + sum(sparse)
+
+
+@functools.lru_cache
+def count_backbone(name: str, stride: int, dilated: bool, height: int, width: int) -> tuple[int, int, int]:
+    """Channels, parameters and multiply-adds of a trunk."""
+    with torch.device("meta"):
+        trunk = create_backbone(name, stride, dilated=dilated)
+        image = torch.empty(1, 3, height, width)
+    return (trunk.num_channels, *count_module(trunk, image))
+
+
+def count_model(name: str) -> Counts:
+    """Counts of a registered model.
+
+    Example:
+        >>> round(count_model("fastmetro_l_r50").macs / 1e9, 2)
+        10.85
+    """
+    entry = model_entry(name)
+    try:
+        with torch.device("meta"):
+            model = entry.build()
+    except NotImplementedError:  # a constructor that reads values (schedules); built for real then
+        model = entry.build()
+    if not isinstance(model, MeshModel):
+        params = sum(p.numel() for p in model.parameters())
+        try:
+            _, macs = count_module(model, torch.empty(1, *entry.input_shape, device="meta"))
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
+            macs = None  # the model takes something else than one tensor, or decides by values
+        return Counts(params, 0, 0, macs, None)
+    c = model.config
+    rows, cols = c.grid
+    height, width = rows * c.stride, cols * c.stride
+    channels, backbone_params, backbone_macs = count_backbone(c.backbone, c.stride, c.dilated, height, width)
+    unused = model.unused_official_params()
+    model.backbone = None
+    params, macs = count_module(model, model.example_features(channels, rows, cols))
+    return Counts(params + backbone_params, backbone_params, unused, macs + backbone_macs, backbone_macs)

@@ -1,0 +1,74 @@
+"""Reads weight files of any upstream: tensors only, nothing of the file is executed; wrappers and prefixes taken off.
+
+In: a path; out: a flat {name: tensor}. Next on the way: convert/hmr.py recognises the layout.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PROFILER = ("total_ops", "total_params")  # buffers that thop leaves in every module
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name, without `module.` in front and without profiler counters.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a weight file, or one that holds Python objects instead of plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise ValueError(
+            f"{path}: not plain tensors ({_first_line(e)}). A whole pickled model or a damaged file is never executed; "
+            "use the file with the state dict (upstream trainings write it as state_dict.bin)"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as e:
+        raise ValueError(f"{path}: not a readable weight file ({_first_line(e)})") from None
+    return clean_state_dict(data, str(path))
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e) or type(e).__name__).splitlines()[0][:160]
+
+
+def clean_state_dict(data: object, source: str = "checkpoint") -> dict[str, Tensor]:
+    """The state dict inside what a training script saved."""
+    for wrapper in _WRAPPERS:
+        if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
+            data = data[wrapper]
+            break
+    if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
+        kinds = {type(v).__name__ for v in data.values()} if isinstance(data, dict) else {type(data).__name__}
+        raise ValueError(f"{source}: expected a state dict (name -> tensor) or one under {_WRAPPERS}, got {sorted(kinds)}")
+    state = {str(k): v for k, v in data.items()}
+    while all(k.startswith("module.") for k in state):
+        state = {k.removeprefix("module."): v for k, v in state.items()}
+    return {k: v for k, v in state.items() if k.rsplit(".", 1)[-1] not in _PROFILER}
+
+
+def load_strict(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Loads every key or raises one ValueError that counts and names what does not fit."""
+    want = model.state_dict()
+    missing, extra = [k for k in want if k not in state], [k for k in state if k not in want]
+    wrong = [
+        f"{k} {list(state[k].shape)} (expected {list(v.shape)})"
+        for k, v in want.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if missing or extra or wrong:
+        parts = ((missing, "missing"), (extra, "unexpected"), (wrong, "of another shape"))
+        text = "; ".join(f"{len(k)} keys {what}, first: {', '.join(k[:3])}" for k, what in parts if k)
+        raise ValueError(f"{source}: does not fit {type(model).__name__}: {text}")
+    model.load_state_dict(state)
