@@ -69,7 +69,8 @@ def test_camerahmr_with_its_fov_file(tmp_path):
     torch.save({"state_dict": fov}, tmp_path / "fov.ckpt")
     torch.save({"state_dict": {k: v for k, v in state.items() if not k.startswith("cam_model.")}}, tmp_path / "cam.ckpt")
     loaded = convert.load_camerahmr(tmp_path / "cam.ckpt", tmp_path / "fov.ckpt", num_heads=1)
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in loaded.state_dict().items())
+    assert loaded.state_dict().keys() == state.keys()
+    assert all(torch.equal(v, state[k]) for k, v in loaded.state_dict().items())
     alone = convert.load_camerahmr(tmp_path / "cam.ckpt", num_heads=1)
     assert alone.cam_model is None
     net = convert.load_humanfov(tmp_path / "fov.ckpt")

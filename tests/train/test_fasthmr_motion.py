@@ -92,3 +92,20 @@ def test_both_stages_through_the_loop(clips, rest, tmp_path):
     assert all(torch.equal(v, decoder[k]) for k, v in motion.motion_decoder.state_dict().items())
     with pytest.raises(ValueError, match="tokens"):
         MotionDenoiserTask(motion, vae, [clips[0].__class__(clips[0].rotations, clips[0].betas)], clips[2:], rest)
+
+
+def test_both_stages_by_command(files, tmp_path):
+    from tore_fast.cli import train_fasthmr as command
+    from tore_fast.models import load_pretrained
+
+    small = dict(latent_tokens=2, latent_dim=16, ff_size=32, heads=2, decoder_layers=1)
+    loop = dict(steps=2, batch_size=2, eval_every=2)
+    first = command.Args(files[0].parent, up="camera", held_out=3, frames=16, extra={**small, "encoder_layers": 1}, train=TrainConfig(out=str(tmp_path / "1"), **loop))
+    assert command.run(first) == 0
+    second = command.Args(files[0].parent, vae=tmp_path / "1" / "model", up="camera", held_out=3, frames=16, extra={"denoiser_layers": 1}, train=TrainConfig(out=str(tmp_path / "2"), **loop))
+    assert command.run(second) == 0
+    motion = load_pretrained(tmp_path / "2" / "model")
+    stats = torch.load(tmp_path / "1" / "model" / "statistics.pt", weights_only=True)
+    torch.testing.assert_close(motion.feature_mean, stats["mean"])
+    assert motion(torch.zeros(1, 16, 12)).joints.shape == (1, 16, 29, 3)
+    assert command.run(command.Args(tmp_path)) == 2
