@@ -64,7 +64,7 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
                 "token2map": (tokens, pixels), "map2token": (pixels, tokens), "resample up": (tokens, cells),
             }[kind]  # fmt: skip
 
-            def make(generator, batch=batch, tokens=tokens, channels=channels, rows=rows_in):
+            def make(generator, batch=batch, tokens=tokens, channels=channels, rows=rows_in, cells=cells):
                 x = torch.randn(batch, rows, channels, device=device, generator=generator).to(dtype)
                 idx = torch.randint(0, tokens, (batch, cells), device=device, generator=generator)
                 return [x, idx, *token_csr(idx, tokens)]
