@@ -21,8 +21,8 @@ def next_power_of_2(n: int, least: int = 16, most: int = 1 << 30) -> int:
 
 
 # widest head dimension -> (largest block_m, largest block_n) of forward and backward
-_FWD = ((32, 128, 128), (64, 128, 64), (128, 64, 64), (256, 32, 32))
-_BWD = ((32, 64, 64), (64, 64, 64), (128, 32, 64), (256, 16, 32))
+_FWD = ((32, 128, 64), (64, 128, 64), (128, 64, 64), (256, 32, 32))
+_BWD = ((32, 64, 64), (64, 32, 64), (128, 32, 64), (256, 16, 32))
 
 
 def _pick(table, queries: int, keys: int, block_d: int, four_byte: bool) -> AttentionConfig:
@@ -30,8 +30,9 @@ def _pick(table, queries: int, keys: int, block_d: int, four_byte: bool) -> Atte
     if four_byte:  # twice the registers and shared memory per tile
         most_m, most_n = max(16, most_m // 2), max(16, most_n // 2)
     block_m, block_n = next_power_of_2(queries, 16, most_m), next_power_of_2(keys, 16, most_n)
-    warps = 8 if block_m * block_d >= 128 * 64 else 4 if block_m * max(block_n, block_d) >= 32 * 32 else 2
-    return AttentionConfig(block_m, block_n, warps, 2 if keys > block_n else 1)
+    wide = 32 * 128 if four_byte else 128 * 64  # tiles that spill with 4 warps
+    warps = 8 if block_m * block_d >= wide else 4 if block_m * max(block_n, block_d) >= 32 * 32 else 2
+    return AttentionConfig(block_m, block_n, warps, 2 if keys > block_n and not four_byte else 1)
 
 
 def pruned_attention_fwd(queries: int, keys: int, block_d: int, four_byte: bool) -> AttentionConfig:

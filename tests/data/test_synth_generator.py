@@ -200,8 +200,37 @@ def test_pose_bank(body, tmp_path):
     np.savez(tmp_path / "odd.npz", other=angles)
     with pytest.raises(ValueError, match="odd.npz: expected an array 'poses'"):
         load_pose_bank([tmp_path / "odd.npz"])
+    with pytest.raises(FileNotFoundError, match="expected AMASS-like"):
+        load_pose_bank([tmp_path / "no such folder"])
     with pytest.raises(ValueError, match="no poses"):
         PoseBank(torch.zeros(0, 24, 3, 3))
+
+
+def test_pose_bank_from_motion_files(body, tmp_path):
+    """A folder with clips.npz + index.json, 17 joints with z up, as data/mocap.py reads it."""
+    import json
+
+    import numpy as np
+
+    pose = sample_pose(Draw(12, 9), 0.0)
+    pose[:, 0] = turn("y", torch.linspace(0, 300, 12))
+    want = body.regress("h36m17", body(pose).vertices)  # y up
+    z_up = (want @ turn("x", torch.tensor(90.0)).T).numpy()
+    np.savez(tmp_path / "clips.npz", a=z_up)
+    (tmp_path / "index.json").write_text(json.dumps({"clips": [{"id": "a", "subject": "1", "fps": 60, "split": "train"}]}))
+    bank = load_pose_bank([tmp_path], stride=3)
+    got = body.regress("h36m17", body(bank.poses).vertices)
+    error = ((want - want[:, :1])[::3] - (got - got[:, :1])).norm(dim=-1)
+    assert len(bank) == 4 and error[:, [1, 2, 3, 4, 5, 6, 12, 13, 15, 16]].mean() < 0.02
+
+
+@pytest.mark.parametrize("difficulty", [0.0, 1.0])
+def test_single_images(body, difficulty):
+    """Batches of one: often no photograph, no noise or no occluder in the whole batch."""
+    for backgrounds in ("photos", "noise"):
+        generator = SynthGenerator(body, 36, seed=1, difficulty=difficulty, backgrounds=backgrounds)
+        for i in range(6):
+            assert generator.batch(i, 1)["images"].float().std() > 1
 
 
 HELD_OUT_SHOULDER = (0.1891198, -0.2587263, -1.1155176)

@@ -68,6 +68,18 @@ def test_fuse_changes_nothing_but_the_work(name):
         model.fuse()
 
 
+@pytest.mark.parametrize("name", ["fastmetro", "fastmetro_hand", "tore", "metro", "graphormer_hand"])
+def test_joints_straight_from_coarse_vertices(name):
+    model, x = build(name).double(), tiny_input(name, 2, torch.float64)
+    out = model(x)
+    regressor = torch.rand(6, out.vertices.shape[1], dtype=torch.float64)
+    matrix, bias = model.coarse_joint_regressor(regressor)
+    assert matrix.shape == (6, VERTICES)
+    torch.testing.assert_close(matrix @ model(x, fine=False).vertices_coarse + bias, regressor @ out.vertices)
+    with pytest.raises(ValueError, match="regressor must be"):
+        model.coarse_joint_regressor(regressor[:, 1:])
+
+
 def test_loading_weights_drops_shortcuts():
     model, other, x = build("tore"), build("tore"), tiny_input("tore")
     model.fuse()
@@ -92,9 +104,10 @@ def test_attention_maps(name):
 @pytest.mark.parametrize("name", ["fastmetro", "tore", "metro_tore", "graphormer"])
 def test_sparse_and_dense_attention_agree(name):
     model, x = build(name), tiny_input(name)
-    with dense_attention():
-        dense = model(x)
-    torch.testing.assert_close(model(x).vertices, dense.vertices, atol=1e-5, rtol=1e-4)
+    for fused in (False, True):
+        with dense_attention(fused):
+            dense = model(x)
+        torch.testing.assert_close(model(x).vertices, dense.vertices, atol=1e-5, rtol=1e-4)
 
 
 def test_dropout_acts_in_training_only():

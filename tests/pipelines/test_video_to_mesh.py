@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from tore_fast.body import load_body
 from tore_fast.cli import eclm as eclm_cli
 from tore_fast.cli import hmr as hmr_cli
 from tore_fast.data.video import TrackBoxes, open_video
-from tore_fast.models import create_model, save_pretrained
+from tore_fast.layers.mask_tome import MergeConfig
+from tore_fast.models import create_model, load_pretrained, save_pretrained
 from tore_fast.pipelines.hosts import RestSkeleton, leaf_vertices
 from tore_fast.pipelines.track_store import NpzStream, TrackStore
 from tore_fast.pipelines.video_to_mesh import FORMATS, HMRPipeline, PipelineOptions
@@ -310,3 +312,29 @@ def test_eclm_command(clip, folders, tmp_path, capsys):
     assert "2 -> 1 blocks" in text and (tmp_path / "cka.npy").exists() and (tmp_path / "model" / "config.json").exists()
     assert json.loads((tmp_path / "plan.json").read_text())["groups"] == [[0, 1]]
     assert eclm_cli.run(eclm_cli.Args(**{**args, "data": str(tmp_path / "none")})) == 2
+    applied = dict(model=str(folders / "host"), plan=str(tmp_path / "plan.json"), out=str(tmp_path / "again"))
+    assert eclm_cli.run(eclm_cli.Args(**applied)) == 0
+    both = [load_pretrained(tmp_path / name / "model") for name in (".", "again")]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in both)))
+    assert eclm_cli.run(eclm_cli.Args(model=str(folders / "host"))) == 2
+
+
+def test_focal_length_sources(clip):
+    frame = next(open_video(clip).frames())[1]
+    host = create_model("camerahmr_vits", **HOST)
+    pipe = HMRPipeline(host, load_body("free"))
+    assert pipe.focal(frame) == pytest.approx(5000 / 256 * 128)  # no net: HMR2.0's rule
+    host.cam_model, host.estimate_fov = torch.nn.Identity(), lambda picture: torch.full((len(picture),), 1.0)
+    assert pipe.focal(frame) == pytest.approx(96 / (2 * np.tan(0.5)))
+    pipe.options.focal_px = 77.0
+    assert pipe.focal(frame) == 77
+
+
+def test_a_person_larger_than_the_budget_warns_once(clip):
+    pipe = pipeline(motion=False)
+    pipe.host.set_merging(MergeConfig(keep=40, per_block=90))
+    with pytest.warns(UserWarning, match="only 40 are kept"):
+        pipe._check_budget(torch.ones(1, 256, 256))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe._check_budget(torch.ones(1, 256, 256))

@@ -14,10 +14,12 @@ VERBS = {
     "convert": "an official checkpoint to our folder of safetensors and config.json",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs to meshes, joints and overlay pictures",
+    "batch": "meshes for any number of pictures in tars and folders; resumable, many processes, Ray",
     "hmr": "people in a video to body motion (npz, bvh, glb)",
     "eclm": "merge layers of a host on your pictures",
     "demo": "the main job on an embedded picture with the embedded weights",
     "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
+    "eval": "errors of a mesh model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
     "synth": "synthetic training images of the free body, written to disk",
     "viz": "pictures of what a method does inside, e.g. token regions",
@@ -26,7 +28,7 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb of this folder
     if not argv:
         argv = ["info"]
     if argv[0] in ("-h", "--help"):

@@ -36,7 +36,7 @@ def run(args: Args) -> int:
         return 2
     picture, truth = demo_picture()
     result = pipeline.predict([picture], [[truth.box]])[0]
-    files = write_result(result, pipeline.body.faces(0), args.out, "demo", ("png", "glb", "obj", "npz"))
+    files = write_result(result, pipeline, args.out, "demo", ("png", "glb", "obj", "npz"))
     person = result.people[0]
     joints = torch.from_numpy(person.joints_3d)[None]
     want = torch.from_numpy(truth.joints_3d)[None]

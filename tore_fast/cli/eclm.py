@@ -14,8 +14,10 @@ class Args:
 
     model: str
     """Checkpoint folder written by tore_fast, an official .ckpt file, or a model name (random weights: for tests)."""
-    data: str
+    data: str | None = None
     """Folder of pictures, one person each unless --boxes is given."""
+    plan: str | None = None
+    """Apply this plan.json (of an earlier run, same depth) instead of searching; needs no data."""
     out: str = "out/eclm"
     """Folder for trace.jsonl, plan.json and the merged checkpoint."""
     boxes: str | None = None
@@ -52,13 +54,17 @@ def run(args: Args) -> int:
     from ..data.boxes import BoxFileError
     from ..data.image import ImageError
     from ..layers import camera
-    from ..layers.eclm import describe
+    from ..layers.eclm import ECLMPlan, describe
     from ..models._hub import save_pretrained
     from ..pipelines import hosts, layer_merge
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     try:
+        if (args.data is None) == (args.plan is None):
+            raise ValueError("give --data (to search) or --plan (to apply one)")
         name, model = hosts.load_host(args.model)
+        if args.plan is not None:
+            return _apply(layer_merge, ECLMPlan.load(args.plan), model, name, Path(args.out))
         found = hosts.picture_crops(args.data, args.boxes, args.limit)
         joints = hosts.body_joints(args.body, device) if args.measure == "joints" else None
     except (ImageError, BoxFileError, FileNotFoundError, ValueError) as e:
@@ -96,6 +102,17 @@ def run(args: Args) -> int:
     if args.cka:
         _write_cka(layer_merge.layer_similarity(calibration), out)
     print(f"wrote {out / 'plan.json'}, {out / 'model'}")
+    return 0
+
+
+def _apply(layer_merge, plan, model, name: str, out) -> int:
+    from ..models._hub import save_pretrained
+
+    merged = layer_merge.apply_plan(model, plan)
+    out.mkdir(parents=True, exist_ok=True)
+    plan.save(out / "plan.json")
+    save_pretrained(merged, out / "model", name, eclm=plan.to_json())
+    print(f"{plan.num_original} -> {plan.num_layers} blocks; wrote {out / 'model'}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -33,10 +33,8 @@ class Args:
     """auto, cpu, cuda, cuda:1 ..."""
     batch_size: int = 8
     """Crops run at once."""
-    body: str = "free"
-    """free, or a folder/file with the SMPL model the checkpoint was trained on (faces and joint regressor)."""
-    extra: dict[str, str] = field(default_factory=dict)
-    """Further config fields of the model, KEY VALUE pairs."""
+    mesh_data: Path | None = None
+    """Folder with the SMPL/MANO topology files, for official weights (else $TORE_FAST_MESH_DATA)."""
 
 
 def run(args: Args) -> int:
@@ -59,7 +57,9 @@ def run(args: Args) -> int:
     if not paths:
         return _fail("no picture to work on")
     try:
-        pipeline = Pipeline(_model(args, load_model), device=args.device, batch_size=args.batch_size)
+        pipeline = Pipeline(
+            _model(args, load_model), mesh_data=args.mesh_data, device=args.device, batch_size=args.batch_size
+        )
         args.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as e:
         return _fail(str(e))
@@ -69,7 +69,6 @@ def run(args: Args) -> int:
         missing = [p for p, b in zip(paths, boxes) if b is None]
         for p in missing:
             print(f"note: {p}: not in {args.boxes}; a box is looked for", file=sys.stderr)
-    faces = pipeline.body.faces(0)
     failed, written, writing = len(errors), [], 0.0
     progress = _progress(len(paths))
     names = unique_names(paths)
@@ -80,7 +79,7 @@ def run(args: Args) -> int:
         else:
             start = time.perf_counter()
             try:
-                written += write_result(result, faces, args.out, name, formats)
+                written += write_result(result, pipeline, args.out, name, formats)
             except OSError as e:
                 failed += 1
                 progress.write(f"error: {result.name}: results not written: {e}", file=sys.stderr)
@@ -94,13 +93,15 @@ def run(args: Args) -> int:
 
 
 def _model(args: Args, load_model):
-    if args.checkpoint is None:
+    """The module: a registered name, a folder of ours, or an official file (recognised by its keys, or as --model says)."""
+    if args.checkpoint is None and not Path(args.model).is_dir():
         return load_model(args.model)
-    if Path(args.checkpoint).is_dir():
-        return load_model(args.checkpoint)
     from ..models import from_pretrained
 
-    return from_pretrained(args.checkpoint, model=None if args.model == "default" else args.model)
+    if args.checkpoint is None:
+        return from_pretrained(args.model, mesh_data=args.mesh_data)
+    name = None if args.model == "default" else args.model
+    return from_pretrained(args.checkpoint, model=name, mesh_data=args.mesh_data)
 
 
 def _progress(total: int):

@@ -3,4 +3,5 @@
 SUBCOMMANDS = {
     "mesh": "image-to-mesh models on synthetic images of the free body (the built-in default's recipe)",
     "hot": "video 2D-to-3D pose models (MixSTE, MotionBERT, MHFormer, HoT, TPC) on motion capture",
+    "fasthmr": "FastHMR's motion prior (stage 1) and one-step denoiser (stage 2) on motion files",
 }

@@ -18,6 +18,8 @@ class Args:
     """Registered model (tore-fast list)."""
     train: TrainConfig = field(default_factory=TrainConfig)
     data: MeshRecoveryConfig = field(default_factory=MeshRecoveryConfig)
+    init: Path | None = None
+    """Start from another run's last.pt or best.pt: every tensor of the same name and shape is taken over."""
     threads: int = 0
     """CPU threads of the training process (0: torch's choice)."""
     export: Path | None = None
@@ -43,7 +45,10 @@ def run(args: Args) -> int:
     body = load_body("free")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not args.export_only:
-        train(MeshRecovery(model, body.to(device), args.data, args.train.steps, device), args.train)
+        task = MeshRecovery(model, body.to(device), args.data, args.train.steps, device)
+        if args.init is not None and not (Path(args.train.out) / "last.pt").exists():
+            take_over(task.model, args.init)
+        train(task, args.train)
     if args.export is not None:
         best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
         weights = {k.removeprefix("model."): v for k, v in best["model"].items() if not k.startswith("head.")}
@@ -56,3 +61,16 @@ def run(args: Args) -> int:
         for name, values in metrics.items():
             print(f"{args.export} ({name}): " + "  ".join(f"{k} {v:.1f}" for k, v in values.items()))
     return 0
+
+
+def take_over(model, path: Path) -> None:
+    """Copies the tensors of a run's file that fit `model` by name and shape, and says how many."""
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    own = model.state_dict()
+    fit = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    if not fit:
+        raise ValueError(f"--init {path}: none of its {len(state)} tensors fits the model")
+    model.load_state_dict({**own, **fit})
+    print(f"{path}: {len(fit)} of {len(own)} tensors taken over")

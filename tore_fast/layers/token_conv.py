@@ -7,6 +7,7 @@ the resampling itself is ops/token_map.py.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ def tokens_to_map(tokens: Tokens, x: Tensor | None = None, map_size: tuple[int, 
     x = tokens.x if x is None else x
     size = tokens.map_size if map_size is None else map_size
     if tokens.is_grid and size == tokens.map_size:
-        return x.transpose(1, 2).unflatten(2, size)
+        return x.unflatten(1, size).permute(0, 3, 1, 2)
     return token2map(x, tokens.idx_token, tokens.init_grid, size, tokens.csr)
 
 
@@ -52,14 +53,12 @@ class TokenConv(nn.Conv2d):
         x: Tensor | None = None,  # [B, N, C_in], default tokens.x
     ) -> Tensor:  # [B, N, C_out]
         x = tokens.x if x is None else x
-        feature_map = super().forward(tokens_to_map(tokens, x))
+        moved = map_to_tokens(super().forward(tokens_to_map(tokens, x)), tokens)
         if self.groups == 1:
-            skip = F.linear(x, self.skip.weight[..., 0])
-        elif self.groups == self.in_channels == self.out_channels:
-            skip = x * self.skip.weight[:, 0, 0]
-        else:
-            skip = self.skip(x.transpose(1, 2)).transpose(1, 2)
-        return skip + map_to_tokens(feature_map, tokens)
+            return moved + F.linear(x, self.skip.weight[..., 0])
+        if self.groups == self.in_channels == self.out_channels:
+            return torch.addcmul(moved, x, self.skip.weight[:, 0, 0].to(x.dtype))
+        return moved + self.skip(x.transpose(1, 2)).transpose(1, 2)
 
 
 class MapConv(nn.Module):

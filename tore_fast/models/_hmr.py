@@ -113,6 +113,31 @@ class MeshModel(nn.Module):
     def fixed_upsampling(self) -> nn.ModuleList:
         return nn.ModuleList([MeshUpsample(csr_matrix(up)) for up in self.mesh.ups])
 
+    @torch.no_grad()
+    def coarse_joint_regressor(self, regressor: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints straight from coarse vertices, for callers that run with fine=False.
+
+        Up-sampling and regression are linear, so R up(x) = M x + b with M [K, V] small (17 x 431).
+
+        Args:
+            regressor: [K, V_fine] joint regressor of the fine mesh.
+
+        Returns:
+            M [K, V] and b [K, 1]; joints [B, K, 3] = M @ out.vertices_coarse + b.
+        """
+        weight = next(self.parameters())
+        regressor = regressor.to(weight)
+        count = self.mesh.counts[0]
+        if regressor.dim() != 2 or regressor.shape[1] != self.mesh.counts[-1]:
+            raise ValueError(
+                f"coarse_joint_regressor: regressor must be [K, {self.mesh.counts[-1]}], got {list(regressor.shape)}"
+            )
+        basis = torch.eye(count, dtype=weight.dtype, device=weight.device)
+        _, offset = self.upsample_mesh(torch.zeros_like(basis[:, :1])[None])
+        _, response = self.upsample_mesh(basis[None])
+        bias = regressor @ offset[0]
+        return regressor @ response[0] - bias, bias
+
     def fuse(self):
         """Prepares exact inference shortcuts (terms that are the same for every image); returns self.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ._dispatch import backend_reason, choose, tensor_reason
 from .reference.bipartite_match import FORCED, NEVER, bipartite_match_reference, segment_merge_reference
 
-BACKENDS = ()
+BACKENDS = ("cuda", "cpu")
 _DTYPES = {
     "cuda": (torch.float32, torch.float16, torch.bfloat16),
     "cpu": (torch.float32,),

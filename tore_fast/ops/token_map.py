@@ -114,7 +114,8 @@ def token2map(
         else:
             tables = _Tables(None, None, idx_token.long(), csr, None, init_grid, map_size)
             x = _cell_mean(backend, x, tables, pixels)
-    return x.mT.unflatten(2, map_size)
+    # not x.mT.unflatten: for B = 1 that leaves a batch stride that torch does not take for channels-last
+    return x.unflatten(1, map_size).permute(0, 3, 1, 2)
 
 
 def map2token(

@@ -6,6 +6,7 @@ memory. Way of the data: data/image.py, data/person_crop.py -> models/ -> here -
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,20 +18,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..body import Body, joints, load_body
+from ..body import BodyTopology, joints, load_body, load_topology
 from ..data.image import ImageError, check_box, read_image
 from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
 from ..models import create_model, load_pretrained
 from ..models.default import default_folder
 
 BOX_MODES = ("auto", "full", "centre")
+# Official METRO and TORE weights project the mesh as it comes out; FastMETRO's (and ours) after centring it.
+UNCENTRED_PROJECTION = ("METRO", "METRO_TORE", "FastMETRO_TORE", "MeshGraphormer")
 FOCAL_PX, CROP_PX = 1000.0, 224.0  # perspective camera of the official renderers, per 224-pixel crop
 REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
 
 
 @dataclass(frozen=True)
 class Person:
-    """One body. Metres, x right, y down, z away from the camera, centred on the regressed pelvis."""
+    """One body or hand. Metres, x right, y down, z away from the camera, centred on the regressed pelvis (wrist)."""
 
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 pixels of the picture
     box_source: str  # "given", "auto", "full" or "centre"
@@ -41,7 +44,7 @@ class Person:
     focal_px: float
     vertices: np.ndarray  # [V, 3]
     vertices_coarse: np.ndarray  # [V_coarse, 3]
-    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (joints.J14)
+    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (joints.J14); a hand has [21, 3] (joints.HAND21)
     joints_2d: np.ndarray  # [14, 2] pixels of the picture
 
 
@@ -72,7 +75,8 @@ class Pipeline:
         model: None for the built-in default; a folder written by `save_pretrained`; a registered name (random
             weights: useful only for trying things); or a module whose forward returns `camera`, `joints`,
             `vertices_coarse` and `vertices`.
-        body: mesh the model speaks of (faces, joint regressor); default the free body.
+        topology: faces and joint regressors of the mesh the model speaks of; default: what the model's mesh name says.
+        mesh_data: folder with the SMPL/MANO topology files, for models of those meshes (else $TORE_FAST_MESH_DATA).
         device: "auto" takes a GPU where there is one.
         batch_size: crops run at once.
 
@@ -86,7 +90,8 @@ class Pipeline:
         self,
         model: nn.Module | str | Path | None = None,
         *,
-        body: Body | None = None,
+        topology: BodyTopology | None = None,
+        mesh_data: str | Path | None = None,
         device: str = "auto",
         batch_size: int = 8,
     ):
@@ -94,7 +99,13 @@ class Pipeline:
             raise ValueError(f"Pipeline: batch_size must be at least 1, got {batch_size}")
         self.device = torch.device(pick_device(device))
         self.model = load_model(model).to(self.device).eval()
-        self.body = (load_body("free") if body is None else body).to(self.device)
+        if not isinstance(model, nn.Module) and hasattr(self.model, "fuse"):
+            self.model.fuse()  # exact inference shortcuts; a module handed in stays as it is
+        self.topology = mesh_of(self.model, mesh_data) if topology is None else topology
+        regressor, self._picks, self.joint_names = _joint_rows(self.topology)
+        self._regressor = torch.from_numpy(regressor).to(self.device)
+        official = self.topology.name in ("smpl", "mano")
+        self._centred = not (official and type(self.model).__name__ in UNCENTRED_PROJECTION)
         size = getattr(getattr(self.model, "config", None), "image_size", 224)
         self.image_size = int(size if isinstance(size, int) else size[0])
         self.batch_size = batch_size
@@ -169,13 +180,21 @@ class Pipeline:
         t1 = time.perf_counter()
         out = self.model(images)
         vertices = out.vertices.float()
-        pelvis_joints = self.body.regress("h36m17", vertices)
-        pelvis = pelvis_joints[:, :1]
+        if vertices.shape[1] != self._regressor.shape[1]:
+            raise ValueError(
+                f"Pipeline: the model gives {vertices.shape[1]} vertices, the mesh {self.topology.name!r} has "
+                f"{self._regressor.shape[1]}; pass the topology the model was made for"
+            )
+        regressed = self._regressor @ vertices
+        root = regressed[:, :1]
+        camera = out.camera.float()
+        if not self._centred:  # the same picture points, said of the centred mesh
+            camera = torch.cat([camera[:, :1], camera[:, 1:] + root[:, 0, :2]], 1)
         values = {
-            "camera": out.camera.float(),
-            "vertices": vertices - pelvis,
-            "vertices_coarse": out.vertices_coarse.float() - pelvis,
-            "joints": pelvis_joints[:, list(joints.H36M17_TO_J14)] - pelvis,
+            "camera": camera,
+            "vertices": vertices - root,
+            "vertices_coarse": out.vertices_coarse.float() - root,
+            "joints": regressed[:, self._picks] - root,
         }
         host = {k: v.cpu().numpy() for k, v in values.items()}
         t2 = time.perf_counter()
@@ -202,6 +221,31 @@ def load_model(model: nn.Module | str | Path | None) -> nn.Module:
     if Path(model).is_dir():
         return load_pretrained(model)
     return create_model(str(model))
+
+
+def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopology:
+    """Topology of the mesh a model regresses, by the name it carries ("free" where it carries none)."""
+    name = getattr(getattr(model, "mesh", None), "name", "free")
+    if name in ("free", "free_hand"):
+        return load_body(name).topology
+    folder = mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
+    if folder is None:
+        raise ValueError(
+            f"Pipeline: the model speaks of the licence-bound mesh {name!r}: give the folder with its topology files "
+            "(--mesh-data DIR, mesh_data=... or $TORE_FAST_MESH_DATA)"
+        )
+    return load_topology(name, folder)
+
+
+def _joint_rows(topology: BodyTopology) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
+    """Regressor whose row 0 is the root, the rows that are reported, and their names."""
+    if "h36m17" in topology.regressors:
+        return topology.regressor("h36m17"), list(joints.H36M17_TO_J14), joints.J14
+    if "hand21" in topology.regressors:
+        return topology.regressor("hand21"), list(range(21)), joints.HAND21
+    raise ValueError(
+        f"Pipeline: the mesh {topology.name!r} has no joint regressor; its folder needs J_regressor_h36m_correct.npy"
+    )
 
 
 def _open(image: Any, boxes: Any) -> _Open | ImageResult:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..body import joints
 from ..vis import export, overlay
-from .image_to_mesh import ImageResult
+from .image_to_mesh import ImageResult, Pipeline
 
 FORMATS = ("png", "glb", "obj", "npz")
 
@@ -26,7 +25,7 @@ NPZ_KEYS = {
     "focal_px": "[P] focal length of that camera",
     "vertices": "[P, V, 3] metres; x right, y down, z away; the pelvis is the origin",
     "vertices_coarse": "[P, V_coarse, 3]",
-    "joints_3d": "[P, 14, 3] metres, regressed from the mesh",
+    "joints_3d": "[P, 14, 3] metres, regressed from the mesh (a hand has 21)",
     "joints_2d": "[P, 14, 2] pixels",
     "joint_names": "[14]",
     "faces": "[F, 3] int32",
@@ -45,8 +44,11 @@ def unique_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def write_result(result: ImageResult, faces: np.ndarray, folder: Path, name: str, formats: tuple[str, ...]) -> list[Path]:
+def write_result(
+    result: ImageResult, pipeline: Pipeline, folder: Path, name: str, formats: tuple[str, ...]
+) -> list[Path]:
     """Writes the asked formats; each file appears whole or not at all. Returns the paths."""
+    faces = pipeline.topology.hierarchy.faces[0]
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
 
@@ -68,11 +70,11 @@ def write_result(result: ImageResult, faces: np.ndarray, folder: Path, name: str
             if kind in formats:
                 put(folder / f"{name}{suffix}.{kind}", lambda p, v=person.vertices: export.save_mesh(v, faces, p))
     if "npz" in formats:
-        put(folder / f"{name}.npz", lambda p: np.savez_compressed(p, **npz_arrays(result, faces)))
+        put(folder / f"{name}.npz", lambda p: np.savez_compressed(p, **npz_arrays(result, faces, pipeline.joint_names)))
     return written
 
 
-def npz_arrays(result: ImageResult, faces: np.ndarray) -> dict[str, np.ndarray]:
+def npz_arrays(result: ImageResult, faces: np.ndarray, joint_names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Arrays under the names of NPZ_KEYS."""
     people = result.people
     arrays: dict[str, np.ndarray] = {
@@ -80,7 +82,7 @@ def npz_arrays(result: ImageResult, faces: np.ndarray) -> dict[str, np.ndarray]:
         "box_source": np.array([p.box_source for p in people]),
         "crop": np.array([[p.crop.center_x, p.crop.center_y, p.crop.side] for p in people], np.float32),
         "focal_px": np.array([p.focal_px for p in people], np.float32),
-        "joint_names": np.array(joints.J14),
+        "joint_names": np.array(joint_names),
         "faces": np.asarray(faces, np.int32),
         "image_size": np.array(result.size, np.int32),
     }

@@ -26,7 +26,7 @@ from ..data.hmr2_crop import Square, as_tensor, letterbox, mask_crop, person_cro
 from ..data.video import VideoSource
 from ..layers import camera
 from ..layers.clips import fill_gaps, track_spans
-from ..layers.mask_tome import ellipse_mask
+from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
 from ..layers.rotation import matrix_to_axis_angle, matrix_to_rot6d, rot6d_to_matrix
 from ..models.camerahmr import CameraHMR
 from ..models.fasthmr import FastHMRMotion, motion_rotations
@@ -144,7 +144,7 @@ class HMRPipeline:
             )
         self.rest = RestSkeleton(self.body)
         self.timing = Timing()
-        self._warned = self._has_masks = False
+        self._warned = self._has_masks = self._over_budget = False
 
     # ---- one batch of crops
 
@@ -182,6 +182,13 @@ class HMRPipeline:
             else:
                 rows.append(mask_crop(as_tensor(mask, self.device), square))
         return crops, torch.stack(rows)
+
+    def _check_budget(self, masks: Tensor | None) -> None:
+        """One warning per pipeline when people cover more tokens than are kept."""
+        merging = self.host.backbone.merging
+        if masks is None or merging is None or merging.keep is None or self._over_budget:
+            return
+        self._over_budget = warn_if_over_budget(self.host.coverage(masks), merging.keep, merging.person_threshold)
 
     @torch.inference_mode()
     def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):
@@ -305,6 +312,7 @@ class HMRPipeline:
                 squares = torch.tensor([p[3] for p in part], device=self.device)
                 image = torch.tensor([p[4] for p in part], dtype=torch.float32, device=self.device)
                 focal = torch.full((len(part),), float(store.facts["focal"]), device=self.device)
+                self._check_budget(masks)
                 out = self._encode(crops, masks, squares, image, focal)
             rows = np.zeros(len(part), store.dtype)
             rows["frame"], rows["box"] = [p[0] for p in part], [p[2] for p in part]

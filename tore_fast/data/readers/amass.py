@@ -106,9 +106,16 @@ class AmassReader(Reader):
             _rate(file) / step,
         )
 
-    def _record(self, index: int) -> Record:
+    def _motion_and_frame(self, index: int) -> tuple[int, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        frame = index - int(self._starts[number])
+        return number, index - int(self._starts[number])
+
+    def place(self, index: int) -> tuple[str, int]:
+        number, frame = self._motion_and_frame(index)
+        return self._files[number].relative_to(self.root).with_suffix("").as_posix(), frame
+
+    def _record(self, index: int) -> Record:
+        number, frame = self._motion_and_frame(index)
         m = self._load(number)
         return Record(
             f"{m.name}/{frame}",

@@ -44,6 +44,10 @@ class FolderReader(Reader):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def place(self, index: int) -> tuple[str, int]:
+        row = self._rows[index]
+        return str(row.get("sequence") or ""), int(row["frame"]) if row.get("frame") not in (None, "") else -1
+
     def _record(self, index: int) -> Record:
         row, what = self._rows[index], f"{self.path}: entry {index + 1}"
         if not row.get("image"):
@@ -70,8 +74,8 @@ class FolderReader(Reader):
             translation=_numbers(row, "translation", what),
             gender=gender_name(row.get("gender", "")),
             camera=None if camera is None else Camera(float_array(camera, (3, 3), f"{what}: camera").astype(np.float64)),
-            sequence=str(row.get("sequence") or ""),
-            frame=int(row["frame"]) if row.get("frame") not in (None, "") else -1,
+            sequence=self.place(index)[0],
+            frame=self.place(index)[1],
             **points,
         )
 

@@ -88,6 +88,10 @@ class Reader:
             raise IndexError(f"{self.format}: index {index} outside 0..{n - 1}")
         return self._record(index % n)
 
+    def place(self, index: int) -> tuple[str, int]:
+        """Sequence and frame of an item, as in its record, without making the record."""
+        return "", -1  # formats with sequences override this
+
     def __iter__(self) -> Iterator[Record]:
         return (self._record(i) for i in range(len(self)))
 

@@ -54,6 +54,10 @@ class ThreeDPWReader(Reader):
     def __len__(self) -> int:
         return len(self._index)
 
+    def place(self, index: int) -> tuple[str, int]:
+        s, person, frame = self._index[index]
+        return f"{self._sequences[s]['sequence']}_{person}", frame
+
     def _record(self, index: int) -> Record:
         s, person, frame = self._index[index]
         data = self._sequences[s]
@@ -91,7 +95,7 @@ class ThreeDPWReader(Reader):
             translation=(rotation @ joints[0] + shift - rest_pelvis).astype(np.float32),
             gender=gender_name(data["genders"][person]),
             camera=Camera(intrinsics, rotation, shift),
-            sequence=f"{name}_{person}",
+            sequence=self.place(index)[0],
             frame=frame,
             extra={"joints_2d_smpl24": projected.astype(np.float32)},
         )

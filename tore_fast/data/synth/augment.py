@@ -66,13 +66,13 @@ class Augment:
         image = F.pad(image, (0, -w % 8, 0, -h % 8), mode="replicate") if h % 8 or w % 8 else image
         hb, wb = image.shape[2] // 8, image.shape[3] // 8
         ycc = torch.einsum("ij,bjhw->bihw", self.ycc, image) * 255
-        blocks = ycc.view(b, 3, hb, 8, wb, 8).permute(0, 1, 2, 4, 3, 5).reshape(b, 3, hb * wb, 64)
+        blocks = ycc.reshape(b, 3, hb, 8, wb, 8).permute(0, 1, 2, 4, 3, 5).reshape(b, 3, hb * wb, 64)
         scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).to(image.device)
         table = ((self.tables * scale[:, None, None]) / 100).round().clamp(1, 255)[:, :, None]
         blocks[:, 0] -= 128
         blocks = ((blocks @ self.dct.T) / table).round() * table @ self.dct
         blocks[:, 0] += 128
-        ycc = blocks.view(b, 3, hb, wb, 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(b, 3, hb * 8, wb * 8)
+        ycc = blocks.reshape(b, 3, hb, wb, 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(b, 3, hb * 8, wb * 8)
         return torch.einsum("ij,bjhw->bihw", self.rgb, ycc)[..., :h, :w] / 255
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...body.lbs import axis_angle_to_matrix
+from ..mocap import read_motions
 from .poses import PoseBank
 from .rotation import matrix_to_axis_angle, turn
 
@@ -29,22 +30,29 @@ def load_pose_bank(paths: Sequence[str | Path], stride: int = 6) -> PoseBank:
     """
     poses: list[Tensor] = []
     for path in map(Path, paths):
-        archive = path.is_dir() and (path / "index.json").is_file()
-        files = sorted(path.rglob("*.npz")) if path.is_dir() and not archive else [path] if path.suffix == ".npz" else []
-        if files:
-            poses += [_parameters(f, stride) for f in files]
-        else:
-            from ..mocap import read_motions
-
-            for motion in read_motions(path):
-                joints = torch.from_numpy(np.ascontiguousarray(motion.joints[::stride], dtype=np.float32))
-                poses.append(pose_from_joints(joints @ turn("x", torch.tensor(-90.0)).T))  # z up to y up
+        folder = path.is_dir()
+        archive = folder and (path / "index.json").is_file()
+        files = [path] if path.suffix == ".npz" else sorted(path.rglob("*.npz")) if folder and not archive else []
+        found = [_parameters(f, stride, required=not folder) for f in files]
+        poses += [p for p in found if p is not None]
+        if archive or path.suffix in (".bvh", ".amc") or (folder and any(p.suffix in (".bvh", ".amc") for p in path.rglob("*"))):
+            poses += _from_motions(path, stride)
+        elif not folder and not files or folder and not any(p is not None for p in found):
+            raise FileNotFoundError(f"{path}: expected AMASS-like .npz, .bvh or .amc files, or a folder with them")
     return PoseBank(torch.cat(poses)) if poses else PoseBank(torch.zeros(0, 24, 3, 3))
 
 
-def _parameters(path: Path, stride: int) -> Tensor:  # [T, 24, 3, 3]
+def _from_motions(path: Path, stride: int) -> list[Tensor]:
+    to_y_up = turn("x", torch.tensor(-90.0))
+    joints = [torch.from_numpy(np.ascontiguousarray(m.joints[::stride], dtype=np.float32)) for m in read_motions(path)]
+    return [pose_from_joints(j @ to_y_up.T) for j in joints]
+
+
+def _parameters(path: Path, stride: int, required: bool) -> Tensor | None:  # [T, 24, 3, 3]
     with np.load(path, allow_pickle=False) as file:
         key = next((k for k in ("poses", "pose") if k in file.files), None)
+        if key is None and not required:
+            return None
         if key is None:
             raise ValueError(f"{path}: expected an array 'poses' (AMASS) or 'pose', got {', '.join(file.files) or 'nothing'}")
         angles = np.asarray(file[key], dtype=np.float32)

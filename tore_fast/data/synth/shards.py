@@ -14,9 +14,12 @@ Vertices are not stored: body(pose, betas) gives them again (`SynthShards(folder
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -97,7 +100,8 @@ def write_shards(
         return sum(todo.values())
     context = get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(todo)), context, _init_worker, (settings,)) as pool:
-        jobs = {pool.submit(_worker_shard, folder, settings, s, n): n for s, n in todo.items()}
+        with _no_interrupts():  # workers inherit it: a Ctrl-C ends this process, which lets them finish their shards
+            jobs = {pool.submit(_worker_shard, folder, settings, s, n): n for s, n in todo.items()}
         try:
             for job in as_completed(jobs):
                 job.result()
@@ -106,6 +110,18 @@ def write_shards(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return sum(todo.values())
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def shard_path(folder: Path, shard: int) -> Path:

@@ -12,6 +12,7 @@ import io
 import pickle
 import re
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -137,8 +138,15 @@ def _sizes(state: dict[str, Tensor], head: str, what: str) -> dict:
     return fields
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], what: str) -> nn.Module:
-    missing, unexpected = model.load_state_dict(state, strict=False)
+def _load(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str) -> nn.Module:
+    """Strict; the model is laid out without memory or random initialisation and takes over the file's tensors."""
+    with torch.device("meta"):
+        model = build()
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as e:  # torch's word for a wrong shape
+        raise ValueError(f"{what}: does not fit {type(model).__name__}: {e}") from None
     if missing or unexpected:
         raise ValueError(
             f"{what}: does not fit {type(model).__name__}: {len(missing)} keys missing (first: {missing[:3]}), "
@@ -157,7 +165,7 @@ def load_hmr2(path: str | Path, **overrides) -> HMR2:
     fields = _sizes(state, "smpl_head", str(path))
     token = state["smpl_head.transformer.to_token_embedding.weight"].shape[1]
     fields["query"] = "zero" if token == 1 else "mean_shape"
-    return _load(HMR2(HMR2Config(**{**fields, **overrides})), state, str(path))
+    return _load(lambda: HMR2(HMR2Config(**{**fields, **overrides})), state, str(path))
 
 
 def load_camerahmr(path: str | Path, fov_path: str | Path | None = None, **overrides) -> CameraHMR:
@@ -168,12 +176,12 @@ def load_camerahmr(path: str | Path, fov_path: str | Path | None = None, **overr
         state.update({f"cam_model.{k}": v for k, v in read_state_dict(fov_path).items()})
     fields = _sizes(state, "smpl_head", str(path))
     fields["fov_net"] = any(k.startswith("cam_model.") for k in state)
-    return _load(CameraHMR(CameraHMRConfig(**{**fields, **overrides})), state, str(path))
+    return _load(lambda: CameraHMR(CameraHMRConfig(**{**fields, **overrides})), state, str(path))
 
 
 def load_humanfov(path: str | Path) -> HumanFoV:
     """The field-of-view net from its own file (`cam_model_cleaned.ckpt`, 1874 entries)."""
-    return _load(HumanFoV(), read_state_dict(path), str(path))
+    return _load(HumanFoV, read_state_dict(path), str(path))
 
 
 def load_densekp(path: str | Path) -> DenseKP:
@@ -182,7 +190,7 @@ def load_densekp(path: str | Path) -> DenseKP:
     fields = _sizes(state, "head", str(path))
     points = state["head.dec_kp.bias"].shape[0] // 3
     config = DenseKPConfig(fields["embed_dim"], fields["depth"], fields["num_heads"], fields["decoder_depth"], points)
-    return _load(DenseKP(config), state, str(path))
+    return _load(lambda: DenseKP(config), state, str(path))
 
 
 def mld_denoiser_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,100 @@
+"""`tore-fast` as a user types it: results on disk, one line per bad input, exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from tore_fast.cli import VERBS, main
+from tore_fast.models import create_model, save_pretrained
+from tore_fast.pipelines.results import NPZ_KEYS, unique_names
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    save_pretrained(create_model("tore_default"), folder, "tore_default", torch.float16)
+    return str(folder)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.jpg"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (90, 70, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def call(*argv) -> int:
+    with pytest.raises(SystemExit) as e:
+        main([str(a) for a in argv])
+    return e.value.code
+
+
+def test_predict_writes_every_format(checkpoint, photo, tmp_path, capsys):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({"photo.jpg": [[5, 5, 60, 80], [0, 0, 30, 40]]}))
+    out = tmp_path / "out"
+    assert call("predict", photo, "--model", checkpoint, "--boxes", boxes, "--out", out, "--format", "png,glb,obj,npz") == 0
+    assert {p.name for p in out.iterdir()} == {
+        "photo_overlay.png", "photo_0.glb", "photo_1.glb", "photo_0.obj", "photo_1.obj", "photo.npz"
+    }  # fmt: skip
+    with Image.open(out / "photo_overlay.png") as picture:
+        assert picture.size == (70, 90)
+    with np.load(out / "photo.npz", allow_pickle=False) as data:
+        assert set(data.files) == set(NPZ_KEYS)
+        assert data["vertices"].shape == (2, 6890, 3) and data["box"].tolist() == [[5, 5, 60, 80], [0, 0, 30, 40]]
+        mesh = trimesh.load(out / "photo_1.obj", process=False)
+        np.testing.assert_allclose(mesh.vertices * [1, -1, -1], data["vertices"][1], atol=1e-4)
+        assert np.array_equal(mesh.faces, data["faces"])
+    text = capsys.readouterr().out
+    assert "2 people in 1 pictures" in text and "seconds per stage: read" in text
+
+
+def test_bad_inputs_are_named_and_the_rest_is_done(checkpoint, photo, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(photo.read_bytes()[:200])
+    (tmp_path / "notes.jpg").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    code = call("predict", tmp_path / "broken.png", photo, tmp_path / "notes.jpg", tmp_path / "empty", "--model", checkpoint,
+                "--out", out, "--format", "npz", "--boxes", "full")
+    err = capsys.readouterr().err
+    assert code == 1 and [p.name for p in out.iterdir()] == ["photo.npz"]
+    for word in ("broken.png: damaged or truncated", "notes.jpg: not an image", "empty: the folder holds no image", "3 of 4"):
+        assert word in err, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("extra,words", [
+    (["--format", "fbx"], "--format: expected some of png"),
+    (["--boxes", "nowhere.json"], "no such box file"),
+    (["--model", "fastmetro_xl"], "no model 'fastmetro_xl'"),
+    (["--device", "cuda:0"], "no CUDA device"),
+    (["--batch-size", "0"], "batch_size must be at least 1"),
+])  # fmt: skip
+def test_usage_errors(checkpoint, photo, tmp_path, capsys, extra, words):
+    if "cuda:0" in extra and torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    model = [] if "--model" in extra else ["--model", checkpoint]
+    assert call("predict", photo, *model, "--out", tmp_path / "o", *extra) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_names_do_not_collide(tmp_path):
+    assert unique_names([tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.png", tmp_path / "y.jpg"]) == ["x", "x_2", "y"]
+
+
+def test_info_and_unknown_verbs(capsys):
+    assert call("info", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {"tore_fast", "packages", "backends", "ops", "build"} <= set(report)
+    assert "no verb 'fly'" in call("fly")
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)

@@ -1,0 +1,90 @@
+"""Official training crops: geometry, augmentation draws, targets that move with the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tore_fast.body.joints import J24
+from tore_fast.data import crop
+from tore_fast.data.crop import Augmentation, AugmentConfig
+
+RNG = np.random.default_rng(0)
+
+
+def test_box_and_matrix():
+    center, scale = crop.box_center_scale((10, 20, 110, 220))
+    assert center.tolist() == [60, 120] and scale == pytest.approx(1.2)
+    corner = crop.crop_matrix(center, scale, 224) @ [60 - 120, 120 - 120, 1]
+    np.testing.assert_allclose(corner[:2], 0, atol=1e-9)
+    turned = crop.crop_matrix(center, scale, 224, 90) @ [*center, 1]
+    np.testing.assert_allclose(turned[:2], 112)
+
+
+def test_crop_of_the_whole_picture_is_the_picture():
+    pixels = RNG.integers(0, 256, (80, 80, 3)).astype(np.uint8)
+    np.testing.assert_allclose(crop.crop_image(pixels, (40, 40), 0.4, 80), pixels)
+    halved = crop.crop_image(pixels, (40, 40), 0.4, 40)
+    np.testing.assert_allclose(halved, pixels.reshape(40, 2, 40, 2, 3).mean((1, 3)))
+    assert (crop.crop_image(pixels, (-500, 40), 0.4, 40) == 0).all()
+
+
+def test_rotation_moves_pixels_and_points_alike():
+    pixels = np.zeros((201, 201, 3), np.uint8)
+    pixels[60:64, 130:134] = 255
+    for rotation in (30, -75, 180):
+        image = crop.crop_image(pixels, (100, 100), 0.8, 160, rotation)[..., 0]
+        y, x = np.unravel_index(image.argmax(), image.shape)
+        point = crop.transform_points(np.array([[132.0, 62.0]]), (100, 100), 0.8, 160, rotation)[0]
+        assert np.abs(point - [x, y]).max() <= 4
+
+
+def test_flips_are_involutions():
+    joints, pose = RNG.normal(size=(24, 4)), RNG.normal(size=72)
+    np.testing.assert_allclose(crop.flip_keypoints(crop.flip_keypoints(joints)), joints)
+    np.testing.assert_allclose(crop.flip_pose(crop.flip_pose(pose)), pose)
+    assert crop.flip_keypoints(joints)[J24.index("L_Knee"), 1] == joints[J24.index("R_Knee"), 1]
+
+
+def test_root_rotation_agrees_with_joint_rotation():
+    from scipy.spatial.transform import Rotation
+
+    root, joints = RNG.normal(size=3), RNG.normal(size=(24, 3))
+    posed = Rotation.from_rotvec(root).apply(joints)
+    augmentation = Augmentation(rotation_deg=37.0)
+    pose = crop.training_pose(np.concatenate([root, np.zeros(69)]), augmentation)
+    turned = crop.training_keypoints_3d(np.concatenate([posed, np.ones((24, 1))], 1), augmentation)
+    np.testing.assert_allclose(Rotation.from_rotvec(pose[:3]).apply(joints), turned[:, :3], atol=1e-5)
+    assert (turned[:, 3] == 1).all()
+
+
+def test_augmentation_draws():
+    rng = np.random.default_rng(1)
+    drawn = [crop.draw_augmentation(rng, AugmentConfig()) for _ in range(2000)]
+    turns = np.array([a.rotation_deg for a in drawn])
+    assert abs((turns == 0).mean() - 0.6) < 0.04 and np.abs(turns).max() <= 60
+    assert abs(np.mean([a.flip for a in drawn]) - 0.5) < 0.04
+    assert {0.75, 1.25} <= {a.scale for a in drawn} and min(a.scale for a in drawn) == 0.75
+    hands = [crop.draw_augmentation(rng, AugmentConfig.hand()) for _ in range(500)]
+    assert not any(a.flip for a in hands) and max(abs(a.rotation_deg) for a in hands) > 60
+
+
+def test_training_crop_and_keypoints_mirror_together():
+    pixels = np.zeros((200, 200, 3), np.uint8)
+    pixels[90:94, 40:44] = 200
+    joints = np.ones((24, 3))
+    joints[:, :2] = [42, 92]
+    for flip in (False, True):
+        a = Augmentation(flip=flip, gain=(1.0, 2.0, 0.5))
+        image = crop.training_crop(pixels, (100, 100), 1.0, a)
+        assert image.shape == (3, 224, 224) and image.dtype == np.float32
+        y, x = np.unravel_index(image[0].argmax(), image[0].shape)
+        got = crop.training_keypoints_2d(joints, (100, 100), 1.0, a)
+        assert abs((got[0, 0] + 1) * 112 - x) < 5 and abs((got[0, 1] + 1) * 112 - y) < 5 and got[0, 2] == 1
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"pixels must be \[H, W, 3\]"):
+        crop.crop_image(np.zeros((4, 4)), (0, 0), 1.0, 8)
+    with pytest.raises(ValueError, match="without pixels"):
+        crop.crop_image(np.zeros((4, 4, 3)), (0, 0), 0.0001, 8)

@@ -1,0 +1,443 @@
+"""Evaluation: numbers against plain loops, resuming after kill -9, several processes, and the whole way of `tore-fast eval`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from made_up.sets import body_label, picture, write_3dpw, write_freihand, write_tsv_set
+from made_up.smpl_files import write_smpl, write_topology
+from scipy.linalg import orthogonal_procrustes
+from torch import nn
+
+from tore_fast.body import load_body
+from tore_fast.body.joints import H36M17_TO_J14, J24_TO_J14
+from tore_fast.cli import main
+from tore_fast.data.readers import Record, open_dataset
+from tore_fast.eval.evaluate import evaluate, mesh_of
+from tore_fast.eval.protocols import (
+    BodyProtocol,
+    HandProtocol,
+    acceleration_error,
+    area_under_pck,
+    f_score,
+    write_freihand_json,
+)
+from tore_fast.eval.rows import RowStore
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def body():
+    return load_body("free")
+
+
+@pytest.fixture(scope="module")
+def hand():
+    return load_body("free_hand")
+
+
+def stack(protocol, records):
+    rows = [protocol.truth(r) for r in records]
+    return {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
+
+
+def posed(rng, set_name="j24", **changes):
+    """A record with pose, betas and annotated joints that do not follow from them."""
+    joints = np.concatenate([rng.normal(0, 0.4, (24, 3)), np.ones((24, 1))], 1).astype(np.float32)
+    base = Record("r", keypoints_3d=joints, keypoints_3d_set=set_name, pose=rng.normal(0, 0.3, 72), betas=rng.normal(0, 0.5, 10), has_smpl=True)
+    return replace(base, **changes)
+
+
+def align(x, y):
+    """Similarity Procrustes by scipy, for sets that need no reflection."""
+    xc, yc = x - x.mean(0), y - y.mean(0)
+    rotation, s = orthogonal_procrustes(xc, yc)
+    assert np.linalg.det(rotation) > 0
+    return s / (xc**2).sum() * xc @ rotation + y.mean(0)
+
+
+def distance(x, y):
+    return 1000 * np.linalg.norm(x - y, axis=1).mean()
+
+
+def test_body_numbers_against_numpy(body):
+    rng = np.random.default_rng(0)
+    records = [posed(rng), posed(rng, keypoints_3d=None), posed(rng, has_smpl=False), posed(rng, keypoints_3d=None, has_smpl=False)]
+    truth_mesh = body(torch.tensor(np.stack([r.pose for r in records])).float(), torch.tensor(np.stack([r.betas for r in records])).float()).vertices
+    pred = (truth_mesh + 0.03 * torch.randn(truth_mesh.shape) + 5.0).detach()  # far away: everything is centred
+    pred[0] = pred[0] * 1.3
+    # annotated joints near the truth, so that the alignment needs no reflection
+    regressor = body.topology.regressor("h36m17")[list(H36M17_TO_J14)]
+    for i in (0, 2):
+        records[i].keypoints_3d[list(J24_TO_J14), :3] = regressor @ truth_mesh[i].numpy() + 0.02 * rng.normal(size=(14, 3)) + [1, 2, 3]
+    protocol = BodyProtocol({"neutral": body})
+    rows = {k: v.numpy() for k, v in protocol.rows(pred, stack(protocol, records)).items()}
+    h36m = body.topology.regressor("h36m17")
+    for i, record in enumerate(records):
+        mesh, guess = truth_mesh[i].double().numpy(), pred[i].double().numpy()
+        joints = record.keypoints_3d[list(J24_TO_J14), :3] if i in (0, 2) else regressor @ mesh
+        mine = regressor @ guess
+        if i == 3:
+            assert all(np.isnan(rows[k][i]).all() for k in protocol.metrics)
+            continue
+        hips = lambda x: x - x[[2, 3]].mean(0)
+        assert rows["mpjpe_mm"][i] == pytest.approx(distance(hips(mine), hips(joints)), rel=1e-4)
+        assert rows["pa_mpjpe_mm"][i] == pytest.approx(distance(align(mine, joints), joints), rel=1e-4)
+        if i == 2:
+            assert np.isnan(rows["mpvpe_mm"][i])
+            continue
+        centred = lambda x: x - (h36m @ x)[0]
+        assert rows["mpvpe_mm"][i] == pytest.approx(distance(centred(guess), centred(mesh)), rel=1e-4)
+        assert rows["pa_mpvpe_mm"][i] == pytest.approx(distance(align(guess, mesh), mesh), rel=1e-4)
+    result = protocol.summary(rows, [""] * 4, [-1] * 4)
+    assert result["counts"] == {"mpjpe_mm": 3, "pa_mpjpe_mm": 3, "mpvpe_mm": 2, "pa_mpvpe_mm": 2}
+    assert result["mpjpe_mm"] == pytest.approx(np.nanmean(rows["mpjpe_mm"])) and result["true_joints_from_annotation"] == 2
+
+
+def test_truth_choices(body):
+    rng = np.random.default_rng(1)
+    records = [posed(rng), posed(rng, keypoints_3d=None)]
+    pose, betas = (torch.tensor(np.stack([getattr(r, k) for r in records])).float() for k in ("pose", "betas"))
+    exact = body(pose, betas).vertices.detach()
+    mesh = BodyProtocol({"neutral": body}, truth="mesh")
+    assert mesh.rows(exact, stack(mesh, records))["mpjpe_mm"].max() < 1e-3
+    annotation = BodyProtocol({"neutral": body}, truth="annotation")
+    values = annotation.rows(exact, stack(annotation, records))["mpjpe_mm"]
+    assert values[0] > 50 and values[1].isnan()
+    # one hidden joint among the 14: the annotation is not used
+    hidden = posed(rng)
+    hidden.keypoints_3d[18, 3] = 0
+    auto = BodyProtocol({"neutral": body})
+    assert [float(auto.truth(r)["has_joints"]) for r in (*records, hidden)] == [1, 0, 0]
+    with pytest.raises(ValueError, match="no joint regressor 'j24'"):
+        BodyProtocol({"neutral": body}, truth="mesh_j24")
+    with pytest.raises(ValueError, match="no male and female body"):
+        BodyProtocol({"neutral": body}, gendered=True)
+
+
+def test_gendered_bodies(body, tmp_path):
+    write_topology(tmp_path)
+    for gender, stretch in (("NEUTRAL", 1.0), ("MALE", 1.1), ("FEMALE", 0.9)):
+        write_smpl(tmp_path, gender, stretch)
+    bodies = {g: load_body("smpl", tmp_path / f"SMPL_{g.upper()}.pkl", topology=tmp_path) for g in ("neutral", "male", "female")}
+    rng = np.random.default_rng(2)
+    records = [replace(posed(rng, keypoints_3d=None), gender=g) for g in ("female", "neutral", "male", "female")]
+    pose, betas = (torch.tensor(np.stack([getattr(r, k) for r in records])).float() for k in ("pose", "betas"))
+    exact = torch.cat([bodies[r.gender](pose[i : i + 1], betas[i : i + 1]).vertices for i, r in enumerate(records)]).detach()
+    by_gender, neutral = BodyProtocol(bodies, gendered=True), BodyProtocol(bodies)
+    assert by_gender.rows(exact, stack(by_gender, records))["mpvpe_mm"].max() < 1e-3
+    errors = neutral.rows(exact, stack(neutral, records))["mpvpe_mm"]
+    assert errors[1] < 1e-3 and errors[[0, 2, 3]].min() > 10
+
+
+def test_acceleration_error():
+    t = np.arange(6.0)
+    true = np.zeros((6, 2, 3))
+    pred = np.zeros((6, 2, 3))
+    pred[:, 0, 0] = 0.5 * t**2  # acceleration 1 per frame^2 in one of two joints
+    frames = list(range(6))
+    assert acceleration_error(pred, true, ["a"] * 6, frames) == (pytest.approx(0.5), 4)
+    # a gap and a border between sequences are not differentiated across; the order of the rows does not matter
+    order = [3, 0, 5, 1, 4, 2]
+    frames = [0, 1, 2, 7, 8, 9]
+    names = ["a", "a", "a", "a", "b", "b"]
+    error, count = acceleration_error(pred[order], true[order], [names[i] for i in order], [frames[i] for i in order])
+    assert count == 1 and error == pytest.approx(0.5)
+    true[1] = np.nan
+    assert acceleration_error(pred, true, names, frames)[1] == 0
+    assert acceleration_error(pred, true, [""] * 6, [-1] * 6)[1] == 0
+
+
+def test_f_score_and_area():
+    rng = np.random.default_rng(0)
+    pred, true = rng.random((2, 60, 3)) * 0.05, rng.random((2, 50, 3)) * 0.05
+    got = f_score(torch.from_numpy(pred), torch.from_numpy(true), (0.005, 0.015))
+    for b in range(2):
+        d = np.linalg.norm(pred[b, :, None] - true[b, None], axis=-1)
+        for i, threshold in enumerate((0.005, 0.015)):
+            r, p = (d.min(1) < threshold).mean(), (d.min(0) < threshold).mean()
+            assert got[b, i] == pytest.approx(2 * r * p / (r + p), rel=1e-5)
+    assert f_score(torch.zeros(1, 3, 3), torch.ones(1, 4, 3), (0.005,)).item() == 0
+    # all errors 2 cm: the curve jumps from 0 to 1 at 2 cm of 5
+    assert area_under_pck(np.full((7, 3), 0.02)) == pytest.approx(0.6, abs=0.006)
+    assert area_under_pck(np.zeros((7, 3))) == pytest.approx(1.0)
+
+
+def test_hand_protocol(hand, tmp_path):
+    write_freihand(tmp_path, hand)
+    records = list(open_dataset(tmp_path))
+    protocol = HandProtocol(hand)
+    truth = stack(protocol, records)
+    pred = truth["vertices"] * 1.2 + torch.tensor([0.0, 0.1, -0.5])
+    rows = protocol.rows(pred, truth)
+    assert rows["pa_mpvpe_mm"].max() < 1e-2 and rows["pa_f_5mm"].min() == 1 and rows["mpvpe_mm"].min() > 1
+    assert rows["joints_pred"][:, 0].abs().max() == 0  # wrist
+    wrist = hand.regress("hand21", pred)[:, :1]
+    torch.testing.assert_close(rows["vertices_pred"], pred - wrist)
+    noisy = protocol.rows(pred + 0.01 * torch.randn(pred.shape), truth)
+    aligned = align((pred[0] * 0 + noisy["vertices_pred"][0]).double().numpy(), truth["vertices"][0].double().numpy())
+    assert noisy["pa_mpvpe_mm"][0] == pytest.approx(distance(aligned, truth["vertices"][0].double().numpy()), rel=1e-3)
+    arrays = {k: v.numpy() for k, v in noisy.items()}
+    result = protocol.summary(arrays, [""] * 3, [-1] * 3)
+    assert 0.5 < result["pa_vertex_auc_50mm"] < 1 and result["f_5mm"] < result["f_15mm"]
+    write_freihand_json(arrays, tmp_path / "pred.json")
+    joints, vertices = json.loads((tmp_path / "pred.json").read_text())
+    np.testing.assert_allclose(joints, arrays["joints_pred"], atol=1e-6)
+    assert np.shape(vertices) == (3, 778, 3)
+    # with the pose alone the mesh is made from it; without both there is no number
+    posed_only = [replace(r, vertices=None, keypoints_3d=None) for r in records]
+    np.testing.assert_allclose(protocol.rows(pred, stack(protocol, posed_only))["mpvpe_mm"], rows["mpvpe_mm"], rtol=1e-3)
+    blind = [replace(r, vertices=None, keypoints_3d=None, has_smpl=False) for r in records]
+    assert protocol.rows(pred, stack(protocol, blind))["pa_mpjpe_mm"].isnan().all()
+
+
+# ---- rows, resuming, processes -------------------------------------------------------------------------------------------
+
+
+def test_row_store(tmp_path):
+    store = RowStore(tmp_path, {"a": 1})
+    store.add(np.array([4, 0]), {"x": torch.tensor([4.0, 0.0])})
+    store.flush()
+    store.add(np.array([2]), {"x": torch.tensor([2.0])})  # never flushed: lost, like in a kill
+    other = RowStore(tmp_path, {"a": 1}, rank=1)
+    other.add(np.array([0, 1]), {"x": torch.tensor([9.0, 1.0])})
+    other.flush()
+    other.fail(3, "bad picture")
+    again = RowStore(tmp_path, {"a": 1})
+    assert again.done() == {0, 1, 4} and again.failures() == {3: "bad picture"}
+    merged = again.merged()
+    assert merged["index"].tolist() == [0, 1, 4] and merged["x"][0] in (0.0, 9.0)
+    assert not list(tmp_path.glob("*.tmp"))
+    with pytest.raises(ValueError, match="rows of another evaluation .a was 1, is 2"):
+        RowStore(tmp_path, {"a": 2})
+
+
+class Oracle(nn.Module):
+    """Some mesh that depends on the crop and on a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(image_size=32)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("rest", load_body("free")(torch.zeros(1, 24, 3)).vertices)
+
+    def forward(self, images):
+        return SimpleNamespace(vertices=self.rest * (self.scale + 0.3 * images.mean((1, 2, 3))[:, None, None]))
+
+
+@pytest.fixture(scope="module")
+def threedpw(tmp_path_factory, body):
+    root = tmp_path_factory.mktemp("3dpw")
+    write_3dpw(root, body, people=2, frames=5, invalid=((0, 2),))
+    return root
+
+
+def score(root, folder, **options):
+    return evaluate(Oracle(), open_dataset(root), BodyProtocol({"neutral": load_body("free")}), folder, image_size=32, batch_size=2,
+                    log=lambda _: None, **options)  # fmt: skip
+
+
+def numbers(metrics):
+    return {k: v for k, v in metrics.items() if k not in ("images_per_s", "processes", "identity")}
+
+
+def test_evaluate_and_resume(tmp_path, threedpw):
+    metrics, rows = score(threedpw, tmp_path / "a")
+    assert metrics["items"] == 9 and rows["index"].tolist() == list(range(9)) and metrics["failed"] == {}
+    assert metrics["counts"]["accel_mm_per_frame2"] == 3  # person 0 has a gap, person 1 five frames
+    assert set(metrics["per_sequence"]) == {"downtown_made_up_00_0", "downtown_made_up_00_1"}
+    weighted = sum(metrics["per_sequence"][f"downtown_made_up_00_{p}"]["mpjpe_mm"] * n for p, n in ((0, 4), (1, 5))) / 9
+    assert metrics["mpjpe_mm"] == pytest.approx(weighted)
+    again, _ = score(threedpw, tmp_path / "a")
+    assert numbers(again) == numbers(metrics) and again["images_per_s"] == 0  # nothing was computed
+    workers, _ = score(threedpw, tmp_path / "w", workers=1)
+    assert numbers(workers) == numbers(metrics)
+    with pytest.raises(ValueError, match="another evaluation .items"):
+        score(threedpw, tmp_path / "a", limit=3)
+
+
+def test_bad_pictures_are_counted_and_tried_again(tmp_path, body):
+    write_3dpw(tmp_path, body, people=1, frames=3)
+    bad = tmp_path / "imageFiles" / "downtown_made_up_00" / "image_00001.jpg"
+    good = bad.read_bytes()
+    bad.write_bytes(b"no picture")
+    metrics, _ = score(tmp_path, tmp_path / "rows")
+    assert metrics["items"] == 2 and list(metrics["failed"]) == ["1"] and "image_00001.jpg" in metrics["failed"]["1"]
+    bad.write_bytes(good)
+    metrics, _ = score(tmp_path, tmp_path / "rows")
+    assert metrics["items"] == 3 and metrics["failed"] == {}
+
+
+WORKER = """
+import json, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from eval.test_protocols import score, numbers
+import tore_fast.eval.rows as rows
+root, folder, out, kill_after = sys.argv[1:]
+flush, count = rows.RowStore.flush, 0
+def counted(self):
+    global count
+    flush(self)
+    count += 1
+    if count == int(kill_after):
+        os.kill(os.getpid(), signal.SIGKILL)
+rows.RowStore.flush = counted
+init = rows.RowStore.__init__
+rows.RowStore.__init__ = lambda self, *a, **k: init(self, *a, **{{**k, "flush_items": 1}})
+result = score(Path(root), Path(folder))
+if result:
+    Path(out).write_text(json.dumps(numbers(result[0])))
+"""
+
+
+def launch(tmp_path, args, **environment):
+    script = tmp_path / "worker.py"
+    script.write_text(textwrap.dedent(WORKER.format(tests=str(TESTS))))
+    return subprocess.Popen([sys.executable, str(script), *map(str, args)], env={**os.environ, **environment}, cwd=tmp_path)
+
+
+def test_kill_and_resume_gives_the_same_numbers(tmp_path, threedpw):
+    out = tmp_path / "out.json"
+    process = launch(tmp_path, [threedpw, tmp_path / "rows", out, 2])
+    assert process.wait(120) == -signal.SIGKILL
+    assert len(RowStore(tmp_path / "rows", json.loads((tmp_path / "rows" / "run.json").read_text())).done()) == 4
+    metrics, _ = score(threedpw, tmp_path / "rows")
+    whole, _ = score(threedpw, tmp_path / "whole")
+    assert numbers(metrics) == numbers(whole)
+
+
+def test_two_processes_weigh_items_not_processes(tmp_path, threedpw):
+    """Nine items in two processes (5 + 4): the means are those of one process (up to the rounding of other batches)."""
+    out = tmp_path / "out.json"
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 2000), "GLOO_SOCKET_IFNAME": "lo"}
+    both = [launch(tmp_path, [threedpw, tmp_path / "rows", out, 0], RANK=str(rank), **shared) for rank in range(2)]
+    assert [p.wait(180) for p in both] == [0, 0]
+    parts = {p.name.split("-")[1] for p in (tmp_path / "rows").glob("part-*.npz")}
+    assert parts == {"0", "1"}
+    whole, rows = score(threedpw, tmp_path / "whole")
+    got = json.loads(out.read_text())
+    for name in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "accel_mm_per_frame2"):
+        assert got[name] == pytest.approx(whole[name], rel=1e-6)
+    # what the official evaluations print, the mean of the processes' means, would be another number
+    values = rows["mpjpe_mm"]
+    assert abs((values[::2].mean() + values[1::2].mean()) / 2 - whole["mpjpe_mm"]) > 1e-3
+
+
+# ---- the verb ------------------------------------------------------------------------------------------------------------
+
+
+def test_eval_of_an_official_checkpoint_on_3dpw(tmp_path, threedpw, monkeypatch, capsys):
+    """Random weights in FastMETRO's official file layout -> convert -> eval on 3DPW-like files, checked by hand."""
+    from tore_fast.models import create_model
+    from tore_fast.models.convert import convert, from_pretrained
+
+    write_topology(tmp_path / "topology")
+    write_smpl(tmp_path / "topology")
+    torch.manual_seed(3)
+    official = create_model("fastmetro_s_r50", mesh="free").state_dict()
+    torch.save({f"module.{k}": v for k, v in official.items()}, tmp_path / "FastMETRO-S-R50.bin")
+    convert(tmp_path / "FastMETRO-S-R50.bin", tmp_path / "converted")
+    monkeypatch.setenv("TORE_FAST_MESH_DATA", str(tmp_path / "topology"))
+    command = ["eval", "--data", str(threedpw), "--checkpoint", str(tmp_path / "converted"), "--body", str(tmp_path / "topology"),
+               "--json", str(tmp_path / "m.json"), "--batch-size", "4", "--workers", "0", "--device", "cpu"]  # fmt: skip
+    with pytest.raises(SystemExit) as e:
+        main(command)
+    text = capsys.readouterr().out
+    assert e.value.code == 0, text
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert "mpjpe_mm" in text and "9 items" in text and "downtown_made_up_00_1" in text
+    assert metrics["items"] == 9 and metrics["identity"]["protocol"] == "body"
+    # the same by hand: SMPL file, crop, model, numpy
+    body = load_body("smpl", tmp_path / "topology", topology=tmp_path / "topology")
+    model = from_pretrained(tmp_path / "FastMETRO-S-R50.bin", mesh_data=tmp_path / "topology")
+    regressor = body.topology.regressor("h36m17")[list(H36M17_TO_J14)].astype(np.float64)
+    from tore_fast.data.readers import evaluation_crop
+
+    errors, vertices = [], []
+    for record in open_dataset(threedpw):
+        with torch.inference_mode():
+            guess = model(torch.from_numpy(evaluation_crop(record, 224))[None]).vertices[0].double().numpy()
+            mesh = body(torch.from_numpy(record.pose)[None], torch.from_numpy(record.betas)[None]).vertices[0].double().numpy()
+        hips = lambda x: x - x[[2, 3]].mean(0)
+        pelvis = lambda x: x - body.topology.regressor("h36m17")[0].astype(np.float64) @ x
+        errors.append(distance(hips(regressor @ guess), hips(regressor @ mesh)))
+        vertices.append(distance(pelvis(guess), pelvis(mesh)))
+    assert metrics["mpjpe_mm"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert metrics["mpvpe_mm"] == pytest.approx(np.mean(vertices), rel=1e-4)
+
+
+def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
+    class Hand(nn.Module):
+        config = SimpleNamespace(image_size=32)
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("rest", hand(torch.zeros(1, 48)).vertices)
+
+        def forward(self, images):
+            return SimpleNamespace(vertices=self.rest.expand(len(images), -1, -1))
+
+    import tore_fast.pipelines.image_to_mesh as pipeline
+
+    models = {"hand": Hand, "body": Oracle}
+    monkeypatch.setattr(pipeline, "load_model", lambda name: models[name]())
+    write_freihand(tmp_path, hand)
+    with pytest.raises(SystemExit) as e:
+        main(["eval", "--data", str(tmp_path), "--model", "hand", "--json", str(tmp_path / "h.json"), "--pred-json",
+              str(tmp_path / "pred.json"), "--workers", "0", "--options", "split", "evaluation"])  # fmt: skip
+    assert e.value.code == 0, capsys.readouterr()
+    metrics = json.loads((tmp_path / "h.json").read_text())
+    assert metrics["counts"]["pa_mpvpe_mm"] == 3 and 0 < metrics["pa_f_15mm"] <= 1
+    assert np.shape(json.loads((tmp_path / "pred.json").read_text())[1]) == (3, 778, 3)
+    rng = np.random.default_rng(0)
+    write_tsv_set(tmp_path / "tsv", [body_label(rng) for _ in range(3)], [picture(rng)] * 3)
+    (tmp_path / "tsv" / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\n")
+    with pytest.raises(SystemExit) as e:
+        main(["eval", "--data", str(tmp_path / "tsv" / "t.yaml"), "--model", "body", "--json", str(tmp_path / "t.json"), "--workers", "0"])
+    assert e.value.code == 0, capsys.readouterr()
+    metrics = json.loads((tmp_path / "t.json").read_text())
+    assert metrics["true_joints_from_annotation"] == 3 and metrics["counts"]["mpvpe_mm"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere"], "no such file or folder"),
+        (["--data", "{3dpw}", "--options", "split", "best"], "split must be one of"),
+        (["--data", "{3dpw}", "--protocol", "foot"], "--protocol"),
+        (["--data", "{3dpw}", "--gendered"], "--gendered needs --body"),
+        (["--data", "{3dpw}", "--body", "x.pkl"], "needs --mesh-data"),
+    ],
+)
+def test_eval_errors_are_one_line(threedpw, arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TORE_FAST_MESH_DATA", raising=False)
+    with pytest.raises(SystemExit) as e:
+        main(["eval", *[a.replace("{3dpw}", str(threedpw)) for a in arguments]])
+    error = capsys.readouterr().err.strip()
+    assert e.value.code == 2 and words in error and "\n" not in error
+
+
+def test_models_of_body_parameters(body):
+    pose, betas = torch.randn(2, 24, 3) * 0.2, torch.randn(2, 10)
+    from tore_fast.body.lbs import pose_matrices
+
+    parameters = SimpleNamespace(rotations=pose_matrices(pose, 24), betas=betas)
+    torch.testing.assert_close(mesh_of(parameters, body), body(pose, betas).vertices, atol=1e-5, rtol=1e-5)
+    both = SimpleNamespace(vertices=torch.zeros(2, 3, 3), rotmat=parameters.rotations, betas=betas)
+    assert mesh_of(both, body).abs().sum() == 0 and mesh_of(both, body, smpl_head=True).shape == (2, 6890, 3)
+    with pytest.raises(ValueError, match="no vertices"):
+        mesh_of(SimpleNamespace(keypoints=1), body)

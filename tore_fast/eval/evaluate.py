@@ -1,0 +1,203 @@
+"""Runs a mesh model over a reader under a protocol: crops -> model -> rows on disk -> means.
+
+In: module, Reader (data/readers), protocol (protocols.py), a folder. Out: a dict of metrics. Killed and started again it goes
+on; under torchrun every process takes its share and rank 0 reports. Called by cli/eval.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..body import Body
+from ..data.image import ImageError
+from ..data.readers import DataError, MissingData, Reader, evaluation_crop
+from .protocols import BodyProtocol, HandProtocol
+from .rows import RowStore
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def process_rank() -> tuple[int, int]:
+    """Rank and number of processes, as torchrun sets them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def mesh_of(output: Any, body: Body, smpl_head: bool = False) -> Tensor:  # [B, V, 3]
+    """Vertices of what a mesh model returns; models of body parameters (HMR2.0 ...) are posed with `body`.
+
+    smpl_head: take the SMPL parameters of a FastMETRO with parameter head instead of its vertices.
+    """
+    vertices, rotations = getattr(output, "vertices", None), getattr(output, "rotations", getattr(output, "rotmat", None))
+    if smpl_head or vertices is None:
+        if rotations is None:
+            raise ValueError(f"evaluate: the model returns no {'SMPL parameters' if smpl_head else 'vertices'}: {type(output).__name__}")
+        return body(rotations.float(), output.betas.float()).vertices
+    return vertices
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Short hash of all weights, so that rows of another checkpoint are not taken over."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class _Items(torch.utils.data.Dataset):
+    """Crop and truth of the items of one process; a bad item becomes its reason."""
+
+    def __init__(self, reader: Reader, indices: list[int], protocol, image_size):
+        self.reader, self.indices, self.protocol, self.image_size = reader, indices, protocol, image_size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int):
+        index = self.indices[i]
+        try:
+            record = self.reader[index]
+            return index, evaluation_crop(record, self.image_size), self.protocol.truth(record)
+        except (ImageError, DataError, MissingData) as e:
+            return index, None, str(e)
+
+
+def _collate(items: list) -> tuple[list[tuple[int, str]], np.ndarray, Tensor | None, dict[str, Tensor]]:
+    bad = [(index, reason) for index, crop, reason in items if crop is None]
+    good = [item for item in items if item[1] is not None]
+    if not good:
+        return bad, np.zeros(0, np.int64), None, {}
+    truth = {k: torch.from_numpy(np.stack([t[k] for _, _, t in good])) for k in good[0][2]}
+    return bad, np.array([i for i, _, _ in good]), torch.from_numpy(np.stack([c for _, c, _ in good])), truth
+
+
+def evaluate(
+    model: nn.Module,
+    reader: Reader,
+    protocol: BodyProtocol | HandProtocol,
+    folder: str | Path,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    workers: int = 0,
+    limit: int | None = None,
+    smpl_head: bool = False,
+    label: dict | None = None,
+    log: Callable[[str], None] = print,
+) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """Metrics of a model on a data set, and the rows behind them ordered by item.
+
+    Args:
+        folder: rows are kept here (rows.py); the same call goes on after a kill.
+        image_size: side of the crop or (height, width).
+        limit: only the first items.
+        label: facts about the run for the result (model name, data path); they must stay the same to go on.
+
+    Returns:
+        On rank 0 (metrics, rows), elsewhere None. metrics: see the protocol, with `items`, `failed` (name -> reason),
+        `per_sequence` where the data has sequences, `images_per_s` of this run.
+
+    Raises:
+        ValueError: the folder holds another evaluation, or nothing could be evaluated. RuntimeError: items are missing
+        (another process died).
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"evaluate: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    rank, world = process_rank()
+    group = _join(rank, world)
+    count = len(reader) if limit is None else min(limit, len(reader))
+    device = torch.device(device)
+    model = model.to(device).eval()
+    for body in {id(b): b for b in getattr(protocol, "bodies", {"": protocol.body}).values()}.values():
+        body.to(device)
+    size = list(image_size) if isinstance(image_size, (tuple, list)) else image_size
+    identity = {
+        **(label or {}), **protocol.identity(), "weights": weights_hash(model), "format": reader.format, "items": count,
+        "image_size": size, "precision": precision, "smpl_head": smpl_head,
+    }  # fmt: skip
+    store = RowStore(Path(folder), identity, rank)
+    done = store.done()
+    mine = [i for i in range(rank, count, world) if i not in done]
+    if done:
+        log(f"{len(done)} of {count} items are there already")
+    started = time.perf_counter()
+    seen = _run(model, reader, protocol, store, mine, image_size, batch_size, device, PRECISIONS[precision], workers, smpl_head)
+    seconds = time.perf_counter() - started
+    if group is not None:
+        torch.distributed.barrier()  # every part is on disk
+    result = None
+    if rank == 0:
+        result = _summary(store, reader, protocol, count)
+        result[0].update(identity=identity, processes=world, images_per_s=seen / seconds if seen else 0.0)
+    if group is not None:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return result
+
+
+def _join(rank: int, world: int):
+    """Process group for the two barriers; results travel by disk, so gloo does on any device."""
+    if world == 1 or torch.distributed.is_initialized():
+        return None
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(days=2))
+    return True
+
+
+@torch.inference_mode()
+def _run(model, reader, protocol, store, indices, image_size, batch_size, device, dtype, workers, smpl_head) -> int:
+    items = _Items(reader, indices, protocol, image_size)
+    loader = torch.utils.data.DataLoader(
+        items, batch_size, collate_fn=_collate, num_workers=workers, pin_memory=device.type == "cuda",
+        multiprocessing_context="fork" if workers else None,
+    )  # fmt: skip
+    seen = 0
+    for bad, index, crops, truth in loader:
+        for i, reason in bad:
+            store.fail(i, reason)
+        if crops is None:
+            continue
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            output = model(crops.to(device, non_blocking=True))
+        rows = protocol.rows(mesh_of(output, protocol.body, smpl_head), {k: v.to(device) for k, v in truth.items()})
+        store.add(index, rows)
+        seen += len(index)
+    store.flush()
+    return seen
+
+
+def _summary(store: RowStore, reader: Reader, protocol, count: int) -> tuple[dict, dict[str, np.ndarray]]:
+    rows, failed = store.merged(), store.failures()
+    keep = rows["index"] < count
+    rows = {k: v[keep] for k, v in rows.items()}
+    missing = set(range(count)) - set(rows["index"].tolist()) - set(failed)
+    if missing:
+        raise RuntimeError(
+            f"evaluate: {len(missing)} of {count} items have no row (first: {min(missing)}); a process died, run the command again"
+        )
+    if not len(rows["index"]):
+        first = next(iter(failed.items()), (0, "the data set is empty"))
+        raise ValueError(f"evaluate: none of {count} items could be evaluated (first: {first[1]})")
+    places = [reader.place(int(i)) for i in rows["index"]]
+    sequences, frames = [p[0] for p in places], [p[1] for p in places]
+    result = protocol.summary(rows, sequences, frames)
+    result |= {"items": int(len(rows["index"])), "failed": {str(k): v for k, v in sorted(failed.items())}}
+    if any(sequences):
+        names = np.array(sequences)
+        result["per_sequence"] = {
+            s: {m: float(np.nanmean(rows[m][names == s].astype(np.float64))) for m in protocol.metrics
+                if np.isfinite(rows[m][names == s]).any()}
+            for s in sorted(set(sequences))
+        }  # fmt: skip
+    return result, rows

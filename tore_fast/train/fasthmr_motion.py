@@ -1,0 +1,209 @@
+"""Training of FastHMR's motion models: stage 1 (VAE on motion) and stage 2 (denoiser on a host's features), as Tasks.
+
+In: AMASS-like .npz clips (poses, betas, mocap_framerate); for stage 2 also `tokens` [F, C], the per-frame features of a
+frozen host on the video of that motion, with poses in camera axes. Out: losses for train/loop.py. Everything about a
+batch follows from (seed, index), so runs resume exactly. Source: fasthmr.md sections 6 to 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..layers.clips import resample
+from ..layers.ik import pose_to_features, split_features
+from ..layers.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
+from ..models.fasthmr import FastHMRMotion, feature_statistics
+from ..models.motion_vae import MotionVAE, vae_losses
+
+_PAIRS = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21), (22, 23))
+MIRROR = [dict([*_PAIRS, *((b, a) for a, b in _PAIRS)]).get(i, i) for i in range(24)]
+_Z_UP_TO_CAMERA = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # x right, y down, z forward
+
+
+@dataclass(frozen=True)
+class MotionClip:
+    """One sequence: local rotations [F, 24, 3, 3] in camera axes, shape [10], optional host features [F, C]."""
+
+    rotations: Tensor
+    betas: Tensor
+    tokens: Tensor | None = None
+
+
+def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionClip:
+    """A clip from an AMASS-like .npz: `poses` [F, >= 66] axis-angle, `betas`, `mocap_framerate`, maybe `tokens`.
+
+    Args:
+        fps: frame rate wanted (rotations are interpolated as quaternions). up: "z" for AMASS world axes, "camera" for
+            files of `tore-fast hmr` and other camera-axes motions.
+
+    Raises:
+        ValueError: a key is missing or has another shape.
+    """
+    if up not in ("z", "camera"):
+        raise ValueError(f"read_motion: up must be 'z' or 'camera', got {up!r}")
+    with np.load(path, allow_pickle=False) as data:
+        if "poses" not in data.files or data["poses"].ndim != 2 or data["poses"].shape[1] < 66:
+            raise ValueError(f"{path}: needs poses [F, >= 66], has {', '.join(data.files)}")
+        poses = torch.from_numpy(np.asarray(data["poses"], np.float32))
+        betas = torch.from_numpy(np.asarray(data["betas"], np.float32).reshape(-1)[:10]) if "betas" in data.files else torch.zeros(10)
+        rate = float(data["mocap_framerate"]) if "mocap_framerate" in data.files else fps
+        tokens = torch.from_numpy(np.asarray(data["tokens"], np.float32)) if "tokens" in data.files else None
+    full = torch.zeros(len(poses), 72)  # SMPL-H and SMPL-X files: the 22 body joints, hands straight
+    width = 72 if poses.shape[1] == 72 else 66
+    full[:, :width] = poses[:, :width]
+    rotations = axis_angle_to_matrix(full.reshape(-1, 24, 3))
+    if up == "z":
+        rotations[:, 0] = _Z_UP_TO_CAMERA @ rotations[:, 0]
+    frames = max(1, round((len(poses) - 1) * fps / rate) + 1)
+    if frames != len(poses):
+        rotations = _resample_rotations(rotations, frames)
+        tokens = None if tokens is None else resample(tokens, frames)
+    return MotionClip(rotations, betas, tokens)
+
+
+def _resample_rotations(rotations: Tensor, frames: int) -> Tensor:
+    q = matrix_to_quaternion(rotations)
+    sign = torch.where((q[1:] * q[:-1]).sum(-1, keepdim=True) < 0, -1.0, 1.0).cumprod(0)  # no jumps between q and -q
+    return quaternion_to_matrix(resample(torch.cat((q[:1], q[1:] * sign)), frames))
+
+
+def mirror_rotations(rotations: Tensor) -> Tensor:
+    """Left-right mirror image of a motion [..., 24, 3, 3] (x -> -x)."""
+    flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=rotations.dtype))
+    return flip @ rotations[..., MIRROR, :, :] @ flip
+
+
+class _MotionTask:
+    """Windows of features, by (seed, index)."""
+
+    best_metric = "joints_mm"
+
+    def __init__(self, clips: Sequence[MotionClip], held_out: Sequence[MotionClip], rest, frames: int, seed: int):
+        if not clips or not held_out:
+            raise ValueError("motion training: needs clips to train on and clips held out")
+        self.clips, self.held_out, self.rest, self.frames, self.seed = clips, held_out, rest, frames, seed
+        lengths = np.array([len(c.rotations) for c in clips], np.float64)
+        self.weights = lengths / lengths.sum()
+
+    @torch.no_grad()
+    def features(self, rotations: Tensor, betas: Tensor) -> Tensor:
+        """[F, 133] of a motion with the rest skeleton of its shape."""
+        return pose_to_features(rotations, self.rest(betas[None])[0].float())
+
+    def window(self, rng: np.random.Generator, mirror: bool, time: bool) -> tuple[Tensor, Tensor | None]:
+        """Features [frames, 133] (and tokens [frames, C]) of a random window, with the augmentations asked for."""
+        clip = self.clips[rng.choice(len(self.clips), p=self.weights)]
+        n, length = len(clip.rotations), self.frames
+        if time and rng.random() < 0.5:
+            length = int(self.frames * rng.uniform(0.67, 1.5))  # time warp: faster or slower
+        length = min(n, length)
+        start = int(rng.integers(0, n - length + 1))
+        rotations = clip.rotations[start : start + length]
+        tokens = None if clip.tokens is None else clip.tokens[start : start + length]
+        if mirror and rng.random() < 0.5:
+            rotations = mirror_rotations(rotations)
+        if length != self.frames:
+            rotations = _resample_rotations(rotations, self.frames)
+            tokens = None if tokens is None else resample(tokens, self.frames)
+        features = self.features(rotations, clip.betas)
+        if time and rng.random() < 0.5:
+            features, tokens = features.flip(0), None if tokens is None else tokens.flip(0)
+        return features, tokens
+
+    def _windows(self, index: int, batch_size: int, mirror: bool, time: bool) -> list[tuple[Tensor, Tensor | None]]:
+        rng = np.random.default_rng((self.seed, index))
+        return [self.window(rng, mirror, time) for _ in range(batch_size)]
+
+    def fixed_windows(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Every held-out clip's windows, without augmentation."""
+        out = []
+        for clip in self.held_out:
+            features = self.features(clip.rotations, clip.betas)
+            for start in range(0, max(1, len(features) - self.frames + 1), self.frames):
+                part = slice(start, start + self.frames)
+                tokens = None if clip.tokens is None else resample(clip.tokens[part], self.frames)
+                out.append((resample(features[part], self.frames), tokens))
+        return out
+
+
+def joints_error_mm(got: Tensor, want: Tensor) -> float:
+    """Mean distance of root-relative joints in features [..., 133], millimetres."""
+    return float((split_features(got)[0] - split_features(want)[0]).norm(dim=-1).mean()) * 1000
+
+
+class MotionVAETask(_MotionTask):
+    """Stage 1: z-scored features through the VAE.
+
+    Args:
+        vae: model. clips, held_out: motions. rest: (betas [1, 10]) -> rest joints [1, 29, 3] (pipelines/hosts.py:RestSkeleton).
+        kl_weight, velocity_weight: loss weights.
+    """
+
+    def __init__(
+        self, vae: MotionVAE, clips, held_out, rest, frames: int = 243, seed: int = 0, kl_weight: float = 1e-4,
+        velocity_weight: float = 0.0,
+    ):  # fmt: skip
+        super().__init__(clips, held_out, rest, frames, seed)
+        self.model, self.kl_weight, self.velocity_weight = vae, kl_weight, velocity_weight
+        self.mean, self.std = feature_statistics(torch.cat([self.features(c.rotations, c.betas) for c in clips]))
+
+    def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
+        features = torch.stack([f for f, _ in self._windows(index, batch_size, mirror=True, time=False)])
+        return {"features": (features - self.mean) / self.std}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = vae_losses(batch["features"], *model(batch["features"]), self.kl_weight, self.velocity_weight)
+        return losses.total, {"reconstruction": losses.reconstruction.detach(), "kl": losses.kl.detach()}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        mean, std, errors = self.mean.to(device), self.std.to(device), []
+        for features, _ in self.fixed_windows():
+            features = features.to(device)
+            got, _, _ = model(((features - mean) / std)[None])
+            errors.append(joints_error_mm(got[0] * std + mean, features))
+        return {"joints_mm": float(np.mean(errors))}
+
+
+class MotionDenoiserTask(_MotionTask):
+    """Stage 2: the denoiser learns the frozen VAE's latents from the frozen host's tokens (mirroring needs other tokens, so
+    only time is augmented: reversal and warping, each with probability one half).
+
+    Args:
+        motion: model whose `use_vae` has been called; only its denoiser is trained. vae: the trained VAE.
+    """
+
+    def __init__(self, motion: FastHMRMotion, vae: MotionVAE, clips, held_out, rest, seed: int = 0):
+        super().__init__(clips, held_out, rest, motion.config.frames, seed)
+        if any(c.tokens is None for c in (*clips, *held_out)):
+            raise ValueError("MotionDenoiserTask: every clip needs `tokens` [F, C], the host's per-frame features")
+        self.model, self.vae = motion, vae.eval().requires_grad_(False)
+        motion.motion_decoder.requires_grad_(False)
+
+    def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
+        windows = self._windows(index, batch_size, mirror=False, time=True)
+        noise_seed = torch.tensor((self.seed * 1_000_003 + index) % 2**31)
+        return {"features": torch.stack([f for f, _ in windows]), "tokens": torch.stack([t for _, t in windows]), "seed": noise_seed}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        plain = getattr(model, "module", model)
+        device = batch["features"].device
+        generator = torch.Generator(device=device).manual_seed(int(batch["seed"]))
+        losses = plain.stage2_losses(self.vae.to(device), batch["features"], batch["tokens"], generator)
+        return losses.total, {"velocity": losses.velocity.detach(), "noise": losses.noise.detach()}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        device, errors = next(model.parameters()).device, []
+        for features, tokens in self.fixed_windows():
+            motion = model(tokens[None].to(device))
+            got = torch.cat((motion.joints.flatten(2), motion.twists.flatten(2)), -1)[0]
+            errors.append(joints_error_mm(got, features.to(device)))
+        return {"joints_mm": float(np.mean(errors))}
