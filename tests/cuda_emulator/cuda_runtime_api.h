@@ -187,6 +187,14 @@ inline unsigned __match_any_sync(unsigned mask, int v) {
     return same;
   });
 }
+inline unsigned __ballot_sync(unsigned mask, bool v) {
+  return emulator::exchange(mask, int(v), [&](const int* all, unsigned) {
+    unsigned set = 0;
+    for (unsigned l = 0; l < 32; ++l) set |= unsigned(all[l]) << l;
+    return set;
+  });
+}
+inline int __ffs(int v) { return __builtin_ffs(v); }
 inline int atomicAdd(int* at, int v) {
   const int old = *at;
   *at += v;
