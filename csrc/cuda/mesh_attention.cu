@@ -39,8 +39,7 @@ template <typename T, MeshRole kRole>
 cudaError_t by_dim(const MeshAttentionParams& p, cudaStream_t stream) {
   if (p.dim <= 16) return launch<T, 16, kRole>(p, stream);
   if (p.dim <= 32) return launch<T, 32, kRole>(p, stream);
-  if (p.dim <= 64) return launch<T, 64, kRole>(p, stream);
-  return p.dim <= kMeshMaxDim ? launch<T, 128, kRole>(p, stream) : cudaErrorInvalidValue;
+  return p.dim <= kMeshMaxDim ? launch<T, 64, kRole>(p, stream) : cudaErrorInvalidValue;
 }
 
 }  // namespace

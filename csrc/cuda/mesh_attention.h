@@ -27,7 +27,7 @@ struct MeshAttentionParams {
   Dropout dropout;
 };
 
-constexpr int kMeshMaxDim = 128;
+constexpr int kMeshMaxDim = 64;
 
 cudaError_t mesh_attention_fwd(const MeshAttentionParams& p, DType dtype, cudaStream_t stream);
 cudaError_t mesh_attention_bwd(const MeshAttentionParams& p, DType dtype, cudaStream_t stream);
