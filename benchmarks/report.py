@@ -26,7 +26,8 @@ def text_block(result: dict) -> str:
             lines.append(f"  {mark} {row['name']:28} {row['note']}")
     if result["speedup"] is not None:
         verdict = "faster than" if result["speedup"] >= 1 else "SLOWER than"
-        lines.append(f"    -> {result['speedup']:.2f}x {verdict} {result['best_baseline']}{_floor_text(result)}")
+        least = f" ({result['speedup_of_minima']:.2f}x by minima)"
+        lines.append(f"    -> {result['speedup']:.2f}x{least} {verdict} {result['best_baseline']}{_floor_text(result)}")
     elif result["wrong"]:
         lines.append(f"    -> no ratio: {', '.join(result['wrong'])} gave a wrong answer")
     return "\n".join(lines)
@@ -51,17 +52,18 @@ def markdown(document: dict) -> str:
         lines.append(f"Measured ceilings, {dtype}: copy {c['bytes_per_s'] / 1e9:.1f} GB/s, matmul {c['macs_per_s'] / 1e9:.1f} GMAC/s.")
     lines += [
         "",
-        "| op | case | direction | dtype | ours ms (p20–p80) | best baseline | its ms | ratio | floor ms | % of floor |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| op | case | direction | dtype | ours ms (p20–p80) | best baseline | its ms | ratio | ratio of minima | floor ms | % of floor |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in document["results"]:
         best = min((c for c in r["contenders"] if c["ours"] and "median_ms" in c), key=lambda c: c["median_ms"], default=None)
         ours = "wrong" if r["wrong"] else "-" if best is None else f"{_ms(best['median_ms'])} ({_ms(best['p20_ms'])}–{_ms(best['p80_ms'])})"
         ratio = "-" if r["speedup"] is None else f"{r['speedup']:.2f}×" + ("" if r["speedup"] >= 1 else " (loss)")
+        least = "-" if r["speedup"] is None else f"{r['speedup_of_minima']:.2f}×"
         share = f"{100 * r['floor_ms'] / r['ours_ms']:.0f}" if r.get("floor_ms") and r["ours_ms"] else "-"
         lines.append(
             f"| {r['op']} | {r['case']} | {r['direction']} | {r['dtype']} | {ours} | {r['best_baseline'] or '-'} | "
-            f"{_ms(r['best_baseline_ms'])} | {ratio} | {_ms(r.get('floor_ms'))} | {share} |"
+            f"{_ms(r['best_baseline_ms'])} | {ratio} | {least} | {_ms(r.get('floor_ms'))} | {share} |"
         )
     losses = [r for r in document["results"] if r["speedup"] is not None and r["speedup"] < 1]
     lines += ["", f"Losses: {len(losses)} of {len(document['results'])} cases." if losses else "Losses: none.", "",

@@ -13,7 +13,9 @@ __global__ void __launch_bounds__(kThreads) mesh_upsample_fwd_kernel(const MeshU
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t per_item = p.rows * p.features;
   if (i >= p.batch * per_item) return;
-  const int64_t b = i / per_item, r = i % per_item / p.features, f = i % p.features;
+  const int64_t b = i / per_item;
+  const uint32_t rest = uint32_t(i - b * per_item);  // one 64-bit division is enough: an item is below 2^32 numbers
+  const uint32_t r = rest / uint32_t(p.features), f = rest - r * uint32_t(p.features);
   const T* x = static_cast<const T*>(p.x) + b * p.cols * p.features + f;
   float acc = 0.f;
   for (int32_t e = p.row_ptr[r]; e < p.row_ptr[r + 1]; ++e) {
@@ -28,7 +30,7 @@ cudaError_t mesh_upsample(const MeshUpsampleParams& p, DType dtype, cudaStream_t
   const int64_t total = p.batch * p.rows * p.features;
   if (total == 0) return cudaSuccess;
   return by_dtype(dtype, [&](auto tag) {
-    mesh_upsample_fwd_kernel<decltype(tag)><<<unsigned(cdiv(total, kThreads)), kThreads, 0, stream>>>(p);
+    TF_LAUNCH((mesh_upsample_fwd_kernel<decltype(tag)>), unsigned(cdiv(total, kThreads)), kThreads, 0, stream, p);
     return cudaGetLastError();
   });
 }

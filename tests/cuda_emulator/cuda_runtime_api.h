@@ -242,6 +242,14 @@ inline void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32
   });
   std::memcpy(c, sum.c, sizeof c);
 }
+inline unsigned __ballot_sync(unsigned mask, bool v) {
+  return emulator::exchange(mask, int(v), [&](const int* all, unsigned) {
+    unsigned set = 0;
+    for (unsigned l = 0; l < 32; ++l) set |= unsigned(all[l]) << l;
+    return set;
+  });
+}
+inline int __ffs(int v) { return __builtin_ffs(v); }
 inline int atomicAdd(int* at, int v) {
   const int old = *at;
   *at += v;

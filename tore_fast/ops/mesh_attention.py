@@ -17,7 +17,8 @@ from .reference.mesh_attention import mesh_attention_reference
 
 BACKENDS = ("cuda", "cpu")
 _DTYPES = {"cuda": (torch.float32, torch.float16, torch.bfloat16), "cpu": (torch.float32, torch.float16, torch.bfloat16)}
-MAX_HEAD_DIM = {"cuda": 128, "cpu": 256}
+MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
+MAX_STRIP = 11_000  # joints * tokens: the CUDA backward holds two float32 score strips of that size in shared memory
 
 
 class MeshAttentionResult(NamedTuple):
@@ -28,13 +29,15 @@ class MeshAttentionResult(NamedTuple):
     weights: Tensor | None  # [B, T, T] float32, mean over heads, before dropout; None unless return_weights
 
 
-def why_not(backend: str, q: Tensor, return_weights: bool = False) -> str | None:
+def why_not(backend: str, q: Tensor, return_weights: bool = False, joints: int = 0) -> str | None:
     """Why `backend` cannot attend with queries like `q`, or None."""
     reason = backend_reason(backend) or tensor_reason(backend, q, _DTYPES[backend])
     if reason is None and return_weights:
         reason = "return_weights needs the dense weights, which only impl='reference' forms"
     if reason is None and q.shape[-1] > MAX_HEAD_DIM[backend]:
         reason = f"it takes head dimensions up to {MAX_HEAD_DIM[backend]}, got {q.shape[-1]}"
+    if reason is None and backend == "cuda" and joints * q.shape[2] > MAX_STRIP:
+        reason = f"it holds joints x tokens scores in shared memory, up to {MAX_STRIP}, got {joints} x {q.shape[2]}"
     return reason
 
 
@@ -88,8 +91,7 @@ def mesh_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if dropout_p > 0.0 and seed is None:
         seed = torch.randint(-(2**62), 2**62, (1,), dtype=torch.int64, device=q.device)
-    backend = choose("mesh_attention", "reference" if return_weights and impl == "auto" else impl, BACKENDS, why_not, q,
-                     return_weights)
+    backend = choose("mesh_attention", impl, BACKENDS, why_not, q, return_weights, topology.joints)
     weights = None
     if backend == "reference":
         out, lse, weights = mesh_attention_reference(

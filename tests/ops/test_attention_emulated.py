@@ -1,0 +1,138 @@
+"""The CUDA attention, matching and upsampling kernels, compiled by g++ and run by tests/cuda_emulator, against the references.
+
+Needs no GPU and no CUDA toolkit. Checks indexing, barriers (threads run in shuffled order), warp operations, tails and
+padding of the very sources that nvcc compiles; not memory alignment, speed or the hardware's rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from ops.test_mesh_attention import random_topology
+
+from tore_fast.ops import csr_matrix
+from tore_fast.ops.bipartite_match import _owners
+from tore_fast.ops.reference.bipartite_match import bipartite_match_reference, segment_merge_reference
+from tore_fast.ops.reference.mesh_attention import mesh_attention_reference
+from tore_fast.ops.reference.mesh_upsample import mesh_upsample_reference
+
+HERE = Path(__file__).resolve().parent.parent / "cuda_emulator"
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+LIMIT = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None or not (HERE.parent.parent / "csrc" / "cuda").is_dir(), reason="needs g++ and csrc/cuda"
+)
+
+
+@pytest.fixture(scope="module")
+def lib(tmp_path_factory):
+    path = tmp_path_factory.mktemp("emulator") / "libemulated.so"
+    flags = ["-std=c++17", "-O1", "-fno-strict-aliasing", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+    subprocess.run(["g++", *flags, f"-I{HERE}", HERE / "attention.cpp", "-o", path], check=True)
+    loaded = ctypes.CDLL(str(path))
+    loaded.emulator_setup(ctypes.c_uint(1), ctypes.c_int64(227 * 1024))
+    return loaded
+
+
+def call(function, *args):
+    """Tensors by address, int as int64, float as double, dtypes as the enum of csrc/cuda/common.h."""
+    values = []
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            assert a.is_contiguous()
+            values.append(ctypes.c_void_p(a.data_ptr()))
+        elif isinstance(a, torch.dtype):
+            values.append(ctypes.c_int(DTYPES[a]))
+        elif isinstance(a, float):
+            values.append(ctypes.c_double(a))
+        else:
+            values.append(ctypes.c_void_p(None) if a is None else ctypes.c_int64(int(a)))
+    assert function(*values) == 0
+
+
+def nan(*shape, dtype=torch.float32):
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+@pytest.mark.parametrize("joints,vertices,dim,dtype,dropout", [
+    (14, 70, 64, torch.float32, 0.0), (14, 70, 64, torch.bfloat16, 0.2), (5, 67, 16, torch.float16, 0.0), (0, 65, 24, torch.float32, 0.3),
+    (33, 20, 32, torch.float32, 0.2), (3, 9, 13, torch.float32, 0.0), (2, 0, 8, torch.float32, 0.0), (4, 40, 48, torch.float32, 0.0),
+])  # fmt: skip
+def test_mesh_attention(lib, joints, vertices, dim, dtype, dropout):
+    batch, heads, tokens = 2, 2, joints + vertices
+    degree = 6 if joints != 33 else 80  # once more than 32 neighbours: several rounds
+    topology = random_topology(vertices, joints, degree, symmetric=vertices != 40)
+    q, k, v, g = (torch.randn(batch, tokens, heads, dim).to(dtype) for _ in range(4))
+    seed = torch.tensor([987654321012])
+    leaves = [t.double().transpose(1, 2).requires_grad_() for t in (q, k, v)]
+    want, want_lse, _ = mesh_attention_reference(*leaves, topology.row_ptr, topology.col_idx, joints, 0.4, dropout, seed)
+    grads = torch.autograd.grad(want, leaves, g.double().transpose(1, 2))
+    out, lse = nan(batch, tokens, heads, dim, dtype=dtype), nan(batch, heads, tokens)
+    common = (dtype, batch, heads, joints, vertices, dim, q, k, v, *topology[:4], 0.4, dropout, seed)
+    call(lib.emulated_mesh_attention, *common, out, lse, None, None, None, None, None)
+    limit = LIMIT[dtype]
+    torch.testing.assert_close(out.double().transpose(1, 2), want, rtol=limit, atol=limit)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=0, atol=1e-5)
+    delta = (g.double().transpose(1, 2) * want.detach()).sum(-1).float().contiguous()
+    dq, dk, dv = (nan(batch, tokens, heads, dim, dtype=dtype) for _ in range(3))
+    call(lib.emulated_mesh_attention, *common, None, lse, g, delta, dq, dk, dv)
+    for got, exact in zip((dq, dk, dv), grads):
+        torch.testing.assert_close(got.double().transpose(1, 2), exact, rtol=3 * limit, atol=3 * limit)
+
+
+@pytest.mark.parametrize("tokens,channels,r,parity,dtype", [
+    (97, 40, 13, 0, torch.float32), (66, 80, 33, 1, torch.float32), (35, 33, 5, 1, torch.float16), (2, 4, 1, 0, torch.float32), (1, 4, 0, 0, torch.float32),
+])  # fmt: skip
+@pytest.mark.parametrize("options", ["plain", "forced", "never", "special"])
+def test_bipartite_match(lib, tokens, channels, r, parity, dtype, options):
+    metric = torch.randn(2, tokens, channels).to(dtype)
+    metric[0, : tokens // 2] = metric[0, :1]  # ties
+    protected = torch.rand(2, tokens) < 0.4 if options in ("forced", "never") else None
+    coverage = torch.rand(2, tokens) if options == "forced" else None
+    special = options == "special"
+    r = max(0, min(r, (tokens - 2) // 2)) if special else r
+    by_index = special or parity == 1
+    num_a = tokens // 2 if parity else tokens - tokens // 2
+    unm, src, dst = (torch.full((2, n), -9, dtype=torch.int32) for n in (num_a - r, r, r))
+    best = nan(2, num_a)
+    call(lib.emulated_bipartite_match, dtype, metric, protected, coverage, 2, tokens, channels, r, parity, special, special,
+         options == "forced", by_index, unm, src, dst, best)  # fmt: skip
+    want = bipartite_match_reference(metric, protected, coverage, r, parity, special, special, int(options == "forced"), by_index)
+    torch.testing.assert_close(best, want[3], rtol=1e-5, atol=1e-6)
+    # equal tokens have equal scores here, but the two products round differently: compare by the kernel's own scores
+    for b in range(2):
+        order = sorted(range(num_a), key=lambda i, b=b: (-float(best[b, i]), i))
+        assert src[b].tolist() == order[:r]
+        assert unm[b].tolist() == (sorted(order[r:]) if by_index else order[r:])
+    if protected is None and not special and tokens > 2:
+        assert torch.equal(dst[1], want[2][1]) or not torch.equal(src[1], want[1][1])
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "wavg"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bipartite_merge(lib, mode, dtype):
+    metric, x = torch.randn(2, 41, 8), torch.randn(2, 41, 150).to(dtype)
+    unm, src, dst, _ = bipartite_match_reference(metric, None, None, 17, 0, False, False, 1, False)
+    owner = _owners(unm.long(), src.long(), dst.long(), 41, 0, False)
+    weight = torch.rand(2, 41) + 0.5 if mode == "wavg" else None
+    y = nan(2, 24, 150, dtype=dtype)
+    call(lib.emulated_bipartite_merge, dtype, x, owner, weight, 2, 41, 24, 150, mode != "sum", y)
+    want = segment_merge_reference(x.double(), owner, 24, mode, weight)
+    torch.testing.assert_close(y.double(), want, rtol=LIMIT[dtype], atol=LIMIT[dtype])
+
+
+def test_mesh_upsample(lib):
+    rng = np.random.default_rng(0)
+    matrix = csr_matrix(sp.random(90, 37, 0.1, random_state=rng, format="csr"))
+    x = torch.randn(3, 37, 5)
+    y = nan(3, 90, 5)
+    call(lib.emulated_mesh_upsample, torch.float32, x, *matrix[:3], 3, 90, 37, 5, y)
+    torch.testing.assert_close(y.double(), mesh_upsample_reference(x.double(), *matrix[:3]), rtol=1e-6, atol=1e-6)
