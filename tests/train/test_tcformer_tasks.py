@@ -181,3 +181,51 @@ def test_body_recovery_learns(body):
     first, last = descend(task, 15, lr=5e-4)
     after = task.evaluate(model.eval())
     assert last < 0.5 * first and after["mpjpe_mm"] < before["mpjpe_mm"]
+
+
+def test_synthetic_sources(body):
+    """Rendered joints lie where their heat-maps peak, and rendered parameters give zero losses with their own camera."""
+    from tore_fast.train.tcformer_synth import SynthKeypoints, synth_body_batch
+
+    task = SynthKeypoints(torch.nn.Identity(), body, 64, difficulty=0.2, eval_images=32)
+    batch = task.batch(0, 2, 0)
+    assert batch["target"].shape == (2, 14, 16, 16) and torch.equal(batch["image"], task.batch(0, 2, 0)["image"])
+    made = task.training.batch(0, 2)
+    labelled = batch["weight"] > 0
+    assert labelled.any()
+    at = batch["target"].flatten(2).argmax(2)
+    peak = 4.0 * torch.stack([at % 16, at // 16], 2)
+    assert (peak - task.points(made))[labelled].abs().max() <= 2.0
+    truth = synth_body_batch(made, body)
+    out = BodyParameters(truth["rotations"], truth["shape"], made["camera"], truth["rotations"][..., :2].flatten(2))
+    losses = tasks.hmr_losses(out, truth, body)
+    assert all(float(losses[k]) < 1e-9 for k in ("pose", "shape", "joints3d", "joints2d"))
+
+
+def test_commands(tmp_path, capsys):
+    """`train keypoints --data wflw`: one step on a made-up face, then the exported folder is tested again."""
+    from tore_fast.cli import main
+
+    pytest.importorskip("accelerate")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (80, 80, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    line = " ".join(f"{v:.2f}" for v in rng.uniform(15, 65, 196)) + " 10 10 70 70 1 0 0 0 0 1 a.jpg\n"
+    (tmp_path / "list.txt").write_text(line * 2)
+    model = create_model("tcformer_light_wflw", neck_channels=32, **TINY)
+    from tore_fast.models import save_pretrained
+
+    save_pretrained(model, tmp_path / "start", "tcformer_light_wflw")
+    files = ["--data", "wflw", "--val-annotations", str(tmp_path / "list.txt"), "--images", str(tmp_path), "--image-size", "64", "64"]
+    steps = ["--train.steps", "1", "--train.batch-size", "2", "--train.out", str(tmp_path / "run"), "--train.ema", "0"]
+    common = ["train", "keypoints", "--model", "tcformer_light_wflw", *files]
+    with pytest.raises(SystemExit) as end:
+        main([*common, "--annotations", str(tmp_path / "list.txt"), "--checkpoint", str(tmp_path / "start"), *steps, "--export", str(tmp_path / "out")])
+    assert end.value.code == 0
+    with pytest.raises(SystemExit) as end:
+        main([*common, "--checkpoint", str(tmp_path / "out"), "--test"])
+    assert end.value.code == 0
+    assert "nme_blur" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["train", "keypoints", "--data", "wflw", "--model", "tcformer_light_wflw"])
+    assert end.value.code == 2
+    assert "--val-annotations" in capsys.readouterr().err

@@ -180,7 +180,7 @@ def _register(size: str, params_m: float, gmacs: float, note: str = "") -> None:
     @register_model(
         f"tcformer_{size}",
         family="tcformer",
-        paper=PaperRow(params_m, gmacs, "TCFormer README and Table 5", note),
+        paper=PaperRow(params_m, gmacs, "parameters: official README; multiply-adds: official counter", note),
         tags=("classification", "imagenet"),
     )
     def build(**overrides) -> TCFormer:

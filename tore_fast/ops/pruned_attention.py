@@ -201,7 +201,7 @@ def _packed_reference(q, k, v, cu_q, cu_k, max_q, max_k, key_bias, scale):
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     device = tensors[0].device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
     return tensors
 

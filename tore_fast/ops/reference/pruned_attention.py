@@ -24,7 +24,7 @@ def pruned_attention_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out [B, H, Nq, D], lse [B, H, Nq], weights [B, H, Nq, Nk]); rows without a key are 0 with lse -inf."""
     acc = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):  # autocast knows no meta device
         scores = (q.to(acc) * scale) @ k.to(acc).transpose(-2, -1)
         if key_bias is not None:
             scores = scores + key_bias.to(acc)[:, None, None, :]
@@ -61,7 +61,7 @@ def key_importance_reference(
 ) -> Tensor:  # [B, Nk]
     """Attention each key gets from the rows, summed over rows, mean over heads."""
     acc = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):
         scores = (q.to(acc) * scale) @ k.to(acc).transpose(-2, -1)
         if key_bias is not None:
             scores = scores + key_bias.to(acc)[:, None, None, :]

@@ -1,0 +1,54 @@
+"""`tore-fast train classify`: TCFormer on a folder of class folders, official recipe."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from ..train.loop import TrainConfig
+
+
+@dataclass
+class Args:
+    """Trains (or tests) an image classifier; the same command resumes a stopped run."""
+
+    data: Positional[Path]
+    """Folder with train/<class>/<image> and val/<class>/<image>."""
+    model: str = "tcformer_light"
+    """A TCFormer classifier (tore-fast list)."""
+    image_size: int = 224
+    mixup: bool = True
+    """mixup 0.8, cutmix 1.0, label smoothing 0.1."""
+    checkpoint: Path | None = None
+    """Start from (or test) a folder of ours or an official file."""
+    test: bool = False
+    """Only print the metrics on val/."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, weight_decay=0.05, clip_norm=0.0))
+    export: Path | None = None
+    """Write the trained model here as a checkpoint folder."""
+
+
+def run(args: Args) -> int:
+    import torch
+
+    from ..data.imagenet_folder import imagenet_folder, imagenet_mixup
+    from ..train.tcformer import Classification
+    from .train_keypoints import finish, start_model
+
+    torch.manual_seed(args.train.seed)
+    try:
+        held_out = imagenet_folder(args.data / "val", False, args.image_size)
+        training = held_out if args.test else imagenet_folder(args.data / "train", True, args.image_size)
+        classes = len(held_out.classes)
+        if training.classes != held_out.classes:
+            raise ValueError(f"{args.data}: train/ and val/ hold different classes")
+        model = start_model(args.model, args.checkpoint, num_classes=classes)
+    except (ValueError, FileNotFoundError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    mixup = imagenet_mixup(classes) if args.mixup else None
+    task = Classification(model, training, held_out, mixup, args.train.seed)
+    return finish(task, args, {"data": str(args.data), "classes": held_out.classes})

@@ -1,0 +1,124 @@
+"""`tore-fast train keypoints`: heat-map models on COCO-WholeBody, WFLW or synthetic people."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..train.loop import TrainConfig
+
+
+@dataclass
+class Args:
+    """Trains (or tests) a key-point model; the same command resumes a stopped run."""
+
+    data: Literal["synth", "wholebody", "wflw"] = "synth"
+    """synth needs no files."""
+    model: str = "tcformer_light_wholebody"
+    """A key-point model of the TCFormer family (tore-fast list)."""
+    annotations: Path | None = None
+    """Training annotations: coco_wholebody_train_v1.0.json or list_98pt_rect_attr_train.txt."""
+    images: Path | None = None
+    """Folder of the training images."""
+    val_annotations: Path | None = None
+    """Annotations of the test set."""
+    val_images: Path | None = None
+    """Folder of the test images (default: --images)."""
+    boxes: Path | None = None
+    """Whole body: detector boxes of the test set (COCO result format); default: the annotated boxes."""
+    image_size: tuple[int, int] = (0, 0)
+    """Height and width of the crops; 0 0: 128x128 for synth, else the model's."""
+    flip_test: bool = True
+    """Average with the mirrored picture when testing."""
+    checkpoint: Path | None = None
+    """Start from (or test) a folder of ours or an official file."""
+    test: bool = False
+    """Only print the metrics."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=5e-4, weight_decay=0.01, schedule="cosine", clip_norm=0.0))
+    export: Path | None = None
+    """Write the trained model here as a checkpoint folder."""
+
+
+def start_model(name: str, checkpoint: Path | None, **overrides):
+    """A registered model, or the weights of a folder or an official file."""
+    from ..models import create_model, load_pretrained
+    from ..models.convert.tcformer import load_tcformer
+
+    if checkpoint is None:
+        return create_model(name, **overrides)
+    return load_pretrained(checkpoint) if checkpoint.is_dir() else load_tcformer(checkpoint)
+
+
+def finish(task, args, facts: dict) -> int:
+    """Tests, or trains and exports the averaged weights."""
+    import torch
+
+    from ..models import save_pretrained
+    from ..train.loop import train
+
+    if args.test:
+        metrics = task.evaluate(task.model.eval())
+        print("\n".join(f"{k}: {v:.4f}" for k, v in metrics.items()))
+        return 0
+    train(task, args.train)
+    if args.export is not None:
+        best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
+        task.model.load_state_dict(best["model"])
+        facts = {**facts, "step": best["step"], "training": asdict(args.train)}
+        save_pretrained(task.model.cpu().eval(), args.export, args.model, metrics=best["metrics"], trained_on=facts)
+        print(f"{args.export}: " + "  ".join(f"{k} {v:.4g}" for k, v in best["metrics"].items()))
+    return 0
+
+
+def run(args: Args) -> int:
+    import torch
+
+    torch.manual_seed(args.train.seed)
+    try:
+        task = _synth(args) if args.data == "synth" else _annotated(args)
+    except (ValueError, FileNotFoundError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return finish(task, args, {"data": args.data})
+
+
+def _synth(args: Args):
+    from ..body import load_body
+    from ..train.tcformer_synth import NUM_JOINTS, SynthKeypoints
+
+    size = args.image_size[0] or 128
+    if args.image_size[0] != args.image_size[1]:
+        raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
+    model = start_model(args.model, args.checkpoint, num_keypoints=NUM_JOINTS)
+    return SynthKeypoints(model, load_body("free"), size, seed=args.train.seed + 1)
+
+
+def _annotated(args: Args):
+    from ..data import topdown, wflw, wholebody
+    from ..models import model_entry
+    from ..train.tcformer import Keypoints, LandmarkMetric, WholeBodyMetric
+
+    needed = {"--val-annotations": args.val_annotations, "--val-images (or --images)": args.val_images or args.images}
+    if not args.test:
+        needed |= {"--annotations": args.annotations, "--images": args.images}
+    missing = [flag for flag, value in needed.items() if value is None]
+    if missing:
+        raise ValueError(f"--data {args.data} needs {', '.join(missing)}")
+    size = args.image_size if args.image_size[0] else tuple(model_entry(args.model).input_shape[1:])
+    val_images, seed = args.val_images or args.images, args.train.seed
+    if args.data == "wflw":
+        held_out, attributes = wflw.read_wflw(args.val_annotations, val_images)
+        training = held_out if args.test else wflw.read_wflw(args.annotations, args.images)[0]
+        metric = LandmarkMetric(attributes, wflw.SUBSETS, wflw.EYE_CORNERS)
+        make, augment, points = wflw.wflw_dataset, wflw.AUGMENT, wflw.NUM_KEYPOINTS
+    else:
+        annotated = wholebody.read_wholebody(args.val_annotations, val_images)
+        held_out = annotated if args.boxes is None else wholebody.read_wholebody(args.val_annotations, val_images, args.boxes)
+        training = held_out if args.test else wholebody.read_wholebody(args.annotations, args.images)
+        metric = WholeBodyMetric(annotated)
+        make, augment, points = wholebody.wholebody_dataset, topdown.CropAugment(), wholebody.NUM_KEYPOINTS
+    model = start_model(args.model, args.checkpoint, num_keypoints=points)
+    sets = make(training, size, augment, seed), make(held_out, size)
+    return Keypoints(model, *sets, metric, args.flip_test, seed=seed)

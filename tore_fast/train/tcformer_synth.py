@@ -1,0 +1,89 @@
+"""TCFormer's key-point and body tasks on synthetic images of the free body: training with nothing downloaded.
+
+In: data/synth batches; out: Tasks for train/loop.py (losses in train/tcformer.py). `tore-fast train keypoints --data synth`
+and `tore-fast train smpl` run them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..body import Body, project
+from ..body.lbs import axis_angle_to_matrix
+from ..data.heatmap import decode_heatmaps, encode_heatmaps
+from ..data.synth import SynthGenerator
+from ..data.topdown import IMAGENET_MEAN, IMAGENET_STD
+from .tcformer import BodyRecovery, joints_mse
+
+NUM_JOINTS = 14  # of data/synth: the 14 evaluation joints
+
+
+def network_input(images: Tensor) -> Tensor:
+    """[B, 3, S, S] uint8 -> float32 with ImageNet mean and standard deviation."""
+    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images.float() / 255 - mean) / std
+
+
+class SynthKeypoints:
+    """Heat-maps of 14 joints on rendered people; evaluated by the pixel error and PCK (10 % of the body's box)."""
+
+    best_metric = "error_px"
+
+    def __init__(self, model: nn.Module, body: Body, image_size: int = 128, difficulty: float = 0.5, sigma: float = 2.0,
+                 seed: int = 1, eval_images: int = 256):  # fmt: skip
+        self.model, self.image_size, self.sigma, self.eval_images = model, image_size, sigma, eval_images
+        self.training, self.held_out = (
+            SynthGenerator(body, image_size, seed=seed, difficulty=difficulty, split=split) for split in ("train", "test")
+        )
+
+    def points(self, made: dict[str, Tensor]) -> Tensor:  # [B, 14, 2] pixel indices
+        return (made["joints2d"] + 1) * (self.image_size / 2) - 0.5
+
+    def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
+        made = self.training.batch(index, batch_size)
+        size = (self.image_size // 4, self.image_size // 4)
+        target, weight = encode_heatmaps(self.points(made), made["visible2d"], size, 4, self.sigma)
+        return {"image": network_input(made["images"]), "target": target, "weight": weight}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        value = joints_mse(model(batch["image"]), batch["target"], batch["weight"])
+        return value, {"heatmap_mse": value.detach()}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        errors, hits = [], []
+        for index in range(-(-self.eval_images // 32)):
+            made = self.held_out.batch(index, 32)
+            at, _ = decode_heatmaps(model(network_input(made["images"]).to(device)).cpu())
+            error = (4 * at - self.points(made)).norm(dim=2)
+            side = (made["box"][:, 2:] - made["box"][:, :2]).amax(1)
+            seen = made["visible2d"] > 0
+            errors.append(error[seen])
+            hits.append((error < 0.1 * side[:, None])[seen])
+        return {"error_px": float(torch.cat(errors).mean()), "pck_0.1": float(torch.cat(hits).float().mean())}
+
+
+def synth_body_batch(made: dict[str, Tensor], body: Body) -> dict[str, Tensor]:
+    """A batch of `train.tcformer.hmr_losses` from a batch of data/synth."""
+    rotations = axis_angle_to_matrix(made["pose"])
+    joints = body.regress("h36m17", body(rotations, made["betas"], level=2).vertices)
+    centred = joints - joints[:, :1]
+    ones = torch.ones_like(centred[..., :1])
+    return {
+        "image": network_input(made["images"]),
+        "rotations": rotations,
+        "shape": made["betas"],
+        "joints3d": centred,
+        "joints2d": torch.cat([project(centred, made["camera"]), ones], dim=2),
+    }
+
+
+def synth_body_recovery(model: nn.Module, body: Body, image_size: int = 112, difficulty: float = 0.5, seed: int = 1,
+                        eval_images: int = 256) -> BodyRecovery:  # fmt: skip
+    """`BodyRecovery` on rendered people."""
+    training = SynthGenerator(body, image_size, seed=seed, difficulty=difficulty)
+    held_out = SynthGenerator(body, image_size, seed=seed, difficulty=difficulty, split="test")
+    batches = [synth_body_batch(held_out.batch(i, 32), body) for i in range(-(-eval_images // 32))]
+    return BodyRecovery(model, body, lambda index, size, step: synth_body_batch(training.batch(index, size), body), batches)
