@@ -7,9 +7,9 @@ In: tokens of the kept frames [B, f, J, C]. Out: tokens of all frames [B, F, J, 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .pose_blocks import attend
 from .tpc import gather_frames
 
 
@@ -33,7 +33,7 @@ class CrossAttention(nn.Module):
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for t in (self.linear_q(q), self.linear_k(k), self.linear_v(v))
         )
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
 
@@ -79,7 +79,7 @@ class TokenRecovery(CrossAttention):
             t.reshape(b, -1, joints * self.heads, c // self.heads).transpose(1, 2)
             for t in (self.linear_k(x), self.linear_v(x))
         )
-        out = F.scaled_dot_product_attention(q.expand(b, -1, -1, -1), k, v)
+        out = attend(q.expand(b, -1, -1, -1), k, v)
         out = out.transpose(1, 2).reshape(b, -1, joints, c)
         return x_token[:, :, None] + self.proj(out)
 
