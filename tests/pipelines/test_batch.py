@@ -18,7 +18,7 @@ from made_up.sets import jpeg, picture, write_tar
 from PIL import Image
 
 from tore_fast.cli import main
-from tore_fast.pipelines.batch import BatchConfig, predict_pictures, results, run, work
+from tore_fast.pipelines.batch import BatchConfig, ModelFactory, predict_pictures, results, run, work
 from tore_fast.pipelines.batch_units import BatchError, BatchFolder, list_pictures
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -54,10 +54,17 @@ def everything(out) -> dict[str, tuple]:
     return table
 
 
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(
-        x[0] == y[0] and all(np.allclose(p, q, atol=1e-5) for p, q in zip(x[1:], y[1:])) for x, y in ((a[k], b[k]) for k in a)
-    )
+def same(a: dict, b: dict) -> str:
+    """"" where both hold the same pictures and numbers (up to the rounding of other batches), else what differs."""
+    if a.keys() != b.keys():
+        return f"pictures: {sorted(a.keys() ^ b.keys())}"
+    for name in a:
+        if a[name][0] != b[name][0]:
+            return f"{name}: {a[name][0]!r}, {b[name][0]!r}"
+        for x, y in zip(a[name][1:], b[name][1:]):
+            if x.shape != y.shape or not np.allclose(x, y, rtol=1e-4, atol=1e-4):
+                return f"{name}: {x.shape}, {y.shape}, {np.abs(x - y).max() if x.shape == y.shape else ''}"
+    return ""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def test_one_worker(shards, expected):
     assert len(expected) == 37
     errors = {k: v[0] for k, v in expected.items() if v[0]}
     (name,) = errors
-    assert name.endswith("000001.tar:part/004.jpg") and "not a readable picture" in errors[name]
+    assert name.endswith("000001.tar:part/004.jpg") and "not a picture that Pillow can read" in errors[name]
     assert all(len(v[1]) == (0 if k == name else 1) for k, v in expected.items())
     # the numbers are the pipeline's own
     path = next(p for p in list_pictures([shards / "photos"]) if p.name.endswith("deep/5.png"))
@@ -108,7 +115,7 @@ def test_kill_workers(shards, expected, tmp_path):
     assert len(killed) == 2 and summary.deaths == 2 and sum("died" in line for line in lines) == 2
     assert (summary.pictures, summary.people, summary.failed, summary.fresh_pictures) == (37, 36, 1, 37)
     assert summary.pictures_per_s > 0 and any("pictures/s" in line for line in lines)
-    assert same(everything(tmp_path), expected)
+    assert same(everything(tmp_path), expected) == ""
     assert BatchFolder(tmp_path).verify() == {"pictures": 37, "people": 36, "failed": 1}
     assert not list((tmp_path / "results").glob(".*"))
 
@@ -151,7 +158,7 @@ def test_kill_everything_and_go_on(shards, expected, tmp_path):
     with pytest.raises(BatchError, match="units are not done"):
         folder.verify()
     summary = run([shards], folder.root, Factory(), BatchConfig(unit_pictures=5), **QUIET)
-    assert summary.fresh_pictures == 37 - 5 * len(done) and same(everything(folder.root), expected)
+    assert summary.fresh_pictures == 37 - 5 * len(done) and same(everything(folder.root), expected) == ""
     assert all(folder.result_path(u).stat().st_mtime_ns == t for u, t in times.items())  # finished units were not touched
     again = run([shards], folder.root, Factory(), BatchConfig(unit_pictures=5), **QUIET)
     assert again.fresh_pictures == 0
@@ -164,7 +171,7 @@ def test_torchrun_processes_share_the_work(shards, expected, tmp_path):
     wait_for(lambda: folder.claims.is_dir() and any(f'"pid": {processes[1].pid},' in _text(c) for c in folder.claims.glob("unit-*.json")))
     processes[1].kill()
     assert processes[0].wait(180) == 0 and processes[1].wait() == -signal.SIGKILL
-    assert same(everything(folder.root), expected)
+    assert same(everything(folder.root), expected) == ""
 
 
 def _text(path: Path) -> str:
@@ -182,23 +189,17 @@ def test_a_picture_that_kills_is_found(tmp_path):
         pixels = np.full((40, 40, 3), 255, np.uint8) if i == 3 else picture(rng, 40, 40) // 2
         Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
     summary = run([tmp_path / "in"], tmp_path / "out", Factory(deadly=True), BatchConfig(boxes="full", unit_pictures=6), **QUIET)
-    assert (summary.deaths, summary.people, summary.failed) == (3, 5, 1)  # twice as a unit, once alone
+    assert (summary.deaths, summary.people, summary.failed) == (2, 5, 1)  # once as a unit, once alone
     errors = {Path(k).name: v[0] for k, v in everything(tmp_path / "out").items() if v[0]}
     assert errors == {"3.png": "the process died on this picture"}
 
 
-class NoModel:
-    def __call__(self, worker=0):
-        raise ValueError("there is no model")
-
-
-def test_gives_up_where_no_worker_lives(tmp_path):
+def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path, capfd):
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
-    from made_up import batch_model
-
-    batch_model.NoModel = NoModel  # found again by the spawned process only if the module has it: it has not
-    with pytest.raises(BatchError, match="workers died"):
-        run([tmp_path / "a.png"], tmp_path / "out", Factory(delay_s="not a number"), **QUIET)
+    with pytest.raises(BatchError, match="could not load the model"):
+        run([tmp_path / "a.png"], tmp_path / "out", ModelFactory("no_such_model"), **QUIET)
+    assert "no model 'no_such_model'" in capfd.readouterr().err
+    assert not list((tmp_path / "out" / "claims").iterdir())  # no unit is blamed for it
 
 
 def test_claims(tmp_path):
@@ -284,13 +285,13 @@ def test_wrong_inputs(tmp_path, shards):
 
 def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tore_fast.pipelines.batch.ModelFactory", lambda *a, **k: Factory())
-    command = ["batch", str(shards), "--out", str(tmp_path / "out"), "--unit", "20", "--save-vertices"]
+    command = ["batch", str(shards), "--out", str(tmp_path / "out"), "--unit", "20", "--save-vertices", "--engine", "torchrun"]
     with pytest.raises(SystemExit) as e:
         main(command)
     text = capsys.readouterr().out
     assert e.value.code == 1 and "37 pictures, 36 people, 1 failed" in text and "pictures/s" in text
     assert next(results(tmp_path / "out"))["vertices"].shape == (20, 6890, 3)
-    assert same(everything(tmp_path / "out"), expected)
+    assert same(everything(tmp_path / "out"), expected) == ""
     for code, arguments in ((0, [str(shards), "--verify", "--out", str(tmp_path / "out")]), (2, ["nowhere.tar"])):
         with pytest.raises(SystemExit) as e:
             main(["batch", *arguments])
@@ -302,7 +303,7 @@ def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
 def test_ray_with_a_killed_worker(shards, expected, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray is an optional extra (tore_fast[scale])")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))  # actors import the test's factory
-    monkeypatch.setenv("RAY_DISABLE_METRICS", "1")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray lowers its workers by 15, which starves them on a busy machine
     killed = []
 
     def kill_one() -> None:
@@ -323,4 +324,4 @@ def test_ray_with_a_killed_worker(shards, expected, tmp_path, monkeypatch):
     finally:
         ray.shutdown()
         thread.join()
-    assert killed and summary.pictures == 37 and same(everything(tmp_path / "out"), expected)
+    assert killed and summary.pictures == 37 and same(everything(tmp_path / "out"), expected) == ""

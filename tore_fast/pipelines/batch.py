@@ -10,7 +10,9 @@ import io
 import json
 import multiprocessing
 import os
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..data.boxes import boxes_of, read_boxes
 from ..data.image import ImageError, read_image
@@ -184,6 +186,7 @@ def work(
         pending = folder.pending()
         if not pending:
             return
+        pipeline = pipeline or factory(worker)  # before a unit is claimed: its failure is no unit's fault
         shift = worker * len(pending) // 8 % len(pending)  # workers start at different places
         claim = None
         for unit in pending[shift:] + pending[:shift]:
@@ -195,7 +198,6 @@ def work(
             if folder.result_path(unit).exists():  # finished between the listing and the claim
                 claim.path.unlink(missing_ok=True)
                 continue
-            pipeline = pipeline or factory(worker)
             predict_unit(folder, unit, claim, pipeline, config, table)
             if log is not None:
                 log(f"worker {worker}: unit {unit} done, {len(folder.done())} of {folder.manifest.units}")
@@ -279,8 +281,10 @@ def _read(picture: Picture, boxes: str, table: dict | None) -> tuple[np.ndarray 
         return None, None, f"{picture.name}: {e}"
     except (json.JSONDecodeError, KeyError, TypeError):
         return None, None, f'{picture.name}: its .json must be an object with "boxes": [[x0, y0, x1, y1], ...]'
+    except UnidentifiedImageError:  # its own text holds a memory address
+        return None, None, f"{picture.name}: not a picture that Pillow can read"
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        return None, None, f"{picture.name}: not a readable picture ({e})"
+        return None, None, f"{picture.name}: damaged or truncated picture ({e})"
 
 
 def box_table(boxes: str) -> dict | None:
@@ -315,8 +319,25 @@ def _pictures_in(folder: BatchFolder, units: Iterable[int]) -> int:
 # ---- engines -------------------------------------------------------------------------------------------------------------
 
 
+NO_MODEL = 3  # exit code of a worker whose factory failed
+
+
+class _Loud:
+    """Factory whose failure ends the process with NO_MODEL: it would fail in every other worker, too."""
+
+    def __init__(self, factory):
+        self.factory = factory
+
+    def __call__(self, worker: int) -> Pipeline:
+        try:
+            return self.factory(worker)
+        except Exception:
+            traceback.print_exc()
+            sys.exit(NO_MODEL)
+
+
 def _worker_process(root: str, factory, config: BatchConfig, worker: int, parent: int) -> None:
-    work(BatchFolder(root), factory, config, worker, parent)
+    work(BatchFolder(root), _Loud(factory), config, worker, parent)
 
 
 def _run_processes(folder: BatchFolder, factory, config: BatchConfig, workers: int, log: Callable[[str], None]) -> int:
@@ -348,9 +369,11 @@ def _run_processes(folder: BatchFolder, factory, config: BatchConfig, workers: i
                 del processes[worker]
                 if process.exitcode == 0 or not folder.pending():
                     continue
+                if process.exitcode == NO_MODEL:
+                    raise BatchError(f"worker {worker} could not load the model (its error is above)")
                 deaths, idle_deaths = deaths + 1, idle_deaths + 1
                 log(f"worker {worker} died (exit code {process.exitcode}); its unit is done again")
-                # a model that cannot be loaded kills every worker at once
+                # workers that die again and again without finishing anything: out of memory, say
                 if deaths > config.max_deaths or idle_deaths > 3 * workers + 3:
                     raise BatchError(f"{deaths} workers died, {len(folder.pending())} units are open; the same command goes on")
                 processes[worker] = start(worker)

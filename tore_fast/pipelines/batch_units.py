@@ -25,7 +25,7 @@ import numpy as np
 from ..data.image import EXTENSIONS
 from ..data.readers.hmr2_tar import expand_tars, tar_samples
 
-CAREFUL_AFTER = 2  # so many workers died on a unit: from now on it is done picture by picture, to find the one that kills
+CAREFUL_AFTER = 1  # so many workers died on a unit: from now on it is done picture by picture, to find the one that kills
 BEAT_S = 5.0
 
 

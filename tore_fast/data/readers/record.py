@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..image import ImageError
 
@@ -137,8 +137,10 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.ascontiguousarray(np.asarray(image.convert("RGB")))
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise ImageError(f"{name}: not a picture that Pillow can read ({e})") from None
+        raise ImageError(f"{name}: damaged or truncated picture ({e})") from None
 
 
 def float_array(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
