@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -35,6 +36,9 @@ def save_pretrained(model: nn.Module, folder: str | Path, name: str, dtype: torc
     if dtype is not None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     save_file(state, folder / WEIGHTS_NAME)
+    umask = os.umask(0)  # safetensors writes 0600 whatever the umask; a shared or installed folder must be readable
+    os.umask(umask)
+    os.chmod(folder / WEIGHTS_NAME, 0o666 & ~umask)
     config = {"model": name, "config": dataclasses.asdict(model.config), **extra}
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
     return folder
