@@ -31,6 +31,8 @@ class MeshRecoveryConfig:
     curriculum: float = 0.5
     joint_weight: float = 10.0
     mesh_weight: float = 10.0
+    edge_weight: float = 20.0
+    """Of the coarse mesh's edge vectors: keeps the surface smooth where vertices are still uncertain."""
     projection_weight: float = 1.0
     heatmap_weight: float = 2.0
     """Of the train-only joint heat maps (dense_supervision.py); 0 with part_weight 0 leaves the heads out."""
@@ -52,6 +54,7 @@ class MeshRecovery:
         if device == "cpu":
             self.model.to(memory_format=torch.channels_last)  # 1.2-1.5x for the convolutions on a CPU
         self.generator = SynthGenerator(body, config.image_size, config.data_seed, device=device)
+        self.edges = torch.from_numpy(body.hierarchy.edges(2)).to(device)  # [E, 2]
         picks = list(joints.H36M17_TO_J14)
         self.regressor = torch.from_numpy(body.topology.regressor("h36m17")[[0, *picks]]).to(device)
 
@@ -79,16 +82,22 @@ class MeshRecovery:
         mesh_joints = self._joints(vertices)
         joint_loss = l1_loss(token_joints, truth_joints) + l1_loss(mesh_joints, truth_joints)
         mesh_loss = (l1_loss(coarse, truth_coarse) + l1_loss(mid, truth_mid) + l1_loss(vertices, truth)) / 3
+        edge_loss = l1_loss(self._edges(coarse), self._edges(truth_coarse))
         truth_2d = batch["joints2d"]
         camera = out.camera.float()
         projection = l1_loss(project(token_joints, camera), truth_2d) + l1_loss(project(mesh_joints, camera), truth_2d)
         total = c.joint_weight * joint_loss + c.mesh_weight * mesh_loss + c.projection_weight * projection
-        logs = {"joints": joint_loss.detach(), "mesh": mesh_loss.detach(), "2d": projection.detach()}
+        total = total + c.edge_weight * edge_loss
+        logs = {"joints": joint_loss, "mesh": mesh_loss, "2d": projection, "edges": edge_loss}
+        logs = {k: v.detach() for k, v in logs.items()}
         if isinstance(made, DenseOutput):
             heat, part = dense_losses(made, batch["joints2d"], batch["mask"])
             total = total + c.heatmap_weight * heat + c.part_weight * part
             logs |= {"heatmaps": heat.detach(), "parts": part.detach()}
         return total, {**logs, "difficulty": torch.tensor(self.difficulty(step))}
+
+    def _edges(self, coarse: Tensor) -> Tensor:  # [B, V, 3] -> [B, E, 3]
+        return coarse[:, self.edges[:, 0]] - coarse[:, self.edges[:, 1]]
 
     def _joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, 14, 3], centred on the regressed pelvis
         regressed = self.regressor.to(vertices.device) @ vertices
