@@ -10,7 +10,7 @@ struct MeshUpsampleParams {
   const int32_t* col_idx;  // [nnz]
   const float* values;     // [nnz]
   float* y;                // [batch, rows, features]
-  int64_t rows, cols, features;
+  int64_t rows, cols, features, batch;
 };
 
 // Rows [begin, end) of the flattened (batch, row) range.

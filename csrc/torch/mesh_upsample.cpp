@@ -21,7 +21,8 @@ Tensor mesh_upsample_cpu(const Tensor& x_in, const Tensor& row_ptr_in, const Ten
                                   y.mutable_data_ptr<float>(),
                                   rows,
                                   x.size(1),
-                                  x.size(2)};
+                                  x.size(2),
+                                  x.size(0)};
   torch::stable::parallel_for(0, x.size(0) * rows, 4096,
                               [&](int64_t begin, int64_t end) { cpu::mesh_upsample(p, begin, end); });
   return y;
