@@ -2,27 +2,30 @@
 
 #include <algorithm>
 
+#include "row_sum.h"
+
 namespace tore_fast::cpu {
 namespace {
 
 constexpr float kEps = 1e-6f;
 constexpr int64_t kClustersPerTask = 64;
 
-void one_cluster(const ClusterMergeParams& p, int64_t b, int64_t c, const int32_t* first,
-                 const int32_t* last) {
+void one_cluster(const ClusterMergeParams& p, int64_t b, int64_t c, const int32_t* first, const int32_t* last,
+                 std::vector<float>& shares) {
   const float* weight = p.weight ? p.weight + b * p.tokens : nullptr;
   float total = 0.f;
   for (const int32_t* j = first; j != last; ++j) total += weight ? weight[*j] : 1.f;
   total += kEps;
   p.total[b * p.clusters + c] = total;
-  float* y = p.merged + (b * p.clusters + c) * p.channels;
-  std::fill(y, y + p.channels, 0.f);
+  shares.clear();
   for (const int32_t* j = first; j != last; ++j) {
     const float share = (weight ? weight[*j] : 1.f) / total;
     p.norm_weight[b * p.tokens + *j] = share;
-    const float* x = p.x + (b * p.tokens + *j) * p.channels;
-    for (int64_t f = 0; f < p.channels; ++f) y[f] += share * x[f];
+    shares.push_back(share);
   }
+  const float* x = p.x + b * p.tokens * p.channels;
+  float* y = p.merged + (b * p.clusters + c) * p.channels;
+  row_sum()(x, p.channels, first, shares.data(), last - first, 1.f, y);
 }
 
 }  // namespace
@@ -52,8 +55,9 @@ void cluster_merge(const ClusterMergeParams& p, const Parallel& parallel) {
     const int64_t b = task / tasks, begin = task % tasks * kClustersPerTask;
     const int32_t* ptr = row_ptr.data() + b * (p.clusters + 1);
     const int32_t* of_image = items.data() + b * p.tokens;
+    std::vector<float> shares;
     for (int64_t c = begin; c < std::min(begin + kClustersPerTask, p.clusters); ++c)
-      one_cluster(p, b, c, of_image + ptr[c], of_image + ptr[c + 1]);
+      one_cluster(p, b, c, of_image + ptr[c], of_image + ptr[c + 1], shares);
   });
   for (int64_t i = 0; i < p.batch * p.cells; ++i) {
     const int64_t token = p.idx_token[i], b = i / p.cells;

@@ -9,7 +9,7 @@ namespace tore_fast::cpu {
 // Cell (r, c) of an h0 x w0 grid belongs to pixel (floor(r * h / h0), floor(c * w / w0)), ratios in float32.
 struct CellGrid {
   int64_t h0, w0, h, w;
-  std::vector<int32_t> row_of, col_of;  // [h0], [w0] pixel row / column of a grid row / column
+  std::vector<int32_t> pixel_of;  // [h0 * w0] pixel of a cell
   std::vector<int32_t> row_start,
       col_start;  // [h + 1], [w + 1] first grid row / column of a pixel row / column
 

@@ -12,7 +12,8 @@ cudaError_t group_by_id(const int64_t* id, int64_t batch, int64_t count, int64_t
         cudaFuncSetAttribute(group_by_id_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (e != cudaSuccess) return e;
   }
-  TF_LAUNCH(group_by_id_kernel, unsigned(batch), kGroupThreads, bytes, stream, id, count, groups, row_ptr, items);
+  TF_LAUNCH(group_by_id_kernel, unsigned(batch), kGroupThreads, bytes, stream, id, count, groups, row_ptr,
+            items);
   return cudaGetLastError();
 }
 
@@ -20,14 +21,16 @@ cudaError_t cluster_merge(const ClusterMergeParams& p, DType dtype, cudaStream_t
   if (p.batch == 0) return cudaSuccess;
   const cudaError_t e = group_by_id(p.cluster, p.batch, p.tokens, p.clusters, p.row_ptr, p.items, stream);
   if (e != cudaSuccess) return e;
-  TF_LAUNCH(cluster_merge_outside_kernel, unsigned(cdiv(p.batch * p.tokens, kGroupThreads)), kGroupThreads, 0, stream, p);
+  TF_LAUNCH(cluster_merge_outside_kernel, unsigned(cdiv(p.batch * p.tokens, kGroupThreads)), kGroupThreads, 0,
+            stream, p);
   by_dtype(dtype, [&](auto tag) {
     const unsigned blocks = unsigned(cdiv(p.batch * p.clusters, kMergeWarps));
     TF_LAUNCH((cluster_merge_fwd_kernel<decltype(tag)>), blocks, kMergeThreads, 0, stream, p);
     return cudaSuccess;
   });
   if (p.cells > 0)
-    TF_LAUNCH(cluster_merge_cells_kernel, unsigned(cdiv(p.batch * p.cells, kGroupThreads)), kGroupThreads, 0, stream, p);
+    TF_LAUNCH(cluster_merge_cells_kernel, unsigned(cdiv(p.batch * p.cells, kGroupThreads)), kGroupThreads, 0,
+              stream, p);
   return cudaGetLastError();
 }
 

@@ -1,5 +1,5 @@
-// Counting sort of cluster ids (one block per image), then one warp per cluster sums its tokens in ascending order: no
-// float atomics, the same bits on every run.
+// Counting sort of cluster ids (one block per image), then one warp per cluster sums its tokens in ascending
+// order: no float atomics, the same bits on every run.
 #pragma once
 #include "cluster_merge.h"
 #include "common.cuh"
@@ -17,7 +17,8 @@ __device__ __forceinline__ bool in_range(int64_t id, int64_t groups) { return id
 
 // Dynamic shared memory: one int per group.
 __global__ void __launch_bounds__(kGroupThreads)
-    group_by_id_kernel(const int64_t* ids, int64_t count, int64_t groups, int32_t* row_ptrs, int32_t* items_out) {
+    group_by_id_kernel(const int64_t* ids, int64_t count, int64_t groups, int32_t* row_ptrs,
+                       int32_t* items_out) {
   TF_DYNAMIC_SHARED(int32_t, next);
   __shared__ int32_t warp_sum[kGroupThreads / 32];
   const int64_t b = blockIdx.x;
@@ -130,7 +131,8 @@ __global__ void __launch_bounds__(kGroupThreads) cluster_merge_cells_kernel(cons
 
 // One warp per token: dx_j = share_j g_c, dw_j = <g_c, x_j - y_c> / W_c.
 template <typename T>
-__global__ void __launch_bounds__(kMergeThreads) cluster_merge_bwd_kernel(const ClusterMergeBackwardParams p) {
+__global__ void __launch_bounds__(kMergeThreads)
+    cluster_merge_bwd_kernel(const ClusterMergeBackwardParams p) {
   const int64_t j = int64_t(blockIdx.x) * kMergeWarps + threadIdx.x / 32;
   const int lane = int(threadIdx.x % 32);
   if (j >= p.batch * p.tokens) return;

@@ -11,8 +11,8 @@ namespace tore_fast::cuda {
 // Groups per image that group_by_id can count in shared memory on every GPU (96 KB).
 constexpr int64_t kMaxGroups = 24576;
 
-// Items 0..count-1 of each image by id, ascending inside a group: row_ptr [batch, groups + 1], items [batch, count]. Ids
-// outside 0..groups-1 are in no group; the unused end of items is -1.
+// Items 0..count-1 of each image by id, ascending inside a group: row_ptr [batch, groups + 1], items [batch,
+// count]. Ids outside 0..groups-1 are in no group; the unused end of items is -1.
 cudaError_t group_by_id(const int64_t* id, int64_t batch, int64_t count, int64_t groups, int32_t* row_ptr,
                         int32_t* items, cudaStream_t stream);
 

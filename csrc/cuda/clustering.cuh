@@ -13,7 +13,12 @@ __device__ __forceinline__ bool is_denser(float rho_j, int j, float rho_i, int i
 
 __device__ __forceinline__ TokenRows image_rows(const TokensParams& t, int64_t b) {
   const char* x = static_cast<const char*>(t.x) + b * t.tokens * t.channels * element_size(t.dtype);
-  return {x, t.dtype, t.vectorised, int(t.channels), nullptr, int(t.tokens),
+  return {x,
+          t.dtype,
+          t.vectorised,
+          int(t.channels),
+          nullptr,
+          int(t.tokens),
           t.norm ? t.norm + b * t.tokens : nullptr};
 }
 
@@ -46,7 +51,8 @@ __device__ __forceinline__ float max_of(const float* values, int64_t count, floa
 }
 
 // The distance of a token that has no denser one; also that of an empty column. See cpu/clustering.h.
-__device__ __forceinline__ float largest_distance(const TokensParams& t, const float* top, int64_t b, float* scratch) {
+__device__ __forceinline__ float largest_distance(const TokensParams& t, const float* top, int64_t b,
+                                                  float* scratch) {
   const int64_t tiles = (t.tokens + kTile - 1) / kTile;
   const bool empty = t.mask && count_real(t.mask + b * t.tokens, int(t.tokens), scratch) < t.tokens;
   if (!empty) return sqrtf(max_of(top + b * tiles, tiles, scratch));

@@ -1,4 +1,5 @@
-// Arguments of the clustering launchers. Pointers are device memory, tensors contiguous; see ops/dpc_knn_cluster.py.
+// Arguments of the clustering launchers. Pointers are device memory, tensors contiguous; see
+// ops/dpc_knn_cluster.py.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -14,10 +15,12 @@ struct TokensParams {
   bool vectorised;      // channels % 4 == 0 and x aligned to four elements
   const uint8_t* mask;  // [batch, tokens], non-zero = real token; or nullptr
   int64_t batch, tokens, channels;
-  float* norm;  // workspace [batch, tokens] of 16-bit tokens on the matrix units (see can_use_mma), else nullptr
+  float*
+      norm;  // workspace [batch, tokens] of 16-bit tokens on the matrix units (see can_use_mma), else nullptr
 };
 
-// Whether the streaming kernels may use the matrix units: 16-bit tokens in whole 16-byte pieces. `x` 16-byte aligned.
+// Whether the streaming kernels may use the matrix units: 16-bit tokens in whole 16-byte pieces. `x` 16-byte
+// aligned.
 constexpr bool can_use_mma(DType dtype, bool aligned, int64_t channels) {
   return dtype != DType::kFloat32 && aligned && channels % 8 == 0;
 }
@@ -41,7 +44,8 @@ struct DeltaParams {
   TokensParams t;
   const float* rho;  // [batch, tokens]
   bool strict;
-  float* top;      // [batch, ceil(tokens / 64)]; in if top_known (made by knn_density from the same tokens), else out
+  float* top;  // [batch, ceil(tokens / 64)]; in if top_known (made by knn_density from the same tokens), else
+               // out
   bool top_known;
   float* delta;            // [batch, tokens]
   int64_t* parent;         // [batch, tokens] or nullptr
@@ -60,8 +64,8 @@ struct DpcParams {
   int64_t* cluster;            // [batch, tokens]
   float *rho, *delta, *score;  // [batch, tokens]
   // workspace of the streaming path (dpc_one_launch says whether it is needed)
-  float* top;              // [batch, ceil(tokens / 64)]
-  int32_t* rank;           // [batch, tokens]
+  float* top;               // [batch, ceil(tokens / 64)]
+  int32_t* rank;            // [batch, tokens]
   int32_t *ranked, *place;  // [batch, clusters]
 };
 // Whether one launch does it all on this device: few tokens, no mask.

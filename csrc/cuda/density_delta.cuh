@@ -1,4 +1,5 @@
-// Distance to the nearest denser token: blocks of 64 rows, all columns streamed past them, a running (min, index) per row.
+// Distance to the nearest denser token: blocks of 64 rows, all columns streamed past them, a running (min,
+// index) per row.
 #pragma once
 #include "clustering.cuh"
 

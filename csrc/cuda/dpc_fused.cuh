@@ -1,17 +1,19 @@
-// dpc_knn_cluster of few tokens in one launch, one block per image: distances, density, delta, ranks, nearest centre.
+// dpc_knn_cluster of few tokens in one launch, one block per image: distances, density, delta, ranks, nearest
+// centre.
 //
-// x is read once (up to 180 tokens; twice up to 256), 32 channels at a time (the next chunk is fetched into registers while the current one is used). The
-// distances are accumulated in 4 x 4 register tiles over the lower triangle and end up packed in shared memory:
-// d(i, j <= i) at i (i + 1) / 2 + j, i.e. 4.9 KB for 49 tokens, 118.6 KB for 243. Reading a row through its transposed
-// part (stride growing by one) meets at most two lanes per bank.
+// x is read once (up to 180 tokens; twice up to 256), 32 channels at a time (the next chunk is fetched into
+// registers while the current one is used). The distances are accumulated in 4 x 4 register tiles over the
+// lower triangle and end up packed in shared memory: d(i, j <= i) at i (i + 1) / 2 + j, i.e. 4.9 KB for 49
+// tokens, 118.6 KB for 243. Reading a row through its transposed part (stride growing by one) meets at most
+// two lanes per bank.
 #pragma once
 #include "dpc_select.cuh"
 
 namespace tore_fast::cuda {
 namespace {
 
-// Up to 96 tokens one 4 x 4 tile per thread covers all pairs; 384 threads of at most 85 registers let two blocks share a
-// multiprocessor. Beyond: two tiles per thread and round, one block of 512.
+// Up to 96 tokens one 4 x 4 tile per thread covers all pairs; 384 threads of at most 85 registers let two
+// blocks share a multiprocessor. Beyond: two tiles per thread and round, one block of 512.
 constexpr int kSmallTokens = 96, kSmallThreads = 384;
 constexpr int kFusedTokens = 256, kFusedThreads = 512;
 
@@ -45,10 +47,11 @@ __host__ __device__ inline FusedPlan fused_plan(int tokens) {
   return f;
 }
 
-// Floats of dynamic shared memory: staged chunk | packed distances | rho, score | ranked, place, rank (as int).
+// Floats of dynamic shared memory: staged chunk | packed distances | rho, score | ranked, place, rank (as
+// int).
 __host__ __device__ inline int64_t fused_floats(int tokens, int clusters) {
-  return int64_t(fused_plan(tokens).width) * kChunk + int64_t(tokens) * (tokens + 1) / 2 + 3 * tokens + 2 * clusters +
-         kFusedThreads / 32;
+  return int64_t(fused_plan(tokens).width) * kChunk + int64_t(tokens) * (tokens + 1) / 2 + 3 * tokens +
+         2 * clusters + kFusedThreads / 32;
 }
 
 __device__ __forceinline__ float& packed(float* d, int i, int j) {
@@ -56,8 +59,8 @@ __device__ __forceinline__ float& packed(float* d, int i, int j) {
 }
 
 template <int kPasses>
-__device__ __forceinline__ void fused_distances(const TokenRows& x, const FusedPlan& f, int round, float* chunk,
-                                                float* d) {
+__device__ __forceinline__ void fused_distances(const TokenRows& x, const FusedPlan& f, int round,
+                                                float* chunk, float* d) {
   constexpr int kFetch = 2 * kPasses;  // float4 a thread fetches ahead
   const int tokens = x.count, split = int(threadIdx.x) / f.group, in_group = int(threadIdx.x) % f.group;
   const bool computing = split < f.splits;  // threads beyond only help loading
@@ -95,7 +98,8 @@ __device__ __forceinline__ void fused_distances(const TokenRows& x, const FusedP
 #pragma unroll
     for (int i = 0; i < kFetch; ++i) {
       const int u = int(threadIdx.x) + i * f.threads, c = (u & 7) * 4, r = u >> 3;
-      fetched[i] = r < tokens ? load4(x.x, x.dtype, x.vectorised, int64_t(r) * x.channels + k0 + c, x.channels - k0 - c)
+      fetched[i] = r < tokens ? load4(x.x, x.dtype, x.vectorised, int64_t(r) * x.channels + k0 + c,
+                                      x.channels - k0 - c)
                               : make_float4(0.f, 0.f, 0.f, 0.f);
     }
   };
@@ -135,7 +139,8 @@ __device__ __forceinline__ void fused_distances(const TokenRows& x, const FusedP
         }
       }
     }
-    // one split owns its sums alone: store them every 128 channels, which keeps the rounding of long sums down
+    // one split owns its sums alone: store them every 128 channels, which keeps the rounding of long sums
+    // down
     if (f.splits == 1 && (k0 / kChunk) % 4 == 3) {
       flush(!stored, 1.f);
       stored = true;
@@ -164,7 +169,8 @@ __global__ void __launch_bounds__(kPasses == 1 ? kSmallThreads : kFusedThreads, 
   float* scratch = reinterpret_cast<float*>(rank + tokens);
   const int64_t b = blockIdx.x;
 
-  for (int round = 0; round < f.rounds; ++round) fused_distances<kPasses>(image_rows(p.t, b), f, round, chunk, d);
+  for (int round = 0; round < f.rounds; ++round)
+    fused_distances<kPasses>(image_rows(p.t, b), f, round, chunk, d);
 
   float top = 0.f;
   for (int e = threadIdx.x; e < tokens * (tokens + 1) / 2; e += blockDim.x) top = fmaxf(top, d[e]);
@@ -184,7 +190,8 @@ __global__ void __launch_bounds__(kPasses == 1 ? kSmallThreads : kFusedThreads, 
     int index = kNone;
     for (int j = lane; j < tokens; j += f.lanes) {
       const float v = packed(d, i, j);
-      if ((v > last || (v == last && j > last_index)) && (v < best || (v == best && j < index))) best = v, index = j;
+      if ((v > last || (v == last && j > last_index)) && (v < best || (v == best && j < index)))
+        best = v, index = j;
     }
     nearest_of_lanes(best, index, f.lanes);
     sum += best;

@@ -6,7 +6,8 @@ namespace {
 // Largest dynamic shared memory a block may ask for.
 int64_t shared_limit(int device) {
   int bytes = 0;
-  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+    return 0;
   return bytes;
 }
 
@@ -35,7 +36,8 @@ cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream)
   }
   cudaError_t e = knn_density(DensityParams{p.t, p.noise, p.k, p.rho, p.top}, stream);
   if (e != cudaSuccess) return e;
-  e = density_delta(DeltaParams{p.t, p.rho, p.strict, p.top, true, p.delta, nullptr, p.score, p.exclude}, stream);
+  e = density_delta(DeltaParams{p.t, p.rho, p.strict, p.top, true, p.delta, nullptr, p.score, p.exclude},
+                    stream);
   if (e != cudaSuccess) return e;
   const int64_t batch = p.t.batch;
   TF_LAUNCH(dpc_rank_kernel, unsigned(batch * cdiv(p.t.tokens, kRankThreads)), kRankThreads, 0, stream, p);

@@ -1,4 +1,5 @@
-// The later steps of dpc_knn_cluster on many tokens: ranks by counting, numbers of the centres, nearest centre.
+// The later steps of dpc_knn_cluster on many tokens: ranks by counting, numbers of the centres, nearest
+// centre.
 #pragma once
 #include "clustering.cuh"
 
@@ -13,8 +14,8 @@ __device__ __forceinline__ bool precedes(float key_j, int j, float key_i, int i)
   return key_j > key_i || (key_j == key_i && j < i);
 }
 
-// rank of a token = how many tokens precede it; counting needs N^2 comparisons (1 % of the distances' work at C = 64), no
-// sort, no atomics, and is exact for any N.
+// rank of a token = how many tokens precede it; counting needs N^2 comparisons (1 % of the distances' work at
+// C = 64), no sort, no atomics, and is exact for any N.
 __global__ void __launch_bounds__(kRankThreads) dpc_rank_kernel(const DpcParams p) {
   __shared__ float keys[kRankThreads];
   const int tokens = int(p.t.tokens), blocks = (tokens + kRankThreads - 1) / kRankThreads;
@@ -58,7 +59,8 @@ __global__ void __launch_bounds__(kRankThreads) dpc_place_kernel(const DpcParams
   p.centers[b * p.clusters + place] = own;
 }
 
-// Nearest centre of 64 tokens per block; columns are the centres in rank order, so the first minimum is the lowest rank.
+// Nearest centre of 64 tokens per block; columns are the centres in rank order, so the first minimum is the
+// lowest rank.
 template <typename Stage>
 __global__ void __launch_bounds__(kTileThreads, 2) dpc_assign_kernel(const DpcParams p) {
   __shared__ Stage s;

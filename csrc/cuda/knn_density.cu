@@ -3,7 +3,8 @@
 namespace tore_fast::cuda {
 
 cudaError_t token_norms(const TokensParams& t, cudaStream_t stream) {
-  TF_LAUNCH(token_norm_kernel, unsigned(cdiv(t.batch * t.tokens, kTileThreads / 32)), kTileThreads, 0, stream, t);
+  TF_LAUNCH(token_norm_kernel, unsigned(cdiv(t.batch * t.tokens, kTileThreads / 32)), kTileThreads, 0, stream,
+            t);
   return cudaGetLastError();
 }
 

@@ -1,5 +1,5 @@
-// Density of every token: each block owns 64 rows, streams all columns past them and keeps the k smallest distances of a
-// row in the registers of four lanes.
+// Density of every token: each block owns 64 rows, streams all columns past them and keeps the k smallest
+// distances of a row in the registers of four lanes.
 #pragma once
 #include "clustering.cuh"
 
@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(kTileThreads) token_norm_kernel(const TokensPa
   if (threadIdx.x % 32 == 0) t.norm[i] = sum;
 }
 
-// One block per image: sums of knn_density_fwd_kernel -> densities, once the largest distance of the batch is known.
+// One block per image: sums of knn_density_fwd_kernel -> densities, once the largest distance of the batch is
+// known.
 __global__ void __launch_bounds__(kTileThreads) knn_density_mask_kernel(const DensityParams p) {
   __shared__ float scratch[kTileThreads / 32];
   const int64_t b = blockIdx.x, tokens = p.t.tokens;

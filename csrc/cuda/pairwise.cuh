@@ -1,9 +1,11 @@
-// Squared distances between tokens, 64 x 64 at a time: direct float32 differences, so that the matrix is exactly
-// symmetric with an exactly zero diagonal (matrix-unit forms of float32 lose the digits that DPC-kNN compares).
+// Squared distances between tokens, 64 x 64 at a time: direct float32 differences, so that the matrix is
+// exactly symmetric with an exactly zero diagonal (matrix-unit forms of float32 lose the digits that DPC-kNN
+// compares).
 //
-// A block has 256 threads; thread (ty, tx) of 16 x 16 makes the 4 x 4 outputs of rows 4 ty.., columns 4 tx... Both token
-// tiles are staged channel-major in shared memory, 32 channels at a time. The groups of four tokens are xor-swizzled with
-// the channel group, so that the transposing stores and the 16-byte reads are free of bank conflicts.
+// A block has 256 threads; thread (ty, tx) of 16 x 16 makes the 4 x 4 outputs of rows 4 ty.., columns 4 tx...
+// Both token tiles are staged channel-major in shared memory, 32 channels at a time. The groups of four
+// tokens are xor-swizzled with the channel group, so that the transposing stores and the 16-byte reads are
+// free of bank conflicts.
 #pragma once
 #include "common.cuh"
 
@@ -11,8 +13,8 @@ namespace tore_fast::cuda {
 
 constexpr int kTile = 64;
 constexpr int kTileThreads = 256;
-constexpr int kChunk = 32;                        // channels staged at a time
-constexpr int kTileStride = kTile + 1;            // row stride of a finished tile
+constexpr int kChunk = 32;                            // channels staged at a time
+constexpr int kTileStride = kTile + 1;                // row stride of a finished tile
 constexpr int kThreadsPerRow = kTileThreads / kTile;  // lanes that share one row of a finished tile
 constexpr float kInf = __builtin_huge_valf();
 
@@ -62,7 +64,8 @@ __device__ __forceinline__ int staged(int c, int r, int width) {
   return c * width + (((r >> 2) ^ ((c >> 2) & 7)) << 2) + (r & 3);
 }
 
-// Tokens first .. first + 63 (the last one again beyond the end), channels k0 .. k0 + 31 (zero beyond the end).
+// Tokens first .. first + 63 (the last one again beyond the end), channels k0 .. k0 + 31 (zero beyond the
+// end).
 __device__ __forceinline__ void stage(const TokenRows& rows, int first, int k0, float* to) {
 #pragma unroll
   for (int u = threadIdx.x; u < kTile * kChunk / 4; u += kTileThreads) {
@@ -78,10 +81,10 @@ __device__ __forceinline__ void stage(const TokenRows& rows, int first, int k0, 
   }
 }
 
-// d[row * 65 + column] = ||a_row - b_column||^2 / channels. All threads of the block take part; on return the tile is
-// visible to all. The next call may overwrite it: its first barrier comes before any write.
-__device__ __forceinline__ void distance_tile(const TokenRows& a, int a0, const TokenRows& b, int b0, TileStage& s,
-                                              float* d) {
+// d[row * 65 + column] = ||a_row - b_column||^2 / channels. All threads of the block take part; on return the
+// tile is visible to all. The next call may overwrite it: its first barrier comes before any write.
+__device__ __forceinline__ void distance_tile(const TokenRows& a, int a0, const TokenRows& b, int b0,
+                                              TileStage& s, float* d) {
   const int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
   float sum[4][4] = {};
   for (int k0 = 0; k0 < a.channels; k0 += kChunk) {
@@ -117,8 +120,8 @@ __device__ __forceinline__ void distance_tile(const TokenRows& a, int a0, const 
   __syncthreads();
 }
 
-// Finished tiles are read by four neighbouring lanes per row; lane `sub` reads these columns, ascending in `step`
-// (0..15): bank = row + 8 sub + step mod 32, all different in a warp.
+// Finished tiles are read by four neighbouring lanes per row; lane `sub` reads these columns, ascending in
+// `step` (0..15): bank = row + 8 sub + step mod 32, all different in a warp.
 __device__ __forceinline__ int tile_row() { return threadIdx.x / kThreadsPerRow; }
 __device__ __forceinline__ int tile_column(int step) {
   return 8 * int(threadIdx.x % kThreadsPerRow) + (step & 7) + 32 * (step >> 3);

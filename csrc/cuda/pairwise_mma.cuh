@@ -1,9 +1,9 @@
-// The tile of pairwise.cuh for float16/bfloat16 tokens on the matrix units: d2 = |a|^2 + |b|^2 - 2 a.b, everything
-// accumulated in float32, the norms from the same rounded values (mixing in exact norms is far worse, kernels.md section 1),
-// clamped at 0, exactly 0 for a token with itself.
+// The tile of pairwise.cuh for float16/bfloat16 tokens on the matrix units: d2 = |a|^2 + |b|^2 - 2 a.b,
+// everything accumulated in float32, the norms from the same rounded values (mixing in exact norms is far
+// worse, kernels.md section 1), clamped at 0, exactly 0 for a token with itself.
 //
-// 8 warps make 16 x 32 outputs each by mma.m16n8k16; both token tiles are staged token-major, 64 channels at a time, in rows
-// of 72 elements (144 bytes), which ldmatrix reads without bank conflicts.
+// 8 warps make 16 x 32 outputs each by mma.m16n8k16; both token tiles are staged token-major, 64 channels at
+// a time, in rows of 72 elements (144 bytes), which ldmatrix reads without bank conflicts.
 #pragma once
 #include "pairwise.cuh"
 
@@ -28,7 +28,8 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const uint16_t* ro
                : "memory");
 }
 
-__device__ __forceinline__ void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool bf16) {
+__device__ __forceinline__ void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                          bool bf16) {
   if (bf16) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -52,7 +53,8 @@ __device__ __forceinline__ void stage_mma(const TokenRows& rows, const int* toke
   for (int u = threadIdx.x; u < kTile * kMmaChunk / 8; u += kTileThreads) {
     const int c = (u & 7) * 8, r = u >> 3;
     uint4 v = make_uint4(0, 0, 0, 0);
-    if (k0 + c < rows.channels) v = *reinterpret_cast<const uint4*>(x + int64_t(token[r]) * rows.channels + k0 + c);
+    if (k0 + c < rows.channels)
+      v = *reinterpret_cast<const uint4*>(x + int64_t(token[r]) * rows.channels + k0 + c);
     *reinterpret_cast<uint4*>(to + r * kMmaStride + c) = v;
   }
 }
@@ -63,8 +65,8 @@ __device__ __forceinline__ int token_of(const TokenRows& rows, int i) {
 }
 
 // Same contract as the float32 tile. Needs channels % 8 == 0, 16-byte aligned tokens, and their norms.
-__device__ __forceinline__ void distance_tile(const TokenRows& a, int a0, const TokenRows& b, int b0, MmaStage& s,
-                                              float* d) {
+__device__ __forceinline__ void distance_tile(const TokenRows& a, int a0, const TokenRows& b, int b0,
+                                              MmaStage& s, float* d) {
   const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int row0 = 16 * (warp / 2), column0 = 32 * (warp % 2);
   const bool bf16 = a.dtype == DType::kBFloat16;
@@ -86,12 +88,14 @@ __device__ __forceinline__ void distance_tile(const TokenRows& a, int a0, const 
       uint32_t fa[4], fb[2][4];
       ldmatrix_x4(fa, s.a + (row0 + lane % 16) * kMmaStride + k + 8 * (lane / 16));
 #pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {  // matrices: tokens 0-7 k, tokens 0-7 k+8, tokens 8-15 k, tokens 8-15 k+8
+      for (int pair = 0; pair < 2;
+           ++pair) {  // matrices: tokens 0-7 k, tokens 0-7 k+8, tokens 8-15 k, tokens 8-15 k+8
         const int token = column0 + 16 * pair + lane % 8 + 8 * (lane / 16);
         ldmatrix_x4(fb[pair], s.b + token * kMmaStride + k + 8 * (lane / 8 % 2));
       }
 #pragma unroll
-      for (int n = 0; n < 4; ++n) mma_16816(sum[n], fa, fb[n / 2][2 * (n % 2)], fb[n / 2][2 * (n % 2) + 1], bf16);
+      for (int n = 0; n < 4; ++n)
+        mma_16816(sum[n], fa, fb[n / 2][2 * (n % 2)], fb[n / 2][2 * (n % 2) + 1], bf16);
     }
   }
   const float scale = 1.f / float(a.channels);

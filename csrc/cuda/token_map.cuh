@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(kMapThreads) token_map_fwd_kernel(const TokenM
     for (int64_t n = 0; n < count; ++n) {
       const int64_t cell = cell_at(n);
       if (cell < 0) continue;
-      const int64_t src =
-          p.src_idx ? p.src_idx[b * p.cells + cell]
-                    : int64_t(pixel_of(int(cell / p.w0), p.h0, p.h)) * p.w + pixel_of(int(cell % p.w0), p.w0, p.w);
+      const int64_t src = p.src_idx ? p.src_idx[b * p.cells + cell]
+                                    : int64_t(pixel_of(int(cell / p.w0), p.h0, p.h)) * p.w +
+                                          pixel_of(int(cell % p.w0), p.w0, p.w);
       if (src < 0 || src >= p.num_src) continue;
       const float factor = weight_of(cell) * (p.src_scale ? p.src_scale[b * p.num_src + src] : 1.f);
 #pragma unroll

@@ -24,8 +24,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cluster_merge_cuda(
     STD_TORCH_CHECK(agg_weight_in.has_value(), "cluster_merge: idx_token needs agg_weight");
     idx_token = checked(*idx_token_in, ScalarType::Long, 2, "cluster_merge: idx_token");
     agg_weight = checked(*agg_weight_in, ScalarType::Float, 2, "cluster_merge: agg_weight");
-    STD_TORCH_CHECK(idx_token->size(0) == batch && agg_weight->size(0) == batch && agg_weight->size(1) == cells,
-                    "cluster_merge: idx_token and agg_weight must be [B, N0]");
+    STD_TORCH_CHECK(
+        idx_token->size(0) == batch && agg_weight->size(0) == batch && agg_weight->size(1) == cells,
+        "cluster_merge: idx_token and agg_weight must be [B, N0]");
   }
   Tensor merged = new_empty(x, {batch, clusters, channels});
   Tensor norm_weight = new_empty(x, {batch, tokens}, ScalarType::Float);
@@ -66,7 +67,8 @@ std::tuple<Tensor, Tensor> cluster_merge_backward_cuda(const Tensor& grad_in, co
   const Tensor total = checked(total_in, ScalarType::Float, 2, "cluster_merge_backward: total");
   DeviceGuard guard(x.get_device_index());
   const OptionalInput<int64_t> cluster(cluster_in, ScalarType::Long, x, "cluster_merge_backward: cluster");
-  const OptionalInput<float> norm_weight(norm_weight_in, ScalarType::Float, x, "cluster_merge_backward: norm_weight");
+  const OptionalInput<float> norm_weight(norm_weight_in, ScalarType::Float, x,
+                                         "cluster_merge_backward: norm_weight");
   const int64_t batch = x.size(0), tokens = x.size(1), channels = x.size(2), clusters = total.size(1);
   STD_TORCH_CHECK(total.size(0) == batch && merged.size(0) == batch && merged.size(1) == clusters &&
                       merged.size(2) == channels && grad.size(0) == batch && grad.size(1) == clusters &&

@@ -13,7 +13,8 @@ struct OptionalInput {
 
   OptionalInput(const std::optional<Tensor>& t, ScalarType type, const Tensor& x, const char* what) {
     if (!t.has_value()) return;
-    STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == x.size(1), what, ": must be [B, N]");
+    STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == x.size(1), what,
+                    ": must be [B, N]");
     held = checked(*t, type, 2, what);
     data = static_cast<const T*>(held->const_data_ptr());
   }
@@ -30,7 +31,8 @@ inline Tensor checked_tokens(const Tensor& x_in, int64_t k, const char* what) {
 inline cuda::TokensParams tokens_of(const Tensor& x, const OptionalInput<uint8_t>& mask, const char* what) {
   const cuda::DType dtype = dtype_of(x, what);
   const uintptr_t alignment = dtype == cuda::DType::kFloat32 ? 16 : 8;
-  const bool vectorised = x.size(2) % 4 == 0 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % alignment == 0;
+  const bool vectorised =
+      x.size(2) % 4 == 0 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % alignment == 0;
   return {x.const_data_ptr(), dtype, vectorised, mask.data, x.size(0), x.size(1), x.size(2), nullptr};
 }
 

@@ -7,8 +7,8 @@ using torch::stable::new_empty;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dpc_knn_cluster_cuda(
     const Tensor& x_in, int64_t num_clusters, int64_t k, const std::optional<Tensor>& mask_in,
-    const std::optional<Tensor>& exclude_in, const std::optional<Tensor>& noise_in, bool strict, bool by_index,
-    int64_t masked) {
+    const std::optional<Tensor>& exclude_in, const std::optional<Tensor>& noise_in, bool strict,
+    bool by_index, int64_t masked) {
   const Tensor x = checked_tokens(x_in, k, "dpc_knn_cluster: x");
   const OptionalInput<uint8_t> mask(mask_in, ScalarType::Bool, x, "dpc_knn_cluster: mask");
   const OptionalInput<uint8_t> exclude(exclude_in, ScalarType::Bool, x, "dpc_knn_cluster: exclude");
@@ -16,7 +16,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dpc_knn_cluster_cuda(
   const int device = x.get_device_index();
   DeviceGuard guard(device);
   const cuda::TokensParams t = tokens_of(x, mask, "dpc_knn_cluster: x");
-  STD_TORCH_CHECK(num_clusters >= 1 && num_clusters <= t.tokens, "dpc_knn_cluster: num_clusters must be in 1..N");
+  STD_TORCH_CHECK(num_clusters >= 1 && num_clusters <= t.tokens,
+                  "dpc_knn_cluster: num_clusters must be in 1..N");
   Tensor centers = new_empty(x, {t.batch, num_clusters}, ScalarType::Long);
   Tensor cluster = new_empty(x, {t.batch, t.tokens}, ScalarType::Long);
   Tensor rho = new_empty(x, {t.batch, t.tokens}, ScalarType::Float);

@@ -11,7 +11,8 @@ Tensor knn_density_cuda(const Tensor& x_in, int64_t k, const std::optional<Tenso
   const std::optional<Tensor> norm = norm_workspace(x, t);
   Tensor rho = torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Float);
   Tensor top = torch::stable::new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
-  const cuda::DensityParams p{t, nullptr, int(k), rho.mutable_data_ptr<float>(), top.mutable_data_ptr<float>()};
+  const cuda::DensityParams p{t, nullptr, int(k), rho.mutable_data_ptr<float>(),
+                              top.mutable_data_ptr<float>()};
   STD_CUDA_CHECK(cuda::knn_density(p, current_stream(x)));
   return rho;
 }

@@ -11,6 +11,7 @@ import torch
 from tore_fast.body import load_topology
 from tore_fast.body.joints import H36M17_TO_J14, project
 from tore_fast.models._mesh import mesh_from_topology, resolve_mesh
+from tore_fast.models.convert.hmr import trunk_of
 
 from .case import Case, SkipCase
 
@@ -23,7 +24,6 @@ OUTPUTS = {
     "pred_3d_vertices_fine": "vertices",
     "token_heatmap": "heatmap",
 }
-ARCHES = {"resnet50": "resnet50", "hrnet-w64": "hrnet_w64", "hrnet_w64": "hrnet_w64", "efficientnet-b0": "efficientnet_b0"}
 
 
 def runner(case: Case):
@@ -58,13 +58,12 @@ def mesh_for(case: Case):
 
 
 def backbone_of(case: Case) -> str | None:
-    """Trunk name for end-to-end cases, None for feature-fed ones (their state dict has no backbone.* keys)."""
-    if not any(k.startswith("backbone.") for k in case.meta["state_dict"]):
-        return None
-    arch = str(case.config.get("arch", "")).lower()
-    if arch not in ARCHES:
-        raise SkipCase(f"no backbone {arch!r}")
-    return ARCHES[arch]
+    """Trunk of an end-to-end case, told by its keys; None for feature-fed cases (no backbone.* keys)."""
+    state = case.meta["state_dict"]
+    name = trunk_of(state)
+    if name is None and any(k.startswith("backbone.") for k in state):
+        raise SkipCase(f"no backbone for {case.config.get('arch')!r}")
+    return name
 
 
 def images(case: Case) -> torch.Tensor:

@@ -1,9 +1,11 @@
-// Stands in for the CUDA headers, so that g++ compiles csrc/cuda/*.cu and their kernels run on the CPU: every CUDA thread
-// is a coroutine, barriers and warp operations switch between them. Blocks run one after another; inside a block the order
-// of the threads is shuffled at every barrier, so a missing barrier shows up as a wrong result for some seed. A warp
-// operation that not all 32 lanes reach, or a barrier that some thread never reaches, aborts.
+// Stands in for the CUDA headers, so that g++ compiles csrc/cuda/*.cu and their kernels run on the CPU: every
+// CUDA thread is a coroutine, barriers and warp operations switch between them. Blocks run one after another;
+// inside a block the order of the threads is shuffled at every barrier, so a missing barrier shows up as a
+// wrong result for some seed. A warp operation that not all 32 lanes reach, or a barrier that some thread
+// never reaches, aborts.
 #pragma once
 #define TORE_FAST_EMULATED
+#include <ucontext.h>
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -12,7 +14,6 @@
 #include <cstring>
 #include <functional>
 #include <random>
-#include <ucontext.h>
 #include <vector>
 
 #define __global__
@@ -171,7 +172,8 @@ auto exchange(unsigned mask, T value, Pick pick) {
 
 }  // namespace emulator
 
-#define TF_LAUNCH(kernel, grid, threads, bytes, stream, ...) ::emulator::launch(kernel, grid, threads, bytes, __VA_ARGS__)
+#define TF_LAUNCH(kernel, grid, threads, bytes, stream, ...) \
+  ::emulator::launch(kernel, grid, threads, bytes, __VA_ARGS__)
 #define TF_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::emulator::dynamic())
 
 inline void __syncthreads() { emulator::wait(emulator::State::kBlock); }
@@ -182,8 +184,9 @@ T __shfl_xor_sync(unsigned mask, T v, int step) {
 }
 template <typename T>
 T __shfl_up_sync(unsigned mask, T v, int step) {
-  return emulator::exchange(
-      mask, v, [&](const T* all, unsigned lane) { return all[int(lane) < step ? lane : lane - unsigned(step)]; });
+  return emulator::exchange(mask, v, [&](const T* all, unsigned lane) {
+    return all[int(lane) < step ? lane : lane - unsigned(step)];
+  });
 }
 inline unsigned __match_any_sync(unsigned mask, int v) {
   return emulator::exchange(mask, v, [&](const int* all, unsigned) {

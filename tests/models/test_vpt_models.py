@@ -197,7 +197,7 @@ def test_compiles_without_breaks():
     x = clip(model, 1)
     with torch.no_grad():
         want = model(x)
-        got = torch.compile(model, fullgraph=True)(x)
+        got = torch.compile(model, fullgraph=True, backend="aot_eager")(x)  # inductor itself takes 40 s here
     assert torch.equal(got.index, want.index)
     torch.testing.assert_close(got.pose, want.pose, rtol=1e-4, atol=1e-5)
 

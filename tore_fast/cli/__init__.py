@@ -14,6 +14,7 @@ VERBS = {
     "convert": "an official checkpoint to our folder of safetensors and config.json",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs to meshes, joints and overlay pictures",
+    "batch": "meshes for any number of pictures in tars and folders; resumable, many processes, Ray",
     "hmr": "people in a video to body motion (npz, bvh, glb)",
     "eclm": "merge layers of a host on your pictures",
     "demo": "the main job on an embedded picture with the embedded weights",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +17,45 @@ from torch import Tensor, nn
 
 from ..ops import MeshTopology, mesh_attention
 
-# "fast": ops; "dense": explicit softmax(Q K^T) V with a dense mask, as the official code computes it; "masked": torch's
-# fused attention with a dense mask. Only for counting multiply-adds and as baselines of the benchmarks.
-_MODE: contextvars.ContextVar[str] = contextvars.ContextVar("tore_fast_attention", default="fast")
+
+@dataclass(frozen=True)
+class _Dense:
+    fused: bool
+    masks: dict[tuple, Tensor]  # topologies as dense masks, made once like the official code's
+
+
+# None: the ops. Otherwise attention is dense: only for counting multiply-adds in the papers' convention and as baselines.
+_DENSE: contextvars.ContextVar[_Dense | None] = contextvars.ContextVar("tore_fast_dense_attention", default=None)
 
 
 @contextlib.contextmanager
-def dense_attention(fused: bool = False) -> Iterator[None]:
-    """Within this context attention is computed densely: unfused like the official code, or by torch's masked kernel."""
-    token = _MODE.set("masked" if fused else "dense")
+def dense_attention(fused: bool = False, masks: dict | None = None) -> Iterator[None]:
+    """Within this context attention is dense: unfused with discarded mean weights like the official code, or (fused) by
+    torch's masked kernel. `masks` keeps dense masks from one use to the next."""
+    token = _DENSE.set(_Dense(fused, {} if masks is None else masks))
     try:
         yield
     finally:
-        _MODE.reset(token)
+        _DENSE.reset(token)
 
 
-def attention_weights(q: Tensor, k: Tensor, topology: MeshTopology | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) [B, H, Tq, Tk] for q, k [B, H, T, D]; blocked pairs of the topology get zero."""
+def imitates_official() -> bool:
+    """Whether attention is computed like the official code now (then learned queries are repeated per image, too)."""
+    return not torch.compiler.is_compiling() and _DENSE.get() is not None and not _DENSE.get().fused
+
+
+def _mask(dense: _Dense, topology: MeshTopology) -> Tensor:
+    key = (id(topology.col_idx), topology.joints)
+    if key not in dense.masks:
+        dense.masks[key] = topology.dense_mask()
+    return dense.masks[key]
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) [B, H, Tq, Tk] for q, k [B, H, T, D]; pairs with mask [Tq, Tk] False get zero."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if topology is not None:
-        logits = logits.masked_fill(~topology.dense_mask(), float("-inf"))
+    if mask is not None:
+        logits = logits + torch.zeros_like(mask, dtype=logits.dtype).masked_fill_(~mask, float("-inf"))
     return logits.softmax(-1)
 
 
@@ -48,17 +68,23 @@ def attend(
     maps: list[Tensor] | None = None,
 ) -> Tensor:  # [B, H, Tq, D]
     """Attention; with a topology only its open pairs take part. `maps` collects head-averaged weights [B, Tq, Tk]."""
-    mode = "fast" if torch.compiler.is_compiling() else _MODE.get()
-    if maps is not None or mode == "dense":
-        weights = attention_weights(q, k, topology)
+    dense = None if torch.compiler.is_compiling() else _DENSE.get()
+    mask = _mask(dense or _Dense(False, {}), topology) if topology is not None and (dense or maps is not None) else None
+    if maps is not None or (dense and not dense.fused):
+        weights = attention_weights(q, k, mask)
+        mean = weights.mean(1)
         if maps is not None:
-            maps.append(weights.mean(1))
+            maps.append(mean)
         return F.dropout(weights, dropout_p) @ v
-    if topology is not None and mode == "masked":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=topology.dense_mask(), dropout_p=dropout_p)
-    if topology is not None:
+    if topology is not None and not dense:
         return mesh_attention(q, k, v, topology, dropout_p=dropout_p)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+
+
+def _linear_token_bias(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [B, N, C] W^T + bias [N, D] in one matrix product (a separate broadcast add costs another pass over the result)."""
+    rows = bias.expand(x.shape[0], -1, -1).reshape(-1, bias.shape[-1])
+    return torch.addmm(rows, x.reshape(-1, x.shape[-1]), weight.t()).unflatten(0, (x.shape[0], -1))
 
 
 class MultiheadAttention(nn.Module):
@@ -85,7 +111,7 @@ class MultiheadAttention(nn.Module):
         """
         w, b = self.in_proj_weight, self.in_proj_bias
         if bias is not None:
-            q, k, v = (F.linear(x, w) + bias).chunk(3, -1)
+            q, k, v = _linear_token_bias(x, w, bias).chunk(3, -1)
         elif pos is None:
             q, k, v = F.linear(x, w, b).chunk(3, -1)
         else:
@@ -103,7 +129,7 @@ class MultiheadAttention(nn.Module):
         w, b = self.in_proj_weight, self.in_proj_bias
         dim = w.shape[1]
         if bias is not None:
-            k, v = (F.linear(memory, w[dim:]) + bias).chunk(2, -1)
+            k, v = _linear_token_bias(memory, w[dim:], bias).chunk(2, -1)
         else:
             k = F.linear(memory if pos is None else memory + pos, w[dim : 2 * dim], b[dim : 2 * dim])
             v = F.linear(memory, w[2 * dim :], b[2 * dim :])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import MeshTopology
-from .attention import MultiheadAttention
+from .attention import MultiheadAttention, imitates_official
 
 Maps = dict[str, list[Tensor]]  # attention maps by name, one per layer: head averages [B, queries, keys]
 
@@ -118,7 +118,8 @@ class Transformer(nn.Module):
             x = layer(x, camera_pos, maps)
         x = self.encoder.norm(x)
         camera, memory = x[:, :1], x[:, 1:]
-        y = queries.expand(memory.shape[0], -1, -1) if self.training else queries
+        # without dropout the first self-attention is the same for every image: once is enough
+        y = queries.expand(memory.shape[0], -1, -1) if self.training or imitates_official() else queries
         for layer in self.decoder.layers:
             y = layer(y, memory, pos, topology, maps)
         return TransformerOutput(camera, memory, self.decoder.norm(y))

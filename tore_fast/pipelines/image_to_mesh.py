@@ -99,6 +99,8 @@ class Pipeline:
             raise ValueError(f"Pipeline: batch_size must be at least 1, got {batch_size}")
         self.device = torch.device(pick_device(device))
         self.model = load_model(model).to(self.device).eval()
+        if not isinstance(model, nn.Module) and hasattr(self.model, "fuse"):
+            self.model.fuse()  # exact inference shortcuts; a module handed in stays as it is
         self.topology = mesh_of(self.model, mesh_data) if topology is None else topology
         regressor, self._picks, self.joint_names = _joint_rows(self.topology)
         self._regressor = torch.from_numpy(regressor).to(self.device)

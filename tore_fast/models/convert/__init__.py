@@ -19,7 +19,7 @@ from .files import clean_state_dict, load_strict, read_state_dict
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
 
 to_native = hmr.to_native
-OTHERS = ("hot", "hmr2", "camerahmr", "humanfov", "densekp")
+OTHERS = ("tcformer", "hot", "hmr2", "camerahmr", "humanfov", "densekp")
 UPSTREAMS = (*hmr.UPSTREAMS, *OTHERS)
 
 
@@ -45,7 +45,7 @@ def from_pretrained(
     Args:
         path: a folder written by `save_pretrained` or `convert`, or an official weight file (.bin, .pth, .pt,
             .safetensors). Only tensors are read.
-        upstream: "fastmetro", "metro", "tore", "graphormer", "hot" (video pose), "hmr2", "camerahmr", "humanfov",
+        upstream: "fastmetro", "metro", "tore", "graphormer", "tcformer", "hot" (video pose), "hmr2", "camerahmr", "humanfov",
             "densekp"; None recognises the image-to-mesh layouts by their keys.
         model: a registered name instead: the file must fit that model exactly.
         mesh, mesh_data: mesh of image-to-mesh models (models/_mesh.py); official files mean SMPL or MANO, whose topology
@@ -82,6 +82,10 @@ def _other(path: Path, upstream: str, overrides: dict) -> nn.Module:
         from .vpt import load_official
 
         return load_official(path, **overrides)
+    if upstream == "tcformer":
+        from .tcformer import load_tcformer
+
+        return load_tcformer(path, **overrides)
     from . import fasthmr
 
     return getattr(fasthmr, f"load_{upstream}")(path, **overrides)

@@ -47,7 +47,8 @@ class Layout(NamedTuple):
     fields: Callable[[dict], dict]  # config fields from the shapes
 
 
-def _backbone(state: dict[str, Tensor]) -> str | None:
+def trunk_of(state: dict) -> str | None:
+    """Backbone that the keys of a state dict (or of its shapes) belong to; None without one."""
     for key, name in (
         ("backbone.stage4.0.branches.0.0.conv1.weight", "hrnet_w64"),
         ("backbone.4.0.conv1.weight", "resnet50"),
@@ -196,7 +197,7 @@ def config_of(state: dict[str, Tensor], name: str, source: str, **overrides):
     except (KeyError, ValueError, IndexError) as e:
         raise ValueError(f"{source}: looks like {name}, but {e} is missing or misshapen; {nearest(state)}") from None
     mesh = "mano" if fields["num_vertices"] == 195 else "smpl"
-    return layout.config(**{"backbone": _backbone(state), "mesh": mesh, **fields, **overrides})
+    return layout.config(**{"backbone": trunk_of(state), "mesh": mesh, **fields, **overrides})
 
 
 def stand_in_mesh(config):

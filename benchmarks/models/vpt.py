@@ -1,0 +1,195 @@
+"""Video pose hosts, base, HoT and TPC, against the same weights run the way the official code runs them.
+
+"official style" below is our own rewriting of that execution: tokens folded to (b f) j c and (b j) f c with a copy at every
+change, softmax attention spelled out, TRA's query projected once per joint, torch.cdist in TPC. Same arithmetic, same result.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tore_fast.models import create_model, model_entry
+
+from ..harness import Case, Contender
+
+NAMES = (
+    "mixste_243", "hot_mixste_243", "tpc_mixste_243", "motionbert_lite_243", "hot_motionbert_243", "mhformer_351",
+    "tpc_mhformer_351",
+)  # fmt: skip
+QUICK = ("mixste_27", "hot_mixste_27")
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """[N, L, C] attention with its weight matrix in memory."""
+    q, k, v = (t.reshape(*t.shape[:2], heads, -1).permute(0, 2, 1, 3) for t in (q, k, v))
+    weight = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return (weight @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
+
+
+def _self_attention(attention, x: Tensor) -> Tensor:
+    qkv = attention.qkv(x).reshape(*x.shape[:2], 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv[0], qkv[1], qkv[2]
+    weight = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return attention.proj((weight @ v).transpose(1, 2).reshape(x.shape))
+
+
+def _cross_attention(attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attention.proj(_attend(attention.linear_q(q), attention.linear_k(k), attention.linear_v(v), attention.heads))
+
+
+def _mlp(mlp, x: Tensor) -> Tensor:
+    return mlp.fc2(F.gelu(mlp.fc1(x)))
+
+
+def _block(block, x: Tensor) -> Tensor:
+    x = x + _self_attention(block.attn, block.norm1(x))
+    return x + _mlp(block.mlp, block.norm2(x))
+
+
+def _fold(x: Tensor, axis: str) -> Tensor:
+    """[B, F, J, C] -> (b f) j c or (b j) f c, contiguous."""
+    return (x if axis == "joints" else x.transpose(1, 2)).flatten(0, 1).contiguous()
+
+
+def _unfold(x: Tensor, batch: int, axis: str) -> Tensor:
+    x = x.unflatten(0, (batch, -1))
+    return (x if axis == "joints" else x.transpose(1, 2)).contiguous()
+
+
+def _tpc(pooled: Tensor, noise: Tensor, keep: int, center: int | None) -> Tensor:
+    distance = torch.cdist(pooled, pooled) / pooled.shape[-1] ** 0.5
+    near = distance.topk(2, dim=-1, largest=False).values
+    density = (-(near**2).mean(dim=-1)).exp() + noise
+    denser = (density[:, None] > density[:, :, None]).to(pooled.dtype)
+    far = distance.flatten(1).max(dim=-1).values[:, None, None]
+    score = (distance * denser + far * (1 - denser)).min(dim=-1).values * density
+    if center is None:
+        return score.topk(keep, dim=-1).indices.sort(dim=-1).values
+    score[:, center] = -torch.inf
+    index = score.topk(keep - 1, dim=-1).indices
+    return torch.cat([index, torch.full_like(index[:, :1], center)], dim=-1).sort(dim=-1).values
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    return x[torch.arange(x.shape[0], device=x.device)[:, None], index]
+
+
+def _prune(model, x: Tensor, noise: Tensor) -> Tensor:
+    index = _tpc(x.mean(dim=2), noise, model.config.keep_frames, model.selector.center)
+    x = _pick(x, index)
+    return x + model.pos_embed_token[:, :, None] if model.config.recovery == "tra" else x
+
+
+def _recover(model, x: Tensor) -> Tensor:
+    if model.config.recovery != "tra":
+        return x
+    kept = _fold(x, "frames")
+    token = model.x_token.expand(len(kept), -1, -1).contiguous()
+    return _unfold(token + _cross_attention(model.cross_attention, token, kept, kept), x.shape[0], "frames")
+
+
+def mixste(model, x: Tensor, noise: Tensor) -> Tensor:
+    b = x.shape[0]
+    x = model.Spatial_patch_to_embedding(x) + model.Spatial_pos_embed[:, None]
+    for i, (spatial, temporal) in enumerate(zip(model.STEblocks, model.TTEblocks)):
+        if i == model.config.prune_block:
+            x = _prune(model, x, noise)
+        x = _unfold(model.Spatial_norm(_block(spatial, _fold(x, "joints"))), b, "joints")
+        x = _fold(x, "frames")
+        if i == 0:
+            x = x + model.Temporal_pos_embed
+        x = _unfold(model.Temporal_norm(_block(temporal, x)), b, "frames")
+    return model.head(_recover(model, x))
+
+
+def motionbert(model, x: Tensor, noise: Tensor) -> Tensor:
+    b = x.shape[0]
+
+    def stream(block, x: Tensor) -> Tensor:
+        for axis in block.order:
+            a, n1, n2, m = (getattr(block, f"{p}_{axis[0].replace('j', 's').replace('f', 't')}") for p in ("attn", "norm1", "norm2", "mlp"))
+            h = _fold(x, axis)
+            h = h + _self_attention(a, n1(h))
+            x = _unfold(h + _mlp(m, n2(h)), b, axis)
+        return x
+
+    x = model.joints_embed(x) + model.pos_embed[:, None] + model.temp_embed[:, : x.shape[1]]
+    for i, (st, ts, fusion) in enumerate(zip(model.blocks_st, model.blocks_ts, model.ts_attn)):
+        if i == model.config.prune_block:
+            x = _prune(model, x, noise)
+        p, q = stream(st, x), stream(ts, x)
+        weight = fusion(torch.cat([p, q], dim=-1)).softmax(dim=-1)
+        x = p * weight[..., :1] + q * weight[..., 1:]
+    return model.head(model.pre_logits(_recover(model, model.norm(x))))
+
+
+def mhformer(model, x: Tensor, noise: Tensor) -> Tensor:
+    t = model.Transformer_hypothesis
+    x = x.flatten(2).transpose(1, 2).contiguous()
+    h = []
+    for i in (1, 2, 3):
+        encoder, y = getattr(model, f"Transformer_encoder_{i}"), getattr(model, f"norm_{i}")(x)
+        y = y + encoder.pos_embed
+        for block in encoder.blocks:
+            y = _block(block, y)
+        x = x + encoder.norm(y)
+        h.append(getattr(model, f"embedding_{i}")(x).transpose(1, 2).contiguous() + getattr(t, f"pos_embed_{i}"))
+    for i, block in enumerate(t.SHR_blocks):
+        if i == model.config.prune_block:
+            index = _tpc(torch.cat(h, dim=-1), noise, model.config.keep_frames, model.selector.center)
+            h = [_pick(v, index) for v in h]
+        h = [v + _self_attention(getattr(block, f"attn_{j}"), getattr(block, f"norm1_{j}")(v)) for j, v in enumerate(h, 1)]
+        h = _joint_mlp(block, h)
+    for block in t.CHI_blocks:
+        for j, order in enumerate(((1, 2, 0), (0, 2, 1), (0, 1, 2)), 1):
+            q, k, v = (getattr(block, f"norm3_{j}{role}")(h[o]) for role, o in enumerate(order, 1))
+            h[j - 1] = h[j - 1] + _cross_attention(getattr(block, f"attn_{j}"), q, k, v)
+        h = _joint_mlp(block, h)
+    y = t.norm(torch.cat(h, dim=-1)).permute(0, 2, 1).contiguous()
+    return model.regression(y).transpose(1, 2).reshape(y.shape[0], -1, 17, 3)
+
+
+def _joint_mlp(block, h: list[Tensor]) -> list[Tensor]:
+    x = torch.cat(h, dim=-1)
+    return list((x + _mlp(block.mlp, block.norm2(x))).chunk(3, dim=-1))
+
+
+OFFICIAL_STYLE = {"Mixste": mixste, "Motionbert": motionbert, "Mhformer": mhformer}
+
+
+def _case(name: str, device: str, dtype: torch.dtype) -> Case:
+    torch.manual_seed(0)
+    model = create_model(name).to(device, dtype).eval()
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if "token" in key or "pos_embed" in key:
+                p.normal_(std=0.1)
+    model.freeze_queries()
+    official = OFFICIAL_STYLE[type(model).__name__]
+    shape, pruned = model_entry(name).input_shape, model.config.pruned
+
+    def inputs(generator: torch.Generator):
+        x = torch.randn(1, *shape, generator=generator, device=device).to(dtype)
+        # stands for the official code's random tie-break, large enough that rounding cannot change the kept frames
+        return x, 1e-3 * torch.rand(1, shape[0], generator=generator, device=device)
+
+    def ours(x, noise):
+        return model(x, density_noise=noise if pruned else None).pose
+
+    contenders = [
+        Contender("official style, eager", lambda x, noise: official(model, x, noise)),
+        Contender("tore_fast", ours, ours=True),
+    ]
+    paper = model_entry(name).paper
+    limit = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    return Case(
+        "vpt", name, inputs, contenders, device=device, dtype=dtype, macs=0.0 if paper is None else paper.gmacs * 1e9,
+        items=shape[0] if model.config.output_frames == shape[0] else 1, error_limit=limit,
+        params={"frames": shape[0], "keep_frames": model.config.keep_frames, "prune_block": model.config.prune_block},
+    )  # fmt: skip
+
+
+def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
+    return [_case(name, device, dtype) for name in (QUICK if quick else NAMES)]

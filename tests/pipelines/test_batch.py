@@ -1,0 +1,326 @@
+"""Batch prediction: nothing lost, nothing twice, whatever is killed; bad and deadly pictures; tars, folders, boxes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up.batch_model import Factory
+from made_up.sets import jpeg, picture, write_tar
+from PIL import Image
+
+from tore_fast.cli import main
+from tore_fast.pipelines.batch import BatchConfig, predict_pictures, results, run, work
+from tore_fast.pipelines.batch_units import BatchError, BatchFolder, list_pictures
+
+TESTS = Path(__file__).resolve().parents[1]
+QUIET = {"log": lambda _: None}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """37 pictures: two tars and a folder with a sub-folder; one is damaged."""
+    root = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for tar in range(2):
+        members = []
+        for i in range(15):
+            data = jpeg(picture(rng, 40, 48))
+            members += [(f"part/{i:03d}.jpg", b"damaged" if (tar, i) == (1, 4) else data), (f"part/{i:03d}.cls", b"7")]
+        write_tar(root / f"{tar:06d}.tar", members)
+    for i in range(7):
+        path = root / "photos" / ("deep" if i > 4 else "") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(rng, 30 + i, 40)).save(path)
+    return root
+
+
+def everything(out) -> dict[str, tuple]:
+    """Picture -> its error or its people's numbers; fails where a picture is there twice."""
+    table: dict[str, tuple] = {}
+    for part in results(out):
+        for i, name in enumerate(part["image_name"]):
+            mine = part["image_index"] == i
+            assert name not in table
+            table[str(name)] = (str(part["image_error"][i]), part["joints_3d"][mine], part["box"][mine], part["vertices_coarse"][mine])
+    return table
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(
+        x[0] == y[0] and all(np.allclose(p, q, atol=1e-5) for p, q in zip(x[1:], y[1:])) for x, y in ((a[k], b[k]) for k in a)
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(shards, tmp_path_factory):
+    """All pictures by one worker in this process."""
+    out = tmp_path_factory.mktemp("expected")
+    folder = BatchFolder(out)
+    folder.make(list_pictures([shards / "{000000..000001}.tar", shards / "photos"]), 5, {})
+    work(folder, Factory(), BatchConfig(unit_pictures=5))
+    return everything(out)
+
+
+def test_one_worker(shards, expected):
+    assert len(expected) == 37
+    errors = {k: v[0] for k, v in expected.items() if v[0]}
+    (name,) = errors
+    assert name.endswith("000001.tar:part/004.jpg") and "not a readable picture" in errors[name]
+    assert all(len(v[1]) == (0 if k == name else 1) for k, v in expected.items())
+    # the numbers are the pipeline's own
+    path = next(p for p in list_pictures([shards / "photos"]) if p.name.endswith("deep/5.png"))
+    alone = Factory()(0).predict(path.path)[0].people[0]
+    np.testing.assert_allclose(expected[path.name][1][0], alone.joints_3d, atol=1e-5)
+    assert len({v[1].tobytes() for v in expected.values()}) == 37  # every picture has its own result
+
+
+def test_kill_workers(shards, expected, tmp_path):
+    """Workers are killed with signal 9 while they work; the run replaces them and ends with every picture once."""
+    killed = []
+
+    def kill_two() -> None:
+        deadline = time.monotonic() + 120
+        while len(killed) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            for claim in (tmp_path / "claims").glob("unit-*.json"):
+                try:
+                    pid = json.loads(claim.read_text())["pid"]
+                except (OSError, ValueError):
+                    continue
+                if pid not in killed and len(killed) < 2:
+                    killed.append(pid)
+                    os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_two)
+    thread.start()
+    lines = []
+    summary = run([shards], tmp_path, Factory(delay_s=0.15), BatchConfig(unit_pictures=5), workers=2, log=lines.append)
+    thread.join()
+    assert len(killed) == 2 and summary.deaths == 2 and sum("died" in line for line in lines) == 2
+    assert (summary.pictures, summary.people, summary.failed, summary.fresh_pictures) == (37, 36, 1, 37)
+    assert summary.pictures_per_s > 0 and any("pictures/s" in line for line in lines)
+    assert same(everything(tmp_path), expected)
+    assert BatchFolder(tmp_path).verify() == {"pictures": 37, "people": 36, "failed": 1}
+    assert not list((tmp_path / "results").glob(".*"))
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {tests!r})
+from made_up.batch_model import Factory
+from tore_fast.pipelines.batch import BatchConfig, run
+if __name__ == "__main__":
+    run([sys.argv[1]], sys.argv[2], Factory(delay_s=0.3), BatchConfig(unit_pictures=5), workers=1, engine=sys.argv[3])
+"""
+
+
+def driver(tmp_path, shards, engine="processes", **environment):
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(tests=str(TESTS)))
+    return subprocess.Popen([sys.executable, str(script), str(shards), str(tmp_path / "out"), engine],
+                            env={**os.environ, **environment}, stdout=subprocess.DEVNULL)  # fmt: skip
+
+
+def wait_for(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_kill_everything_and_go_on(shards, expected, tmp_path):
+    """The whole run is killed, launcher first; the same call later does only what is left."""
+    process = driver(tmp_path, shards)
+    folder = BatchFolder(tmp_path / "out")
+    wait_for(lambda: folder.results.is_dir() and len(folder.done()) >= 2)
+    process.kill()
+    process.wait()
+    for claim in folder.claims.glob("unit-*.json"):  # the orphaned worker, in the middle of a unit
+        os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
+    done, times = folder.done(), {u: folder.result_path(u).stat().st_mtime_ns for u in folder.done()}
+    assert 2 <= len(done) < 8
+    with pytest.raises(BatchError, match="units are not done"):
+        folder.verify()
+    summary = run([shards], folder.root, Factory(), BatchConfig(unit_pictures=5), **QUIET)
+    assert summary.fresh_pictures == 37 - 5 * len(done) and same(everything(folder.root), expected)
+    assert all(folder.result_path(u).stat().st_mtime_ns == t for u, t in times.items())  # finished units were not touched
+    again = run([shards], folder.root, Factory(), BatchConfig(unit_pictures=5), **QUIET)
+    assert again.fresh_pictures == 0
+
+
+def test_torchrun_processes_share_the_work(shards, expected, tmp_path):
+    """Independent processes, as a launcher starts them; one is killed for good, the other finishes its unit too."""
+    processes = [driver(tmp_path, shards, "torchrun", RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2") for r in range(2)]
+    folder = BatchFolder(tmp_path / "out")
+    wait_for(lambda: folder.claims.is_dir() and any(f'"pid": {processes[1].pid},' in _text(c) for c in folder.claims.glob("unit-*.json")))
+    processes[1].kill()
+    assert processes[0].wait(180) == 0 and processes[1].wait() == -signal.SIGKILL
+    assert same(everything(folder.root), expected)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def test_a_picture_that_kills_is_found(tmp_path):
+    """A picture that takes the process down every time ends as an error; its neighbours are done."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        pixels = np.full((40, 40, 3), 255, np.uint8) if i == 3 else picture(rng, 40, 40) // 2
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
+    summary = run([tmp_path / "in"], tmp_path / "out", Factory(deadly=True), BatchConfig(boxes="full", unit_pictures=6), **QUIET)
+    assert (summary.deaths, summary.people, summary.failed) == (3, 5, 1)  # twice as a unit, once alone
+    errors = {Path(k).name: v[0] for k, v in everything(tmp_path / "out").items() if v[0]}
+    assert errors == {"3.png": "the process died on this picture"}
+
+
+class NoModel:
+    def __call__(self, worker=0):
+        raise ValueError("there is no model")
+
+
+def test_gives_up_where_no_worker_lives(tmp_path):
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
+    from made_up import batch_model
+
+    batch_model.NoModel = NoModel  # found again by the spawned process only if the module has it: it has not
+    with pytest.raises(BatchError, match="workers died"):
+        run([tmp_path / "a.png"], tmp_path / "out", Factory(delay_s="not a number"), **QUIET)
+
+
+def test_claims(tmp_path):
+    folder = BatchFolder(tmp_path)
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
+    folder.make(list_pictures([tmp_path / "a.png"]), 1, {})
+    mine = folder.claim(0)
+    assert mine is not None and folder.claim(0) is None  # we live
+    assert not mine.careful and folder.claim(0, force=True).state["deaths"] == 1
+    # another machine: dead only when it gave no sign for long
+    state = json.loads(mine.path.read_text()) | {"host": "elsewhere", "deaths": 1, "at": 7}
+    mine.path.write_text(json.dumps(state))
+    assert folder.claim(0, stale_s=60) is None
+    os.utime(mine.path, (time.time() - 100,) * 2)
+    taken = folder.claim(0, stale_s=60)
+    assert taken.careful and taken.bad == [7]
+    with taken.beating():
+        assert taken.path.exists()
+    assert not taken.path.exists()
+    # two results for one unit: the first stays
+    one = {"image_name": np.array(["x"])}
+    assert folder.commit(0, one) and not folder.commit(0, {"image_name": np.array(["y"])})
+    assert folder.load(0)["image_name"].tolist() == ["x"]
+
+
+def test_many_claim_one_unit(tmp_path):
+    """Of many takers of a dead worker's unit exactly one gets it."""
+    folder = BatchFolder(tmp_path)
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
+    folder.make(list_pictures([tmp_path / "a.png"]), 1, {})
+    for _ in range(20):
+        dead = folder.claim(0)
+        dead.path.write_text(json.dumps(dead.state | {"start": "1"}))  # such a process does not exist
+        got, barrier = [], threading.Barrier(8)
+
+        def take(got=got, barrier=barrier):
+            barrier.wait()
+            got.append(folder.claim(0))
+
+        threads = [threading.Thread(target=take) for _ in range(8)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert sum(c is not None for c in got) == 1
+        next(c for c in got if c).path.unlink()
+
+
+def test_boxes(tmp_path):
+    rng = np.random.default_rng(0)
+    box = [5.0, 6.0, 25.0, 36.0]
+    write_tar(tmp_path / "a.tar", [
+        ("one.jpg", jpeg(picture(rng, 40, 48))), ("one.json", json.dumps({"boxes": [box, [0, 0, 20, 20]]}).encode()),
+        ("two.jpg", jpeg(picture(rng, 40, 48))), ("three.jpg", jpeg(picture(rng, 40, 48))), ("three.json", b"[]"),
+        ("four.jpg", jpeg(picture(rng, 40, 48))), ("four.json", json.dumps({"boxes": [[9, 9, 1, 1]]}).encode()),
+    ])  # fmt: skip
+    pictures, pipeline = list_pictures([tmp_path / "a.tar"]), Factory()(0)
+    one, two, three, four = predict_pictures(pictures, pipeline, "sidecar", None)
+    assert [p.box for p in one.people] == [tuple(box), (0, 0, 20, 20)] and two.people[0].box_source == "auto"
+    assert '"boxes"' in three.error and "four.jpg: the box" in four.error
+    table = {"two.jpg": [tuple(box)]}
+    one, two, *_ = predict_pictures(pictures, pipeline, "table", table)
+    assert one.people[0].box_source == "auto" and [p.box for p in two.people] == [tuple(box)]
+
+
+def test_wrong_inputs(tmp_path, shards):
+    with pytest.raises(BatchError, match="expected a tar, a folder or a picture"):
+        run([tmp_path / "nothing"], tmp_path / "out", Factory(), **QUIET)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BatchError, match="no picture in it"):
+        run([tmp_path / "empty"], tmp_path / "out", Factory(), **QUIET)
+    with pytest.raises(ValueError, match="engine must be one of"):
+        run([shards], tmp_path / "out", Factory(), engine="cloud", **QUIET)
+    folder = BatchFolder(tmp_path / "begun")
+    folder.make(list_pictures([shards / "photos"]), 256, {"boxes": "auto", "save_vertices": False, "model": "shifted"})
+    with pytest.raises(BatchError, match="begun with boxes = 'auto', now it is 'full'"):
+        run([shards / "photos"], folder.root, Factory(), BatchConfig(boxes="full"), **QUIET)
+    with pytest.raises(BatchError, match="begun on 7 pictures, the inputs now hold 37"):
+        run([shards], folder.root, Factory(), **QUIET)
+    # the same picture named twice counts once
+    assert len(list_pictures([shards / "photos", shards / "photos" / "0.png"])) == 7
+
+
+def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tore_fast.pipelines.batch.ModelFactory", lambda *a, **k: Factory())
+    command = ["batch", str(shards), "--out", str(tmp_path / "out"), "--unit", "20", "--save-vertices"]
+    with pytest.raises(SystemExit) as e:
+        main(command)
+    text = capsys.readouterr().out
+    assert e.value.code == 1 and "37 pictures, 36 people, 1 failed" in text and "pictures/s" in text
+    assert next(results(tmp_path / "out"))["vertices"].shape == (20, 6890, 3)
+    assert same(everything(tmp_path / "out"), expected)
+    for code, arguments in ((0, [str(shards), "--verify", "--out", str(tmp_path / "out")]), (2, ["nowhere.tar"])):
+        with pytest.raises(SystemExit) as e:
+            main(["batch", *arguments])
+        assert e.value.code == code
+    captured = capsys.readouterr()
+    assert "every picture is there once" in captured.out and "nowhere.tar: not there" in captured.err
+
+
+def test_ray_with_a_killed_worker(shards, expected, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is an optional extra (tore_fast[scale])")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))  # actors import the test's factory
+    monkeypatch.setenv("RAY_DISABLE_METRICS", "1")
+    killed = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 200
+        while not killed and time.monotonic() < deadline:
+            time.sleep(0.05)
+            for claim in (tmp_path / "out" / "claims").glob("unit-*.json"):
+                text = _text(claim)
+                if text and not killed:
+                    killed.append(json.loads(text)["pid"])
+                    os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    try:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        summary = run([shards], tmp_path / "out", Factory(delay_s=0.2), BatchConfig(unit_pictures=5), workers=1, engine="ray", **QUIET)
+    finally:
+        ray.shutdown()
+        thread.join()
+    assert killed and summary.pictures == 37 and same(everything(tmp_path / "out"), expected)

@@ -1,0 +1,75 @@
+"""`tore-fast batch shards/*.tar --out DIR`: meshes for any number of pictures; a stopped or killed run goes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import Positional
+
+# exit codes: 0 all done, 1 some pictures failed (their reasons are in the results), 2 the batch is not finished
+SOME_FAILED, NOT_FINISHED = 1, 2
+
+
+@dataclass
+class Args:
+    """Meshes for many pictures: tars and folders in, one npz per unit of pictures out, by several processes, torchrun or Ray.
+    The same command goes on after a kill; no picture is lost or there twice."""
+
+    inputs: Positional[list[str]]
+    """Tars, {000000..000012}.tar patterns, folders (with all below), pictures."""
+    out: Path = Path("out_batch")
+    """Folder of plan and results (results/unit-*.npz, arrays: docs/data.md)."""
+    model: str = "default"
+    """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
+    checkpoint: str | None = None
+    """Weights: a folder of ours, or an official file."""
+    boxes: str = "auto"
+    """auto, full, centre, a JSON/CSV box file, or sidecar: KEY.json with "boxes" beside each picture."""
+    workers: int = 1
+    """Processes on this machine, or Ray actors."""
+    engine: str = "auto"
+    """auto (torchrun where its environment is set, else processes), processes, torchrun, ray."""
+    save_vertices: bool = False
+    """Keep all 6,890 vertices (82 kB a person); the 431 coarse ones always are."""
+    unit: int = 256
+    """Pictures per unit of work: what a killed worker loses at most."""
+    batch_size: int = 8
+    device: str = "auto"
+    """auto, cpu, cuda; workers are spread over the GPUs."""
+    threads: int = 0
+    """CPU threads of each worker (0: cores / workers)."""
+    verify: bool = False
+    """Only check that --out holds every picture exactly once."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Further options of an official file as KEY VALUE pairs: upstream, mesh_data."""
+
+
+def run(args: Args) -> int:
+    from ..data.boxes import BoxFileError
+    from ..pipelines.batch import BatchConfig, ModelFactory
+    from ..pipelines.batch import run as run_batch
+    from ..pipelines.batch_units import BatchError, BatchFolder
+
+    try:
+        if args.verify:
+            counts = BatchFolder(args.out).verify()
+            print(f"{args.out}: every picture is there once: " + "  ".join(f"{k} {v}" for k, v in counts.items()))
+            return 0
+        engine = args.engine if args.engine != "auto" else "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "processes"
+        threads = args.threads or max(1, (os.cpu_count() or 1) // args.workers)
+        factory = ModelFactory(args.model, args.checkpoint, args.device, args.batch_size, threads, args.extra)
+        config = BatchConfig(args.boxes, args.save_vertices, args.unit)
+        summary = run_batch(args.inputs, args.out, factory, config, workers=args.workers, engine=engine)
+    except (BatchError, BoxFileError, ValueError, FileNotFoundError, ImportError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return NOT_FINISHED
+    if int(os.environ.get("RANK", 0)) and engine == "torchrun":
+        return 0  # rank 0 reports
+    print(
+        f"{summary.pictures} pictures, {summary.people} people, {summary.failed} failed; this run: {summary.fresh_pictures} pictures "
+        f"in {summary.seconds:.1f} s = {summary.pictures_per_s:.1f} pictures/s, {summary.deaths} workers died"
+    )
+    return SOME_FAILED if summary.failed else 0

@@ -1,0 +1,403 @@
+"""Prediction over any number of pictures in tars and folders, by any number of processes, resumable after every kind of end.
+
+`run(inputs, out)` plans units of work (batch_units.py) and lets worker processes (or Ray actors, or torchrun's processes) take
+them. Each unit becomes one npz in `out/results`, see ARRAYS; `results(out)` reads them back. Called by cli/batch.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.boxes import boxes_of, read_boxes
+from ..data.image import ImageError, read_image
+from .batch_units import BatchError, BatchFolder, Claim, Picture, list_pictures
+from .image_to_mesh import BOX_MODES, ImageResult, Pipeline
+
+ENGINES = ("processes", "torchrun", "ray")
+ARRAYS = {
+    "image_name": "[N] pictures of the unit, in order",
+    "image_error": "[N] why a picture gave nothing; empty: it was done",
+    "image_size": "[N, 2] width, height",
+    "image_index": "[P] picture of each person",
+    "box": "[P, 4] x0, y0, x1, y1 pixels",
+    "camera": "[P, 3] scale, tx, ty in the crop's [-1, 1]",
+    "camera_image": "[P, 3] scale_px, x_px, y_px: pixel = scale_px * xy + (x_px, y_px)",
+    "translation": "[P, 3] metres, perspective camera",
+    "focal_px": "[P]",
+    "joints_3d": "[P, 14, 3] metres",
+    "joints_2d": "[P, 14, 2] pixels",
+    "vertices_coarse": "[P, 431, 3] metres",
+    "vertices": "[P, 6890, 3] metres; only with save_vertices",
+    "seconds": "[] time the unit took",
+}
+_PERSON = {"box": 4, "camera": 3, "camera_image": 3, "translation": 3, "joints_3d": (14, 3), "joints_2d": (14, 2)}
+
+
+@dataclass(frozen=True)
+class ModelFactory:
+    """Makes the pipeline of a worker; small enough to be sent to other processes and machines."""
+
+    model: str = "default"
+    checkpoint: str | None = None
+    device: str = "auto"
+    batch_size: int = 8
+    threads: int = 0
+    options: dict[str, Any] = field(default_factory=dict)  # of from_pretrained: upstream, mesh_data, ...
+
+    def __call__(self, worker: int = 0) -> Pipeline:
+        import torch
+
+        from .image_to_mesh import load_model, pick_device
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        device = pick_device(self.device)
+        if device == "cuda":
+            device = f"cuda:{worker % torch.cuda.device_count()}"
+        if self.checkpoint is None:
+            model = load_model(self.model)
+        else:
+            from ..models import from_pretrained
+
+            model = from_pretrained(self.checkpoint, model=None if self.model == "default" else self.model, **self.options)
+        return Pipeline(model, device=device, batch_size=self.batch_size)
+
+    def identity(self) -> dict:
+        return {"model": self.model, "checkpoint": self.checkpoint, "options": self.options}
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How a batch runs; the first three decide the results and must stay the same to go on."""
+
+    boxes: str = "auto"
+    """auto, full, centre, a box file (data/boxes.py), or sidecar: KEY.json with "boxes" beside each picture."""
+    save_vertices: bool = False
+    unit_pictures: int = 256
+    """Pictures per unit of work: what a killed worker loses at most."""
+    stale_s: float = 60.0
+    """A worker of another machine that gave no sign for so long is taken for dead."""
+    poll_s: float = 0.5
+    max_deaths: int = 100
+    """Workers that may die before the run gives up."""
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    pictures: int
+    people: int
+    failed: int
+    deaths: int  # of workers in this run
+    fresh_pictures: int  # done in this run
+    seconds: float
+
+    @property
+    def pictures_per_s(self) -> float:
+        return self.fresh_pictures / self.seconds if self.seconds else 0.0
+
+
+def run(
+    inputs: Iterable[str | Path],
+    out: str | Path,
+    factory: Callable[..., Pipeline] | None = None,
+    config: BatchConfig = BatchConfig(),  # noqa: B008 (frozen)
+    *,
+    workers: int = 1,
+    engine: str = "processes",
+    log: Callable[[str], None] = print,
+) -> BatchSummary:
+    """Predicts every picture of the inputs once.
+
+    Args:
+        inputs: tars, `{000..012}.tar` patterns, folders (with all below), pictures.
+        out: folder of plan, claims and results; the same call goes on after a kill.
+        factory: `factory(worker)` gives a Pipeline; picklable. Default: the built-in model.
+        workers: processes on this machine ("processes"), or actors in the cluster ("ray").
+        engine: "processes": this call starts them and replaces those that die. "torchrun": this process is one of many that
+            torchrun (or any launcher, on any number of machines with a common file system) started with the same arguments.
+            "ray": Ray Data (extra `scale`); uses a running cluster where there is one.
+
+    Returns:
+        Counts over the whole batch, checked against the plan, and the speed of this run.
+
+    Raises:
+        BatchError: inputs without pictures, a folder begun with other inputs or settings, too many dead workers.
+        ImportError: engine "ray" without ray.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"batch: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if workers < 1 or config.unit_pictures < 1:
+        raise ValueError(f"batch: workers and unit_pictures must be at least 1, got {workers}, {config.unit_pictures}")
+    factory = factory or ModelFactory()
+    box_table(config.boxes)  # a bad box file shows before any work
+    folder = BatchFolder(out)
+    rank = int(os.environ.get("RANK", 0)) if engine == "torchrun" else 0
+    settings = {"boxes": config.boxes, "save_vertices": config.save_vertices, **getattr(factory, "identity", dict)()}
+    if rank == 0:
+        manifest = folder.make(list_pictures(inputs), config.unit_pictures, settings)
+        log(f"{manifest.pictures} pictures in {manifest.units} units, {len(folder.done())} units done before")
+    else:
+        while not (folder.root / "manifest.json").is_file():
+            time.sleep(config.poll_s)
+    before = _pictures_in(folder, folder.done())
+    started = time.monotonic()
+    deaths = 0
+    if engine == "torchrun":
+        work(folder, factory, config, worker=int(os.environ.get("LOCAL_RANK", 0)), log=log)
+    elif folder.pending():
+        deaths = (_run_ray if engine == "ray" else _run_processes)(folder, factory, config, workers, log)
+    seconds = time.monotonic() - started
+    counts = folder.verify()
+    return BatchSummary(counts["pictures"], counts["people"], counts["failed"], deaths, counts["pictures"] - before, seconds)
+
+
+def results(out: str | Path) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of each finished unit (see ARRAYS), in order."""
+    folder = BatchFolder(out)
+    for unit in sorted(folder.done()):
+        yield folder.load(unit)
+
+
+# ---- one worker ----------------------------------------------------------------------------------------------------------
+
+
+def work(
+    folder: BatchFolder, factory: Callable[..., Pipeline], config: BatchConfig, worker: int = 0, parent: int | None = None,
+    log: Callable[[str], None] | None = None,
+) -> None:
+    """Takes units until all are done; waits for those of others in case they die. `parent`: end when that process does."""
+    pipeline, table = None, box_table(config.boxes)
+    while True:
+        pending = folder.pending()
+        if not pending:
+            return
+        shift = worker * len(pending) // 8 % len(pending)  # workers start at different places
+        claim = None
+        for unit in pending[shift:] + pending[:shift]:
+            if parent is not None and os.getppid() != parent:
+                return
+            claim = folder.claim(unit, config.stale_s)
+            if claim is None:
+                continue
+            if folder.result_path(unit).exists():  # finished between the listing and the claim
+                claim.path.unlink(missing_ok=True)
+                continue
+            pipeline = pipeline or factory(worker)
+            predict_unit(folder, unit, claim, pipeline, config, table)
+            if log is not None:
+                log(f"worker {worker}: unit {unit} done, {len(folder.done())} of {folder.manifest.units}")
+        if claim is None:
+            time.sleep(config.poll_s)
+
+
+def predict_unit(
+    folder: BatchFolder, unit: int, claim: Claim, pipeline: Pipeline, config: BatchConfig, table: dict | None
+) -> bool:
+    """One unit: predict its pictures, put the result there. True if it is ours."""
+    start = time.monotonic()
+    pictures = folder.pictures(unit)
+    with claim.beating():
+        if claim.careful:
+            found: list[ImageResult] = []
+            for i, picture in enumerate(pictures):
+                if i in claim.bad:
+                    found.append(ImageResult(picture.name, error="the process died on this picture"))
+                    continue
+                claim.mark(i)
+                found += predict_pictures([picture], pipeline, config.boxes, table)
+            claim.mark(-1)
+        else:
+            found = predict_pictures(pictures, pipeline, config.boxes, table)
+        arrays = unit_arrays(found, config.save_vertices)
+        return folder.commit(unit, {**arrays, "seconds": np.float64(time.monotonic() - start)})
+
+
+def predict_pictures(pictures: list[Picture], pipeline: Pipeline, boxes: str, table: dict | None) -> list[ImageResult]:
+    """Results in the order of the pictures; bad ones carry their reason."""
+    failed: dict[int, str] = {}
+    fed: list[int] = []
+    given: list[Any] = []
+
+    def decoded() -> Iterator[np.ndarray]:
+        for i, (pixels, box, error) in enumerate(_prefetch(lambda p: _read(p, boxes, table), pictures, 2 * pipeline.batch_size)):
+            if error is not None:
+                failed[i] = error
+            else:
+                fed.append(i)
+                given.append(box)  # before the picture is handed over: stream() looks boxes up by position
+                yield pixels
+
+    stream = pipeline.stream(decoded(), boxes if boxes in BOX_MODES else given)
+    out: list[ImageResult | None] = [None] * len(pictures)
+    for position, result in enumerate(stream):
+        index = fed[position]
+        text = None if result.error is None else result.error.replace("image", pictures[index].name, 1)
+        out[index] = ImageResult(pictures[index].name, result.size, result.people, text)  # pixels are let go
+    for i, error in failed.items():
+        out[i] = ImageResult(pictures[i].name, error=error)
+    return out
+
+
+def _prefetch(function: Callable, items: Iterable, ahead: int) -> Iterator:
+    """map() in order with a few results made in advance by threads (decoding lets go of the interpreter lock)."""
+    with ThreadPoolExecutor(2) as pool:
+        rest = iter(items)
+        waiting = [pool.submit(function, item) for item in islice(rest, ahead)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(function, item) for item in islice(rest, 1)]
+
+
+def _read(picture: Picture, boxes: str, table: dict | None) -> tuple[np.ndarray | None, Any, str | None]:
+    """Pixels and boxes, or the reason why not."""
+    try:
+        data = picture.read()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            pixels = read_image(image)
+        box = None
+        if boxes == "sidecar":
+            beside = picture.sidecar()
+            box = None if beside is None else json.loads(beside)["boxes"]
+        elif table is not None:
+            box = boxes_of(table, picture.name) or boxes_of(table, picture.name.rpartition(":")[2])
+        return pixels, box, None
+    except ImageError as e:
+        return None, None, f"{picture.name}: {e}"
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None, None, f'{picture.name}: its .json must be an object with "boxes": [[x0, y0, x1, y1], ...]'
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
+        return None, None, f"{picture.name}: not a readable picture ({e})"
+
+
+def box_table(boxes: str) -> dict | None:
+    """Boxes of a file; None for the modes and for sidecars."""
+    return None if boxes in BOX_MODES or boxes == "sidecar" else read_boxes(boxes)
+
+
+def unit_arrays(found: list[ImageResult], save_vertices: bool) -> dict[str, np.ndarray]:
+    """Results as the arrays of ARRAYS."""
+    people = [(i, person) for i, result in enumerate(found) for person in result.people]
+    arrays = {
+        "image_name": np.array([r.name for r in found], dtype=np.str_),
+        "image_error": np.array([r.error or "" for r in found], dtype=np.str_),
+        "image_size": np.array([r.size for r in found], np.int32).reshape(len(found), 2),
+        "image_index": np.array([i for i, _ in people], np.int32),
+        "focal_px": np.array([p.focal_px for _, p in people], np.float32),
+    }
+    for name, shape in _PERSON.items():
+        shape = shape if isinstance(shape, tuple) else (shape,)
+        arrays[name] = np.array([getattr(p, name) for _, p in people], np.float32).reshape(len(people), *shape)
+    for name in ("vertices_coarse", *(("vertices",) if save_vertices else ())):
+        arrays[name] = np.stack([getattr(p, name) for _, p in people]).astype(np.float32) if people else np.zeros((0, 0, 3), np.float32)
+    return arrays
+
+
+def _pictures_in(folder: BatchFolder, units: Iterable[int]) -> int:
+    manifest = folder.manifest
+    size = manifest.settings["unit_pictures"]
+    return sum(min(size, manifest.pictures - u * size) for u in units)
+
+
+# ---- engines -------------------------------------------------------------------------------------------------------------
+
+
+def _worker_process(root: str, factory, config: BatchConfig, worker: int, parent: int) -> None:
+    work(BatchFolder(root), factory, config, worker, parent)
+
+
+def _run_processes(folder: BatchFolder, factory, config: BatchConfig, workers: int, log: Callable[[str], None]) -> int:
+    """Starts workers, replaces those that die, tells the speed. Returns how many died."""
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+
+    def start(worker: int):
+        process = context.Process(target=_worker_process, args=(str(folder.root), factory, config, worker, os.getpid()))
+        process.start()
+        return process
+
+    workers = min(workers, len(folder.pending()))
+    processes = {worker: start(worker) for worker in range(workers)}
+    deaths, idle_deaths, first, told = 0, 0, folder.done(), time.monotonic()
+    last, began = len(first), time.monotonic()
+    try:
+        while processes:
+            time.sleep(min(config.poll_s, 0.2))
+            done = len(folder.done())
+            idle_deaths = 0 if done > last else idle_deaths
+            if done > last or time.monotonic() - told > 30:
+                last, told = done, time.monotonic()
+                speed = _pictures_in(folder, folder.done() - first) / (told - began)
+                log(f"{done} of {folder.manifest.units} units, {speed:.1f} pictures/s")
+            for worker, process in list(processes.items()):
+                if process.is_alive():
+                    continue
+                process.join()
+                del processes[worker]
+                if process.exitcode == 0 or not folder.pending():
+                    continue
+                deaths, idle_deaths = deaths + 1, idle_deaths + 1
+                log(f"worker {worker} died (exit code {process.exitcode}); its unit is done again")
+                # a model that cannot be loaded kills every worker at once
+                if deaths > config.max_deaths or idle_deaths > 3 * workers + 3:
+                    raise BatchError(f"{deaths} workers died, {len(folder.pending())} units are open; the same command goes on")
+                processes[worker] = start(worker)
+    finally:
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            process.join()
+    return deaths
+
+
+class _RayWorker:
+    """A Ray Data actor: the model stays loaded, one unit per call."""
+
+    def __init__(self, root: str, factory, config: BatchConfig):
+        self.folder, self.config = BatchFolder(root), config
+        self.table, self.pipeline = box_table(config.boxes), factory(0)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for unit in batch["unit"].tolist():
+            if not self.folder.result_path(unit).exists():  # a retry of what was done before the kill
+                claim = self.folder.claim(unit, force=True)
+                if claim is not None:
+                    predict_unit(self.folder, unit, claim, self.pipeline, self.config, self.table)
+        return {"unit": batch["unit"]}
+
+
+def _run_ray(folder: BatchFolder, factory, config: BatchConfig, workers: int, log: Callable[[str], None]) -> int:
+    """Units as a Ray data set mapped by a pool of actors; Ray replaces actors and nodes that die."""
+    try:
+        import ray
+    except ImportError as e:
+        raise ImportError("batch: engine 'ray' needs the extra: pip install 'tore_fast[scale]'") from e
+    began, first = time.monotonic(), folder.done()
+    if not ray.is_initialized():
+        ray.init(ignore_reinit_error=True, log_to_driver=False)
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
+    for _ in range(3):  # a second round only if Ray gave a unit up
+        pending = folder.pending()
+        if not pending:
+            break
+        data = ray.data.from_items([{"unit": u} for u in pending], override_num_blocks=len(pending))
+        data = data.map_batches(
+            _RayWorker, fn_constructor_args=(str(folder.root.resolve()), factory, config), batch_size=1, num_gpus=gpus,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(pending))),
+        )  # fmt: skip
+        for count, _row in enumerate(data.iter_rows(), len(first) + 1):
+            speed = _pictures_in(folder, folder.done() - first) / (time.monotonic() - began)
+            log(f"{count} of {folder.manifest.units} units, {speed:.1f} pictures/s")
+    return 0

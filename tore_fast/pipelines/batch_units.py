@@ -1,0 +1,354 @@
+"""Book-keeping of batch prediction: which pictures belong to which unit of work, who works on it, what is done.
+
+In: tars and folders; out: a folder with `manifest.json`, `plan/unit-*.json` (the pictures of each unit), `claims/` (who is at
+it) and `results/unit-*.npz`. A result appears whole and only once, whoever wrote it, so no picture is lost or there twice
+after any kill; claims only keep workers from doing the same work. Next on the way: batch.py runs a model over units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..data.image import EXTENSIONS
+from ..data.readers.hmr2_tar import expand_tars, tar_samples
+
+CAREFUL_AFTER = 2  # so many workers died on a unit: from now on it is done picture by picture, to find the one that kills
+BEAT_S = 5.0
+
+
+class BatchError(ValueError):
+    """Batch prediction cannot go on; the text says why."""
+
+
+class Picture(NamedTuple):
+    """One picture of a unit: a file, or a byte range of a tar."""
+
+    name: str
+    path: str
+    offset: int = -1  # -1: the whole file
+    size: int = 0
+    boxes_offset: int = -1  # byte range of its KEY.json in the tar, where there is one
+    boxes_size: int = 0
+
+    def read(self) -> bytes:
+        return _range(self.path, self.offset, self.size)
+
+    def sidecar(self) -> bytes | None:
+        """KEY.json beside the picture, or None."""
+        if self.offset >= 0:
+            return _range(self.path, self.boxes_offset, self.boxes_size) if self.boxes_offset >= 0 else None
+        path = Path(self.path).with_suffix(".json")
+        return path.read_bytes() if path.is_file() else None
+
+
+def _range(path: str, offset: int, size: int) -> bytes:
+    with open(path, "rb") as f:
+        if offset < 0:
+            return f.read()
+        f.seek(offset)
+        return f.read(size)
+
+
+def list_pictures(inputs: Iterable[str | Path]) -> list[Picture]:
+    """Pictures of tars, tar patterns, folders (with all below) and files, in a fixed order, each once.
+
+    Raises:
+        BatchError: an input that gives no picture. MissingData, DataError: a tar that is not there or broken.
+    """
+    found: dict[str, Picture] = {}
+    for source in inputs:
+        before = len(found)
+        text, path = str(source), Path(source)
+        pictures: Iterator[Picture]
+        if text.endswith(".tar"):
+            pictures = _tar_pictures(expand_tars(source))
+        elif path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            plain = [Picture(p.as_posix(), str(p.resolve())) for p in files if p.suffix.lower() in EXTENSIONS]
+            pictures = iter([*plain, *_tar_pictures([p for p in files if p.suffix == ".tar"])])
+        elif path.is_file() and path.suffix.lower() in EXTENSIONS:
+            pictures = iter([Picture(path.as_posix(), str(path.resolve()))])
+        else:
+            raise BatchError(f"{source}: expected a tar, a folder or a picture ({', '.join(EXTENSIONS)})")
+        known = {(p.path, p.offset) for p in found.values()}
+        for picture in pictures:
+            if (picture.path, picture.offset) not in known:
+                name, copy = picture.name, 1
+                while name in found:  # a tar may hold a name twice
+                    copy += 1
+                    name = f"{picture.name}#{copy}"
+                found[name] = picture._replace(name=name)
+            else:
+                before = -1  # it was there, only named twice
+        if len(found) == before:
+            raise BatchError(f"{source}: no picture in it")
+    return list(found.values())
+
+
+def _tar_pictures(tars: list[Path]) -> Iterator[Picture]:
+    for tar in tars:
+        for key, members in tar_samples([tar]):
+            boxes = members.get("json")
+            for extension, member in members.items():
+                if f".{extension}" in EXTENSIONS:
+                    beside = (boxes.offset, boxes.size) if boxes else (-1, 0)
+                    yield Picture(f"{tar.as_posix()}:{key}.{extension}", str(tar.resolve()), member.offset, member.size, *beside)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a batch folder is about; written once, last of the plan."""
+
+    units: int
+    pictures: int
+    names_hash: str  # of all names and sizes in order
+    settings: dict = field(default_factory=dict)  # decide the results: model, weights, boxes, arrays
+
+
+class BatchFolder:
+    """The files of one batch prediction."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self.plan, self.claims, self.results = (self.root / n for n in ("plan", "claims", "results"))
+
+    @property
+    def manifest(self) -> Manifest:
+        path = self.root / "manifest.json"
+        if not path.is_file():
+            raise BatchError(f"{self.root}: no manifest.json; expected the folder of a batch prediction")
+        return Manifest(**json.loads(path.read_text()))
+
+    def make(self, pictures: list[Picture], unit_pictures: int, settings: dict) -> Manifest:
+        """Writes plan and manifest, or checks that those there are for the same pictures and settings."""
+        digest = hashlib.blake2b(digest_size=16)
+        for p in pictures:
+            digest.update(f"{p.name}\0{p.size if p.offset >= 0 else os.stat(p.path).st_size}\n".encode())
+        count = -(-len(pictures) // unit_pictures)
+        settings = {**settings, "unit_pictures": unit_pictures}
+        wanted = Manifest(count, len(pictures), digest.hexdigest(), json.loads(json.dumps(settings)))
+        if (self.root / "manifest.json").is_file():
+            self._check(wanted)
+            return wanted
+        for folder in (self.plan, self.claims, self.results):
+            folder.mkdir(parents=True, exist_ok=True)
+        for unit in range(count):
+            part = pictures[unit * unit_pictures : (unit + 1) * unit_pictures]
+            write_whole(self.plan / f"unit-{unit:06d}.json", json.dumps(part).encode())
+        write_whole(self.root / "manifest.json", json.dumps(asdict(wanted), indent=2).encode())
+        return wanted
+
+    def _check(self, wanted: Manifest) -> None:
+        there = self.manifest
+        if there.settings != wanted.settings:
+            keys = {*there.settings, *wanted.settings}
+            key = next(k for k in sorted(keys) if there.settings.get(k) != wanted.settings.get(k))
+            raise BatchError(
+                f"{self.root}: was begun with {key} = {there.settings.get(key)!r}, now it is {wanted.settings.get(key)!r}; "
+                "give another output folder"
+            )
+        if there != wanted:
+            raise BatchError(
+                f"{self.root}: was begun on {there.pictures} pictures, the inputs now hold {wanted.pictures} or others; "
+                "give another output folder"
+            )
+
+    def pictures(self, unit: int) -> list[Picture]:
+        return [Picture(*p) for p in json.loads((self.plan / f"unit-{unit:06d}.json").read_text())]
+
+    def result_path(self, unit: int) -> Path:
+        return self.results / f"unit-{unit:06d}.npz"
+
+    def done(self) -> set[int]:
+        return {int(n[5:-4]) for n in os.listdir(self.results) if n.startswith("unit-") and n.endswith(".npz")}
+
+    def pending(self) -> list[int]:
+        return sorted(set(range(self.manifest.units)) - self.done())
+
+    def commit(self, unit: int, arrays: dict[str, np.ndarray]) -> bool:
+        """Puts a unit's result there, whole; False if somebody else's is there already (ours is dropped)."""
+        part = self.results / f".{uuid.uuid4().hex}"
+        with open(part, "wb") as f:
+            np.savez(f, **arrays)
+            f.flush()
+            os.fsync(f.fileno())
+        try:
+            return link_new(part, self.result_path(unit))
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load(self, unit: int) -> dict[str, np.ndarray]:
+        with np.load(self.result_path(unit)) as z:
+            return {k: z[k] for k in z.files}
+
+    def verify(self) -> dict[str, int]:
+        """Counts after checking that every planned picture has exactly one entry in the results.
+
+        Raises:
+            BatchError: units are open, or a result does not match its plan.
+        """
+        pending = self.pending()
+        if pending:
+            raise BatchError(f"{self.root}: {len(pending)} of {self.manifest.units} units are not done (first: {pending[0]})")
+        seen: set[str] = set()
+        counts = {"pictures": 0, "people": 0, "failed": 0}
+        for unit in range(self.manifest.units):
+            result, names = self.load(unit), [p.name for p in self.pictures(unit)]
+            if result["image_name"].tolist() != names or seen & set(names):
+                raise BatchError(f"{self.result_path(unit)}: its pictures are not those of the plan")
+            seen.update(names)
+            counts["pictures"] += len(names)
+            counts["people"] += len(result["image_index"])
+            counts["failed"] += int((result["image_error"] != "").sum())
+        if counts["pictures"] != self.manifest.pictures:
+            raise BatchError(f"{self.root}: {counts['pictures']} pictures in the results, {self.manifest.pictures} planned")
+        return counts
+
+    # ---- claims ----------------------------------------------------------------------------------------------------
+
+    def claim(self, unit: int, stale_s: float = 60.0, force: bool = False) -> Claim | None:
+        """The right to work on a unit, or None while another live worker has it.
+
+        A claim is dead when its process is gone (same host) or its file was not touched for `stale_s` (another host).
+        force: take it anyway (a scheduler like Ray has decided).
+        """
+        path = self.claims / f"unit-{unit:06d}.json"
+        claim = Claim(path, {**_me(), "deaths": 0, "at": -1, "bad": []})
+        if claim.create():
+            return claim
+        old = _read_claim(path)
+        if old is None or not (force or _dead(path, old, stale_s)):
+            return None
+        taken = path.with_name(f".{path.name}.{claim.state['token']}")
+        try:
+            os.rename(path, taken)  # only one of several takers succeeds
+        except FileNotFoundError:
+            return None
+        now = _read_claim(taken)
+        if now is not None and now["token"] != old["token"]:  # meanwhile someone else had taken it: give it back
+            link_new(taken, path)
+            taken.unlink(missing_ok=True)
+            return None
+        taken.unlink(missing_ok=True)
+        old = now or old
+        claim.state["deaths"] = old["deaths"] + 1
+        claim.state["bad"] = [*old["bad"], *([old["at"]] if old["at"] >= 0 else [])]
+        return claim if claim.create() else None
+
+
+@dataclass
+class Claim:
+    """A unit held by this process."""
+
+    path: Path
+    state: dict
+
+    def create(self) -> bool:
+        part = self.path.with_name(f".{self.path.name}.{self.state['token']}.new")
+        part.write_text(json.dumps(self.state))
+        try:
+            return link_new(part, self.path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @property
+    def careful(self) -> bool:
+        """Whether to go picture by picture: workers died here before."""
+        return self.state["deaths"] >= CAREFUL_AFTER
+
+    @property
+    def bad(self) -> list[int]:
+        """Pictures on which a careful worker died."""
+        return self.state["bad"]
+
+    def mark(self, picture: int) -> None:
+        """Says which picture is next (-1: none), for whoever comes after a death."""
+        self.state["at"] = picture
+        write_whole(self.path, json.dumps(self.state).encode())
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Touches the claim in the background; removes it at a regular end."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(BEAT_S):
+                try:
+                    os.utime(self.path)
+                except OSError:
+                    pass  # taken over: the commit decides
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            there = _read_claim(self.path)
+            if there is not None and there["token"] == self.state["token"]:
+                self.path.unlink(missing_ok=True)
+
+
+def _me() -> dict:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "start": _start_time(pid), "token": uuid.uuid4().hex}
+
+
+def _start_time(pid: int) -> str:
+    """Start of a process in clock ticks (Linux), so that a reused number is not taken for the old process; "" elsewhere."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]  # a zombie is dead
+
+
+def _dead(path: Path, state: dict, stale_s: float) -> bool:
+    if state["host"] == socket.gethostname() and state["start"]:
+        return _start_time(state["pid"]) != state["start"]
+    try:
+        return time.time() - path.stat().st_mtime > stale_s
+    except FileNotFoundError:
+        return False
+
+
+def _read_claim(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def link_new(source: Path, target: Path) -> bool:
+    """Gives `source` a second name if that is free; atomic. File systems without hard links get an exclusive copy."""
+    try:
+        os.link(source, target)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:
+        if target.exists():
+            return False
+        os.replace(source, target)  # not exclusive in a race, but whole
+        return True
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A reader (or a kill) never sees half a file."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    part.write_bytes(data)
+    os.replace(part, path)
