@@ -154,13 +154,17 @@ def run(
     else:
         while not (folder.root / "manifest.json").is_file():
             time.sleep(config.poll_s)
-    before = _pictures_in(folder, folder.done())
+    before = pictures_in(folder, folder.done())
     started = time.monotonic()
     deaths = 0
     if engine == "torchrun":
         work(folder, factory, config, worker=int(os.environ.get("LOCAL_RANK", 0)), log=log)
     elif folder.pending():
-        deaths = (_run_ray if engine == "ray" else _run_processes)(folder, factory, config, workers, log)
+        if engine == "ray":
+            from .batch_ray import run_ray as start
+        else:
+            start = _run_processes
+        deaths = start(folder, factory, config, workers, log)
     seconds = time.monotonic() - started
     counts = folder.verify()
     return BatchSummary(counts["pictures"], counts["people"], counts["failed"], deaths, counts["pictures"] - before, seconds)
@@ -310,7 +314,8 @@ def unit_arrays(found: list[ImageResult], save_vertices: bool) -> dict[str, np.n
     return arrays
 
 
-def _pictures_in(folder: BatchFolder, units: Iterable[int]) -> int:
+def pictures_in(folder: BatchFolder, units: Iterable[int]) -> int:
+    """How many pictures the units hold."""
     manifest = folder.manifest
     size = manifest.settings["unit_pictures"]
     return sum(min(size, manifest.pictures - u * size) for u in units)
@@ -360,7 +365,7 @@ def _run_processes(folder: BatchFolder, factory, config: BatchConfig, workers: i
             idle_deaths = 0 if done > last else idle_deaths
             if done > last or time.monotonic() - told > 30:
                 last, told = done, time.monotonic()
-                speed = _pictures_in(folder, folder.done() - first) / (told - began)
+                speed = pictures_in(folder, folder.done() - first) / (told - began)
                 log(f"{done} of {folder.manifest.units} units, {speed:.1f} pictures/s")
             for worker, process in list(processes.items()):
                 if process.is_alive():
@@ -383,44 +388,3 @@ def _run_processes(folder: BatchFolder, factory, config: BatchConfig, workers: i
         for process in processes.values():
             process.join()
     return deaths
-
-
-class _RayWorker:
-    """A Ray Data actor: the model stays loaded, one unit per call."""
-
-    def __init__(self, root: str, factory, config: BatchConfig):
-        self.folder, self.config = BatchFolder(root), config
-        self.table, self.pipeline = box_table(config.boxes), factory(0)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        for unit in batch["unit"].tolist():
-            if not self.folder.result_path(unit).exists():  # a retry of what was done before the kill
-                claim = self.folder.claim(unit, force=True)
-                if claim is not None:
-                    predict_unit(self.folder, unit, claim, self.pipeline, self.config, self.table)
-        return {"unit": batch["unit"]}
-
-
-def _run_ray(folder: BatchFolder, factory, config: BatchConfig, workers: int, log: Callable[[str], None]) -> int:
-    """Units as a Ray data set mapped by a pool of actors; Ray replaces actors and nodes that die."""
-    try:
-        import ray
-    except ImportError as e:
-        raise ImportError("batch: engine 'ray' needs the extra: pip install 'tore_fast[scale]'") from e
-    began, first = time.monotonic(), folder.done()
-    if not ray.is_initialized():
-        ray.init(ignore_reinit_error=True, log_to_driver=False)
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
-    for _ in range(3):  # a second round only if Ray gave a unit up
-        pending = folder.pending()
-        if not pending:
-            break
-        data = ray.data.from_items([{"unit": u} for u in pending], override_num_blocks=len(pending))
-        data = data.map_batches(
-            _RayWorker, fn_constructor_args=(str(folder.root.resolve()), factory, config), batch_size=1, num_gpus=gpus,
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(pending))),
-        )  # fmt: skip
-        for count, _row in enumerate(data.iter_rows(), len(first) + 1):
-            speed = _pictures_in(folder, folder.done() - first) / (time.monotonic() - began)
-            log(f"{count} of {folder.manifest.units} units, {speed:.1f} pictures/s")
-    return 0
