@@ -94,7 +94,47 @@ def test_info_and_unknown_verbs(capsys):
     assert call("info", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert {"tore_fast", "packages", "backends", "ops", "build"} <= set(report)
-    assert "no verb 'fly'" in call("fly")
+    assert call("fly") == 2 and "no verb 'fly'" in capsys.readouterr().err
     main(["--help"])
     text = capsys.readouterr().out
     assert all(verb in text for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    "argv,words",
+    [
+        (["--device", "banana"], ["device", "expected auto, cpu", "'banana'"]),
+        (["--checkpoint", "garbage.bin"], ["garbage.bin", "not a readable weight file"]),
+        (["--checkpoint", "code.bin"], ["code.bin", "not plain tensors", "never executed"]),
+        (["--out", "photo.jpg"], ["--out", "expected a folder", "photo.jpg"]),
+        (["--boxes", "typo.csv"], ["typo.csv", "line 1", "expected image,x0,y0,x1,y1"]),
+        (["--model", "hot_mixste_27"], ["hot_mixste_27", "expected an image-to-mesh model"]),
+    ],
+)
+def test_user_errors_are_one_line(checkpoint, photo, monkeypatch, capsys, argv, words):
+    monkeypatch.chdir(photo.parent)
+    (photo.parent / "garbage.bin").write_bytes(b"hello" * 100)
+    (photo.parent / "typo.csv").write_text("photo.jpg,a,b,c,d\n")
+    torch.save({"x": print}, photo.parent / "code.bin")
+    model = [] if {"--model", "--checkpoint"} & set(argv) else ["--model", checkpoint]
+    assert call("predict", "photo.jpg", *model, *argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and all(w in lines[0] for w in words), lines
+
+
+def test_train_mesh_names_an_unusable_folder(photo, capsys):
+    assert call("train", "mesh", "--train.out", photo, "--train.steps", 1) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1 and "--train.out" in err[0] and "photo.jpg" in err[0]
+
+
+@pytest.mark.parametrize("argv", [["nope"], ["viz", "nope"], ["train", "nope"], ["train", "mesh", "--model", "nope"]])
+def test_unknown_names_exit_with_2(argv, capsys):
+    assert call(*argv) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1 and "nope" in err[0]
+
+
+def test_no_progress_bar_where_stderr_is_no_terminal(tmp_path, capsys):
+    assert call("synth", "--out", tmp_path / "s", "--n", 2, "--size", 0) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1

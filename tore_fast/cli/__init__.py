@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     verb = argv[0]
     if verb not in VERBS:
-        sys.exit(f"tore-fast: no verb {verb!r}; expected one of {', '.join(VERBS)}")
+        print(f"tore-fast: no verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
     module, rest, prog = importlib.import_module(f".{verb}", __package__), argv[1:], f"tore-fast {verb}"
     jobs = getattr(module, "SUBCOMMANDS", None)
     if jobs is not None:
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
             print(usage(prog, "JOB", jobs))
             sys.exit(0 if rest else 2)
         if rest[0] not in jobs:
-            sys.exit(f"{prog}: no job {rest[0]!r}; expected one of {', '.join(jobs)}")
+            print(f"{prog}: no job {rest[0]!r}; expected one of {', '.join(jobs)}", file=sys.stderr)
+            sys.exit(2)
         module = importlib.import_module(f".{verb}_{rest[0]}", __package__)
         prog, rest = f"{prog} {rest[0]}", rest[1:]
     import tyro

@@ -19,13 +19,17 @@ class Args:
     """Folder to write: `tore-fast predict --model FOLDER` and load_pretrained(FOLDER) take it."""
     upstream: str | None = None
     """fastmetro, metro, tore or graphormer; found from the keys when not given."""
+    mesh_data: Path | None = None
+    """Folder with the SMPL/MANO topology files: the written folder is loaded with them once, as a check."""
 
 
 def run(args: Args) -> int:
-    from ..models.convert import convert
+    from ..models.convert import convert, from_pretrained
 
     try:
         done = convert(args.source, args.out, args.upstream)
+        if args.mesh_data is not None:
+            from_pretrained(args.out, mesh_data=args.mesh_data)
     except (ValueError, FileNotFoundError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
@@ -33,5 +37,7 @@ def run(args: Args) -> int:
     if done.dropped:
         print(f"dropped {len(done.dropped)} tensors that no forward pass reads ({done.dropped_params / 1e6:.1f} M numbers)")
     print(f"written: {args.out}/model.safetensors, config.json (model {done.name})")
-    print("weights trained on SMPL or MANO stay under their licences; loading needs the topology files (TORE_FAST_MESH_DATA)")
+    if args.mesh_data is not None:
+        print(f"checked: {args.out} loads with the topology files in {args.mesh_data}")
+    print("weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or TORE_FAST_MESH_DATA)")
     return 0

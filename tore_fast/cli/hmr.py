@@ -106,12 +106,12 @@ def run(args: Args) -> int:
         out = Path(args.out)
         settings = {"model": args.model, "keep": args.keep_tokens, "boxes": args.boxes, "mask_folder": args.masks,
                     "precision": args.precision, "fov": args.fov, "focal": args.focal, "limit": args.limit}  # fmt: skip
-        with tqdm(desc="frames", unit="frame", disable=args.quiet) as bar:
+        with tqdm(desc="frames", unit="frame", disable=args.quiet or None) as bar:
             store = pipeline.encode_video(
                 source, out / ".work", tracker, masks if folder else None, args.limit, settings, lambda i: bar.update(1)
             )
         written = []
-        for track in tqdm(store.tracks, desc="tracks", disable=args.quiet):
+        for track in tqdm(store.tracks, desc="tracks", disable=args.quiet or None):
             written += pipeline.decode_track(store, track, out, source.fps, formats)
     except (ImageError, FileNotFoundError, ValueError) as e:
         print(f"tore-fast hmr: {e}", file=sys.stderr)

@@ -6,12 +6,14 @@ import json as json_module
 import sys
 from dataclasses import dataclass
 
+from tyro.conf import Positional
+
 
 @dataclass
 class Args:
     """Lists models: parameters (M) and multiply-adds (G, one image; papers call them GFLOPs), ours and the paper's."""
 
-    pattern: str = "*"
+    pattern: Positional[str] = "*"
     """Shell pattern of names, e.g. '*tore*'."""
     json: bool = False
     """Machine-readable output."""

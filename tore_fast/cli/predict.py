@@ -60,9 +60,12 @@ def run(args: Args) -> int:
         pipeline = Pipeline(
             _model(args, load_model), mesh_data=args.mesh_data, device=args.device, batch_size=args.batch_size
         )
-        args.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as e:
+    except (ValueError, FileNotFoundError, PermissionError) as e:
         return _fail(str(e))
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        return _fail(f"--out: expected a folder that can be written, got {args.out} ({e.strerror})")
 
     boxes = args.boxes if table is None else [boxes_of(table, p) for p in paths]
     if table is not None:
@@ -72,19 +75,23 @@ def run(args: Args) -> int:
     failed, written, writing = len(errors), [], 0.0
     progress = _progress(len(paths))
     names = unique_names(paths)
-    for name, result in zip(names, pipeline.stream(paths, boxes)):
-        if result.error is not None:
-            failed += 1
-            progress.write(f"error: {result.error}", file=sys.stderr)
-        else:
-            start = time.perf_counter()
-            try:
-                written += write_result(result, pipeline, args.out, name, formats)
-            except OSError as e:
+    try:
+        for name, result in zip(names, pipeline.stream(paths, boxes)):
+            if result.error is not None:
                 failed += 1
-                progress.write(f"error: {result.name}: results not written: {e}", file=sys.stderr)
-            writing += time.perf_counter() - start
-        progress.update()
+                progress.write(f"error: {result.error}", file=sys.stderr)
+            else:
+                start = time.perf_counter()
+                try:
+                    written += write_result(result, pipeline, args.out, name, formats)
+                except OSError as e:
+                    failed += 1
+                    progress.write(f"error: {result.name}: results not written: {e}", file=sys.stderr)
+                writing += time.perf_counter() - start
+            progress.update()
+    except ValueError as e:  # the model's output does not fit a mesh
+        progress.close()
+        return _fail(f"--model: {e}")
     progress.close()
     _summary(pipeline, writing, written, args.out)
     if failed:
@@ -97,11 +104,12 @@ def _model(args: Args, load_model):
     if args.checkpoint is None and not Path(args.model).is_dir():
         return load_model(args.model)
     from ..models import from_pretrained
+    from ..pipelines.image_to_mesh import mesh_model
 
     if args.checkpoint is None:
-        return from_pretrained(args.model, mesh_data=args.mesh_data)
+        return mesh_model(from_pretrained(args.model, mesh_data=args.mesh_data), args.model)
     name = None if args.model == "default" else args.model
-    return from_pretrained(args.checkpoint, model=name, mesh_data=args.mesh_data)
+    return mesh_model(from_pretrained(args.checkpoint, model=name, mesh_data=args.mesh_data), args.checkpoint)
 
 
 def _progress(total: int):

@@ -45,7 +45,7 @@ def run(args: Args) -> int:
     settings = SynthSettings(args.seed, args.size, args.difficulty, args.split, args.backgrounds, args.poses,
                              args.bank_share, args.shard_size)  # fmt: skip
     start = time.perf_counter()
-    with tqdm(total=args.n, unit="img", desc=str(args.out)) as bar:
+    with tqdm(total=args.n, unit="img", desc=str(args.out), disable=None) as bar:
         try:
             made = write_shards(args.out, args.n, settings, args.workers, bar.update)
         except (ValueError, RuntimeError, OSError) as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +42,16 @@ def run(args: Args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.train.seed)
-    model = create_model(args.model, image_size=args.data.image_size)
+    try:
+        model = create_model(args.model, image_size=args.data.image_size)
+    except (ValueError, TypeError) as e:
+        print(f"error: --model: {e}", file=sys.stderr)
+        return 2
+    try:
+        Path(args.train.out).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        print(f"error: --train.out: expected a folder that can be written, got {args.train.out} ({e.strerror})", file=sys.stderr)
+        return 2
     body = load_body("free")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not args.export_only:

@@ -66,7 +66,11 @@ def run(args: Args) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     out = args.out or Path(f"{args.image.stem}_tokens.png")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(token_panel(pixels, stages)).save(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(token_panel(pixels, stages)).save(out)
+    except (OSError, ValueError) as e:  # ValueError: Pillow does not know the suffix
+        print(f"error: --out: {out} cannot be written ({e})", file=sys.stderr)
+        return 2
     print(f"{out}: " + ", ".join(f"stage {i}: {t.num_tokens}" for i, t in enumerate(stages, 1)) + " tokens")
     return 0

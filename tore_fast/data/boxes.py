@@ -10,6 +10,8 @@ import csv
 import json
 from pathlib import Path
 
+from .image import EXTENSIONS
+
 Box = tuple[float, float, float, float]
 
 
@@ -59,7 +61,7 @@ def _from_csv(path: Path, text: str) -> dict[str, list[Box]]:
         try:
             numbers = tuple(float(v) for v in row[1:5])
         except ValueError:
-            if number == 1:  # a header
+            if number == 1 and Path(row[0].strip()).suffix.lower() not in EXTENSIONS:  # a header
                 continue
             raise BoxFileError(f"{path}: line {number}: expected image,x0,y0,x1,y1, got {','.join(row)!r}") from None
         if len(numbers) != 4:

@@ -116,7 +116,7 @@ def resolve_mesh(
     if not folder:
         raise ValueError(
             f"mesh={mesh!r} needs the topology files of the official repositories, which cannot be shipped: "
-            "pass mesh_data=FOLDER or set TORE_FAST_MESH_DATA (or use the free mesh)"
+            "pass mesh_data=FOLDER (--mesh-data FOLDER) or set TORE_FAST_MESH_DATA (or use the free mesh)"
         )
     topology = load_topology(mesh, Path(folder))
     return mesh_from_topology(topology, *(_official_rest(mesh, Path(folder), topology) if need_template else ()))

@@ -179,6 +179,12 @@ class Pipeline:
         images = torch.from_numpy(np.stack([cut(p, c, self.image_size) for p, c in crops])).to(self.device)
         t1 = time.perf_counter()
         out = self.model(images)
+        lacking = [k for k in ("camera", "vertices", "vertices_coarse") if not hasattr(out, k)]
+        if lacking:
+            raise ValueError(
+                f"Pipeline: expected an image-to-mesh model (fastmetro*, metro*, graphormer*, tore_default), got "
+                f"{type(self.model).__name__}, whose output lacks {', '.join(lacking)}"
+            )
         vertices = out.vertices.float()
         if vertices.shape[1] != self._regressor.shape[1]:
             raise ValueError(
@@ -207,6 +213,10 @@ def pick_device(device: str) -> str:
     """ "auto" -> "cuda" where a GPU is visible, else "cpu"; anything else is checked and kept."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}") from None
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: no CUDA device is visible to torch {torch.__version__}")
     return device
@@ -219,8 +229,18 @@ def load_model(model: nn.Module | str | Path | None) -> nn.Module:
     if model is None or model == "default":
         return load_pretrained(default_folder())
     if Path(model).is_dir():
-        return load_pretrained(model)
-    return create_model(str(model))
+        return mesh_model(load_pretrained(model), str(model))
+    return mesh_model(create_model(str(model)), str(model))
+
+
+def mesh_model(model: nn.Module, source: str) -> nn.Module:
+    """`model` itself where it regresses a mesh from pictures; else a ValueError that names `source`."""
+    if not hasattr(model, "mesh"):
+        raise ValueError(
+            f"{source}: expected an image-to-mesh model (fastmetro*, metro*, graphormer*, tore_default), "
+            f"got {type(model).__name__}"
+        )
+    return model
 
 
 def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopology:

@@ -6,10 +6,10 @@ In: a path; out: a flat {name: tensor}. Next on the way: convert/hmr.py recognis
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,14 +28,19 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
-        data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
+        if path.suffix == ".safetensors":
+            data = load_file(path)
+        else:
+            with warnings.catch_warnings():  # torch warns of the pickle protocol before it refuses the file
+                warnings.simplefilter("ignore")
+                data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
         raise ValueError(
-            f"{path}: not plain tensors ({_first_line(e)}). A whole pickled model or a damaged file is never executed; "
-            "use the file with the state dict (upstream trainings write it as state_dict.bin)"
+            f"{path}: not plain tensors: a whole pickled model or a damaged file is never executed; use the file with the "
+            "state dict (upstream trainings write it as state_dict.bin)"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as e:
-        raise ValueError(f"{path}: not a readable weight file ({_first_line(e)})") from None
+    except Exception as e:  # the unpickler fails with whatever the bytes lead it to: KeyError, IndexError, struct.error ...
+        raise ValueError(f"{path}: not a readable weight file ({type(e).__name__}: {_first_line(e)})") from None
     return clean_state_dict(data, str(path))
 
 
