@@ -26,7 +26,7 @@ class Args:
     export: Path | None = None
     """Write the averaged weights here when the run ends: a folder that `predict --model FOLDER` takes."""
     export_only: bool = False
-    """Only write --export from the run's best weights."""
+    """Only write --export from the run's last weights."""
 
 
 def run(args: Args) -> int:
@@ -60,13 +60,15 @@ def run(args: Args) -> int:
             take_over(task.model, args.init)
         train(task, args.train)
     if args.export is not None:
-        best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
-        weights = {k.removeprefix("model."): v for k, v in best["model"].items() if not k.startswith("head.")}
+        # the last averaged weights, not the best on the held-out set: choosing there would flatter the numbers
+        last = torch.load(Path(args.train.out) / "last.pt", map_location="cpu", weights_only=True)
+        state = last["ema"]["average"] if last["ema"] else last["model"]
+        weights = {k.removeprefix("model."): v for k, v in state.items() if not k.startswith("head.")}
         model.load_state_dict(weights)
         model.cpu().eval()
         body.cpu()
         metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in HELD_OUT}
-        facts = {"step": best["step"], "data": dataclasses.asdict(args.data), "training": dataclasses.asdict(args.train)}
+        facts = {"step": last["step"], "data": dataclasses.asdict(args.data), "training": dataclasses.asdict(args.train)}
         save_pretrained(model, args.export, args.model, torch.float16, metrics=metrics, trained_on=facts)
         for name, values in metrics.items():
             print(f"{args.export} ({name}): " + "  ".join(f"{k} {v:.1f}" for k, v in values.items()))

@@ -164,7 +164,8 @@ class TCFormer(nn.Module):
 def init_weights(m: nn.Module) -> None:
     """Linear: truncated normal 0.02; Conv2d: normal with fan-out scale; LayerNorm 1/0; Conv1d skips keep torch's default."""
     if isinstance(m, nn.Linear):
-        nn.init.trunc_normal_(m.weight, std=0.02)
+        # upstream truncates at +-2, a hundred standard deviations: a plain normal, and one that fake tensors can draw
+        nn.init.normal_(m.weight, std=0.02)
     elif isinstance(m, nn.Conv2d):
         fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels // m.groups
         nn.init.normal_(m.weight, 0, math.sqrt(2.0 / fan_out))
