@@ -6,13 +6,16 @@ come in pairs with and without TORE (GTR and ITP).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from tore_fast.layers.attention import dense_attention
 from tore_fast.models import create_model, model_entry
 from tore_fast.models._count import count_model
+from tore_fast.ops import op_backends
 
 from ..harness import Case, Contender
 
@@ -20,6 +23,21 @@ FEATURE_FED = ("fastmetro_s_r50", "fastmetro_tore_s_r50", "fastmetro_l_r50", "fa
                "metro_tore_r50")  # fmt: skip
 FROM_IMAGE = ("fastmetro_l_r50", "fastmetro_tore_l_r50", "tore_default")
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 64)}
+
+
+@contextmanager
+def reference_ops() -> Iterator[None]:
+    """Inside the block every op of the package with `impl="auto"` runs its plain torch reference."""
+    modules = [importlib.import_module(f"tore_fast.ops.{stem}") for stem in op_backends()]
+    modules = [m for m in modules if hasattr(m, "choose")]
+    kept = [m.choose for m in modules]
+    for m in modules:
+        m.choose = lambda *args: "reference"
+    try:
+        yield
+    finally:
+        for m, choose in zip(modules, kept):
+            m.choose = choose
 
 
 def cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
@@ -53,12 +71,17 @@ def _case(name: str, batch: int, device: str, dtype: torch.dtype, image: bool) -
         with dense_attention(fused=True, masks=masks):
             return outputs(model)(x)
 
+    def reference(x):
+        with reference_ops():
+            return outputs(model)(x)
+
     def eager(x):
         with dense_attention(masks=masks):
             return outputs(model)(x)
 
     contenders = [
         Contender("official-style eager", eager, note="explicit softmax over a dense mask, mean weights formed, learned queries per image"),
+        Contender("reference ops", reference, note="the same model on the package's plain torch references"),
         Contender("masked SDPA", masked, note="torch's fused attention with a dense mask"),
         Contender("tore_fast", outputs(model), ours=True),
         Contender("tore_fast fused", outputs(fused), ours=True, note="model.fuse()"),
