@@ -2,4 +2,5 @@
 
 SUBCOMMANDS = {
     "tokens": "token regions of a TCFormer, stage by stage",
+    "attention": "attention maps of an image-to-mesh model, on picture and mesh",
 }
