@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pruned_attention_bwd_cpu(
     cpu::pruned_attention_bwd(p, begin, end, buffer.data());
   });
   float* sum = dbias.mutable_data_ptr<float>();
-  std::memset(sum, 0, batch * nk * sizeof(float));
+  if (batch * nk > 0) std::memset(sum, 0, batch * nk * sizeof(float));  // memset(null, 0, 0) is undefined
   if (!per_head.empty()) {
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t h = 0; h < heads; ++h)
