@@ -208,12 +208,13 @@ def test_claims(tmp_path):
     folder.make(list_pictures([tmp_path / "a.png"]), 1, {})
     mine = folder.claim(0)
     assert mine is not None and folder.claim(0) is None  # we live
-    assert not mine.careful and folder.claim(0, force=True).state["deaths"] == 1
+    forced = folder.claim(0, force=True)
+    assert not mine.careful and forced.state["deaths"] == 1 and folder.claim(0) is None
     # another machine: dead only when it gave no sign for long
-    state = json.loads(mine.path.read_text()) | {"host": "elsewhere", "deaths": 1, "at": 7}
-    mine.path.write_text(json.dumps(state))
+    state = json.loads(forced.path.read_text()) | {"host": "elsewhere", "deaths": 1, "at": 7}
+    forced.path.write_text(json.dumps(state))
     assert folder.claim(0, stale_s=60) is None
-    os.utime(mine.path, (time.time() - 100,) * 2)
+    os.utime(forced.path, (time.time() - 100,) * 2)
     taken = folder.claim(0, stale_s=60)
     assert taken.careful and taken.bad == [7]
     with taken.beating():
@@ -230,7 +231,7 @@ def test_many_claim_one_unit(tmp_path):
     folder = BatchFolder(tmp_path)
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
     folder.make(list_pictures([tmp_path / "a.png"]), 1, {})
-    for _ in range(20):
+    for _ in range(100):
         dead = folder.claim(0)
         dead.path.write_text(json.dumps(dead.state | {"start": "1"}))  # such a process does not exist
         got, barrier = [], threading.Barrier(8)
@@ -245,7 +246,8 @@ def test_many_claim_one_unit(tmp_path):
         for t in threads:
             t.join()
         assert sum(c is not None for c in got) == 1
-        next(c for c in got if c).path.unlink()
+        for claim in folder.claims.iterdir():
+            claim.unlink()
 
 
 def test_boxes(tmp_path):

@@ -8,6 +8,7 @@ after any kill; claims only keep workers from doing the same work. Next on the w
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -222,31 +223,23 @@ class BatchFolder:
     def claim(self, unit: int, stale_s: float = 60.0, force: bool = False) -> Claim | None:
         """The right to work on a unit, or None while another live worker has it.
 
-        A claim is dead when its process is gone (same host) or its file was not touched for `stale_s` (another host).
+        A claim is dead when its process is gone (same host) or its file was not touched for `stale_s` (another host). A dead
+        claim stays where it is; the next worker adds a file with the next number, which only one of several takers can do.
         force: take it anyway (a scheduler like Ray has decided).
         """
-        path = self.claims / f"unit-{unit:06d}.json"
-        claim = Claim(path, {**_me(), "deaths": 0, "at": -1, "bad": []})
-        if claim.create():
-            return claim
-        old = _read_claim(path)
-        if old is None or not (force or _dead(path, old, stale_s)):
-            return None
-        taken = path.with_name(f".{path.name}.{claim.state['token']}")
-        try:
-            os.rename(path, taken)  # only one of several takers succeeds
-        except FileNotFoundError:
-            return None
-        now = _read_claim(taken)
-        if now is not None and now["token"] != old["token"]:  # meanwhile someone else had taken it: give it back
-            link_new(taken, path)
-            taken.unlink(missing_ok=True)
-            return None
-        taken.unlink(missing_ok=True)
-        old = now or old
-        claim.state["deaths"] = old["deaths"] + 1
-        claim.state["bad"] = [*old["bad"], *([old["at"]] if old["at"] >= 0 else [])]
-        return claim if claim.create() else None
+        old: dict | None = None
+        for number in itertools.count():
+            path = self.claims / (f"unit-{unit:06d}.{number}.json" if number else f"unit-{unit:06d}.json")
+            claim = Claim(path, {**_me(), "deaths": 0, "at": -1, "bad": []})
+            if old is not None:
+                claim.state["deaths"] = old["deaths"] + 1
+                claim.state["bad"] = [*old["bad"], *([old["at"]] if old["at"] >= 0 else [])]
+            if not path.exists():
+                return claim if claim.create() else None
+            old = _read_claim(path)
+            following = path.with_name(f"unit-{unit:06d}.{number + 1}.json")
+            if old is None or not (following.exists() or force or _dead(path, old, stale_s)):
+                return None
 
 
 @dataclass
