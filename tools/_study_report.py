@@ -195,14 +195,15 @@ def _save(figure, path: Path) -> Path:
 def measure(results: Path, protocol: Protocol, batch: int, seconds: float, threads: int) -> None:
     """Images/s of every row's head from features and of trunk plus head from images; random weights, `fuse()` where the
     model has it, median of the samples. Rows take turns, so a disturbance hits all of them."""
-    from _study_features import frozen_trunk
+    from _study_features import frozen_trunk, study_body
 
     from tore_fast.body import load_body
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    body, device = load_body("free"), "cuda" if torch.cuda.is_available() else "cpu"
-    body.to(device)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    body = load_body("free")
+    body = study_body(body, protocol.vertices, body(0.3 * torch.randn(50, 24, 3), level=2).vertices).to(device)
     trunk = frozen_trunk().to(device, memory_format=torch.channels_last)
     features = torch.randn(batch, CHANNELS, *GRID, device=device)
     images = torch.randn(batch, 3, protocol.image_size, protocol.image_size, device=device).contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _study_features import load_or_make
+from _study_features import load_or_make, study_body
 from _study_rows import CHANNELS, GRID, Protocol, Row, build
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
@@ -40,10 +40,14 @@ class Study:
         self.protocol, self.device, self.log = protocol, device, log
         body = load_body("free")
         self.data = {split: load_or_make(protocol, body, cache, split, log) for split in ("train", *SPLITS)}
+        body = study_body(body, protocol.vertices, self.data["train"]["coarse"][:400])
+        picks = body.hierarchy.vertex_index(body.hierarchy.num_levels - 1, 2)
+        for data in self.data.values():
+            data["coarse"] = data["coarse"][:, picks]
         self.body = body.to(device)
         self.ups = [MeshUpsample(csr_matrix(up)).to(device) for up in reversed(body.hierarchy.ups)]
 
-    def fine(self, coarse: Tensor) -> Tensor:  # [B, 431, 3] -> [B, 6890, 3]
+    def fine(self, coarse: Tensor) -> Tensor:  # [B, V, 3] -> [B, 6890, 3]
         for up in self.ups:
             coarse = up(coarse)
         return coarse
@@ -70,6 +74,7 @@ class RowTask:
         torch.manual_seed(seed)
         self.model = build(row, study.protocol, study.body).to(study.device)
         data = study.data["train"]
+        self.model.set_statistics(data)
         if row.family == "tcformer":  # HMR's regressor starts from the mean parameters
             pose6d = axis_angle_to_matrix(data["pose"])[..., :2].mean(0)
             self.model.net.regressor.set_mean(pose6d, data["betas"].mean(0), data["camera"].mean(0))
@@ -77,7 +82,7 @@ class RowTask:
         passes = -(-study.protocol.steps * size // count)
         shuffle = torch.Generator().manual_seed(seed)
         self.order = torch.cat([torch.randperm(count, generator=shuffle) for _ in range(passes)])
-        self.edges = torch.from_numpy(study.body.hierarchy.edges(2)).to(study.device)
+        self.edges = torch.from_numpy(study.body.hierarchy.edges(study.body.hierarchy.num_levels - 1)).to(study.device)
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         picked = self.order[index * batch_size : (index + 1) * batch_size]

@@ -23,6 +23,19 @@ def study():
     sys.path.remove(str(TOOLS))
 
 
+@pytest.fixture(scope="module")
+def tiny_body(study):
+    import torch
+    from _study_features import study_body
+    from _study_rows import PROTOCOLS
+
+    from tore_fast.body import load_body
+
+    body = load_body("free")
+    samples = body(0.3 * torch.randn(50, 24, 3), level=2).vertices
+    return study_body(body, PROTOCOLS["tiny"].vertices, samples)
+
+
 @pytest.fixture
 def made_up(study, tmp_path):
     import dataclasses
@@ -51,6 +64,18 @@ def test_every_pattern_of_the_default_order_names_rows(study):
     assert all(seed < study.ROWS[name].seeds for name, seed in todo)
     with pytest.raises(ValueError, match="no such row"):
         study.jobs(("fastmetro_x",), ())
+
+
+def test_coarser_level_is_nested_and_nearly_exact(tiny_body):
+    import torch
+
+    out = tiny_body(0.1 * torch.randn(4, 24, 3), level=3).vertices
+    full = tiny_body(0.1 * torch.randn(4, 24, 3))
+    assert out.shape == (4, 40, 3)
+    coarse = tiny_body.coarse(full.vertices, 3)
+    up = torch.from_numpy(tiny_body.hierarchy.up_matrix(3).toarray()).float()
+    assert (up @ coarse - full.vertices).norm(dim=-1).mean() < 0.03  # metres; the mean body is 1.7 m tall
+    torch.testing.assert_close(up.sum(1), torch.ones(6890), atol=1e-4, rtol=0)
 
 
 def test_table(study, made_up):
@@ -115,12 +140,11 @@ def test_one_row_end_to_end_and_resumed(study, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["fastmetro_s", "metro", "metro_gtr", "graphormer", "tcformer", "tore_s_cluster80", "tore_s_attention80", "mlp"])
-def test_every_family_gives_camera_joints_and_coarse_mesh(study, name):
+def test_every_family_gives_camera_joints_and_coarse_mesh(study, tiny_body, name):
     import torch
     from _study_rows import PROTOCOLS, ROWS, build
 
-    from tore_fast.body import load_body
-
-    out = build(ROWS[name], PROTOCOLS["tiny"], load_body("free"))(torch.randn(2, 208, 7, 7))
-    assert out.camera.shape == (2, 3) and out.joints.shape == (2, 14, 3) and out.vertices_coarse.shape == (2, 431, 3)
+    p = PROTOCOLS["tiny"]
+    out = build(ROWS[name], p, tiny_body)(torch.randn(2, 208, 7, 7))
+    assert out.camera.shape == (2, 3) and out.joints.shape == (2, 14, 3) and out.vertices_coarse.shape == (2, p.vertices, 3)
     assert out.vertices is None
