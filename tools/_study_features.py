@@ -43,7 +43,7 @@ def load_or_make(protocol: Protocol, body, folder: Path, split: str, log: Callab
     else:
         held = HELD_OUT[split]
         seed, difficulty, size, source = held.seed, held.difficulty, held.batch_size, "test"
-        count = min(p.eval_images, held.batches * held.batch_size)
+        count = min(p.eval_images // (2 if split == "hard" else 1), held.batches * held.batch_size)
     size = min(size, count)
     folder.mkdir(parents=True, exist_ok=True)
     trunk = generator = None

@@ -111,7 +111,7 @@ def noise_table(found: dict[str, list[dict]]) -> list[str]:
     names = [n for n in ("tore_s_gtr", *(n for n in ROWS if "noise" in n), "tore_s_soft80", "tore_l_gtr") if n in found]
     lines = ["| trained | tested without | 5 % | 7.5 % | 10 % |", "|---|---|---|---|---|"]
     for name in names:
-        keys = ("easy_pa_mpjpe_mm", *(f"easy_noise{x}_pa_mpjpe_mm" for x in ("5", "7.5", "10")))
+        keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
         lines.append("| " + " | ".join([_label(name), *(spread(found[name], k).text(2) for k in keys)]) + " |")
     return lines if names else []
 
@@ -173,7 +173,7 @@ def plot(results: Path, out: Path) -> list[Path]:
             axes[0].axhline(spread(found[f"tore_{size}_gtr"], "easy_pa_mpjpe_mm").mean, color=colour, ls=":", label=f"TORE-{size.upper()}, no ITP")
     axes[0].set(xlabel="share of tokens kept", ylabel="PA-MPJPE, mm")
     for name in [n for n in ("tore_s_gtr", *(n for n in ROWS if "noise" in n)) if n in found]:
-        keys = ("easy_pa_mpjpe_mm", *(f"easy_noise{x}_pa_mpjpe_mm" for x in ("5", "7.5", "10")))
+        keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
         axes[1].plot([0, 5, 7.5, 10], [spread(found[name], k).mean for k in keys], marker="o", label=name)
     axes[1].set(xlabel="noise on the NSR's joint features at test time, % of their sd", ylabel="PA-MPJPE, mm")
     for axis in axes:

@@ -47,7 +47,7 @@ def made_up(study, tmp_path):
                "trunk_macs": 66_000_000, "train_bytes": 7 * 2**20, "hard_pa_mpjpe_mm": pa + 50, "easy_mpjpe_mm": pa + 30,
                "easy_pa_mpjpe_mm": pa, "easy_mpvpe_mm": pa + 40, "easy_mean_pose_pa_mpjpe_mm": 136.7,
                "easy_constant_mean_mpjpe_mm": 213.1, "hard_mean_pose_pa_mpjpe_mm": 203.1,
-               **{f"easy_noise{n}_pa_mpjpe_mm": pa + i for i, n in enumerate(("5", "7.5", "10"))}, **extra}  # fmt: skip
+               **{f"noise{n}_pa_mpjpe": pa + i for i, n in enumerate(("0", "5", "7.5", "10"))}, **extra}  # fmt: skip
         (tmp_path / f"{name}_s{seed}.json").write_text(json.dumps(row))
 
     write("fastmetro_s", 0, 100.0)
@@ -112,14 +112,14 @@ def test_plots(study, made_up, tmp_path):
 
 
 def test_one_row_end_to_end_and_resumed(study, tmp_path, monkeypatch):
-    command = ["run", "--protocol", "tiny", "--rows", "tore_s_soft50", "--seeds", "0", "--runs", str(tmp_path / "runs"),
+    command = ["run", "--protocol", "tiny", "--rows", "tore_s_soft80", "--seeds", "0", "--runs", str(tmp_path / "runs"),
                "--results", str(tmp_path / "results")]  # fmt: skip
     assert study.main(command) == 0
-    path = tmp_path / "results" / "tore_s_soft50_s0.json"
+    path = tmp_path / "results" / "tore_s_soft80_s0.json"
     whole = json.loads(path.read_text())
     assert whole["head_macs"] > 1e5 and whole["train_activation_bytes"] > 1e5
     assert 0 < whole["easy_pa_mpjpe_mm"] < 1000 and whole["easy_images"] == 20
-    assert whole["easy_noise10_pa_mpjpe_mm"] != whole["easy_pa_mpjpe_mm"]
+    assert whole["hard_images"] == 10 and whole["noise10_pa_mpjpe"] != whole["noise0_pa_mpjpe"]
 
     # killed after training, before the result was written: evaluated again from the checkpoint, not trained again
     path.unlink()
