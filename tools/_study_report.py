@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from _study_rows import CHANNELS, GRID, ROWS, Protocol, Row, build
 
+from tore_fast.models._count import count_model
+
 TIMINGS = "timings.json"
 PLAIN, PRUNED = ("tore_s_gtr",), ("tore_s_soft100", "tore_s_soft80", "tore_s_soft50", "tore_s_soft25")
 COLOURS = {"mlp": "0.5", "fastmetro": "C0", "tore": "C3", "metro": "C2", "metro_tore": "C1", "graphormer": "C4", "tcformer": "C5"}
@@ -63,11 +65,15 @@ def timings(results: Path) -> dict:
 
 
 def main_rows(found: dict[str, list[dict]]) -> list[str]:
-    return [n for n in found if "noise" not in n and "_lr" not in n]
+    return [n for n in found if n not in ROWS or _is_main(ROWS[n])]
 
 
-def table(results: Path) -> str:
-    """Markdown: the main table, the pruning and noise studies, the learning-rate check."""
+def _is_main(row: Row) -> bool:
+    return not row.train_noise and row.lr_factor == 1 and row.budget == 1
+
+
+def table(results: Path, full: bool = False) -> str:
+    """Markdown: the main table, the pruning and noise studies, the learning-rate check; `full`: the papers' sizes, too."""
     found, speed = load(results), timings(results).get("rows", {})
     any_row = next(iter(found.values()))[0]
     lines = [
@@ -90,10 +96,23 @@ def table(results: Path) -> str:
                  " | - | 0 | 0 | - | - | - |")  # fmt: skip
     lines += ["", f"One seed's noise (pooled sd): PA-MPJPE {pooled_sd(found, 'easy_pa_mpjpe_mm'):.2f} mm, "
               f"MPVPE {pooled_sd(found, 'easy_mpvpe_mm'):.2f} mm."]  # fmt: skip
-    for title, part in (("Pruning (H7)", pruning_table(found)), ("NSR noise (D6)", noise_table(found)), ("Learning rate", lr_table(found))):
+    for title, part in (("Four times the steps", budget_table(found)), ("Pruning (H7)", pruning_table(found)), ("NSR noise (D6)", noise_table(found)), ("Learning rate", lr_table(found))):
         if part:
             lines += ["", f"**{title}**", "", *part]
+    if full:
+        lines += ["", "**At the papers' size**", "", *full_size_table()]
     return "\n".join(lines)
+
+
+def full_size_table() -> list[str]:
+    """The rows at the papers' size (ResNet-50 or HRNet-W64, 224 px, 431 vertices): multiply-adds only, nothing trained."""
+    lines = ["| row | model | GMACs without trunk | with trunk |", "|---|---|---|---|"]
+    for name, row in ROWS.items():
+        if row.full[0]:
+            counts = count_model(row.full[0], **row.full[1])
+            cells = [_label(name), f"`{row.full[0]}`", f"{(counts.macs - counts.backbone_macs) / 1e9:.2f}", f"{counts.macs / 1e9:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def pruning_table(found: dict[str, list[dict]]) -> list[str]:
@@ -108,12 +127,22 @@ def pruning_table(found: dict[str, list[dict]]) -> list[str]:
 
 
 def noise_table(found: dict[str, list[dict]]) -> list[str]:
-    names = [n for n in ("tore_s_gtr", *(n for n in ROWS if "noise" in n), "tore_s_soft80", "tore_l_gtr") if n in found]
+    names = [n for n in ("tore_s_gtr", *(n for n in ROWS if ROWS[n].train_noise), "tore_s_soft80", "tore_l_gtr") if n in found]
     lines = ["| trained | tested without | 5 % | 7.5 % | 10 % |", "|---|---|---|---|---|"]
     for name in names:
         keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
         lines.append("| " + " | ".join([_label(name), *(spread(found[name], k).text(2) for k in keys)]) + " |")
     return lines if names else []
+
+
+def budget_table(found: dict[str, list[dict]]) -> list[str]:
+    lines = ["| row | one pass: PA-MPJPE | MPVPE | four passes: PA-MPJPE | MPVPE |", "|---|---|---|---|---|"]
+    for name in [n for n in found if n in ROWS and ROWS[n].budget > 1]:
+        base = name.rsplit("_x", 1)[0]
+        if base in found:
+            cells = [spread(found[n], f"easy_{k}_mm").text() for n in (base, name) for k in ("pa_mpjpe", "mpvpe")]
+            lines.append("| " + " | ".join([_label(base), *cells]) + " |")
+    return lines if len(lines) > 2 else []
 
 
 def lr_table(found: dict[str, list[dict]]) -> list[str]:
@@ -172,7 +201,7 @@ def plot(results: Path, out: Path) -> list[Path]:
         if f"tore_{size}_gtr" in found:
             axes[0].axhline(spread(found[f"tore_{size}_gtr"], "easy_pa_mpjpe_mm").mean, color=colour, ls=":", label=f"TORE-{size.upper()}, no ITP")
     axes[0].set(xlabel="share of tokens kept", ylabel="PA-MPJPE, mm")
-    for name in [n for n in ("tore_s_gtr", *(n for n in ROWS if "noise" in n)) if n in found]:
+    for name in [n for n in ("tore_s_gtr", *(n for n in ROWS if ROWS[n].train_noise)) if n in found]:
         keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
         axes[1].plot([0, 5, 7.5, 10], [spread(found[name], k).mean for k in keys], marker="o", label=name)
     axes[1].set(xlabel="noise on the NSR's joint features at test time, % of their sd", ylabel="PA-MPJPE, mm")
@@ -207,7 +236,7 @@ def measure(results: Path, protocol: Protocol, batch: int, seconds: float, threa
     trunk = frozen_trunk().to(device, memory_format=torch.channels_last)
     features = torch.randn(batch, CHANNELS, *GRID, device=device)
     images = torch.randn(batch, 3, protocol.image_size, protocol.image_size, device=device).contiguous(memory_format=torch.channels_last)
-    names = [n for n in ROWS if "noise" not in n and "_lr" not in n]
+    names = [n for n in ROWS if _is_main(ROWS[n])]
     models = {n: _ready(ROWS[n], protocol, body).to(device) for n in names}
     samples: dict[str, list[float]] = {n: [] for n in ("trunk", *names)}
     end, turn = time.perf_counter() + seconds * len(samples), 0

@@ -74,6 +74,7 @@ class Row:
     keep: float = 1.0
     train_noise: float = 0.0  # of the NSR's joint features while training (figure D6)
     lr_factor: float = 1.0  # the learning-rate sweep's rows
+    budget: int = 1  # times the protocol's steps: is a gap one of convergence?
     seeds: int = 3
     later: int = 0  # rounds this row is put off: its seed s runs with the other rows' seed s + later
     label: str = ""
@@ -103,6 +104,8 @@ def _rows() -> dict[str, Row]:
     for percent in (5, 7.5, 10):
         name = f"tore_s_gtr_noise{percent:g}"
         rows[name] = Row("tore", train_noise=percent / 100, seeds=2, later=1, label=f"TORE-S: GTR, trained with {percent:g} % NSR noise")
+    for base in ("mlp", "fastmetro_s", "tore_s_gtr", "tore_s_soft80"):
+        rows[f"{base}_x4"] = dataclasses.replace(rows[base], budget=4, seeds=1, later=1, label=f"{rows[base].label}, four passes")
     for base in ("fastmetro_s", "tore_s_gtr"):
         for factor in (0.5, 2.0):
             row = rows[base]

@@ -89,7 +89,7 @@ class RowTask:
             pose6d = axis_angle_to_matrix(data["pose"])[..., :2].mean(0)
             self.model.net.regressor.set_mean(pose6d, data["betas"].mean(0), data["camera"].mean(0))
         count, size = len(data["camera"]), study.protocol.batch_size
-        passes = -(-study.protocol.steps * size // count)
+        passes = -(-study.protocol.steps * row.budget * size // count)
         shuffle = torch.Generator().manual_seed(seed)
         self.order = torch.cat([torch.randperm(count, generator=shuffle) for _ in range(passes)])
         self.edges = torch.from_numpy(study.body.hierarchy.edges(study.body.hierarchy.num_levels - 1)).to(study.device)
@@ -137,25 +137,27 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
     path = results / f"{name}_s{seed}.json"
     if path.exists():
         done = json.loads(path.read_text())
-        if done["protocol"] != dataclasses.asdict(study.protocol) or done["row"] != _facts(row):
+        # fields that came later have their defaults in an older file
+        if Protocol(**done["protocol"]) != study.protocol or _facts(Row(**done["row"])) != _facts(row):
             raise ValueError(f"{path}: made with another protocol or row definition; remove it or name another --results")
         return done
     p = study.protocol
+    steps = p.steps * row.budget
     task = RowTask(study, row, seed)
     config = TrainConfig(
-        out=str(runs / f"{name}_s{seed}"), steps=p.steps, batch_size=p.batch_size, lr=p.lr * row.lr_factor, warmup=p.warmup,
-        weight_decay=p.weight_decay, clip_norm=p.clip_norm, ema=0.0, seed=seed, eval_every=p.steps, log_every=64,
-        checkpoint_minutes=0.5,
+        out=str(runs / f"{name}_s{seed}"), steps=steps, batch_size=p.batch_size, lr=p.lr * row.lr_factor, warmup=p.warmup,
+        weight_decay=p.weight_decay, clip_norm=p.clip_norm, ema=0.0, seed=seed, eval_every=steps, log_every=max(1, steps // 8),
+        checkpoint_minutes=1.0,
     )  # fmt: skip
     counts = count(task, study)  # before training: a row that cannot be counted should fail at once
     last = Path(config.out) / "last.pt"
-    if last.exists() and torch.load(last, weights_only=True)["step"] == p.steps:  # killed between checkpoint and result
+    if last.exists() and torch.load(last, weights_only=True)["step"] == steps:  # killed between checkpoint and result
         task.model.load_state_dict(torch.load(last, weights_only=True)["model"])
+        metrics = task.evaluate(task.model.eval())
     else:
         started = time.process_time()
-        train(task, config, study.log)
+        metrics = train(task, config, study.log)
         counts["train_cpu_s"] = time.process_time() - started  # of the last, unbroken part of the run
-    metrics = task.evaluate(task.model.eval())
     result = {"name": name, "seed": seed, "row": _facts(row), "protocol": dataclasses.asdict(p), **counts, **metrics,
               "torch": torch.__version__}  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "study"
 PRIORITY = (
     "fastmetro_s", "tore_s_gtr", "mlp", "tore_s_soft80", "metro_gtr", "metro", "tcformer", "tore_s_cluster80", "tore_s_attention80",
     "tore_s_soft50", "tore_s_soft25", "fastmetro_l", "tore_l_gtr", "graphormer", "tore_s_soft100", "tore_s_cluster50", "tore_l_soft80",
-    "tore_s_gtr_lr*", "fastmetro_s_lr*", "tore_s_gtr_noise*",
+    "tore_s_gtr_x4", "fastmetro_s_x4", "mlp_x4", "tore_s_gtr_lr*", "fastmetro_s_lr*", "tore_s_soft80_x4", "tore_s_gtr_noise*",
 )  # fmt: skip
 
 
@@ -64,6 +64,8 @@ class Table:
     """Prints the Markdown tables."""
 
     results: Path = RESULTS
+    full: bool = False
+    """Also multiply-adds of the rows at the papers' size (counted, half a minute)."""
 
 
 @dataclass
@@ -116,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(command, Time):
         report.measure(command.results, PROTOCOLS[command.protocol], command.batch, command.seconds, command.threads)
     elif isinstance(command, Table):
-        print(report.table(command.results))
+        print(report.table(command.results, command.full))
     else:
         for path in report.plot(command.results, command.out):
             print(path)

@@ -58,8 +58,8 @@ def count_backbone(name: str, stride: int, dilated: bool, height: int, width: in
     return (trunk.num_channels, *count_module(trunk, image))
 
 
-def count_model(name: str) -> Counts:
-    """Counts of a registered model.
+def count_model(name: str, **overrides) -> Counts:
+    """Counts of a registered model; `overrides` are config fields as for `create_model`.
 
     Example:
         >>> round(count_model("fastmetro_l_r50").macs / 1e9, 2)
@@ -68,9 +68,9 @@ def count_model(name: str) -> Counts:
     entry = model_entry(name)
     try:
         with torch.device("meta"):
-            model = entry.build()
+            model = entry.build(**overrides)
     except NotImplementedError:  # a constructor that reads values (schedules); built for real then
-        model = entry.build()
+        model = entry.build(**overrides)
     if not isinstance(model, MeshModel):
         params = sum(p.numel() for p in model.parameters())
         try:
