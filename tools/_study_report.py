@@ -77,8 +77,8 @@ def table(results: Path, full: bool = False) -> str:
     found, speed = load(results), timings(results).get("rows", {})
     any_row = next(iter(found.values()))[0]
     lines = [
-        "| row | PA-MPJPE | MPJPE | MPVPE | PA, hard set | seeds | head MMACs | all MMACs | train MiB | images/s head | images/s all |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| row | PA-MPJPE | MPJPE | MPVPE | PA, joint tokens | PA, hard set | seeds | head MMACs | all MMACs | train MiB | images/s head | images/s all |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in main_rows(found):
         rows = found[name]
@@ -86,13 +86,13 @@ def table(results: Path, full: bool = False) -> str:
         s = speed.get(name, {})
         cells = [
             _label(name), *(spread(rows, f"easy_{k}_mm").text() for k in ("pa_mpjpe", "mpjpe", "mpvpe")),
-            spread(rows, "hard_pa_mpjpe_mm").text(), str(len(rows)), f"{one['head_macs'] / 1e6:.2f}",
+            spread(rows, "easy_token_pa_mpjpe_mm").text(), spread(rows, "hard_pa_mpjpe_mm").text(), str(len(rows)), f"{one['head_macs'] / 1e6:.2f}",
             f"{(one['head_macs'] + one['trunk_macs']) / 1e6:.1f}", f"{one['train_bytes'] / 2**20:.1f}",
             *(f"{s[k]:.0f}" if k in s else "-" for k in ("head_images_per_s", "images_per_s")),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     baseline = [f"{any_row[f'easy_{k}']:.1f}" for k in ("mean_pose_pa_mpjpe_mm", "constant_mean_mpjpe_mm")]
-    lines.append(f"| constant mean mesh | {baseline[0]} | {baseline[1]} | - | {any_row['hard_mean_pose_pa_mpjpe_mm']:.1f}"
+    lines.append(f"| constant mean mesh | {baseline[0]} | {baseline[1]} | - | - | {any_row['hard_mean_pose_pa_mpjpe_mm']:.1f}"
                  " | - | 0 | 0 | - | - | - |")  # fmt: skip
     lines += ["", f"One seed's noise (pooled sd): PA-MPJPE {pooled_sd(found, 'easy_pa_mpjpe_mm'):.2f} mm, "
               f"MPVPE {pooled_sd(found, 'easy_mpvpe_mm'):.2f} mm."]  # fmt: skip
@@ -146,13 +146,15 @@ def budget_table(found: dict[str, list[dict]]) -> list[str]:
 
 
 def lr_table(found: dict[str, list[dict]]) -> list[str]:
-    lines = ["| row, seed 0 | x0.5 | x1 | x2 |", "|---|---|---|---|"]
-    for base in ("fastmetro_s", "tore_s_gtr"):
-        names = (f"{base}_lr0.5", base, f"{base}_lr2")
-        if not all(n in found for n in names):
-            continue
-        first = [next((r for r in found[n] if r["seed"] == 0), None) for n in names]
-        lines.append(f"| {_label(base)} | " + " | ".join(f"{r['easy_pa_mpjpe_mm']:.1f}" if r else "-" for r in first) + " |")
+    lines = ["| row, seed 0 | x0.25 | x0.5 | x1 | x2 |", "|---|---|---|---|---|"]
+    for base in found:
+        cells = []
+        for factor in (0.25, 0.5, 1, 2):
+            rows = found.get(base if factor == 1 else f"{base}_lr{factor:g}", [])
+            first = [r for r in rows if r["seed"] == 0]
+            cells.append(f"{first[0]['easy_pa_mpjpe_mm']:.1f}" if first else "-")
+        if cells.count("-") <= 2:
+            lines.append("| " + " | ".join([_label(base), *cells]) + " |")
     return lines if len(lines) > 2 else []
 
 

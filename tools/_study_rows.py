@@ -106,8 +106,8 @@ def _rows() -> dict[str, Row]:
         rows[name] = Row("tore", train_noise=percent / 100, seeds=2, later=1, label=f"TORE-S: GTR, trained with {percent:g} % NSR noise")
     for base in ("mlp", "fastmetro_s", "tore_s_gtr", "tore_s_soft80"):
         rows[f"{base}_x4"] = dataclasses.replace(rows[base], budget=4, seeds=1, later=1, label=f"{rows[base].label}, four passes")
-    for base in ("fastmetro_s", "tore_s_gtr"):
-        for factor in (0.5, 2.0):
+    for base, factors in (("fastmetro_s", (0.5, 2.0)), ("tore_s_gtr", (0.5, 2.0)), ("metro", (0.25, 0.5))):
+        for factor in factors:
             row = rows[base]
             rows[f"{base}_lr{factor:g}"] = Row(row.family, row.layers, row.selector, lr_factor=factor, seeds=1, later=1,
                                                label=f"{row.label}, learning rate x{factor:g}")  # fmt: skip
@@ -223,7 +223,7 @@ def build(row: Row, protocol: Protocol, body) -> StudyHead:
     elif row.family == "fastmetro":
         net = FastMETRO(FastMETROConfig(layers=row.layers, learned_upsample=False, **shared, **two), mesh)
     elif row.family == "tore":
-        itp = dict(selector=row.selector, keep_ratio=row.keep, selector_dim=2 * p.dim_2)
+        itp = dict(selector=row.selector, keep_ratio=row.keep, selector_dim=p.dim_2)
         net = FastMETRO_TORE(FastMETROToreConfig(layers=row.layers, **shared, **two, **nsr, **itp), mesh)
     elif row.family == "metro":
         net = METRO(METROConfig(**shared, **bert), mesh)

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tore_fast.body import load_body, project
 from tore_fast.body.lbs import axis_angle_to_matrix
+from tore_fast.eval.procrustes import similarity_align
 from tore_fast.eval.synthetic import HeldOutErrors
 from tore_fast.layers.attention import dense_attention
 from tore_fast.layers.mesh import MeshUpsample
@@ -67,11 +68,15 @@ class Study:
         data, errors = self.data[split], HeldOutErrors(self.body, self.protocol.image_size, self.device)
         torch.manual_seed(0)  # of the noise
         count = min(len(data["camera"]), images or self.protocol.eval_images)
+        tokens = []
         for start in range(0, count, 50):
             rows = slice(start, min(start + 50, count))
             out = model(data["features"][rows].to(self.device), nsr_noise)
+            tokens.append(out.joints)
             errors.add(self.fine(out.vertices_coarse), out.camera, self.truth(split)[rows], data["camera"][rows].to(self.device))
-        return errors.result()
+        tokens, truth = torch.cat(tokens), data["joints3d"][:count].to(self.device)
+        aligned = (similarity_align(tokens, truth) - truth).norm(dim=-1).mean()
+        return {**errors.result(), "token_pa_mpjpe_mm": 1000 * float(aligned)}  # of the joint tokens, not the mesh
 
 
 class RowTask:

@@ -45,7 +45,7 @@ def made_up(study, tmp_path):
     def write(name, seed, pa, protocol=None, **extra):
         row = {"name": name, "seed": seed, "protocol": dataclasses.asdict(protocol or Protocol()), "head_macs": 9_000_000,
                "trunk_macs": 66_000_000, "train_bytes": 7 * 2**20, "hard_pa_mpjpe_mm": pa + 50, "easy_mpjpe_mm": pa + 30,
-               "easy_pa_mpjpe_mm": pa, "easy_mpvpe_mm": pa + 40, "easy_mean_pose_pa_mpjpe_mm": 136.7,
+               "easy_pa_mpjpe_mm": pa, "easy_token_pa_mpjpe_mm": pa - 1, "easy_mpvpe_mm": pa + 40, "easy_mean_pose_pa_mpjpe_mm": 136.7,
                "easy_constant_mean_mpjpe_mm": 213.1, "hard_mean_pose_pa_mpjpe_mm": 203.1,
                **{f"noise{n}_pa_mpjpe": pa + i for i, n in enumerate(("0", "5", "7.5", "10"))}, **extra}  # fmt: skip
         (tmp_path / f"{name}_s{seed}.json").write_text(json.dumps(row))
