@@ -20,7 +20,6 @@ from tore_fast.ops.reference.dpc_knn_cluster import dpc_knn_cluster_reference
 from tore_fast.ops.reference.knn_density import knn_density_reference
 from tore_fast.ops.reference.token_map import cell_mean_reference, cell_pixels, token_csr_reference
 
-
 pytestmark = pytest.mark.skipif(emulator.missing, reason="needs g++ and csrc/cuda")
 
 
