@@ -27,8 +27,14 @@ class Args:
     """Human3.6M only: JSON with the camera parameters."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(out="runs/hot", lr=4e-4, weight_decay=0.1, clip_norm=1.0))
     windows: PoseDataConfig = field(default_factory=PoseDataConfig)
-    extra: dict[str, int] = field(default_factory=dict)
-    """Integer config fields of the model to change, KEY VALUE pairs (frames, channels, depth, keep_frames ...)."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Config fields of the model to change, KEY VALUE pairs: frames 81 depth 4 prune_block 1 keep_frames 27 pruning uniform ..."""
+    init: Path | None = None
+    """Start from these weights: a folder of --export, also of a model with other frames or without pruning. What does not
+    fit starts anew and is named."""
+    embed_std: float = 0.0
+    """Spread of the joint position embeddings at the start; 0 keeps the published start (zeros in MixSTE). A short training
+    leaves the mean pose several times sooner with 1."""
     threads: int = 0
     """CPU threads (0: torch's choice)."""
     test: bool = False
@@ -44,16 +50,17 @@ def run(args: Args) -> int:
 
     from ..models import create_model, save_pretrained
     from ..train.loop import train
-    from ..train.vpt import LOSSES, PoseLifting, evaluate_clips, film
+    from ..train.vpt import LOSSES, PoseLifting, evaluate_clips, film, start_weights
 
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
         parts = load_splits(args.data, args.cameras)
         torch.manual_seed(args.train.seed)
-        model = create_model(args.model, **args.extra)
+        model = create_model(args.model, **config_values(args.extra))
         if type(model).__name__.lower() not in LOSSES:
             raise ValueError(f"--model: {args.model} is not a video pose model; expected one of the hosts {', '.join(LOSSES)}")
+        print(start_weights(model, args.init, args.embed_std, args.train.seed), end="")
         task = PoseLifting(model, parts[0], parts[1], args.windows, args.train.seed)
     except (ValueError, FileNotFoundError) as e:
         print(f"error: {e}", file=sys.stderr)
@@ -75,6 +82,19 @@ def run(args: Args) -> int:
         save_pretrained(model, args.export, args.model, torch.float16, **facts)
         print(f"{args.export}: step {best['step']}, validation MPJPE {best['metrics']['mpjpe']:.1f} mm")
     return 0
+
+
+def config_values(pairs: dict[str, str]) -> dict:
+    """Config fields as typed on a command line: numbers, true/false and null as JSON writes them, the rest as text."""
+    import json
+
+    values = {}
+    for key, text in pairs.items():
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key] = text
+    return values
 
 
 def load_splits(data: Path, cameras: Path | None = None) -> tuple[list, list, list]:

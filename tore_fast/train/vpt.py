@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,6 +63,43 @@ def lifting_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Callable) -> dict
     if lifted.pose.shape[1] != target.shape[1]:
         target = gather_frames(target, lifted.index)
     return loss(lifted.pose, target)
+
+
+@torch.no_grad()
+def start_weights(model: PrunableHost, init: str | Path | None, embed_std: float = 0.0, seed: int = 0) -> str:
+    """Weights to start a training from; returns what was done, for the log.
+
+    Args:
+        init: folder of save_pretrained. Tensors of the same name and shape are copied; frame embeddings of another length
+            are stretched over the window; the rest keeps its random start.
+        embed_std: joint position embeddings start normally distributed with this deviation (not where `init` gives them).
+    """
+    from ..models import load_pretrained
+
+    own = model.state_dict()
+    if embed_std:
+        generator = torch.Generator().manual_seed(seed)
+        for name in ("Spatial_pos_embed", "pos_embed"):
+            if name in own:
+                own[name].copy_(torch.randn(own[name].shape, generator=generator) * embed_std)
+    if init is None:
+        return ""
+    given, kept = load_pretrained(init).state_dict(), []
+    for name, value in own.items():
+        source = given.get(name)
+        if source is not None and source.shape != value.shape and name in ("Temporal_pos_embed", "temp_embed"):
+            frames = source.shape[1], value.shape[1]
+            rows = source.flatten(2).transpose(1, 2)
+            rows = nn.functional.interpolate(rows, size=frames[1], mode="linear", align_corners=frames[0] > 1)
+            source = rows.transpose(1, 2).reshape(value.shape)
+        if source is None or source.shape != value.shape:
+            kept.append(name)
+        else:
+            value.copy_(source)
+    if len(kept) == len(own):
+        raise ValueError(f"--init {init}: none of its tensors fits this model")
+    fresh = f", {len(kept)} start anew: {', '.join(kept[:12])}" if kept else ""
+    return f"{init}: {len(own) - len(kept)} of {len(own)} tensors taken{fresh}\n"
 
 
 class PoseLifting:
