@@ -19,7 +19,7 @@ VERBS = {
     "eclm": "merge layers of a host on your pictures",
     "demo": "the main job on an embedded picture with the embedded weights",
     "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
-    "eval": "errors of a mesh model on a data set, as the papers count them",
+    "eval": "errors of a mesh or pose-lifting model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
     "synth": "synthetic training images of the free body, written to disk",
     "viz": "pictures of what a method does inside, e.g. token regions",

@@ -1,4 +1,4 @@
-"""`tore-fast eval`: errors of a mesh model on a data set, as the papers count them; a stopped run goes on."""
+"""`tore-fast eval`: errors of a mesh or pose-lifting model on a data set, as the papers count them; a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Args:
     process takes a share; the same command goes on after a kill."""
 
     data: str
-    """A TSV set's yaml, tars, npz, csv/json, or the folder of 3DPW or FreiHAND; `synth`: held-out synthetic images."""
+    """A TSV set's yaml, tars, npz, csv/json, or the folder of 3DPW or FreiHAND; `synth`: held-out synthetic images.
+    Pose lifting: Human3.6M, 3DHP or motion files (docs/hot.md)."""
     model: str = "default"
     """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
     checkpoint: str | None = None
@@ -40,7 +41,7 @@ class Args:
     format: str | None = None
     """Format of the data, where looking does not tell."""
     options: dict[str, str] = field(default_factory=dict)
-    """Further reader options as KEY VALUE pairs: split, images, box, ..."""
+    """Further reader options as KEY VALUE pairs: split, images, box, ...; pose lifting: cameras, noise_px, views, flip, ..."""
     json: Path | None = None
     """Write the metrics here."""
     pred_json: Path | None = None
@@ -59,7 +60,11 @@ class Args:
 
 
 def run(args: Args) -> int:
+    from . import eval_lift
+
     try:
+        if eval_lift.is_lifting(args.model, args.data):
+            return eval_lift.run(args)
         return _synthetic(args) if args.data == "synth" else _evaluate(args)
     except (ValueError, FileNotFoundError, RuntimeError, NotADirectoryError) as e:
         print(f"error: {e}", file=sys.stderr)
