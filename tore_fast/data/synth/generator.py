@@ -144,7 +144,7 @@ class SynthGenerator:
         pelvis = joints17[:, :1]
         vertices, joints = vertices - pelvis, (joints17 - pelvis)[:, list(H36M17_TO_J14)]
         coarse = body.coarse(vertices, 2)
-        view = camera.sample_view(draw, coarse, d)
+        view = self._view(draw, coarse, d)
         coarse2d = view.project(coarse)
         joints2d = view.project(joints)
         box = (torch.cat((coarse2d.amin(1), coarse2d.amax(1)), 1) + 1) * (size / 2)
@@ -195,6 +195,9 @@ class SynthGenerator:
             "translation": view.translation,
             "crop": torch.cat((view.centre, view.half), 1),
         }
+
+    def _view(self, draw: Draw, coarse: Tensor, d: float) -> camera.View:
+        return camera.sample_view(draw, coarse, d)
 
     def _backdrop(self, draw: Draw, d: float, noise: torch.Generator) -> Tensor:  # [B, S, S, 3]
         size = self.image_size
