@@ -194,14 +194,17 @@ def _device(name: str) -> str:
 
 def _synthetic(args: Args) -> int:
     from ..body import load_body
-    from ..data.synth import HELD_OUT
+    from ..data.synth import held_out
     from ..eval.synthetic import evaluate_held_out
 
-    body = load_body("free")
-    model = _model(args, body).to(_device(args.device)).eval()
+    model = _model(args, None).to(_device(args.device)).eval()
+    if model.mesh.name not in ("free", "free_hand"):
+        raise ValueError(f"--data synth shows the free body or hand, the model speaks of {model.mesh.name!r}")
+    body = load_body(model.mesh.name).to(_device(args.device))
     size = getattr(getattr(model, "config", None), "image_size", 224)
-    metrics = evaluate_held_out(model, body.to(_device(args.device)), image_size=size, images=args.limit or HELD_OUT.images)
-    for name, value in metrics.items():
-        print(f"{name:28}{value:10.2f}")
+    metrics = {name: evaluate_held_out(model, body, name, image_size=size, images=args.limit) for name in held_out(body)}
+    print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics))
+    for key in next(iter(metrics.values())):
+        print(f"{key:28}" + "".join(f"{values[key]:10.2f}" for values in metrics.values()))
     write_json(metrics, args.json)
     return 0
