@@ -29,11 +29,14 @@ class Framing(NamedTuple):
     cut: float = 1.0  # how often and how much parts are cut off, times the difficulty
 
 
+PERSON = Framing()
+
+
 def sample_view(
     draw: Draw,
     points: Tensor,  # [B, N, 3] root-centred
     difficulty: float,
-    framing: Framing = Framing(),
+    framing: Framing = PERSON,
 ) -> View:
     """A camera and a crop around the subject; with difficulty some crops cut parts off."""
     d, device = difficulty, points.device

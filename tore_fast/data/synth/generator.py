@@ -75,7 +75,7 @@ class SynthGenerator:
 
     joint_rows: tuple[int, ...] = H36M17_TO_J14
     """Rows of the regressor that `joints3d` holds."""
-    framing = camera.Framing()
+    framing = camera.PERSON
 
     def __init__(
         self,
