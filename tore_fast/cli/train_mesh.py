@@ -20,7 +20,8 @@ class Args:
     train: TrainConfig = field(default_factory=TrainConfig)
     data: MeshRecoveryConfig = field(default_factory=MeshRecoveryConfig)
     init: Path | None = None
-    """Start from another run's last.pt or best.pt: every tensor of the same name and shape is taken over."""
+    """Start from another run's last.pt or best.pt, or a checkpoint folder: every tensor of the same name and shape is taken
+    over."""
     threads: int = 0
     """CPU threads of the training process (0: torch's choice)."""
     export: Path | None = None
@@ -33,7 +34,7 @@ def run(args: Args) -> int:
     import torch
 
     from ..body import load_body
-    from ..data.synth import HELD_OUT
+    from ..data.synth import held_out
     from ..eval.synthetic import evaluate_held_out
     from ..models import create_model, save_pretrained
     from ..train.loop import train
@@ -52,7 +53,7 @@ def run(args: Args) -> int:
     except OSError as e:
         print(f"error: --train.out: expected a folder that can be written, got {args.train.out} ({e.strerror})", file=sys.stderr)
         return 2
-    body = load_body("free")
+    body = load_body(model.mesh.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not args.export_only:
         task = MeshRecovery(model, body.to(device), args.data, args.train.steps, device)
@@ -67,7 +68,7 @@ def run(args: Args) -> int:
         model.load_state_dict(weights)
         model.cpu().eval()
         body.cpu()
-        metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in HELD_OUT}
+        metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in held_out(body)}
         facts = {"step": last["step"], "data": dataclasses.asdict(args.data), "training": dataclasses.asdict(args.train)}
         save_pretrained(model, args.export, args.model, torch.float16, metrics=metrics, trained_on=facts)
         for name, values in metrics.items():
@@ -76,11 +77,18 @@ def run(args: Args) -> int:
 
 
 def take_over(model, path: Path) -> None:
-    """Copies the tensors of a run's file that fit `model` by name and shape, and says how many."""
+    """Copies the tensors of a run's file or of a checkpoint folder that fit `model` by name and shape, and says how many."""
     import torch
+    from safetensors.torch import load_file
 
-    state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    from ..models._hub import WEIGHTS_NAME
+
     own = model.state_dict()
+    if path.is_dir():
+        prefix = "model." if any(k.startswith("model.") for k in own) else ""  # train-only heads around it
+        state = {prefix + k: v for k, v in load_file(path / WEIGHTS_NAME).items()}
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
     fit = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     if not fit:
         raise ValueError(f"--init {path}: none of its {len(state)} tensors fits the model")
