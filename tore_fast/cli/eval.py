@@ -10,18 +10,24 @@ from pathlib import Path
 
 SUBCOMMANDS = {
     "mesh": "body and hand meshes (HMR families) on TSV sets, tars, 3DPW, FreiHAND, own folders or synthetic images",
+    "lift": "video pose lifting (MixSTE, MotionBERT, MHFormer, HoT, TPC) on Human3.6M, 3DHP or motion capture",
 }
 JOB_OF_FAMILY: dict[str, str] = {}
 """Family of the registry (models/_registry.py) -> job, where it is not `mesh`."""
 
 
 def default_job(argv: list[str]) -> str:
-    """The job that `tore-fast eval --model NAME ...` means."""
+    """The job that `tore-fast eval --model NAME --data D ...` means: by the model's family, for the default model by the data."""
+    from .eval_lift import is_lifting
+
+    given = {}
     for flag, value in zip(argv, [*argv[1:], ""]):
-        name = flag.split("=", 1)[1] if flag.startswith("--model=") else value if flag == "--model" else None
-        if name is not None:
-            return JOB_OF_FAMILY.get(_family(name), "mesh")
-    return "mesh"
+        name, equals, after = flag.partition("=")
+        given[name] = after if equals else value
+    model = given.get("--model", "default")
+    if is_lifting(model, given.get("--data", "")):
+        return "lift"
+    return JOB_OF_FAMILY.get(_family(model), "mesh")
 
 
 def _family(name: str) -> str:

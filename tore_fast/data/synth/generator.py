@@ -145,7 +145,7 @@ class SynthGenerator:
         origin = joints[:, :1]
         vertices, joints = vertices - origin, (joints - origin)[:, list(self.joint_rows)]
         coarse = body.coarse(vertices, body.hierarchy.num_levels - 1)
-        view = camera.sample_view(draw, coarse, d, self.framing)
+        view = self._view(draw, coarse, d)
         coarse2d = view.project(coarse)
         joints2d = view.project(joints)
         box = (torch.cat((coarse2d.amin(1), coarse2d.amax(1)), 1) + 1) * (size / 2)
@@ -219,6 +219,9 @@ class SynthGenerator:
         worn = vertices + normals * outfit.thickness(self._surface)[..., None]
         caster = self.body.coarse(worn, 1)
         return worn, normals, caster, lambda *pixels: texture.albedo(outfit, self._surface, *pixels)[0]
+
+    def _view(self, draw: Draw, coarse: Tensor, d: float) -> camera.View:
+        return camera.sample_view(draw, coarse, d, self.framing)
 
     # ---- scene -----------------------------------------------------------------------------------------------------------
 
