@@ -96,8 +96,7 @@ def run(options: Options) -> int:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        print("bench: --device cuda, but no CUDA device is visible", file=sys.stderr)
-        return 2
+        raise ValueError("--device cuda, but no CUDA device is visible")
     if options.threads:
         torch.set_num_threads(options.threads)
     document = {"environment": environment(device), "kind": options.kind, "ceilings": {}, "results": []}
@@ -105,15 +104,11 @@ def run(options: Options) -> int:
         dtype = DTYPES[name]
         ceilings = roofline.measure(device, dtype)
         document["ceilings"][name] = ceilings
-        try:
-            for case in registry.cases(options.kind, options.op, device, dtype, options.quick):
-                result = run_case(case, seconds=options.seconds, all_baselines=options.baselines == "all")
-                result["floor_ms"] = roofline.floor_ms(case.bytes, case.macs, ceilings)
-                document["results"].append(result)
-                print(report.text_block(result), flush=True)
-        except ValueError as e:
-            print(e, file=sys.stderr)
-            return 2
+        for case in registry.cases(options.kind, options.op, device, dtype, options.quick):
+            result = run_case(case, seconds=options.seconds, all_baselines=options.baselines == "all")
+            result["floor_ms"] = roofline.floor_ms(case.bytes, case.macs, ceilings)
+            document["results"].append(result)
+            print(report.text_block(result), flush=True)
     print("\n" + report.markdown(document))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# exit codes: 0 all items, 1 some items could not be read, 2 nothing was evaluated
-SOME_FAILED, NOTHING_DONE = 1, 2
+from . import FAILED, arguments, complain
+
 GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
 
 
@@ -59,11 +58,14 @@ class Args:
 
 
 def run(args: Args) -> int:
+    from ..eval.evaluate import Incomplete
+
     try:
-        return _synthetic(args) if args.data == "synth" else _evaluate(args)
-    except (ValueError, FileNotFoundError, RuntimeError, NotADirectoryError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return NOTHING_DONE
+        with arguments():
+            return _synthetic(args) if args.data == "synth" else _evaluate(args)
+    except Incomplete as e:
+        complain(str(e))
+        return FAILED
 
 
 def _evaluate(args: Args) -> int:
@@ -87,7 +89,7 @@ def _evaluate(args: Args) -> int:
     metrics, rows = result
     print(table(metrics))
     for index, reason in metrics["failed"].items():
-        print(f"error: item {index}: {reason}", file=sys.stderr)
+        complain(f"item {index}: {reason}")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(metrics, indent=2) + "\n")
@@ -98,7 +100,7 @@ def _evaluate(args: Args) -> int:
             raise ValueError(f"--pred-json: FreiHAND wants every item, {len(metrics['failed'])} failed")
         write_freihand_json(rows, args.pred_json)
         print(f"{args.pred_json}: {metrics['items']} hands for FreiHAND's evaluator (process {process_rank()[0]})")
-    return SOME_FAILED if metrics["failed"] else 0
+    return FAILED if metrics["failed"] else 0
 
 
 def table(metrics: dict) -> str:

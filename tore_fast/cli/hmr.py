@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from . import FAILED, arguments, complain
+
 
 @dataclass
 class Args:
@@ -61,23 +63,21 @@ class Args:
 
 
 def run(args: Args) -> int:
-    import sys
     from pathlib import Path
 
-    import torch
     from tqdm import tqdm
 
-    from ..data.image import ImageError
     from ..data.video import MaskFolder, TrackBoxes, open_video
     from ..layers.mask_tome import MergeConfig
     from ..models._hub import load_pretrained
     from ..models.fasthmr import FastHMRMotion
     from ..pipelines import hosts
+    from ..pipelines.image_to_mesh import pick_device
     from ..pipelines.video_to_mesh import FORMATS, HMRPipeline, PipelineOptions
 
     formats = [f.strip() for f in args.format.split(",") if f.strip()]
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    try:
+    with arguments():
+        device = pick_device(args.device)
         bad = [f for f in formats if f not in FORMATS]
         if bad or not formats:
             raise ValueError(f"--format: expected a list of {', '.join(FORMATS)}, got {args.format!r}")
@@ -113,12 +113,9 @@ def run(args: Args) -> int:
         written = []
         for track in tqdm(store.tracks, desc="tracks", disable=args.quiet or None):
             written += pipeline.decode_track(store, track, out, source.fps, formats)
-    except (ImageError, FileNotFoundError, ValueError) as e:
-        print(f"tore-fast hmr: {e}", file=sys.stderr)
-        return 2
     if not store.tracks:
-        print("tore-fast hmr: no box in any frame that was read", file=sys.stderr)
-        return 1
+        complain("no box in any frame that was read")
+        return FAILED
     kept = host.backbone.merging
     tokens = f"{kept.keep or 'listed'} tokens kept" if kept is not None else "all tokens"
     decoder = "motion decoder" if motion is not None else "host poses"

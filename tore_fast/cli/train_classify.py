@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from ..train.loop import TrainConfig
+from . import arguments
 
 
 @dataclass
@@ -39,16 +39,13 @@ def run(args: Args) -> int:
     from .train_keypoints import finish, start_model
 
     torch.manual_seed(args.train.seed)
-    try:
+    with arguments():
         held_out = imagenet_folder(args.data / "val", False, args.image_size)
         training = held_out if args.test else imagenet_folder(args.data / "train", True, args.image_size)
         classes = len(held_out.classes)
         if training.classes != held_out.classes:
             raise ValueError(f"{args.data}: train/ and val/ hold different classes")
         model = start_model(args.model, args.checkpoint, num_classes=classes)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     mixup = imagenet_mixup(classes) if args.mixup else None
     task = Classification(model, training, held_out, mixup, args.train.seed)
     return finish(task, args, {"data": str(args.data), "classes": held_out.classes})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..train.loop import TrainConfig
+from . import arguments
 
 
 @dataclass
@@ -43,7 +43,7 @@ def run(args: Args) -> int:
     from ..train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, read_motion
     from ..train.loop import train
 
-    try:
+    with arguments():
         paths = sorted(args.data.rglob("*.npz"))
         if len(paths) < 2:
             raise ValueError(f"{args.data}: needs at least two .npz files, found {len(paths)}")
@@ -67,9 +67,6 @@ def run(args: Args) -> int:
             model = create_model("fasthmr_motion", frames=args.frames, condition_dim=width, **{**sizes, **args.extra})
             model.use_vae(vae, stats["mean"], stats["std"])
             task, name = MotionDenoiserTask(model, vae, kept, held, rest, args.train.seed), "fasthmr_motion"
-    except (ValueError, FileNotFoundError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     print(f"{name}: {len(kept)} clips, {len(held)} held out")
     train(task, args.train)
     best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..train.loop import TrainConfig
 from ..train.vpt import PoseDataConfig
+from . import arguments
 
 
 @dataclass
@@ -48,16 +48,13 @@ def run(args: Args) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
+    with arguments():
         parts = load_splits(args.data, args.cameras)
         torch.manual_seed(args.train.seed)
         model = create_model(args.model, **args.extra)
         if type(model).__name__.lower() not in LOSSES:
             raise ValueError(f"--model: {args.model} is not a video pose model; expected one of the hosts {', '.join(LOSSES)}")
         task = PoseLifting(model, parts[0], parts[1], args.windows, args.train.seed)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     print("clips: " + "  ".join(f"{n} {len(p)}" for n, p in zip(("train", "validation", "test"), parts)))
     train(task, args.train)
     best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..train.loop import TrainConfig
 from ..train.mesh_recovery import MeshRecoveryConfig
+from . import UsageError, arguments
 
 
 @dataclass
@@ -35,33 +35,35 @@ def run(args: Args) -> int:
     from ..body import load_body
     from ..data.synth import HELD_OUT
     from ..eval.synthetic import evaluate_held_out
-    from ..models import create_model, save_pretrained
+    from ..models import create_model, model_entry, save_pretrained
     from ..train.loop import train
     from ..train.mesh_recovery import MeshRecovery
 
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.train.seed)
-    try:
+    with arguments("--model"):
+        if "body" not in model_entry(args.model).tags:
+            raise ValueError(f"{args.model}: expected an image-to-mesh model (tore-fast list --tag body)")
         model = create_model(args.model, image_size=args.data.image_size)
-    except (ValueError, TypeError) as e:
-        print(f"error: --model: {e}", file=sys.stderr)
-        return 2
-    try:
-        Path(args.train.out).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        print(f"error: --train.out: expected a folder that can be written, got {args.train.out} ({e.strerror})", file=sys.stderr)
-        return 2
+    out = Path(args.train.out)
+    if args.export_only and args.export is None:
+        raise UsageError("--export-only needs --export: the folder to write")
+    if args.export_only and not (out / "last.pt").is_file():
+        raise UsageError(f"--export-only: no last.pt in {out}; expected the --train.out of a run")
+    with arguments("--train.out: expected a folder that can be written"):
+        out.mkdir(parents=True, exist_ok=True)
     body = load_body("free")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not args.export_only:
         task = MeshRecovery(model, body.to(device), args.data, args.train.steps, device)
-        if args.init is not None and not (Path(args.train.out) / "last.pt").exists():
-            take_over(task.model, args.init)
+        if args.init is not None and not (out / "last.pt").exists():
+            with arguments("--init"):
+                take_over(task.model, args.init)
         train(task, args.train)
     if args.export is not None:
         # the last averaged weights, not the best on the held-out set: choosing there would flatter the numbers
-        last = torch.load(Path(args.train.out) / "last.pt", map_location="cpu", weights_only=True)
+        last = torch.load(out / "last.pt", map_location="cpu", weights_only=True)
         state = last["ema"]["average"] if last["ema"] else last["model"]
         weights = {k.removeprefix("model."): v for k, v in state.items() if not k.startswith("head.")}
         model.load_state_dict(weights)
@@ -77,12 +79,12 @@ def run(args: Args) -> int:
 
 def take_over(model, path: Path) -> None:
     """Copies the tensors of a run's file that fit `model` by name and shape, and says how many."""
-    import torch
+    from ..models.convert import read_state_dict
 
-    state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    state = read_state_dict(path)
     own = model.state_dict()
     fit = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     if not fit:
-        raise ValueError(f"--init {path}: none of its {len(state)} tensors fits the model")
+        raise ValueError(f"{path}: none of its {len(state)} tensors fits the model")
     model.load_state_dict({**own, **fit})
     print(f"{path}: {len(fit)} of {len(own)} tensors taken over")

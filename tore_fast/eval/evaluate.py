@@ -177,13 +177,17 @@ def _run(model, reader, protocol, store, indices, image_size, batch_size, device
     return seen
 
 
+class Incomplete(RuntimeError):
+    """Some items have neither a row nor an error: a process died."""
+
+
 def _summary(store: RowStore, reader: Reader, protocol, count: int) -> tuple[dict, dict[str, np.ndarray]]:
     rows, failed = store.merged(), store.failures()
     keep = rows["index"] < count
     rows = {k: v[keep] for k, v in rows.items()}
     missing = set(range(count)) - set(rows["index"].tolist()) - set(failed)
     if missing:
-        raise RuntimeError(
+        raise Incomplete(
             f"evaluate: {len(missing)} of {count} items have no row (first: {min(missing)}); a process died, run the command again"
         )
     if not len(rows["index"]):

@@ -31,9 +31,6 @@ class METROToreConfig(METROConfig):
     feedforward_3: int = 512
     heads_3: int = 8
     layers_3: int = 3
-    selector: str = "none"  # soft, cluster, attention, none (layers/itp.py)
-    keep_ratio: float = 1.0
-    selector_dim: int = 128
 
 
 class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's name)
@@ -49,8 +46,13 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         torch.Size([1, 39, 49])
     """
 
+    config_class = METROToreConfig
+
     def __init__(
-        self, config: METROToreConfig, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None
+        self,
+        config: METROToreConfig | None = None,
+        mesh: str | ModelMesh | None = None,
+        mesh_data: str | Path | None = None,
     ):
         super().__init__(config, mesh, mesh_data)
         c = self.config
@@ -131,11 +133,11 @@ def _register() -> None:
     for tag, backbone in (("r50", "resnet50"), ("h64", "hrnet_w64")):
         build = METRO_TORE.builder
         name, paper = f"metro_tore_{tag}", PaperRow(None, macs[tag], "TORE table B1")
-        register_model(name, "metro", paper, tags=("body",))(build(METROToreConfig, backbone=backbone))
+        register_model(name, "metro", paper, tags=("body",))(build(backbone=backbone))
         register_model(f"{name}_itp20", "metro", tags=("body",))(
-            build(METROToreConfig, backbone=backbone, selector="soft", keep_ratio=0.8)
+            build(backbone=backbone, selector="soft", keep_ratio=0.8)
         )
-        register_model(f"{name}_hand", "metro", tags=("hand",))(build(METROToreConfig, backbone=backbone, **hand))
+        register_model(f"{name}_hand", "metro", tags=("hand",))(build(backbone=backbone, **hand))
 
 
 _register()

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from .ema import Ema
 
+SCHEDULES = ("cosine", "constant", "step", "exponential")
+PRECISIONS = ("no", "bf16", "fp16")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -57,6 +60,14 @@ class TrainConfig:
     workers: int = 0
     """Processes that prepare batches (0: in this one)."""
 
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"train.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+
 
 class Task(Protocol):
     """What the loop needs to know about a problem."""
@@ -85,8 +96,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.lr if done < 0.5 else config.lr * 0.1
     if config.schedule == "exponential":
         return config.lr * (config.min_lr / config.lr) ** min(1.0, done)
-    if config.schedule != "cosine":
-        raise ValueError(f"train: schedule must be cosine, constant, step or exponential, got {config.schedule!r}")
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
 
 
