@@ -1,7 +1,8 @@
 """The `tore-fast` command: one verb per module of this folder, loaded only when used.
 
 A verb module has a dataclass `Args` (its fields become flags, its docstring the help) and `run(args) -> int | None`
-(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each.
+(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each; a
+`default_job(argv)` beside it tells the job where none is named.
 
 One rule for all verbs: exit code 0 if everything was done, 1 if work failed (some or all of it), 2 if the command cannot be
 done as it was typed, 130 after Ctrl-C; every error is one line `tore-fast VERB: ...` on stderr. A verb reads what the user gave
@@ -27,7 +28,7 @@ VERBS = {
     "eclm": "merge layers of a host on your pictures",
     "demo": "the main job on an embedded picture with the embedded weights",
     "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
-    "eval": "errors of a mesh model on a data set, as the papers count them",
+    "eval": "errors of a model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
     "synth": "synthetic training images of the free body, written to disk",
     "viz": "pictures of what a method does inside, e.g. token regions",
@@ -47,11 +48,12 @@ class UsageError(Exception):
 
 
 @contextlib.contextmanager
-def arguments(flag: str = "") -> Iterator[None]:
-    """Errors of this block come from what the user gave (exit code 2); `flag` is named in front of the message."""
+def arguments(flag: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Errors of this block come from what the user gave (exit code 2); `flag` is named in front of the message. `also`:
+    further classes that mean this here."""
     try:
         yield
-    except (ValueError, ImportError, *_WRONG_PATH) as e:  # a full disk is not the user's argument
+    except (ValueError, ImportError, *_WRONG_PATH, *also) as e:  # a full disk is not the user's argument
         raise UsageError(f"{flag}: {sentence(e)}" if flag else sentence(e)) from e
 
 
@@ -93,6 +95,8 @@ def _run(verb: str, rest: list[str]) -> int:
     module, _prog = importlib.import_module(f".{verb}", __package__), f"tore-fast {verb}"
     jobs = getattr(module, "SUBCOMMANDS", None)
     if jobs is not None:
+        if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(module, "default_job"):
+            rest = [module.default_job(rest), *rest]
         if not rest or rest[0] in ("-h", "--help"):
             print(usage(_prog, "JOB", jobs))
             return 0 if rest else USAGE

@@ -20,7 +20,8 @@ class Args:
     train: TrainConfig = field(default_factory=TrainConfig)
     data: MeshRecoveryConfig = field(default_factory=MeshRecoveryConfig)
     init: Path | None = None
-    """Start from another run's last.pt or best.pt: every tensor of the same name and shape is taken over."""
+    """Start from another run's last.pt or best.pt, or a checkpoint folder: every tensor of the same name and shape is taken
+    over."""
     threads: int = 0
     """CPU threads of the training process (0: torch's choice)."""
     export: Path | None = None
@@ -33,7 +34,7 @@ def run(args: Args) -> int:
     import torch
 
     from ..body import load_body
-    from ..data.synth import HELD_OUT
+    from ..data.synth import held_out
     from ..eval.synthetic import evaluate_held_out
     from ..models import create_model, model_entry, save_pretrained
     from ..train.loop import train
@@ -43,8 +44,8 @@ def run(args: Args) -> int:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.train.seed)
     with arguments("--model"):
-        if "body" not in model_entry(args.model).tags:
-            raise ValueError(f"{args.model}: expected an image-to-mesh model (tore-fast list --tag body)")
+        if not {"body", "hand"} & set(model_entry(args.model).tags):
+            raise ValueError(f"{args.model}: expected an image-to-mesh model (tore-fast list --tag body, or hand)")
         model = create_model(args.model, image_size=args.data.image_size)
     out = Path(args.train.out)
     if args.export_only and args.export is None:
@@ -53,7 +54,7 @@ def run(args: Args) -> int:
         raise UsageError(f"--export-only: no last.pt in {out}; expected the --train.out of a run")
     with arguments("--train.out: expected a folder that can be written"):
         out.mkdir(parents=True, exist_ok=True)
-    body = load_body("free")
+    body = load_body(model.mesh.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not args.export_only:
         task = MeshRecovery(model, body.to(device), args.data, args.train.steps, device)
@@ -69,7 +70,7 @@ def run(args: Args) -> int:
         model.load_state_dict(weights)
         model.cpu().eval()
         body.cpu()
-        metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in HELD_OUT}
+        metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in held_out(body)}
         facts = {"step": last["step"], "data": dataclasses.asdict(args.data), "training": dataclasses.asdict(args.train)}
         save_pretrained(model, args.export, args.model, torch.float16, metrics=metrics, trained_on=facts)
         for name, values in metrics.items():
@@ -78,11 +79,16 @@ def run(args: Args) -> int:
 
 
 def take_over(model, path: Path) -> None:
-    """Copies the tensors of a run's file that fit `model` by name and shape, and says how many."""
+    """Copies the tensors of a run's file or of a checkpoint folder that fit `model` by name and shape, and says how many."""
+    from ..models._hub import WEIGHTS_NAME
     from ..models.convert import read_state_dict
 
-    state = read_state_dict(path)
     own = model.state_dict()
+    if path.is_dir():
+        prefix = "model." if any(k.startswith("model.") for k in own) else ""  # train-only heads around it
+        state = {prefix + k: v for k, v in read_state_dict(path / WEIGHTS_NAME).items()}
+    else:
+        state = read_state_dict(path)
     fit = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     if not fit:
         raise ValueError(f"{path}: none of its {len(state)} tensors fits the model")

@@ -7,6 +7,7 @@ way: train/vpt.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ CGSPEED_JOINTS = (
     "Head", "End_Head", "LeftArm", "LeftForeArm", "LeftHand", "RightArm", "RightForeArm", "RightHand",
 )  # fmt: skip
 CMU_UNIT_M = 0.0254 / 0.45
+CAMERA_SEED = 12345  # of the cameras that film test motions: the same for every model
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,19 @@ def seen_by_camera(
     if noise_px > 0:
         keypoints = keypoints + detector_noise(rng, keypoints.shape, noise_px)
     return PoseClip(motion.subject, motion.action or motion.id, "synthetic", keypoints, root_relative(seen))
+
+
+def film(items: Sequence[Motion] | Sequence[PoseClip], noise_px: float, seed: int, views: int = 1) -> list[PoseClip]:
+    """Motions through `views` random cameras each (fixed by `seed` and the motion's id); recorded clips as they are."""
+    out = []
+    for item in items:
+        if isinstance(item, PoseClip):
+            out.append(item)
+            continue
+        for view in range(views):
+            rng = np.random.default_rng((seed, view, *item.id.encode()))
+            out.append(seen_by_camera(item, rng, noise_px))
+    return out
 
 
 def split_subjects(motions: list[Motion], validation_share: float = 0.12) -> tuple[list[Motion], list[Motion], list[Motion]]:

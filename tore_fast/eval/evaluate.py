@@ -1,7 +1,7 @@
 """Runs a mesh model over a reader under a protocol: crops -> model -> rows on disk -> means.
 
 In: module, Reader (data/readers), protocol (protocols.py), a folder. Out: a dict of metrics. Killed and started again it goes
-on; under torchrun every process takes its share and rank 0 reports. Called by cli/eval.py.
+on; under torchrun every process takes its share and rank 0 reports. Called by cli/eval_mesh.py.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.chunking import flip_pose
 from ..layers.tpc import FrameSelector, gather_frames, motion_score
 from ..layers.tra import TokenRecovery, interpolate_frames
 
@@ -160,10 +161,31 @@ class PrunableHost(nn.Module):
             self.cross_attention.freeze_queries(self.x_token, JOINTS)
 
 
+def is_centered(model: PrunableHost) -> bool:
+    """Whether only the middle frame of a window is meant to be used (seq2frame)."""
+    return model.config.recovery == "none" and (model.config.pruned or type(model).__name__ == "Mhformer")
+
+
 def center_pose(lifted: LiftedPose, frames: int) -> Tensor:
     """[B, 17, 3] pose of the middle frame (seq2frame); the middle must be among the kept frames."""
     center = (frames - 1) // 2
     if lifted.index is None or lifted.pose.shape[1] == frames:
         return lifted.pose[:, center]
-    at = (lifted.index == center).to(lifted.pose.dtype)
-    return (lifted.pose * at[:, :, None, None]).sum(dim=1)
+    rows = (lifted.index == center).nonzero()
+    if len(rows) != len(lifted.pose):
+        raise ValueError("center_pose: the model does not keep the middle frame; use keep_center=True or a recovery")
+    return lifted.pose[rows[:, 0], rows[:, 1]]
+
+
+@torch.no_grad()
+def lift_windows(model: PrunableHost, x: Tensor, flip: bool) -> LiftedPose:
+    """Poses of windows [B, F, 17, C]; with `flip` the mean of the plain and the mirrored pass.
+
+    Models that return only the kept frames use the plain pass's frames for the mirrored one, the others choose anew.
+    """
+    lifted = model(x)
+    if not flip:
+        return lifted
+    partial = lifted.index is not None and lifted.pose.shape[1] != x.shape[1]
+    mirrored = model(flip_pose(x), index=lifted.index if partial else None)
+    return LiftedPose((lifted.pose + flip_pose(mirrored.pose)) / 2, lifted.index)

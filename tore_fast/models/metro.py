@@ -109,9 +109,9 @@ class METRO(DenseUpsampling, TokenSelection):
         self.register_buffer("template", self.mesh.template(), persistent=False)  # [J + V, 3]
         if self.template.shape[0] != tokens:
             raise ValueError(f"METRO: template has {self.template.shape[0]} points, joints + vertices are {tokens}")
-        self.trans_encoder = bert_blocks(c)
-        self.init_upsampling()
         self.init_selection(c.selector, c.feature_dim, c.grid, c.keep_ratio, c.selector_dim)
+        self.trans_encoder = bert_blocks(c)
+        self.init_upsampling()  # after the other buffers: torch.export miscounts those that follow an empty one
         self.conv_learn_tokens = None if c.pooled else nn.Conv1d(self.keep_num, tokens, 1)
         self.cam_param_fc = nn.Linear(3, 1)
         self.cam_param_fc2 = nn.Linear(tokens if c.camera_from_joints else c.num_vertices, c.camera_dim)

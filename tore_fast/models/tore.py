@@ -175,7 +175,10 @@ def _register() -> None:
         dropout=0.0,  # unlimited synthetic images: nothing to regularise
     )  # fmt: skip
     register_model("tore_default", "tore", input_shape=(3, 112, 112), tags=("body",))(
-        build(**{k: v for k, v in vars(small).items()})
+        build(**vars(small))
+    )
+    register_model("tore_default_hand", "tore", input_shape=(3, 112, 112), tags=("hand",))(
+        build(**{**vars(small), **hand, "dim_1": 128, "feedforward_1": 256})
     )
 
 
