@@ -139,33 +139,27 @@ def run(options: Options) -> int:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        print("bench: --device cuda, but no CUDA device is visible", file=sys.stderr)
-        return 2
+        raise ValueError("--device cuda, but no CUDA device is visible")
     if options.append and not options.json:
-        print("bench: --append goes on with the file of --json, which was not given", file=sys.stderr)
-        return 2
+        raise ValueError("--append goes on with the file of --json, which was not given")
     if options.threads:
         torch.set_num_threads(options.threads)
     document = {"environment": environment(device), "kind": options.kind, "ceilings": {}, "results": []}
-    try:
-        if options.append:
-            document["results"] = previous(options.json, document["environment"])
-        done = {report.key(r) for r in document["results"]}
-        for name in options.dtype:
-            dtype = DTYPES[name]
-            ceilings = document["ceilings"][name] = roofline.measure(device, dtype)
-            for case in all_cases(options, device, dtype):
-                if report.key(vars(case) | {"case": case.name, "direction": case.direction, "dtype": name}) in done:
-                    continue
-                result = run_case(case, seconds=options.seconds, all_baselines=options.baselines == "all")
-                result["floor_ms"] = roofline.floor_ms(case.bytes, case.macs, ceilings)
-                document["results"].append(result)
-                print(report.text_block(result), flush=True)
-                if options.json:
-                    save(options.json, document)
-    except ValueError as e:
-        print(e, file=sys.stderr)
-        return 2
+    if options.append:
+        document["results"] = previous(options.json, document["environment"])
+    done = {report.key(r) for r in document["results"]}
+    for name in options.dtype:
+        dtype = DTYPES[name]
+        ceilings = document["ceilings"][name] = roofline.measure(device, dtype)
+        for case in all_cases(options, device, dtype):
+            if report.key(vars(case) | {"case": case.name, "direction": case.direction, "dtype": name}) in done:
+                continue
+            result = run_case(case, seconds=options.seconds, all_baselines=options.baselines == "all")
+            result["floor_ms"] = roofline.floor_ms(case.bytes, case.macs, ceilings)
+            document["results"].append(result)
+            print(report.text_block(result), flush=True)
+            if options.json:
+                save(options.json, document)
     print("\n" + report.markdown(document))
     if options.json:
         save(options.json, document)

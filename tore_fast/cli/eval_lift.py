@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import arguments
 from .eval import write_json
 
 OPTIONS = {
@@ -61,11 +61,8 @@ def looks_like_motion(path: Path) -> bool:
 
 
 def run(args: Args) -> int:
-    try:
+    with arguments():
         return _evaluate(args)
-    except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
 
 
 def _evaluate(args: Args) -> int:
