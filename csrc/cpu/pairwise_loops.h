@@ -87,10 +87,9 @@ void pack(const float* const* rows, int64_t channels, float* out) {
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes)
     for (int r = 0; r < kPanel; r += kLanes) transpose(rows + r, c, out + c * kPanel + r);
-  for (; c < channels; ++c) {
-    float* to = out + c * kPanel;
-    for (int r = 0; r < kPanel; ++r) to[r] = rows[r][c];
-  }
+  const int rest = int(channels - c);
+  for (int i = 0; i < rest; ++i)
+    for (int r = 0; r < kPanel; ++r) out[(c + i) * kPanel + r] = rows[r][c + i];
 }
 
 // Four rows against kTileVecs vectors of columns over channels [begin, end).
