@@ -1,7 +1,7 @@
 """Runs a mesh model over a reader under a protocol: crops -> model -> rows on disk -> means.
 
 In: module, Reader (data/readers), protocol (protocols.py), a folder. Out: a dict of metrics. Killed and started again it goes
-on; under torchrun every process takes its share and rank 0 reports. Called by cli/eval.py.
+on; under torchrun every process takes its share and rank 0 reports. Called by cli/eval_mesh.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ..body import Body
 from ..data.image import ImageError
-from ..data.readers import DataError, MissingData, Reader, evaluation_crop
+from ..data.readers import DataError, MissingData, Reader, Record, evaluation_crop
 from .protocols import BodyProtocol, HandProtocol
-from .rows import RowStore
+from .rows import MemoryRows, RowStore
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,8 +57,8 @@ def weights_hash(model: nn.Module) -> str:
 class _Items(torch.utils.data.Dataset):
     """Crop and truth of the items of one process; a bad item becomes its reason."""
 
-    def __init__(self, reader: Reader, indices: list[int], protocol, image_size):
-        self.reader, self.indices, self.protocol, self.image_size = reader, indices, protocol, image_size
+    def __init__(self, reader: Reader, indices: list[int], protocol, image_size, crop):
+        self.reader, self.indices, self.protocol, self.image_size, self.crop = reader, indices, protocol, image_size, crop
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -67,7 +67,7 @@ class _Items(torch.utils.data.Dataset):
         index = self.indices[i]
         try:
             record = self.reader[index]
-            return index, evaluation_crop(record, self.image_size), self.protocol.truth(record)
+            return index, self.crop(record, self.image_size), self.protocol.truth(record)
         except (ImageError, DataError, MissingData) as e:
             return index, None, str(e)
 
@@ -94,6 +94,7 @@ def evaluate(
     workers: int = 0,
     limit: int | None = None,
     smpl_head: bool = False,
+    crop: Callable[[Record, Any], np.ndarray] = evaluation_crop,
     label: dict | None = None,
     log: Callable[[str], None] = print,
 ) -> tuple[dict, dict[str, np.ndarray]] | None:
@@ -103,6 +104,7 @@ def evaluate(
         folder: rows are kept here (rows.py); the same call goes on after a kill.
         image_size: side of the crop or (height, width).
         limit: only the first items.
+        crop: what the model gets of an item (multiscale.view_crops for a MultiScale model).
         label: facts about the run for the result (model name, data path); they must stay the same to go on.
 
     Returns:
@@ -133,7 +135,7 @@ def evaluate(
     if done:
         log(f"{len(done)} of {count} items are there already")
     started = time.perf_counter()
-    seen = _run(model, reader, protocol, store, mine, image_size, batch_size, device, PRECISIONS[precision], workers, smpl_head)
+    seen = _run(model, reader, protocol, store, mine, image_size, batch_size, device, PRECISIONS[precision], workers, smpl_head, crop)
     seconds = time.perf_counter() - started
     if group is not None:
         torch.distributed.barrier()  # every part is on disk
@@ -147,6 +149,27 @@ def evaluate(
     return result
 
 
+def score(
+    model: nn.Module,
+    reader: Reader,
+    protocol: BodyProtocol | HandProtocol,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    batch_size: int = 32,
+    workers: int = 0,
+    limit: int | None = None,
+    smpl_head: bool = False,
+) -> dict[str, float]:
+    """Means of a model on a data set, by this process alone and with nothing on disk: for validation while training."""
+    count = len(reader) if limit is None else min(limit, len(reader))
+    device = next(model.parameters()).device
+    protocol.body.to(device)
+    store = MemoryRows()
+    _run(model, reader, protocol, store, list(range(count)), image_size, batch_size, device, None, workers, smpl_head)
+    result, _ = _summary(store, reader, protocol, count)
+    return {k: v for k, v in result.items() if isinstance(v, float)} | {"failed": float(len(result["failed"]))}
+
+
 def _join(rank: int, world: int):
     """Process group for the two barriers; results travel by disk, so gloo does on any device."""
     if world == 1 or torch.distributed.is_initialized():
@@ -156,8 +179,8 @@ def _join(rank: int, world: int):
 
 
 @torch.inference_mode()
-def _run(model, reader, protocol, store, indices, image_size, batch_size, device, dtype, workers, smpl_head) -> int:
-    items = _Items(reader, indices, protocol, image_size)
+def _run(model, reader, protocol, store, indices, image_size, batch_size, device, dtype, workers, smpl_head, crop) -> int:
+    items = _Items(reader, indices, protocol, image_size, crop)
     loader = torch.utils.data.DataLoader(
         items, batch_size, collate_fn=_collate, num_workers=workers, pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if workers else None,
@@ -177,13 +200,17 @@ def _run(model, reader, protocol, store, indices, image_size, batch_size, device
     return seen
 
 
-def _summary(store: RowStore, reader: Reader, protocol, count: int) -> tuple[dict, dict[str, np.ndarray]]:
+class Incomplete(RuntimeError):
+    """Some items have neither a row nor an error: a process died."""
+
+
+def _summary(store: RowStore | MemoryRows, reader: Reader, protocol, count: int) -> tuple[dict, dict[str, np.ndarray]]:
     rows, failed = store.merged(), store.failures()
     keep = rows["index"] < count
     rows = {k: v[keep] for k, v in rows.items()}
     missing = set(range(count)) - set(rows["index"].tolist()) - set(failed)
     if missing:
-        raise RuntimeError(
+        raise Incomplete(
             f"evaluate: {len(missing)} of {count} items have no row (first: {min(missing)}); a process died, run the command again"
         )
     if not len(rows["index"]):

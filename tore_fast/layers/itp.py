@@ -1,7 +1,7 @@
 """Image token pruning (ITP): which image tokens reach the transformers, by four selectors behind one interface.
 
 In: the [B, C, h, w] feature map of a model (models/tore.py, models/metro.py); out: kept tokens with their positions and
-a heat map over the grid. `soft` is the released TORE; `cluster` uses ops.dpc_knn_cluster and ops.cluster_merge.
+a heat map over the grid. `soft` is the released TORE; `cluster` uses ops.dpc_knn_cluster_merge.
 Parameters live on the model itself (mixin), because the official checkpoints have them at the top level.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import cluster_merge, dpc_knn_cluster, ppt_select
+from ..ops import dpc_knn_cluster_merge, ppt_select
 from .positional import sine_position
 
 SELECTORS = ("soft", "cluster", "attention", "none")
@@ -63,22 +63,26 @@ class TokenSelection(nn.Module):
             self.token_selector_conv2d = nn.Conv2d(dim, hidden, 3, padding=1)
             self.token_selector_fc = nn.Linear(hidden, self.keep_num)
             self.layer_norm = nn.LayerNorm([self.keep_num, dim])
-            pos = sine_position(self.keep_num, 1, dim)
-        else:
-            pos = sine_position(*grid, dim)
         if selector in ("cluster", "attention"):
             self.layer_norm = nn.LayerNorm(dim)
         if selector == "attention":
             self.token_attention_qk = nn.Linear(dim, 2 * hidden)
             self.token_attention_scale = nn.Parameter(torch.full((dim,), 0.1))
-        self.register_buffer("token_pos", pos, persistent=False)
+        self.register_buffer("token_pos", self.token_positions(dim), persistent=False)
+
+    def token_positions(self, dim: int) -> Tensor:
+        """Sine encodings of width `dim`: of the M x 1 grid of kept tokens (soft), else of the whole grid [h * w, dim]."""
+        return sine_position(self.keep_num, 1, dim) if self.selector == "soft" else sine_position(*self.grid, dim)
+
+    def place(self, heatmap: Tensor | None, pos: Tensor) -> Tensor:
+        """`pos` of `token_positions` for the kept tokens: [M, C], or per image [B, M, C] where the image decides."""
+        return heatmap @ pos if self.selector in ("cluster", "attention") else pos
+
+    def fixed(self, pos: Tensor) -> Tensor | None:
+        """`pos` if it is the same for every image, so that `fuse` may project it once."""
+        return pos if self.selector in ("soft", "none") else None
 
     def select_tokens(self, features: Tensor) -> Selection:  # [B, C, h, w]
-        if tuple(features.shape[-2:]) != self.grid:
-            raise ValueError(
-                f"{type(self).__name__}: feature map must be {self.grid[0]}x{self.grid[1]} (config image_size / stride), "
-                f"got {features.shape[-2]}x{features.shape[-1]}"
-            )
         tokens = features.flatten(2).transpose(1, 2)  # [B, N, C], row-major
         if self.selector == "soft":
             return self._soft(features, tokens)
@@ -94,11 +98,10 @@ class TokenSelection(nn.Module):
         return Selection(self.layer_norm(heatmap @ tokens), self.token_pos, heatmap)
 
     def _cluster(self, tokens: Tensor) -> Selection:
-        clusters = dpc_knn_cluster(tokens.detach(), self.keep_num, k=self.neighbors)
-        merged, norm_weight = cluster_merge(tokens, clusters.cluster, self.keep_num)
+        found = dpc_knn_cluster_merge(tokens, self.keep_num, k=self.neighbors)
         slot = torch.arange(self.keep_num, device=tokens.device)[:, None]
-        heatmap = torch.where(clusters.cluster[:, None] == slot, norm_weight[:, None].to(tokens.dtype), 0.0)
-        return Selection(self.layer_norm(merged), heatmap @ self.token_pos, heatmap)
+        heatmap = torch.where(found.cluster[:, None] == slot, found.norm_weight[:, None].to(tokens.dtype), 0.0)
+        return Selection(self.layer_norm(found.merged), heatmap @ self.token_pos, heatmap)
 
     def _attention(self, tokens: Tensor) -> Selection:
         heads = 8
