@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     module, rest, prog = importlib.import_module(f".{verb}", __package__), argv[1:], f"tore-fast {verb}"
     jobs = getattr(module, "SUBCOMMANDS", None)
+    default, parent, given = None, module, rest
     if jobs is not None:
         if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(module, "default_job"):
             rest = [module.default_job(rest), *rest]
@@ -56,10 +57,14 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{prog}: no job {rest[0]!r}; expected one of {', '.join(jobs)}", file=sys.stderr)
             sys.exit(2)
         module = importlib.import_module(f".{verb}_{rest[0]}", __package__)
-        prog, rest = f"{prog} {rest[0]}", rest[1:]
+        job, prog, rest = rest[0], f"{prog} {rest[0]}", rest[1:]
+        if hasattr(parent, "defaults"):  # of a named recipe
+            default, rest = parent.defaults(module.Args, job, rest)
     import tyro
 
-    args = tyro.cli(module.Args, prog=prog, args=rest)
+    args = tyro.cli(module.Args, prog=prog, args=rest, **({} if default is None else {"default": default}))
+    if default is not None:
+        parent.announce(given, args)
     sys.exit(module.run(args) or 0)
 
 

@@ -90,6 +90,7 @@ class _MotionTask:
         self.clips, self.held_out, self.rest, self.frames, self.seed = clips, held_out, rest, frames, seed
         lengths = np.array([len(c.rotations) for c in clips], np.float64)
         self.weights = lengths / lengths.sum()
+        self.items_per_epoch = max(1, round(lengths.sum() / frames))
 
     @torch.no_grad()
     def features(self, rotations: Tensor, betas: Tensor) -> Tensor:
