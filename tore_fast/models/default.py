@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 BUILT_IN = {"default": "default", "tore_default": "default", "tore_default_hand": "default_hand"}
 """Name a user gives -> folder in models/assets."""
 
