@@ -1,4 +1,7 @@
-"""`tore-fast eval`: errors of a mesh model on a data set, as the papers count them; a stopped run goes on."""
+"""`tore-fast eval`: errors of a model on a data set, as the papers count them; a stopped run goes on.
+
+Meshes and joints here; key points (COCO-WholeBody, COCO, WFLW) and ImageNet classes through _eval_tasks.py.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 
 # exit codes: 0 all items, 1 some items could not be read, 2 nothing was evaluated
 SOME_FAILED, NOTHING_DONE = 1, 2
+_SHARES = ("_f_", "auc", "AP", "AR", "nme", "_fr_", "entropy")  # metrics between 0 and 1: four decimals
 GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
 
 
@@ -18,7 +22,8 @@ class Args:
     process takes a share; the same command goes on after a kill."""
 
     data: str
-    """A TSV set's yaml, tars, npz, csv/json, or the folder of 3DPW or FreiHAND; `synth`: held-out synthetic images."""
+    """A TSV set's yaml, tars, npz, csv/json, or the folder of 3DPW or FreiHAND; `synth`: held-out synthetic images. With
+    --format wholebody or coco: the annotation JSON; wflw: list_98pt_rect_attr_test.txt; imagenet: a folder of class folders."""
     model: str = "default"
     """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
     checkpoint: str | None = None
@@ -38,13 +43,14 @@ class Args:
     smpl_head: bool = False
     """Score the mesh of FastMETRO's SMPL parameter head."""
     format: str | None = None
-    """Format of the data, where looking does not tell."""
+    """Format of the data, where looking does not tell; wholebody, coco, wflw and imagenet must be named (wflw's .txt: not)."""
     options: dict[str, str] = field(default_factory=dict)
-    """Further reader options as KEY VALUE pairs: split, images, box, ..."""
+    """Further reader options as KEY VALUE pairs: split, images, box, ... Key points: images FOLDER, boxes detections.json,
+    image_size 256,192, flip_test false, refine none|quarter|dark, half_pixel true."""
     json: Path | None = None
     """Write the metrics here."""
     pred_json: Path | None = None
-    """Hands: write FreiHAND's pred.json here."""
+    """Hands: write FreiHAND's pred.json here; wholebody and coco: the detections in COCO's result format."""
     work: Path | None = None
     """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
     limit: int | None = None
@@ -60,6 +66,10 @@ class Args:
 
 def run(args: Args) -> int:
     try:
+        from ._eval_tasks import task_of
+
+        if task_of(args) is not None:
+            return _evaluate_task(args)
         return _synthetic(args) if args.data == "synth" else _evaluate(args)
     except (ValueError, FileNotFoundError, RuntimeError, NotADirectoryError) as e:
         print(f"error: {e}", file=sys.stderr)
@@ -76,21 +86,14 @@ def _evaluate(args: Args) -> int:
     protocol = _protocol(args, hand)
     model = _model(args, protocol.body)
     size = getattr(getattr(model, "config", None), "image_size", None) or (256 if args.upstream in ("hmr2", "camerahmr") else 224)
-    work = args.work or (args.json.with_suffix(".rows") if args.json else Path(".tore_fast_eval"))
-    label = {"data": args.data, "model": args.checkpoint or args.model}
     result = evaluate(
-        model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=_device(args.device),
-        precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, label=label,
+        model, reader, protocol, _work(args), image_size=size, batch_size=args.batch_size, device=_device(args.device),
+        precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, label=_label(args),
     )  # fmt: skip
     if result is None:
         return 0  # rank 0 reports
     metrics, rows = result
-    print(table(metrics))
-    for index, reason in metrics["failed"].items():
-        print(f"error: item {index}: {reason}", file=sys.stderr)
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(metrics, indent=2) + "\n")
+    _report(metrics, args)
     if args.pred_json is not None:
         if not isinstance(protocol, HandProtocol):
             raise ValueError("--pred-json is for hands (FreiHAND)")
@@ -101,13 +104,51 @@ def _evaluate(args: Args) -> int:
     return SOME_FAILED if metrics["failed"] else 0
 
 
+def _evaluate_task(args: Args) -> int:
+    from ..eval.evaluate import evaluate_rows
+    from ..eval.task_scoring import KeypointScoring, write_coco_results
+    from ._eval_tasks import prepare
+
+    model, items, scoring, limit = prepare(args)
+    result = evaluate_rows(
+        model, items, scoring, _work(args), batch_size=args.batch_size, device=_device(args.device), precision=args.precision,
+        workers=args.workers, limit=limit, label=_label(args),
+    )  # fmt: skip
+    if result is None:
+        return 0
+    metrics, rows = result
+    _report(metrics, args)
+    if args.pred_json is not None:
+        if not isinstance(scoring, KeypointScoring):
+            raise ValueError("--pred-json: only for hands and key points")
+        print(f"{args.pred_json}: {write_coco_results(scoring, rows, args.pred_json)} detections")
+    return SOME_FAILED if metrics["failed"] else 0
+
+
+def _work(args: Args) -> Path:
+    return args.work or (args.json.with_suffix(".rows") if args.json else Path(".tore_fast_eval"))
+
+
+def _label(args: Args) -> dict:
+    return {"data": args.data, "model": args.checkpoint or args.model}
+
+
+def _report(metrics: dict, args: Args) -> None:
+    print(table(metrics))
+    for index, reason in metrics["failed"].items():
+        print(f"error: item {index}: {reason}", file=sys.stderr)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(metrics, indent=2) + "\n")
+
+
 def table(metrics: dict) -> str:
     """Metrics as text: one line per number with the count behind it, then one line per sequence."""
     counts = metrics["counts"]
     names = [k for k, v in metrics.items() if isinstance(v, float) and k not in ("images_per_s",)]
     lines = [f"{'metric':22}{'value':>10}  items"]
     for name in names:
-        decimals = 4 if "_f_" in f"_{name}" or "auc" in name else 2
+        decimals = 4 if any(word in f"_{name}" for word in _SHARES) else 2
         lines.append(f"{name:22}{metrics[name]:10.{decimals}f}  {counts.get(name, metrics['items'])}")
     per_sequence = metrics.get("per_sequence", {})
     if len(per_sequence) > 1:
