@@ -21,7 +21,7 @@ TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 
 
 def run(*arguments) -> int:
     with pytest.raises(SystemExit) as end:
-        main(["eval", "--workers", "0", *map(str, arguments)])
+        main(["eval", *map(str, arguments)])
     return end.value.code
 
 
@@ -89,8 +89,8 @@ def test_command_on_coco_files(coco, tmp_path, capsys, form):
     name, count, field = {"wholebody": ("tcformer_light_wholebody", 133, "whole_AP"), "coco": ("tcformer_light_wholebody", 17, "AP")}[form]
     torch.manual_seed(0)
     save_pretrained(create_model(name, num_keypoints=count, neck_channels=32, **TINY), tmp_path / "model", name)
-    common = ["--data", coco / "ann.json", "--format", form, "--checkpoint", tmp_path / "model", "--json", tmp_path / "out.json",
-              "--options", "images", coco, "boxes", coco / "boxes.json", "image_size", "64,64"]  # fmt: skip
+    common = ["--data", coco / "ann.json", "--images", coco, "--checkpoint", tmp_path / "model", "--json", tmp_path / "out.json",
+              "--boxes", coco / "boxes.json", "--image-size", 64, 64, "--workers", 0]  # fmt: skip
     assert run(*common, "--pred-json", tmp_path / "results.json") == 0
     out = capsys.readouterr().out
     assert field in out and f"6 items of {coco / 'ann.json'}, {form} protocol" in out
@@ -103,7 +103,7 @@ def test_command_on_coco_files(coco, tmp_path, capsys, form):
     assert "6 of 6 items are there already" in capsys.readouterr().out
     again = json.loads((tmp_path / "out.json").read_text())
     assert again[field] == metrics[field] and again["images_per_s"] == 0
-    assert run(*common, "flip_test", "false") == 2
+    assert run(*common, "--no-flip-test") == 2
     assert "another evaluation (flip_test was True, is False)" in capsys.readouterr().err
 
 
@@ -162,7 +162,7 @@ def faces(tmp_path):
 def test_wflw_command(faces, tmp_path, capsys):
     torch.manual_seed(0)
     save_pretrained(create_model("tcformer_light_wflw", neck_channels=32, **TINY), tmp_path / "model", "tcformer_light_wflw")
-    common = ["--data", faces / "list.txt", "--checkpoint", tmp_path / "model", "--options", "images", faces, "image_size", "64,64"]
+    common = ["--data", faces / "list.txt", "--checkpoint", tmp_path / "model", "--image-size", 64, 64, "--workers", 0]
     assert run(*common, "--json", tmp_path / "all.json") == 0
     metrics = json.loads((tmp_path / "all.json").read_text())
     assert metrics["counts"] == dict(zip((f"nme_{s}" for s in wflw.SUBSETS), (1, 1, 0, 0, 0, 2)))
@@ -196,8 +196,8 @@ def test_imagenet_command(tmp_path, capsys):
     torch.manual_seed(0)
     model = create_model("tcformer_light", num_classes=3, **TINY).eval()
     save_pretrained(model, tmp_path / "model", "tcformer_light")
-    common = ["--data", tmp_path / "val", "--format", "imagenet", "--checkpoint", tmp_path / "model", "--options", "image_size", 64]
-    assert run(*common, "--json", tmp_path / "out.json") == 0
+    common = ["--data", tmp_path / "val", "--image-size", 64, "--workers", 0]
+    assert run(*common, "--checkpoint", tmp_path / "model", "--json", tmp_path / "out.json") == 0
     metrics = json.loads((tmp_path / "out.json").read_text())
     from tore_fast.data.imagenet_folder import imagenet_folder
 
@@ -207,22 +207,30 @@ def test_imagenet_command(tmp_path, capsys):
     assert "top1_percent" in capsys.readouterr().out
     # a stored official-layout file does as well, and a model of other classes is refused
     torch.save({"model": create_model("tcformer_light", num_classes=5).state_dict()}, tmp_path / "official.pth")
-    assert run("--data", tmp_path / "val", "--format", "imagenet", "--checkpoint", tmp_path / "official.pth", "--work", tmp_path / "w",
-               "--options", "image_size", 64) == 2  # fmt: skip
+    assert run("classify", *common, "--checkpoint", tmp_path / "official.pth", "--work", tmp_path / "w") == 2
     assert "the model has 5 classes, the data 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "wholebody", "--model", "tcformer_light_wholebody"], "--options images FOLDER"),
-        (["--format", "wholebody"], "give --model"),
-        (["--format", "coco", "--model", "ppt_s", "--options", "images", ".", "flip", "no"], "no option 'flip'"),
-        (["--format", "coco", "--model", "ppt_s", "--options", "images", "nowhere"], "nowhere is not a folder"),
-        (["--format", "coco", "--model", "ppt_s", "--options", "images", ".", "flip_test", "maybe"], "expected true or false"),
+        (["--model", "tcformer_light_wholebody", "--images", "nowhere"], "--images: nowhere is not a folder"),
+        ([], "--model or --checkpoint"),
+        (["--model", "tcformer_light_hmr"], "not made for keypoints"),
+        (["--model", "ppt_s", "--format", "wholebody"], "has 133 key points, the model 17"),
+        (["--checkpoint", "missing.pth"], "missing.pth"),
     ],
 )
 def test_bad_options_are_one_line(coco, capsys, arguments, words):
-    assert run("--data", coco / "ann.json", *arguments) == 2
+    assert run("keypoints", "--data", coco / "ann.json", *arguments) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("error: ") and words in err
+
+
+def test_synthetic_people(tmp_path, capsys):
+    torch.manual_seed(0)
+    save_pretrained(create_model("tcformer_light_wholebody", num_keypoints=14, neck_channels=32, **TINY), tmp_path / "m", "tcformer_light_wholebody")
+    assert run("--data", "synth", "--checkpoint", tmp_path / "m", "--image-size", 64, 64, "--limit", 32, "--json", tmp_path / "s.json") == 0
+    metrics = json.loads((tmp_path / "s.json").read_text())
+    assert metrics["error_px"] > metrics["mean_point_error_px"] > 0  # random weights know nothing
+    assert "mean_point_error_px" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 In: module, items, a scoring (mesh: `evaluate` with protocols.py; key points and classes: task_scoring.py), a folder. Out: a
 dict of metrics. Killed and started again it goes on; under torchrun every process takes its share and rank 0 reports.
-Called by cli/eval.py.
+Called by cli/eval_{mesh,keypoints,classify}.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..body import Body
 from ..data.image import ImageError
 from ..data.readers import DataError, MissingData, Reader, Record, evaluation_crop
 from .protocols import BodyProtocol, HandProtocol
-from .rows import RowStore
+from .rows import MemoryRows, RowStore
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -217,6 +217,27 @@ def evaluate_rows(
     return result
 
 
+def score(
+    model: nn.Module,
+    reader: Reader,
+    protocol: BodyProtocol | HandProtocol,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    batch_size: int = 32,
+    workers: int = 0,
+    limit: int | None = None,
+    smpl_head: bool = False,
+) -> dict[str, float]:
+    """Means of a model on a data set, by this process alone and with nothing on disk: for validation while training."""
+    count = len(reader) if limit is None else min(limit, len(reader))
+    device = next(model.parameters()).device
+    protocol.body.to(device)
+    store, scoring = MemoryRows(), MeshScoring(protocol, image_size, smpl_head)
+    _run(model, reader, scoring, store, list(range(count)), batch_size, device, None, workers)
+    result, _ = _summary(store, reader, scoring, count)
+    return {k: v for k, v in result.items() if isinstance(v, float)} | {"failed": float(len(result["failed"]))}
+
+
 def _join(rank: int, world: int):
     """Process group for the two barriers; results travel by disk, so gloo does on any device."""
     if world == 1 or torch.distributed.is_initialized():
@@ -245,7 +266,7 @@ def _run(model, items, scoring, store, indices, batch_size, device, dtype, worke
     return seen
 
 
-def _summary(store: RowStore, items: Items, scoring: Scoring, count: int) -> tuple[dict, dict[str, np.ndarray]]:
+def _summary(store: RowStore | MemoryRows, items: Items, scoring: Scoring, count: int) -> tuple[dict, dict[str, np.ndarray]]:
     rows, failed = store.merged(), store.failures()
     keep = rows["index"] < count
     rows = {k: v[keep] for k, v in rows.items()}
