@@ -1,10 +1,13 @@
-"""`tore-fast eval` for pose lifting: MPJPE, P-MPJPE, N-MPJPE, MPJVE, PCK and AUC per action and per subject."""
+"""`tore-fast eval lift`: MPJPE, P-MPJPE, N-MPJPE, MPJVE, PCK and AUC per action and per subject."""
 
 from __future__ import annotations
 
-import json
+import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from .eval import write_json
 
 OPTIONS = {
     "cameras": "Human3.6M: JSON of the camera parameters",
@@ -17,6 +20,26 @@ OPTIONS = {
     "limit": "at most so many windows, spread evenly",
     "subjects": "only these, separated by commas",
 }
+
+
+@dataclass
+class Args:
+    """Errors of a pose-lifting model on Human3.6M, 3DHP or motion files (docs/hot.md)."""
+
+    data: str
+    """Folder or file of the data set; its kind is told by looking."""
+    model: str = "default"
+    """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
+    checkpoint: str | None = None
+    """Weights: a folder of ours, or an official file."""
+    options: dict[str, str] = field(default_factory=dict)
+    """KEY VALUE pairs: cameras, split, noise_px, views, fps, flip, stride, limit, subjects."""
+    json: Path | None = None
+    """Write the metrics here."""
+    limit: int | None = None
+    """Only so many windows, spread evenly."""
+    batch_size: int = 32
+    device: str = "auto"
 
 
 def is_lifting(model: str, data: str) -> bool:
@@ -37,8 +60,15 @@ def looks_like_motion(path: Path) -> bool:
     return (path / "data_3d_h36m.npz").is_file() or (path / "clips.npz").is_file() or any(path.glob("data_*_3dhp.npz"))
 
 
-def run(args) -> int:
-    """Prints the table and writes --json; ValueError and OSError for the caller to show."""
+def run(args: Args) -> int:
+    try:
+        return _evaluate(args)
+    except (ValueError, RuntimeError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+def _evaluate(args: Args) -> int:
     import torch
 
     from ..data.mocap import CAMERA_SEED, Motion, film
@@ -80,9 +110,7 @@ def run(args) -> int:
     if found.kind == "motionbert":
         print("note: MotionBERT's clips hold image units, not metres: read 'mm' as thousandths of half the picture's width")
     print(f"{frames} frames of {len(items)} clips in {seconds:.1f} s ({frames / seconds:.0f} frames/s)")
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(metrics, indent=2) + "\n")
+    write_json(metrics, args.json)
     return 0
 
 
