@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models import create_model
+from tore_fast.models.hmr2 import host_macs
 
 from ..harness import Case, Contender
 
@@ -20,21 +20,6 @@ SIZES = {
     "vith": ("hmr2_vith", {}),
     "vith merged 28 blocks 90 tokens": ("fasthmr_hmr2", {}),
 }
-
-
-def host_macs(model, merging: MergeConfig | None) -> float:
-    """Multiply-adds of one crop: linears and attention products of the blocks, patch embedding, decoder (spec section 9)."""
-    c = model.config
-    d, n = c.embed_dim, model.backbone.num_tokens
-    schedule = merging.schedule(n, c.depth) if merging is not None else (0,) * c.depth
-    total = 768.0 * d * n
-    for r in schedule:
-        total += 4 * d * d * n + 2 * n * n * d
-        n -= r
-        total += 2 * d * int(d * c.mlp_ratio) * n
-    inner = c.decoder_heads * c.decoder_dim_head
-    per_layer = 4 * inner * c.decoder_dim + 2 * c.decoder_dim * c.decoder_mlp_dim + 2 * d * inner * n
-    return total + c.decoder_depth * per_layer
 
 
 def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
@@ -65,7 +50,7 @@ def _case(name: str, batch: int, device: str, dtype: torch.dtype) -> Case:
         device=device,
         dtype=dtype,
         bytes=sum(p.numel() * p.element_size() for p in plain.parameters()),
-        macs=host_macs(plain, plain.backbone.merging) * batch,
+        macs=sum(host_macs(plain.config)) * batch,
         items=batch,
         params={"model": model_name, **overrides, "batch": batch},
         error_limit=1e-4 if dtype == torch.float32 else 3e-2,
