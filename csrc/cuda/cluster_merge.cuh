@@ -10,7 +10,6 @@ namespace {
 constexpr int kGroupThreads = 256;
 constexpr int kMergeThreads = 128;
 constexpr int kMergeWarps = kMergeThreads / 32;
-constexpr float kMergeEps = 1e-6f;
 constexpr unsigned kAll = 0xffffffffu;
 
 __device__ __forceinline__ bool in_range(int64_t id, int64_t groups) { return id >= 0 && id < groups; }

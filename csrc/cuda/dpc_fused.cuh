@@ -1,12 +1,19 @@
 // dpc_knn_cluster of few tokens in one launch, one block per image: distances, density, delta, ranks, nearest
-// centre.
+// centre, and (dpc_knn_cluster_merge) the merged tokens with the token dictionary's bookkeeping.
 //
 // x is read once (up to 180 tokens; twice up to 256), 32 channels at a time (the next chunk is fetched into
 // registers while the current one is used). The distances are accumulated in 4 x 4 register tiles over the
 // lower triangle and end up packed in shared memory: d(i, j <= i) at i (i + 1) / 2 + j, i.e. 4.9 KB for 49
 // tokens, 118.6 KB for 243. Reading a row through its transposed part (stride growing by one) meets at most
 // two lanes per bank.
+//
+// The merge reads the tokens of each cluster once more. An image's x is then in L1 or L2: 49 x 512 float32 are
+// 100 KB, two blocks leave about 200 KB of a multiprocessor's 256 KB to L1. Keeping x in shared memory instead
+// was counted and rejected: the channel-major layout that the distances want costs 4 bank conflicts per read
+// (3136 cycles per such image, against 1568 at 64 bytes a cycle from L2), and 131 KB would halve the blocks per
+// multiprocessor.
 #pragma once
+#include "cluster_merge.h"
 #include "dpc_select.cuh"
 
 namespace tore_fast::cuda {
@@ -153,9 +160,78 @@ __device__ __forceinline__ void fused_distances(const TokenRows& x, const FusedP
   }
 }
 
+// Writes v[0..3] to y[i..], as many as `left`.
+__device__ __forceinline__ void store4(void* y, DType dtype, int64_t i, int left, const float (&v)[4]) {
+#pragma unroll
+  for (int q = 0; q < 4; ++q) {
+    if (q >= left) return;
+    if (dtype == DType::kFloat32) static_cast<float*>(y)[i + q] = v[q];
+    if (dtype == DType::kFloat16) static_cast<__half*>(y)[i + q] = from_float<__half>(v[q]);
+    if (dtype == DType::kBFloat16) static_cast<__nv_bfloat16*>(y)[i + q] = from_float<__nv_bfloat16>(v[q]);
+  }
+}
+
+// Merges the tokens of image b by their clusters, which the block has just written to `id` (shared memory).
+// `work`: 2 tokens + 2 clusters + 1 more words. Sums run over ascending tokens, as in cluster_merge.cuh.
+__device__ __forceinline__ void fused_merge(const TokenRows& x, const ClusterMergeParams& m, int64_t b,
+                                            const int* id, int* work) {
+  const int tokens = x.count, clusters = int(m.clusters), thread = int(threadIdx.x);
+  int* items = work;           // [tokens] sorted by (cluster, token)
+  int* first = items + tokens; // [clusters + 1] where a cluster's items begin
+  float* total = reinterpret_cast<float*>(first + clusters + 1);  // [clusters]
+  float* share = total + clusters;                                // [tokens]
+  const float* weight = m.weight ? m.weight + b * tokens : nullptr;
+  for (int i = thread; i < tokens; i += blockDim.x) {
+    int before = 0;
+    for (int j = 0; j < tokens; ++j) before += id[j] < id[i] || (id[j] == id[i] && j < i);
+    items[before] = i;
+    share[i] = weight ? weight[i] : 1.f;
+  }
+  for (int c = thread; c <= clusters; c += blockDim.x) {
+    int before = 0;
+    for (int j = 0; j < tokens; ++j) before += id[j] < c;
+    first[c] = before;
+  }
+  __syncthreads();
+  for (int c = thread; c < clusters; c += blockDim.x) {
+    float sum = 0.f;
+    for (int e = first[c]; e < first[c + 1]; ++e) sum += share[items[e]];
+    total[c] = sum + kMergeEps;
+    m.total[b * clusters + c] = total[c];
+  }
+  __syncthreads();
+  for (int i = thread; i < tokens; i += blockDim.x) {
+    share[i] /= total[id[i]];
+    m.norm_weight[b * tokens + i] = share[i];
+  }
+  __syncthreads();
+
+  const int quads = (x.channels + 3) / 4;  // a thread sums four channels of one cluster
+  for (int unit = thread; unit < clusters * quads; unit += blockDim.x) {
+    const int c = unit / quads, f = 4 * (unit % quads), left = x.channels - f;
+    float sum[4] = {};
+#pragma unroll 4
+    for (int e = first[c]; e < first[c + 1]; ++e) {
+      const int j = items[e];
+      const float4 v = load4(x.x, x.dtype, x.vectorised, int64_t(j) * x.channels + f, left);
+      const float part[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int q = 0; q < 4; ++q) sum[q] = fmaf(share[j], part[q], sum[q]);
+    }
+    store4(m.merged, x.dtype, (b * clusters + c) * x.channels + f, left, sum);
+  }
+  for (int64_t cell = thread; cell < m.cells; cell += blockDim.x) {
+    const int64_t at = b * m.cells + cell, token = m.idx_token[at];
+    const bool valid = token >= 0 && token < tokens;
+    m.new_idx_token[at] = valid ? id[token] : -1;
+    m.new_agg_weight[at] = valid ? m.agg_weight[at] * share[token] : 0.f;
+  }
+}
+
+// m.merged == nullptr: no merge.
 template <int kPasses>
 __global__ void __launch_bounds__(kPasses == 1 ? kSmallThreads : kFusedThreads, kPasses == 1 ? 2 : 1)
-    dpc_fused_kernel(const DpcParams p) {
+    dpc_fused_kernel(const DpcParams p, const ClusterMergeParams m) {
   TF_DYNAMIC_SHARED(float, shared);
   const int tokens = int(p.t.tokens), clusters = p.clusters;
   const FusedPlan f = fused_plan(tokens);
@@ -244,10 +320,16 @@ __global__ void __launch_bounds__(kPasses == 1 ? kSmallThreads : kFusedThreads, 
     if (v < best) best = v, index = r;
   }
   nearest_of_lanes(best, index, f.lanes);
+  int* id = reinterpret_cast<int*>(chunk);  // the chunk has 32 words per token, the merge needs 5 and a few
   if (owner) {
     if (rank[i] < clusters) index = rank[i];
-    p.cluster[at] = place[index == kNone ? 0 : index];
+    const int number = place[index == kNone ? 0 : index];
+    p.cluster[at] = number;
+    id[i] = number;
   }
+  if (!m.merged) return;
+  __syncthreads();
+  fused_merge(image_rows(p.t, b), m, b, id, id + tokens);
 }
 
 }  // namespace

@@ -12,12 +12,19 @@ int64_t shared_limit(int device) {
 }
 
 template <int kPasses>
-cudaError_t launch_fused(const DpcParams& p, const FusedPlan& f, int64_t bytes, cudaStream_t stream) {
+cudaError_t launch_fused(const DpcParams& p, const ClusterMergeParams& m, const FusedPlan& f, int64_t bytes,
+                         cudaStream_t stream) {
   const auto kernel = dpc_fused_kernel<kPasses>;
   const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
   if (e != cudaSuccess) return e;
-  TF_LAUNCH(kernel, unsigned(p.t.batch), f.threads, bytes, stream, p);
+  TF_LAUNCH(kernel, unsigned(p.t.batch), f.threads, bytes, stream, p, m);
   return cudaGetLastError();
+}
+
+cudaError_t one_launch(const DpcParams& p, const ClusterMergeParams& m, cudaStream_t stream) {
+  const FusedPlan f = fused_plan(int(p.t.tokens));
+  const int64_t bytes = fused_floats(int(p.t.tokens), p.clusters) * 4;
+  return f.passes == 1 ? launch_fused<1>(p, m, f, bytes, stream) : launch_fused<2>(p, m, f, bytes, stream);
 }
 
 }  // namespace
@@ -29,11 +36,7 @@ bool dpc_one_launch(const TokensParams& t, int device) {
 
 cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream) {
   if (p.t.batch == 0) return cudaSuccess;
-  if (dpc_one_launch(p.t, device)) {
-    const FusedPlan f = fused_plan(int(p.t.tokens));
-    const int64_t bytes = fused_floats(int(p.t.tokens), p.clusters) * 4;
-    return f.passes == 1 ? launch_fused<1>(p, f, bytes, stream) : launch_fused<2>(p, f, bytes, stream);
-  }
+  if (dpc_one_launch(p.t, device)) return one_launch(p, ClusterMergeParams{}, stream);
   cudaError_t e = knn_density(DensityParams{p.t, p.noise, p.k, p.rho, p.top}, stream);
   if (e != cudaSuccess) return e;
   e = density_delta(DeltaParams{p.t, p.rho, p.strict, p.top, true, p.delta, nullptr, p.score, p.exclude},
@@ -48,6 +51,14 @@ cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream)
     TF_LAUNCH((dpc_assign_kernel<Stage>), blocks, kTileThreads, 0, stream, p);
     return cudaGetLastError();
   });
+}
+
+cudaError_t dpc_knn_cluster_merge(const DpcParams& p, const ClusterMergeParams& m, int device,
+                                  cudaStream_t stream) {
+  if (p.t.batch == 0) return cudaSuccess;
+  if (dpc_one_launch(p.t, device)) return one_launch(p, m, stream);
+  const cudaError_t e = dpc_knn_cluster(p, device, stream);
+  return e != cudaSuccess ? e : cluster_merge(m, p.t.dtype, stream);
 }
 
 }  // namespace tore_fast::cuda

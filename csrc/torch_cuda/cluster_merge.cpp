@@ -18,21 +18,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cluster_merge_cuda(
   DeviceGuard guard(x.get_device_index());
   const OptionalInput<int64_t> cluster(cluster_in, ScalarType::Long, x, "cluster_merge: cluster");
   const OptionalInput<float> weight(weight_in, ScalarType::Float, x, "cluster_merge: weight");
-  const int64_t cells = idx_token_in.has_value() ? idx_token_in->size(1) : 0;
-  std::optional<Tensor> idx_token, agg_weight;
-  if (idx_token_in.has_value()) {
-    STD_TORCH_CHECK(agg_weight_in.has_value(), "cluster_merge: idx_token needs agg_weight");
-    idx_token = checked(*idx_token_in, ScalarType::Long, 2, "cluster_merge: idx_token");
-    agg_weight = checked(*agg_weight_in, ScalarType::Float, 2, "cluster_merge: agg_weight");
-    STD_TORCH_CHECK(
-        idx_token->size(0) == batch && agg_weight->size(0) == batch && agg_weight->size(1) == cells,
-        "cluster_merge: idx_token and agg_weight must be [B, N0]");
-  }
+  const TokenDictionary cells(idx_token_in, agg_weight_in, batch, "cluster_merge");
   Tensor merged = new_empty(x, {batch, clusters, channels});
   Tensor norm_weight = new_empty(x, {batch, tokens}, ScalarType::Float);
   Tensor total = new_empty(x, {batch, clusters}, ScalarType::Float);
-  Tensor new_idx_token = new_empty(x, {batch, cells}, ScalarType::Long);
-  Tensor new_agg_weight = new_empty(x, {batch, cells}, ScalarType::Float);
+  Tensor new_idx_token = new_empty(x, {batch, cells.count}, ScalarType::Long);
+  Tensor new_agg_weight = new_empty(x, {batch, cells.count}, ScalarType::Float);
   Tensor row_ptr = new_empty(x, {batch, clusters + 1}, ScalarType::Int);
   Tensor items = new_empty(x, {batch, tokens}, ScalarType::Int);
   const cuda::ClusterMergeParams p{x.const_data_ptr(),
@@ -45,9 +36,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cluster_merge_cuda(
                                    merged.mutable_data_ptr(),
                                    norm_weight.mutable_data_ptr<float>(),
                                    total.mutable_data_ptr<float>(),
-                                   cells,
-                                   idx_token ? idx_token->const_data_ptr<int64_t>() : nullptr,
-                                   agg_weight ? agg_weight->const_data_ptr<float>() : nullptr,
+                                   cells.count,
+                                   cells.idx_token_data(),
+                                   cells.agg_weight_data(),
                                    new_idx_token.mutable_data_ptr<int64_t>(),
                                    new_agg_weight.mutable_data_ptr<float>(),
                                    row_ptr.mutable_data_ptr<int32_t>(),

@@ -45,4 +45,82 @@ inline std::optional<Tensor> norm_workspace(const Tensor& x, cuda::TokensParams&
   return norm;
 }
 
+// The results of dpc_knn_cluster.
+struct DpcOutputs {
+  Tensor centers, cluster, rho, delta, score;
+
+  DpcOutputs(const Tensor& x, const cuda::TokensParams& t, int64_t clusters, const char* op)
+      : centers(torch::stable::new_empty(x, {t.batch, clusters}, ScalarType::Long)),
+        cluster(torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Long)),
+        rho(torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Float)),
+        delta(torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Float)),
+        score(torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Float)) {
+    STD_TORCH_CHECK(clusters >= 1 && clusters <= t.tokens, op, ": num_clusters must be in 1..N");
+  }
+};
+
+// What the streaming path of dpc_knn_cluster needs; must outlive the launch. Nothing for the one-launch path.
+struct DpcWorkspace {
+  cuda::TokensParams t;
+  int64_t clusters;
+  bool one_launch;
+  std::optional<Tensor> norm, top, ranks;
+
+  DpcWorkspace(const Tensor& x, const cuda::TokensParams& tokens, int64_t clusters)
+      : t(tokens), clusters(clusters), one_launch(cuda::dpc_one_launch(t, x.get_device_index())) {
+    if (one_launch) return;
+    norm = norm_workspace(x, t);
+    top = torch::stable::new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
+    ranks = torch::stable::new_empty(x, {t.batch * (t.tokens + 2 * clusters)}, ScalarType::Int);
+  }
+};
+
+inline cuda::DpcParams dpc_params(const DpcOutputs& out, const DpcWorkspace& work,
+                                  const OptionalInput<uint8_t>& exclude, const OptionalInput<float>& noise,
+                                  int64_t k, int64_t masked, bool strict, bool by_index) {
+  cuda::DpcParams p{work.t,
+                    exclude.data,
+                    noise.data,
+                    int(k),
+                    int(work.clusters),
+                    int(masked),
+                    strict,
+                    by_index,
+                    out.centers.mutable_data_ptr<int64_t>(),
+                    out.cluster.mutable_data_ptr<int64_t>(),
+                    out.rho.mutable_data_ptr<float>(),
+                    out.delta.mutable_data_ptr<float>(),
+                    out.score.mutable_data_ptr<float>(),
+                    nullptr,
+                    nullptr,
+                    nullptr,
+                    nullptr};
+  if (work.one_launch) return p;
+  p.top = work.top->mutable_data_ptr<float>();
+  p.rank = work.ranks->mutable_data_ptr<int32_t>();
+  p.ranked = p.rank + work.t.batch * work.t.tokens;
+  p.place = p.ranked + work.t.batch * work.clusters;
+  return p;
+}
+
+// idx_token and agg_weight [B, N0] of cluster_merge, both or none.
+struct TokenDictionary {
+  int64_t count = 0;
+  std::optional<Tensor> idx_token, agg_weight;
+
+  TokenDictionary(const std::optional<Tensor>& idx_token_in, const std::optional<Tensor>& agg_weight_in,
+                  int64_t batch, const char* op) {
+    if (!idx_token_in.has_value()) return;
+    STD_TORCH_CHECK(agg_weight_in.has_value(), op, ": idx_token needs agg_weight");
+    idx_token = checked(*idx_token_in, ScalarType::Long, 2, op);
+    agg_weight = checked(*agg_weight_in, ScalarType::Float, 2, op);
+    count = idx_token->size(1);
+    STD_TORCH_CHECK(
+        idx_token->size(0) == batch && agg_weight->size(0) == batch && agg_weight->size(1) == count, op,
+        ": idx_token and agg_weight must be [B, N0]");
+  }
+  const int64_t* idx_token_data() const { return idx_token ? idx_token->const_data_ptr<int64_t>() : nullptr; }
+  const float* agg_weight_data() const { return agg_weight ? agg_weight->const_data_ptr<float>() : nullptr; }
+};
+
 }  // namespace tore_fast

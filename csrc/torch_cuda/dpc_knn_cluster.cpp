@@ -3,8 +3,6 @@
 namespace tore_fast {
 namespace {
 
-using torch::stable::new_empty;
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dpc_knn_cluster_cuda(
     const Tensor& x_in, int64_t num_clusters, int64_t k, const std::optional<Tensor>& mask_in,
     const std::optional<Tensor>& exclude_in, const std::optional<Tensor>& noise_in, bool strict,
@@ -16,42 +14,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dpc_knn_cluster_cuda(
   const int device = x.get_device_index();
   DeviceGuard guard(device);
   const cuda::TokensParams t = tokens_of(x, mask, "dpc_knn_cluster: x");
-  STD_TORCH_CHECK(num_clusters >= 1 && num_clusters <= t.tokens,
-                  "dpc_knn_cluster: num_clusters must be in 1..N");
-  Tensor centers = new_empty(x, {t.batch, num_clusters}, ScalarType::Long);
-  Tensor cluster = new_empty(x, {t.batch, t.tokens}, ScalarType::Long);
-  Tensor rho = new_empty(x, {t.batch, t.tokens}, ScalarType::Float);
-  Tensor delta = new_empty(x, {t.batch, t.tokens}, ScalarType::Float);
-  Tensor score = new_empty(x, {t.batch, t.tokens}, ScalarType::Float);
-  cuda::DpcParams p{t,
-                    exclude.data,
-                    noise.data,
-                    int(k),
-                    int(num_clusters),
-                    int(masked),
-                    strict,
-                    by_index,
-                    centers.mutable_data_ptr<int64_t>(),
-                    cluster.mutable_data_ptr<int64_t>(),
-                    rho.mutable_data_ptr<float>(),
-                    delta.mutable_data_ptr<float>(),
-                    score.mutable_data_ptr<float>(),
-                    nullptr,
-                    nullptr,
-                    nullptr,
-                    nullptr};
-  std::optional<Tensor> top, ranks, norm;
-  if (!cuda::dpc_one_launch(t, device)) {
-    norm = norm_workspace(x, p.t);
-    top = new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
-    ranks = new_empty(x, {t.batch * (t.tokens + 2 * num_clusters)}, ScalarType::Int);
-    p.top = top->mutable_data_ptr<float>();
-    p.rank = ranks->mutable_data_ptr<int32_t>();
-    p.ranked = p.rank + t.batch * t.tokens;
-    p.place = p.ranked + t.batch * num_clusters;
-  }
+  const DpcOutputs out(x, t, num_clusters, "dpc_knn_cluster");
+  const DpcWorkspace work(x, t, num_clusters);
+  const cuda::DpcParams p = dpc_params(out, work, exclude, noise, k, masked, strict, by_index);
   STD_CUDA_CHECK(cuda::dpc_knn_cluster(p, device, current_stream(x)));
-  return {centers, cluster, rho, delta, score};
+  return {out.centers, out.cluster, out.rho, out.delta, out.score};
 }
 
 }  // namespace

@@ -66,6 +66,23 @@ int emulated_dpc_knn_cluster(const void* x, int dtype, const uint8_t* mask, int6
                          0, nullptr);
 }
 
+int emulated_dpc_knn_cluster_merge(const void* x, int dtype, const uint8_t* mask, int64_t batch, int64_t tokens,
+                                   int64_t channels, int64_t clusters, int64_t k, int64_t masked, const float* weight,
+                                   int64_t cells, const int64_t* idx_token, const float* agg_weight, int64_t* centers,
+                                   int64_t* cluster, float* rho, float* delta, float* score, void* merged,
+                                   float* norm_weight, float* total, int64_t* new_idx_token, float* new_agg_weight) {
+  std::vector<float> top(top_size(batch, tokens), NAN);
+  std::vector<int32_t> rank(batch * tokens, -7), ranked(batch * clusters, -7), place(batch * clusters, -7);
+  std::vector<int32_t> row_ptr(batch * (clusters + 1), -7), items(batch * tokens, -7);
+  const bool one = dpc_one_launch(tokens_of(x, dtype, mask, batch, tokens, channels), 0);
+  return dpc_knn_cluster_merge(
+      {tokens_of(x, dtype, mask, batch, tokens, channels), nullptr, nullptr, int(k), int(clusters), int(masked), false,
+       true, centers, cluster, rho, delta, score, top.data(), rank.data(), ranked.data(), place.data()},
+      {x, cluster, weight, batch, tokens, clusters, channels, merged, norm_weight, total, cells, idx_token, agg_weight,
+       new_idx_token, new_agg_weight, one ? nullptr : row_ptr.data(), one ? nullptr : items.data()},
+      0, nullptr);
+}
+
 int emulated_cluster_merge(const void* x, int dtype, const int64_t* cluster, const float* weight,
                            int64_t batch, int64_t tokens, int64_t clusters, int64_t channels, void* merged,
                            float* norm_weight, float* total, int64_t cells, const int64_t* idx_token,

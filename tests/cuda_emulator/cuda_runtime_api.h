@@ -5,6 +5,7 @@
 // never reaches, aborts.
 #pragma once
 #define TORE_FAST_EMULATED
+#include <setjmp.h>
 #include <ucontext.h>
 #include <algorithm>
 #include <cmath>
@@ -58,14 +59,17 @@ inline std::vector<char> dynamic_shared;
 
 enum class State { kReady, kBlock, kWarp, kDone };
 
+// A context starts by swapcontext; from then on _setjmp/_longjmp switch, which make no system call.
 struct Thread {
   ucontext_t context;
+  jmp_buf at;
+  bool started;
   std::vector<char> stack;
   State state = State::kReady;
 };
 
 inline std::vector<Thread> threads;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline unsigned current;
 inline const std::function<void()>* body;
 inline char slots[1024][32];  // values that lanes exchange
@@ -77,19 +81,23 @@ inline char slots[1024][32];  // values that lanes exchange
 
 inline void wait(State state) {
   threads[current].state = state;
-  swapcontext(&threads[current].context, &scheduler);
+  if (_setjmp(threads[current].at) == 0) _longjmp(scheduler, 1);
 }
 
 inline void entry() {
   (*body)();
   threads[current].state = State::kDone;
-  swapcontext(&threads[current].context, &scheduler);
+  _longjmp(scheduler, 1);
 }
 
 inline void resume(unsigned t) {
   current = t;
   threadIdx = dim3(t, 0, 0);
-  swapcontext(&scheduler, &threads[t].context);
+  if (_setjmp(scheduler) != 0) return;
+  Thread& thread = threads[t];
+  if (thread.started) _longjmp(thread.at, 1);
+  thread.started = true;
+  setcontext(&thread.context);
 }
 
 // Lets those go on whose barrier is complete; false if nobody can.
@@ -120,6 +128,7 @@ inline void run_block(const std::function<void()>& kernel, std::mt19937& random)
     Thread& thread = threads[t];
     thread.stack.resize(64 * 1024);
     thread.state = State::kReady;
+    thread.started = false;
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.data();
     thread.context.uc_stack.ss_size = thread.stack.size();

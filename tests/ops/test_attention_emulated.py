@@ -6,15 +6,12 @@ padding of the very sources that nvcc compiles; not memory alignment, speed or t
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from ops import emulator
+from ops.emulator import call, nan
 from ops.test_mesh_attention import random_topology
 
 from tore_fast.ops import csr_matrix
@@ -23,43 +20,14 @@ from tore_fast.ops.reference.bipartite_match import bipartite_match_reference, s
 from tore_fast.ops.reference.mesh_attention import mesh_attention_reference
 from tore_fast.ops.reference.mesh_upsample import mesh_upsample_reference
 
-HERE = Path(__file__).resolve().parent.parent / "cuda_emulator"
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 LIMIT = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None or not (HERE.parent.parent / "csrc" / "cuda").is_dir(), reason="needs g++ and csrc/cuda"
-)
+pytestmark = pytest.mark.skipif(emulator.missing, reason="needs g++ and csrc/cuda")
 
 
 @pytest.fixture(scope="module")
 def lib(tmp_path_factory):
-    path = tmp_path_factory.mktemp("emulator") / "libemulated.so"
-    flags = ["-std=c++17", "-O1", "-fno-strict-aliasing", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    subprocess.run(["g++", *flags, f"-I{HERE}", HERE / "attention.cpp", "-o", path], check=True)
-    loaded = ctypes.CDLL(str(path))
-    loaded.emulator_setup(ctypes.c_uint(1), ctypes.c_int64(227 * 1024))
-    return loaded
-
-
-def call(function, *args):
-    """Tensors by address, int as int64, float as double, dtypes as the enum of csrc/cuda/common.h."""
-    values = []
-    for a in args:
-        if isinstance(a, torch.Tensor):
-            assert a.is_contiguous()
-            values.append(ctypes.c_void_p(a.data_ptr()))
-        elif isinstance(a, torch.dtype):
-            values.append(ctypes.c_int(DTYPES[a]))
-        elif isinstance(a, float):
-            values.append(ctypes.c_double(a))
-        else:
-            values.append(ctypes.c_void_p(None) if a is None else ctypes.c_int64(int(a)))
-    assert function(*values) == 0
-
-
-def nan(*shape, dtype=torch.float32):
-    return torch.full(shape, float("nan"), dtype=dtype)
+    return emulator.build("attention", tmp_path_factory.mktemp("emulator"))
 
 
 @pytest.mark.parametrize("joints,vertices,dim,dtype,dropout", [

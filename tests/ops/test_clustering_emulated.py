@@ -7,13 +7,12 @@ and bookkeeping of the very sources that nvcc compiles; not memory alignment, sp
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from ops import emulator
 from ops.clustering import grid_points, walk
+from ops.emulator import call, nan
 
 from tore_fast.ops.reference.cluster_merge import cluster_merge_reference
 from tore_fast.ops.reference.density_delta import density_delta_reference
@@ -21,41 +20,12 @@ from tore_fast.ops.reference.dpc_knn_cluster import dpc_knn_cluster_reference
 from tore_fast.ops.reference.knn_density import knn_density_reference
 from tore_fast.ops.reference.token_map import cell_mean_reference, cell_pixels, token_csr_reference
 
-HERE = Path(__file__).resolve().parent.parent / "cuda_emulator"
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None or not (HERE.parent.parent / "csrc" / "cuda").is_dir(), reason="needs g++ and csrc/cuda"
-)
+pytestmark = pytest.mark.skipif(emulator.missing, reason="needs g++ and csrc/cuda")
 
 
 @pytest.fixture(scope="module")
 def lib(tmp_path_factory):
-    path = tmp_path_factory.mktemp("emulator") / "libemulated.so"
-    flags = ["-std=c++17", "-O2", "-fno-strict-aliasing", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    subprocess.run(["g++", *flags, f"-I{HERE}", HERE / "clustering.cpp", "-o", path], check=True)
-    loaded = ctypes.CDLL(str(path))
-    loaded.emulator_setup(ctypes.c_uint(1), ctypes.c_int64(227 * 1024))
-    return loaded
-
-
-def call(function, *args):
-    """Tensors by address, numbers as int64, dtypes as the enum of csrc/cuda/common.h."""
-    keep, values = [], []
-    for a in args:
-        if isinstance(a, torch.Tensor):
-            assert a.is_contiguous()
-            keep.append(a)
-            values.append(ctypes.c_void_p(a.data_ptr()))
-        elif isinstance(a, torch.dtype):
-            values.append(ctypes.c_int(DTYPES[a]))
-        else:
-            values.append(ctypes.c_void_p(None) if a is None else ctypes.c_int64(int(a)))
-    assert function(*values) == 0
-
-
-def nan(*shape):
-    return torch.full(shape, float("nan"))
+    return emulator.build("clustering", tmp_path_factory.mktemp("emulator"))
 
 
 def dpc(lib, x, count, k, mask=None, exclude=None, noise=None, strict=False, by_index=True, masked=0):
@@ -186,18 +156,18 @@ def test_thread_order_does_not_matter(lib):
     small, large = walk(2, 100, 40), walk(1, 270, 40)
     outs = []
     for seed in (2, 3, 4):
-        lib.emulator_setup(ctypes.c_uint(seed), ctypes.c_int64(227 * 1024))
+        emulator.setup(lib, seed=seed)
         outs.append([*dpc(lib, small, 25, 5), *dpc(lib, large, 60, 5)])
     for other in outs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(outs[0], other, strict=True))
 
 
 def test_small_shared_memory_streams_instead(lib):
-    lib.emulator_setup(ctypes.c_uint(1), ctypes.c_int64(48 * 1024))
+    emulator.setup(lib, shared_limit=48 * 1024)
     assert not lib.emulated_one_launch(ctypes.c_int64(243)) and lib.emulated_one_launch(ctypes.c_int64(81))
     x = torch.randn(1, 200, 6)
     compare(dpc(lib, x, 50, 5), dpc_knn_cluster_reference(x.double(), 50, 5))
-    lib.emulator_setup(ctypes.c_uint(1), ctypes.c_int64(227 * 1024))
+    emulator.setup(lib)
 
 
 @pytest.mark.parametrize("dtype,tol", [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
@@ -274,3 +244,46 @@ def test_token_map(lib, grid, size, channels):
     rows = (x * scale[..., None]).double().gather(1, idx[..., None].expand(-1, -1, channels)) * weight[..., None]
     want.scatter_add_(1, pix[..., None].expand(-1, -1, channels), rows)
     torch.testing.assert_close(backward, want, **tol)
+
+
+def dpc_merge(lib, x, count, k, weight=None, cells=0, mask=None, masked=0):
+    """All eleven results of dpc_knn_cluster_merge, and the token dictionary that went in."""
+    batch, tokens, channels = x.shape
+    idx_token, agg_weight = torch.randint(0, tokens, (batch, cells)), torch.rand(batch, cells)
+    out = [torch.full((batch, count), -9), torch.full((batch, tokens), -9), *(nan(batch, tokens) for _ in range(3)),
+           nan(batch, count, channels, dtype=x.dtype), nan(batch, tokens), nan(batch, count),
+           torch.full((batch, cells), -9), nan(batch, cells)]  # fmt: skip
+    call(lib.emulated_dpc_knn_cluster_merge, x, x.dtype, mask, batch, tokens, channels, count, k, masked, weight, cells,
+         idx_token, agg_weight, *out)  # fmt: skip
+    return out, idx_token, agg_weight
+
+
+@pytest.mark.parametrize("dtype,tol", [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
+@pytest.mark.parametrize("tokens,channels,weighted", [
+    (1, 1, False), (49, 130, True), (96, 32, False), (97, 7, True), (200, 24, True), (256, 5, False), (270, 9, True),
+])  # fmt: skip
+def test_one_launch_merge(lib, dtype, tol, tokens, channels, weighted):
+    """Clusters as without the merge, bit for bit; merged tokens, shares and dictionary as the reference has them."""
+    x, count, k = torch.randn(2, tokens, channels).to(dtype), -(-tokens // 4), min(5, tokens)
+    weight = torch.rand(2, tokens) + 0.1 if weighted else None
+    out, idx_token, agg_weight = dpc_merge(lib, x, count, k, weight, 150)
+    plain = dpc(lib, x, count, k)
+    assert all(torch.equal(a, b) for a, b in zip(out, plain, strict=False))
+    cluster, (merged, share, total, new_idx, new_agg) = out[1], out[5:]
+    want, want_share = cluster_merge_reference(x.double(), cluster, count, None if weight is None else weight.double())
+    torch.testing.assert_close(merged.double(), want, rtol=tol, atol=tol)
+    torch.testing.assert_close(share.double(), want_share, rtol=1e-6, atol=0)
+    sums = torch.zeros(2, count).scatter_add(1, cluster, torch.ones(2, tokens) if weight is None else weight)
+    torch.testing.assert_close(total, sums + 1e-6)
+    assert torch.equal(new_idx, cluster.gather(1, idx_token))
+    torch.testing.assert_close(new_agg, agg_weight * share.gather(1, idx_token))
+
+
+def test_merge_of_masked_and_spoilt_tokens(lib):
+    x, mask = torch.randn(2, 70, 8), torch.rand(2, 70) < 0.6
+    out, *_ = dpc_merge(lib, x, 12, 5, None, 90, mask, -1)
+    assert (out[1][~mask] == -1).all() and (out[6][~mask] == 0).all() and out[5].isfinite().all()
+    x[0, ::2, 3], x[1, 5:50] = float("nan"), float("inf")
+    out, *_ = dpc_merge(lib, x, 12, 5, None, 90)
+    assert ((out[1] >= 0) & (out[1] < 12)).all() and ((out[8] >= 0) & (out[8] < 12)).all()
+    assert out[6].isfinite().all() and out[6].sum(1).allclose(torch.tensor(12.0), atol=1e-4)

@@ -1,7 +1,8 @@
 """The `tore-fast` command: one verb per module of this folder, loaded only when used.
 
 A verb module has a dataclass `Args` (its fields become flags, its docstring the help) and `run(args) -> int | None`
-(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each.
+(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each; a
+`default_job(argv)` beside it tells the job where none is named.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ VERBS = {
     "eclm": "merge layers of a host on your pictures",
     "demo": "the main job on an embedded picture with the embedded weights",
     "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
-    "eval": "errors of a mesh model on a data set, as the papers count them",
+    "eval": "errors of a model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
     "synth": "synthetic training images of the free body, written to disk",
     "viz": "pictures of what a method does inside, e.g. token regions",
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     module, rest, prog = importlib.import_module(f".{verb}", __package__), argv[1:], f"tore-fast {verb}"
     jobs = getattr(module, "SUBCOMMANDS", None)
     if jobs is not None:
+        if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(module, "default_job"):
+            rest = [module.default_job(rest), *rest]
         if not rest or rest[0] in ("-h", "--help"):
             print(usage(prog, "JOB", jobs))
             sys.exit(0 if rest else 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +28,12 @@ class Args:
     """Folder of the test images (default: --images)."""
     boxes: Path | None = None
     """Whole body: detector boxes of the test set (COCO result format); default: the annotated boxes."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Fields of the model's config as NAME VALUE pairs: reduction conv neck none depths 1,1,1,1 ..."""
     image_size: tuple[int, int] = (0, 0)
     """Height and width of the crops; 0 0: 128x128 for synth, else the model's."""
+    difficulty: float = 0.5
+    """synth: of poses, views, occlusion and backgrounds, 0..1."""
     flip_test: bool = True
     """Average with the mirrored picture when testing."""
     checkpoint: Path | None = None
@@ -41,39 +45,10 @@ class Args:
     """Write the trained model here as a checkpoint folder."""
 
 
-def start_model(name: str, checkpoint: Path | None, **overrides):
-    """A registered model, or the weights of a folder or an official file."""
-    from ..models import create_model, load_pretrained
-    from ..models.convert.tcformer import load_tcformer
-
-    if checkpoint is None:
-        return create_model(name, **overrides)
-    return load_pretrained(checkpoint) if checkpoint.is_dir() else load_tcformer(checkpoint)
-
-
-def finish(task, args, facts: dict) -> int:
-    """Tests, or trains and exports the averaged weights."""
-    import torch
-
-    from ..models import save_pretrained
-    from ..train.loop import train
-
-    if args.test:
-        metrics = task.evaluate(task.model.eval())
-        print("\n".join(f"{k}: {v:.4f}" for k, v in metrics.items()))
-        return 0
-    train(task, args.train)
-    if args.export is not None:
-        best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
-        task.model.load_state_dict(best["model"])
-        facts = {**facts, "step": best["step"], "training": asdict(args.train)}
-        save_pretrained(task.model.cpu().eval(), args.export, args.model, metrics=best["metrics"], trained_on=facts)
-        print(f"{args.export}: " + "  ".join(f"{k} {v:.4g}" for k, v in best["metrics"].items()))
-    return 0
-
-
 def run(args: Args) -> int:
     import torch
+
+    from ._training import finish
 
     torch.manual_seed(args.train.seed)
     try:
@@ -87,18 +62,20 @@ def run(args: Args) -> int:
 def _synth(args: Args):
     from ..body import load_body
     from ..train.tcformer_synth import NUM_JOINTS, SynthKeypoints
+    from ._training import start_model
 
     size = args.image_size[0] or 128
     if args.image_size[0] != args.image_size[1]:
         raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
-    model = start_model(args.model, args.checkpoint, num_keypoints=NUM_JOINTS)
-    return SynthKeypoints(model, load_body("free"), size, seed=args.train.seed + 1)
+    model = start_model(args.model, args.checkpoint, args.options, num_keypoints=NUM_JOINTS)
+    return SynthKeypoints(model, load_body("free"), size, args.difficulty, seed=args.train.seed + 1)
 
 
 def _annotated(args: Args):
     from ..data import topdown, wflw, wholebody
     from ..models import model_entry
     from ..train.tcformer import Keypoints, LandmarkMetric, WholeBodyMetric
+    from ._training import start_model
 
     needed = {"--val-annotations": args.val_annotations, "--val-images (or --images)": args.val_images or args.images}
     if not args.test:
@@ -119,6 +96,6 @@ def _annotated(args: Args):
         training = held_out if args.test else wholebody.read_wholebody(args.annotations, args.images)
         metric = WholeBodyMetric(annotated)
         make, augment, points = wholebody.wholebody_dataset, topdown.CropAugment(), wholebody.NUM_KEYPOINTS
-    model = start_model(args.model, args.checkpoint, num_keypoints=points)
+    model = start_model(args.model, args.checkpoint, args.options, num_keypoints=points)
     sets = make(training, size, augment, seed), make(held_out, size)
     return Keypoints(model, *sets, metric, args.flip_test, seed=seed)

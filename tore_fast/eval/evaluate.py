@@ -1,7 +1,7 @@
 """Runs a mesh model over a reader under a protocol: crops -> model -> rows on disk -> means.
 
 In: module, Reader (data/readers), protocol (protocols.py), a folder. Out: a dict of metrics. Killed and started again it goes
-on; under torchrun every process takes its share and rank 0 reports. Called by cli/eval.py.
+on; under torchrun every process takes its share and rank 0 reports. Called by cli/eval_mesh.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..body import Body
 from ..data.image import ImageError
 from ..data.readers import DataError, MissingData, Reader, evaluation_crop
 from .protocols import BodyProtocol, HandProtocol
-from .rows import RowStore
+from .rows import MemoryRows, RowStore
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -147,6 +147,27 @@ def evaluate(
     return result
 
 
+def score(
+    model: nn.Module,
+    reader: Reader,
+    protocol: BodyProtocol | HandProtocol,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    batch_size: int = 32,
+    workers: int = 0,
+    limit: int | None = None,
+    smpl_head: bool = False,
+) -> dict[str, float]:
+    """Means of a model on a data set, by this process alone and with nothing on disk: for validation while training."""
+    count = len(reader) if limit is None else min(limit, len(reader))
+    device = next(model.parameters()).device
+    protocol.body.to(device)
+    store = MemoryRows()
+    _run(model, reader, protocol, store, list(range(count)), image_size, batch_size, device, None, workers, smpl_head)
+    result, _ = _summary(store, reader, protocol, count)
+    return {k: v for k, v in result.items() if isinstance(v, float)} | {"failed": float(len(result["failed"]))}
+
+
 def _join(rank: int, world: int):
     """Process group for the two barriers; results travel by disk, so gloo does on any device."""
     if world == 1 or torch.distributed.is_initialized():
@@ -177,7 +198,7 @@ def _run(model, reader, protocol, store, indices, image_size, batch_size, device
     return seen
 
 
-def _summary(store: RowStore, reader: Reader, protocol, count: int) -> tuple[dict, dict[str, np.ndarray]]:
+def _summary(store: RowStore | MemoryRows, reader: Reader, protocol, count: int) -> tuple[dict, dict[str, np.ndarray]]:
     rows, failed = store.merged(), store.failures()
     keep = rows["index"] < count
     rows = {k: v[keep] for k, v in rows.items()}

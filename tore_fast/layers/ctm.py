@@ -1,8 +1,8 @@
 """CTM: tokens are convolved, scored, clustered and merged (TCFormer section 3.2, tcformer.md sections 2, 3, 5).
 
 In: `Tokens` of a stage; out: the merged tokens (a quarter of them) and the original ones with their scores, which the
-block after the CTM takes as queries and keys. Clusters come from ops/dpc_knn_cluster over the whole image, part by
-part, or around the best-scored tokens (ablation); `ConvDownsample` is the strided convolution of "w/o CTM".
+block after the CTM takes as queries and keys. Clusters come from ops/dpc_knn_cluster_merge over the whole image, from
+ops/dpc_knn_cluster part by part, or around the best-scored tokens (ablation); `ConvDownsample` is the strided convolution of "w/o CTM".
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..ops.cluster_merge import cluster_merge_tokens
 from ..ops.dpc_knn_cluster import dpc_knn_cluster
+from ..ops.dpc_knn_cluster_merge import dpc_knn_cluster_merge
 from ..ops.token_map import token_csr
 from ._tokens import Tokens
 from .token_conv import TokenConv, tokens_to_map
@@ -57,10 +58,14 @@ class CTM(nn.Module):
         """(merged tokens, original tokens with features after the norm and their score)."""
         y = self.norm(self.conv(tokens))
         score = self.score(y)  # [B, N, 1]
-        cluster, num_clusters, parts = self.clusters(y.detach(), score.detach()[..., 0], tokens)
-        merged = cluster_merge_tokens(
-            y, cluster, num_clusters, score[..., 0].float().exp(), tokens.idx_token, tokens.agg_weight
-        )
+        weight = score[..., 0].float().exp()
+        if self.clustering == "dpc" and self.num_parts == 1:
+            num_clusters, parts = self.num_clusters(y.shape[1]), 1
+            k = min(self.k, y.shape[1])
+            merged = dpc_knn_cluster_merge(y, num_clusters, k, weight, tokens.idx_token, tokens.agg_weight)
+        else:
+            cluster, num_clusters, parts = self.clusters(y.detach(), score.detach()[..., 0], tokens)
+            merged = cluster_merge_tokens(y, cluster, num_clusters, weight, tokens.idx_token, tokens.agg_weight)
         out = Tokens(
             merged.merged,
             halved(tokens.map_size),
@@ -78,14 +83,16 @@ class CTM(nn.Module):
             return max((num_tokens + 3) // 4, 1)  # also for symbolic sizes
         return max(-int(-num_tokens * self.sample_ratio // 1), 1)
 
+    @property
+    def num_parts(self) -> int:
+        return self.part_levels[-1][0] * self.part_levels[-1][1] if self.part_levels else 1
+
     def clusters(self, y: Tensor, score: Tensor, tokens: Tokens) -> tuple[Tensor, int, int]:
-        """Cluster of each token [B, N] int64, how many clusters there are, and in how many contiguous part runs."""
+        """For "topk" and part by part: each token's cluster [B, N] int64, number of clusters, number of contiguous part runs."""
         num = self.num_clusters(y.shape[1])
         if self.clustering == "topk":
             return topk_clusters(y, score, num), num, 1
-        parts = self.part_levels[-1][0] * self.part_levels[-1][1] if self.part_levels else 1
-        if parts == 1:
-            return dpc_knn_cluster(y, num, min(self.k, y.shape[1])).cluster, num, 1
+        parts = self.num_parts
         per_part = max(round(num / parts), 1)
         if tokens.is_grid:
             check_parts(tokens.map_size, self.part_levels[-1], per_part)

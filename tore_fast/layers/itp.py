@@ -1,7 +1,7 @@
 """Image token pruning (ITP): which image tokens reach the transformers, by four selectors behind one interface.
 
 In: the [B, C, h, w] feature map of a model (models/tore.py, models/metro.py); out: kept tokens with their positions and
-a heat map over the grid. `soft` is the released TORE; `cluster` uses ops.dpc_knn_cluster and ops.cluster_merge.
+a heat map over the grid. `soft` is the released TORE; `cluster` uses ops.dpc_knn_cluster_merge.
 Parameters live on the model itself (mixin), because the official checkpoints have them at the top level.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import cluster_merge, dpc_knn_cluster, ppt_select
+from ..ops import dpc_knn_cluster_merge, ppt_select
 from .positional import sine_position
 
 SELECTORS = ("soft", "cluster", "attention", "none")
@@ -94,11 +94,10 @@ class TokenSelection(nn.Module):
         return Selection(self.layer_norm(heatmap @ tokens), self.token_pos, heatmap)
 
     def _cluster(self, tokens: Tensor) -> Selection:
-        clusters = dpc_knn_cluster(tokens.detach(), self.keep_num, k=self.neighbors)
-        merged, norm_weight = cluster_merge(tokens, clusters.cluster, self.keep_num)
+        found = dpc_knn_cluster_merge(tokens, self.keep_num, k=self.neighbors)
         slot = torch.arange(self.keep_num, device=tokens.device)[:, None]
-        heatmap = torch.where(clusters.cluster[:, None] == slot, norm_weight[:, None].to(tokens.dtype), 0.0)
-        return Selection(self.layer_norm(merged), heatmap @ self.token_pos, heatmap)
+        heatmap = torch.where(found.cluster[:, None] == slot, found.norm_weight[:, None].to(tokens.dtype), 0.0)
+        return Selection(self.layer_norm(found.merged), heatmap @ self.token_pos, heatmap)
 
     def _attention(self, tokens: Tensor) -> Selection:
         heads = 8

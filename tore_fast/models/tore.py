@@ -197,6 +197,9 @@ def _register() -> None:
     register_model("tore_default", "tore", input_shape=(3, 112, 112), tags=("body",))(
         build(FastMETROToreConfig, **{k: v for k, v in vars(small).items()})
     )
+    register_model("tore_default_hand", "tore", input_shape=(3, 112, 112), tags=("hand",))(
+        build(FastMETROToreConfig, **{**vars(small), **hand, "dim_1": 128, "feedforward_1": 256})
+    )
 
 
 _register()

@@ -8,6 +8,7 @@ from .bipartite_match import MatchPlan, MergedTokens, bipartite_soft_matching, m
 from .cluster_merge import ClusterMerge, ClusterMergeTokens, cluster_merge, cluster_merge_tokens
 from .density_delta import DensityDelta, density_delta
 from .dpc_knn_cluster import DpcClusters, dpc_knn_cluster
+from .dpc_knn_cluster_merge import DpcClusterMerge, dpc_knn_cluster_merge
 from .knn_density import knn_density
 from .mesh_attention import MeshAttentionResult, mesh_attention
 from .mesh_upsample import mesh_upsample
@@ -22,6 +23,7 @@ __all__ = [
     "ClusterMergeTokens",
     "CsrMatrix",
     "DensityDelta",
+    "DpcClusterMerge",
     "DpcClusters",
     "MatchPlan",
     "MergedTokens",
@@ -36,6 +38,7 @@ __all__ = [
     "csr_matrix",
     "density_delta",
     "dpc_knn_cluster",
+    "dpc_knn_cluster_merge",
     "gather_tokens",
     "knn_density",
     "map2token",
@@ -63,6 +66,7 @@ def op_backends() -> dict[str, tuple[str, ...]]:
         "density_delta",
         "dpc_knn_cluster",
         "cluster_merge",
+        "dpc_knn_cluster_merge",
         "token_map",
         "bipartite_match",
         "mesh_attention",

@@ -23,6 +23,10 @@ SCHEMAS = (
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "cluster_merge_backward(Tensor grad, Tensor x, Tensor cluster, Tensor norm_weight, Tensor total, Tensor merged) "
     "-> (Tensor, Tensor)",
+    # the two above in one: results of cluster_merge, then those of dpc_knn_cluster
+    "dpc_knn_cluster_merge(Tensor x, SymInt num_clusters, int k, Tensor? mask, Tensor? exclude, Tensor? noise, bool strict, "
+    "bool by_index, int masked, Tensor? weight, Tensor? idx_token, Tensor? agg_weight) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     # token_map: out[d] = s_d * sum over the cells of d of weight(cell) * src_scale[src(cell)] * x[src(cell)], with
     # s_d = 1 / (sum of weights + 1e-6) if normalize else 1; also returns s. No dst_idx / src_idx: rows are the pixels of
     # grid = [H0, W0, H, W]. *_ptr, *_cells: the cells grouped by row (token_map_csr)

@@ -111,12 +111,7 @@ def cluster_merge_tokens(
     """
     op = "cluster_merge_tokens"
     backend, cluster, weight = _prepare(op, x, cluster, num_clusters, weight, impl)
-    if idx_token.dim() != 2 or idx_token.shape[0] != x.shape[0]:
-        raise ValueError(f"{op}: idx_token must be [B, N0] with B = {x.shape[0]}, got {list(idx_token.shape)}")
-    if agg_weight.shape != idx_token.shape:
-        raise ValueError(
-            f"{op}: agg_weight must be [B, N0] like idx_token {list(idx_token.shape)}, got {list(agg_weight.shape)}"
-        )
+    check_dictionary(op, x, idx_token, agg_weight)
     idx_token, agg_weight = idx_token.long(), agg_weight.detach()
     if backend == "reference":
         merged, norm_weight = cluster_merge_reference(x, cluster, num_clusters, weight)
@@ -126,6 +121,16 @@ def cluster_merge_tokens(
         backend, x, cluster, num_clusters, weight, idx_token, agg_weight.float()
     )
     return ClusterMergeTokens(merged, norm_weight, idx_token, agg_weight)
+
+
+def check_dictionary(op: str, x: Tensor, idx_token: Tensor, agg_weight: Tensor) -> None:
+    """ValueError unless idx_token and agg_weight are [B, N0] with the B of x."""
+    if idx_token.dim() != 2 or idx_token.shape[0] != x.shape[0]:
+        raise ValueError(f"{op}: idx_token must be [B, N0] with B = {x.shape[0]}, got {list(idx_token.shape)}")
+    if agg_weight.shape != idx_token.shape:
+        raise ValueError(
+            f"{op}: agg_weight must be [B, N0] like idx_token {list(idx_token.shape)}, got {list(agg_weight.shape)}"
+        )
 
 
 def _prepare(op, x, cluster, num_clusters, weight, impl):

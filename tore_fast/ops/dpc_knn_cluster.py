@@ -89,16 +89,9 @@ def dpc_knn_cluster(
             f"dpc_knn_cluster: parts must divide N and num_clusters, got parts={parts}, N={tokens}, "
             f"num_clusters={num_clusters}"
         )
-    if not 1 <= num_clusters <= tokens:
-        raise ValueError(f"dpc_knn_cluster: num_clusters must be in 1..{tokens} (N), got {num_clusters}")
-    if order not in ORDERS:
-        raise ValueError(f"dpc_knn_cluster: order must be one of {ORDERS}, got {order!r}")
-    if masked not in (0, -1):
-        raise ValueError(f"dpc_knn_cluster: masked must be 0 or -1, got {masked}")
-    check_neighbours("dpc_knn_cluster", k, tokens // parts)
-    mask = as_mask("dpc_knn_cluster", mask, x)
-    noise = density_noise("dpc_knn_cluster", tie, noise, x)
-    excluded = _exclusion(exclude, num_clusters, x)
+    mask, excluded, noise = cluster_options(
+        "dpc_knn_cluster", x, num_clusters, k, mask, exclude, tie, noise, order, masked, parts
+    )
 
     whole = (x, mask, excluded, noise)
     if parts > 1:
@@ -114,7 +107,25 @@ def dpc_knn_cluster(
     return DpcClusters(*out) if parts == 1 else _join_parts(out, batch, parts, tokens // parts, num_clusters // parts)
 
 
-def _exclusion(exclude: int | Sequence[int] | Tensor | None, num_clusters: int, x: Tensor) -> Tensor | None:
+def cluster_options(
+    op: str, x: Tensor, num_clusters: int, k: int, mask, exclude, tie: str, noise, order: str, masked: int, parts: int = 1
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Checks the options of dpc_knn_cluster; returns mask bool [B, N], excluded bool [B, N], noise [B, N] or None each."""
+    tokens = x.shape[1]
+    if not 1 <= num_clusters <= tokens:
+        raise ValueError(f"{op}: num_clusters must be in 1..{tokens} (N), got {num_clusters}")
+    if order not in ORDERS:
+        raise ValueError(f"{op}: order must be one of {ORDERS}, got {order!r}")
+    if masked not in (0, -1):
+        raise ValueError(f"{op}: masked must be 0 or -1, got {masked}")
+    check_neighbours(op, k, tokens // parts)
+    noise = density_noise(op, tie, noise, x)
+    return as_mask(op, mask, x), _exclusion(op, exclude, num_clusters, x), noise
+
+
+def _exclusion(
+    op: str, exclude: int | Sequence[int] | Tensor | None, num_clusters: int, x: Tensor
+) -> Tensor | None:
     """Bool [B, N] (True = must not be a centre) from indices."""
     if exclude is None:
         return None
@@ -122,13 +133,13 @@ def _exclusion(exclude: int | Sequence[int] | Tensor | None, num_clusters: int, 
     if not isinstance(exclude, Tensor):
         indices = [exclude] if isinstance(exclude, int) else list(exclude)
         if any(not 0 <= i < tokens for i in indices):
-            raise ValueError(f"dpc_knn_cluster: exclude must hold token indices in 0..{tokens - 1}, got {indices}")
+            raise ValueError(f"{op}: exclude must hold token indices in 0..{tokens - 1}, got {indices}")
         exclude = torch.tensor(indices, dtype=torch.int64, device=x.device)
     if exclude.dim() not in (1, 2) or (exclude.dim() == 2 and exclude.shape[0] != batch):
-        raise ValueError(f"dpc_knn_cluster: exclude must be [E] or [B, E] with B = {batch}, got {list(exclude.shape)}")
+        raise ValueError(f"{op}: exclude must be [E] or [B, E] with B = {batch}, got {list(exclude.shape)}")
     if tokens - exclude.shape[-1] < num_clusters:
         raise ValueError(
-            f"dpc_knn_cluster: {num_clusters} centres cannot be chosen from {tokens} tokens with "
+            f"{op}: {num_clusters} centres cannot be chosen from {tokens} tokens with "
             f"{exclude.shape[-1]} excluded"
         )
     flags = torch.zeros(batch, tokens, dtype=torch.bool, device=x.device)

@@ -1,0 +1,175 @@
+"""`tore-fast eval mesh`: errors of a mesh model on a data set, as the papers count them; a stopped run goes on."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .eval import write_json
+from .mesh_body import protocol_of
+
+# exit codes: 0 all items, 1 some items could not be read, 2 nothing was evaluated
+SOME_FAILED, NOTHING_DONE = 1, 2
+
+
+@dataclass
+class Args:
+    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
+    process takes a share; the same command goes on after a kill."""
+
+    data: str
+    """A TSV set's yaml, tars, npz, csv/json, or the folder of 3DPW or FreiHAND; `synth`: held-out synthetic images."""
+    model: str = "default"
+    """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
+    checkpoint: str | None = None
+    """Weights: a folder of ours, or an official file."""
+    upstream: str | None = None
+    """Project of an official file (fastmetro, metro, tore, graphormer, hmr2, ...) where its keys do not tell."""
+    body: str = "auto"
+    """auto (free body or hand), or a file/folder with the SMPL or MANO model that the data and the weights speak of."""
+    mesh_data: str | None = None
+    """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
+    protocol: str = "auto"
+    """body, hand, or auto (told by the first item)."""
+    truth: str = "auto"
+    """True joints: annotation, mesh (H36M regressor), mesh_j24 (METRO's own 3DPW labels), or auto."""
+    gendered: bool = False
+    """True meshes by gender (SMPL_MALE/FEMALE beside the neutral file); official numbers use the neutral body."""
+    smpl_head: bool = False
+    """Score the mesh of FastMETRO's SMPL parameter head."""
+    format: str | None = None
+    """Format of the data, where looking does not tell."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Further reader options as KEY VALUE pairs: split, images, box, ..."""
+    json: Path | None = None
+    """Write the metrics here."""
+    pred_json: Path | None = None
+    """Hands: write FreiHAND's pred.json here."""
+    work: Path | None = None
+    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
+    limit: int | None = None
+    """Only the first items."""
+    batch_size: int = 32
+    device: str = "auto"
+    """auto, cpu, cuda ...; under torchrun `auto` takes the process's own GPU."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (autocast)."""
+    workers: int = 2
+    """Processes that read and crop."""
+
+
+def run(args: Args) -> int:
+    try:
+        return _synthetic(args) if args.data == "synth" else _evaluate(args)
+    except (ValueError, FileNotFoundError, RuntimeError, NotADirectoryError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return NOTHING_DONE
+
+
+def _evaluate(args: Args) -> int:
+    from ..data.readers import open_dataset
+    from ..eval.evaluate import evaluate, process_rank
+    from ..eval.protocols import HandProtocol, write_freihand_json
+
+    reader = open_dataset(args.data, args.format, **args.options)
+    hand = _is_hand(args, reader)
+    protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
+    model = _model(args, protocol.body)
+    size = getattr(getattr(model, "config", None), "image_size", None) or (256 if args.upstream in ("hmr2", "camerahmr") else 224)
+    work = args.work or (args.json.with_suffix(".rows") if args.json else Path(".tore_fast_eval"))
+    label = {"data": args.data, "model": args.checkpoint or args.model}
+    result = evaluate(
+        model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=_device(args.device),
+        precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, label=label,
+    )  # fmt: skip
+    if result is None:
+        return 0  # rank 0 reports
+    metrics, rows = result
+    print(table(metrics))
+    for index, reason in metrics["failed"].items():
+        print(f"error: item {index}: {reason}", file=sys.stderr)
+    write_json(metrics, args.json)
+    if args.pred_json is not None:
+        if not isinstance(protocol, HandProtocol):
+            raise ValueError("--pred-json is for hands (FreiHAND)")
+        if metrics["failed"]:
+            raise ValueError(f"--pred-json: FreiHAND wants every item, {len(metrics['failed'])} failed")
+        write_freihand_json(rows, args.pred_json)
+        print(f"{args.pred_json}: {metrics['items']} hands for FreiHAND's evaluator (process {process_rank()[0]})")
+    return SOME_FAILED if metrics["failed"] else 0
+
+
+def table(metrics: dict) -> str:
+    """Metrics as text: one line per number with the count behind it, then one line per sequence."""
+    counts = metrics["counts"]
+    names = [k for k, v in metrics.items() if isinstance(v, float) and k not in ("images_per_s",)]
+    lines = [f"{'metric':22}{'value':>10}  items"]
+    for name in names:
+        decimals = 4 if "_f_" in f"_{name}" or "auc" in name else 2
+        lines.append(f"{name:22}{metrics[name]:10.{decimals}f}  {counts.get(name, metrics['items'])}")
+    per_sequence = metrics.get("per_sequence", {})
+    if len(per_sequence) > 1:
+        columns = [m for m in names if any(m in row for row in per_sequence.values())]
+        width = max(map(len, per_sequence))
+        lines += ["", f"{'sequence':{width}}" + "".join(f"{m:>14}" for m in columns)]
+        for name, row in per_sequence.items():
+            lines.append(f"{name:{width}}" + "".join(f"{row[m]:14.2f}" if m in row else f"{'-':>14}" for m in columns))
+    identity = metrics["identity"]
+    lines += ["", f"{metrics['items']} items of {identity.get('data', '?')}, {identity['protocol']} protocol, "
+              f"weights {identity['weights']}, {metrics['images_per_s']:.1f} images/s in this run"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _is_hand(args: Args, reader) -> bool:
+    if args.protocol not in ("auto", "body", "hand"):
+        raise ValueError(f"--protocol: expected auto, body or hand, got {args.protocol!r}")
+    if args.protocol != "auto":
+        return args.protocol == "hand"
+    if not len(reader):
+        raise ValueError(f"--data {args.data}: no item")
+    first = reader[0]
+    return "hand21" in (first.keypoints_2d_set, first.keypoints_3d_set) or (first.pose is not None and len(first.pose) == 48)
+
+
+def _model(args: Args, body):
+    from ..pipelines.image_to_mesh import load_model
+
+    if args.checkpoint is None:
+        return load_model(args.model)
+    from ..models import from_pretrained
+
+    given = {"mesh_data": args.mesh_data} if args.mesh_data else {}
+    registered = None if args.model == "default" else args.model
+    return from_pretrained(args.checkpoint, args.upstream, model=registered, **given)
+
+
+def _device(name: str) -> str:
+    import os
+
+    import torch
+
+    from ..pipelines.image_to_mesh import pick_device
+
+    device = pick_device(name)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device
+
+
+def _synthetic(args: Args) -> int:
+    from ..body import load_body
+    from ..data.synth import held_out
+    from ..eval.synthetic import evaluate_held_out
+
+    model = _model(args, None).to(_device(args.device)).eval()
+    if model.mesh.name not in ("free", "free_hand"):
+        raise ValueError(f"--data synth shows the free body or hand, the model speaks of {model.mesh.name!r}")
+    body = load_body(model.mesh.name).to(_device(args.device))
+    size = getattr(getattr(model, "config", None), "image_size", 224)
+    metrics = {name: evaluate_held_out(model, body, name, image_size=size, images=args.limit) for name in held_out(body)}
+    print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics))
+    for key in next(iter(metrics.values())):
+        print(f"{key:28}" + "".join(f"{values[key]:10.2f}" for values in metrics.values()))
+    write_json(metrics, args.json)
+    return 0
