@@ -94,7 +94,7 @@ class ComponentTable:
             turned = torch.cat([motion_rotations(p, rest.expand(len(p.joints), -1, -1)) for _, p in pieces])
             joints.append(self.joints(turned, shape.expand(len(turned), -1)))
         frames = sum(len(m.tokens) for m in made)
-        base = next(r for r in self.rows if r["blocks"] == host.config.depth and r["tokens"] == _kept(host))
+        base = next(r for r in self.rows if r.get("blocks") == host.config.depth and r["tokens"] == _kept(host))
         ms = base["cpu_ms"] + 1000 * (time.process_time() - start) / frames
         self._add(name, joints, gmacs=base["gmacs"] + motion_macs(motion) / 1e9, blocks=base["blocks"],
                   tokens=base["tokens"], cpu_ms=ms)  # fmt: skip
