@@ -21,14 +21,19 @@ def boxes_at(i: int):
 
 
 def test_tracks_keep_their_number_and_survive_a_restart():
-    tracker = BoxTracker(lambda frame: boxes_at(now))
+    frames = iter(range(12))
+
+    def detect(frame: np.ndarray):
+        return boxes_at(next(frames))
+
+    tracker = BoxTracker(detect)
     seen = []
-    for now in range(12):
-        if now == 7:  # an interrupted run: a new tracker with the saved memory
+    for i in range(12):
+        if i == 7:  # an interrupted run: a new tracker with the saved memory
             state = json.loads(json.dumps(tracker.state()))
-            tracker = BoxTracker(lambda frame: boxes_at(now))
+            tracker = BoxTracker(detect)
             tracker.restore(state)
-        seen.append(tracker(now, FRAME))
+        seen.append(tracker(i, FRAME))
     assert all(found[0][1] == 5 for found in seen) and all(found[1][1] == 30 for found in seen if 1 in found)
     assert [sorted(f) for f in seen] == [[0, 1]] * 6 + [[0]] * 3 + [[0, 1]] * 3
 

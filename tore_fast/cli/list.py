@@ -19,6 +19,8 @@ class Args:
     """Machine-readable output."""
     names_only: bool = False
     """Names without counting."""
+    reduction: bool = False
+    """Instead: FastHMR's hosts by blocks left (ECLM) and tokens kept (Mask-ToMe), with the factor saved."""
 
 
 def rows(pattern: str = "*", progress: bool = False) -> list[dict]:
@@ -76,8 +78,43 @@ def table(found: list[dict], markdown: bool = False) -> str:
     )
 
 
+# blocks left, tokens kept: the full host, both published hosts and their neighbourhood
+REDUCTIONS = (
+    (32, 192), (32, 128), (32, 90), (32, 64), (28, 192), (28, 150), (28, 128), (28, 110), (28, 102), (28, 90), (28, 80), (28, 64),
+    (28, 48), (26, 192), (26, 128), (26, 90), (26, 64), (24, 90),
+)  # fmt: skip
+PAPER_GMACS = {(32, 192): 122.6, (28, 192): 107.5, (28, 90): 52.8}  # FastHMR Table 12: linear, convolution, norm layers
+
+
+def reductions() -> list[dict]:
+    """Multiply-adds (G, one crop) of HMR2.0's ViT-H host per row of REDUCTIONS."""
+    from ..models.hmr2 import HMR2Config, host_macs
+
+    full = sum(host_macs(HMR2Config()))
+    out = []
+    for blocks, tokens in REDUCTIONS:
+        linear, attention = host_macs(HMR2Config(depth=blocks, keep_tokens=None if tokens == 192 else tokens))
+        out.append({"blocks": blocks, "tokens": tokens, "linear_gmacs": linear / 1e9, "gmacs": (linear + attention) / 1e9,
+                    "factor": full / (linear + attention), "paper_gmacs": PAPER_GMACS.get((blocks, tokens))})  # fmt: skip
+    return out
+
+
+def reduction_table(found: list[dict]) -> str:
+    lines = ["HMR2.0 (ViT-H/16, 256 x 192) with ECLM and Mask-ToMe, one crop; the paper counts no attention products",
+             f"{'blocks':>6} {'tokens':>6} {'linear G':>9} {'+ attention':>11} {'factor':>7} {'paper G':>8}"]  # fmt: skip
+    for r in found:
+        paper = "-" if r["paper_gmacs"] is None else f"{r['paper_gmacs']:.1f}"
+        lines.append(f"{r['blocks']:6} {r['tokens']:6} {r['linear_gmacs']:9.1f} {r['gmacs']:11.1f} {r['factor']:6.2f}x {paper:>8}")
+    return "\n".join(lines)
+
+
 def run(args: Args) -> int:
     from ..models import list_models
+
+    if args.reduction:
+        found = reductions()
+        print(json_module.dumps(found, indent=2) if args.json else reduction_table(found))
+        return 0
 
     names = list_models(args.pattern)
     if not names:
