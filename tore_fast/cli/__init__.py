@@ -94,6 +94,7 @@ def _run(verb: str, rest: list[str]) -> int:
         return USAGE
     module, _prog = importlib.import_module(f".{verb}", __package__), f"tore-fast {verb}"
     jobs = getattr(module, "SUBCOMMANDS", None)
+    default, parent, given = None, module, rest
     if jobs is not None:
         if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(module, "default_job"):
             rest = [module.default_job(rest), *rest]
@@ -136,6 +137,13 @@ def _parse(kind: type, rest: list[str]):
         blocks = [" ".join(block.split()) for block in text.split("\n\n")]
         message = "; ".join(b for b in blocks if b and not b.startswith("For full helptext"))
         raise UsageError(f"{message} ({_prog} --help lists the options)") from None
+        job, prog, rest = rest[0], f"{prog} {rest[0]}", rest[1:]
+        if hasattr(parent, "defaults"):  # of a named recipe
+            default, rest = parent.defaults(module.Args, job, rest)
+    args = tyro.cli(module.Args, prog=prog, args=rest, **({} if default is None else {"default": default}))
+    if default is not None:
+        parent.announce(given, args)
+    sys.exit(module.run(args) or 0)
 
 
 def usage(prog: str = "tore-fast", what: str = "VERB", table: dict[str, str] = VERBS) -> str:
