@@ -35,9 +35,12 @@ def build_info() -> dict:
     return {} if cpu_module is None else json.loads(cpu_module.build_info())
 
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # once: torch.compile cannot trace find_spec
+
+
 def triton_reason() -> str | None:
     """Why the Triton kernels cannot run, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "triton is not installed"
     if not torch.cuda.is_available():
         return "no CUDA device is visible"
