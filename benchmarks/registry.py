@@ -1,14 +1,20 @@
-"""Finds benchmark cases: every module of ops/ and models/ with a function `cases(device, dtype, quick) -> [Case]`."""
+"""Finds benchmark cases: every module of ops/ and models/ with a function `cases(device, dtype, quick) -> [Case]`.
+
+A module of models/ may also have `sized(device, dtype, quick)`, functions batch -> Case: from each comes one more case, at
+the largest batch a memory budget allows.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 
-from .harness import Case
+from .harness import Case, runner
+from .memory import largest_batch, peak_growth
 
 
 def names(kind: str) -> list[str]:
@@ -17,16 +23,49 @@ def names(kind: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
+def check(kind: str, only: list[str]) -> None:
+    """ValueError for a stem that is not there."""
+    known = names(kind)
+    for stem in only:
+        if stem not in known:
+            raise ValueError(f"no {kind} benchmark {stem!r}; expected one of {', '.join(known) or 'none yet'}")
+
+
 def cases(kind: str, only: list[str], device: str, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
     """Cases of the chosen stems (all when `only` is empty); `quick` asks for a handful of small ones.
 
     Raises:
         ValueError: an unknown stem.
     """
-    known = names(kind)
-    for stem in only:
-        if stem not in known:
-            raise ValueError(f"bench: no {kind} benchmark {stem!r}; expected one of {', '.join(known) or 'none yet'}")
-    for stem in only or known:
-        module = importlib.import_module(f".{kind}.{stem}", __package__)
+    for module in _modules(kind, only):
         yield from module.cases(device, dtype, quick)
+
+
+def largest_cases(
+    kind: str, only: list[str], device: str, dtype: torch.dtype, quick: bool, budget: int, limit: int
+) -> Iterator[Case]:
+    """For every sized case the largest power of two as batch whose headline contender grows memory by at most `budget` bytes."""
+    for module in _modules(kind, only):
+        for make in module.sized(device, dtype, quick) if hasattr(module, "sized") else ():
+
+            def peak_at(batch: int, make=make) -> int | None:
+                case = make(batch)
+                inputs = case.make_inputs(torch.Generator(device=device).manual_seed(0))
+                call = runner(case, next(c.fn for c in case.contenders if c.headline))
+                if batch == 1:
+                    call(*inputs)  # what is allocated once and kept is not part of a call
+                return peak_growth(lambda: call(*inputs), device)
+
+            batch = largest_batch(peak_at, budget, limit)
+            if batch is None:
+                continue
+            case = make(batch)
+            case.name += " (max)"
+            case.params = {**case.params, "memory_budget_bytes": budget, "batch_limit": limit}
+            yield case
+
+
+def _modules(kind: str, only: list[str]) -> Iterator[ModuleType]:
+    check(kind, only)
+    for stem in only or names(kind):
+        yield importlib.import_module(f".{kind}.{stem}", __package__)

@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tore_fast.train.ema import Ema
-from tore_fast.train.loop import TrainConfig, learning_rate, train
-
 pytest.importorskip("accelerate")
 
+from made_up.line_task import LineFit  # noqa: E402
 
-class LineFit:
-    """y = 3x - 1 with noise; dropout makes the curve depend on the random state."""
+from tore_fast.train.ema import Ema  # noqa: E402
+from tore_fast.train.loop import TrainConfig, train  # noqa: E402
+from tore_fast.train.memory import checkpoint_activations, memory_report  # noqa: E402
+from tore_fast.train.optim import learning_rate, make_optimiser, parameter_groups  # noqa: E402
 
-    best_metric = "error"
-
-    def __init__(self):
-        torch.manual_seed(7)
-        self.model = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.1), nn.ReLU(), nn.Linear(16, 1))
-
-    def batch(self, index, batch_size, step):
-        g = torch.Generator().manual_seed(index)
-        x = torch.rand(batch_size, 1, generator=g)
-        return {"x": x, "y": 3 * x - 1 + 0.01 * torch.randn(batch_size, 1, generator=g)}
-
-    def loss(self, model, batch, step):
-        value = (model(batch["x"]) - batch["y"]).square().mean()
-        return value, {"mse": value.detach()}
-
-    def evaluate(self, model):
-        batch = self.batch(10**6, 256, 0)
-        with torch.no_grad():
-            return {"error": float((model(batch["x"]) - batch["y"]).abs().mean())}
+TESTS = Path(__file__).resolve().parents[1]
 
 
 def config(out, **changes):
@@ -69,23 +57,146 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     assert best["metrics"]["error"] <= metrics["error"]
 
 
-def test_accumulation_equals_one_large_batch(tmp_path):
-    class Plain(LineFit):
-        def __init__(self):
-            super().__init__()
-            self.model = nn.Linear(1, 1)
+def start(task, config, **environment):
+    text = json.dumps([task, dataclasses.asdict(config)])
+    env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen([sys.executable, "-m", "made_up.line_task", text], env=env, cwd=TESTS)
 
-    class Halves(Plain):
-        def batch(self, index, batch_size, step):
-            whole = super().batch(index // 2, batch_size * 2, step)
-            half = index % 2
-            return {k: v[half * batch_size : (half + 1) * batch_size] for k, v in whole.items()}
 
-    train(Plain(), config(tmp_path / "one", steps=10), log=lambda _: None)
-    train(Halves(), config(tmp_path / "two", steps=10, batch_size=8, accumulate=2), log=lambda _: None)
-    a, b = (torch.load(tmp_path / d / "last.pt", weights_only=True)["model"] for d in ("one", "two"))
+def same_weights(a, b, **tolerance):
+    a, b = (torch.load(d / "last.pt", weights_only=True)["model"] for d in (a, b))
     for k in a:
-        torch.testing.assert_close(a[k], b[k], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a[k], b[k], **tolerance)
+
+
+def test_kill_9_and_resume_follow_the_same_curve(tmp_path):
+    """A process that kills itself inside step 41, two steps after its last checkpoint, and once more a half-written log row."""
+    train(LineFit(), config(tmp_path / "whole"), log=lambda _: None)
+    train(LineFit(), config(tmp_path / "killed", max_minutes=1e-9), log=lambda _: None)  # one step, then last.pt
+    killed = config(tmp_path / "killed", checkpoint_minutes=60)
+    assert start({"kill_at": 41}, killed).wait(120) == -signal.SIGKILL
+    log = tmp_path / "killed" / "metrics.jsonl"
+    assert max(curve(tmp_path / "killed")) == 41 and torch.load(log.with_name("last.pt"), weights_only=True)["step"] == 1
+    with open(log, "a") as f:
+        f.write('{"step": 42, "lo')
+    train(LineFit(), killed, log=lambda _: None)
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert rows == sorted(rows)  # nothing twice
+    same_weights(tmp_path / "whole", tmp_path / "killed", rtol=0, atol=0)
+
+
+def test_two_processes_equal_one(tmp_path):
+    one = config(tmp_path / "one", steps=12, batch_size=16, eval_every=12)
+    train(LineFit(dropout=0.0), one, log=lambda _: None)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    two = config(tmp_path / "two", steps=12, batch_size=8, eval_every=12)
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    both = [start({"dropout": 0.0}, two, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in (0, 1)]
+    assert [p.wait(120) for p in both] == [0, 0]
+    same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    train(LineFit(dropout=0.0), config(tmp_path / "one", steps=10), log=lambda _: None)
+    train(LineFit(dropout=0.0), config(tmp_path / "two", steps=10, batch_size=8, accumulate=2), log=lambda _: None)
+    same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-5, atol=1e-6)
+
+
+class Deep(nn.Module):
+    """A trunk with batch norm, a stack of layers with dropout, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Flatten(), nn.Linear(144, 8))
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Dropout(0.2), nn.Linear(32, 8)) for _ in range(3))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.trunk(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x)
+
+
+def test_recomputed_layers_change_nothing():
+    torch.manual_seed(0)
+    x, made = torch.randn(6, 3, 8, 8), []
+    for recompute in (False, True):
+        torch.manual_seed(1)
+        model = Deep()
+        assert (checkpoint_activations(model) if recompute else 6) == 6  # conv, batch norm, linear, three layers
+        torch.manual_seed(2)
+        model(x).square().sum().backward()
+        made.append(({n: p.grad for n, p in model.named_parameters()}, dict(model.named_buffers())))
+    for part in (0, 1):
+        for name, value in made[0][part].items():
+            torch.testing.assert_close(made[1][part][name], value, msg=name)
+
+
+def test_memory_report():
+    class Task:
+        def __init__(self):
+            self.model = Deep()
+
+        def batch(self, index, batch_size, step):
+            return {"x": torch.randn(batch_size, 3, 8, 8)}
+
+        def loss(self, model, batch, step):
+            return model(batch["x"]).square().sum(), {}
+
+    def kept(text, part):
+        return next((float(line.split()[-1]) for line in text.splitlines() if f"kept by {part}" in line), 0.0)
+
+    plain, saving = Task(), Task()
+    before = {k: v.clone() for k, v in plain.model.state_dict().items()}
+    text = memory_report(plain, TrainConfig(batch_size=4096), torch.device("cpu"))
+    for k, v in plain.model.state_dict().items():
+        assert torch.equal(v, before[k]), k
+    # by hand: layers keep [4096, 32] after the first linear, after GELU, the dropout mask and its product, 4 bytes each
+    # (mask 1 or 4), and [4096, 8] per residual
+    low = 3 * 4096 * (32 * (4 + 4) + 8 * 4) / 1e6
+    assert low < kept(text, "layers") < 2.5 * low and "sum, 4096 items in fp32" in text
+    checkpoint_activations(saving.model)
+    assert kept(memory_report(saving, TrainConfig(batch_size=4096), torch.device("cpu")), "layers") < 0.5 * kept(text, "layers")
+
+
+def test_optimisers():
+    model = Deep()
+    plain = parameter_groups(model, 0.1)
+    assert [g["weight_decay"] for g in plain] == [0.1, 0.0] and all(p.dim() <= 1 for p in plain[1]["params"])
+    assert len(parameter_groups(model, 0.1, decay_all=True)[0]["params"]) == len(list(model.parameters()))
+    assert isinstance(make_optimiser(model, TrainConfig(optimiser="adam")), torch.optim.Adam)
+    with pytest.raises(ValueError, match="optimiser: expected one of"):
+        TrainConfig(optimiser="sgdm")
+    with pytest.raises(ValueError, match="no parameter"):
+        make_optimiser(nn.ReLU(), TrainConfig())
+
+
+def test_clip_by_value_limits_every_number(tmp_path):
+    class Steep(LineFit):
+        def loss(self, model, batch, step):
+            return 1e4 * super().loss(model, batch, step)[0], {}
+
+    task, seen = Steep(), []
+    step = torch.optim.AdamW.step
+    torch.optim.AdamW.step = lambda self, *a, **k: (seen.extend(float(p.grad.abs().max()) for g in self.param_groups for p in g["params"]), step(self, *a, **k))[1]
+    try:
+        train(task, config(tmp_path, steps=2, clip_norm=0.0, clip_value=0.3, eval_every=9), log=lambda _: None)
+    finally:
+        torch.optim.AdamW.step = step
+    assert seen and max(seen) == pytest.approx(0.3)
+
+
+def test_epochs_become_steps(tmp_path):
+    task = LineFit()
+    with pytest.raises(ValueError, match="no end"):
+        train(task, config(tmp_path, epochs=2), log=lambda _: None)
+    task.items_per_epoch = 80
+    train(task, config(tmp_path, epochs=2, batch_size=8, accumulate=2), log=lambda _: None)
+    assert max(curve(tmp_path)) == 10 and task.steps_per_epoch == 5
 
 
 def test_learning_rate():
@@ -94,8 +205,10 @@ def test_learning_rate():
     assert learning_rate(c, 9) == pytest.approx(1.0)
     assert learning_rate(c, 100) == pytest.approx(0.0, abs=1e-12)
     assert learning_rate(dataclasses.replace(c, schedule="step"), 80) == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="schedule must be"):
-        learning_rate(dataclasses.replace(c, schedule="triangle"), 50)
+    twice = dataclasses.replace(c, schedule="step", decay_at=(0.5, 0.8))
+    assert [round(learning_rate(twice, s), 6) for s in (50, 60, 90)] == [1.0, 0.1, 0.01]
+    with pytest.raises(ValueError, match="schedule: expected one of"):
+        dataclasses.replace(c, schedule="triangle")
 
 
 def test_ema_is_restored_after_use():

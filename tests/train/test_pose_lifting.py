@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from tore_fast.data.chunking import flip_pose
-from tore_fast.data.mocap import Motion
+from tore_fast.data.mocap import Motion, film
 from tore_fast.data.pose_clip import PoseClip
 from tore_fast.eval import pose as metrics
+from tore_fast.eval.lifting import evaluate_clips
 from tore_fast.models import create_model
+from tore_fast.models.hot import lift_windows
 from tore_fast.train.loop import TrainConfig, learning_rate, train
 from tore_fast.train.pose_losses import mixste_loss, position_loss
-from tore_fast.train.vpt import PoseDataConfig, PoseLifting, evaluate_clips, film, lift_windows, lifting_loss
+from tore_fast.train.vpt import PoseDataConfig, PoseLifting, lifting_loss
 
 SMALL = dict(frames=9, channels=16, depth=2, heads=2, mlp_hidden=16)
 

@@ -1,13 +1,22 @@
 """The `tore-fast` command: one verb per module of this folder, loaded only when used.
 
 A verb module has a dataclass `Args` (its fields become flags, its docstring the help) and `run(args) -> int | None`
-(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each.
+(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each; a
+`default_job(argv)` beside it tells the job where none is named.
+
+One rule for all verbs: exit code 0 if everything was done, 1 if work failed (some or all of it), 2 if the command cannot be
+done as it was typed, 130 after Ctrl-C; every error is one line `tore-fast VERB: ...` on stderr. A verb reads what the user gave
+inside `with arguments():` (errors there are 2) and lets other errors rise to `main` (1). TORE_FAST_TRACEBACK=1 shows where.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import sys
+from collections.abc import Iterator
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
@@ -19,12 +28,47 @@ VERBS = {
     "eclm": "merge layers of a host on your pictures",
     "demo": "the main job on an embedded picture with the embedded weights",
     "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
-    "eval": "errors of a mesh model on a data set, as the papers count them",
+    "eval": "errors of a model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
     "synth": "synthetic training images of the free body, written to disk",
     "viz": "pictures of what a method does inside, e.g. token regions",
     "bench": "times ops or models against tuned baselines, correctness first",
 }
+
+
+USAGE, FAILED, INTERRUPTED = 2, 1, 130
+_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+EXPECTED = (ValueError, OSError, ImportError)  # with a message for users; anything else is a bug and shows its traceback
+
+_prog = "tore-fast"  # the verb that runs, for messages
+
+
+class UsageError(Exception):
+    """The command cannot be done as it was typed: exit code 2."""
+
+
+@contextlib.contextmanager
+def arguments(flag: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Errors of this block come from what the user gave (exit code 2); `flag` is named in front of the message. `also`:
+    further classes that mean this here."""
+    try:
+        yield
+    except (ValueError, ImportError, *_WRONG_PATH, *also) as e:  # a full disk is not the user's argument
+        raise UsageError(f"{flag}: {sentence(e)}" if flag else sentence(e)) from e
+
+
+def complain(message: str) -> None:
+    """One line on stderr, with the verb in front; progress bars make room for it."""
+    from tqdm import tqdm
+
+    tqdm.write(f"{_prog}: {message}", file=sys.stderr)
+
+
+def sentence(error: BaseException) -> str:
+    """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists: 'out.txt'"."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,25 +83,59 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"tore_fast {__version__}")
         return
-    verb = argv[0]
+    sys.exit(_run(argv[0], argv[1:]))
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    global _prog
+    _prog = "tore-fast"
     if verb not in VERBS:
-        print(f"tore-fast: no verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
-        sys.exit(2)
-    module, rest, prog = importlib.import_module(f".{verb}", __package__), argv[1:], f"tore-fast {verb}"
+        complain(f"no verb {verb!r}; expected one of {', '.join(VERBS)}")
+        return USAGE
+    module, _prog = importlib.import_module(f".{verb}", __package__), f"tore-fast {verb}"
     jobs = getattr(module, "SUBCOMMANDS", None)
     if jobs is not None:
+        if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(module, "default_job"):
+            rest = [module.default_job(rest), *rest]
         if not rest or rest[0] in ("-h", "--help"):
-            print(usage(prog, "JOB", jobs))
-            sys.exit(0 if rest else 2)
+            print(usage(_prog, "JOB", jobs))
+            return 0 if rest else USAGE
         if rest[0] not in jobs:
-            print(f"{prog}: no job {rest[0]!r}; expected one of {', '.join(jobs)}", file=sys.stderr)
-            sys.exit(2)
+            complain(f"no job {rest[0]!r}; expected one of {', '.join(jobs)}")
+            return USAGE
         module = importlib.import_module(f".{verb}_{rest[0]}", __package__)
-        prog, rest = f"{prog} {rest[0]}", rest[1:]
+        _prog, rest = f"{_prog} {rest[0]}", rest[1:]
+    try:
+        return module.run(_parse(module.Args, rest)) or 0
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except (UsageError, *EXPECTED) as e:
+        if os.environ.get("TORE_FAST_TRACEBACK", "0") not in ("", "0"):
+            raise
+        complain(sentence(e))
+        return USAGE if isinstance(e, UsageError) else FAILED
+
+
+def _parse(kind: type, rest: list[str]):
+    """The verb's `Args`; tyro's boxes of errors become one line."""
     import tyro
 
-    args = tyro.cli(module.Args, prog=prog, args=rest)
-    sys.exit(module.run(args) or 0)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=_prog, args=rest)
+    except SystemExit as e:
+        if e.code in (None, 0):  # --help
+            raise
+        lines = [line.strip("│|╭╮╰╯ ") for line in said.getvalue().splitlines()[1:]]  # without the title
+        text = "\n".join("" if not line.strip("─-+ ") else line for line in lines)
+        blocks = [" ".join(block.split()) for block in text.split("\n\n")]
+        message = "; ".join(b for b in blocks if b and not b.startswith("For full helptext"))
+        raise UsageError(f"{message} ({_prog} --help lists the options)") from None
 
 
 def usage(prog: str = "tore-fast", what: str = "VERB", table: dict[str, str] = VERBS) -> str:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from ..benchmarks.run import Options as Args
-from ..benchmarks.run import run
+from ..benchmarks import registry
+from ..benchmarks import run as bench
+from . import arguments
 
-__all__ = ["Args", "run"]
+Args = bench.Options
+
+
+def run(args: Args) -> int:
+    with arguments():
+        registry.check(args.kind, args.op)
+        if args.threads < 0 or args.seconds <= 0:
+            raise ValueError(f"--threads and --seconds: expected positive numbers, got {args.threads} and {args.seconds}")
+    return bench.run(args)

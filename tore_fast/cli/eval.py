@@ -1,104 +1,92 @@
-"""`tore-fast eval`: errors of a mesh model on a data set, as the papers count them; a stopped run goes on."""
+"""`tore-fast eval [JOB]`: one module eval_JOB.py per kind of truth; without a JOB the family of --model decides (else `mesh`).
+
+A job has its own `Args` and `run`. A family that cannot be scored as a mesh adds one line to each table below.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-# exit codes: 0 all items, 1 some items could not be read, 2 nothing was evaluated
-SOME_FAILED, NOTHING_DONE = 1, 2
-GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
+from . import FAILED, arguments, complain
+
+SHARES = ("_f_", "auc", "AP", "AR", "nme", "_fr_", "pck", "entropy")  # words of metrics with four decimals
+
+SUBCOMMANDS = {
+    "mesh": "body and hand meshes (HMR families) on TSV sets, tars, 3DPW, FreiHAND, own folders or synthetic images",
+    "keypoints": "heat-map models (TCFormer, PPT) on COCO-WholeBody, COCO, WFLW or synthetic people",
+    "classify": "image classifiers (TCFormer) on folders of class folders (ImageNet)",
+    "lift": "video pose lifting (MixSTE, MotionBERT, MHFormer, HoT, TPC) on Human3.6M, 3DHP or motion capture",
+}
+JOB_OF_FAMILY: dict[str, str] = {}
+"""Family of the registry (models/_registry.py) -> job, where it is not `mesh`."""
+JOB_OF_TAG = {"keypoints": "keypoints", "classification": "classify"}
+"""Tag of a registered model -> job; TCFormer's family has several."""
 
 
-@dataclass
-class Args:
-    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
-    process takes a share; the same command goes on after a kill."""
+def default_job(argv: list[str]) -> str:
+    """The job that `tore-fast eval --model NAME --data D ...` means: by the model's family, for the default model by the data."""
+    from .eval_lift import is_lifting
 
-    data: str
-    """A TSV set's yaml, tars, npz, csv/json, or the folder of 3DPW or FreiHAND; `synth`: held-out synthetic images."""
-    model: str = "default"
-    """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
-    checkpoint: str | None = None
-    """Weights: a folder of ours, or an official file."""
-    upstream: str | None = None
-    """Project of an official file (fastmetro, metro, tore, graphormer, hmr2, ...) where its keys do not tell."""
-    body: str = "auto"
-    """auto (free body or hand), or a file/folder with the SMPL or MANO model that the data and the weights speak of."""
-    mesh_data: str | None = None
-    """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
-    protocol: str = "auto"
-    """body, hand, or auto (told by the first item)."""
-    truth: str = "auto"
-    """True joints: annotation, mesh (H36M regressor), mesh_j24 (METRO's own 3DPW labels), or auto."""
-    gendered: bool = False
-    """True meshes by gender (SMPL_MALE/FEMALE beside the neutral file); official numbers use the neutral body."""
-    smpl_head: bool = False
-    """Score the mesh of FastMETRO's SMPL parameter head."""
-    format: str | None = None
-    """Format of the data, where looking does not tell."""
-    options: dict[str, str] = field(default_factory=dict)
-    """Further reader options as KEY VALUE pairs: split, images, box, ..."""
-    json: Path | None = None
-    """Write the metrics here."""
-    pred_json: Path | None = None
-    """Hands: write FreiHAND's pred.json here."""
-    work: Path | None = None
-    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
-    limit: int | None = None
-    """Only the first items."""
-    batch_size: int = 32
-    device: str = "auto"
-    """auto, cpu, cuda ...; under torchrun `auto` takes the process's own GPU."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 (autocast)."""
-    workers: int = 2
-    """Processes that read and crop."""
+    given = {}
+    for flag, value in zip(argv, [*argv[1:], ""]):
+        name, equals, after = flag.partition("=")
+        given[name] = after if equals else value
+    model = given.get("--model", "default")
+    if is_lifting(model, given.get("--data", "")):
+        return "lift"
+    names = [model, given.get("--checkpoint", "")]
+    tags = [tag for name in names if (entry := _entry(name)) is not None for tag in entry.tags]
+    by_tag = next((JOB_OF_TAG[tag] for tag in tags if tag in JOB_OF_TAG), "mesh")
+    return JOB_OF_FAMILY.get(getattr(_entry(model), "family", ""), by_tag)
 
 
-def run(args: Args) -> int:
+def _entry(name: str):
+    """Registry entry of a registered name or of a checkpoint folder of ours; None where neither."""
+    from ..models import model_entry
+    from ..models._hub import CONFIG_NAME, read_config
+
     try:
-        return _synthetic(args) if args.data == "synth" else _evaluate(args)
-    except (ValueError, FileNotFoundError, RuntimeError, NotADirectoryError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return NOTHING_DONE
+        if (Path(name) / CONFIG_NAME).is_file():
+            name = read_config(name)["model"]
+        return model_entry(name)
+    except (ValueError, KeyError):
+        return None
 
 
-def _evaluate(args: Args) -> int:
-    from ..data.readers import open_dataset
-    from ..eval.evaluate import evaluate, process_rank
-    from ..eval.protocols import HandProtocol, write_freihand_json
+def guarded(work: Callable[[], int]) -> int:
+    """Runs a job: what cannot be evaluated is the user's argument (exit code 2), a process that died is a failure (1)."""
+    from ..eval.evaluate import Incomplete
 
-    reader = open_dataset(args.data, args.format, **args.options)
-    hand = _is_hand(args, reader)
-    protocol = _protocol(args, hand)
-    model = _model(args, protocol.body)
-    size = getattr(getattr(model, "config", None), "image_size", None) or (256 if args.upstream in ("hmr2", "camerahmr") else 224)
-    work = args.work or (args.json.with_suffix(".rows") if args.json else Path(".tore_fast_eval"))
-    label = {"data": args.data, "model": args.checkpoint or args.model}
-    result = evaluate(
-        model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=_device(args.device),
-        precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, label=label,
-    )  # fmt: skip
-    if result is None:
-        return 0  # rank 0 reports
-    metrics, rows = result
+    try:
+        with arguments():
+            return work()
+    except Incomplete as e:
+        complain(str(e))
+        return FAILED
+
+
+def work_folder(work: Path | None, json_path: Path | None) -> Path:
+    """Where the rows so far lie: --work, else beside --json, else .tore_fast_eval."""
+    return work or (json_path.with_suffix(".rows") if json_path else Path(".tore_fast_eval"))
+
+
+def report(metrics: dict, json_path: Path | None) -> int:
+    """Prints the table and what could not be read, writes --json; returns the exit code (FAILED or 0)."""
     print(table(metrics))
     for index, reason in metrics["failed"].items():
-        print(f"error: item {index}: {reason}", file=sys.stderr)
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(metrics, indent=2) + "\n")
-    if args.pred_json is not None:
-        if not isinstance(protocol, HandProtocol):
-            raise ValueError("--pred-json is for hands (FreiHAND)")
-        if metrics["failed"]:
-            raise ValueError(f"--pred-json: FreiHAND wants every item, {len(metrics['failed'])} failed")
-        write_freihand_json(rows, args.pred_json)
-        print(f"{args.pred_json}: {metrics['items']} hands for FreiHAND's evaluator (process {process_rank()[0]})")
-    return SOME_FAILED if metrics["failed"] else 0
+        complain(f"item {index}: {reason}")
+    write_json(metrics, json_path)
+    return FAILED if metrics["failed"] else 0
+
+
+def write_json(metrics: dict, path: Path | None) -> None:
+    """Metrics to --json, where one is given; its folder is made."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def table(metrics: dict) -> str:
@@ -107,7 +95,7 @@ def table(metrics: dict) -> str:
     names = [k for k, v in metrics.items() if isinstance(v, float) and k not in ("images_per_s",)]
     lines = [f"{'metric':22}{'value':>10}  items"]
     for name in names:
-        decimals = 4 if "_f_" in f"_{name}" or "auc" in name else 2
+        decimals = 4 if any(word in f"_{name}" for word in SHARES) else 2
         lines.append(f"{name:22}{metrics[name]:10.{decimals}f}  {counts.get(name, metrics['items'])}")
     per_sequence = metrics.get("per_sequence", {})
     if len(per_sequence) > 1:
@@ -122,67 +110,7 @@ def table(metrics: dict) -> str:
     return "\n".join(lines)
 
 
-def _is_hand(args: Args, reader) -> bool:
-    if args.protocol not in ("auto", "body", "hand"):
-        raise ValueError(f"--protocol: expected auto, body or hand, got {args.protocol!r}")
-    if args.protocol != "auto":
-        return args.protocol == "hand"
-    if not len(reader):
-        raise ValueError(f"--data {args.data}: no item")
-    first = reader[0]
-    return "hand21" in (first.keypoints_2d_set, first.keypoints_3d_set) or (first.pose is not None and len(first.pose) == 48)
-
-
-def _protocol(args: Args, hand: bool):
-    from ..body import load_body
-    from ..eval.protocols import BodyProtocol, HandProtocol
-
-    if hand:
-        body = load_body("free_hand") if args.body == "auto" else load_body("mano", args.body, topology=args.mesh_data)
-        return HandProtocol(body)
-    if args.body == "auto":
-        if args.gendered:
-            raise ValueError("--gendered needs --body: the folder with SMPL_NEUTRAL, SMPL_MALE and SMPL_FEMALE")
-        return BodyProtocol({"neutral": load_body("free")}, args.truth)
-    topology = _topology(args)
-    bodies = {"neutral": load_body("smpl", args.body, topology=topology)}
-    if args.gendered:
-        folder = Path(args.body) if Path(args.body).is_dir() else Path(args.body).parent
-        for gender, stem in GENDER_FILES.items():
-            file = next((folder / f"{stem}{s}" for s in (".pkl", ".npz") if (folder / f"{stem}{s}").is_file()), None)
-            if file is None:
-                raise FileNotFoundError(f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed, get it from its site")
-            bodies[gender] = load_body("smpl", file, topology=topology)
-    return BodyProtocol(bodies, args.truth, args.gendered)
-
-
-def _topology(args: Args):
-    """SMPL's public topology files: the H36M regressor, which the model file lacks, is among them."""
-    import os
-
-    from ..body import load_topology
-
-    folder = args.mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
-    if not folder:
-        raise ValueError("--body with an SMPL file needs --mesh-data: the folder with J_regressor_h36m_correct.npy and mesh files")
-    return load_topology("smpl", folder)
-
-
-def _model(args: Args, body):
-    from ..pipelines.image_to_mesh import load_model
-
-    if args.checkpoint is None:
-        return load_model(args.model)
-    from ..models import from_pretrained
-
-    given = {"mesh_data": args.mesh_data} if args.mesh_data else {}
-    registered = None if args.model == "default" else args.model
-    return from_pretrained(args.checkpoint, args.upstream, model=registered, **given)
-
-
-def _device(name: str) -> str:
-    import os
-
+def device_of(name: str) -> str:
     import torch
 
     from ..pipelines.image_to_mesh import pick_device
@@ -191,19 +119,3 @@ def _device(name: str) -> str:
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return device
-
-
-def _synthetic(args: Args) -> int:
-    from ..body import load_body
-    from ..data.synth import HELD_OUT
-    from ..eval.synthetic import evaluate_held_out
-
-    body = load_body("free")
-    model = _model(args, body).to(_device(args.device)).eval()
-    size = getattr(getattr(model, "config", None), "image_size", 224)
-    metrics = evaluate_held_out(model, body.to(_device(args.device)), image_size=size, images=args.limit or HELD_OUT.images)
-    for name, value in metrics.items():
-        print(f"{name:28}{value:10.2f}")
-    if args.json is not None:
-        args.json.write_text(json.dumps(metrics, indent=2) + "\n")
-    return 0

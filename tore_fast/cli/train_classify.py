@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
 from ..train.loop import TrainConfig
+from . import arguments
 
 
 @dataclass
@@ -19,7 +20,11 @@ class Args:
     """Folder with train/<class>/<image> and val/<class>/<image>."""
     model: str = "tcformer_light"
     """A TCFormer classifier (tore-fast list)."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Fields of the model's config as NAME VALUE pairs: reduction conv neck none depths 1,1,1,1 ..."""
     image_size: int = 224
+    augment: Literal["official", "light"] = "official"
+    """official: RandAugment, jitter, erasing, strong crops; light: mild crops and mirroring, for short runs."""
     mixup: bool = True
     """mixup 0.8, cutmix 1.0, label smoothing 0.1."""
     checkpoint: Path | None = None
@@ -36,19 +41,16 @@ def run(args: Args) -> int:
 
     from ..data.imagenet_folder import imagenet_folder, imagenet_mixup
     from ..train.tcformer import Classification
-    from .train_keypoints import finish, start_model
+    from ._training import finish, start_model
 
     torch.manual_seed(args.train.seed)
-    try:
+    with arguments():
         held_out = imagenet_folder(args.data / "val", False, args.image_size)
-        training = held_out if args.test else imagenet_folder(args.data / "train", True, args.image_size)
+        training = held_out if args.test else imagenet_folder(args.data / "train", True, args.image_size, args.augment)
         classes = len(held_out.classes)
         if training.classes != held_out.classes:
             raise ValueError(f"{args.data}: train/ and val/ hold different classes")
-        model = start_model(args.model, args.checkpoint, num_classes=classes)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+        model = start_model(args.model, args.checkpoint, args.options, num_classes=classes)
     mixup = imagenet_mixup(classes) if args.mixup else None
     task = Classification(model, training, held_out, mixup, args.train.seed)
     return finish(task, args, {"data": str(args.data), "classes": held_out.classes})

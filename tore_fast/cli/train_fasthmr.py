@@ -1,23 +1,29 @@
-"""`tore-fast train fasthmr`: FastHMR's motion prior (stage 1) and one-step denoiser (stage 2)."""
+"""`tore-fast train fasthmr`: a small host on synthetic crops, FastHMR's motion prior (stage 1), its denoiser (stage 2)."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..train.hmr_host import HostConfig
 from ..train.loop import TrainConfig
+from . import UsageError, arguments
 
 
 @dataclass
 class Args:
-    """Trains the motion VAE on motion files; with --vae, the denoiser on files that also hold a host's features.
-
-    The same command resumes a stopped run.
+    """Trains a host (--stage host), the motion VAE on motion files (vae), or the denoiser on files that also hold a host's
+    features (denoiser; needs --vae). The same command resumes a stopped run.
     """
 
     data: Path
-    """Folder of AMASS-like .npz files (poses, betas, mocap_framerate; stage 2: also tokens [F, C])."""
+    """Folder of AMASS-like .npz files (poses, betas, mocap_framerate; denoiser: also tokens [F, C]); for a host any
+    motion: a folder with clips.npz + index.json, or .bvh / .amc files."""
+    stage: str = ""
+    """host, vae or denoiser; default: denoiser with --vae, else vae."""
+    model: str = "hmr2_vitt"
+    """Host to train."""
+    host: HostConfig = field(default_factory=HostConfig)
     vae: Path | None = None
     """Checkpoint folder of stage 1: train stage 2 (the denoiser) on it."""
     up: str = "z"
@@ -37,13 +43,18 @@ class Args:
 def run(args: Args) -> int:
     import torch
 
+    stage = args.stage or ("vae" if args.vae is None else "denoiser")
+    if stage not in ("host", "vae", "denoiser") or (stage == "denoiser") != (args.vae is not None):
+        raise UsageError(f"--stage must be host, vae or denoiser (with --vae), got {args.stage!r}")
+    if stage == "host":
+        return _train_host(args)
     from ..models import create_model, load_pretrained, save_pretrained
     from ..models.motion_vae import MotionVAE
     from ..pipelines.hosts import RestSkeleton, load_named_body
     from ..train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, read_motion
     from ..train.loop import train
 
-    try:
+    with arguments():
         paths = sorted(args.data.rglob("*.npz"))
         if len(paths) < 2:
             raise ValueError(f"{args.data}: needs at least two .npz files, found {len(paths)}")
@@ -67,9 +78,6 @@ def run(args: Args) -> int:
             model = create_model("fasthmr_motion", frames=args.frames, condition_dim=width, **{**sizes, **args.extra})
             model.use_vae(vae, stats["mean"], stats["std"])
             task, name = MotionDenoiserTask(model, vae, kept, held, rest, args.train.seed), "fasthmr_motion"
-    except (ValueError, FileNotFoundError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     print(f"{name}: {len(kept)} clips, {len(held)} held out")
     train(task, args.train)
     best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
@@ -79,4 +87,42 @@ def run(args: Args) -> int:
     if args.vae is None:
         torch.save({"mean": task.mean, "std": task.std}, out / "statistics.pt")
     print(f"{out}: step {best['step']}, {best['metrics']['joints_mm']:.1f} mm on held-out clips")
+    return 0
+
+
+def _train_host(args: Args) -> int:
+    import dataclasses
+
+    import torch
+
+    from ..data.mocap import read_motions
+    from ..data.synth.motion import motion_rotations
+    from ..data.synth.poses import PoseBank
+    from ..models import create_model, save_pretrained
+    from ..pipelines.hosts import load_named_body
+    from ..train.hmr_host import HostTask
+    from ..train.loop import train
+
+    with arguments(also=(TypeError,)):
+        motions = read_motions(args.data)
+        test = [i for i, m in enumerate(motions) if m.split == "test"] or list(range(0, len(motions), args.held_out))
+        banks = [
+            PoseBank(torch.cat([motion_rotations(m, max(1, round(m.fps / 10))) for i, m in enumerate(motions) if (i in test) == t]))
+            for t in (False, True)
+        ]
+        torch.manual_seed(args.train.seed)
+        model = create_model(args.model, **args.extra)
+        body = load_named_body(args.body)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    task = HostTask(model.to(device), body, args.host, *banks, device=device)
+    print(f"{args.model}: {len(banks[0])} poses of motions to train on, {len(banks[1])} held out")
+    train(task, args.train)
+    # the averaged weights at the end, not the best on the held-out pictures: choosing there would flatter the numbers
+    last = torch.load(Path(args.train.out) / "last.pt", map_location="cpu", weights_only=True)
+    task.model.load_state_dict({**last["model"], **last["ema"].get("average", {})})
+    metrics = task.evaluate(task.model.eval())
+    out = args.export or Path(args.train.out) / "model"
+    facts = {"step": last["step"], "losses": dataclasses.asdict(args.host), "training": dataclasses.asdict(args.train)}
+    save_pretrained(model.cpu().eval(), out, args.model, metrics=metrics, trained_on=facts)
+    print(f"{out}: step {last['step']}  " + "  ".join(f"{k} {v:.1f}" for k, v in metrics.items()))
     return 0

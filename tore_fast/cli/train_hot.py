@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..train.loop import TrainConfig
 from ..train.vpt import PoseDataConfig
+from . import arguments
 
 
 @dataclass
@@ -20,15 +21,21 @@ class Args:
 
     data: Path
     """Folder of motion files (clips.npz + index.json, .bvh, .asf/.amc), folder with data_3d_h36m.npz and
-    data_2d_h36m_*.npz, or data_train_3dhp.npz."""
+    data_2d_h36m_*.npz, data_train_3dhp.npz, or a folder of MotionBERT's clips (H36M-SH)."""
     model: str = "hot_mixste_27"
     """Registered model (tore-fast list)."""
     cameras: Path | None = None
     """Human3.6M only: JSON with the camera parameters."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(out="runs/hot", lr=4e-4, weight_decay=0.1, clip_norm=1.0))
     windows: PoseDataConfig = field(default_factory=PoseDataConfig)
-    extra: dict[str, int] = field(default_factory=dict)
-    """Integer config fields of the model to change, KEY VALUE pairs (frames, channels, depth, keep_frames ...)."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Config fields of the model to change, KEY VALUE pairs: frames 81 depth 4 prune_block 1 keep_frames 27 pruning uniform ..."""
+    init: Path | None = None
+    """Start from these weights: a folder of --export, also of a model with other frames or without pruning. What does not
+    fit starts anew and is named."""
+    embed_std: float = 0.0
+    """Spread of the joint and frame embeddings at the start; 0 keeps the published start (zero or nearly). Short trainings
+    from nothing need about 1: they leave the mean pose several times sooner."""
     threads: int = 0
     """CPU threads (0: torch's choice)."""
     test: bool = False
@@ -42,32 +49,38 @@ def run(args: Args) -> int:
 
     import torch
 
+    from ..data.mocap import CAMERA_SEED, film
+    from ..data.pose_sets import read_pose_set
+    from ..eval.lifting import evaluate_clips
     from ..models import create_model, save_pretrained
     from ..train.loop import train
-    from ..train.vpt import LOSSES, PoseLifting, evaluate_clips, film
+    from ..train.vpt import LOSSES, PoseLifting, resampled, start_weights
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        parts = load_splits(args.data, args.cameras)
+    with arguments(also=(TypeError,)):  # TypeError: --extra names a field the model does not have
+        found = read_pose_set(args.data, args.cameras)
+        splits = found.items
+        if args.test and not splits["test"]:
+            raise ValueError(f"--test: {args.data} has no test clips")
         torch.manual_seed(args.train.seed)
-        model = create_model(args.model, **args.extra)
+        model = create_model(args.model, **config_values(args.extra))
         if type(model).__name__.lower() not in LOSSES:
             raise ValueError(f"--model: {args.model} is not a video pose model; expected one of the hosts {', '.join(LOSSES)}")
-        task = PoseLifting(model, parts[0], parts[1], args.windows, args.train.seed)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    print("clips: " + "  ".join(f"{n} {len(p)}" for n, p in zip(("train", "validation", "test"), parts)))
+        print(start_weights(model, args.init, args.embed_std, args.train.seed), end="")
+        task = PoseLifting(model, splits["train"], splits["validation"], args.windows, args.train.seed)
+    print("clips: " + "  ".join(f"{name} {len(items)}" for name, items in splits.items()))
     train(task, args.train)
+    if int(os.environ.get("RANK", "0")):
+        return 0  # rank 0 measures and writes
     best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(best["model"])
     model.cpu().eval()
     facts = {"validation": best["metrics"], "step": best["step"], "windows": dataclasses.asdict(args.windows),
              "training": dataclasses.asdict(args.train), "normalise": "image", "fps": args.windows.fps}  # fmt: skip
     if args.test:
-        resampled = [m.resampled(args.windows.fps) if hasattr(m, "resampled") else m for m in parts[2]]
-        meter = evaluate_clips(model, film(resampled, args.windows.noise_px, seed=12345), flip=args.windows.flip)
+        clips = film(resampled(splits["test"], args.windows.fps), args.windows.noise_px, CAMERA_SEED)
+        meter = evaluate_clips(model, clips, args.windows.flip, pck_joints=found.pck_joints)
         facts["test"] = {**meter.result(), "per_action": meter.per_action()}
         (Path(args.train.out) / "test.json").write_text(json.dumps(facts, indent=2) + "\n")
         print("test: " + "  ".join(f"{k} {v:.2f}" for k, v in meter.result().items()))
@@ -77,26 +90,14 @@ def run(args: Args) -> int:
     return 0
 
 
-def load_splits(data: Path, cameras: Path | None = None) -> tuple[list, list, list]:
-    """(train, validation, test) clips or motions of whatever lies at `data`."""
-    from ..data.h36m import TEST_SUBJECTS, TRAIN_SUBJECTS, read_3dhp, read_h36m
-    from ..data.mocap import read_motions, split_subjects
+def config_values(pairs: dict[str, str]) -> dict:
+    """Config fields as typed on a command line: numbers, true/false and null as JSON writes them, the rest as text."""
+    import json
 
-    if (data / "data_3d_h36m.npz").is_file():
-        if cameras is None:
-            raise ValueError("--cameras: Human3.6M's pose files hold world coordinates; give the camera parameters (JSON)")
-        found = sorted(data.glob("data_2d_h36m_*.npz"))
-        if not found:
-            raise FileNotFoundError(f"{data}: no data_2d_h36m_*.npz beside data_3d_h36m.npz")
-        read = lambda subjects: read_h36m(data / "data_3d_h36m.npz", found[0], cameras, subjects)
-        return read(TRAIN_SUBJECTS[:-1]), read(TRAIN_SUBJECTS[-1:]), read(TEST_SUBJECTS)
-    if data.name.startswith("data_train_3dhp"):
-        clips = read_3dhp(data, "train")
-        held_out = sorted({c.subject for c in clips})[-1]
-        test = data.with_name(data.name.replace("train", "test"))
-        return (
-            [c for c in clips if c.subject != held_out],
-            [c for c in clips if c.subject == held_out],
-            read_3dhp(test, "test") if test.is_file() else [],
-        )
-    return split_subjects(read_motions(data))
+    values = {}
+    for key, text in pairs.items():
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key] = text
+    return values

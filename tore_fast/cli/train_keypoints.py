@@ -1,25 +1,25 @@
-"""`tore-fast train keypoints`: heat-map models on COCO-WholeBody, WFLW or synthetic people."""
+"""`tore-fast train keypoints`: heat-map models on COCO-WholeBody, COCO, WFLW or synthetic people."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..train.loop import TrainConfig
+from . import arguments
 
 
 @dataclass
 class Args:
     """Trains (or tests) a key-point model; the same command resumes a stopped run."""
 
-    data: Literal["synth", "wholebody", "wflw"] = "synth"
+    data: Literal["synth", "wholebody", "coco", "wflw"] = "synth"
     """synth needs no files."""
     model: str = "tcformer_light_wholebody"
     """A key-point model of the TCFormer family (tore-fast list)."""
     annotations: Path | None = None
-    """Training annotations: coco_wholebody_train_v1.0.json or list_98pt_rect_attr_train.txt."""
+    """Training annotations: coco_wholebody_train_v1.0.json, person_keypoints_train2017.json or list_98pt_rect_attr_train.txt."""
     images: Path | None = None
     """Folder of the training images."""
     val_annotations: Path | None = None
@@ -27,9 +27,13 @@ class Args:
     val_images: Path | None = None
     """Folder of the test images (default: --images)."""
     boxes: Path | None = None
-    """Whole body: detector boxes of the test set (COCO result format); default: the annotated boxes."""
+    """wholebody, coco: detector boxes of the test set (COCO result format); default: the annotated boxes."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Fields of the model's config as NAME VALUE pairs: reduction conv neck none depths 1,1,1,1 ..."""
     image_size: tuple[int, int] = (0, 0)
     """Height and width of the crops; 0 0: 128x128 for synth, else the model's."""
+    difficulty: float = 0.5
+    """synth: of poses, views, occlusion and backgrounds, 0..1."""
     flip_test: bool = True
     """Average with the mirrored picture when testing."""
     checkpoint: Path | None = None
@@ -41,64 +45,35 @@ class Args:
     """Write the trained model here as a checkpoint folder."""
 
 
-def start_model(name: str, checkpoint: Path | None, **overrides):
-    """A registered model, or the weights of a folder or an official file."""
-    from ..models import create_model, load_pretrained
-    from ..models.convert.tcformer import load_tcformer
-
-    if checkpoint is None:
-        return create_model(name, **overrides)
-    return load_pretrained(checkpoint) if checkpoint.is_dir() else load_tcformer(checkpoint)
-
-
-def finish(task, args, facts: dict) -> int:
-    """Tests, or trains and exports the averaged weights."""
-    import torch
-
-    from ..models import save_pretrained
-    from ..train.loop import train
-
-    if args.test:
-        metrics = task.evaluate(task.model.eval())
-        print("\n".join(f"{k}: {v:.4f}" for k, v in metrics.items()))
-        return 0
-    train(task, args.train)
-    if args.export is not None:
-        best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
-        task.model.load_state_dict(best["model"])
-        facts = {**facts, "step": best["step"], "training": asdict(args.train)}
-        save_pretrained(task.model.cpu().eval(), args.export, args.model, metrics=best["metrics"], trained_on=facts)
-        print(f"{args.export}: " + "  ".join(f"{k} {v:.4g}" for k, v in best["metrics"].items()))
-    return 0
-
-
 def run(args: Args) -> int:
     import torch
 
+    from ._training import finish
+
     torch.manual_seed(args.train.seed)
-    try:
+    with arguments():
         task = _synth(args) if args.data == "synth" else _annotated(args)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     return finish(task, args, {"data": args.data})
 
 
 def _synth(args: Args):
     from ..body import load_body
     from ..train.tcformer_synth import NUM_JOINTS, SynthKeypoints
+    from ._training import start_model
 
     size = args.image_size[0] or 128
     if args.image_size[0] != args.image_size[1]:
         raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
-    model = start_model(args.model, args.checkpoint, num_keypoints=NUM_JOINTS)
-    return SynthKeypoints(model, load_body("free"), size, seed=args.train.seed + 1)
+    model = start_model(args.model, args.checkpoint, args.options, num_keypoints=NUM_JOINTS)
+    return SynthKeypoints(model, load_body("free"), size, args.difficulty, seed=args.train.seed + 1)
 
 
 def _annotated(args: Args):
-    from ..data import topdown, wflw, wholebody
+    from ..data import coco_body, topdown, wflw, wholebody
+    from ..eval.keypoint_metrics import LandmarkMetric, OksMetric, WholeBodyMetric
     from ..models import model_entry
-    from ..train.tcformer import Keypoints, LandmarkMetric, WholeBodyMetric
+    from ..train.tcformer import Keypoints
+    from ._training import start_model
 
     needed = {"--val-annotations": args.val_annotations, "--val-images (or --images)": args.val_images or args.images}
     if not args.test:
@@ -114,11 +89,14 @@ def _annotated(args: Args):
         metric = LandmarkMetric(attributes, wflw.SUBSETS, wflw.EYE_CORNERS)
         make, augment, points = wflw.wflw_dataset, wflw.AUGMENT, wflw.NUM_KEYPOINTS
     else:
-        annotated = wholebody.read_wholebody(args.val_annotations, val_images)
-        held_out = annotated if args.boxes is None else wholebody.read_wholebody(args.val_annotations, val_images, args.boxes)
-        training = held_out if args.test else wholebody.read_wholebody(args.annotations, args.images)
-        metric = WholeBodyMetric(annotated)
-        make, augment, points = wholebody.wholebody_dataset, topdown.CropAugment(), wholebody.NUM_KEYPOINTS
-    model = start_model(args.model, args.checkpoint, num_keypoints=points)
+        source, read, make, kind = {
+            "wholebody": (wholebody, wholebody.read_wholebody, wholebody.wholebody_dataset, WholeBodyMetric),
+            "coco": (coco_body, coco_body.read_coco_body, coco_body.coco_body_dataset, OksMetric),
+        }[args.data]
+        held_out = read(args.val_annotations, val_images, args.boxes)
+        training = held_out if args.test else read(args.annotations, args.images)
+        metric = kind(read(args.val_annotations, val_images, everybody=True), size)
+        augment, points = topdown.CropAugment(), source.NUM_KEYPOINTS
+    model = start_model(args.model, args.checkpoint, args.options, num_keypoints=points)
     sets = make(training, size, augment, seed), make(held_out, size)
     return Keypoints(model, *sets, metric, args.flip_test, seed=seed)

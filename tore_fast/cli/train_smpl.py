@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..train.loop import TrainConfig
+from . import arguments
 
 
 @dataclass
@@ -15,6 +15,8 @@ class Args:
 
     model: str = "tcformer_light_hmr"
     """tcformer_light_hmr or tcformer_base_hmr."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Fields of the model's config as NAME VALUE pairs: reduction conv neck none depths 1,1,1,1 ..."""
     image_size: int = 112
     difficulty: float = 0.5
     """Of poses, views, occlusion and backgrounds, 0..1."""
@@ -32,13 +34,10 @@ def run(args: Args) -> int:
 
     from ..body import load_body
     from ..train.tcformer_synth import synth_body_recovery
-    from .train_keypoints import finish, start_model
+    from ._training import finish, start_model
 
     torch.manual_seed(args.train.seed)
-    try:
-        model = start_model(args.model, args.checkpoint)
+    with arguments():
+        model = start_model(args.model, args.checkpoint, args.options)
         task = synth_body_recovery(model, load_body("free"), args.image_size, args.difficulty, args.train.seed + 1)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     return finish(task, args, {"data": "synth", "difficulty": args.difficulty})

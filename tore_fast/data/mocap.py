@@ -7,6 +7,7 @@ way: train/vpt.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from .amc import read_amc, read_asf
 from .bvh import read_bvh
 from .cameras import detector_noise, random_camera
+from .chunking import at_times
 from .pose_clip import PoseClip, root_relative
 
 # Source joints of the 17 (in H36M order); a tuple is averaged. ASF names are bone ends.
@@ -28,6 +30,7 @@ CGSPEED_JOINTS = (
     "Head", "End_Head", "LeftArm", "LeftForeArm", "LeftHand", "RightArm", "RightForeArm", "RightHand",
 )  # fmt: skip
 CMU_UNIT_M = 0.0254 / 0.45
+CAMERA_SEED = 12345  # of the cameras that film test motions: the same for every model
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,8 @@ class Motion:
         if fps == self.fps:
             return self
         count = max(1, int((len(self.joints) - 1) * fps / self.fps) + 1)
-        at = np.arange(count) * self.fps / fps
-        low = np.minimum(at.astype(np.int64), max(len(self.joints) - 2, 0))
-        high = np.minimum(low + 1, len(self.joints) - 1)
-        share = (at - low)[:, None, None]
-        joints = (1 - share) * self.joints[low] + share * self.joints[high]
-        return Motion(self.id, self.subject, self.action, self.split, joints.astype(np.float32), fps)
+        joints = at_times(self.joints, np.arange(count) * self.fps / fps)
+        return Motion(self.id, self.subject, self.action, self.split, joints, fps)
 
 
 def pick_joints(names: list[str], positions: np.ndarray, table: tuple) -> np.ndarray:
@@ -131,6 +130,19 @@ def seen_by_camera(
     if noise_px > 0:
         keypoints = keypoints + detector_noise(rng, keypoints.shape, noise_px)
     return PoseClip(motion.subject, motion.action or motion.id, "synthetic", keypoints, root_relative(seen))
+
+
+def film(items: Sequence[Motion] | Sequence[PoseClip], noise_px: float, seed: int, views: int = 1) -> list[PoseClip]:
+    """Motions through `views` random cameras each (fixed by `seed` and the motion's id); recorded clips as they are."""
+    out = []
+    for item in items:
+        if isinstance(item, PoseClip):
+            out.append(item)
+            continue
+        for view in range(views):
+            rng = np.random.default_rng((seed, view, *item.id.encode()))
+            out.append(seen_by_camera(item, rng, noise_px))
+    return out
 
 
 def split_subjects(motions: list[Motion], validation_share: float = 0.12) -> tuple[list[Motion], list[Motion], list[Motion]]:

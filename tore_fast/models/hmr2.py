@@ -25,8 +25,14 @@ SIDE_CUT = 32  # columns dropped left and right of the square crop
 
 @dataclass(frozen=True)
 class HMR2Config:
-    """All sizes of HMR2.0; defaults are the published ViT-H model."""
+    """All sizes of HMR2.0; defaults are the published ViT-H model.
 
+    `img_size` is what the network sees of a square crop of side img_size[0]; `box_margin` is how much larger than the
+    person's (grown) box that square was in training.
+    """
+
+    img_size: tuple[int, int] = (256, 192)
+    box_margin: float = 1.0
     embed_dim: int = 1280
     depth: int = 32
     num_heads: int = 16
@@ -53,7 +59,7 @@ class HMR2Config:
 
     def vit(self) -> ViTConfig:
         return ViTConfig(
-            embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads, mlp_ratio=self.mlp_ratio,
+            img_size=tuple(self.img_size), embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads, mlp_ratio=self.mlp_ratio,
             drop_path_rate=self.drop_path_rate,
         )  # fmt: skip
 
@@ -117,6 +123,7 @@ class SMPLHead(nn.Module):
         self.register_buffer("init_cam", torch.tensor([[0.9, 0.0, 0.0]]))
         if joint_rep == "6d":
             self.init_body_pose.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(self.num_joints)[None])
+            self.init_body_pose[:, 4] = -1.0  # upright in camera axes (y down), as in HMR's mean parameters
         for layer in (self.decpose, self.decshape, self.deccam):
             nn.init.xavier_uniform_(layer.weight, gain=0.01)  # start near the mean parameters
 
@@ -220,6 +227,34 @@ def cut_sides(x: Tensor, width: int) -> Tensor:
     return x if extra == 0 else x[..., extra // 2 : x.shape[-1] - extra // 2]
 
 
+def host_macs(config: HMR2Config) -> tuple[float, float]:
+    """Multiply-adds of one crop: (convolution and linear layers, which is what the paper counts; attention products).
+
+    Example:
+        >>> linear, attention = host_macs(HMR2Config(depth=28, keep_tokens=90))
+        >>> round(linear / 1e9, 1), round((linear + attention) / 1e9, 1)
+        (52.8, 53.5)
+
+    Source: fasthmr.md section 9.
+    """
+    c, merging = config, config.merging()
+    vit = c.vit()
+    d, n = c.embed_dim, vit.grid[0] * vit.grid[1]
+    schedule = (0,) * c.depth if merging is None else merging.schedule(n, c.depth)
+    linear, attention = 3.0 * vit.patch_size**2 * d * n, 0.0
+    for r in schedule:
+        linear += 4 * d * d * n
+        attention += 2 * n * n * d
+        n -= r
+        linear += 2 * d * int(d * c.mlp_ratio) * n
+    inner = c.decoder_heads * c.decoder_dim_head
+    # one query: self-attention is its output matrix after v, q and k are dead
+    per_layer = 2 * inner * c.decoder_dim + 2 * inner * c.decoder_dim + 2 * c.decoder_dim * c.decoder_mlp_dim
+    linear += c.decoder_depth * (per_layer + 2 * d * inner * n)
+    attention += c.decoder_depth * 2 * n * inner
+    return linear, attention
+
+
 SMALL = dict(
     embed_dim=384, depth=12, num_heads=6, drop_path_rate=0.1, decoder_depth=3, decoder_heads=4, decoder_mlp_dim=512,
     decoder_dim=512,
@@ -239,6 +274,18 @@ def hmr2_vith(**overrides) -> HMR2:
 def hmr2_vits(**overrides) -> HMR2:
     """Small host for training and tests: ViT-S with a three-layer decoder."""
     return HMR2(HMR2Config(**{**SMALL, **overrides}))
+
+
+TINY = dict(
+    img_size=(128, 96), box_margin=1.15, embed_dim=128, depth=12, num_heads=2, drop_path_rate=0.0, decoder_depth=2,
+    decoder_heads=2, decoder_mlp_dim=256, decoder_dim=128,
+)  # fmt: skip
+
+
+@register_model("hmr2_vitt", family="fasthmr", input_shape=(3, 128, 128), tags=("small",))
+def hmr2_vitt(**overrides) -> HMR2:
+    """Smallest host, trainable on a CPU: 12 blocks of width 128 on the 48 tokens of a 128 x 96 crop (docs/fasthmr.md)."""
+    return HMR2(HMR2Config(**{**TINY, **overrides}))
 
 
 @register_model(

@@ -8,16 +8,18 @@ Source: HoT, CVPR 2024. Layers: layers/tpc.py, layers/tra.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..layers.tpc import FrameSelector, gather_frames, motion_score
+from ..data.chunking import flip_pose
+from ..layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ..layers.tra import TokenRecovery, interpolate_frames
 
 JOINTS = 17
+TIES = ("index", "strict")
 RECOVERIES = ("none", "tra", "nearest", "linear")
 
 
@@ -62,8 +64,8 @@ def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
     if frames < 1:
         raise ValueError(f"{host}: frames must be positive, got {frames}")
     if not config.pruned:
-        changed = [f for f in ("keep_frames", "recover_frames") if getattr(config, f) is not None]
-        changed += ["recovery"] if config.recovery != "none" else []
+        plain = PruneConfig()
+        changed = [f.name for f in fields(PruneConfig) if getattr(config, f.name) != getattr(plain, f.name)]
         if changed:
             raise ValueError(f"{host}: {', '.join(changed)} given without prune_block, so nothing would be pruned")
         return
@@ -72,6 +74,9 @@ def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
         raise ValueError(f"{host}: prune_block must be in {blocks.start}..{blocks.stop - 1}, got {n}")
     if f is None or not 1 <= f <= frames:
         raise ValueError(f"{host}: keep_frames must be in 1..{frames} (frames), got {f}")
+    for name, allowed in (("pruning", get_args(Pruning)), ("tie", TIES)):
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{host}: {name} must be one of {allowed}, got {getattr(config, name)!r}")
     if config.recovery not in RECOVERIES:
         raise ValueError(f"{host}: recovery must be one of {RECOVERIES}, got {config.recovery!r}")
     if config.recover_frames is not None:
@@ -160,10 +165,31 @@ class PrunableHost(nn.Module):
             self.cross_attention.freeze_queries(self.x_token, JOINTS)
 
 
+def is_centered(model: PrunableHost) -> bool:
+    """Whether only the middle frame of a window is meant to be used (seq2frame)."""
+    return model.config.recovery == "none" and (model.config.pruned or type(model).__name__ == "Mhformer")
+
+
 def center_pose(lifted: LiftedPose, frames: int) -> Tensor:
     """[B, 17, 3] pose of the middle frame (seq2frame); the middle must be among the kept frames."""
     center = (frames - 1) // 2
     if lifted.index is None or lifted.pose.shape[1] == frames:
         return lifted.pose[:, center]
-    at = (lifted.index == center).to(lifted.pose.dtype)
-    return (lifted.pose * at[:, :, None, None]).sum(dim=1)
+    rows = (lifted.index == center).nonzero()
+    if len(rows) != len(lifted.pose):
+        raise ValueError("center_pose: the model does not keep the middle frame; use keep_center=True or a recovery")
+    return lifted.pose[rows[:, 0], rows[:, 1]]
+
+
+@torch.no_grad()
+def lift_windows(model: PrunableHost, x: Tensor, flip: bool) -> LiftedPose:
+    """Poses of windows [B, F, 17, C]; with `flip` the mean of the plain and the mirrored pass.
+
+    Models that return only the kept frames use the plain pass's frames for the mirrored one, the others choose anew.
+    """
+    lifted = model(x)
+    if not flip:
+        return lifted
+    partial = lifted.index is not None and lifted.pose.shape[1] != x.shape[1]
+    mirrored = model(flip_pose(x), index=lifted.index if partial else None)
+    return LiftedPose((lifted.pose + flip_pose(mirrored.pose)) / 2, lifted.index)

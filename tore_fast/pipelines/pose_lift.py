@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.cameras import crop_scale_2d, normalise_2d
-from ..data.chunking import blend_windows, covering_indices, flip_pose, window_indices
-from ..models.hot import LiftedPose, PrunableHost
+from ..data.chunking import at_times, blend_windows, covering_indices, window_indices
+from ..models.hot import LiftedPose, PrunableHost, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
 HOSTS = ("Mixste", "Motionbert", "Mhformer", "Motionagformer")
+BUILT_IN = Path(__file__).parents[1] / "models" / "assets" / "lift"
 
 
 class LiftedClip(NamedTuple):
@@ -28,15 +28,32 @@ class LiftedClip(NamedTuple):
     windows: int
 
 
+def trained_facts(model: str | Path) -> dict:
+    """What a trained folder (or "default") says about its training: fps, normalise, validation errors ...; {} if nothing."""
+    from ..models._hub import read_config
+
+    folder = BUILT_IN if str(model) == "default" else Path(model)
+    return read_config(folder) if folder.is_dir() else {}
+
+
+def trained_fps(model: str | Path) -> float | None:
+    """Frame rate of the training motions, where the folder says so."""
+    fps = trained_facts(model).get("fps")
+    return None if fps is None else float(fps)
+
+
 def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overrides) -> PrunableHost:
-    """A video pose model in eval mode: a folder of save_pretrained, or a registered name with an official checkpoint.
+    """A video pose model in eval mode: "default" (built in), a folder of save_pretrained, or a registered name with an official
+    checkpoint.
 
     A registered TPC name tells how to prune, since its weights are those of the base model.
     """
     from ..models import create_model, load_pretrained
     from ..models.convert.vpt import model_from_state, read_official
 
-    if Path(model).is_dir():
+    if str(model) == "default" and checkpoint is None:
+        loaded = load_pretrained(BUILT_IN, **overrides)
+    elif Path(model).is_dir():
         loaded = load_pretrained(model, **overrides)
     elif checkpoint is None:
         raise ValueError(f"{model}: not a folder with trained weights; give --checkpoint with a registered model name")
@@ -71,11 +88,6 @@ def normalise(keypoints: np.ndarray, how: str, width: float | None = None, heigh
     return out
 
 
-def is_centered(model: PrunableHost) -> bool:
-    """Whether only the middle frame of a window is meant to be used (seq2frame)."""
-    return model.config.recovery == "none" and (model.config.pruned or type(model).__name__ == "Mhformer")
-
-
 def _with_confidence(x: np.ndarray, channels: int) -> np.ndarray:
     if x.shape[-1] < channels:
         return np.concatenate([x, np.ones((*x.shape[:-1], 1), np.float32)], axis=-1)
@@ -85,22 +97,7 @@ def _with_confidence(x: np.ndarray, channels: int) -> np.ndarray:
 @torch.inference_mode()
 def _run(model: PrunableHost, windows: np.ndarray, flip: bool) -> LiftedPose:
     x = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(next(model.parameters()).device)
-    lifted = model(x)
-    if flip:
-        partial = lifted.index is not None and lifted.pose.shape[1] != x.shape[1]
-        mirrored = model(flip_pose(x), index=lifted.index if partial else None)
-        lifted = LiftedPose((lifted.pose + flip_pose(mirrored.pose)) / 2, lifted.index)
-    return lifted
-
-
-def _center(lifted: LiftedPose, frames: int) -> Tensor:
-    middle = (frames - 1) // 2
-    if lifted.index is None or lifted.pose.shape[1] == frames:
-        return lifted.pose[:, middle]
-    rows = (lifted.index == middle).nonzero()
-    if len(rows) != len(lifted.pose):
-        raise ValueError("pose_lift: the model does not keep the middle frame; use keep_center=True or a recovery")
-    return lifted.pose[rows[:, 0], rows[:, 1]]
+    return lift_windows(model, x, flip)
 
 
 def lift_clip(
@@ -135,7 +132,7 @@ def lift_clip(
     for start in range(0, len(slots), batch_size):
         part = slots[start : start + batch_size]
         lifted = _run(model, x[part], flip)
-        poses.append((_center(lifted, frames) if centered else lifted.pose).float().cpu().numpy())
+        poses.append((center_pose(lifted, frames) if centered else lifted.pose).float().cpu().numpy())
         if lifted.index is not None:
             for row, index in zip(part, lifted.index.cpu().numpy()):
                 kept[np.unique(row[index])] += 1
@@ -145,6 +142,33 @@ def lift_clip(
             raise ValueError(f"lift_clip: the model recovers {pose.shape[1]} of {frames} frames; windows cannot be joined")
         pose = blend_windows(pose, slots, length)
     return LiftedClip(pose - pose[:, :1], kept, len(slots))
+
+
+def lift_at_rate(
+    model: PrunableHost,
+    keypoints: np.ndarray,  # [T, 17, 2 or 3], normalised
+    fps: float,
+    model_fps: float,
+    overlap: float = 0.5,
+    flip: bool = True,
+) -> LiftedClip:
+    """`lift_clip` at the model's frame rate: keypoints of `fps` are interpolated to `model_fps`, the poses back.
+
+    `kept` then counts the clip's frame nearest to each kept one.
+    """
+    if fps <= 0 or model_fps <= 0:
+        raise ValueError(f"lift_at_rate: frame rates must be positive, got {fps} and {model_fps}")
+    length = len(keypoints)
+    count = int((length - 1) * model_fps / fps) + 1
+    if fps == model_fps or count < 2:
+        return lift_clip(model, keypoints, overlap, flip)
+    # the last frame of the clip lies at or after the last one of the model's, which is then held
+    at = np.arange(count) * fps / model_fps
+    lifted = lift_clip(model, at_times(keypoints, at), overlap, flip)
+    kept = np.zeros(length, np.int64)
+    np.add.at(kept, np.minimum(at.round().astype(np.int64), length - 1), lifted.kept)
+    pose = at_times(lifted.pose, np.minimum(np.arange(length) * model_fps / fps, count - 1))
+    return LiftedClip(pose, kept, lifted.windows)
 
 
 class PoseStream:
@@ -214,7 +238,7 @@ class PoseStream:
         slots = np.clip(np.arange(start, start + self.frames), max(first, 0), newest) - first
         window = np.stack([self._buffer[i] for i in slots])[None]
         lifted = _run(self.model, window, self.flip)
-        pose = _center(lifted, self.frames)[0] if is_centered(self.model) else lifted.pose[0, at]
+        pose = center_pose(lifted, self.frames)[0] if is_centered(self.model) else lifted.pose[0, at]
         self._given += 1
         pose = pose.float().cpu().numpy()
         return pose - pose[:1]

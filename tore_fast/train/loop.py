@@ -4,6 +4,7 @@ Batches and random numbers are functions of (seed, step, process), nothing else,
 follows the same loss curve as one that was not. Devices, mixed precision and several processes come from accelerate
 (`torchrun --nproc-per-node 2 -m tore_fast train ...` works as it stands). Files of a run, all in `out`:
 `last.pt` (weights, EMA, optimiser, step; written atomically), `best.pt` (EMA weights), `metrics.jsonl`, TensorBoard events.
+Schedules and parameter groups are in optim.py, gradient checkpointing and the memory report in memory.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from .ema import Ema
+from .memory import checkpoint_activations, memory_report
+from .optim import OPTIMISERS, SCHEDULES, learning_rate, make_optimiser
+
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,34 @@ class TrainConfig:
     """Folder of the run; an existing run there is resumed."""
     steps: int = 10_000
     """Optimiser steps in all; the learning-rate schedule ends there."""
+    epochs: float = 0.0
+    """Passes over the data instead of `steps`, where the data has an end; 0: `steps` counts."""
     batch_size: int = 32
-    """Items per process and step."""
+    """Items per process and micro-batch."""
     lr: float = 3e-4
     min_lr: float = 1e-6
     warmup: int = 200
-    """Steps of linear warm-up before the cosine (or of nothing with schedule='constant')."""
+    """Steps of linear warm-up before the schedule."""
     schedule: str = "cosine"
-    """cosine | constant | step (x0.1 at half) | exponential (a constant factor per step, from lr to min_lr)"""
+    """cosine | constant | step (see decay_at) | exponential (a constant factor per step, from lr to min_lr)"""
+    decay_at: tuple[float, ...] = (0.5,)
+    """schedule='step': x0.1 after each of these shares of the training."""
+    optimiser: str = "adamw"
+    """adamw | adam (weight decay as an L2 term)"""
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4
+    decay_all: bool = False
+    """Weight decay on biases and norms, too, as the official METRO and FastMETRO scripts do."""
     clip_norm: float = 0.3
     """Gradient-norm limit; 0 switches it off."""
+    clip_value: float = 0.0
+    """Limit of every single gradient number (TORE's code); 0 switches it off."""
     accumulate: int = 1
     """Micro-batches per optimiser step."""
+    checkpoint_activations: bool = False
+    """Recompute the layers' insides in the backward pass: less memory, about a third more time."""
+    memory_report: bool = False
+    """Before training, print where the memory of one step goes."""
     ema: float = 0.999
     """Decay of the averaged weights that are evaluated and exported; 0 switches it off."""
     precision: str = "no"
@@ -56,6 +76,14 @@ class TrainConfig:
     """Stop (with a checkpoint) after this time; 0: run to the end."""
     workers: int = 0
     """Processes that prepare batches (0: in this one)."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        for name, known in (("schedule", SCHEDULES), ("optimiser", tuple(OPTIMISERS)), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"train.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 class Task(Protocol):
@@ -74,20 +102,29 @@ class Task(Protocol):
         """Metrics on the held-out split."""
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of optimiser step `step` (0-based)."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return config.lr
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    if config.schedule == "step":
-        return config.lr if done < 0.5 else config.lr * 0.1
-    if config.schedule == "exponential":
-        return config.lr * (config.min_lr / config.lr) ** min(1.0, done)
-    if config.schedule != "cosine":
-        raise ValueError(f"train: schedule must be cosine, constant, step or exponential, got {config.schedule!r}")
-    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
+def local_device() -> str:
+    """This process's device, as a Task needs it before the loop starts: its own GPU under torchrun, else cuda or cpu."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
+
+
+def with_epochs(task: Task, config: TrainConfig) -> TrainConfig:
+    """`config` with its epochs as steps; the task hears how many steps an epoch has.
+
+    Raises:
+        ValueError: epochs of data without an end.
+    """
+    items = getattr(task, "items_per_epoch", None)
+    if items is None:
+        if config.epochs:
+            raise ValueError("train: epochs are for data sets; synthetic data has no end, give steps")
+        return config
+    per_step = config.batch_size * config.accumulate * int(os.environ.get("WORLD_SIZE", 1))
+    task.steps_per_epoch = items / per_step
+    return replace(config, steps=max(1, round(config.epochs * task.steps_per_epoch))) if config.epochs else config
 
 
 class _Stream(torch.utils.data.Dataset):
@@ -106,13 +143,6 @@ class _Stream(torch.utils.data.Dataset):
         return self.task.batch(index, self.config.batch_size, micro // self.config.accumulate)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices only; biases, norms and embeddings' 1-D tensors go without."""
-    decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
 def save_atomically(state: dict, path: Path) -> None:
     """A reader (or a kill) never sees half a file."""
     part = path.with_suffix(".part")
@@ -122,13 +152,22 @@ def save_atomically(state: dict, path: Path) -> None:
 
 def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -> dict[str, float]:
     """Trains `task.model`; resumes from `config.out` if a run is there. Returns the last evaluation."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    config = with_epochs(task, config)
+    # weights that a loss does not reach (unused heads, frozen stages) must not stop the gradient exchange
+    exchange = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(
+        mixed_precision=config.precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[exchange]
+    )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
+    if config.checkpoint_activations and not checkpoint_activations(task.model):
+        log("checkpoint_activations: the model has no stack of layers to recompute")
+    if config.memory_report and accelerator.is_main_process:
+        log(memory_report(task, config, accelerator.device))
     torch.manual_seed(config.seed)
-    optimiser = torch.optim.AdamW(parameter_groups(task.model, config.weight_decay), lr=config.lr)
+    optimiser = make_optimiser(task.model, config)
     model, optimiser = accelerator.prepare(task.model, optimiser)
     plain = accelerator.unwrap_model(model)
     ema = Ema(plain, config.ema) if config.ema else None
@@ -141,13 +180,16 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
         if ema is not None:
             ema.load_state_dict(state["ema"])
         step, best = state["step"], state["best"]
+        if accelerator.scaler is not None and state.get("scaler"):
+            accelerator.scaler.load_state_dict(state["scaler"])
         log(f"resumed {last} at step {step}")
     writer = _Log(out, step) if accelerator.is_main_process else None
 
     def checkpoint() -> None:
         if accelerator.is_main_process:
             state = {"model": plain.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "best": best,
-                     "ema": ema.state_dict() if ema else {}, "config": asdict(config)}
+                     "ema": ema.state_dict() if ema else {}, "config": asdict(config),
+                     "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {}}  # fmt: skip
             save_atomically(state, last)
 
     def evaluate() -> dict[str, float]:
@@ -158,7 +200,7 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
                 plain.eval()
                 metrics = task.evaluate(plain)
                 plain.train()
-                if metrics[task.best_metric] < best:
+                if metrics.get(task.best_metric, math.inf) < best:
                     best = metrics[task.best_metric]
                     save_atomically({"model": plain.state_dict(), "step": step, "metrics": metrics}, out / "best.pt")
             writer.write(step, {f"eval/{k}": v for k, v in metrics.items()})
@@ -168,7 +210,8 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
 
     stream = _Stream(task, config, step, config.steps, accelerator.process_index, accelerator.num_processes)
     loader = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=config.workers,
-                                              prefetch_factor=4 if config.workers else None))
+                                              prefetch_factor=4 if config.workers else None,
+                                              pin_memory=accelerator.device.type == "cuda" and config.workers > 0))
     model.train()
     metrics: dict[str, float] = {}
     started = saved = time.monotonic()
@@ -181,11 +224,13 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
             group["lr"] = lr
         parts: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
-            batch = {k: v.to(accelerator.device) for k, v in next(loader).items()}
+            batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(loader).items()}
             with accelerator.no_sync(model) if micro + 1 < config.accumulate else _Nothing():
                 with accelerator.autocast():
                     total, parts = task.loss(model, batch, step)
                 accelerator.backward(total / config.accumulate)
+        if config.clip_value:
+            accelerator.clip_grad_value_(model.parameters(), config.clip_value)
         if config.clip_norm:
             parts["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimiser.step()
@@ -223,10 +268,16 @@ class _Nothing:
 
 
 class _Log:
-    """metrics.jsonl always, TensorBoard where it is installed."""
+    """metrics.jsonl always, TensorBoard where it is installed. Rows beyond `step` (of a killed run) are taken out."""
 
     def __init__(self, out: Path, step: int):
-        self.file = open(out / "metrics.jsonl", "a", encoding="utf-8")
+        path = out / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            part = path.with_suffix(".part")
+            part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            os.replace(part, path)
+        self.file = open(path, "a", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:  # the tensorboard package is an extra
@@ -245,3 +296,11 @@ class _Log:
         self.file.close()
         if self.board is not None:
             self.board.close()
+
+
+def _step_of(line: str) -> float:
+    """Step of a row; infinity for one that a kill cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

@@ -1,4 +1,4 @@
-"""Training of image-to-mesh models on synthetic images of the free body: what the built-in default was made with.
+"""Training of image-to-mesh models on synthetic images of the free body or hand: what the built-in weights were made with.
 
 In: batches of data/synth. Out: a Task for train/loop.py. Everything is in metres in the camera's orientation, centred on
 the regressed pelvis; the losses are L1 on joints, on the mesh at each level and on the projection, as FastMETRO and TORE
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from ..body import Body, joints, project
-from ..data.synth import HELD_OUT, SynthGenerator, normalize_images
-from ..eval.synthetic import evaluate_held_out
+from ..body import Body, project
+from ..data.synth import generator_class, held_out, normalize_images
+from ..eval.synthetic import evaluate_held_out, joint_regressor
 from .dense_supervision import DenseOutput, DenseSupervision, dense_losses
 
 
@@ -47,16 +47,25 @@ class MeshRecovery:
 
     best_metric = "hard_pa_mpjpe_mm"
 
-    def __init__(self, model: nn.Module, body: Body, config: MeshRecoveryConfig, total_steps: int, device: str = "cpu"):
+    def __init__(
+        self,
+        model: nn.Module,
+        body: Body,
+        config: MeshRecoveryConfig,
+        total_steps: int,
+        device: str = "cpu",
+        render_device: str | None = None,  # "cpu" where worker processes make the batches; None: `device`
+    ):
         self.body, self.config, self.total_steps, self.device = body, config, total_steps, device
         self.dense = config.heatmap_weight > 0 or config.part_weight > 0
-        self.model = DenseSupervision(model, len(joints.J14), len(body.part_names)) if self.dense else model
+        self.generator = generator_class(body)(body, config.image_size, config.data_seed, device=render_device or device)
+        self.regressor, _ = joint_regressor(body, device)
+        parts = len(self.generator.part_names)
+        self.model = DenseSupervision(model, len(self.regressor) - 1, parts) if self.dense else model
         if device == "cpu":
             self.model.to(memory_format=torch.channels_last)  # 1.2-1.5x for the convolutions on a CPU
-        self.generator = SynthGenerator(body, config.image_size, config.data_seed, device=device)
-        self.edges = torch.from_numpy(body.hierarchy.edges(2)).to(device)  # [E, 2]
-        picks = list(joints.H36M17_TO_J14)
-        self.regressor = torch.from_numpy(body.topology.regressor("h36m17")[[0, *picks]]).to(device)
+        self.levels = range(body.hierarchy.num_levels - 1, -1, -1)  # coarse to fine
+        self.edges = torch.from_numpy(body.hierarchy.edges(self.levels[0])).to(device)  # [E, 2]
 
     def difficulty(self, step: int) -> float:
         """Curriculum: linear from start to end over the first `curriculum` share of the steps."""
@@ -74,15 +83,15 @@ class MeshRecovery:
         c = self.config
         made = model(normalize_images(batch["images"]))
         out = made.out if isinstance(made, DenseOutput) else made
-        truth = batch["vertices"]  # [B, V, 3], pelvis-centred
-        truth_mid, truth_coarse = self.body.coarse(truth, 1), self.body.coarse(truth, 2)
+        truth = batch["vertices"]  # [B, V, 3], pelvis (wrist) at the origin
+        meshes = [v.float() for v in (out.vertices_coarse, out.vertices_intermediate, out.vertices) if v is not None]
+        truths = [self.body.coarse(truth, level) if level else truth for level in self.levels]
         truth_joints = self._joints(truth)
-        vertices, mid, coarse = out.vertices.float(), out.vertices_intermediate.float(), out.vertices_coarse.float()
         token_joints = out.joints.float()
-        mesh_joints = self._joints(vertices)
+        mesh_joints = self._joints(meshes[-1])
         joint_loss = l1_loss(token_joints, truth_joints) + l1_loss(mesh_joints, truth_joints)
-        mesh_loss = (l1_loss(coarse, truth_coarse) + l1_loss(mid, truth_mid) + l1_loss(vertices, truth)) / 3
-        edge_loss = l1_loss(self._edges(coarse), self._edges(truth_coarse))
+        mesh_loss = sum(l1_loss(a, b) for a, b in zip(meshes, truths, strict=True)) / len(meshes)
+        edge_loss = l1_loss(self._edges(meshes[0]), self._edges(truths[0]))
         truth_2d = batch["joints2d"]
         camera = out.camera.float()
         projection = l1_loss(project(token_joints, camera), truth_2d) + l1_loss(project(mesh_joints, camera), truth_2d)
@@ -99,14 +108,14 @@ class MeshRecovery:
     def _edges(self, coarse: Tensor) -> Tensor:  # [B, V, 3] -> [B, E, 3]
         return coarse[:, self.edges[:, 0]] - coarse[:, self.edges[:, 1]]
 
-    def _joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, 14, 3], centred on the regressed pelvis
+    def _joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, J, 3], centred on the regressed pelvis (wrist)
         regressed = self.regressor.to(vertices.device) @ vertices
         return regressed[:, 1:] - regressed[:, :1]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         model = model.model if self.dense else model
         metrics = {}
-        for name in HELD_OUT:
+        for name in held_out(self.body):
             values = evaluate_held_out(model, self.body, name, image_size=self.config.image_size,
                                        images=self.config.eval_images)
             metrics |= {f"{name}_{k}": v for k, v in values.items() if k in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")}

@@ -1,6 +1,6 @@
 """Training of the video pose hosts: 2D windows in, root-relative 3D out, base, HoT and TPC alike.
 
-`PoseLifting` is the task that train/loop.py runs; `evaluate_clips` measures a model on whole clips. Data: data/mocap.py
+`PoseLifting` is the task that train/loop.py runs; eval/lifting.py measures a model on whole clips. Data: data/mocap.py
 (random cameras, new at every step) or recorded clips of data/h36m.py. Command: cli/train_hot.py.
 """
 
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..data.chunking import flip_pose, window_indices
-from ..data.mocap import Motion, seen_by_camera
+from ..data.mocap import Motion, film, seen_by_camera
 from ..data.pose_clip import PoseClip
-from ..eval.pose import PoseMeter
+from ..eval.lifting import evaluate_clips
 from ..layers.tpc import gather_frames
 from ..models.hot import LiftedPose, PrunableHost
 from .pose_losses import mixste_loss, motionbert_loss, position_loss
@@ -39,6 +40,10 @@ class PoseDataConfig:
     """Standard deviation of the synthetic 2D detector's error, pixels of a 1000-pixel image."""
     flip: bool = True
     """Mirror half of the training windows; average with the mirrored pass at evaluation."""
+    zoom: float = 1.0
+    """Training figures are enlarged or shrunk by up to this factor (other lenses, cropped video); 1: never."""
+    shift: float = 0.0
+    """Training figures are moved by up to this much of half the picture's width."""
     eval_stride: int = 0
     """Frames between evaluated windows; 0: the window length (seq2seq) or 9 (seq2frame)."""
     eval_windows: int = 400
@@ -60,8 +65,56 @@ def lifting_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Callable) -> dict
     lifted: LiftedPose = model(x)
     target = y - y[:, :, :1]
     if lifted.pose.shape[1] != target.shape[1]:
+        if lifted.index is None or lifted.index.shape[1] != lifted.pose.shape[1]:
+            raise ValueError(f"the model recovers {lifted.pose.shape[1]} of {y.shape[1]} frames (recover_frames); which, nobody says")
         target = gather_frames(target, lifted.index)
     return loss(lifted.pose, target)
+
+
+FRAME_EMBEDDINGS = ("Temporal_pos_embed", "temp_embed", "x_token")  # [1, F, (1,) C]
+JOINT_EMBEDDINGS = ("Spatial_pos_embed", "pos_embed")  # [1, 17, C]
+
+
+def frame_waves(frames: int, channels: int) -> Tensor:
+    """[frames, channels] sines and cosines of the frame number, wave lengths from 4 frames to 4 windows; variance about 1."""
+    count = (channels + 1) // 2
+    waves = 2 * torch.pi / torch.logspace(np.log10(4.0), np.log10(4.0 * max(frames, 2)), count)
+    angle = torch.arange(frames)[:, None] * waves
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :channels] * 2**0.5
+
+
+@torch.no_grad()
+def start_weights(model: PrunableHost, init: str | Path | None, embed_std: float = 0.0, seed: int = 0) -> str:
+    """Weights to start a training from; returns what was done, for the log.
+
+    The published start of the embeddings is zero or nearly so. Hours of training find out from there which joint and frame a
+    token is; minutes do not.
+
+    Args:
+        init: folder of save_pretrained. Tensors of the same name and shape are copied; the rest keeps its start.
+        embed_std: deviation of the embeddings that `init` does not give: random ones of the joints, waves
+            (`frame_waves`) of the frames and of TRA's queries.
+    """
+    from ..models import load_pretrained
+
+    own = model.state_dict()
+    given = {} if init is None else load_pretrained(init).state_dict()
+    fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
+    if init is not None and not fits:
+        raise ValueError(f"--init {init}: none of its tensors fits this model")
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in own.items():
+        if name in fits:
+            value.copy_(given[name])
+        elif embed_std and name in JOINT_EMBEDDINGS:
+            value.copy_(torch.randn(value.shape, generator=generator) * embed_std)
+        elif embed_std and name in FRAME_EMBEDDINGS:
+            value.copy_(frame_waves(value.shape[1], value.shape[-1]).reshape(value.shape) * embed_std)
+    if init is None:
+        return ""
+    kept = [name for name in own if name not in fits]
+    fresh = f", {len(kept)} start anew: {', '.join(kept[:12])}" if kept else ""
+    return f"{init}: {len(fits)} of {len(own)} tensors taken{fresh}\n"
 
 
 class PoseLifting:
@@ -83,18 +136,19 @@ class PoseLifting:
         config: PoseDataConfig,
         seed: int = 0,
     ) -> None:
-        shared = {_person(c) for c in train} & {_person(c) for c in validation} - {""}
+        shared = {c.subject for c in train} & {c.subject for c in validation} - {""}
         if shared:
             raise ValueError(f"PoseLifting: subjects {sorted(shared)} are in both training and validation")
         if not train or not validation:
             raise ValueError(f"PoseLifting: needs training and validation data, got {len(train)} and {len(validation)} clips")
         self.model, self.config, self.seed = model, config, seed
         self.frames, self.channels = model.config.frames, model.in_channels
-        resample = lambda items: [m.resampled(config.fps) if isinstance(m, Motion) else m for m in items]
-        self.train_items = resample(train)
+        if config.zoom < 1:
+            raise ValueError(f"PoseLifting: zoom must be at least 1, got {config.zoom}")
+        self.train_items = resampled(train, config.fps)
         lengths = np.array([_length(m) for m in self.train_items], np.float64)
         self.share = lengths / lengths.sum()
-        self.validation = film(resample(validation), config.noise_px, seed=seed + 1)
+        self.validation = film(resampled(validation, config.fps), config.noise_px, seed=seed + 1)
         self.loss_fn = host_loss(model)
 
     def window(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,6 +169,11 @@ class PoseLifting:
             keypoints, pose = keypoints[slots], pose[slots]
         if self.config.flip and rng.random() < 0.5:
             keypoints, pose = flip_pose(keypoints), flip_pose(pose)
+        if self.config.zoom > 1 or self.config.shift > 0:
+            reach = np.log(self.config.zoom)
+            place = rng.uniform(-1, 1, 2) * self.config.shift, np.exp(rng.uniform(-reach, reach))
+            keypoints = keypoints.copy()
+            keypoints[..., :2] = keypoints[..., :2] * place[1] + place[0]
         return keypoints, pose
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
@@ -131,97 +190,10 @@ class PoseLifting:
         return meter.result()
 
 
-def _person(item: Motion | PoseClip) -> str:
-    return item.subject
+def resampled(items: Sequence[Motion] | Sequence[PoseClip], fps: float) -> list:
+    """Motions at another frame rate; recorded clips as they are."""
+    return [m.resampled(fps) if isinstance(m, Motion) else m for m in items]
 
 
 def _length(item: Motion | PoseClip) -> int:
     return len(item.joints) if isinstance(item, Motion) else len(item)
-
-
-def film(items: Sequence[Motion] | Sequence[PoseClip], noise_px: float, seed: int, views: int = 1) -> list[PoseClip]:
-    """Motions through `views` random cameras each (fixed by `seed` and the motion's id); recorded clips as they are."""
-    out = []
-    for item in items:
-        if isinstance(item, PoseClip):
-            out.append(item)
-            continue
-        for view in range(views):
-            rng = np.random.default_rng((seed, view, *item.id.encode()))
-            out.append(seen_by_camera(item, rng, noise_px))
-    return out
-
-
-@torch.no_grad()
-def lift_windows(model: PrunableHost, x: Tensor, flip: bool) -> LiftedPose:
-    """Poses of windows [B, F, 17, C]; with `flip` the mean of the plain and the mirrored pass.
-
-    Models that return only the kept frames use the plain pass's frames for the mirrored one, the others choose anew.
-    """
-    lifted = model(x)
-    if not flip:
-        return lifted
-    partial = lifted.index is not None and lifted.pose.shape[1] != x.shape[1]
-    mirrored = model(flip_pose(x), index=lifted.index if partial else None)
-    return LiftedPose((lifted.pose + flip_pose(mirrored.pose)) / 2, lifted.index)
-
-
-def evaluate_clips(
-    model: PrunableHost,
-    clips: Sequence[PoseClip],
-    flip: bool = True,
-    stride: int = 0,
-    limit: int = 0,
-    batch_size: int = 32,
-    pck_joints: Sequence[int] | None = None,
-    device: torch.device | str | None = None,
-) -> PoseMeter:
-    """Errors of a model on clips, as the papers measure them.
-
-    seq2seq: windows of F frames, all their frames count (edge padding included, as the official code does).
-    seq2frame (the model returns only kept frames, incl. the centre): one window per evaluated frame, its centre counts; MPJVE
-    then differences evaluated neighbours, `stride` frames apart.
-
-    Args:
-        stride: frames between windows; 0: F, or 9 for seq2frame (1 evaluates every frame as the papers do).
-        limit: at most this many windows, spread evenly over all clips; 0: all.
-    """
-    model.eval()
-    config = model.config
-    centered = config.pruned and config.recovery == "none" or type(model).__name__ == "Mhformer" and config.recovery == "none"
-    frames, middle = config.frames, (config.frames - 1) // 2
-    device = next(model.parameters()).device if device is None else device
-    jobs = []
-    for number, clip in enumerate(clips):
-        slots = window_indices(len(clip), frames, 1 if centered else (stride or frames))
-        slots = slots[:: stride or 9] if centered else slots
-        if len(slots) == 0:  # a clip shorter than F - stride: one centred window, so that it counts at all
-            slots = window_indices(len(clip), frames, frames)
-        jobs += [(number, s) for s in slots]
-    if limit and len(jobs) > limit:
-        jobs = [jobs[i] for i in np.linspace(0, len(jobs) - 1, limit).round().astype(int)]
-    meter = PoseMeter(pck_joints)
-    collected: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for start in range(0, len(jobs), batch_size):
-        part = jobs[start : start + batch_size]
-        x = np.stack([clips[n].with_channels(model.in_channels).keypoints[s] for n, s in part])
-        lifted = lift_windows(model, torch.from_numpy(x).to(device), flip)
-        for row, (number, slots) in enumerate(part):
-            clip = clips[number]
-            if centered:
-                at = middle if lifted.index is None else int((lifted.index[row] == middle).nonzero()[0, 0])
-                pose, wanted = lifted.pose[row, at : at + 1].cpu(), slots[middle : middle + 1]
-            else:
-                pose, wanted = lifted.pose[row].cpu(), slots
-            keep = slice(None) if clip.valid is None else torch.from_numpy(clip.valid[wanted])
-            pair = pose[keep], torch.from_numpy(clip.pose[wanted])[keep]
-            if len(pair[0]):
-                collected.setdefault(number, []).append(pair)
-    for number, pairs in collected.items():
-        action = clips[number].action
-        if centered:
-            meter.add(action, *(torch.cat(v) for v in zip(*pairs)))
-        else:
-            for pred, target in pairs:
-                meter.add(action, pred, target)
-    return meter

@@ -23,19 +23,34 @@ class View(NamedTuple):
         return (x[..., :2] / x[..., 2:] - self.centre[:, None]) / self.half[:, None]
 
 
-def sample_view(draw: Draw, points: Tensor, difficulty: float) -> View:  # points [B, N, 3] root-centred
-    """A camera 2.5-9 m away and a crop the person fills to 68-92 %; with difficulty some crops cut parts off."""
+class Framing(NamedTuple):
+    distance: tuple[float, float] = (2.5, 9.0)  # metres from the camera
+    fill: tuple[float, float] = (0.68, 0.92)  # share of the crop's side that the subject takes
+    cut: float = 1.0  # how often and how much parts are cut off, times the difficulty
+
+
+PERSON = Framing()
+
+
+def sample_view(
+    draw: Draw,
+    points: Tensor,  # [B, N, 3] root-centred
+    difficulty: float,
+    framing: Framing = PERSON,
+) -> View:
+    """A camera and a crop around the subject; with difficulty some crops cut parts off."""
     d, device = difficulty, points.device
-    distance = 2.5 * (9 / 2.5) ** draw.uniform(1)
+    near, far = framing.distance
+    distance = near * (far / near) ** draw.uniform(1)
     offset = draw.normal(2, std=0.08 * d).clamp(-0.25, 0.25) * distance  # person beside the optical axis
     translation = torch.cat((offset, distance), 1)
-    fill = draw.uniform(1, low=0.68, high=0.92)
+    fill = draw.uniform(1, low=framing.fill[0], high=framing.fill[1])
     jitter = draw.uniform(2, low=-1, high=1) * 0.06 * (0.5 + 0.5 * d)
-    keep = _truncation(draw, d)
+    keep = _truncation(draw, d * framing.cut)
     translation, fill, jitter, keep = (t.to(device) for t in (translation, fill, jitter, keep))
 
     x = points + translation[:, None]
-    plane = x[..., :2] / x[..., 2:].clamp(min=0.3)
+    plane = x[..., :2] / x[..., 2:].clamp(min=0.12 * near)
     low, high = plane.amin(1), plane.amax(1)
     size = high - low
     low, high = low + keep[:, :2] * size, high - keep[:, 2:] * size

@@ -13,7 +13,7 @@ body(pose, betas).vertices minus its pelvis is `vertices`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from .augment import Augment
 from .draw import Draw, stream_seed
 from .poses import PoseBank, sample_pose
 from .rotation import matrix_to_axis_angle
-from .surface import Surface
+from .surface import ClothedSurface, Surface
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -73,6 +73,10 @@ class SynthGenerator:
         torch.Size([8, 3, 128, 128])
     """
 
+    joint_rows: tuple[int, ...] = H36M17_TO_J14
+    """Rows of the regressor that `joints3d` holds."""
+    framing = camera.PERSON
+
     def __init__(
         self,
         body,
@@ -98,7 +102,7 @@ class SynthGenerator:
         self.body, self.image_size, self.seed, self.split = body, image_size, seed, split
         self.difficulty = difficulty
         self.pose_bank, self.bank_share = pose_bank, bank_share
-        self._surface = Surface(body).to(self.device)
+        self._surface = self._make_surface(body).to(self.device)
         self._augment = Augment(self.device)
         self._pool = None
         if backgrounds != "noise":
@@ -125,10 +129,7 @@ class SynthGenerator:
             raise ValueError(f"SynthGenerator.batch: difficulty must be 0..1, got {d}")
         key = (self.seed, self.split, index)
         draw = Draw(batch_size, *key)
-        rotations = sample_pose(draw, d)
-        if self.pose_bank is not None:
-            real = draw.chance(self.bank_share)
-            rotations = torch.where(real[:, None, None, None], self.pose_bank.sample(draw, d), rotations)
+        rotations = self._pose(draw, d)
         betas = draw.normal(self.body.num_betas).clamp(-2.5, 2.5) * (0.6 + 0.4 * d)
         return self._render(draw, rotations.to(self.device), betas.to(self.device), d, stream_seed("pixels", *key))
 
@@ -140,37 +141,35 @@ class SynthGenerator:
         size, body, surface = self.image_size, self.body, self._surface
         noise = torch.Generator(self.device).manual_seed(pixel_seed)
         vertices = body(rotations, betas).vertices
-        joints17 = surface.joints(vertices)
-        pelvis = joints17[:, :1]
-        vertices, joints = vertices - pelvis, (joints17 - pelvis)[:, list(H36M17_TO_J14)]
-        coarse = body.coarse(vertices, 2)
-        view = camera.sample_view(draw, coarse, d)
+        joints = surface.joints(vertices)
+        origin = joints[:, :1]
+        vertices, joints = vertices - origin, (joints - origin)[:, list(self.joint_rows)]
+        coarse = body.coarse(vertices, body.hierarchy.num_levels - 1)
+        view = self._view(draw, coarse, d)
         coarse2d = view.project(coarse)
         joints2d = view.project(joints)
         box = (torch.cat((coarse2d.amin(1), coarse2d.amax(1)), 1) + 1) * (size / 2)
 
-        normals = surface.normals(vertices)
-        outfit = texture.Outfit(draw, surface, self.device)
-        worn = vertices + normals * outfit.thickness(surface)[..., None]
+        worn, normals, caster, paint = self._dress(draw, vertices, rotations)
         seen = (view.project(worn) + 1) * (size / 2)
         depth = worn[..., 2:] + view.translation[:, None, 2:]
         raster = rasterize(torch.cat((seen, depth), -1), surface.faces, size, size)
         mask = torch.where(raster.face_index >= 0, surface.face_part[raster.face_index.clamp(min=0)] + 1, 0)
 
         lights = shading.Lights(draw, self.device)
-        shadow = shading.ShadowMap(lights, surface, body.coarse(worn, 1))
+        shadow = shading.ShadowMap(lights, surface, caster)
         pixels = (raster.face_index >= 0).flatten().nonzero()[:, 0]
         image = pixels // (size * size)
         face = raster.face_index.flatten().index_select(0, pixels)
         corners = surface.faces.index_select(0, face)
         weights = raster.barycentric.view(-1, 3).index_select(0, pixels)
-        count = vertices.shape[1]
+        count = worn.shape[1]
         table = torch.cat((normals, worn), -1).flatten(0, 1)
         rows = table.index_select(0, (corners + image[:, None] * count).flatten()).view(-1, 3, 6)
         normal, point = _weighted(weights, rows).split(3, 1)
-        rest = _weighted(weights, surface.rest.index_select(0, corners.flatten()).view(-1, 3, 3))
+        rest = _weighted(weights, surface.rest.index_select(0, corners.flatten()).view(-1, 3, surface.rest.shape[1]))
         normal = normal / normal.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        colour, _ = texture.albedo(outfit, surface, image, surface.face_part[face].long(), rest)
+        colour = paint(image, surface.face_part[face].long(), rest)
         colour = colour * shading.light_at(lights, image, normal, shadow.lit(image, point))
 
         canvas = self._backdrop(draw, d, noise)
@@ -195,6 +194,36 @@ class SynthGenerator:
             "translation": view.translation,
             "crop": torch.cat((view.centre, view.half), 1),
         }
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the labels in `mask`, from 1 on."""
+        return self._surface.part_names
+
+    # ---- what a subject is: sub-classes (hand.py) have their own ----------------------------------------------------------
+
+    def _make_surface(self, body) -> Surface:
+        return ClothedSurface(body)
+
+    def _pose(self, draw: Draw, d: float) -> Tensor:  # [B, J, 3, 3]
+        rotations = sample_pose(draw, d)
+        if self.pose_bank is not None:
+            real = draw.chance(self.bank_share)
+            rotations = torch.where(real[:, None, None, None], self.pose_bank.sample(draw, d), rotations)
+        return rotations
+
+    def _dress(self, draw: Draw, vertices: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor, Callable]:
+        """What is drawn: vertices and normals [B, V', 3], the mesh that throws the shadow, colour of (image, part, rest)."""
+        normals = self._surface.normals(vertices)
+        outfit = texture.Outfit(draw, self._surface, self.device)
+        worn = vertices + normals * outfit.thickness(self._surface)[..., None]
+        caster = self.body.coarse(worn, 1)
+        return worn, normals, caster, lambda *pixels: texture.albedo(outfit, self._surface, *pixels)[0]
+
+    def _view(self, draw: Draw, coarse: Tensor, d: float) -> camera.View:
+        return camera.sample_view(draw, coarse, d, self.framing)
+
+    # ---- scene -----------------------------------------------------------------------------------------------------------
 
     def _backdrop(self, draw: Draw, d: float, noise: torch.Generator) -> Tensor:  # [B, S, S, 3]
         size = self.image_size

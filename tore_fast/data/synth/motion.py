@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...body.lbs import axis_angle_to_matrix
-from ..mocap import read_motions
+from ..mocap import Motion, read_motions
 from .poses import PoseBank
 from .rotation import matrix_to_axis_angle, turn
 
@@ -43,9 +43,13 @@ def load_pose_bank(paths: Sequence[str | Path], stride: int = 6) -> PoseBank:
 
 
 def _from_motions(path: Path, stride: int) -> list[Tensor]:
-    to_y_up = turn("x", torch.tensor(-90.0))
-    joints = [torch.from_numpy(np.ascontiguousarray(m.joints[::stride], dtype=np.float32)) for m in read_motions(path)]
-    return [pose_from_joints(j @ to_y_up.T) for j in joints]
+    return [motion_rotations(m, stride) for m in read_motions(path)]
+
+
+def motion_rotations(motion: Motion, stride: int = 1) -> Tensor:  # [T, 24, 3, 3]
+    """Every `stride`-th frame of a motion as rotations of a body that stands y up."""
+    joints = torch.from_numpy(np.ascontiguousarray(motion.joints[::stride], dtype=np.float32))
+    return pose_from_joints(joints @ turn("x", torch.tensor(-90.0)).T)
 
 
 def _parameters(path: Path, stride: int, required: bool) -> Tensor | None:  # [T, 24, 3, 3]

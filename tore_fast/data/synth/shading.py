@@ -1,7 +1,7 @@
 """Light: two directional lights, a sky-like ambient term and a soft shadow of the first light.
 
 In: per-pixel normals and positions in camera axes (y down); out: light per pixel. The shadow is a depth map of the
-1,723-vertex mesh seen from the light, compared at four neighbouring texels.
+subject's (coarser) shadow mesh seen from the light, compared at four neighbouring texels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from .draw import Draw
 from .surface import Surface
 
 _MAP = 64  # texels
-_BIAS = 0.035  # metres: garments are inflated and the map's mesh is coarse
 
 
 class Lights:
@@ -45,21 +44,21 @@ def light_at(lights: Lights, image: Tensor, normal: Tensor, lit: Tensor) -> Tens
 
 
 class ShadowMap:
-    """Depth of the body seen along the first light."""
+    """Depth of the subject seen along the first light; surface.shadow_bias covers inflated cloth and a coarse shadow mesh."""
 
-    def __init__(self, lights: Lights, surface: Surface, coarse: Tensor):  # coarse [B, 1723, 3] root-centred
+    def __init__(self, lights: Lights, surface: Surface, mesh: Tensor):  # mesh [B, V, 3] root-centred
         light = lights.direction[:, 0]
         helper = light.new_tensor([0.0, 0.0, 1.0]).expand_as(light)
         right = torch.linalg.cross(light, helper)
         right = right / right.norm(dim=1, keepdim=True).clamp(min=1e-6)
         down = torch.linalg.cross(light, right)
         self.axes = torch.stack((right, down, -light), 2)  # columns; depth grows away from the light
-        seen = coarse @ self.axes
+        seen = mesh @ self.axes
         low, high = seen[..., :2].amin(1), seen[..., :2].amax(1)
         self.low, self.scale = low, (_MAP - 2) / (high - low).amax(1, keepdim=True).clamp(min=0.1)
         texel = (seen[..., :2] - low[:, None]) * self.scale[:, None] + 1
-        self.depth = rasterize(torch.cat((texel, seen[..., 2:]), -1), surface.coarse_faces, _MAP, _MAP).depth.flatten()
-        self.lights = lights
+        self.depth = rasterize(torch.cat((texel, seen[..., 2:]), -1), surface.shadow_faces, _MAP, _MAP).depth.flatten()
+        self.lights, self.bias = lights, surface.shadow_bias
 
     def lit(self, image: Tensor, point: Tensor) -> Tensor:  # [N], [N, 3] root-centred -> [N] in 0..1
         seen = (point[:, None] @ self.axes.index_select(0, image))[:, 0]
@@ -71,5 +70,5 @@ class ShadowMap:
         for dy, wy in ((0, 1 - fy), (1, fy)):
             for dx, wx in ((0, 1 - fx), (1, fx)):
                 index = (image * _MAP + (y0 + dy).clamp(0, _MAP - 1)) * _MAP + (x0 + dx).clamp(0, _MAP - 1)
-                total = total + wx * wy * (self.depth[index] > seen[:, 2] - _BIAS)
+                total = total + wx * wy * (self.depth[index] > seen[:, 2] - self.bias)
         return 1 - self.lights.depth_of_shadow[image] * (1 - total)

@@ -1,6 +1,6 @@
-"""What of a body's surface never changes: faces, part and rest-position tables, the matrix of vertex normals.
+"""What of a subject's surface never changes: faces, part and rest-position tables, the matrix of vertex normals.
 
-In: a Body with part labels; out: tables for texture.py and shading.py.
+In: a Body with part labels; out: tables for texture.py and shading.py. Hands (hand.py) have their own sub-class.
 """
 
 from __future__ import annotations
@@ -18,31 +18,62 @@ LEFT_RIGHT = ("_l", "_r")
 
 
 class Surface(nn.Module):
-    """Buffers only; moves with .to(device)."""
+    """What every subject needs. Buffers only; moves with .to(device).
 
-    def __init__(self, body):
+    Args:
+        faces [F, 3]; shadow_faces: of the (coarser) mesh that throws the shadow.
+        parts: [V] labels that index `part_names`.
+        attributes: [V, 3 + K] rest position and whatever else the paint wants to know at every pixel.
+        regressor: [J, V_body] joints, row 0 the origin; the body's vertices are the first of the V.
+        shadow_bias: metres that a point may lie behind the shadow map's surface and still be lit.
+    """
+
+    def __init__(self, faces, shadow_faces, parts: Tensor, part_names, attributes: Tensor, regressor, shadow_bias: float):
         super().__init__()
-        faces = body.faces()
-        count, num_faces = body.template.shape[0], len(faces)
-        self.part_names = body.part_names
-        if not self.part_names:
-            raise ValueError(f"SynthGenerator: body {body.name} has no part labels to dress it by; use load_body('free')")
+        count, num_faces = len(attributes), len(faces)
+        self.part_names, self.shadow_bias = tuple(part_names), shadow_bias
         self.register_buffer("faces", torch.from_numpy(np.ascontiguousarray(faces, dtype=np.int32)))
         self.register_buffer("_corner", self.faces.T.contiguous())
-        self.register_buffer("coarse_faces", torch.from_numpy(np.ascontiguousarray(body.faces(1), dtype=np.int32)))
+        self.register_buffer("shadow_faces", torch.from_numpy(np.ascontiguousarray(shadow_faces, dtype=np.int32)))
         rows, cols = faces.reshape(-1), np.repeat(np.arange(num_faces), 3)
         incidence = csr_matrix(sp.csr_matrix((np.ones(len(rows), np.float32), (rows, cols)), shape=(count, num_faces)))
         for name, t in zip(incidence._fields, incidence):
             self.register_buffer(f"_inc_{name}", t)
-        for name, t in zip(incidence._fields, csr_matrix(body.topology.regressors["h36m17"])):
+        for name, t in zip(incidence._fields, csr_matrix(regressor)):
             self.register_buffer(f"_joint_{name}", t)
-        parts = body.part_labels.long()
+        parts = parts.long()
         corner = parts[self.faces.long()]
         face_part = torch.where(corner[:, 1] == corner[:, 2], corner[:, 1], corner[:, 0])  # majority of three
         self.register_buffer("face_part", face_part.to(torch.uint8))
         self.register_buffer("vertex_part", parts)
-        rest = body.template.float()
-        self.register_buffer("rest", rest)
+        self.register_buffer("rest", attributes.float())
+
+    def normals(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, V, 3] of length one
+        """Vertex normals, face areas as weights: face normals summed by one sparse matrix."""
+        a, b, c = (vertices.index_select(1, index) for index in self._corner)
+        x1, y1, z1 = (b - a).unbind(-1)
+        x2, y2, z2 = (c - a).unbind(-1)
+        across = torch.stack((y1 * z2 - z1 * y2, z1 * x2 - x1 * z2, x1 * y2 - y1 * x2), -1)
+        total = mesh_upsample(across, self._incidence())
+        return total / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+    def _incidence(self):
+        return CsrMatrix(*(getattr(self, f"_inc_{name}") for name in CsrMatrix._fields))
+
+    def joints(self, vertices: Tensor) -> Tensor:  # [B, V_body, 3] -> [B, J, 3]
+        """Joints by the body's regressor, as a sparse product."""
+        return mesh_upsample(vertices, CsrMatrix(*(getattr(self, f"_joint_{name}") for name in CsrMatrix._fields)))
+
+
+class ClothedSurface(Surface):
+    """The free body's surface with the tables that texture.py dresses it by."""
+
+    def __init__(self, body):
+        if not body.part_names or "h36m17" not in body.topology.regressors:
+            raise ValueError(f"SynthGenerator: body {body.name} has no part labels to dress it by; use load_body('free')")
+        super().__init__(body.faces(), body.faces(1), body.part_labels, body.part_names, body.template,
+                         body.topology.regressors["h36m17"], shadow_bias=0.035)  # fmt: skip
+        rest, parts = self.rest, self.vertex_part
         joint = {n: body.joints[i] for i, n in enumerate(body.joint_names)}
         head = rest[self._is("skin_head")[parts]]
         nose = head[head[:, 2].argmax()]
@@ -68,19 +99,3 @@ class Surface(nn.Module):
     def _is(self, *stems: str) -> Tensor:  # [P] bool
         names = [n[:-2] if n.endswith(LEFT_RIGHT) else n for n in self.part_names]
         return torch.tensor([n in stems for n in names])
-
-    def normals(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, V, 3] of length one
-        """Vertex normals, face areas as weights: face normals summed by one sparse matrix."""
-        a, b, c = (vertices.index_select(1, index) for index in self._corner)
-        x1, y1, z1 = (b - a).unbind(-1)
-        x2, y2, z2 = (c - a).unbind(-1)
-        across = torch.stack((y1 * z2 - z1 * y2, z1 * x2 - x1 * z2, x1 * y2 - y1 * x2), -1)
-        total = mesh_upsample(across, self._incidence())
-        return total / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-
-    def _incidence(self):
-        return CsrMatrix(*(getattr(self, f"_inc_{name}") for name in CsrMatrix._fields))
-
-    def joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, 17, 3]
-        """Human3.6M joints by the body's regressor, as a sparse product."""
-        return mesh_upsample(vertices, CsrMatrix(*(getattr(self, f"_joint_{name}") for name in CsrMatrix._fields)))

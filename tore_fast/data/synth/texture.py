@@ -12,7 +12,7 @@ from torch import Tensor
 from .draw import Draw
 from .surface import HAIR, LOWER, NUM_GARMENTS, SHOES, SKIN, UPPER, Surface
 
-_SKIN_TONES = torch.tensor(
+SKIN_TONES = torch.tensor(
     [[0.97, 0.82, 0.72], [0.91, 0.72, 0.58], [0.80, 0.60, 0.45], [0.64, 0.45, 0.32], [0.45, 0.30, 0.21], [0.29, 0.19, 0.14]]
 )
 _HAIR_TONES = torch.tensor([[0.07, 0.06, 0.05], [0.20, 0.13, 0.09], [0.40, 0.26, 0.14], [0.72, 0.56, 0.33], [0.62, 0.60, 0.58]])
@@ -70,9 +70,9 @@ def _colour(draw: Draw, count: int) -> Tensor:  # [B, count, 3]
 
 def _paint(draw: Draw) -> Tensor:  # [B * 5, 17]: colour, second colour, third colour, fu, fv, phases, a, b, c, offset
     b = draw.batch
-    tone = draw.uniform() * (len(_SKIN_TONES) - 1.001)
+    tone = draw.uniform() * (len(SKIN_TONES) - 1.001)
     low = tone.long()
-    skin = torch.lerp(_SKIN_TONES[low], _SKIN_TONES[low + 1], (tone - low)[:, None]) + draw.normal(3, std=0.02)
+    skin = torch.lerp(SKIN_TONES[low], SKIN_TONES[low + 1], (tone - low)[:, None]) + draw.normal(3, std=0.02)
     hair = _HAIR_TONES[draw.integer(len(_HAIR_TONES))] * draw.uniform(1, low=0.7, high=1.2)
     bald = draw.chance(0.08)[:, None]
     hair = torch.where(bald, skin * 0.97, hair)

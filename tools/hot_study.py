@@ -1,0 +1,78 @@
+"""The HoT study of docs/hot.md with one command: trains every row under one budget, measures it on unseen subjects, draws the plots.
+
+    python tools/hot_study.py run --data MOCAP --out runs/hot_study      # about an hour of one core; goes on after a kill
+    python tools/hot_study.py plot --out runs/hot_study --images docs/images
+
+A row is one `tore-fast train hot` command, printed before it runs; rows that have their export are not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+COMMON = (
+    "--train.weight-decay 0.01 --train.clip-norm 1.0 --train.ema 0.98 --train.log-every 25 --train.checkpoint-minutes 1 "
+    "--windows.eval-windows 96 --threads 1"
+)
+# the warm start: many short windows teach single poses, the same weights then start every row of a host
+WARM = f"--train.steps 3000 --train.batch-size 32 --train.lr 4e-3 --train.warmup 50 --train.eval-every 500 --embed-std 1 {COMMON}"
+BUDGET = f"--train.steps 600 --train.batch-size 8 --train.lr 2e-3 --train.warmup 25 --train.eval-every 200 --embed-std 0.5 {COMMON}"
+MIXSTE = "channels 64 depth 4 heads 4 mlp_hidden 128 drop_path 0"
+MOTIONBERT = "channels 64 depth 3 heads 4 mlp_hidden 128 rep_channels 128"
+PRUNED = "frames 27 prune_block 1 keep_frames 9"
+# name -> (registered model, config fields, seed, row whose weights it starts from); the order is that of the training
+ROWS = {
+    "warm_mixste": ("mixste_27", f"{MIXSTE} frames 3", 0, ""),
+    "hot_mixste": ("hot_mixste_27", f"{MIXSTE} {PRUNED}", 0, "warm_mixste"),
+    "mixste": ("mixste_27", f"{MIXSTE} frames 27", 0, "warm_mixste"),
+    "uniform_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning uniform", 0, "warm_mixste"),
+    "tpc_linear": ("hot_mixste_27", f"{MIXSTE} {PRUNED} recovery linear", 0, "warm_mixste"),
+    "tpc_mixste": ("tpc_mixste_27", f"{MIXSTE} {PRUNED}", 0, "warm_mixste"),
+    "attention_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning attention", 0, "warm_mixste"),
+    "motion_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning motion", 0, "warm_mixste"),
+    "tpc_nearest": ("hot_mixste_27", f"{MIXSTE} {PRUNED} recovery nearest", 0, "warm_mixste"),
+    "hot_mixste_seed1": ("hot_mixste_27", f"{MIXSTE} {PRUNED}", 1, "warm_mixste"),
+    "warm_motionbert": ("motionbert_lite_243", f"{MOTIONBERT} frames 3", 0, ""),
+    "hot_motionbert": ("hot_motionbert_243", f"{MOTIONBERT} {PRUNED}", 0, "warm_motionbert"),
+    "motionbert": ("motionbert_lite_243", f"{MOTIONBERT} frames 27", 0, "warm_motionbert"),
+}
+
+
+def train_command(name: str, data: Path, out: Path) -> list[str]:
+    model, fields, seed, start = ROWS[name]
+    return [
+        "-m", "tore_fast", "train", "hot", "--data", str(data), "--model", model, "--train.out", str(out / name), "--train.seed", str(seed),
+        *(BUDGET.split() if start else WARM.split()), *(["--init", str(out / start / "export")] if start else []),
+        "--export", str(out / name / "export"), "--extra", *fields.split(),
+    ]  # fmt: skip
+
+
+def run(data: Path, out: Path, names: list[str]) -> int:
+    failed = []
+    for name in names:
+        if (out / name / "export" / "config.json").is_file():
+            continue
+        command = train_command(name, data, out)
+        print(f"== {name}: python {' '.join(command)}", flush=True)
+        if subprocess.run([sys.executable, *command]).returncode:
+            failed.append(name)
+    print(f"failed: {', '.join(failed)}" if failed else "all rows are there")
+    return 1 if failed else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    train = verbs.add_parser("run")
+    train.add_argument("--data", type=Path, required=True, help="folder with clips.npz + index.json, or BVH / AMC files")
+    train.add_argument("--out", type=Path, default=Path("runs/hot_study"))
+    train.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    args = parser.parse_args()
+    return run(args.data, args.out, args.rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""`tore-fast eval mesh`: errors of a mesh model on a data set, as the papers count them; a stopped run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .eval import device_of, guarded, report, work_folder, write_json
+from .mesh_body import protocol_of
+
+
+@dataclass
+class Args:
+    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
+    process takes a share; the same command goes on after a kill."""
+
+    data: str
+    """A TSV set's yaml, tars, npz, csv/json, or the folder of 3DPW or FreiHAND; `synth`: held-out synthetic images."""
+    model: str = "default"
+    """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
+    checkpoint: str | None = None
+    """Weights: a folder of ours, or an official file."""
+    upstream: str | None = None
+    """Project of an official file (fastmetro, metro, tore, graphormer, hmr2, ...) where its keys do not tell."""
+    body: str = "auto"
+    """auto (free body or hand), or a file/folder with the SMPL or MANO model that the data and the weights speak of."""
+    mesh_data: str | None = None
+    """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
+    protocol: str = "auto"
+    """body, hand, or auto (told by the first item)."""
+    truth: str = "auto"
+    """True joints: annotation, mesh (H36M regressor), mesh_j24 (METRO's own 3DPW labels), or auto."""
+    gendered: bool = False
+    """True meshes by gender (SMPL_MALE/FEMALE beside the neutral file); official numbers use the neutral body."""
+    smpl_head: bool = False
+    """Score the mesh of FastMETRO's SMPL parameter head."""
+    multiscale: bool = False
+    """Hands: METRO's test-time augmentation, 5 scales x 19 turns aligned and averaged (95 passes an item)."""
+    format: str | None = None
+    """Format of the data, where looking does not tell."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Further reader options as KEY VALUE pairs: split, images, box, ..."""
+    json: Path | None = None
+    """Write the metrics here."""
+    pred_json: Path | None = None
+    """Hands: write FreiHAND's pred.json here."""
+    work: Path | None = None
+    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
+    limit: int | None = None
+    """Only the first items."""
+    batch_size: int = 32
+    device: str = "auto"
+    """auto, cpu, cuda ...; under torchrun `auto` takes the process's own GPU."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (autocast)."""
+    workers: int = 2
+    """Processes that read and crop."""
+
+
+def run(args: Args) -> int:
+    return guarded(lambda: _synthetic(args) if args.data == "synth" else _evaluate(args))
+
+
+def _evaluate(args: Args) -> int:
+    from ..data.readers import evaluation_crop, open_dataset
+    from ..eval.evaluate import evaluate, process_rank
+    from ..eval.multiscale import VIEWS, MultiScale, view_crops
+    from ..eval.protocols import HandProtocol, write_freihand_json
+
+    reader = open_dataset(args.data, args.format, **args.options)
+    hand = _is_hand(args, reader)
+    protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
+    model = _model(args, protocol.body)
+    size = getattr(getattr(model, "config", None), "image_size", None) or (256 if args.upstream in ("hmr2", "camerahmr") else 224)
+    work = work_folder(args.work, args.json)
+    label = {"data": args.data, "model": args.checkpoint or args.model}
+    crop = evaluation_crop
+    if args.multiscale:
+        if not hand:
+            raise ValueError("--multiscale is for hands: turned crops mean nothing for un-aligned errors of bodies")
+        model, crop, label = MultiScale(model), view_crops, {**label, "views": len(VIEWS)}
+    result = evaluate(
+        model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=device_of(args.device),
+        precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, crop=crop, label=label,
+    )  # fmt: skip
+    if result is None:
+        return 0  # rank 0 reports
+    metrics, rows = result
+    code = report(metrics, args.json)
+    if args.pred_json is not None:
+        if not isinstance(protocol, HandProtocol):
+            raise ValueError("--pred-json is for hands (FreiHAND)")
+        if metrics["failed"]:
+            raise ValueError(f"--pred-json: FreiHAND wants every item, {len(metrics['failed'])} failed")
+        write_freihand_json(rows, args.pred_json)
+        print(f"{args.pred_json}: {metrics['items']} hands for FreiHAND's evaluator (process {process_rank()[0]})")
+    return code
+
+
+def _is_hand(args: Args, reader) -> bool:
+    if args.protocol not in ("auto", "body", "hand"):
+        raise ValueError(f"--protocol: expected auto, body or hand, got {args.protocol!r}")
+    if args.protocol != "auto":
+        return args.protocol == "hand"
+    if not len(reader):
+        raise ValueError(f"--data {args.data}: no item")
+    first = reader[0]
+    return "hand21" in (first.keypoints_2d_set, first.keypoints_3d_set) or (first.pose is not None and len(first.pose) == 48)
+
+
+def _model(args: Args, body):
+    from ..pipelines.image_to_mesh import load_model
+
+    if args.checkpoint is None:
+        return load_model(args.model)
+    from ..models import from_pretrained
+
+    given = {"mesh_data": args.mesh_data} if args.mesh_data else {}
+    registered = None if args.model == "default" else args.model
+    return from_pretrained(args.checkpoint, args.upstream, model=registered, **given)
+
+
+def _synthetic(args: Args) -> int:
+    from ..body import load_body
+    from ..data.synth import held_out
+    from ..eval.synthetic import evaluate_held_out
+
+    model = _model(args, None).to(device_of(args.device)).eval()
+    if model.mesh.name not in ("free", "free_hand"):
+        raise ValueError(f"--data synth shows the free body or hand, the model speaks of {model.mesh.name!r}")
+    body = load_body(model.mesh.name).to(device_of(args.device))
+    size = getattr(getattr(model, "config", None), "image_size", 224)
+    metrics = {name: evaluate_held_out(model, body, name, image_size=size, images=args.limit) for name in held_out(body)}
+    print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics))
+    for key in next(iter(metrics.values())):
+        print(f"{key:28}" + "".join(f"{values[key]:10.2f}" for values in metrics.values()))
+    write_json(metrics, args.json)
+    return 0
