@@ -45,7 +45,7 @@ def tore_fast(*words: object) -> None:
 
 
 def clips(args) -> None:
-    for split, frames in (("train", 480), ("test", 243)):
+    for split, frames in (("train", 300), ("test", 243)):
         tore_fast("train", "fasthmr_clips", "--data", args.data, "--out", args.out / f"clips_{split}", "--split", split,
                   "--frames", frames)  # fmt: skip
 
@@ -62,7 +62,7 @@ def host(args) -> None:
         return
     tore_fast(
         "train", "fasthmr", "--stage", "host", "--model", "hmr2_vitt", "--data", args.data, "--train.out", folder,
-        "--host.joints-2d", 0.05, "--host.orientation", 0.005, "--host.pose", 0.005, "--host.difficulty", 0.25, "--train.steps", args.host_steps,
+        "--host.joints-2d", 0.05, "--host.orientation", 0.005, "--host.pose", 0.005, "--host.cache", args.out / "stills", "--train.steps", args.host_steps,
         "--train.batch-size", 24, "--train.lr", 6e-4, "--train.warmup", 150, "--train.weight-decay", 0.01,
         "--train.clip-norm", 1.0, "--train.ema", 0.998, "--train.eval-every", 400, "--train.checkpoint-minutes", 3,
     )  # fmt: skip
@@ -76,7 +76,7 @@ def eclm(args) -> None:
 
 
 def tokens(args) -> None:
-    for split, frames in (("train", 480), ("test", 243)):
+    for split, frames in (("train", 300), ("test", 243)):
         tore_fast("train", "fasthmr_clips", "--data", args.data, "--out", args.out / f"clips_{split}", "--split", split,
                   "--frames", frames, "--host", args.out / "eclm" / "model", "--tokens", args.out / f"tokens_{split}",
                   "--keep-tokens", KEEP, "--merge-per-block", PER_BLOCK)  # fmt: skip
