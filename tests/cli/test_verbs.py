@@ -28,7 +28,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("eclm", "--model", "hmr2_vits"): "give --data (to search) or --plan (to apply one)",
     ("lift", "nowhere.json", "--model", "mixste_27"): "nowhere.json: no such file",
     ("eval", "mesh", "--data", "nowhere"): "nowhere: no such file or folder",
-    ("eval", "lift", "--data", "nowhere"): "nowhere",
+    ("eval", "lift", "--model", "mixste_27", "--data", "nowhere"): "nowhere",
     ("synth", "--out", "text.bin", "--n", "2", "--size", "48", "--backgrounds", "noise"): "text.bin",
     ("demo", "--device", "banana"): "expected auto, cpu, cuda",
     ("viz", "tokens", "nowhere.jpg"): "nowhere.jpg",

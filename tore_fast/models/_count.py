@@ -61,6 +61,7 @@ def count_backbone(name: str, stride: int, dilated: bool, height: int, width: in
     return (trunk.num_channels, *count_module(trunk, image))
 
 
+@functools.lru_cache
 def count_model(name: str) -> Counts:
     """Counts of a registered model.
 
