@@ -10,6 +10,8 @@ Respected: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, TORE_FAST_NVCC_FLAGS,
 The torch found at build time lends only its stable-ABI headers, so one build runs with every
 torch >= 2.11, with or without CUDA.
 """
+import ast
+import hashlib
 import importlib.util
 import json
 import os
@@ -134,6 +136,7 @@ def write_build_facts(path: Path, torch: Path, nvcc: str | None) -> None:
 
     version = re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text())
     facts = {
+        "schemas": schemas_id(),
         "torch_headers": version.group(1) if version else "unknown",
         "torch_target": "2.11 (stable ABI)",
         "cxx": first_line(CXX, "--version"),
@@ -143,6 +146,13 @@ def write_build_facts(path: Path, torch: Path, nvcc: str | None) -> None:
     text = f'#pragma once\n#define TORE_FAST_BUILD_FACTS R"json({json.dumps(facts)})json"\n'
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
+
+
+def schemas_id() -> str:
+    """Fingerprint of the op table these kernels are written for; tore_fast/_ext.py compares it when it loads them."""
+    tree = ast.parse((ROOT / "tore_fast" / "ops" / "_schema.py").read_text())
+    table = next(n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "SCHEMAS")
+    return hashlib.sha256("\n".join(ast.literal_eval(table)).encode()).hexdigest()[:12]
 
 
 def find_ninja() -> str:

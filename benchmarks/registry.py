@@ -1,14 +1,20 @@
-"""Finds benchmark cases: every module of ops/ and models/ with a function `cases(device, dtype, quick) -> [Case]`."""
+"""Finds benchmark cases: every module of ops/ and models/ with a function `cases(device, dtype, quick) -> [Case]`.
+
+A module of models/ may also have `sized(device, dtype, quick)`, functions batch -> Case: from each comes one more case, at
+the largest batch a memory budget allows.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 
-from .harness import Case
+from .harness import Case, runner
+from .memory import largest_batch, peak_growth
 
 
 def names(kind: str) -> list[str]:
@@ -31,7 +37,35 @@ def cases(kind: str, only: list[str], device: str, dtype: torch.dtype, quick: bo
     Raises:
         ValueError: an unknown stem.
     """
+    for module in _modules(kind, only):
+        yield from module.cases(device, dtype, quick)
+
+
+def largest_cases(
+    kind: str, only: list[str], device: str, dtype: torch.dtype, quick: bool, budget: int, limit: int
+) -> Iterator[Case]:
+    """For every sized case the largest power of two as batch whose headline contender grows memory by at most `budget` bytes."""
+    for module in _modules(kind, only):
+        for make in module.sized(device, dtype, quick) if hasattr(module, "sized") else ():
+
+            def peak_at(batch: int, make=make) -> int | None:
+                case = make(batch)
+                inputs = case.make_inputs(torch.Generator(device=device).manual_seed(0))
+                call = runner(case, next(c.fn for c in case.contenders if c.headline))
+                if batch == 1:
+                    call(*inputs)  # what is allocated once and kept is not part of a call
+                return peak_growth(lambda: call(*inputs), device)
+
+            batch = largest_batch(peak_at, budget, limit)
+            if batch is None:
+                continue
+            case = make(batch)
+            case.name += " (max)"
+            case.params = {**case.params, "memory_budget_bytes": budget, "batch_limit": limit}
+            yield case
+
+
+def _modules(kind: str, only: list[str]) -> Iterator[ModuleType]:
     check(kind, only)
     for stem in only or names(kind):
-        module = importlib.import_module(f".{kind}.{stem}", __package__)
-        yield from module.cases(device, dtype, quick)
+        yield importlib.import_module(f".{kind}.{stem}", __package__)

@@ -1,6 +1,7 @@
 """`tore-fast bench` and `python -m benchmarks.run`: runs cases, prints a table, writes JSON and a report.
 
-The exit code is 1 when one of our own contenders was wrong.
+The JSON is written again after every case, so a run that is cut off keeps its rows; --append goes on with such a file, or
+adds the rows of a second command to it. The exit code is 1 when one of our own contenders was wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,7 +21,7 @@ import torch
 import tyro
 
 from . import registry, report, roofline
-from .harness import run_case
+from .harness import Case, run_case
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -28,7 +30,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Options:
     """Times the ops or the models of tore_fast against tuned baselines, correctness first."""
 
-    kind: tyro.conf.Positional[Literal["ops", "models"]] = "ops"
+    kind: tyro.conf.Positional[Literal["ops", "models"]]
     """What to benchmark."""
     op: list[str] = field(default_factory=list)
     """Stems to run (ops) or model families (models); default all."""
@@ -39,7 +41,13 @@ class Options:
     baselines: Literal["fast", "all"] = "fast"
     """all: also those that compile for minutes (torch.compile max-autotune, FlexAttention)."""
     json: Path | None = None
-    """Write all numbers here."""
+    """Write all numbers here, after every case."""
+    append: bool = False
+    """Keep the rows that --json holds already (same machine, torch, threads and commit) and run only the missing ones."""
+    max_gb: float = 0.0
+    """models: also the largest power of two as batch whose memory growth stays below this; 0: no such rows."""
+    max_batch: int = 1024
+    """models: but no batch larger than this."""
     report: Path | None = None
     """Write report.md and PNG charts into this folder."""
     threads: int = 0
@@ -91,28 +99,78 @@ def environment(device: str) -> dict:
     return env
 
 
+FACTS = ("device", "gpu", "cpu", "threads", "torch", "tore_fast", "build", "commit")  # equal in all rows of a document
+
+
+def previous(path: Path, environment: dict) -> list[dict]:
+    """Rows of an earlier run at `path`.
+
+    Raises:
+        ValueError: they were taken on another machine, torch, build or commit.
+    """
+    if not path.exists():
+        return []
+    old = json.loads(path.read_text())
+    for fact in FACTS:
+        if old["environment"].get(fact) != environment.get(fact):
+            raise ValueError(
+                f"--append: {path} was taken with {fact} = {old['environment'].get(fact)!r}, this is {environment.get(fact)!r}"
+            )
+    return old["results"]
+
+
+def save(path: Path, document: dict) -> None:
+    """Replaces the file in one step: whoever reads it, or cuts this run, finds a whole document."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(document, indent=1) + "\n")
+    part.replace(path)
+
+
+def all_cases(options: Options, device: str, dtype: torch.dtype) -> Iterator[Case]:
+    yield from registry.cases(options.kind, options.op, device, dtype, options.quick)
+    if options.kind == "models" and options.max_gb > 0:
+        budget = int(options.max_gb * 1e9)
+        yield from registry.largest_cases(options.kind, options.op, device, dtype, options.quick, budget, options.max_batch)
+
+
+def check(options: Options) -> None:
+    """ValueError for options that cannot be done, before anything is measured."""
+    registry.check(options.kind, options.op)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but no CUDA device is visible")
+    if options.append and not options.json:
+        raise ValueError("--append goes on with the file of --json, which was not given")
+    if options.threads < 0 or options.seconds <= 0:
+        raise ValueError(f"--threads and --seconds: expected positive numbers, got {options.threads} and {options.seconds}")
+
+
 def run(options: Options) -> int:
+    check(options)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but no CUDA device is visible")
     if options.threads:
         torch.set_num_threads(options.threads)
     document = {"environment": environment(device), "kind": options.kind, "ceilings": {}, "results": []}
+    if options.append:
+        document["results"] = previous(options.json, document["environment"])
+    done = {report.key(r) for r in document["results"]}
     for name in options.dtype:
         dtype = DTYPES[name]
-        ceilings = roofline.measure(device, dtype)
-        document["ceilings"][name] = ceilings
-        for case in registry.cases(options.kind, options.op, device, dtype, options.quick):
+        ceilings = document["ceilings"][name] = roofline.measure(device, dtype)
+        for case in all_cases(options, device, dtype):
+            if report.key(vars(case) | {"case": case.name, "direction": case.direction, "dtype": name}) in done:
+                continue
             result = run_case(case, seconds=options.seconds, all_baselines=options.baselines == "all")
             result["floor_ms"] = roofline.floor_ms(case.bytes, case.macs, ceilings)
             document["results"].append(result)
             print(report.text_block(result), flush=True)
+            if options.json:
+                save(options.json, document)
     print("\n" + report.markdown(document))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        save(options.json, document)
     if options.report:
         report.write(document, options.report)
     return 1 if any(r["wrong"] for r in document["results"]) else 0

@@ -19,25 +19,25 @@ COMMON = (
 )
 # the warm start: many short windows teach single poses, the same weights then start every row of a host
 WARM = f"--train.steps 3000 --train.batch-size 32 --train.lr 4e-3 --train.warmup 50 --train.eval-every 500 --embed-std 1 {COMMON}"
-BUDGET = f"--train.steps 600 --train.batch-size 6 --train.lr 2e-3 --train.warmup 25 --train.eval-every 200 --embed-std 0.5 {COMMON}"
+BUDGET = f"--train.steps 600 --train.batch-size 8 --train.lr 2e-3 --train.warmup 25 --train.eval-every 200 --embed-std 0.5 {COMMON}"
 MIXSTE = "channels 64 depth 4 heads 4 mlp_hidden 128 drop_path 0"
 MOTIONBERT = "channels 64 depth 3 heads 4 mlp_hidden 128 rep_channels 128"
-PRUNED = "frames 81 prune_block 1 keep_frames 27"
+PRUNED = "frames 27 prune_block 1 keep_frames 9"
 # name -> (registered model, config fields, seed, row whose weights it starts from); the order is that of the training
 ROWS = {
     "warm_mixste": ("mixste_27", f"{MIXSTE} frames 3", 0, ""),
-    "hot_mixste": ("hot_mixste_81", f"{MIXSTE} {PRUNED}", 0, "warm_mixste"),
-    "mixste": ("mixste_81", f"{MIXSTE} frames 81", 0, "warm_mixste"),
-    "uniform_tra": ("hot_mixste_81", f"{MIXSTE} {PRUNED} pruning uniform", 0, "warm_mixste"),
-    "tpc_linear": ("hot_mixste_81", f"{MIXSTE} {PRUNED} recovery linear", 0, "warm_mixste"),
-    "tpc_mixste": ("tpc_mixste_81", f"{MIXSTE} {PRUNED}", 0, "warm_mixste"),
-    "attention_tra": ("hot_mixste_81", f"{MIXSTE} {PRUNED} pruning attention", 0, "warm_mixste"),
-    "motion_tra": ("hot_mixste_81", f"{MIXSTE} {PRUNED} pruning motion", 0, "warm_mixste"),
-    "tpc_nearest": ("hot_mixste_81", f"{MIXSTE} {PRUNED} recovery nearest", 0, "warm_mixste"),
-    "hot_mixste_seed1": ("hot_mixste_81", f"{MIXSTE} {PRUNED}", 1, "warm_mixste"),
+    "hot_mixste": ("hot_mixste_27", f"{MIXSTE} {PRUNED}", 0, "warm_mixste"),
+    "mixste": ("mixste_27", f"{MIXSTE} frames 27", 0, "warm_mixste"),
+    "uniform_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning uniform", 0, "warm_mixste"),
+    "tpc_linear": ("hot_mixste_27", f"{MIXSTE} {PRUNED} recovery linear", 0, "warm_mixste"),
+    "tpc_mixste": ("tpc_mixste_27", f"{MIXSTE} {PRUNED}", 0, "warm_mixste"),
+    "attention_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning attention", 0, "warm_mixste"),
+    "motion_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning motion", 0, "warm_mixste"),
+    "tpc_nearest": ("hot_mixste_27", f"{MIXSTE} {PRUNED} recovery nearest", 0, "warm_mixste"),
+    "hot_mixste_seed1": ("hot_mixste_27", f"{MIXSTE} {PRUNED}", 1, "warm_mixste"),
     "warm_motionbert": ("motionbert_lite_243", f"{MOTIONBERT} frames 3", 0, ""),
     "hot_motionbert": ("hot_motionbert_243", f"{MOTIONBERT} {PRUNED}", 0, "warm_motionbert"),
-    "motionbert": ("motionbert_lite_243", f"{MOTIONBERT} frames 81", 0, "warm_motionbert"),
+    "motionbert": ("motionbert_lite_243", f"{MOTIONBERT} frames 27", 0, "warm_motionbert"),
 }
 
 

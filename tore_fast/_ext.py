@@ -6,11 +6,33 @@ under the schemas of ops/_schema.py, so ops/__init__.py imports that table first
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import json
+import warnings
 
 import torch  # its libraries must be loaded before ours
+
+from .ops._schema import SCHEMAS
+
+# Fingerprint of the op table; setup.py computes the same from the same text and writes it into the binaries.
+SCHEMAS_ID = hashlib.sha256("\n".join(SCHEMAS).encode()).hexdigest()[:12]
+REBUILD = "pip install --no-build-isolation --no-deps . (in a checkout: python setup.py build_ext --inplace)"
+
+
+def _facts(module) -> dict:
+    """Build facts of either binary: `_C` has a function, `_C_cuda` (no pybind11) carries them in its docstring."""
+    text = module.build_info() if hasattr(module, "build_info") else (module.__doc__ or "").partition("\n")[2]
+    return json.loads(text or "{}")
+
+
+def stale_reason(name: str, facts: dict) -> str | None:
+    """Why a binary with these build facts does not fit these sources, or None. (None too for binaries without the fact.)"""
+    found = facts.get("schemas", SCHEMAS_ID)
+    if found == SCHEMAS_ID:
+        return None
+    return f"tore_fast.{name} was built from other sources (op table {found}, these sources have {SCHEMAS_ID}); rebuild: {REBUILD}"
 
 
 def _load(name: str) -> tuple[object | None, str | None]:
@@ -18,9 +40,14 @@ def _load(name: str) -> tuple[object | None, str | None]:
         tool = "nvcc (CUDA_HOME or PATH)" if name == "_C_cuda" else "a C++ compiler (CXX)"
         return None, f"tore_fast.{name} was not built: {tool} was not there at install time, or switched off"
     try:
-        return importlib.import_module(f"tore_fast.{name}"), None
+        module = importlib.import_module(f"tore_fast.{name}")
     except ImportError as e:  # a binary that does not fit this torch: say so, run on the references
         return None, f"tore_fast.{name} is there but does not load into torch {torch.__version__}: {e}"
+    reason = stale_reason(name, _facts(module))
+    if reason is not None:  # its kernels would be called with arguments they do not know
+        warnings.warn(reason, RuntimeWarning, stacklevel=2)
+        return None, reason
+    return module, None
 
 
 cpu_module, cpu_reason = _load("_C")
@@ -32,7 +59,7 @@ else:
 
 def build_info() -> dict:
     """Facts of the installed binary: torch headers, compilers, CUDA architectures; {} when nothing is built."""
-    return {} if cpu_module is None else json.loads(cpu_module.build_info())
+    return {} if cpu_module is None else _facts(cpu_module)
 
 
 _triton_installed = importlib.util.find_spec("triton") is not None  # here: torch.compile cannot trace find_spec

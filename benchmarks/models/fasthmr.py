@@ -6,6 +6,9 @@ compiled, official-style attention without folding); the reduction itself shows 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 
 from tore_fast.layers.mask_tome import MergeConfig
@@ -45,6 +48,12 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
     return [_case(name, batch, device, dtype) for name in names for batch in batches]
 
 
+def sized(device: str, dtype: torch.dtype, quick: bool) -> list[Callable[[int], Case]]:
+    """The same cases as functions of the batch."""
+    names = list(SIZES) if device.startswith("cuda") and not quick else list(SIZES)[:2]
+    return [functools.partial(_case, name, device=device, dtype=dtype) for name in names]
+
+
 def _case(name: str, batch: int, device: str, dtype: torch.dtype) -> Case:
     model_name, overrides = SIZES[name]
 
@@ -59,7 +68,7 @@ def _case(name: str, batch: int, device: str, dtype: torch.dtype) -> Case:
         make_inputs=lambda g: (torch.randn(batch, 3, 256, 256, generator=g, device=device).to(dtype),),
         contenders=[
             Contender("eager", lambda x: plain(x).pose, note="all weights, no folding"),
-            Contender("folded", lambda x: folded(x).pose, ours=True, note="constant query, dead q/k dropped"),
+            Contender("folded", lambda x: folded(x).pose, ours=True, note="constant query, dead q/k dropped", headline=True),
             Contender("folded + compile", lambda x: compiled(x).pose, ours=True, heavy=True),
         ],
         device=device,

@@ -7,7 +7,7 @@ come in pairs with and without TORE (GTR and ITP).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -49,6 +49,14 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
             yield _case(name, batch, device, dtype, image=True)
 
 
+def sized(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Callable[[int], Case]]:
+    """The same cases as functions of the batch."""
+    for name in ("fastmetro_tore_l_r50",) if quick else FEATURE_FED:
+        yield lambda batch, name=name: _case(name, batch, device, dtype, image=False)
+    for name in () if quick else FROM_IMAGE:
+        yield lambda batch, name=name: _case(name, batch, device, dtype, image=True)
+
+
 def _case(name: str, batch: int, device: str, dtype: torch.dtype, image: bool) -> Case:
     torch.manual_seed(0)
     model = create_model(name, **({} if image else {"backbone": None})).to(device, dtype).eval()
@@ -84,7 +92,7 @@ def _case(name: str, batch: int, device: str, dtype: torch.dtype, image: bool) -
         Contender("reference ops", reference, note="the same model on the package's plain torch references"),
         Contender("masked SDPA", masked, note="torch's fused attention with a dense mask"),
         Contender("tore_fast", outputs(model), ours=True),
-        Contender("tore_fast fused", outputs(fused), ours=True, note="model.fuse()"),
+        Contender("tore_fast fused", outputs(fused), ours=True, note="model.fuse()", headline=True),
     ]
     if device == "cuda":
         contenders.append(

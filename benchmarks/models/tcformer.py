@@ -7,6 +7,7 @@ share of the clustering in a forward is the quotient of the two rows of a size.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -47,6 +48,14 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
     return out
 
 
+def sized(device: str, dtype: torch.dtype, quick: bool) -> list[Callable[[int], Case]]:
+    """The forward cases as functions of the batch."""
+    if device == "cpu" and dtype != torch.float32:
+        return []
+    sizes = {n: SIZES[n] for n in ("base 224",)} if quick else SIZES
+    return [lambda batch, n=n, m=m, hw=hw: _forward(n, m, hw, batch, device, dtype) for n, (m, hw, *_) in sizes.items()]
+
+
 def _images(batch: int, size: tuple[int, int], device: str, dtype: torch.dtype):
     return lambda g: (torch.randn(batch, 3, *size, generator=g, device=device).to(dtype),)
 
@@ -65,7 +74,7 @@ def _forward(name: str, model_name: str, size: tuple[int, int], batch: int, devi
         make_inputs=_images(batch, size, device, dtype),
         contenders=[
             Contender("official-style eager", theirs),
-            Contender("tore_fast", ours, ours=True),
+            Contender("tore_fast", ours, ours=True, headline=True),
             Contender("tore_fast, torch.compile", compiled, ours=True, heavy=True),
         ],
         device=device,

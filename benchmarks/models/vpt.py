@@ -6,6 +6,9 @@ change, softmax attention spelled out, TRA's query projected once per joint, tor
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -159,7 +162,7 @@ def _joint_mlp(block, h: list[Tensor]) -> list[Tensor]:
 OFFICIAL_STYLE = {"Mixste": mixste, "Motionbert": motionbert, "Mhformer": mhformer}
 
 
-def _case(name: str, device: str, dtype: torch.dtype) -> Case:
+def _case(name: str, batch: int, device: str, dtype: torch.dtype) -> Case:
     torch.manual_seed(0)
     model = create_model(name).to(device, dtype).eval()
     with torch.no_grad():
@@ -171,9 +174,9 @@ def _case(name: str, device: str, dtype: torch.dtype) -> Case:
     shape, pruned = model_entry(name).input_shape, model.config.pruned
 
     def inputs(generator: torch.Generator):
-        x = torch.randn(1, *shape, generator=generator, device=device).to(dtype)
+        x = torch.randn(batch, *shape, generator=generator, device=device).to(dtype)
         # stands for the official code's random tie-break, large enough that rounding cannot change the kept frames
-        return x, 1e-3 * torch.rand(1, shape[0], generator=generator, device=device)
+        return x, 1e-3 * torch.rand(batch, shape[0], generator=generator, device=device)
 
     def ours(x, noise):
         return model(x, density_noise=noise if pruned else None).pose
@@ -185,11 +188,17 @@ def _case(name: str, device: str, dtype: torch.dtype) -> Case:
     paper = model_entry(name).paper
     limit = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
     return Case(
-        "vpt", name, inputs, contenders, device=device, dtype=dtype, macs=0.0 if paper is None else paper.gmacs * 1e9,
-        items=shape[0] if model.config.output_frames == shape[0] else 1, error_limit=limit,
+        "vpt", name if batch == 1 else f"{name} b{batch}", inputs, contenders, device=device, dtype=dtype,
+        macs=0.0 if paper is None else paper.gmacs * 1e9 * batch,
+        items=batch * (shape[0] if model.config.output_frames == shape[0] else 1), error_limit=limit,
         params={"frames": shape[0], "keep_frames": model.config.keep_frames, "prune_block": model.config.prune_block},
     )  # fmt: skip
 
 
 def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
-    return [_case(name, device, dtype) for name in (QUICK if quick else NAMES)]
+    return [_case(name, 1, device, dtype) for name in (QUICK if quick else NAMES)]
+
+
+def sized(device: str, dtype: torch.dtype, quick: bool) -> list[Callable[[int], Case]]:
+    """The same cases as functions of the batch."""
+    return [functools.partial(_case, name, device=device, dtype=dtype) for name in (QUICK if quick else NAMES)]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from tore_fast.ops import cluster_merge
-from tore_fast.ops.cluster_merge import BACKENDS, why_not
 from tore_fast.ops.reference.cluster_merge import cluster_merge_reference
 
 from ..harness import Case, Contender
@@ -48,17 +47,12 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
             weight = torch.rand(batch, tokens, device=device, generator=generator) + 0.1
             return [x, cluster, weight]
 
-        probe = torch.empty(1, tokens, channels, device=device, dtype=dtype)
         contenders = [
-            *(
-                Contender(f"tore_fast {b}", lambda x, c, w, b=b, m=count: cluster_merge(x, c, m, w, impl=b).merged, ours=True, why_not=why_not(b, probe))
-                for b in BACKENDS
-                if b == device
-            ),
+            Contender("tore_fast", lambda x, c, w, m=count: cluster_merge(x, c, m, w).merged, ours=True),
             Contender("index_add", lambda x, c, w, m=count: cluster_merge_reference(x, c, m, w)[0], note="the official code's way"),
             Contender("one-hot product", one_hot),
             Contender("sort + segment_reduce", segments),
-        ]  # fmt: skip
+        ]
         for backward in (False, True):
             traffic = batch * ((tokens + count) * channels * size + tokens * 16)
             out.append(

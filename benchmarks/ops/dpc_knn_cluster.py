@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from tore_fast.ops import cluster_merge, dpc_knn_cluster
-from tore_fast.ops.dpc_knn_cluster import BACKENDS, why_not
 
 from ..harness import Case, Contender, relative_error
 
@@ -91,15 +90,10 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
         def make(generator, shape=(batch, tokens, channels)):
             return [torch.randn(shape, device=device, generator=generator).to(dtype)]
 
-        probe = torch.empty(1, tokens, channels, device=device, dtype=dtype)
         big = batch * tokens**2 * 4 > 8e9  # the matrices of the tensor versions alone
         reason = "needs several N x N matrices of more than 8 GB" if big else None
         contenders = [
-            *(
-                Contender(f"tore_fast {b}", lambda x, b=b: ours(x, b), ours=True, why_not=why_not(b, probe, K))
-                for b in BACKENDS
-                if b == device
-            ),
+            Contender("tore_fast", ours, ours=True),
             Contender("official sequence", official, note="cdist, top-k, compare, gather, index_add", why_not=reason),
             Contender("one product", one_product, note="baddbmm distances, one-hot merge", why_not=reason),
             Contender("compile(one product)", torch.compile(one_product, fullgraph=True), heavy=True, why_not=reason),

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from tore_fast.ops import MeshTopology, mesh_attention, mesh_topology
-from tore_fast.ops.mesh_attention import BACKENDS, why_not
 from tore_fast.ops.reference.mesh_attention import mesh_attention_reference
 
 from ..harness import Case, Contender
@@ -44,13 +43,7 @@ def sphere_topology(vertices: int, joints: int) -> MeshTopology:
 
 
 def _contenders(topology: MeshTopology, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[Contender]:
-    probe = torch.empty(shape, device=device, dtype=dtype)
     ours = [Contender("tore_fast", lambda q, k, v: mesh_attention(q, k, v, topology), ours=True)]
-    ours += [
-        Contender(f"tore_fast {b}", lambda q, k, v, b=b: mesh_attention(q, k, v, topology, impl=b), ours=True, why_not=why_not(b, probe))
-        for b in BACKENDS
-        if b == device
-    ]
     tokens, scale = shape[2], shape[3] ** -0.5
     allowed = topology.dense_mask()
     padded = -(-tokens // 8) * 8

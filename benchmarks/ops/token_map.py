@@ -7,7 +7,6 @@ from torch import Tensor
 
 from tore_fast.ops import TokenCsr, map2token, token2map, token_csr, token_resample
 from tore_fast.ops.reference.token_map import EPS, cell_mean_reference, cell_pixels
-from tore_fast.ops.token_map import BACKENDS, why_not
 
 from ..harness import Case, Contender
 
@@ -27,16 +26,16 @@ def sparse_product(x: Tensor, src: Tensor, dst: Tensor, num_dst: int) -> Tensor:
     return (matrix @ x.reshape(-1, channels).float()).to(x.dtype).view(batch, num_dst, channels)
 
 
-def ours(kind: str, size: tuple[int, int], tokens: int, impl: str):
+def ours(kind: str, size: tuple[int, int], tokens: int):
     def run(x: Tensor, idx: Tensor, ptr: Tensor, cells: Tensor) -> Tensor:
         csr = TokenCsr(ptr, cells)
         if kind == "token2map":
-            return token2map(x, idx, GRID, size, csr, impl=impl).flatten(2).mT
+            return token2map(x, idx, GRID, size, csr).flatten(2).mT
         if kind == "map2token":
-            return map2token(x.mT.unflatten(2, size), idx, GRID, tokens, csr, impl=impl)
+            return map2token(x.mT.unflatten(2, size), idx, GRID, tokens, csr)
         cell = torch.arange(idx.shape[1], device=x.device).expand_as(idx)
         one = torch.ones(idx.shape, device=x.device)
-        return token_resample(x, idx, cell, idx.shape[1], one, None, csr, impl=impl)
+        return token_resample(x, idx, cell, idx.shape[1], one, None, csr)
 
     return run
 
@@ -69,13 +68,8 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
                 idx = torch.randint(0, tokens, (batch, cells), device=device, generator=generator)
                 return [x, idx, *token_csr(idx, tokens)]
 
-            probe = torch.empty(0, device=device, dtype=dtype)
             contenders = [
-                *(
-                    Contender(f"tore_fast {b}", ours(kind, size, tokens, b), ours=True, why_not=why_not(b, probe))
-                    for b in BACKENDS
-                    if b == device
-                ),
+                Contender("tore_fast", ours(kind, size, tokens), ours=True),
                 Contender("sparse product", theirs(kind, size, tokens, sparse_product), note="the official code's way"),
                 Contender("gather + index_add", theirs(kind, size, tokens, cell_mean_reference)),
             ]

@@ -7,8 +7,13 @@ import time
 
 import pytest
 import torch
-from tore_fast.benchmarks import registry, report, run
+from torch.utils._python_dispatch import TorchDispatchMode
+from tore_fast.benchmarks import harness, memory, registry, report, run
 from tore_fast.benchmarks.harness import Case, Contender, relative_error, run_case
+
+from tore_fast import cli
+
+ENVIRONMENT = dict.fromkeys(("gpu", "triton", "commit", "dirty")) | dict.fromkeys(("cpu", "threads", "torch", "tore_fast", "date"), "x")
 
 
 def make(generator):
@@ -38,6 +43,56 @@ def test_a_wrong_answer_gets_no_time_and_no_ratio():
     assert relative_error(torch.tensor([float("nan")]), torch.zeros(1)) == float("inf")
 
 
+def test_the_ratio_quotes_the_headline_not_the_best_of_ours():
+    mine = [Contender("slow of ours", lambda x: (time.sleep(0.004), x @ x)[1], ours=True, headline=True),
+            Contender("fast of ours", lambda x: x @ x, ours=True)]  # fmt: skip
+    base = Contender("base", lambda x: (time.sleep(0.002), x @ x)[1])
+    result = run_case(Case("square", "64", make, [*mine, base], lambda x: x @ x), seconds=0.05)
+    assert result["ours"] == "slow of ours" and result["speedup"] < 1
+    assert "(loss)" in report.markdown({"environment": ENVIRONMENT, "ceilings": {}, "results": [result]})
+    with pytest.raises(ValueError, match="one of our 2 contenders must be the headline"):
+        Case("square", "64", make, [Contender(c.name, c.fn, ours=True) for c in mine])
+    with pytest.raises(ValueError, match="different names"):
+        Case("square", "64", make, [base, base])
+
+
+def test_every_round_has_its_own_order(monkeypatch):
+    calls = []
+    contenders = [Contender(n, lambda x, n=n: (calls.append(n), time.sleep(0.003), x @ x)[2]) for n in "abcdef"]
+    run_case(Case("square", "64", make, contenders, lambda x: x @ x), seconds=0.001)
+    first = calls[-30:]  # calls of 3 ms are sampled one by one: the last five rounds
+    rounds = [tuple(first[i : i + 6]) for i in range(0, 30, 6)]
+    assert all(sorted(r) == list("abcdef") for r in rounds) and len(set(rounds)) > 1
+    seen = calls[:]
+    calls.clear()
+    run_case(Case("square", "64", make, contenders, lambda x: x @ x), seconds=0.001)
+    assert calls[-30:] == seen[-30:]  # seeded: the next run has the same orders
+
+
+class Log(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stem", registry.names("ops"))
+def test_one_contender_per_code_path(stem):
+    """No two of our contenders dispatch the same operators: one code timed twice lets the better timing win."""
+    for c in registry.cases("ops", [stem], "cpu", torch.float32, True):
+        inputs = c.make_inputs(torch.Generator().manual_seed(0))
+        paths = []
+        for ours in (x for x in c.contenders if x.ours):
+            with Log() as log, torch.no_grad():
+                ours.fn(*inputs)
+            paths.append(tuple(log.names))
+        assert len(set(paths)) == len(paths) >= 1
+        assert sum(x.headline for x in c.contenders) == 1
+
+
 def test_a_loss_is_called_a_loss():
     result = run_case(case(lambda x: (time.sleep(0.02), x @ x)[1]), seconds=0.1)
     assert result["speedup"] < 1 and "SLOWER than slow" in report.text_block(result)
@@ -59,7 +114,7 @@ def test_inputs_are_fresh():
         return x @ x
 
     run_case(case(ours), seconds=0.02)
-    assert len(seen) >= 10
+    assert len(seen) >= 5  # at least five rounds, each starts with another set
 
 
 def test_failing_and_skipped_contenders_are_listed():
@@ -77,7 +132,7 @@ def test_command_writes_json_and_report(tmp_path, capsys):
     assert {"mesh_attention", "pruned_attention", "mesh_upsample", "bipartite_match"} <= set(registry.names("ops"))
     with pytest.raises(ValueError, match="no ops benchmark 'nothing'"):
         list(registry.cases("ops", ["nothing"], "cpu", torch.float32, True))
-    options = run.Options(op=["bipartite_match"], device="cpu", quick=True, seconds=0.02, json=tmp_path / "r.json", report=tmp_path / "report")
+    options = run.Options("ops", op=["bipartite_match"], device="cpu", quick=True, seconds=0.02, json=tmp_path / "r.json", report=tmp_path / "report")
     assert run.run(options) == 0
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["environment"]["torch"] == torch.__version__ and document["ceilings"]["float32"]["macs_per_s"] > 0
@@ -86,3 +141,77 @@ def test_command_writes_json_and_report(tmp_path, capsys):
     assert "| bipartite_match | ViT-H 192 B1" in text and "Losses:" in text
     assert (tmp_path / "report" / "bipartite_match.png").stat().st_size > 1000 or "no charts" in text
     assert "eager, as the official code" in capsys.readouterr().out
+
+
+def test_peak_memory_is_that_of_the_call():
+    size = 64 << 20
+    torch.ones(1 << 20)  # wakes the allocator and the thread pool
+    peak = memory.peak_growth(lambda: torch.ones(size // 4), "cpu")
+    nothing = memory.peak_growth(lambda: torch.ones(4), "cpu")
+    if peak is None:
+        pytest.skip("this system does not tell a process its peak memory")
+    assert 0.9 * size < peak < 1.5 * size and nothing < 0.2 * size
+    result = run_case(Case("ones", "64 MB", make, [Contender("ones", lambda x: torch.ones(size // 4) * x[0, 0], ours=True)],
+                           lambda x: torch.ones(size // 4) * x[0, 0]), seconds=0.01)  # fmt: skip
+    assert result["contenders"][0]["peak_bytes"] > 1.9 * size and "MB" in report.text_block(result)
+
+
+def test_largest_batch_is_a_power_of_two_inside_the_budget():
+    tried = []
+
+    def peak(batch):
+        tried.append(batch)
+        return 100 + 10 * batch
+
+    assert memory.largest_batch(peak, 1000, 1 << 20) == 64  # 128 would be 1380
+    assert memory.largest_batch(peak, 1000, 16) == 16 and memory.largest_batch(peak, 115, 9) == 1
+    assert memory.largest_batch(peak, 50, 8) is None and memory.largest_batch(lambda b: None, 50, 8) is None
+    assert memory.largest_batch(lambda b: b * b, 1000, 1 << 20) == 16  # the line says 256; measured 32 is too large
+    assert max(tried) == 64  # never runs a batch that the line already excludes
+
+
+def test_the_largest_batch_becomes_a_case(monkeypatch):
+    class Module:
+        @staticmethod
+        def sized(device, dtype, quick):
+            yield lambda batch: Case("square", f"b{batch}", lambda g: [torch.randn(batch, 64, 64)],
+                                     [Contender("ours", lambda x: x @ x, ours=True)], items=batch)  # fmt: skip
+
+    monkeypatch.setattr(registry, "_modules", lambda kind, only: [Module])
+    monkeypatch.setattr(registry, "peak_growth", lambda call, device: (call(), 10 * call().shape[0])[1])
+    (found,) = registry.largest_cases("models", [], "cpu", torch.float32, True, 100, 64)
+    assert found.name == "b8 (max)" and found.items == 8 and found.params["memory_budget_bytes"] == 100
+
+
+def test_a_run_that_is_cut_keeps_its_rows_and_goes_on(tmp_path, monkeypatch, capsys):
+    file, timed = tmp_path / "r.json", []
+    options = run.Options("ops", op=["bipartite_match"], device="cpu", quick=True, seconds=0.02, json=file, append=True)
+    real = harness.run_case
+
+    def cut(case, **more):
+        if timed:
+            raise KeyboardInterrupt
+        timed.append(case.name)
+        return real(case, **more)
+
+    monkeypatch.setattr(run, "run_case", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(options)
+    assert [r["case"] for r in json.loads(file.read_text())["results"]] == timed
+    monkeypatch.setattr(run, "run_case", lambda case, **more: (timed.append(case.name), real(case, **more))[1])
+    assert run.run(options) == 0
+    rows = json.loads(file.read_text())["results"]
+    assert [r["case"] for r in rows] == timed and len(set(timed)) == 2  # the second run did not repeat the first row
+    report.main(file)
+    assert (tmp_path / "r.md").read_text().count("| bipartite_match | ViT-H 192") >= 2
+    document = json.loads(file.read_text())
+    document["environment"]["threads"] = 77
+    file.write_text(json.dumps(document))
+    assert run.run(options) == 2 and "threads = 77" in capsys.readouterr().err
+
+
+def test_bench_without_a_kind_says_what_there_is(capsys):
+    with pytest.raises(SystemExit) as e:
+        cli.main(["bench"])
+    text = "".join(capsys.readouterr())
+    assert e.value.code == 2 and "{ops,models}" in text and "--help" in text

@@ -227,7 +227,7 @@ def test_lift_command_failures(tmp_path, capsys):
     got = capsys.readouterr()
     assert "normalisation crop" in got.out and "none.json: no such file" in got.err
     assert command("lift", tmp_path / "none.json", *args) == 2
-    assert command("lift", tmp_path / "a.csv", *args, "--format", "mp4") == 2
+    assert command("lift", tmp_path / "a.csv", *args, "--format", "avi") == 2
     assert command("lift", tmp_path / "a.csv", "--model", "mixste_27", "--out", tmp_path / "out") == 2
     err = capsys.readouterr().err
     assert "--format: expected some of" in err and "give --checkpoint" in err

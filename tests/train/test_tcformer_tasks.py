@@ -13,6 +13,7 @@ from tore_fast.data.topdown import CropAugment, Instance, TopDownDataset
 from tore_fast.models import create_model
 from tore_fast.models.tcformer_heads import BodyParameters
 from tore_fast.train import tcformer as tasks
+from tore_fast.train.stream import items_of_batch
 
 TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1))
 
@@ -34,12 +35,12 @@ def descend(task, steps, batch_size=4, lr=2e-3):
 
 
 def test_stream_is_shuffled_epochs():
-    pairs = [p for i in range(6) for p in tasks.items_of_batch(i, 5, 10, seed=3)]
+    pairs = [p for i in range(6) for p in items_of_batch(i, 5, 10, seed=3)]
     assert [e for e, _ in pairs] == [0] * 10 + [1] * 10 + [2] * 10
     for epoch in range(3):
         assert sorted(i for e, i in pairs if e == epoch) == list(range(10))
     assert [i for _, i in pairs[:10]] != [i for _, i in pairs[10:20]]
-    assert tasks.items_of_batch(1, 5, 10, seed=3) == pairs[5:10]
+    assert items_of_batch(1, 5, 10, seed=3) == pairs[5:10]
 
 
 def test_joints_mse_formula():

@@ -64,7 +64,7 @@ def run(args: Args) -> int:
         name, model = hosts.load_host(args.model)
         if args.plan is not None:
             return _apply(layer_merge, ECLMPlan.load(args.plan), model, name, Path(args.out))
-        found = hosts.picture_crops(args.data, args.boxes, args.limit)
+        found = hosts.picture_crops(args.data, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin)
         joints = hosts.body_joints(args.body, device) if args.measure == "joints" else None
     model = model.to(device).eval()
     model.set_merging(None)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from . import FAILED, arguments, complain
 from .eval import write_json
-
-GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
+from .mesh_body import protocol_of
 
 
 @dataclass
@@ -78,7 +77,7 @@ def _evaluate(args: Args) -> int:
 
     reader = open_dataset(args.data, args.format, **args.options)
     hand = _is_hand(args, reader)
-    protocol = _protocol(args, hand)
+    protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
     model = _model(args, protocol.body)
     size = getattr(getattr(model, "config", None), "image_size", None) or (256 if args.upstream in ("hmr2", "camerahmr") else 224)
     work = args.work or (args.json.with_suffix(".rows") if args.json else Path(".tore_fast_eval"))
@@ -139,41 +138,6 @@ def _is_hand(args: Args, reader) -> bool:
         raise ValueError(f"--data {args.data}: no item")
     first = reader[0]
     return "hand21" in (first.keypoints_2d_set, first.keypoints_3d_set) or (first.pose is not None and len(first.pose) == 48)
-
-
-def _protocol(args: Args, hand: bool):
-    from ..body import load_body
-    from ..eval.protocols import BodyProtocol, HandProtocol
-
-    if hand:
-        body = load_body("free_hand") if args.body == "auto" else load_body("mano", args.body, topology=args.mesh_data)
-        return HandProtocol(body)
-    if args.body == "auto":
-        if args.gendered:
-            raise ValueError("--gendered needs --body: the folder with SMPL_NEUTRAL, SMPL_MALE and SMPL_FEMALE")
-        return BodyProtocol({"neutral": load_body("free")}, args.truth)
-    topology = _topology(args)
-    bodies = {"neutral": load_body("smpl", args.body, topology=topology)}
-    if args.gendered:
-        folder = Path(args.body) if Path(args.body).is_dir() else Path(args.body).parent
-        for gender, stem in GENDER_FILES.items():
-            file = next((folder / f"{stem}{s}" for s in (".pkl", ".npz") if (folder / f"{stem}{s}").is_file()), None)
-            if file is None:
-                raise FileNotFoundError(f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed, get it from its site")
-            bodies[gender] = load_body("smpl", file, topology=topology)
-    return BodyProtocol(bodies, args.truth, args.gendered)
-
-
-def _topology(args: Args):
-    """SMPL's public topology files: the H36M regressor, which the model file lacks, is among them."""
-    import os
-
-    from ..body import load_topology
-
-    folder = args.mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
-    if not folder:
-        raise ValueError("--body with an SMPL file needs --mesh-data: the folder with J_regressor_h36m_correct.npy and mesh files")
-    return load_topology("smpl", folder)
 
 
 def _model(args: Args, body):

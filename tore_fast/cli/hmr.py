@@ -9,9 +9,10 @@ from . import FAILED, arguments, complain
 
 @dataclass
 class Args:
-    """Body motion of the people in a video: npz (AMASS-like), BVH, animated GLB per track.
+    """Body motion of the people in a video: npz (AMASS-like), BVH, animated GLB per track, an mp4 with the bodies drawn in.
 
-    Boxes of tracked people come from any tracker as a file; without boxes the whole frame counts as one person.
+    Boxes of tracked people come from any tracker as a file, or from a detector; without either the whole frame counts as
+    one person.
     An interrupted run goes on where it stopped when started again with the same --out.
     """
 
@@ -24,6 +25,10 @@ class Args:
     """Checkpoint folder of the motion decoder (fasthmr_motion); none: the host's own poses."""
     boxes: str | None = None
     """CSV frame,track,x0,y0,x1,y1 or JSON {"track": [[frame,x0,y0,x1,y1],...]}."""
+    detector: str | None = None
+    """Instead of boxes: MODULE:CALLABLE (frame [H, W, 3] -> boxes [N, 4 or 5]), or torchvision:MODEL (extra `detect`)."""
+    detector_weights: str | None = None
+    """Weights file of a torchvision detector."""
     masks: str | None = None
     """Folder of person masks: FRAME.png or TRACK/FRAME.png."""
     mask_source: str = "auto"
@@ -31,11 +36,13 @@ class Args:
     keep_tokens: int | None = None
     """Merge tokens down to this many (Mask-ToMe; the paper's 90); none: as the model was saved."""
     format: str = "npz"
-    """Comma-separated: npz, bvh, glb."""
+    """Comma-separated: npz, bvh, glb, mp4."""
     fov: float | None = None
     """Vertical field of view in degrees."""
     focal: float | None = None
     """Focal length in pixels."""
+    principal: tuple[float, float] | None = None
+    """Principal point x y in pixels; default: the picture's centre."""
     fps: float | None = None
     """Frames per second; default: the file's, 30 for folders."""
     body: str = "free"
@@ -67,20 +74,28 @@ def run(args: Args) -> int:
 
     from tqdm import tqdm
 
+    from ..data.detect import BoxTracker, load_detector
     from ..data.video import MaskFolder, TrackBoxes, open_video
     from ..layers.mask_tome import MergeConfig
     from ..models._hub import load_pretrained
     from ..models.fasthmr import FastHMRMotion
     from ..pipelines import hosts
     from ..pipelines.image_to_mesh import pick_device
+    from ..pipelines.overlay_video import why_no_mp4, write_overlay
     from ..pipelines.video_to_mesh import FORMATS, HMRPipeline, PipelineOptions
 
     formats = [f.strip() for f in args.format.split(",") if f.strip()]
     with arguments():
         device = pick_device(args.device)
-        bad = [f for f in formats if f not in FORMATS]
+        bad = [f for f in formats if f not in (*FORMATS, "mp4")]
         if bad or not formats:
-            raise ValueError(f"--format: expected a list of {', '.join(FORMATS)}, got {args.format!r}")
+            raise ValueError(f"--format: expected a list of {', '.join(FORMATS)}, mp4, got {args.format!r}")
+        if "mp4" in formats and (reason := why_no_mp4()):
+            raise ValueError(f"--format: {reason}")
+        if args.boxes and args.detector:
+            raise ValueError("--boxes or --detector, not both")
+        # the overlay is drawn from the .npz files
+        per_track = [f for f in FORMATS if f in formats or (f == "npz" and "mp4" in formats)]
         source = open_video(args.video, args.fps)
         boxes = TrackBoxes.read(args.boxes) if args.boxes else None
         folder = MaskFolder(args.masks) if args.masks else None
@@ -92,27 +107,35 @@ def run(args: Args) -> int:
             raise ValueError(f"--motion: {args.motion} is not a motion decoder (fasthmr_motion)")
         options = PipelineOptions(
             batch_size=args.batch_size, chunk_frames=args.chunk, box_rule=args.box_rule, masks=args.mask_source,
-            focal_px=args.focal, fov_deg=args.fov, overlap=args.overlap, noise=args.noise, seed=args.seed,
+            focal_px=args.focal, fov_deg=args.fov, principal_px=args.principal, overlap=args.overlap, noise=args.noise, seed=args.seed,
             betas_mode=args.betas_mode, rotmats=args.rotmats, precision=args.precision,
         )  # fmt: skip
         pipeline = HMRPipeline(host.fold(), hosts.load_named_body(args.body), motion, options, device)
         only = boxes is None or len(boxes.tracks) <= 1
         tracker = None if boxes is None else (lambda i, frame: boxes.at(i))
+        if args.detector:
+            tracker = BoxTracker(load_detector(args.detector, args.detector_weights, device))
 
-        def masks(i, frame, found):
+        def folder_masks(i, frame, found):
             got = {t: folder.at(i, t, only, frame.shape[:2]) for t in found}
             return {t: m for t, m in got.items() if m is not None}
 
         out = Path(args.out)
+        masks = folder_masks if folder else tracker.masks if args.detector else None
         settings = {"model": args.model, "keep": args.keep_tokens, "boxes": args.boxes, "mask_folder": args.masks,
+                    "detector": args.detector, "principal": args.principal and list(args.principal),
                     "precision": args.precision, "fov": args.fov, "focal": args.focal, "limit": args.limit}  # fmt: skip
         with tqdm(desc="frames", unit="frame", disable=args.quiet or None) as bar:
             store = pipeline.encode_video(
-                source, out / ".work", tracker, masks if folder else None, args.limit, settings, lambda i: bar.update(1)
+                source, out / ".work", tracker, masks, args.limit, settings, lambda i: bar.update(1)
             )
         written = []
         for track in tqdm(store.tracks, desc="tracks", disable=args.quiet or None):
-            written += pipeline.decode_track(store, track, out, source.fps, formats)
+            written += pipeline.decode_track(store, track, out, source.fps, per_track)
+        if "mp4" in formats and store.tracks and not (out / "overlay.mp4").exists():
+            files = [p for p in written if p.suffix == ".npz"]
+            with tqdm(desc="overlay", unit="frame", disable=args.quiet or None) as bar, pipeline.timing.stage("overlay"):
+                write_overlay(source, files, pipeline.body, out / "overlay.mp4", args.limit, lambda i: bar.update(1))
     if not store.tracks:
         complain("no box in any frame that was read")
         return FAILED
@@ -121,6 +144,6 @@ def run(args: Args) -> int:
     decoder = "motion decoder" if motion is not None else "host poses"
     print(f"{name}, {len(host.backbone.blocks)} blocks, {tokens}, {decoder}, {args.precision}, {device}")
     print(pipeline.timing.table())
-    for path in written:
+    for path in [*written, *([out / "overlay.mp4"] if "mp4" in formats else [])]:
         print(path)
     return 0

@@ -1,4 +1,4 @@
-"""`tore-fast lift keypoints.json --model FOLDER --out DIR`: 2D keypoints of a clip to 3D poses, BVH and a stick-figure view."""
+"""`tore-fast lift keypoints.json --out DIR`: 2D keypoints of a clip to 3D poses, BVH and a stick-figure view."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from . import FAILED, UsageError, arguments, complain, sentence
 
-FORMATS = ("npz", "bvh", "html", "gif")
+FORMATS = ("npz", "bvh", "html", "gif", "mp4")
 
 
 @dataclass
@@ -19,8 +19,8 @@ class Args:
 
     keypoints: Positional[list[Path]]
     """JSON (COCO results, AlphaPose/Halpe, OpenPose file or folder, {"keypoints": ...}), npz (keypoints) or csv."""
-    model: str
-    """Folder written by `train hot --export`, or a registered name together with --checkpoint."""
+    model: str = "default"
+    """`default` (built in), a folder written by `train hot --export`, or a registered name together with --checkpoint."""
     checkpoint: Path | None = None
     """Official weights (.pth, .bin, .safetensors) of the named model."""
     order: str = "auto"
@@ -28,16 +28,19 @@ class Args:
     person: int | None = None
     """Track id to follow in files with several people."""
     normalise: str = "auto"
-    """image, pixel or crop; auto takes image where the picture size is known, else crop. What was done is printed."""
+    """image, pixel or crop; auto takes what the model was trained for, where that does not say image where the picture size is
+    known, else crop. What was done is printed."""
     width: float | None = None
     """Picture width in pixels, if the file does not say."""
     height: float | None = None
     fps: float | None = None
-    """Frame rate for BVH and views, if the file does not say (default 25)."""
+    """Frame rate, if the file does not say (default 25)."""
+    resample: bool = True
+    """Lift at the frame rate the model was trained at, where both rates are known, and come back to the clip's."""
     out: Path = Path("out")
     """Folder for the results."""
     format: str = "npz,bvh,html"
-    """Any of npz, bvh, html, gif, separated by commas."""
+    """Any of npz, bvh, html, gif, mp4, separated by commas."""
     overlap: float = 0.5
     """Share of frames that neighbouring windows have in common (seq2seq models)."""
     flip: bool = True
@@ -62,33 +65,48 @@ def run(args: Args) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     model.freeze_queries()
     failed = 0
-    for path in args.keypoints:
+    for path, stem in zip(args.keypoints, output_stems(args.keypoints, args.out)):
         try:
-            print(_lift_file(args, model, path, formats))
+            print(_lift_file(args, model, path, stem, formats))
         except (ValueError, OSError) as e:
             failed += 1
             complain(sentence(e))
     return FAILED if failed else 0
 
 
-def _lift_file(args: Args, model, path: Path, formats: tuple[str, ...]) -> str:
+def output_stems(inputs: list[Path], out: Path) -> list[Path]:
+    """OUT/NAME for every input: never an input itself, and not the same for two (a.json, a.csv -> a, a_csv, then a_2, a_3 ...)."""
+    taken = {p.resolve() for p in inputs}
+    stems: list[Path] = []
+    for path in inputs:
+        names = [path.stem, f"{path.stem}_{path.suffix[1:] or '3d'}", *(f"{path.stem}_{n}" for n in range(2, 3 + len(inputs)))]
+        free = lambda s: s not in stems and not any(Path(f"{s}.{f}").resolve() in taken for f in FORMATS)
+        stems.append(next(s for s in (out / n for n in names) if free(s)))
+    return stems
+
+
+def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ...]) -> str:
     import numpy as np
 
     from ..data.bvh import write_bvh
     from ..data.chunking import H36M_JOINTS
     from ..data.keypoints import read_keypoints
-    from ..pipelines.pose_lift import lift_clip, normalise
-    from ..vis.stick_figure import write_gif, write_html
+    from ..pipelines.pose_lift import lift_at_rate, normalise, trained_facts
+    from ..vis.stick_figure import write_gif, write_html, write_mp4
 
     clip = read_keypoints(path, args.order, args.person)
     width, height = args.width or clip.width, args.height or clip.height
-    fps = args.fps or clip.fps or 25.0
-    how = args.normalise if args.normalise != "auto" else "image" if width and height else "crop"
+    known_fps = args.fps or clip.fps
+    fps = known_fps or 25.0
+    facts = trained_facts(args.model)
+    how = args.normalise
+    if how == "auto":
+        how = facts.get("lift_normalise") or ("image" if width and height else "crop")
     x = normalise(clip.keypoints, how, width, height)
+    rate = facts.get("fps") if args.resample and known_fps else None
     start = time.perf_counter()
-    lifted = lift_clip(model, x, args.overlap, args.flip)
+    lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip)
     seconds = time.perf_counter() - start
-    stem = args.out / path.stem
     written = []
     if "npz" in formats:
         np.savez_compressed(
@@ -103,11 +121,17 @@ def _lift_file(args: Args, model, path: Path, formats: tuple[str, ...]) -> str:
         written.append(str(write_html(f"{stem}.html", lifted.pose, fps, path.name, note)))
     if "gif" in formats:
         written.append(str(write_gif(f"{stem}.gif", lifted.pose, fps)))
+    if "mp4" in formats:
+        written.append(str(write_mp4(f"{stem}.mp4", lifted.pose, fps)))
     lines = [
         f"{path}: {len(lifted.pose)} frames, order {clip.order}, normalisation {how}"
         + (f" ({width:g} x {height:g})" if how != "crop" else " (no picture size needed)"),
         f"  {lifted.windows} windows of {model.config.frames} frames in {seconds:.2f} s ({len(lifted.pose) / seconds:.0f} frames/s)",
     ]
+    if rate and rate != fps:
+        lines.append(f"  lifted at {rate:g} frames/s, the model's rate, and brought back to {fps:g}")
+    elif not known_fps:
+        lines.append(f"  note: frame rate unknown (--fps), {fps:g} frames/s are written to the files")
     if clip.filled:
         lines.append(f"  note: {clip.filled} joint positions were not detected and interpolated in time")
     if clip.note:

@@ -1,27 +1,48 @@
-"""`tore-fast train mesh`: an image-to-mesh model on synthetic images, and its export as a checkpoint folder."""
+"""`tore-fast train mesh`: image-to-mesh models on labelled data sets or synthetic images, and their export as a folder."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from ..train.loop import TrainConfig
+from ..train.mesh_labels import LabelConfig
 from ..train.mesh_recovery import MeshRecoveryConfig
 from . import UsageError, arguments
 
 
 @dataclass
 class Args:
-    """Trains an image-to-mesh model on synthetic images of the free body; the same command resumes a stopped run."""
+    """Trains an image-to-mesh model, on synthetic images of the free body or hand or on data sets of yours (--data); the same
+    command resumes a stopped run. --recipe NAME sets everything as a paper did (tore-fast train --list-recipes)."""
 
     model: str = "tore_default"
-    """Registered model (tore-fast list)."""
+    """Registered model (tore-fast list); hand models train on hands."""
+    sets: Annotated[tuple[str, ...], tyro.conf.arg(name="data")] = ()
+    """Data sets, PATH[@WEIGHT][?OPTION=VALUE&...] each, e.g. h36m.yaml@0.5 3dpw@0.2?split=train (docs/data.md lists
+    formats). Without weights all items make one epoch. None: synthetic images."""
+    val: str = ""
+    """Data set of the evaluations while training, PATH[?OPTION=VALUE]."""
+    val_items: int = 2000
+    """At most so many items of it."""
+    body: str = "auto"
+    """auto (free body or hand), or a file/folder with the SMPL or MANO model that the data speak of."""
+    mesh_data: str | None = None
+    """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
+    pretrained_backbone: bool = False
+    """Start from timm's ImageNet weights (fetched once), as all papers do."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
     data: MeshRecoveryConfig = field(default_factory=MeshRecoveryConfig)
+    """Synthetic images."""
     init: Path | None = None
-    """Start from another run's last.pt or best.pt, or a checkpoint folder: every tensor of the same name and shape is taken
-    over."""
+    """Start from another run's last.pt or best.pt, a checkpoint folder or an official file: every tensor of the same name and
+    shape is taken over."""
     threads: int = 0
     """CPU threads of the training process (0: torch's choice)."""
     export: Path | None = None
@@ -33,20 +54,13 @@ class Args:
 def run(args: Args) -> int:
     import torch
 
-    from ..body import load_body
-    from ..data.synth import held_out
-    from ..eval.synthetic import evaluate_held_out
-    from ..models import create_model, model_entry, save_pretrained
-    from ..train.loop import train
-    from ..train.mesh_recovery import MeshRecovery
+    from ..train.loop import local_device, train
 
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.train.seed)
-    with arguments("--model"):
-        if not {"body", "hand"} & set(model_entry(args.model).tags):
-            raise ValueError(f"{args.model}: expected an image-to-mesh model (tore-fast list --tag body, or hand)")
-        model = create_model(args.model, image_size=args.data.image_size)
+    with arguments(f"--model {args.model}"):
+        model, protocol = _model(args)
     out = Path(args.train.out)
     if args.export_only and args.export is None:
         raise UsageError("--export-only needs --export: the folder to write")
@@ -54,43 +68,140 @@ def run(args: Args) -> int:
         raise UsageError(f"--export-only: no last.pt in {out}; expected the --train.out of a run")
     with arguments("--train.out: expected a folder that can be written"):
         out.mkdir(parents=True, exist_ok=True)
-    body = load_body(model.mesh.name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if not args.export_only:
-        task = MeshRecovery(model, body.to(device), args.data, args.train.steps, device)
-        if args.init is not None and not (out / "last.pt").exists():
-            with arguments("--init"):
-                take_over(task.model, args.init)
+        with arguments():
+            task = _labelled(args, model, protocol) if args.sets else _synthetic(args, model, protocol.body, local_device())
+            if args.init is not None and not (out / "last.pt").exists():
+                take_over(task.model, args.init, args.mesh_data)
         train(task, args.train)
-    if args.export is not None:
-        # the last averaged weights, not the best on the held-out set: choosing there would flatter the numbers
-        last = torch.load(out / "last.pt", map_location="cpu", weights_only=True)
-        state = last["ema"]["average"] if last["ema"] else last["model"]
-        weights = {k.removeprefix("model."): v for k, v in state.items() if not k.startswith("head.")}
-        model.load_state_dict(weights)
-        model.cpu().eval()
-        body.cpu()
-        metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in held_out(body)}
-        facts = {"step": last["step"], "data": dataclasses.asdict(args.data), "training": dataclasses.asdict(args.train)}
-        save_pretrained(model, args.export, args.model, torch.float16, metrics=metrics, trained_on=facts)
-        for name, values in metrics.items():
-            print(f"{args.export} ({name}): " + "  ".join(f"{k} {v:.1f}" for k, v in values.items()))
+    if args.export is not None and int(os.environ.get("RANK", 0)) == 0:
+        _export(args, model, protocol)
     return 0
 
 
-def take_over(model, path: Path) -> None:
-    """Copies the tensors of a run's file or of a checkpoint folder that fit `model` by name and shape, and says how many."""
-    from ..models._hub import WEIGHTS_NAME
-    from ..models.convert import read_state_dict
+def _model(args: Args):
+    """The model, and the protocol with the body it speaks of."""
+    from ..models import create_model, model_entry
+    from .mesh_body import protocol_of
 
-    own = model.state_dict()
-    if path.is_dir():
-        prefix = "model." if any(k.startswith("model.") for k in own) else ""  # train-only heads around it
-        state = {prefix + k: v for k, v in read_state_dict(path / WEIGHTS_NAME).items()}
+    tags = model_entry(args.model).tags
+    if not {"body", "hand"} & set(tags):
+        raise ValueError("expected an image-to-mesh model (tore-fast list --tag body, or --tag hand)")
+    hand = "hand" in tags
+    options = {"pretrained_backbone": True} if args.pretrained_backbone else {}
+    if not args.sets:
+        options["image_size"] = args.data.image_size
+    if args.body != "auto":
+        options |= {"mesh": "mano" if hand else "smpl", "mesh_data": args.mesh_data}
+    return create_model(args.model, **options), protocol_of(hand, args.body, args.mesh_data)
+
+
+def _synthetic(args: Args, model, body, device: str):
+    from ..train.mesh_recovery import MeshRecovery
+
+    if args.body != "auto":
+        raise ValueError("--body: synthetic images show the free body or hand; leave it at auto, or give --data")
+    # no worker process may touch the GPU: they render on the CPU; without workers the training process renders on the GPU
+    return MeshRecovery(model, body.to(device), args.data, args.train.steps, device, "cpu" if args.train.workers else device)
+
+
+def _labelled(args: Args, model, protocol):
+    from ..data.readers import open_dataset
+    from ..eval.evaluate import score
+    from ..train.mesh_labels import LabelledMeshes
+
+    sources = [source_of(text) for text in args.sets]
+    weights = [w for _, w, _ in sources]
+    if any(w is None for w in weights) and any(w is not None for w in weights):
+        raise ValueError("--data: give every set a weight (PATH@WEIGHT) or none")
+    readers = [open_dataset(path, **options) for path, _, options in sources]
+    validate = None
+    if args.val:
+        path, _, options = source_of(args.val)
+        held_out = open_dataset(path, **options)
+
+        def validate(model):
+            return score(model, held_out, protocol, image_size=model.config.image_size, batch_size=args.train.batch_size,
+                         limit=args.val_items, smpl_head=getattr(model.config, "smpl_head", False))  # fmt: skip
+
+    return LabelledMeshes(model, protocol.body, readers, None if weights[0] is None else weights, args.labels, args.train.seed, validate)
+
+
+def source_of(text: str) -> tuple[str, float | None, dict[str, str]]:
+    """(path, weight, reader options) of PATH[@WEIGHT][?OPTION=VALUE&...]."""
+    path, _, query = text.partition("?")
+    options = {}
+    for pair in filter(None, query.split("&")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--data {text}: expected OPTION=VALUE after '?', got {pair!r}")
+        options[key] = value
+    head, at, tail = path.rpartition("@")
+    if not at:
+        return path, None, options
+    try:
+        weight = float(tail)
+    except ValueError:
+        return path, None, options  # an @ in the path itself
+    if not weight > 0:
+        raise ValueError(f"--data {text}: the weight must be positive, got {tail}")
+    return head, weight, options
+
+
+def _export(args: Args, model, protocol) -> None:
+    import torch
+
+    from ..data.synth import held_out
+    from ..eval.synthetic import evaluate_held_out
+    from ..models import save_pretrained
+
+    # the last averaged weights, not the best on the held-out set: choosing there would flatter the numbers
+    last = torch.load(Path(args.train.out) / "last.pt", map_location="cpu", weights_only=True)
+    state = last["ema"]["average"] if last["ema"] else last["model"]
+    weights = {k.removeprefix("model."): v for k, v in state.items() if not k.startswith("head.")}
+    model.load_state_dict(weights)
+    model.cpu().eval()
+    facts = {"step": last["step"], "training": dataclasses.asdict(args.train)}
+    if args.sets:
+        facts |= {"data": list(args.sets), "labels": dataclasses.asdict(args.labels)}
+        metrics = {args.val: _labelled(args, model, protocol).evaluate(model)} if args.val else {}
     else:
-        state = read_state_dict(path)
+        body = protocol.body.cpu()
+        facts["data"] = dataclasses.asdict(args.data)
+        metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in held_out(body)}
+    save_pretrained(model, args.export, args.model, torch.float16, metrics=metrics, trained_on=facts)
+    for name, values in metrics.items():
+        print(f"{args.export} ({name}): " + "  ".join(f"{k} {v:.1f}" for k, v in values.items()))
+
+
+def take_over(model, path: Path, mesh_data: str | None = None) -> None:
+    """Copies the tensors of a run, a checkpoint folder or an official file that fit `model` by name and shape; says how many."""
+    own = model.state_dict()
+    prefix = "model." if any(k.startswith("model.") for k in own) else ""  # train-only heads around it
+    state = _tensors_of(path, prefix, mesh_data)
     fit = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     if not fit:
-        raise ValueError(f"{path}: none of its {len(state)} tensors fits the model")
+        raise ValueError(f"--init {path}: none of its {len(state)} tensors fits the model")
     model.load_state_dict({**own, **fit})
     print(f"{path}: {len(fit)} of {len(own)} tensors taken over")
+
+
+def _tensors_of(path: Path, prefix: str, mesh_data: str | None) -> dict:
+    import torch
+    from safetensors.torch import load_file
+
+    from ..models import from_pretrained
+    from ..models._hub import WEIGHTS_NAME
+
+    if path.is_dir():
+        return {prefix + k: v for k, v in load_file(path / WEIGHTS_NAME).items()}
+    if not path.is_file():
+        raise FileNotFoundError(f"--init {path}: no such file or folder")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # an official file may hold more than tensors; its own reader says what is wrong
+        state = None
+    if isinstance(state, dict) and "model" in state and "step" in state:
+        return state["model"]
+    given = {"mesh_data": mesh_data} if mesh_data else {}
+    return {prefix + k: v for k, v in from_pretrained(path, **given).state_dict().items()}

@@ -83,6 +83,15 @@ def blend_windows(windows: np.ndarray, indices: np.ndarray, length: int) -> np.n
     return (total / weight.reshape(-1, *[1] * (total.ndim - 1))).astype(windows.dtype)
 
 
+def at_times(sequence: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Values of sequence [T, ...] at the frame numbers `at` [N] (fractions allowed, clamped), linear between frames."""
+    last = len(sequence) - 1
+    at = np.clip(at, 0, last)
+    low = np.minimum(at.astype(np.int64), max(last - 1, 0))
+    share = (at - low).reshape(-1, *[1] * (sequence.ndim - 1))
+    return ((1 - share) * sequence[low] + share * sequence[np.minimum(low + 1, last)]).astype(sequence.dtype)
+
+
 def flip_pose(x):
     """Mirror image of poses or keypoints [..., 17, C] (numpy or torch): x negated, left and right swapped."""
     flipped = x[..., list(FLIP_ORDER), :]

@@ -29,12 +29,13 @@ class Square(NamedTuple):
     side: float
 
 
-def square_of_box(box: Sequence[float], rule: str = "hmr2") -> Square:
+def square_of_box(box: Sequence[float], rule: str = "hmr2", margin: float = 1.0) -> Square:
     """Square crop of a box (x0, y0, x1, y1).
 
     Args:
         rule: "hmr2" grows the shorter side to 192:256 first, so that cutting 32 columns per side keeps the box;
             "tight" is CameraHMR's demo: the longer side, wide boxes lose their sides.
+        margin: side over that side (HMR2Config.box_margin).
 
     Example:
         >>> square_of_box((0, 0, 192, 100))
@@ -47,7 +48,7 @@ def square_of_box(box: Sequence[float], rule: str = "hmr2") -> Square:
     if not (w > 0 and h > 0 and math.isfinite(w * h)):
         raise ValueError(f"square_of_box: box must be x0 < x1 and y0 < y1, got {tuple(box)}")
     side = max(h, w * 4 / 3) if rule == "hmr2" else max(w, h)
-    return Square((x0 + x1) / 2, (y0 + y1) / 2, side)
+    return Square((x0 + x1) / 2, (y0 + y1) / 2, side * margin)
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
@@ -121,18 +122,18 @@ def as_tensor(picture: np.ndarray | Tensor, device=None) -> Tensor:
     return picture.to(device) if device is not None else picture
 
 
-def person_crops(picture: Tensor, squares: Sequence[Square], antialias: bool = True) -> Tensor:
-    """Normalised crops [P, 3, 256, 256] of one frame."""
+def person_crops(picture: Tensor, squares: Sequence[Square], antialias: bool = True, size: int = CROP_PX) -> Tensor:
+    """Normalised crops [P, 3, size, size] of one frame."""
     if not squares:
-        return torch.zeros(0, 3, CROP_PX, CROP_PX, device=picture.device)
-    return normalise(torch.stack([warp_square(picture, s, antialias=antialias) for s in squares]))
+        return torch.zeros(0, 3, size, size, device=picture.device)
+    return normalise(torch.stack([warp_square(picture, s, size, antialias) for s in squares]))
 
 
-def mask_crop(mask: Tensor, square: Square, antialias: bool = True) -> Tensor:
-    """Person mask of a frame [H, W] (bool, 0/1 or 0/255) warped like the crop -> [256, 256] in 0..1."""
+def mask_crop(mask: Tensor, square: Square, antialias: bool = True, size: int = CROP_PX) -> Tensor:
+    """Person mask of a frame [H, W] (bool, 0/1 or 0/255) warped like the crop -> [size, size] in 0..1."""
     if mask.dim() != 2:
         raise ValueError(f"mask_crop: mask must be [H, W], got {list(mask.shape)}")
-    return warp_square((mask > 0).to(torch.uint8)[..., None], square, antialias=antialias)[0]
+    return warp_square((mask > 0).to(torch.uint8)[..., None], square, size, antialias)[0]
 
 
 def letterbox(picture: Tensor, size: int = CROP_PX) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 from .amc import read_amc, read_asf
 from .bvh import read_bvh
 from .cameras import detector_noise, random_camera
+from .chunking import at_times
 from .pose_clip import PoseClip, root_relative
 
 # Source joints of the 17 (in H36M order); a tuple is averaged. ASF names are bone ends.
@@ -48,12 +49,8 @@ class Motion:
         if fps == self.fps:
             return self
         count = max(1, int((len(self.joints) - 1) * fps / self.fps) + 1)
-        at = np.arange(count) * self.fps / fps
-        low = np.minimum(at.astype(np.int64), max(len(self.joints) - 2, 0))
-        high = np.minimum(low + 1, len(self.joints) - 1)
-        share = (at - low)[:, None, None]
-        joints = (1 - share) * self.joints[low] + share * self.joints[high]
-        return Motion(self.id, self.subject, self.action, self.split, joints.astype(np.float32), fps)
+        joints = at_times(self.joints, np.arange(count) * self.fps / fps)
+        return Motion(self.id, self.subject, self.action, self.split, joints, fps)
 
 
 def pick_joints(names: list[str], positions: np.ndarray, table: tuple) -> np.ndarray:

@@ -22,7 +22,7 @@ from ..body import Body
 from ..data.image import ImageError
 from ..data.readers import DataError, MissingData, Reader, Record, evaluation_crop
 from .protocols import BodyProtocol, HandProtocol
-from .rows import RowStore
+from .rows import MemoryRows, RowStore
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -149,6 +149,27 @@ def evaluate(
     return result
 
 
+def score(
+    model: nn.Module,
+    reader: Reader,
+    protocol: BodyProtocol | HandProtocol,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    batch_size: int = 32,
+    workers: int = 0,
+    limit: int | None = None,
+    smpl_head: bool = False,
+) -> dict[str, float]:
+    """Means of a model on a data set, by this process alone and with nothing on disk: for validation while training."""
+    count = len(reader) if limit is None else min(limit, len(reader))
+    device = next(model.parameters()).device
+    protocol.body.to(device)
+    store = MemoryRows()
+    _run(model, reader, protocol, store, list(range(count)), image_size, batch_size, device, None, workers, smpl_head)
+    result, _ = _summary(store, reader, protocol, count)
+    return {k: v for k, v in result.items() if isinstance(v, float)} | {"failed": float(len(result["failed"]))}
+
+
 def _join(rank: int, world: int):
     """Process group for the two barriers; results travel by disk, so gloo does on any device."""
     if world == 1 or torch.distributed.is_initialized():
@@ -158,7 +179,7 @@ def _join(rank: int, world: int):
 
 
 @torch.inference_mode()
-def _run(model, reader, protocol, store, indices, image_size, batch_size, device, dtype, workers, smpl_head, crop) -> int:
+def _run(model, reader, protocol, store, indices, image_size, batch_size, device, dtype, workers, smpl_head, crop=evaluation_crop) -> int:
     items = _Items(reader, indices, protocol, image_size, crop)
     loader = torch.utils.data.DataLoader(
         items, batch_size, collate_fn=_collate, num_workers=workers, pin_memory=device.type == "cuda",
@@ -183,7 +204,7 @@ class Incomplete(RuntimeError):
     """Some items have neither a row nor an error: a process died."""
 
 
-def _summary(store: RowStore, reader: Reader, protocol, count: int) -> tuple[dict, dict[str, np.ndarray]]:
+def _summary(store: RowStore | MemoryRows, reader: Reader, protocol, count: int) -> tuple[dict, dict[str, np.ndarray]]:
     rows, failed = store.merged(), store.failures()
     keep = rows["index"] < count
     rows = {k: v[keep] for k, v in rows.items()}

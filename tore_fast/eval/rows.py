@@ -85,11 +85,7 @@ class RowStore:
         for path in self._parts():
             with np.load(path) as part:
                 parts.append({k: part[k] for k in part.files})
-        if not parts:
-            return {"index": np.zeros(0, np.int64)}
-        arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-        _, first = np.unique(arrays["index"], return_index=True)
-        return {k: v[first] for k, v in arrays.items()}
+        return _merge(parts)
 
     def failures(self) -> dict[int, str]:
         out: dict[int, str] = {}
@@ -99,6 +95,38 @@ class RowStore:
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.npz"))
+
+
+class MemoryRows:
+    """The same for one process and one go, nothing on disk: validation while training."""
+
+    def __init__(self) -> None:
+        self._parts: list[dict[str, np.ndarray]] = []
+        self._failed: dict[int, str] = {}
+
+    def add(self, index: np.ndarray, rows: dict[str, torch.Tensor]) -> None:
+        arrays = {k: v.detach().float().cpu().numpy() for k, v in rows.items()}
+        self._parts.append({**arrays, "index": np.asarray(index)})
+
+    def fail(self, index: int, reason: str) -> None:
+        self._failed[int(index)] = reason
+
+    def flush(self) -> None:
+        pass
+
+    def merged(self) -> dict[str, np.ndarray]:
+        return _merge(self._parts)
+
+    def failures(self) -> dict[int, str]:
+        return self._failed
+
+
+def _merge(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if not parts:
+        return {"index": np.zeros(0, np.int64)}
+    arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    _, first = np.unique(arrays["index"], return_index=True)
+    return {k: v[first] for k, v in arrays.items()}
 
 
 def _write(path: Path, data: bytes) -> None:

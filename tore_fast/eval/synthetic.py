@@ -36,36 +36,53 @@ def evaluate_held_out(
     total = held.batches * held.batch_size if images is None else min(images, held.batches * held.batch_size)
     device = next(model.parameters()).device
     generator = generator_class(body)(body, image_size, held.seed, held.difficulty, split="test", device=device)
-    regressor, centre = joint_regressor(body, device)
-    rows = {k: [] for k in ("pred", "truth", "vertex", "vertex_pa", "px")}
-    seen = 0
+    errors = HeldOutErrors(body, image_size, device)
     for index in range(-(-total // held.batch_size)):
         batch = generator.batch(index, held.batch_size)
-        n = min(held.batch_size, total - seen)
+        n = min(held.batch_size, total - errors.images)
         out = model(normalize_images(batch["images"][:n]))
-        truth, camera = batch["vertices"][:n], batch["camera"][:n]
-        pred = out.vertices.float()
-        pred_joints, pred = _centred(regressor, pred)
-        truth_joints, truth = _centred(regressor, truth)
-        rows["pred"].append(pred_joints)
-        rows["truth"].append(truth_joints)
-        rows["vertex"].append((pred - truth).norm(dim=-1).mean(1))
-        rows["vertex_pa"].append((similarity_align(pred, truth) - truth).norm(dim=-1).mean(1))
-        px = project(pred_joints, out.camera.float()) - project(truth_joints, camera)
-        rows["px"].append(px.norm(dim=-1).mean(1) * (image_size / 2))
-        seen += n
-    pred, truth = torch.cat(rows["pred"]), torch.cat(rows["truth"])
-    mean = truth.mean(0, keepdim=True).expand_as(truth)
-    return {
-        "mpjpe_mm": _mpjpe(pred, truth, centre),
-        "pa_mpjpe_mm": _error(similarity_align(pred, truth), truth),
-        "mpvpe_mm": 1000 * float(torch.cat(rows["vertex"]).mean()),
-        "pa_mpvpe_mm": 1000 * float(torch.cat(rows["vertex_pa"]).mean()),
-        "joints_2d_px": float(torch.cat(rows["px"]).mean()),
-        "constant_mean_mpjpe_mm": _mpjpe(mean, truth, centre),
-        "mean_pose_pa_mpjpe_mm": _error(similarity_align(mean, truth), truth),
-        "images": float(seen),
-    }
+        errors.add(out.vertices.float(), out.camera.float(), batch["vertices"][:n], batch["camera"][:n])
+    return errors.result()
+
+
+class HeldOutErrors:
+    """Collects predictions batch by batch; `result` is what `evaluate_held_out` returns."""
+
+    def __init__(self, body: Body, image_size: int, device: torch.device | str = "cpu"):
+        self.regressor, self.centre = joint_regressor(body, device)
+        self.image_size, self.images = image_size, 0
+        self._rows: dict[str, list[Tensor]] = {k: [] for k in ("pred", "truth", "vertex", "vertex_pa", "px")}
+
+    def add(
+        self,
+        pred: Tensor,  # [B, V, 3] fine vertices, metres
+        pred_camera: Tensor,  # [B, 3]
+        truth: Tensor,  # [B, V, 3]
+        camera: Tensor,  # [B, 3]
+    ) -> None:
+        pred_joints, pred = _centred(self.regressor, pred)
+        truth_joints, truth = _centred(self.regressor, truth)
+        px = project(pred_joints, pred_camera) - project(truth_joints, camera)
+        self._rows["pred"].append(pred_joints)
+        self._rows["truth"].append(truth_joints)
+        self._rows["vertex"].append((pred - truth).norm(dim=-1).mean(1))
+        self._rows["vertex_pa"].append((similarity_align(pred, truth) - truth).norm(dim=-1).mean(1))
+        self._rows["px"].append(px.norm(dim=-1).mean(1) * (self.image_size / 2))
+        self.images += pred.shape[0]
+
+    def result(self) -> dict[str, float]:
+        pred, truth, vertex, vertex_pa, px = (torch.cat(rows) for rows in self._rows.values())
+        mean = truth.mean(0, keepdim=True).expand_as(truth)
+        return {
+            "mpjpe_mm": _mpjpe(pred, truth, self.centre),
+            "pa_mpjpe_mm": _error(similarity_align(pred, truth), truth),
+            "mpvpe_mm": 1000 * float(vertex.mean()),
+            "pa_mpvpe_mm": 1000 * float(vertex_pa.mean()),
+            "joints_2d_px": float(px.mean()),
+            "constant_mean_mpjpe_mm": _mpjpe(mean, truth, self.centre),
+            "mean_pose_pa_mpjpe_mm": _error(similarity_align(mean, truth), truth),
+            "images": float(self.images),
+        }
 
 
 def joint_regressor(body: Body, device: torch.device | str) -> tuple[Tensor, list[int]]:

@@ -8,17 +8,18 @@ Source: HoT, CVPR 2024. Layers: layers/tpc.py, layers/tra.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..data.chunking import flip_pose
-from ..layers.tpc import FrameSelector, gather_frames, motion_score
+from ..layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ..layers.tra import TokenRecovery, interpolate_frames
 
 JOINTS = 17
+TIES = ("index", "strict")
 RECOVERIES = ("none", "tra", "nearest", "linear")
 
 
@@ -63,8 +64,8 @@ def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
     if frames < 1:
         raise ValueError(f"{host}: frames must be positive, got {frames}")
     if not config.pruned:
-        changed = [f for f in ("keep_frames", "recover_frames") if getattr(config, f) is not None]
-        changed += ["recovery"] if config.recovery != "none" else []
+        plain = PruneConfig()
+        changed = [f.name for f in fields(PruneConfig) if getattr(config, f.name) != getattr(plain, f.name)]
         if changed:
             raise ValueError(f"{host}: {', '.join(changed)} given without prune_block, so nothing would be pruned")
         return
@@ -73,6 +74,9 @@ def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
         raise ValueError(f"{host}: prune_block must be in {blocks.start}..{blocks.stop - 1}, got {n}")
     if f is None or not 1 <= f <= frames:
         raise ValueError(f"{host}: keep_frames must be in 1..{frames} (frames), got {f}")
+    for name, allowed in (("pruning", get_args(Pruning)), ("tie", TIES)):
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{host}: {name} must be one of {allowed}, got {getattr(config, name)!r}")
     if config.recovery not in RECOVERIES:
         raise ValueError(f"{host}: recovery must be one of {RECOVERIES}, got {config.recovery!r}")
     if config.recover_frames is not None:

@@ -192,10 +192,11 @@ def _packed_reference(q, k, v, cu_q, cu_k, max_q, max_k, key_bias, scale):
     bias = None if key_bias is None else key_bias[k_rows]
     padded = [t[r].transpose(1, 2) for t, r in ((q, q_rows), (k, k_rows), (v, k_rows))]
     out, lse, _ = pruned_attention_reference(*padded, bias, k_len, q_len, scale)
-    # token t sits in the last item that starts at or before it
+    # token t sits in the last item that starts at or before it; a token beyond the last item in an item of zeros
     token = torch.arange(q.shape[0], device=q.device)
     item = (token[:, None] >= cu_q[None, 1:]).sum(1)
-    slot = token - cu_q[item].long()
+    slot = (token - cu_q[item].long()).clamp(max=max(max_q - 1, 0))
+    out, lse = F.pad(out, (0, 0, 0, 0, 0, 0, 0, 1)), F.pad(lse, (0, 0, 0, 0, 0, 1), value=-torch.inf)
     return out[item, :, slot], lse[item, :, slot].transpose(0, 1)
 
 

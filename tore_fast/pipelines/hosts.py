@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..body import Body, load_body
 from ..data.boxes import boxes_of, read_boxes
-from ..data.hmr2_crop import as_tensor, person_crops, square_of_box
+from ..data.hmr2_crop import CROP_PX, as_tensor, person_crops, square_of_box
 from ..data.image import ImageError, check_box, find_images, read_image
 from ..layers.ik import LEAF_VERTICES
 from ..models._hub import load_pretrained, read_config
@@ -45,14 +45,16 @@ def load_host(source: str) -> tuple[str, nn.Module]:
 class PictureCrops(NamedTuple):
     """Normalised crops and where they were cut."""
 
-    crops: Tensor  # [N, 3, 256, 256]
+    crops: Tensor  # [N, 3, S, S]
     box_center: Tensor  # [N, 2] px
     box_size: Tensor  # [N] px
     image_size: Tensor  # [N, 2] (W, H) px
 
 
-def picture_crops(folder: str, boxes: str | None = None, limit: int | None = None) -> PictureCrops:
-    """Crops of the people in a folder's pictures (whole pictures without boxes), at most `limit`."""
+def picture_crops(
+    folder: str, boxes: str | None = None, limit: int | None = None, size: int = CROP_PX, margin: float = 1.0
+) -> PictureCrops:
+    """Crops of the people in a folder's pictures (whole pictures without boxes), at most `limit`; size, margin: the host's."""
     paths, errors = find_images([folder])
     if errors or not paths:
         raise ImageError(errors[0] if errors else f"{folder}: no picture")
@@ -63,9 +65,9 @@ def picture_crops(folder: str, boxes: str | None = None, limit: int | None = Non
         pixels = read_image(path)
         h, w = pixels.shape[:2]
         found = [(0.0, 0.0, float(w), float(h))] if table is None else (boxes_of(table, path) or [])
-        squares = [square_of_box(check_box(b, w, h, str(path))) for b in found]
+        squares = [square_of_box(check_box(b, w, h, str(path)), margin=margin) for b in found]
         if squares:
-            crops.append(person_crops(as_tensor(pixels), squares))
+            crops.append(person_crops(as_tensor(pixels), squares, size=size))
             windows += [(s.x, s.y, s.side, w, h) for s in squares]
         if limit is not None and len(windows) >= limit:
             break

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..data.cameras import crop_scale_2d, normalise_2d
-from ..data.chunking import blend_windows, covering_indices, window_indices
+from ..data.chunking import at_times, blend_windows, covering_indices, window_indices
 from ..models.hot import LiftedPose, PrunableHost, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
@@ -142,6 +142,33 @@ def lift_clip(
             raise ValueError(f"lift_clip: the model recovers {pose.shape[1]} of {frames} frames; windows cannot be joined")
         pose = blend_windows(pose, slots, length)
     return LiftedClip(pose - pose[:, :1], kept, len(slots))
+
+
+def lift_at_rate(
+    model: PrunableHost,
+    keypoints: np.ndarray,  # [T, 17, 2 or 3], normalised
+    fps: float,
+    model_fps: float,
+    overlap: float = 0.5,
+    flip: bool = True,
+) -> LiftedClip:
+    """`lift_clip` at the model's frame rate: keypoints of `fps` are interpolated to `model_fps`, the poses back.
+
+    `kept` then counts the clip's frame nearest to each kept one.
+    """
+    if fps <= 0 or model_fps <= 0:
+        raise ValueError(f"lift_at_rate: frame rates must be positive, got {fps} and {model_fps}")
+    length = len(keypoints)
+    count = int((length - 1) * model_fps / fps) + 1
+    if fps == model_fps or count < 2:
+        return lift_clip(model, keypoints, overlap, flip)
+    # the last frame of the clip lies at or after the last one of the model's, which is then held
+    at = np.arange(count) * fps / model_fps
+    lifted = lift_clip(model, at_times(keypoints, at), overlap, flip)
+    kept = np.zeros(length, np.int64)
+    np.add.at(kept, np.minimum(at.round().astype(np.int64), length - 1), lifted.kept)
+    pose = at_times(lifted.pose, np.minimum(np.arange(length) * model_fps / fps, count - 1))
+    return LiftedClip(pose, kept, lifted.windows)
 
 
 class PoseStream:

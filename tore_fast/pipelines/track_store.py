@@ -154,3 +154,35 @@ class NpzStream:
         """Removes the temporary files."""
         for file, *_ in self._parts.values():
             file.unlink(missing_ok=True)
+
+
+class NpzRows:
+    """Pieces of the long arrays of a file that NpzStream wrote, read from disk when asked for."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._archive = zipfile.ZipFile(self.path)
+        self._open: dict[str, tuple] = {}
+
+    def array(self, key: str) -> np.ndarray:
+        """A short array, whole."""
+        with self._archive.open(f"{key}.npy") as f:
+            return np.lib.format.read_array(f, allow_pickle=False)
+
+    def rows(self, key: str, first: int, last: int) -> np.ndarray:
+        """Rows first..last-1 (cut to what is there)."""
+        if key not in self._open:
+            f = self._archive.open(f"{key}.npy")
+            np.lib.format.read_magic(f)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(f)
+            self._open[key] = (f, f.tell(), shape, dtype)
+        f, start, shape, dtype = self._open[key]
+        first, last = max(0, first), min(last, shape[0])
+        size = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        f.seek(start + first * size)
+        return np.frombuffer(f.read(max(0, last - first) * size), dtype).reshape(-1, *shape[1:])
+
+    def close(self) -> None:
+        for f, *_ in self._open.values():
+            f.close()
+        self._archive.close()

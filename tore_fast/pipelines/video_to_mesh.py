@@ -67,6 +67,7 @@ class PipelineOptions:
     masks: str = "auto"  # ellipse | none | auto: given masks, else none
     focal_px: float | None = None
     fov_deg: float | None = None  # vertical
+    principal_px: tuple[float, float] | None = None  # default: the picture's centre
     overlap: int = 0
     max_gap: int = 15
     noise: str = "seeded"
@@ -162,9 +163,12 @@ class HMRPipeline:
             return float(camera.focal_from_fov(fov.clamp(0.05, 3.0), h)[0])
         return float(camera.default_focal(torch.tensor([[float(w), float(h)]]))[0])
 
+    def _square(self, box: Sequence[float]) -> Square:
+        return square_of_box(box, self.options.box_rule, self.host.config.box_margin)
+
     def _crops(self, frame: np.ndarray, squares: list[Square], masks: list[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
         picture = as_tensor(frame, self.device)
-        crops = person_crops(picture, squares)
+        crops = person_crops(picture, squares, size=self.host.config.img_size[0])
         if self.host.backbone.merging is None or self.options.masks == "none":
             return crops, None
         size = crops.shape[-1]
@@ -180,7 +184,7 @@ class HMRPipeline:
                     self._warned = True
                 rows.append(ellipse_mask(1, size, size, self.device)[0])
             else:
-                rows.append(mask_crop(as_tensor(mask, self.device), square))
+                rows.append(mask_crop(as_tensor(mask, self.device), square, size=size))
         return crops, torch.stack(rows)
 
     def _check_budget(self, masks: Tensor | None) -> None:
@@ -219,7 +223,7 @@ class HMRPipeline:
         for n, frame in enumerate(images):
             h, w = frame.shape[:2]
             own = [(0.0, 0.0, float(w), float(h))] if boxes is None else list(boxes[n])
-            squares = [square_of_box(b, self.options.box_rule) for b in own]
+            squares = [self._square(b) for b in own]
             if not squares:
                 results.append([])
                 continue
@@ -259,7 +263,8 @@ class HMRPipeline:
         """Stage 1: every person of every frame through the host; rows in `work`, resumed if they are there.
 
         Args:
-            tracker: (frame number, frame) -> {track: box}; None takes the whole frame as one person.
+            tracker: (frame number, frame) -> {track: box}; None takes the whole frame as one person. With `state()` and
+                `restore()` (data/detect.py:BoxTracker) its memory is saved too, so resumed runs keep the track numbers.
             masks: (frame number, frame, boxes) -> {track: [H, W] mask}; tracks without one get an ellipse.
             limit: stop after this many frames.
         """
@@ -268,6 +273,14 @@ class HMRPipeline:
         store = TrackStore(work, self.host.config.decoder_dim, facts)
         if store.finished:
             return store
+        if hasattr(tracker, "restore") and "tracker" in store.facts:
+            tracker.restore(store.facts["tracker"])
+
+        def commit(next_frame: int, finished: bool = False) -> None:
+            if hasattr(tracker, "state"):
+                store.facts["tracker"] = tracker.state()
+            store.commit(next_frame, finished)
+
         pending: list[tuple[int, int, tuple, Square, tuple[int, int], Tensor, Tensor | None]] = []
         timing, last = self.timing, store.next_frame
         frames = source.frames(store.next_frame)
@@ -281,11 +294,12 @@ class HMRPipeline:
                 store.facts["focal"] = self.focal(frame)
                 store.facts["image_size"] = [frame.shape[1], frame.shape[0]]
             h, w = frame.shape[:2]
-            boxes = {0: (0.0, 0.0, float(w), float(h))} if tracker is None else tracker(index, frame)
+            with timing.stage("detect"):
+                boxes = {0: (0.0, 0.0, float(w), float(h))} if tracker is None else tracker(index, frame)
             with timing.stage("crop", self.device):
                 if boxes:
                     tracks = sorted(boxes)
-                    squares = [square_of_box(boxes[t], self.options.box_rule) for t in tracks]
+                    squares = [self._square(boxes[t]) for t in tracks]
                     found = masks(index, frame, boxes) if masks is not None else {}
                     crops, mask = self._crops(frame, squares, [found.get(t) for t in tracks])
                     for i, t in enumerate(tracks):
@@ -295,11 +309,11 @@ class HMRPipeline:
             if len(pending) >= self.options.batch_size or last - store.next_frame >= self.options.chunk_frames:
                 self._flush(store, pending)
                 if last - store.next_frame >= self.options.chunk_frames:
-                    store.commit(last)
+                    commit(last)
             if on_frame is not None:
                 on_frame(index)
         self._flush(store, pending)
-        store.commit(last, finished=True)
+        commit(last, finished=True)
         return store
 
     def _flush(self, store: TrackStore, pending: list) -> None:
@@ -370,7 +384,8 @@ class HMRPipeline:
                 with self.timing.stage("write", device):
                     square, image = every("square", start, end), every("image", start, end)
                     focal = every("focal", start, end)
-                    trans = camera.full_translation(every("cam", start, end), square[:, :2], square[:, 2], image, focal)
+                    principal = None if o.principal_px is None else square.new_tensor([o.principal_px])
+                    trans = camera.full_translation(every("cam", start, end), square[:, :2], square[:, 2], image, focal, principal)
                     own = shape if o.betas_mode == "median" else every("betas", start, end)
                     posed = self.body(rotations, own[:, : self.body.num_betas].expand(len(rotations), -1), trans, self._coarse)
                     frames = torch.arange(first + start, first + end)
@@ -445,6 +460,8 @@ class HMRPipeline:
         o, stream = self.options, NpzStream(path, count)
         w, h = store.facts["image_size"]
         k = camera.intrinsics(torch.tensor([float(store.facts["focal"])]), torch.tensor([[float(w), float(h)]]))[0]
+        if o.principal_px is not None:
+            k[:2, 2] = torch.tensor(o.principal_px)
         facts = {
             "track_id": track, "cam_K": k.numpy(), "mocap_framerate": float(fps), "gender": "neutral",
             "model": self.body.name, "image_size": np.array([w, h], np.int32),

@@ -102,6 +102,15 @@ class Task(Protocol):
         """Metrics on the held-out split."""
 
 
+def local_device() -> str:
+    """This process's device, as a Task needs it before the loop starts: its own GPU under torchrun, else cuda or cpu."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
+
+
 def with_epochs(task: Task, config: TrainConfig) -> TrainConfig:
     """`config` with its epochs as steps; the task hears how many steps an epoch has.
 

@@ -64,10 +64,14 @@ TORE_FASTMETRO_SURFACE = replace(
 TORE_METRO = replace(
     METRO, surface=1.0, edge=1.0, edge_prior=0.0, normal=0.1, surface_level=2, per_face=True, edge_eps=1e-6
 )
+# our extensions: the hand's levels and origin, the wrist, with TORE's weights
+TORE_FASTMETRO_HAND = replace(TORE_FASTMETRO, levels=(0.5, 0.5), origin=(0,))
+TORE_METRO_HAND = replace(TORE_METRO, levels=(0.5, 0.5), origin=(0,), surface_level=1)
 PRESETS = {
     "fastmetro": FASTMETRO, "fastmetro_hand": FASTMETRO_HAND, "metro": METRO, "metro_hand": METRO_HAND,
     "graphormer": METRO, "graphormer_hand": METRO_HAND, "tore_fastmetro": TORE_FASTMETRO,
     "tore_fastmetro_surface": TORE_FASTMETRO_SURFACE, "tore_metro": TORE_METRO,
+    "tore_fastmetro_hand": TORE_FASTMETRO_HAND, "tore_metro_hand": TORE_METRO_HAND,
 }  # fmt: skip
 
 

@@ -47,10 +47,18 @@ class MeshRecovery:
 
     best_metric = "hard_pa_mpjpe_mm"
 
-    def __init__(self, model: nn.Module, body: Body, config: MeshRecoveryConfig, total_steps: int, device: str = "cpu"):
+    def __init__(
+        self,
+        model: nn.Module,
+        body: Body,
+        config: MeshRecoveryConfig,
+        total_steps: int,
+        device: str = "cpu",
+        render_device: str | None = None,  # "cpu" where worker processes make the batches; None: `device`
+    ):
         self.body, self.config, self.total_steps, self.device = body, config, total_steps, device
         self.dense = config.heatmap_weight > 0 or config.part_weight > 0
-        self.generator = generator_class(body)(body, config.image_size, config.data_seed, device=device)
+        self.generator = generator_class(body)(body, config.image_size, config.data_seed, device=render_device or device)
         self.regressor, _ = joint_regressor(body, device)
         parts = len(self.generator.part_names)
         self.model = DenseSupervision(model, len(self.regressor) - 1, parts) if self.dense else model

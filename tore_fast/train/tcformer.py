@@ -21,18 +21,7 @@ from ..data.wholebody import PARTS
 from ..eval.nme import nme, nme_report
 from ..eval.oks import WHOLEBODY_SIGMAS, KeypointTable, extent_area, oks_nms, rescore, wholebody_ap
 from ..models.tcformer_heads import BodyParameters
-
-
-def items_of_batch(index: int, batch_size: int, count: int, seed: int) -> list[tuple[int, int]]:
-    """(epoch, item) pairs of batch `index` of an endless stream of shuffled epochs over `count` items."""
-    pairs, orders = [], {}
-    for n in range(index * batch_size, (index + 1) * batch_size):
-        epoch, place = divmod(n, count)
-        if epoch not in orders:
-            orders[epoch] = np.random.default_rng((seed, epoch)).permutation(count)
-        pairs.append((epoch, int(orders[epoch][place])))
-    return pairs
-
+from .stream import items_of_batch
 
 # ---- classification
 

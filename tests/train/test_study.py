@@ -1,0 +1,126 @@
+"""tools/study.py: one tiny row end to end (killed and resumed), tables and plots from made-up results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("skimage", reason="background photographs come from scikit-image (extra: train)")
+pytest.importorskip("accelerate", reason="the training loop needs accelerate (extra: train)")
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+@pytest.fixture(scope="module")
+def study():
+    sys.path.insert(0, str(TOOLS))
+    import study
+
+    yield study
+    sys.path.remove(str(TOOLS))
+
+
+@pytest.fixture
+def made_up(study, tmp_path):
+    import dataclasses
+
+    from _study_rows import Protocol
+
+    def write(name, seed, pa, protocol=None, **extra):
+        row = {"name": name, "seed": seed, "protocol": dataclasses.asdict(protocol or Protocol()), "head_macs": 9_000_000,
+               "trunk_macs": 66_000_000, "train_bytes": 7 * 2**20, "hard_pa_mpjpe_mm": pa + 50, "easy_mpjpe_mm": pa + 30,
+               "easy_pa_mpjpe_mm": pa, "easy_mpvpe_mm": pa + 40, "easy_mean_pose_pa_mpjpe_mm": 136.7,
+               "easy_constant_mean_mpjpe_mm": 213.1, "hard_mean_pose_pa_mpjpe_mm": 203.1,
+               **{f"easy_noise{n}_pa_mpjpe_mm": pa + i for i, n in enumerate(("5", "7.5", "10"))}, **extra}  # fmt: skip
+        (tmp_path / f"{name}_s{seed}.json").write_text(json.dumps(row))
+
+    write("fastmetro_s", 0, 100.0)
+    write("fastmetro_s", 1, 102.0)
+    write("tore_s_gtr", 0, 110.0)
+    write("tore_s_soft80", 0, 120.0, head_macs=8_000_000)
+    return tmp_path, write
+
+
+def test_every_pattern_of_the_default_order_names_rows(study):
+    todo = study.jobs((), ())
+    assert len(todo) == len(set(todo))
+    assert todo[0] == ("fastmetro_s", 0)
+    assert all(seed < study.ROWS[name].seeds for name, seed in todo)
+    with pytest.raises(ValueError, match="no such row"):
+        study.jobs(("fastmetro_x",), ())
+
+
+def test_table(study, made_up):
+    import _study_report as report
+
+    folder, _ = made_up
+    text = report.table(folder)
+    assert "| FastMETRO-S | 101.0 ± 1.4 |" in text
+    assert "| TORE-S: GTR | 110.0 |" in text
+    assert "| constant mean mesh | 136.7 | 213.1 |" in text
+    assert "PA-MPJPE 1.41 mm" in text  # pooled over the only row with two seeds
+    assert "| 0.8 | 39 | 120.0 | 160.0 | 8.00 | - | - | - |" in text
+
+
+def test_results_of_two_protocols_are_not_mixed(study, made_up):
+    import _study_report as report
+    from _study_rows import PROTOCOLS
+
+    folder, write = made_up
+    write("mlp", 0, 105.0, protocol=PROTOCOLS["tiny"])
+    with pytest.raises(ValueError, match="2 different protocols"):
+        report.table(folder)
+    with pytest.raises(FileNotFoundError, match="no results"):
+        report.table(folder / "empty")
+
+
+def test_plots(study, made_up, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder, _ = made_up
+    (folder / "timings.json").write_text(json.dumps({"rows": {"fastmetro_s": {"head_images_per_s": 50.0, "images_per_s": 40.0}}}))
+    assert study.main(["plot", "--results", str(folder), "--out", str(tmp_path / "png")]) == 0
+    sizes = [(tmp_path / "png" / f"study_{n}.png").stat().st_size for n in ("pareto", "tore")]
+    assert all(5_000 < s < 150_000 for s in sizes)
+
+
+def test_one_row_end_to_end_and_resumed(study, tmp_path, monkeypatch):
+    command = ["run", "--protocol", "tiny", "--rows", "tore_s_soft50", "--seeds", "0", "--runs", str(tmp_path / "runs"),
+               "--results", str(tmp_path / "results")]  # fmt: skip
+    assert study.main(command) == 0
+    path = tmp_path / "results" / "tore_s_soft50_s0.json"
+    whole = json.loads(path.read_text())
+    assert whole["head_macs"] > 1e5 and whole["train_activation_bytes"] > 1e5
+    assert 0 < whole["easy_pa_mpjpe_mm"] < 1000 and whole["easy_images"] == 20
+    assert whole["easy_noise10_pa_mpjpe_mm"] != whole["easy_pa_mpjpe_mm"]
+
+    # killed after training, before the result was written: evaluated again from the checkpoint, not trained again
+    path.unlink()
+    import _study_train
+
+    monkeypatch.setattr(_study_train, "train", lambda *args: pytest.fail("trained again"))
+    assert study.main(command) == 0
+    again = json.loads(path.read_text())
+    assert again["easy_pa_mpjpe_mm"] == pytest.approx(whole["easy_pa_mpjpe_mm"], abs=1e-4)
+
+    # a finished row is read, not run; a result of another protocol is refused
+    stamp = path.stat().st_mtime_ns
+    assert study.main(command) == 0 and path.stat().st_mtime_ns == stamp
+    changed = {**again, "protocol": {**again["protocol"], "steps": 99}}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="another protocol"):
+        study.main(command)
+
+
+@pytest.mark.parametrize("name", ["fastmetro_s", "metro", "metro_gtr", "graphormer", "tcformer", "tore_s_cluster80", "tore_s_attention80", "mlp"])
+def test_every_family_gives_camera_joints_and_coarse_mesh(study, name):
+    import torch
+    from _study_rows import PROTOCOLS, ROWS, build
+
+    from tore_fast.body import load_body
+
+    out = build(ROWS[name], PROTOCOLS["tiny"], load_body("free"))(torch.randn(2, 208, 7, 7))
+    assert out.camera.shape == (2, 3) and out.joints.shape == (2, 14, 3) and out.vertices_coarse.shape == (2, 431, 3)
+    assert out.vertices is None

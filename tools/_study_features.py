@@ -1,0 +1,64 @@
+"""The study's data: features of the built-in model's frozen trunk for synthetic pictures, computed once and kept in chunks.
+
+In: a Protocol (_study_rows.py); out: dicts of tensors (features, labels) that every row trains and is evaluated on. Chunks
+are files of one generator batch each, written atomically, so a stopped computation goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from _study_rows import Protocol
+from torch import Tensor, nn
+
+from tore_fast.data.synth import HELD_OUT, SynthGenerator, normalize_images
+from tore_fast.models import load_pretrained
+from tore_fast.models.default import default_folder
+from tore_fast.train.loop import save_atomically
+
+CHUNK = 256  # images of a training chunk
+LABELS = ("pose", "betas", "joints3d", "joints2d", "camera")
+
+
+def frozen_trunk() -> nn.Module:
+    """The trunk of the shipped `tore_default`: [B, 3, 112, 112] normalised -> [B, 208, 7, 7]."""
+    return load_pretrained(default_folder()).backbone.eval().requires_grad_(False)
+
+
+def load_or_make(protocol: Protocol, body, folder: Path, split: str, log: Callable[[str], None] = print) -> dict[str, Tensor]:
+    """The images of `split` ("train", "easy", "hard") as float16 features [N, 208, 7, 7] and labels, vertices at level 2.
+
+    Files are named after everything that decides their content, so another protocol never reads them.
+    """
+    p = protocol
+    if split == "train":
+        seed, difficulty, count, size, source = p.data_seed, p.difficulty, p.images, CHUNK, "train"
+    else:
+        held = HELD_OUT[split]
+        seed, difficulty, size, source = held.seed, held.difficulty, held.batch_size, "test"
+        count = min(p.eval_images, held.batches * held.batch_size)
+    size = min(size, count)
+    folder.mkdir(parents=True, exist_ok=True)
+    trunk = generator = None
+    chunks = []
+    for index in range(-(-count // size)):
+        path = folder / f"{source}_{p.image_size}px_seed{seed}_d{difficulty}_b{size}_{index:04d}.pt"
+        if not path.exists():
+            if generator is None:
+                trunk = frozen_trunk().to(memory_format=torch.channels_last)
+                generator = SynthGenerator(body, p.image_size, seed, difficulty, split=source)
+            save_atomically(_chunk(trunk, generator, index, size), path)
+            log(f"{path.name}")
+        chunks.append(torch.load(path, weights_only=True))
+    return {k: torch.cat([c[k] for c in chunks])[:count] for k in chunks[0]}
+
+
+@torch.inference_mode()
+def _chunk(trunk: nn.Module, generator: SynthGenerator, index: int, size: int) -> dict[str, Tensor]:
+    made = generator.batch(index, size)
+    images = normalize_images(made["images"]).contiguous(memory_format=torch.channels_last)
+    features = torch.cat([trunk(part) for part in images.split(32)]).contiguous()
+    kept = {"features": features.half(), "coarse": generator.body.coarse(made["vertices"], 2), **{k: made[k] for k in LABELS}}
+    return {k: v.clone() for k, v in kept.items()}  # clone: a view would save its whole storage

@@ -1,0 +1,248 @@
+"""Tables, plots and inference timings of the study, from the JSON files that run_row (_study_train.py) wrote.
+
+In: a folder of NAME_sSEED.json and timings.json; out: Markdown text and PNG files. Nothing is computed but means.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from _study_rows import CHANNELS, GRID, ROWS, Protocol, Row, build
+
+TIMINGS = "timings.json"
+PLAIN, PRUNED = ("tore_s_gtr",), ("tore_s_soft100", "tore_s_soft80", "tore_s_soft50", "tore_s_soft25")
+COLOURS = {"mlp": "0.5", "fastmetro": "C0", "tore": "C3", "metro": "C2", "metro_tore": "C1", "graphormer": "C4", "tcformer": "C5"}
+
+
+class Spread(NamedTuple):
+    mean: float
+    sd: float  # of one seed (n - 1); NaN with one seed
+    count: int
+
+    def text(self, digits: int = 1) -> str:
+        return f"{self.mean:.{digits}f}" + (f" ± {self.sd:.{digits}f}" if self.count > 1 else "")
+
+
+def load(results: Path) -> dict[str, list[dict]]:
+    """Results by row, rows in the order of ROWS, unknown names (older studies) last."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted(results.glob("*_s[0-9]*.json")):
+        one = json.loads(path.read_text())
+        if not {"name", "seed", "easy_pa_mpjpe_mm"} <= one.keys():
+            raise ValueError(f"{path}: expected a result of `study.py run` (name, seed, metrics), got keys {sorted(one)[:5]}")
+        found.setdefault(one["name"], []).append(one)
+    if not found:
+        raise FileNotFoundError(f"{results}: no results (NAME_sSEED.json); start with `python tools/study.py run`")
+    protocols = {json.dumps(one["protocol"], sort_keys=True) for rows in found.values() for one in rows}
+    if len(protocols) > 1:
+        raise ValueError(f"{results}: results of {len(protocols)} different protocols lie together; they cannot be compared")
+    return {name: found[name] for name in (*(n for n in ROWS if n in found), *(n for n in found if n not in ROWS))}
+
+
+def spread(rows: list[dict], key: str) -> Spread:
+    values = [r[key] for r in rows]
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
+
+
+def pooled_sd(found: dict[str, list[dict]], key: str) -> float:
+    """Seed noise: root mean variance over all rows with two seeds or more, weighted by their degrees of freedom."""
+    rows = [r for r in found.values() if len(r) > 1]
+    free = sum(len(r) - 1 for r in rows)
+    return math.sqrt(sum((len(r) - 1) * spread(r, key).sd ** 2 for r in rows) / free) if free else math.nan
+
+
+def timings(results: Path) -> dict:
+    path = results / TIMINGS
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def main_rows(found: dict[str, list[dict]]) -> list[str]:
+    return [n for n in found if "noise" not in n and "_lr" not in n]
+
+
+def table(results: Path) -> str:
+    """Markdown: the main table, the pruning and noise studies, the learning-rate check."""
+    found, speed = load(results), timings(results).get("rows", {})
+    any_row = next(iter(found.values()))[0]
+    lines = [
+        "| row | PA-MPJPE | MPJPE | MPVPE | PA, hard set | seeds | head MMACs | all MMACs | train MiB | images/s head | images/s all |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in main_rows(found):
+        rows = found[name]
+        one = rows[0]
+        s = speed.get(name, {})
+        cells = [
+            _label(name), *(spread(rows, f"easy_{k}_mm").text() for k in ("pa_mpjpe", "mpjpe", "mpvpe")),
+            spread(rows, "hard_pa_mpjpe_mm").text(), str(len(rows)), f"{one['head_macs'] / 1e6:.2f}",
+            f"{(one['head_macs'] + one['trunk_macs']) / 1e6:.1f}", f"{one['train_bytes'] / 2**20:.1f}",
+            *(f"{s[k]:.0f}" if k in s else "-" for k in ("head_images_per_s", "images_per_s")),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    baseline = [f"{any_row[f'easy_{k}']:.1f}" for k in ("mean_pose_pa_mpjpe_mm", "constant_mean_mpjpe_mm")]
+    lines.append(f"| constant mean mesh | {baseline[0]} | {baseline[1]} | - | {any_row['hard_mean_pose_pa_mpjpe_mm']:.1f}"
+                 " | - | 0 | 0 | - | - | - |")  # fmt: skip
+    lines += ["", f"One seed's noise (pooled sd): PA-MPJPE {pooled_sd(found, 'easy_pa_mpjpe_mm'):.2f} mm, "
+              f"MPVPE {pooled_sd(found, 'easy_mpvpe_mm'):.2f} mm."]  # fmt: skip
+    for title, part in (("Pruning (H7)", pruning_table(found)), ("NSR noise (D6)", noise_table(found)), ("Learning rate", lr_table(found))):
+        if part:
+            lines += ["", f"**{title}**", "", *part]
+    return "\n".join(lines)
+
+
+def pruning_table(found: dict[str, list[dict]]) -> list[str]:
+    lines = ["| keep | tokens | size S: PA-MPJPE | MPVPE | head MMACs | size L: PA-MPJPE | MPVPE | head MMACs |", "|---|---|---|---|---|---|---|---|"]
+    for keep, tag in ((None, "gtr"), (1.0, "soft100"), (0.8, "soft80"), (0.5, "soft50"), (0.25, "soft25")):
+        cells = ["no ITP" if keep is None else f"{keep:g}", str(49 if keep is None else int(49 * keep))]
+        for size in "sl":
+            rows = found.get(f"tore_{size}_{tag}")
+            cells += [spread(rows, "easy_pa_mpjpe_mm").text(), spread(rows, "easy_mpvpe_mm").text(), f"{rows[0]['head_macs'] / 1e6:.2f}"] if rows else ["-"] * 3
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines if any(n in found for n in PRUNED) else []
+
+
+def noise_table(found: dict[str, list[dict]]) -> list[str]:
+    names = [n for n in ("tore_s_gtr", *(n for n in ROWS if "noise" in n), "tore_s_soft80", "tore_l_gtr") if n in found]
+    lines = ["| trained | tested without | 5 % | 7.5 % | 10 % |", "|---|---|---|---|---|"]
+    for name in names:
+        keys = ("easy_pa_mpjpe_mm", *(f"easy_noise{x}_pa_mpjpe_mm" for x in ("5", "7.5", "10")))
+        lines.append("| " + " | ".join([_label(name), *(spread(found[name], k).text(2) for k in keys)]) + " |")
+    return lines if names else []
+
+
+def lr_table(found: dict[str, list[dict]]) -> list[str]:
+    lines = ["| row, seed 0 | x0.5 | x1 | x2 |", "|---|---|---|---|"]
+    for base in ("fastmetro_s", "tore_s_gtr"):
+        names = (f"{base}_lr0.5", base, f"{base}_lr2")
+        if not all(n in found for n in names):
+            continue
+        first = [next((r for r in found[n] if r["seed"] == 0), None) for n in names]
+        lines.append(f"| {_label(base)} | " + " | ".join(f"{r['easy_pa_mpjpe_mm']:.1f}" if r else "-" for r in first) + " |")
+    return lines if len(lines) > 2 else []
+
+
+def _label(name: str) -> str:
+    return ROWS[name].label if name in ROWS and ROWS[name].label else name
+
+
+def plot(results: Path, out: Path) -> list[Path]:
+    """study_pareto.png (error against multiply-adds and images/s) and study_tore.png (pruning, noise)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found, speed = load(results), timings(results).get("rows", {})
+    out.mkdir(parents=True, exist_ok=True)
+    names = main_rows(found)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    for axis, title, place in (
+        (axes[0], "multiply-adds of the head, millions", lambda n: found[n][0]["head_macs"] / 1e6),
+        (axes[1], "images/s of the head, one CPU thread", lambda n: speed.get(n, {}).get("head_images_per_s")),
+    ):
+        shown = [(n, place(n)) for n in names if place(n) is not None]
+        for name, x in shown:
+            y = spread(found[name], "easy_pa_mpjpe_mm")
+            colour = COLOURS[ROWS[name].family] if name in ROWS else "k"
+            axis.errorbar(x, y.mean, None if math.isnan(y.sd) else y.sd, fmt="o", color=colour, capsize=2, markersize=4)
+            axis.annotate(name, (x, y.mean), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        if shown:
+            axis.set_xscale("log")
+        else:
+            axis.text(0.5, 0.5, "not measured yet", ha="center", transform=axis.transAxes)
+        axis.set_xlabel(title)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("PA-MPJPE, mm (held-out, easy; bars: sd of one seed)")
+    paths = [_save(figure, out / "study_pareto.png")]
+    plt.close(figure)
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+    for size, colour in (("s", "C3"), ("l", "C0")):
+        kept = [(k, found.get(f"tore_{size}_soft{100 * k:g}")) for k in (1.0, 0.8, 0.5, 0.25)]
+        ys = [(k, spread(r, "easy_pa_mpjpe_mm")) for k, r in kept if r]
+        if ys:
+            axes[0].errorbar([k for k, _ in ys], [y.mean for _, y in ys], [0 if math.isnan(y.sd) else y.sd for _, y in ys],
+                             marker="o", capsize=2, color=colour, label=f"TORE-{size.upper()}, soft ITP")  # fmt: skip
+        if f"tore_{size}_gtr" in found:
+            axes[0].axhline(spread(found[f"tore_{size}_gtr"], "easy_pa_mpjpe_mm").mean, color=colour, ls=":", label=f"TORE-{size.upper()}, no ITP")
+    axes[0].set(xlabel="share of tokens kept", ylabel="PA-MPJPE, mm")
+    for name in [n for n in ("tore_s_gtr", *(n for n in ROWS if "noise" in n)) if n in found]:
+        keys = ("easy_pa_mpjpe_mm", *(f"easy_noise{x}_pa_mpjpe_mm" for x in ("5", "7.5", "10")))
+        axes[1].plot([0, 5, 7.5, 10], [spread(found[name], k).mean for k in keys], marker="o", label=name)
+    axes[1].set(xlabel="noise on the NSR's joint features at test time, % of their sd", ylabel="PA-MPJPE, mm")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
+    paths.append(_save(figure, out / "study_tore.png"))
+    plt.close(figure)
+    return paths
+
+
+def _save(figure, path: Path) -> Path:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    return path
+
+
+@torch.inference_mode()
+def measure(results: Path, protocol: Protocol, batch: int, seconds: float, threads: int) -> None:
+    """Images/s of every row's head from features and of trunk plus head from images; random weights, `fuse()` where the
+    model has it, median of the samples. Rows take turns, so a disturbance hits all of them."""
+    from _study_features import frozen_trunk
+
+    from tore_fast.body import load_body
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    body, device = load_body("free"), "cuda" if torch.cuda.is_available() else "cpu"
+    body.to(device)
+    trunk = frozen_trunk().to(device, memory_format=torch.channels_last)
+    features = torch.randn(batch, CHANNELS, *GRID, device=device)
+    images = torch.randn(batch, 3, protocol.image_size, protocol.image_size, device=device).contiguous(memory_format=torch.channels_last)
+    names = [n for n in ROWS if "noise" not in n and "_lr" not in n]
+    models = {n: _ready(ROWS[n], protocol, body).to(device) for n in names}
+    samples: dict[str, list[float]] = {n: [] for n in ("trunk", *names)}
+    end, turn = time.perf_counter() + seconds * len(samples), 0
+    while turn < 3 or time.perf_counter() < end:  # the first turn is a warm-up
+        for name in samples:
+            took = _took(trunk, images, device) if name == "trunk" else _took(models[name], features, device)
+            if turn:
+                samples[name].append(took)
+        turn += 1
+    middle = {n: statistics.median(s) for n, s in samples.items()}
+    rows = {n: {"head_images_per_s": batch / middle[n], "images_per_s": batch / (middle[n] + middle["trunk"])} for n in names}
+    facts = {"batch": batch, "threads": threads, "turns": turn - 1, "device": _device_name(device), "torch": torch.__version__,
+             "trunk_images_per_s": batch / middle["trunk"], "rows": rows}  # fmt: skip
+    results.mkdir(parents=True, exist_ok=True)
+    (results / TIMINGS).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _ready(row: Row, protocol: Protocol, body) -> torch.nn.Module:
+    model = build(row, protocol, body).eval()
+    if hasattr(model.net, "fuse"):
+        model.net.fuse()
+    return model
+
+
+def _took(call, x: torch.Tensor, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call(x)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "CPU")

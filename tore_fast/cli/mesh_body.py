@@ -1,0 +1,47 @@
+"""Which body or hand `eval mesh` and `train mesh` speak of: the free one, or the user's SMPL or MANO file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
+
+
+def protocol_of(hand: bool, body: str = "auto", mesh_data: str | None = None, truth: str = "auto", gendered: bool = False):
+    """Evaluation protocol with its body (`.body`).
+
+    Args:
+        body: "auto" (free body or hand), or a file or folder with the SMPL or MANO model.
+        mesh_data: folder of their topology files.
+        truth, gendered: see eval.protocols.BodyProtocol.
+    """
+    from ..body import load_body
+    from ..eval.protocols import BodyProtocol, HandProtocol
+
+    if hand:
+        return HandProtocol(load_body("free_hand") if body == "auto" else load_body("mano", body, topology=mesh_data))
+    if body == "auto":
+        if gendered:
+            raise ValueError("--gendered needs --body: the folder with SMPL_NEUTRAL, SMPL_MALE and SMPL_FEMALE")
+        return BodyProtocol({"neutral": load_body("free")}, truth)
+    topology = smpl_topology(mesh_data)
+    bodies = {"neutral": load_body("smpl", body, topology=topology)}
+    if gendered:
+        folder = Path(body) if Path(body).is_dir() else Path(body).parent
+        for gender, stem in GENDER_FILES.items():
+            file = next((folder / f"{stem}{s}" for s in (".pkl", ".npz") if (folder / f"{stem}{s}").is_file()), None)
+            if file is None:
+                raise FileNotFoundError(f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed, get it from its site")
+            bodies[gender] = load_body("smpl", file, topology=topology)
+    return BodyProtocol(bodies, truth, gendered)
+
+
+def smpl_topology(mesh_data: str | None):
+    """SMPL's public topology files: the H36M regressor, which the model file lacks, is among them."""
+    from ..body import load_topology
+
+    folder = mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
+    if not folder:
+        raise ValueError("--body with an SMPL file needs --mesh-data: the folder with J_regressor_h36m_correct.npy and mesh files")
+    return load_topology("smpl", folder)

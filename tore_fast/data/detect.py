@@ -1,0 +1,171 @@
+"""People in frames: any detector as a callable, an optional one from torchvision, and a small box tracker.
+
+In: RGB frames [H, W, 3] uint8; out: {track: box} and masks per track, as pipelines/video_to_mesh.py takes them. No
+detector is part of the package and none is downloaded: the choice, its weights and their licence are the user's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+PERSON = 1  # COCO class number of torchvision's detectors
+
+
+class Detections(NamedTuple):
+    """People of one frame."""
+
+    boxes: np.ndarray  # [N, 4] x0, y0, x1, y1 px
+    scores: np.ndarray  # [N]
+    masks: np.ndarray | None = None  # [N, H, W] bool
+
+
+Detector = Callable[[np.ndarray], object]
+
+
+def as_detections(value: object, shape: tuple[int, int]) -> Detections:
+    """What a detector returned as Detections: an array [N, 4 or 5] (score last), a dict with boxes, scores, masks, or one.
+
+    Raises:
+        ValueError: anything else, or masks that are not the frame's size.
+    """
+    if isinstance(value, dict):
+        value = Detections(value["boxes"], value.get("scores"), value.get("masks"))
+    if not isinstance(value, Detections):
+        rows = np.asarray(value, np.float32)
+        rows = rows.reshape(0, 4) if rows.size == 0 else rows
+        if rows.ndim != 2 or rows.shape[1] not in (4, 5):
+            raise ValueError(f"detector: expected boxes [N, 4] or [N, 5] with a score, got shape {list(rows.shape)}")
+        value = Detections(rows[:, :4], rows[:, 4] if rows.shape[1] == 5 else None)
+    boxes = np.asarray(value.boxes, np.float32).reshape(-1, 4)
+    scores = np.ones(len(boxes), np.float32) if value.scores is None else np.asarray(value.scores, np.float32)
+    masks = None if value.masks is None else np.asarray(value.masks) > 0
+    if masks is not None and masks.shape != (len(boxes), *shape):
+        raise ValueError(f"detector: masks must be [{len(boxes)}, {shape[0]}, {shape[1]}], got {list(masks.shape)}")
+    return Detections(boxes, scores, masks)
+
+
+def load_detector(source: str, weights: str | None = None, device: str = "cpu") -> Detector:
+    """"MODULE:NAME" (a callable of yours: frame -> boxes) or "torchvision:MODEL" with the weights file of that model.
+
+    Raises:
+        ValueError: no such callable or model; torchvision or the weights are missing.
+    """
+    module, _, name = source.partition(":")
+    if module == "torchvision":
+        return TorchvisionDetector(name or "fasterrcnn_mobilenet_v3_large_320_fpn", weights, device)
+    if not name:
+        raise ValueError(f"--detector: expected MODULE:CALLABLE or torchvision:MODEL, got {source!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a file beside the user, as with python -m
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"--detector {source}: {e}") from None
+    if not callable(found):
+        raise ValueError(f"--detector {source}: not callable")
+    return found
+
+
+class TorchvisionDetector:
+    """A detection model of torchvision (BSD-3; its COCO weights have their own terms) on a local weights file.
+
+    Args:
+        model: name in torchvision.models.detection, e.g. fasterrcnn_mobilenet_v3_large_320_fpn; maskrcnn_* gives masks.
+        weights: .pth state dict of it. min_score: people below are dropped.
+    """
+
+    def __init__(self, model: str, weights: str | Path | None, device: str = "cpu", min_score: float = 0.5):
+        try:
+            import torch
+            from torchvision.models import detection, get_model, list_models
+        except ImportError:
+            raise ValueError("--detector torchvision needs torchvision: pip install tore_fast[detect]") from None
+        if model not in list_models(module=detection):
+            raise ValueError(f"--detector torchvision: no detection model {model!r}; there are {', '.join(list_models(module=detection))}")
+        if weights is None or not Path(weights).is_file():
+            raise ValueError(
+                f"--detector torchvision:{model}: give its weights file with --detector-weights (nothing is downloaded), got {weights}"
+            )
+        self.model = get_model(model, weights=None, weights_backbone=None)
+        try:
+            self.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except Exception as e:  # zip, pickle and key errors alike: the file is not this model's
+            raise ValueError(f"{weights}: not the weights of {model} ({str(e).splitlines()[0]})") from None
+        self.model.to(device).eval()
+        self.device, self.min_score = device, min_score
+
+    def __call__(self, frame: np.ndarray) -> Detections:
+        import torch
+
+        with torch.inference_mode():
+            picture = torch.from_numpy(frame.copy()).to(self.device).permute(2, 0, 1).float() / 255
+            out = {k: v.cpu().numpy() for k, v in self.model([picture])[0].items()}
+        keep = (out["labels"] == PERSON) & (out["scores"] >= self.min_score)
+        masks = out["masks"][keep, 0] > 0.5 if "masks" in out else None
+        return Detections(out["boxes"][keep], out["scores"][keep], masks)
+
+
+def box_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -> [N, M]
+    """Intersection over union."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    inter = np.clip(high - low, 0, None).prod(-1)
+    area_a, area_b = (np.clip(x[:, 2:] - x[:, :2], 0, None).prod(-1) for x in (a, b))
+    return inter / np.maximum(area_a[:, None] + area_b[None] - inter, 1e-9)
+
+
+class BoxTracker:
+    """Greedy tracking by overlap: a box continues the track it overlaps most, others start new tracks.
+
+    Called as a pipeline's `tracker`; `masks` is its mask source; `state` and `restore` let interrupted runs keep the ids.
+
+    Args:
+        detector: frame -> detections (see as_detections). min_overlap: IoU that joins. max_lost: frames a track survives
+            without a box. min_side: smaller boxes (px) are dropped.
+    """
+
+    def __init__(self, detector: Detector, min_overlap: float = 0.3, max_lost: int = 15, min_side: float = 16.0):
+        self.detector, self.min_overlap, self.max_lost, self.min_side = detector, min_overlap, max_lost, min_side
+        self._last: dict[int, tuple[int, list[float]]] = {}  # track: frame, box
+        self._next = 0
+        self._masks: dict[int, np.ndarray] = {}
+
+    def __call__(self, index: int, frame: np.ndarray) -> dict[int, tuple[float, float, float, float]]:
+        found = as_detections(self.detector(frame), frame.shape[:2])
+        sides = (found.boxes[:, 2:] - found.boxes[:, :2]).min(1) if len(found.boxes) else np.zeros(0)
+        rows = [i for i in np.argsort(-found.scores, kind="stable") if sides[i] >= self.min_side]
+        self._last = {t: v for t, v in self._last.items() if index - v[0] <= self.max_lost}
+        tracks = sorted(self._last)
+        overlap = box_overlap(found.boxes, np.array([self._last[t][1] for t in tracks], np.float32).reshape(-1, 4))
+        out: dict[int, int] = {}
+        pairs = sorted(((overlap[i, k], i, k) for i in rows for k in range(len(tracks))), key=lambda p: (-p[0], p[1], p[2]))
+        taken: set[int] = set()
+        for value, i, k in pairs:
+            if value >= self.min_overlap and i not in taken and tracks[k] not in out:
+                out[tracks[k]] = i
+                taken.add(i)
+        for i in rows:
+            if i not in taken:
+                out[self._next] = i
+                self._next += 1
+        for t, i in out.items():
+            self._last[t] = (index, found.boxes[i].tolist())
+        self._masks = {} if found.masks is None else {t: found.masks[i] for t, i in out.items()}
+        return {t: tuple(found.boxes[i].tolist()) for t, i in out.items()}
+
+    def masks(self, index: int, frame: np.ndarray, boxes: dict) -> dict[int, np.ndarray]:
+        """Masks of the last call's people."""
+        return {t: self._masks[t] for t in boxes if t in self._masks}
+
+    def state(self) -> dict:
+        """JSON-able memory."""
+        return {"next": self._next, "last": {str(t): [f, box] for t, (f, box) in self._last.items()}}
+
+    def restore(self, state: dict) -> None:
+        self._next = int(state["next"])
+        self._last = {int(t): (int(f), list(box)) for t, (f, box) in state["last"].items()}

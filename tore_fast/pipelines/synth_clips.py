@@ -1,0 +1,138 @@
+"""Real motion rendered as clips of a person, and what a host makes of them: training data of FastHMR's stage 2, test data
+of docs/fasthmr.md.
+
+In: motions (data/mocap.py) on the free body; out: one `.npz` per clip with pictures and labels (`write_clips`), and one
+with poses and a host's per-frame features (`write_tokens`), which train/fasthmr_motion.py:read_motion takes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.mocap import Motion
+from ..data.synth import normalize_images
+from ..data.synth.clips import ClipCrops
+from ..data.synth.motion import motion_rotations
+from ..eval.pose import mpjpe, p_mpjpe
+from ..eval.protocols import acceleration_error
+from ..models.hmr2 import HMR2
+
+
+class ClipPictures(NamedTuple):
+    """A rendered clip."""
+
+    images: Tensor  # [F, 3, S, S] uint8
+    masks: Tensor  # [F, S, S] bool
+    poses: np.ndarray  # [F, 72] axis-angle, camera axes
+    betas: np.ndarray  # [10]
+    fps: float
+
+
+def write_clips(
+    motions: Sequence[Motion], crops: ClipCrops, folder: str | Path, fps: float = 30.0,
+    frames: int | None = None, each: Callable[[Iterable], Iterable] = lambda x: x,
+) -> list[Path]:  # fmt: skip
+    """FOLDER/ID.npz per motion, at `fps`, at most `frames` frames from its middle; clips that are there stay."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, motion in enumerate(each(motions)):
+        path = folder / f"{motion.id}.npz"
+        paths.append(path)
+        if path.exists():
+            continue
+        rotations = motion_rotations(motion.resampled(fps))
+        if frames is not None and len(rotations) > frames:
+            start = (len(rotations) - frames) // 2
+            rotations = rotations[start : start + frames]
+        clip = crops.clip(rotations, index)
+        _save(
+            path, images=clip["images"].cpu().numpy(), masks=np.packbits((clip["mask"] > 0).cpu().numpy(), -1),
+            poses=clip["pose"].flatten(1).cpu().numpy(), betas=clip["betas"][0].cpu().numpy(), mocap_framerate=fps,
+        )  # fmt: skip
+    return paths
+
+
+def read_clip(path: str | Path) -> ClipPictures:
+    """A file of `write_clips`."""
+    with np.load(path, allow_pickle=False) as data:
+        if "images" not in data.files:
+            raise ValueError(f"{path}: not a rendered clip (no 'images')")
+        images = torch.from_numpy(data["images"])
+        masks = torch.from_numpy(np.unpackbits(data["masks"], -1, count=images.shape[-1]).astype(bool))
+        return ClipPictures(images, masks, data["poses"], data["betas"], float(data["mocap_framerate"]))
+
+
+class HostClip(NamedTuple):
+    """A host's read-outs on a clip."""
+
+    rotations: Tensor  # [F, 24, 3, 3]
+    betas: Tensor  # [F, 10]
+    tokens: Tensor  # [F, D]
+
+
+@torch.inference_mode()
+def run_host(host: HMR2, clip: ClipPictures, masks: bool = True, batch_size: int = 64) -> HostClip:
+    """The host on every frame; masks=False withholds the person masks (plain ToMe when tokens merge)."""
+    device = next(host.parameters()).device
+    out = []
+    for a in range(0, len(clip.images), batch_size):
+        part = slice(a, a + batch_size)
+        images = normalize_images(clip.images[part].to(device))
+        out.append(host(images, clip.masks[part].to(device) if masks else None))
+    fields = (torch.cat([getattr(o, k) for o in out]).float().cpu() for k in ("rotations", "betas", "token"))
+    return HostClip(*fields)
+
+
+def write_tokens(host: HMR2, clips: Sequence[Path], folder: str | Path, masks: bool = True,
+                 each: Callable[[Iterable], Iterable] = lambda x: x) -> list[Path]:  # fmt: skip
+    """FOLDER/ID.npz per clip: poses, betas, mocap_framerate and the host's `tokens`; files that are there stay."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for source in each(clips):
+        path = folder / source.name
+        paths.append(path)
+        if not path.exists():
+            clip = read_clip(source)
+            _save(path, poses=clip.poses, betas=clip.betas, mocap_framerate=clip.fps,
+                  tokens=run_host(host, clip, masks).tokens.numpy())  # fmt: skip
+    return paths
+
+
+def _save(path: Path, **arrays) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as f:
+        np.savez(f, **arrays)
+    os.replace(part, path)  # a clip is there completely or not at all
+
+
+class JointErrors:
+    """MPJPE, PA-MPJPE (mm) and acceleration error (mm per frame^2) of root-relative joints over clips."""
+
+    def __init__(self) -> None:
+        self.got: list[Tensor] = []
+        self.want: list[Tensor] = []
+
+    def add(self, got: Tensor, want: Tensor) -> None:
+        """One clip, [F, J, 3] metres."""
+        self.got.append(1000 * (got - got[:, :1]).double())
+        self.want.append(1000 * (want - want[:, :1]).double())
+
+    def result(self) -> dict[str, float]:
+        got, want = torch.cat(self.got), torch.cat(self.want)
+        clips = [str(k) for k, g in enumerate(self.got) for _ in range(len(g))]
+        frames = [t for g in self.got for t in range(len(g))]
+        return {
+            "mpjpe_mm": float(mpjpe(got, want).mean()),
+            "pa_mpjpe_mm": float(p_mpjpe(got, want).mean()),
+            "accel_mm_per_frame2": acceleration_error(got.numpy(), want.numpy(), clips, frames)[0],
+            "frames": float(len(got)),
+        }
