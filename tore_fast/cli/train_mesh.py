@@ -59,7 +59,7 @@ def run(args: Args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.train.seed)
-    with arguments(f"--model {args.model}"):
+    with arguments(f"--model {args.model}", also=(TypeError,)):
         model, protocol = _model(args)
     out = Path(args.train.out)
     if args.export_only and args.export is None:
