@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from . import UsageError
+
 SUBCOMMANDS = {
     "mesh": "image-to-mesh models on synthetic images of the free body (the built-in default's recipe)",
     "hot": "video 2D-to-3D pose models (MixSTE, MotionBERT, MHFormer, HoT, TPC) on motion capture",
@@ -27,8 +29,7 @@ def default_job(argv: list[str]) -> str:
         sys.exit(0)
     name, _ = _take_recipe(argv)
     if name is None:
-        print(f"tore-fast train: expected a job ({', '.join(SUBCOMMANDS)}), --recipe NAME or --list-recipes", file=sys.stderr)
-        sys.exit(2)
+        raise UsageError(f"expected a job ({', '.join(SUBCOMMANDS)}), --recipe NAME or --list-recipes")
     return _load(name).job
 
 
@@ -41,11 +42,11 @@ def defaults(args_class: type, job: str, argv: list[str]):
         return None, rest
     recipe = _load(name)
     if recipe.job != job:
-        _stop(f"--recipe {name}: is for `tore-fast train {recipe.job}`, not {job}")
+        raise UsageError(f"--recipe {name}: is for `tore-fast train {recipe.job}`, not {job}")
     try:
         made = arguments(recipe, args_class)
     except RecipeError as e:
-        _stop(str(e))
+        raise UsageError(str(e)) from e
     return made, rest
 
 
@@ -68,7 +69,7 @@ def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
             return flag.split("=", 1)[1], [*argv[:i], *argv[i + 1 :]]
         if flag == "--recipe":
             if i + 1 == len(argv):
-                _stop("--recipe: expected a name; tore-fast train --list-recipes shows them")
+                raise UsageError("--recipe: expected a name; tore-fast train --list-recipes shows them")
             return argv[i + 1], [*argv[:i], *argv[i + 2 :]]
     return None, argv
 
@@ -79,9 +80,5 @@ def _load(name: str):
     try:
         return load_recipe(name)
     except RecipeError as e:
-        _stop(str(e))
+        raise UsageError(str(e)) from e
 
-
-def _stop(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
-    sys.exit(2)

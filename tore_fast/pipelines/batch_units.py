@@ -35,6 +35,10 @@ class BatchError(ValueError):
     """Batch prediction cannot go on; the text says why."""
 
 
+class BatchUnfinished(BatchError):
+    """It ran, but units are open: the same call goes on."""
+
+
 class Picture(NamedTuple):
     """One picture of a unit: a file, or a byte range of a tar."""
 
