@@ -84,11 +84,13 @@ def test_note_on_another_batch(monkeypatch):
 def test_a_recipe_runs_and_its_values_can_be_changed(tmp_path, capsys, monkeypatch):
     """One step of TORE's recipe, the model and the number of steps taken from the command line."""
     rng = np.random.default_rng(0)
-    (tmp_path / "t.csv").write_text("".join(f"{i}.png,10,20,50,100\n" for i in range(2)))
+    points = np.concatenate([rng.uniform(10, 90, (24, 2)), np.ones((24, 1))], 1).tolist()
+    rows = [{"image": f"{i}.png", "box": [10, 20, 50, 100], "keypoints_2d": points, "keypoints_2d_set": "j24"} for i in range(2)]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
     for i in range(2):
         Image.fromarray(rng.integers(0, 255, (128, 96, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     command = ["train", "--recipe", "tore_fastmetro_h36m_mixed", "--model", "tore_default", "--no-pretrained-backbone",
-               "--data", tmp_path / "t.csv", "--train.out", tmp_path / "run", "--train.epochs", "1", "--train.batch-size", "2"]  # fmt: skip
+               "--data", tmp_path / "t.json", "--train.out", tmp_path / "run", "--train.epochs", "1", "--train.batch-size", "2"]  # fmt: skip
     with pytest.raises(SystemExit) as e:
         main([str(c) for c in command])
     text = capsys.readouterr().out

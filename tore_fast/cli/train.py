@@ -10,7 +10,7 @@ import sys
 from . import UsageError
 
 SUBCOMMANDS = {
-    "mesh": "image-to-mesh models on synthetic images of the free body (the built-in default's recipe)",
+    "mesh": "image-to-mesh models on labelled data sets or on synthetic images of the free body and hand",
     "hot": "video 2D-to-3D pose models (MixSTE, MotionBERT, MHFormer, HoT, TPC) on motion capture",
     "fasthmr": "FastHMR: a host on synthetic crops, the motion prior (stage 1), the one-step denoiser (stage 2)",
     "fasthmr_clips": "motion files rendered as clips, with a host's features: the data of FastHMR's stage 2",

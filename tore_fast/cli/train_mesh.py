@@ -115,6 +115,8 @@ def _labelled(args: Args, model, protocol):
     if any(w is None for w in weights) and any(w is not None for w in weights):
         raise ValueError("--data: give every set a weight (PATH@WEIGHT) or none")
     readers = [open_dataset(path, **options) for path, _, options in sources]
+    for text, reader in zip(args.sets, readers):
+        _check_labels(text, reader)
     validate = None
     if args.val:
         path, _, options = source_of(args.val)
@@ -125,6 +127,18 @@ def _labelled(args: Args, model, protocol):
                          limit=args.val_items, smpl_head=getattr(model.config, "smpl_head", False))  # fmt: skip
 
     return LabelledMeshes(model, protocol.body, readers, None if weights[0] is None else weights, args.labels, args.train.seed, validate)
+
+
+def _check_labels(text: str, reader, items: int = 20) -> None:
+    """A set without any label would train nothing, silently: every loss term is zero."""
+    count = min(items, len(reader))
+    if not count:
+        raise ValueError(f"--data {text}: no item")
+    if not any(r.has_2d or r.has_3d or r.has_smpl for r in (reader[i] for i in range(count))):
+        raise ValueError(
+            f"--data {text}: no 2D joints, 3D joints or SMPL parameters in its first {count} items; there is nothing to learn "
+            "from (docs/data.md shows how to give labels)"
+        )
 
 
 def source_of(text: str) -> tuple[str, float | None, dict[str, str]]:

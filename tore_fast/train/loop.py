@@ -205,8 +205,9 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
                 if metrics.get(task.best_metric, math.inf) < best:
                     best = metrics[task.best_metric]
                     save_atomically({"model": plain.state_dict(), "step": step, "metrics": metrics}, out / "best.pt")
-            writer.write(step, {f"eval/{k}": v for k, v in metrics.items()})
-            log(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+            if metrics:
+                writer.write(step, {f"eval/{k}": v for k, v in metrics.items()})
+                log(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
         accelerator.wait_for_everyone()
         return metrics
 
