@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._autograd import differentiable, softmax_delta
 from ._dispatch import backend_reason, choose, tensor_reason
 from ._sparse import MeshTopology
 from .reference.mesh_attention import mesh_attention_reference
@@ -102,7 +103,7 @@ def mesh_attention(
         dtype = q.dtype
         if q.device.type == "cpu" and dtype != torch.float32:  # the C++ kernel is float32; casts are cheap beside it
             q, k, v = q.float(), k.float(), v.float()
-        out, lse = torch.ops.tore_fast.mesh_attention_fwd(q, k, v, *topology, scale, dropout_p, seed)
+        out, lse = _mesh_attention_fwd(q, k, v, *topology, scale, dropout_p, seed)
         out = out.transpose(1, 2).to(dtype)
     return MeshAttentionResult(out, lse, weights) if return_lse or return_weights else out
 
@@ -149,10 +150,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad, grad_lse):
     q, k, v, out, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, seed = ctx.saved_tensors
-    # delta_i = dO_i . O_i is what the softmax's gradient subtracts in row i; a gradient of lse enters with the other sign
-    delta = (grad.float() * out.float()).sum(-1).transpose(1, 2)
-    if grad_lse is not None:
-        delta = delta - grad_lse
+    delta, grad = softmax_delta(grad, grad_lse, out)
     grads = torch.ops.tore_fast.mesh_attention_bwd(
         grad.transpose(1, 2), q, k, v, delta, lse, row_ptr, col_idx, t_row_ptr, t_col_idx,
         ctx.joints, ctx.scale, ctx.dropout_p, seed,
@@ -160,4 +158,4 @@ def _backward(ctx, grad, grad_lse):
     return *(g.transpose(1, 2) for g in grads), None, None, None, None, None, None, None, None
 
 
-torch.library.register_autograd("tore_fast::mesh_attention_fwd", _backward, setup_context=_setup_context)
+_mesh_attention_fwd = differentiable("mesh_attention_fwd", _setup_context, _backward)
