@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import arguments
+
 
 @dataclass
 class Args:
@@ -46,21 +48,18 @@ class Args:
 
 def run(args: Args) -> int:
     import math
-    import sys
     from pathlib import Path
 
-    import torch
     from tqdm import tqdm
 
-    from ..data.boxes import BoxFileError
-    from ..data.image import ImageError
     from ..layers import camera
     from ..layers.eclm import ECLMPlan, describe
     from ..models._hub import save_pretrained
     from ..pipelines import hosts, layer_merge, synth_clips
+    from ..pipelines.image_to_mesh import pick_device
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    try:
+    with arguments():
+        device = pick_device(args.device)
         if (args.data is None) == (args.plan is None):
             raise ValueError("give --data (to search) or --plan (to apply one)")
         name, model = hosts.load_host(args.model)
@@ -78,9 +77,6 @@ def run(args: Args) -> int:
             targets = [found.joints[i : i + args.batch_size] for i in range(0, len(found.crops), args.batch_size)]
         else:
             found = hosts.picture_crops(args.data, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin)
-    except (ImageError, BoxFileError, FileNotFoundError, ValueError) as e:
-        print(f"tore-fast eclm: {e}", file=sys.stderr)
-        return 2
     model = model.to(device).eval()
     model.set_merging(None)
     crops, starts = found.crops, range(0, len(found.crops), args.batch_size)

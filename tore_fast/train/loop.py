@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from .ema import Ema
 from .memory import checkpoint_activations, memory_report
-from .optim import learning_rate, make_optimiser
+from .optim import OPTIMISERS, SCHEDULES, learning_rate, make_optimiser
+
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,14 @@ class TrainConfig:
     """Stop (with a checkpoint) after this time; 0: run to the end."""
     workers: int = 0
     """Processes that prepare batches (0: in this one)."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        for name, known in (("schedule", SCHEDULES), ("optimiser", tuple(OPTIMISERS)), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"train.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 class Task(Protocol):
