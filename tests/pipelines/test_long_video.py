@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -140,6 +141,10 @@ def test_command_with_a_detector_that_is_killed_goes_on(folders, tmp_path, monke
     tracks = [np.load(tmp_path / f"track_00{t}.npz") for t in (0, 1)]
     assert all(t["frame_ids"].tolist() == list(range(14)) for t in tracks)
     assert tracks[0]["bbox"][0, 0] == 5 and tracks[1]["bbox"][13, 0] == 85
+    before = (tmp_path / "track_000.npz").stat().st_mtime_ns
+    assert hmr_cli.run(args) == 0 and (tmp_path / "track_000.npz").stat().st_mtime_ns == before
+    assert hmr_cli.run(dataclasses.replace(args, motion=None)) == 0  # other poses wanted: not the old file
+    assert len(calls) == 15 and not np.allclose(np.load(tmp_path / "track_000.npz")["poses"], tracks[0]["poses"])
 
 
 def test_reasons_for_no_mp4_and_no_detector(folders, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import torch
 
 from tore_fast.body import load_body
 from tore_fast.cli import eclm as eclm_cli
+from tore_fast.cli import list as list_cli
 from tore_fast.cli import train_fasthmr, train_fasthmr_clips
 from tore_fast.data.mocap import Motion
 from tore_fast.data.synth.clips import ClipCrops
@@ -156,6 +157,12 @@ def test_macs_of_the_specs_table(blocks, keep, linear, both):
     assert a / 1e9 == pytest.approx(linear, abs=0.05) and (a + b) / 1e9 == pytest.approx(both, abs=0.06)
 
 
+def test_list_prints_the_reduction_table():
+    rows = {(r["blocks"], r["tokens"]): r for r in list_cli.reductions()}
+    assert rows[28, 90]["linear_gmacs"] == pytest.approx(52.8, abs=0.05) == rows[28, 90]["paper_gmacs"]
+    assert rows[24, 90]["factor"] == pytest.approx(2.71, abs=0.005) and "2.35x" in list_cli.reduction_table(list(rows.values()))
+
+
 def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     """clips -> host -> ECLM against labels -> tokens, as tools/fasthmr_result.py runs them, in the smallest sizes."""
     data = tmp_path / "mocap"
@@ -175,6 +182,12 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     search = eclm_cli.Args(str(tmp_path / "host" / "model"), str(tmp_path / "clips"), out=str(tmp_path / "eclm"), tau=1e6, limit=8, device="cpu")
     assert eclm_cli.run(search) == 0
     assert "4 -> 1 blocks" in capsys.readouterr().out
+    trace = tmp_path / "eclm" / "trace.jsonl"
+    plan, lines = (tmp_path / "eclm" / "plan.json").read_text(), trace.read_text().splitlines(keepends=True)
+    trace.write_text("".join(lines[:2]) + '{"low": 1, "hi')  # killed while writing
+    for _ in range(2):
+        assert eclm_cli.run(search) == 0 and (tmp_path / "eclm" / "plan.json").read_text() == plan
+        assert [json.loads(line) for line in trace.read_text().splitlines()] == [json.loads(line) for line in lines]
     tokens = dict(host=tmp_path / "eclm" / "model", tokens=tmp_path / "tokens", keep_tokens=24, merge_per_block=24)
     assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**made, **tokens)) == 0
     assert np.load(tmp_path / "tokens" / "one.npz")["tokens"].shape == (12, 128)
