@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("skimage", reason="background photographs come from scikit-image (extra: train)")
 
@@ -77,6 +79,27 @@ def test_hands_train_by_the_same_task():
     assert max(float(parts[k]) for k in ("joints", "mesh", "edges")) < 1e-6 < float(parts["2d"]) < 0.1  # perspective
     metrics = evaluate_held_out(task.model.model.eval(), hand, "easy", image_size=112, images=8)
     assert metrics["pa_mpjpe_mm"] > 1 and metrics["mean_pose_pa_mpjpe_mm"] > 1 and metrics["images"] == 8
+
+
+def test_built_in_hand_by_name(tmp_path, monkeypatch, capsys):
+    """`--model tore_default_hand` takes the shipped weights: here random ones in their place; 21 joints come out."""
+    from tore_fast.cli import main
+    from tore_fast.models import default
+    from tore_fast.pipelines.image_to_mesh import load_model
+
+    monkeypatch.setitem(default.BUILT_IN, "tore_default_hand", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="no trained weights of tore_default_hand"):
+        load_model("tore_default_hand")
+    model = create_model("tore_default_hand")
+    save_pretrained(model, tmp_path / "hand", "tore_default_hand", torch.float16)
+    assert (tmp_path / "hand" / "model.safetensors").stat().st_size < 3_000_000
+    monkeypatch.setitem(default.BUILT_IN, "tore_default_hand", str(tmp_path / "hand"))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)).save(tmp_path / "hand.jpg")
+    with pytest.raises(SystemExit) as e:
+        main(["predict", str(tmp_path / "hand.jpg"), "--model", "tore_default_hand", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert e.value.code == 0, capsys.readouterr()
+    with np.load(next((tmp_path / "out").rglob("*.npz"))) as made:
+        assert made["joints_3d"].shape[-2:] == (21, 3) and made["vertices"].shape[-2:] == (778, 3)
 
 
 def test_eval_synth(tmp_path, capsys):
