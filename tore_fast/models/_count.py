@@ -62,8 +62,8 @@ def count_backbone(name: str, stride: int, dilated: bool, height: int, width: in
 
 
 @functools.lru_cache
-def count_model(name: str) -> Counts:
-    """Counts of a registered model.
+def count_model(name: str, **overrides) -> Counts:
+    """Counts of a registered model; `overrides` are config fields, of an image-to-mesh model those behind its trunk.
 
     Example:
         >>> round(count_model("fastmetro_l_r50").macs / 1e9, 2)
@@ -72,12 +72,12 @@ def count_model(name: str) -> Counts:
     entry = model_entry(name)
     config = getattr(entry.build, "config", None)
     if config is not None:  # image-to-mesh: built without its trunk, which is counted once for all
-        return _count_mesh_model(entry, config)
+        return _count_mesh_model(entry, config, overrides)
     try:
         with torch.device("meta"):
-            model = entry.build()
+            model = entry.build(**overrides)
     except NotImplementedError:  # a constructor that reads values (schedules); built for real then
-        model = entry.build()
+        model = entry.build(**overrides)
     params = sum(p.numel() for p in model.parameters())
     try:
         if entry.family == "tcformer" and name.startswith("tcformer"):  # by the rules of the official counter
@@ -90,12 +90,12 @@ def count_model(name: str) -> Counts:
     return Counts(params, 0, 0, macs, None)
 
 
-def _count_mesh_model(entry: ModelEntry, c) -> Counts:
+def _count_mesh_model(entry: ModelEntry, c, overrides: dict) -> Counts:
     rows, cols = c.grid
     height, width = rows * c.stride, cols * c.stride
     channels, backbone_params, backbone_macs = count_backbone(c.backbone, c.stride, c.dilated, height, width)
     with torch.device("meta"):
-        model = entry.build(backbone=None, feature_dim=channels)
+        model = entry.build(backbone=None, feature_dim=channels, **overrides)
     unused = model.unused_official_params() + UNUSED_OF_TRUNK.get(c.backbone, 0)
     params, macs = count_module(model, model.example_features(channels, rows, cols))
     return Counts(params + backbone_params, backbone_params, unused, macs + backbone_macs, backbone_macs)

@@ -40,7 +40,7 @@ class HostConfig:
     heatmap: float = 0.5
     """Train-only joint heat maps on the tokens; 0 with parts 0 leaves the heads out."""
     parts: float = 0.1
-    difficulty: float = 0.4
+    difficulty: float = 0.25
     bank_share: float = 0.7
     """Images whose pose comes from the motion files, where there are some."""
     data_seed: int = 11
