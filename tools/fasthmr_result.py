@@ -3,7 +3,7 @@
   python tools/fasthmr_result.py --data MOCAP --out runs/fasthmr
 
 renders clips of the motion files, trains a small host, merges its layers, writes its tokens, trains the motion prior and
-the one-step denoiser, and evaluates the components on the test split. About an hour and a half on one CPU core; every
+the one-step denoiser, and evaluates the components on the test split. About half an hour on one free CPU core; every
 step is a `tore-fast` command, printed before it runs.
 """
 
@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fasthmr"))
     parser.add_argument("--steps", choices=list(STEPS), nargs="*", default=list(STEPS), help="only these steps")
     parser.add_argument("--host-steps", type=int, default=2400)
-    parser.add_argument("--vae-steps", type=int, default=3000)
-    parser.add_argument("--denoiser-steps", type=int, default=2500)
+    parser.add_argument("--vae-steps", type=int, default=600)
+    parser.add_argument("--denoiser-steps", type=int, default=600)
     parser.add_argument("--tau", type=float, default=0.1, help="ECLM's tolerance in mm")
     args = parser.parse_args()
     for name in args.steps:
@@ -45,7 +45,7 @@ def tore_fast(*words: object) -> None:
 
 
 def clips(args) -> None:
-    for split, frames in (("train", 480), ("test", 243)):
+    for split, frames in (("train", 300), ("test", 243)):
         tore_fast("train", "fasthmr_clips", "--data", args.data, "--out", args.out / f"clips_{split}", "--split", split,
                   "--frames", frames)  # fmt: skip
 
@@ -62,7 +62,7 @@ def host(args) -> None:
         return
     tore_fast(
         "train", "fasthmr", "--stage", "host", "--model", "hmr2_vitt", "--data", args.data, "--train.out", folder,
-        "--host.joints-2d", 0.05, "--host.orientation", 0.005, "--host.pose", 0.005, "--host.difficulty", 0.25, "--train.steps", args.host_steps,
+        "--host.joints-2d", 0.05, "--host.orientation", 0.005, "--host.pose", 0.005, "--host.cache", args.out / "stills", "--train.steps", args.host_steps,
         "--train.batch-size", 24, "--train.lr", 6e-4, "--train.warmup", 150, "--train.weight-decay", 0.01,
         "--train.clip-norm", 1.0, "--train.ema", 0.998, "--train.eval-every", 400, "--train.checkpoint-minutes", 3,
     )  # fmt: skip
@@ -76,7 +76,7 @@ def eclm(args) -> None:
 
 
 def tokens(args) -> None:
-    for split, frames in (("train", 480), ("test", 243)):
+    for split, frames in (("train", 300), ("test", 243)):
         tore_fast("train", "fasthmr_clips", "--data", args.data, "--out", args.out / f"clips_{split}", "--split", split,
                   "--frames", frames, "--host", args.out / "eclm" / "model", "--tokens", args.out / f"tokens_{split}",
                   "--keep-tokens", KEEP, "--merge-per-block", PER_BLOCK)  # fmt: skip
@@ -88,16 +88,16 @@ def vae(args) -> None:
         return
     sizes = [w for k, v in MOTION_SIZES.items() for w in (k, v)]
     tore_fast("train", "fasthmr", "--stage", "vae", "--data", args.out / "clips_train", "--up", "camera", "--frames", FRAMES,
-              "--train.out", folder, "--train.steps", args.vae_steps, "--train.lr", 5e-4, "--train.batch-size", 16,
-              "--train.eval-every", 500, "--extra", *sizes)  # fmt: skip
+              "--train.out", folder, "--train.warmup", 50, "--train.steps", args.vae_steps, "--train.lr", 5e-4, "--train.batch-size", 16,
+              "--train.eval-every", 200, "--extra", *sizes)  # fmt: skip
 
 
 def denoiser(args) -> None:
     folder = args.out / "denoiser"
     if not _done(folder, args.denoiser_steps):
         tore_fast("train", "fasthmr", "--stage", "denoiser", "--data", args.out / "tokens_train", "--up", "camera",
-                  "--frames", FRAMES, "--vae", args.out / "vae" / "model", "--train.out", folder, "--train.steps",
-                  args.denoiser_steps, "--train.lr", 5e-4, "--train.batch-size", 16, "--train.eval-every", 500)  # fmt: skip
+                  "--frames", FRAMES, "--vae", args.out / "vae" / "model", "--train.out", folder, "--train.warmup", 50, "--train.steps",
+                  args.denoiser_steps, "--train.lr", 5e-4, "--train.batch-size", 16, "--train.eval-every", 200)  # fmt: skip
 
 
 def table(args) -> None:

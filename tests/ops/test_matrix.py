@@ -111,7 +111,7 @@ class Program(torch.nn.Module):
 @every_case
 def test_compile_fullgraph(case):
     t = case.make(*SHAPE)
-    program = Program(case, case.backend(t))
+    program = Program(case, "auto")
     t = {n: v.requires_grad_(n in case.grads) for n, v in t.items()}
     torch._dynamo.reset()
     got, want = torch.compile(program, fullgraph=True, backend="aot_eager")(t), program(t)
@@ -130,12 +130,12 @@ def test_export(case):
     batch = torch.export.Dim("batch", min=1, max=64)
     fixed = case.name == "pruned_attention_packed"
     dynamic = None if fixed else ({n: {0: batch} if v.shape[0] == 2 and more[n].shape[0] == 3 else None for n, v in t.items()},)
-    program = torch.export.export(Program(case, impl), (t,), dynamic_shapes=dynamic)
+    program = torch.export.export(Program(case, "auto"), (t,), dynamic_shapes=dynamic)
     nodes = {str(node.target) for node in program.graph.nodes}
     if impl != "reference" and case.name != "unmerge":  # unmerge is a gather
         assert any("tore_fast." in n for n in nodes), nodes
     t = t if fixed else more
-    check_close(case, program.module()(t), case.call(t, impl), 1e-6)
+    check_close(case, program.module()(t), case.call(t, "auto"), 1e-6)
 
 
 @every_case

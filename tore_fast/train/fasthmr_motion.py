@@ -91,6 +91,7 @@ class _MotionTask:
         lengths = np.array([len(c.rotations) for c in clips], np.float64)
         self.weights = lengths / lengths.sum()
         self._whole: dict[tuple[int, bool], Tensor] = {}
+        self.items_per_epoch = max(1, round(lengths.sum() / frames))
 
     @torch.no_grad()
     def features(self, rotations: Tensor, betas: Tensor) -> Tensor:
