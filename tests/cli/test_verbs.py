@@ -76,7 +76,7 @@ def test_a_command_that_cannot_be_done_is_one_line_and_2(argv, folder, capsys):
     prog = ["tore-fast", *argv[: 1 + bool(JOBS.get(argv[0]) and argv[1] in JOBS[argv[0]])]]
     prog = ["tore-fast"] if argv[0] not in VERBS else prog
     assert lines and lines[-1].startswith(" ".join(prog) + ": ") and SAID[argv] in lines[-1], lines
-    assert all(line.startswith(" ".join(prog) + ": ") for line in lines)
+    assert all(line.startswith((" ".join(prog) + ": ", "note: ")) for line in lines), lines
     assert {p.name for p in folder.iterdir()} <= {"text.bin", "other.pt", "run"}
 
 
