@@ -19,7 +19,8 @@ from .reference.mesh_attention import mesh_attention_reference
 BACKENDS = ("cuda", "cpu")
 _DTYPES = {"cuda": (torch.float32, torch.float16, torch.bfloat16), "cpu": (torch.float32, torch.float16, torch.bfloat16)}
 MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
-MAX_STRIP = 11_000  # joints * tokens: the CUDA backward holds two float32 score strips of that size in shared memory
+# bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227 KB)
+MAX_SHARED = 99 * 1024
 
 
 class MeshAttentionResult(NamedTuple):
@@ -37,9 +38,20 @@ def why_not(backend: str, q: Tensor, return_weights: bool = False, joints: int =
         reason = "return_weights needs the dense weights, which only impl='reference' forms"
     if reason is None and q.shape[-1] > MAX_HEAD_DIM[backend]:
         reason = f"it takes head dimensions up to {MAX_HEAD_DIM[backend]}, got {q.shape[-1]}"
-    if reason is None and backend == "cuda" and joints * q.shape[2] > MAX_STRIP:
-        reason = f"it holds joints x tokens scores in shared memory, up to {MAX_STRIP}, got {joints} x {q.shape[2]}"
+    if reason is None and backend == "cuda":
+        reason = _strip_reason(joints, q.shape[2], q.shape[3])
     return reason
+
+
+def _strip_reason(joints: int, tokens: int, dim: int) -> str | None:
+    """The CUDA backward keeps two strips of the joint rows and their scores in shared memory (`strip_shared`)."""
+    need = 8 * joints * ((16 if dim <= 16 else 32 if dim <= 32 else 64) + 4 + tokens)
+    if need <= MAX_SHARED:
+        return None
+    return (
+        f"its joint rows hold 8 joints (D + 4 + tokens) bytes of scores in shared memory, up to {MAX_SHARED}, "
+        f"got {need} with {joints} joints and {tokens} tokens"
+    )
 
 
 def mesh_attention(
