@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from _study_rows import CHANNELS, GRID, ROWS, Protocol, Row, build
 
+from tore_fast.models._count import count_model
+
 TIMINGS = "timings.json"
 PLAIN, PRUNED = ("tore_s_gtr",), ("tore_s_soft100", "tore_s_soft80", "tore_s_soft50", "tore_s_soft25")
 COLOURS = {"mlp": "0.5", "fastmetro": "C0", "tore": "C3", "metro": "C2", "metro_tore": "C1", "graphormer": "C4", "tcformer": "C5"}
@@ -63,16 +65,20 @@ def timings(results: Path) -> dict:
 
 
 def main_rows(found: dict[str, list[dict]]) -> list[str]:
-    return [n for n in found if "noise" not in n and "_lr" not in n]
+    return [n for n in found if n not in ROWS or _is_main(ROWS[n])]
 
 
-def table(results: Path) -> str:
-    """Markdown: the main table, the pruning and noise studies, the learning-rate check."""
+def _is_main(row: Row) -> bool:
+    return not row.train_noise and row.lr_factor == 1 and row.budget == 1
+
+
+def table(results: Path, full: bool = False) -> str:
+    """Markdown: the main table, the pruning and noise studies, the learning-rate check; `full`: the papers' sizes, too."""
     found, speed = load(results), timings(results).get("rows", {})
     any_row = next(iter(found.values()))[0]
     lines = [
-        "| row | PA-MPJPE | MPJPE | MPVPE | PA, hard set | seeds | head MMACs | all MMACs | train MiB | images/s head | images/s all |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| row | PA-MPJPE | MPJPE | MPVPE | PA, joint tokens | PA, hard set | seeds | head MMACs | all MMACs | train MiB | images/s head | images/s all |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in main_rows(found):
         rows = found[name]
@@ -80,20 +86,33 @@ def table(results: Path) -> str:
         s = speed.get(name, {})
         cells = [
             _label(name), *(spread(rows, f"easy_{k}_mm").text() for k in ("pa_mpjpe", "mpjpe", "mpvpe")),
-            spread(rows, "hard_pa_mpjpe_mm").text(), str(len(rows)), f"{one['head_macs'] / 1e6:.2f}",
+            spread(rows, "easy_token_pa_mpjpe_mm").text(), spread(rows, "hard_pa_mpjpe_mm").text(), str(len(rows)), f"{one['head_macs'] / 1e6:.2f}",
             f"{(one['head_macs'] + one['trunk_macs']) / 1e6:.1f}", f"{one['train_bytes'] / 2**20:.1f}",
             *(f"{s[k]:.0f}" if k in s else "-" for k in ("head_images_per_s", "images_per_s")),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     baseline = [f"{any_row[f'easy_{k}']:.1f}" for k in ("mean_pose_pa_mpjpe_mm", "constant_mean_mpjpe_mm")]
-    lines.append(f"| constant mean mesh | {baseline[0]} | {baseline[1]} | - | {any_row['hard_mean_pose_pa_mpjpe_mm']:.1f}"
+    lines.append(f"| constant mean mesh | {baseline[0]} | {baseline[1]} | - | - | {any_row['hard_mean_pose_pa_mpjpe_mm']:.1f}"
                  " | - | 0 | 0 | - | - | - |")  # fmt: skip
     lines += ["", f"One seed's noise (pooled sd): PA-MPJPE {pooled_sd(found, 'easy_pa_mpjpe_mm'):.2f} mm, "
               f"MPVPE {pooled_sd(found, 'easy_mpvpe_mm'):.2f} mm."]  # fmt: skip
-    for title, part in (("Pruning (H7)", pruning_table(found)), ("NSR noise (D6)", noise_table(found)), ("Learning rate", lr_table(found))):
+    for title, part in (("Four times the steps", budget_table(found)), ("Pruning (H7)", pruning_table(found)), ("NSR noise (D6)", noise_table(found)), ("Learning rate", lr_table(found))):
         if part:
             lines += ["", f"**{title}**", "", *part]
+    if full:
+        lines += ["", "**At the papers' size**", "", *full_size_table()]
     return "\n".join(lines)
+
+
+def full_size_table() -> list[str]:
+    """The rows at the papers' size (ResNet-50 or HRNet-W64, 224 px, 431 vertices): multiply-adds only, nothing trained."""
+    lines = ["| row | model | GMACs without trunk | with trunk |", "|---|---|---|---|"]
+    for name, row in ROWS.items():
+        if row.full[0]:
+            counts = count_model(row.full[0], **row.full[1])
+            cells = [_label(name), f"`{row.full[0]}`", f"{(counts.macs - counts.backbone_macs) / 1e9:.2f}", f"{counts.macs / 1e9:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def pruning_table(found: dict[str, list[dict]]) -> list[str]:
@@ -108,22 +127,34 @@ def pruning_table(found: dict[str, list[dict]]) -> list[str]:
 
 
 def noise_table(found: dict[str, list[dict]]) -> list[str]:
-    names = [n for n in ("tore_s_gtr", *(n for n in ROWS if "noise" in n), "tore_s_soft80", "tore_l_gtr") if n in found]
+    names = [n for n in ("tore_s_gtr", *(n for n in ROWS if ROWS[n].train_noise), "tore_s_soft80", "tore_l_gtr") if n in found]
     lines = ["| trained | tested without | 5 % | 7.5 % | 10 % |", "|---|---|---|---|---|"]
     for name in names:
-        keys = ("easy_pa_mpjpe_mm", *(f"easy_noise{x}_pa_mpjpe_mm" for x in ("5", "7.5", "10")))
+        keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
         lines.append("| " + " | ".join([_label(name), *(spread(found[name], k).text(2) for k in keys)]) + " |")
     return lines if names else []
 
 
+def budget_table(found: dict[str, list[dict]]) -> list[str]:
+    lines = ["| row | one pass: PA-MPJPE | MPVPE | four passes: PA-MPJPE | MPVPE |", "|---|---|---|---|---|"]
+    for name in [n for n in found if n in ROWS and ROWS[n].budget > 1]:
+        base = name.rsplit("_x", 1)[0]
+        if base in found:
+            cells = [spread(found[n], f"easy_{k}_mm").text() for n in (base, name) for k in ("pa_mpjpe", "mpvpe")]
+            lines.append("| " + " | ".join([_label(base), *cells]) + " |")
+    return lines if len(lines) > 2 else []
+
+
 def lr_table(found: dict[str, list[dict]]) -> list[str]:
-    lines = ["| row, seed 0 | x0.5 | x1 | x2 |", "|---|---|---|---|"]
-    for base in ("fastmetro_s", "tore_s_gtr"):
-        names = (f"{base}_lr0.5", base, f"{base}_lr2")
-        if not all(n in found for n in names):
-            continue
-        first = [next((r for r in found[n] if r["seed"] == 0), None) for n in names]
-        lines.append(f"| {_label(base)} | " + " | ".join(f"{r['easy_pa_mpjpe_mm']:.1f}" if r else "-" for r in first) + " |")
+    lines = ["| row, seed 0 | x0.25 | x0.5 | x1 | x2 |", "|---|---|---|---|---|"]
+    for base in found:
+        cells = []
+        for factor in (0.25, 0.5, 1, 2):
+            rows = found.get(base if factor == 1 else f"{base}_lr{factor:g}", [])
+            first = [r for r in rows if r["seed"] == 0]
+            cells.append(f"{first[0]['easy_pa_mpjpe_mm']:.1f}" if first else "-")
+        if cells.count("-") <= 2:
+            lines.append("| " + " | ".join([_label(base), *cells]) + " |")
     return lines if len(lines) > 2 else []
 
 
@@ -172,8 +203,8 @@ def plot(results: Path, out: Path) -> list[Path]:
         if f"tore_{size}_gtr" in found:
             axes[0].axhline(spread(found[f"tore_{size}_gtr"], "easy_pa_mpjpe_mm").mean, color=colour, ls=":", label=f"TORE-{size.upper()}, no ITP")
     axes[0].set(xlabel="share of tokens kept", ylabel="PA-MPJPE, mm")
-    for name in [n for n in ("tore_s_gtr", *(n for n in ROWS if "noise" in n)) if n in found]:
-        keys = ("easy_pa_mpjpe_mm", *(f"easy_noise{x}_pa_mpjpe_mm" for x in ("5", "7.5", "10")))
+    for name in [n for n in ("tore_s_gtr", *(n for n in ROWS if ROWS[n].train_noise)) if n in found]:
+        keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
         axes[1].plot([0, 5, 7.5, 10], [spread(found[name], k).mean for k in keys], marker="o", label=name)
     axes[1].set(xlabel="noise on the NSR's joint features at test time, % of their sd", ylabel="PA-MPJPE, mm")
     for axis in axes:
@@ -195,18 +226,19 @@ def _save(figure, path: Path) -> Path:
 def measure(results: Path, protocol: Protocol, batch: int, seconds: float, threads: int) -> None:
     """Images/s of every row's head from features and of trunk plus head from images; random weights, `fuse()` where the
     model has it, median of the samples. Rows take turns, so a disturbance hits all of them."""
-    from _study_features import frozen_trunk
+    from _study_features import frozen_trunk, study_body
 
     from tore_fast.body import load_body
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    body, device = load_body("free"), "cuda" if torch.cuda.is_available() else "cpu"
-    body.to(device)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    body = load_body("free")
+    body = study_body(body, protocol.vertices, body(0.3 * torch.randn(50, 24, 3), level=2).vertices).to(device)
     trunk = frozen_trunk().to(device, memory_format=torch.channels_last)
     features = torch.randn(batch, CHANNELS, *GRID, device=device)
     images = torch.randn(batch, 3, protocol.image_size, protocol.image_size, device=device).contiguous(memory_format=torch.channels_last)
-    names = [n for n in ROWS if "noise" not in n and "_lr" not in n]
+    names = [n for n in ROWS if _is_main(ROWS[n])]
     models = {n: _ready(ROWS[n], protocol, body).to(device) for n in names}
     samples: dict[str, list[float]] = {n: [] for n in ("trunk", *names)}
     end, turn = time.perf_counter() + seconds * len(samples), 0

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
-# exit codes: 0 all items, 1 some items could not be read, 2 nothing was evaluated
-SOME_FAILED, NOTHING_DONE = 1, 2
+from . import FAILED, arguments, complain
+
 SHARES = ("_f_", "auc", "AP", "AR", "nme", "_fr_", "pck", "entropy")  # words of metrics with four decimals
 
 SUBCOMMANDS = {
@@ -56,18 +56,30 @@ def _entry(name: str):
         return None
 
 
+def guarded(work: Callable[[], int]) -> int:
+    """Runs a job: what cannot be evaluated is the user's argument (exit code 2), a process that died is a failure (1)."""
+    from ..eval.evaluate import Incomplete
+
+    try:
+        with arguments():
+            return work()
+    except Incomplete as e:
+        complain(str(e))
+        return FAILED
+
+
 def work_folder(work: Path | None, json_path: Path | None) -> Path:
     """Where the rows so far lie: --work, else beside --json, else .tore_fast_eval."""
     return work or (json_path.with_suffix(".rows") if json_path else Path(".tore_fast_eval"))
 
 
 def report(metrics: dict, json_path: Path | None) -> int:
-    """Prints the table and what could not be read, writes --json; returns the exit code (SOME_FAILED or 0)."""
+    """Prints the table and what could not be read, writes --json; returns the exit code (FAILED or 0)."""
     print(table(metrics))
     for index, reason in metrics["failed"].items():
-        print(f"error: item {index}: {reason}", file=sys.stderr)
+        complain(f"item {index}: {reason}")
     write_json(metrics, json_path)
-    return SOME_FAILED if metrics["failed"] else 0
+    return FAILED if metrics["failed"] else 0
 
 
 def write_json(metrics: dict, path: Path | None) -> None:

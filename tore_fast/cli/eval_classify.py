@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ._training import tested_model
-from .eval import NOTHING_DONE, device_of, report, work_folder
+from .eval import device_of, guarded, report, work_folder
 
 
 @dataclass
@@ -39,11 +38,7 @@ class Args:
 
 
 def run(args: Args) -> int:
-    try:
-        return _evaluate(args)
-    except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return NOTHING_DONE
+    return guarded(lambda: _evaluate(args))
 
 
 def _evaluate(args: Args) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ._training import tested_model
-from .eval import NOTHING_DONE, device_of, report, work_folder, write_json
+from .eval import device_of, guarded, report, work_folder, write_json
 
 
 @dataclass
@@ -56,11 +55,7 @@ class Args:
 
 
 def run(args: Args) -> int:
-    try:
-        return _synthetic(args) if args.data == "synth" else _evaluate(args)
-    except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return NOTHING_DONE
+    return guarded(lambda: _synthetic(args) if args.data == "synth" else _evaluate(args))
 
 
 def _evaluate(args: Args) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..train.loop import TrainConfig
+from . import arguments
 
 
 @dataclass
@@ -51,11 +51,8 @@ def run(args: Args) -> int:
     from ._training import finish
 
     torch.manual_seed(args.train.seed)
-    try:
+    with arguments():
         task = _synth(args) if args.data == "synth" else _annotated(args)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     return finish(task, args, {"data": args.data})
 
 

@@ -86,7 +86,8 @@ class Items(Protocol):
 class MeshScoring:
     """A mesh protocol with the official crops and a model that returns vertices or body parameters."""
 
-    def __init__(self, protocol: BodyProtocol | HandProtocol, image_size: int | tuple[int, int], smpl_head: bool):
+    def __init__(self, protocol: BodyProtocol | HandProtocol, image_size: int | tuple[int, int], smpl_head: bool, crop=evaluation_crop):
+        self.crop = crop
         self.protocol, self.image_size, self.smpl_head, self.metrics = protocol, image_size, smpl_head, protocol.metrics
 
     def identity(self) -> dict:
@@ -94,7 +95,7 @@ class MeshScoring:
         return {**self.protocol.identity(), "image_size": size, "smpl_head": self.smpl_head}
 
     def item(self, record: Record) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        return evaluation_crop(record, self.image_size), self.protocol.truth(record)
+        return self.crop(record, self.image_size), self.protocol.truth(record)
 
     def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         output = model(inputs)
@@ -144,6 +145,7 @@ def evaluate(
     workers: int = 0,
     limit: int | None = None,
     smpl_head: bool = False,
+    crop: Callable[[Record, Any], np.ndarray] = evaluation_crop,
     label: dict | None = None,
     log: Callable[[str], None] = print,
 ) -> tuple[dict, dict[str, np.ndarray]] | None:
@@ -153,6 +155,7 @@ def evaluate(
         folder: rows are kept here (rows.py); the same call goes on after a kill.
         image_size: side of the crop or (height, width).
         limit: only the first items.
+        crop: what the model gets of an item (multiscale.view_crops for a MultiScale model).
         label: facts about the run for the result (model name, data path); they must stay the same to go on.
 
     Returns:
@@ -166,7 +169,7 @@ def evaluate(
     for body in {id(b): b for b in getattr(protocol, "bodies", {"": protocol.body}).values()}.values():
         body.to(torch.device(device))
     return evaluate_rows(
-        model, reader, MeshScoring(protocol, image_size, smpl_head), folder, batch_size=batch_size, device=device,
+        model, reader, MeshScoring(protocol, image_size, smpl_head, crop), folder, batch_size=batch_size, device=device,
         precision=precision, workers=workers, limit=limit, label=label, log=log,
     )  # fmt: skip
 
@@ -266,13 +269,17 @@ def _run(model, items, scoring, store, indices, batch_size, device, dtype, worke
     return seen
 
 
+class Incomplete(RuntimeError):
+    """Some items have neither a row nor an error: a process died."""
+
+
 def _summary(store: RowStore | MemoryRows, items: Items, scoring: Scoring, count: int) -> tuple[dict, dict[str, np.ndarray]]:
     rows, failed = store.merged(), store.failures()
     keep = rows["index"] < count
     rows = {k: v[keep] for k, v in rows.items()}
     missing = set(range(count)) - set(rows["index"].tolist()) - set(failed)
     if missing:
-        raise RuntimeError(
+        raise Incomplete(
             f"evaluate: {len(missing)} of {count} items have no row (first: {min(missing)}); a process died, run the command again"
         )
     if not len(rows["index"]):

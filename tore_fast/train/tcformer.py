@@ -36,6 +36,7 @@ class Classification:
                  eval_batch: int = 64):  # fmt: skip
         self.model, self.training, self.held_out = model, training, held_out
         self.mixup, self.seed, self.eval_batch = mixup, seed, eval_batch
+        self.items_per_epoch = len(training)
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         images, labels = [], []
@@ -90,6 +91,7 @@ class Keypoints:
         self.model, self.training, self.held_out, self.metric = model, training, held_out, metric
         self.flip_test, self.refine, self.seed, self.eval_batch = flip_test, refine, seed, eval_batch
         self.best_metric = metric.best
+        self.items_per_epoch = len(training)
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         items = []
