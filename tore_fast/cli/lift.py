@@ -46,6 +46,8 @@ class Args:
     """Share of frames that neighbouring windows have in common (seq2seq models)."""
     flip: bool = True
     """Average with the mirrored pass."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (autocast of the network; poses stay float32)."""
     device: str = "auto"
     """auto, cpu, cuda ..."""
 
@@ -53,13 +55,15 @@ class Args:
 def run(args: Args) -> int:
     import torch
 
-    from ..pipelines.pose_lift import NORMALISATIONS, load_lifter
+    from ..pipelines.pose_lift import NORMALISATIONS, PRECISIONS, load_lifter
 
     formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
     if not formats or any(f not in FORMATS for f in formats):
         return _fail(f"--format: expected some of {', '.join(FORMATS)}, got {args.format!r}")
     if args.normalise not in ("auto", *NORMALISATIONS):
         return _fail(f"--normalise: expected auto, {', '.join(NORMALISATIONS)}, got {args.normalise!r}")
+    if args.precision not in PRECISIONS:
+        return _fail(f"--precision: expected one of {', '.join(PRECISIONS)}, got {args.precision!r}")
     try:
         device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
         model = load_lifter(args.model, args.checkpoint).to(device)
@@ -108,7 +112,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     x = normalise(clip.keypoints, how, width, height)
     rate = facts.get("fps") if args.resample and known_fps else None
     start = time.perf_counter()
-    lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip)
+    lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip, args.precision)
     seconds = time.perf_counter() - start
     written = []
     if "npz" in formats:
