@@ -172,7 +172,7 @@ def test_wflw_command(faces, tmp_path, capsys):
     (faces / "1.png").write_bytes(b"no picture")
     capsys.readouterr()
     assert run(*common, "--json", tmp_path / "broken.json") == 1  # one item failed, the others count
-    assert "error: item 1: " in capsys.readouterr().err
+    assert ": item 1: " in capsys.readouterr().err
     assert json.loads((tmp_path / "broken.json").read_text())["items"] == 2
 
 
@@ -224,7 +224,7 @@ def test_imagenet_command(tmp_path, capsys):
 def test_bad_options_are_one_line(coco, capsys, arguments, words):
     assert run("keypoints", "--data", coco / "ann.json", *arguments) == 2
     err = capsys.readouterr().err.splitlines()[-1]
-    assert err.startswith("error: ") and words in err
+    assert err.startswith("tore-fast eval keypoints: ") and words in err
 
 
 def test_synthetic_people(tmp_path, capsys):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tore_fast.body import load_body
+from tore_fast.cli import UsageError, train_fasthmr, train_fasthmr_clips
 from tore_fast.cli import eclm as eclm_cli
-from tore_fast.cli import train_fasthmr, train_fasthmr_clips
+from tore_fast.cli import list as list_cli
 from tore_fast.data.mocap import Motion
 from tore_fast.data.synth.clips import ClipCrops
 from tore_fast.data.synth.motion import motion_rotations
@@ -20,7 +21,7 @@ from tore_fast.models import create_model, load_pretrained
 from tore_fast.models.hmr2 import HMR2Config, host_macs
 from tore_fast.pipelines.component_table import ComponentTable, markdown, smooth
 from tore_fast.pipelines.synth_clips import JointErrors, read_clip, write_clips, write_tokens
-from tore_fast.train.fasthmr_motion import read_motion
+from tore_fast.train.fasthmr_motion import read_motion, read_motion_folder
 from tore_fast.train.hmr_host import HostConfig, HostTask
 from tore_fast.train.loop import TrainConfig
 from tore_fast.train.pose_discriminator import PoseDiscriminator, adversarial_losses
@@ -156,6 +157,12 @@ def test_macs_of_the_specs_table(blocks, keep, linear, both):
     assert a / 1e9 == pytest.approx(linear, abs=0.05) and (a + b) / 1e9 == pytest.approx(both, abs=0.06)
 
 
+def test_list_prints_the_reduction_table():
+    rows = {(r["blocks"], r["tokens"]): r for r in list_cli.reductions()}
+    assert rows[28, 90]["linear_gmacs"] == pytest.approx(52.8, abs=0.05) == rows[28, 90]["paper_gmacs"]
+    assert rows[24, 90]["factor"] == pytest.approx(2.71, abs=0.005) and "2.35x" in list_cli.reduction_table(list(rows.values()))
+
+
 def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     """clips -> host -> ECLM against labels -> tokens, as tools/fasthmr_result.py runs them, in the smallest sizes."""
     data = tmp_path / "mocap"
@@ -175,9 +182,28 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     search = eclm_cli.Args(str(tmp_path / "host" / "model"), str(tmp_path / "clips"), out=str(tmp_path / "eclm"), tau=1e6, limit=8, device="cpu")
     assert eclm_cli.run(search) == 0
     assert "4 -> 1 blocks" in capsys.readouterr().out
+    trace = tmp_path / "eclm" / "trace.jsonl"
+    plan, lines = (tmp_path / "eclm" / "plan.json").read_text(), trace.read_text().splitlines(keepends=True)
+    trace.write_text("".join(lines[:2]) + '{"low": 1, "hi')  # killed while writing
+    for _ in range(2):
+        assert eclm_cli.run(search) == 0 and (tmp_path / "eclm" / "plan.json").read_text() == plan
+        assert [json.loads(line) for line in trace.read_text().splitlines()] == [json.loads(line) for line in lines]
     tokens = dict(host=tmp_path / "eclm" / "model", tokens=tmp_path / "tokens", keep_tokens=24, merge_per_block=24)
     assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**made, **tokens)) == 0
     assert np.load(tmp_path / "tokens" / "one.npz")["tokens"].shape == (12, 128)
-    assert train_fasthmr.run(train_fasthmr.Args(data=data, stage="tail")) == 2
-    assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**made, host=tmp_path)) == 2
-    assert "--stage must be" in (err := capsys.readouterr().err) and "belong together" in err
+    two = read_motion_folder(data)  # the archive itself is stage 1's data; its test split stays out
+    assert [len(c.rotations) for c in two] == [12, 12]
+    up = two[0].rotations[0, 0, :, 1]  # the pelvis' y axis in camera axes: upwards is -y
+    torch.testing.assert_close(up, torch.tensor([0.0, -1, 0]), atol=1e-3, rtol=0)
+    sizes = {"latent_tokens": 2, "latent_dim": 16, "ff_size": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+    stage1 = TrainConfig(out=str(tmp_path / "vae"), steps=2, batch_size=2, eval_every=2)
+    assert train_fasthmr.run(train_fasthmr.Args(data=data, frames=8, extra=sizes, held_out=2, train=stage1)) == 0
+    stage2 = TrainConfig(out=str(tmp_path / "denoiser"), steps=2, batch_size=2, eval_every=2)
+    args = train_fasthmr.Args(data=tmp_path / "tokens", vae=tmp_path / "vae" / "model", frames=8, up="camera", held_out=2, train=stage2)
+    assert train_fasthmr.run(args) == 0
+    motion = load_pretrained(tmp_path / "denoiser" / "model")
+    assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
+    with pytest.raises(UsageError, match="--stage must be host, vae or denoiser"):
+        train_fasthmr.run(train_fasthmr.Args(data=data, stage="tail"))
+    with pytest.raises(UsageError, match="--host and --tokens belong together"):
+        train_fasthmr_clips.run(train_fasthmr_clips.Args(**made, host=tmp_path))
