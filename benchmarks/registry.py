@@ -23,6 +23,14 @@ def names(kind: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
+def check(kind: str, only: list[str]) -> None:
+    """ValueError for a stem that is not there."""
+    known = names(kind)
+    for stem in only:
+        if stem not in known:
+            raise ValueError(f"no {kind} benchmark {stem!r}; expected one of {', '.join(known) or 'none yet'}")
+
+
 def cases(kind: str, only: list[str], device: str, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
     """Cases of the chosen stems (all when `only` is empty); `quick` asks for a handful of small ones.
 
@@ -58,9 +66,6 @@ def largest_cases(
 
 
 def _modules(kind: str, only: list[str]) -> Iterator[ModuleType]:
-    known = names(kind)
-    for stem in only:
-        if stem not in known:
-            raise ValueError(f"bench: no {kind} benchmark {stem!r}; expected one of {', '.join(known) or 'none yet'}")
-    for stem in only or known:
+    check(kind, only)
+    for stem in only or names(kind):
         yield importlib.import_module(f".{kind}.{stem}", __package__)

@@ -114,7 +114,7 @@ def previous(path: Path, environment: dict) -> list[dict]:
     for fact in FACTS:
         if old["environment"].get(fact) != environment.get(fact):
             raise ValueError(
-                f"bench: --append: {path} was taken with {fact} = {old['environment'].get(fact)!r}, this is {environment.get(fact)!r}"
+                f"--append: {path} was taken with {fact} = {old['environment'].get(fact)!r}, this is {environment.get(fact)!r}"
             )
     return old["results"]
 
@@ -134,38 +134,40 @@ def all_cases(options: Options, device: str, dtype: torch.dtype) -> Iterator[Cas
         yield from registry.largest_cases(options.kind, options.op, device, dtype, options.quick, budget, options.max_batch)
 
 
+def check(options: Options) -> None:
+    """ValueError for options that cannot be done, before anything is measured."""
+    registry.check(options.kind, options.op)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but no CUDA device is visible")
+    if options.append and not options.json:
+        raise ValueError("--append goes on with the file of --json, which was not given")
+    if options.threads < 0 or options.seconds <= 0:
+        raise ValueError(f"--threads and --seconds: expected positive numbers, got {options.threads} and {options.seconds}")
+
+
 def run(options: Options) -> int:
+    check(options)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        print("bench: --device cuda, but no CUDA device is visible", file=sys.stderr)
-        return 2
-    if options.append and not options.json:
-        print("bench: --append goes on with the file of --json, which was not given", file=sys.stderr)
-        return 2
     if options.threads:
         torch.set_num_threads(options.threads)
     document = {"environment": environment(device), "kind": options.kind, "ceilings": {}, "results": []}
-    try:
-        if options.append:
-            document["results"] = previous(options.json, document["environment"])
-        done = {report.key(r) for r in document["results"]}
-        for name in options.dtype:
-            dtype = DTYPES[name]
-            ceilings = document["ceilings"][name] = roofline.measure(device, dtype)
-            for case in all_cases(options, device, dtype):
-                if report.key(vars(case) | {"case": case.name, "direction": case.direction, "dtype": name}) in done:
-                    continue
-                result = run_case(case, seconds=options.seconds, all_baselines=options.baselines == "all")
-                result["floor_ms"] = roofline.floor_ms(case.bytes, case.macs, ceilings)
-                document["results"].append(result)
-                print(report.text_block(result), flush=True)
-                if options.json:
-                    save(options.json, document)
-    except ValueError as e:
-        print(e, file=sys.stderr)
-        return 2
+    if options.append:
+        document["results"] = previous(options.json, document["environment"])
+    done = {report.key(r) for r in document["results"]}
+    for name in options.dtype:
+        dtype = DTYPES[name]
+        ceilings = document["ceilings"][name] = roofline.measure(device, dtype)
+        for case in all_cases(options, device, dtype):
+            if report.key(vars(case) | {"case": case.name, "direction": case.direction, "dtype": name}) in done:
+                continue
+            result = run_case(case, seconds=options.seconds, all_baselines=options.baselines == "all")
+            result["floor_ms"] = roofline.floor_ms(case.bytes, case.macs, ceilings)
+            document["results"].append(result)
+            print(report.text_block(result), flush=True)
+            if options.json:
+                save(options.json, document)
     print("\n" + report.markdown(document))
     if options.json:
         save(options.json, document)

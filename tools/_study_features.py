@@ -6,13 +6,18 @@ are files of one generator batch each, written atomically, so a stopped computat
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from _study_rows import Protocol
 from torch import Tensor, nn
 
+from tore_fast.body import Body
+from tore_fast.body.decimate import decimate
+from tore_fast.body.fit import fit_upsampling
 from tore_fast.data.synth import HELD_OUT, SynthGenerator, normalize_images
 from tore_fast.models import load_pretrained
 from tore_fast.models.default import default_folder
@@ -38,7 +43,7 @@ def load_or_make(protocol: Protocol, body, folder: Path, split: str, log: Callab
     else:
         held = HELD_OUT[split]
         seed, difficulty, size, source = held.seed, held.difficulty, held.batch_size, "test"
-        count = min(p.eval_images, held.batches * held.batch_size)
+        count = min(p.eval_images // (2 if split == "hard" else 1), held.batches * held.batch_size)
     size = min(size, count)
     folder.mkdir(parents=True, exist_ok=True)
     trunk = generator = None
@@ -62,3 +67,22 @@ def _chunk(trunk: nn.Module, generator: SynthGenerator, index: int, size: int) -
     features = torch.cat([trunk(part) for part in images.split(32)]).contiguous()
     kept = {"features": features.half(), "coarse": generator.body.coarse(made["vertices"], 2), **{k: made[k] for k in LABELS}}
     return {k: v.clone() for k, v in kept.items()}  # clone: a view would save its whole storage
+
+
+def study_body(body: Body, vertices: int, samples: Tensor) -> Body:
+    """`body` with one more, coarser level of `vertices` points: its vertices are the tokens of every row.
+
+    Args:
+        samples: [S, 431, 3] posed coarse bodies, to fit the up-sampling to.
+    """
+    h = body.hierarchy
+    top = h.num_levels - 1
+    rest = body.template.double().numpy()[h.vertex_index(top)]
+    if vertices == len(rest):
+        return body
+    (kept, faces), = decimate(rest, h.faces[top], [vertices])
+    up = fit_upsampling(rest, h.faces[top], kept, samples.double().numpy(), ridge=1e-3)
+    hierarchy = dataclasses.replace(h, faces=(*h.faces, faces), picks=(*h.picks, kept.astype(np.int32)), ups=(*h.ups, up))
+    parts = ("template", "shape_dirs", "weights", "joints", "joint_dirs", "joint_names", "parents", "part_names")
+    return Body(dataclasses.replace(body.topology, hierarchy=hierarchy), parts=body.part_labels,
+                **{k: getattr(body, k) for k in parts})  # fmt: skip

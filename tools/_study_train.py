@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _study_features import load_or_make
+from _study_features import load_or_make, study_body
 from _study_rows import CHANNELS, GRID, Protocol, Row, build
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tore_fast.body import load_body, project
 from tore_fast.body.lbs import axis_angle_to_matrix
+from tore_fast.eval.procrustes import similarity_align
 from tore_fast.eval.synthetic import HeldOutErrors
 from tore_fast.layers.attention import dense_attention
 from tore_fast.layers.mesh import MeshUpsample
@@ -30,6 +31,7 @@ from tore_fast.ops import csr_matrix
 from tore_fast.train.loop import TrainConfig, train
 
 NOISE_LEVELS = (0.05, 0.075, 0.1)  # of the NSR's joint features at test time (figure D6)
+NOISE_IMAGES = 400  # of the held-out set "easy"
 SPLITS = ("easy", "hard")
 
 
@@ -38,26 +40,43 @@ class Study:
 
     def __init__(self, protocol: Protocol, cache: Path, device: str = "cpu", log: Callable[[str], None] = print):
         self.protocol, self.device, self.log = protocol, device, log
+        self._truth: dict[str, Tensor] = {}
         body = load_body("free")
         self.data = {split: load_or_make(protocol, body, cache, split, log) for split in ("train", *SPLITS)}
+        body = study_body(body, protocol.vertices, self.data["train"]["coarse"][:400])
+        picks = body.hierarchy.vertex_index(body.hierarchy.num_levels - 1, 2)
+        for data in self.data.values():
+            data["coarse"] = data["coarse"][:, picks]
         self.body = body.to(device)
         self.ups = [MeshUpsample(csr_matrix(up)).to(device) for up in reversed(body.hierarchy.ups)]
 
-    def fine(self, coarse: Tensor) -> Tensor:  # [B, 431, 3] -> [B, 6890, 3]
+    def fine(self, coarse: Tensor) -> Tensor:  # [B, V, 3] -> [B, 6890, 3]
         for up in self.ups:
             coarse = up(coarse)
         return coarse
 
     @torch.inference_mode()
-    def errors(self, model: nn.Module, split: str, nsr_noise: float = 0.0) -> dict[str, float]:
+    def truth(self, split: str) -> Tensor:  # [N, 6890, 3]
+        if split not in self._truth:
+            data = self.data[split]
+            parts = zip(data["pose"].split(50), data["betas"].split(50))
+            self._truth[split] = torch.cat([self.body(a.to(self.device), b.to(self.device)).vertices for a, b in parts])
+        return self._truth[split]
+
+    @torch.inference_mode()
+    def errors(self, model: nn.Module, split: str, nsr_noise: float = 0.0, images: int | None = None) -> dict[str, float]:
         data, errors = self.data[split], HeldOutErrors(self.body, self.protocol.image_size, self.device)
         torch.manual_seed(0)  # of the noise
-        for start in range(0, len(data["camera"]), 50):
-            part = {k: v[start : start + 50].to(self.device) for k, v in data.items()}
-            out = model(part["features"], nsr_noise)
-            truth = self.body(part["pose"], part["betas"]).vertices
-            errors.add(self.fine(out.vertices_coarse), out.camera, truth, part["camera"])
-        return errors.result()
+        count = min(len(data["camera"]), images or self.protocol.eval_images)
+        tokens = []
+        for start in range(0, count, 50):
+            rows = slice(start, min(start + 50, count))
+            out = model(data["features"][rows].to(self.device), nsr_noise)
+            tokens.append(out.joints)
+            errors.add(self.fine(out.vertices_coarse), out.camera, self.truth(split)[rows], data["camera"][rows].to(self.device))
+        tokens, truth = torch.cat(tokens), data["joints3d"][:count].to(self.device)
+        aligned = (similarity_align(tokens, truth) - truth).norm(dim=-1).mean()
+        return {**errors.result(), "token_pa_mpjpe_mm": 1000 * float(aligned)}  # of the joint tokens, not the mesh
 
 
 class RowTask:
@@ -70,14 +89,15 @@ class RowTask:
         torch.manual_seed(seed)
         self.model = build(row, study.protocol, study.body).to(study.device)
         data = study.data["train"]
+        self.model.set_statistics(data)
         if row.family == "tcformer":  # HMR's regressor starts from the mean parameters
             pose6d = axis_angle_to_matrix(data["pose"])[..., :2].mean(0)
             self.model.net.regressor.set_mean(pose6d, data["betas"].mean(0), data["camera"].mean(0))
         count, size = len(data["camera"]), study.protocol.batch_size
-        passes = -(-study.protocol.steps * size // count)
+        passes = -(-study.protocol.steps * row.budget * size // count)
         shuffle = torch.Generator().manual_seed(seed)
         self.order = torch.cat([torch.randperm(count, generator=shuffle) for _ in range(passes)])
-        self.edges = torch.from_numpy(study.body.hierarchy.edges(2)).to(study.device)
+        self.edges = torch.from_numpy(study.body.hierarchy.edges(study.body.hierarchy.num_levels - 1)).to(study.device)
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         picked = self.order[index * batch_size : (index + 1) * batch_size]
@@ -107,10 +127,10 @@ class RowTask:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         metrics = {f"{split}_{k}": v for split in SPLITS for k, v in self.study.errors(model, split).items()}
-        if self.row.family == "tore":
-            for noise in NOISE_LEVELS:
-                metrics[f"easy_noise{100 * noise:g}_pa_mpjpe_mm"] = self.study.errors(model, "easy", noise)["pa_mpjpe_mm"]
-                metrics[f"easy_noise{100 * noise:g}_mpvpe_mm"] = self.study.errors(model, "easy", noise)["mpvpe_mm"]
+        if self.row.family == "tore" and (self.row.selector == "none" or self.row.keep == 0.8):
+            for noise in (0.0, *NOISE_LEVELS):
+                errors = self.study.errors(model, "easy", noise, NOISE_IMAGES)
+                metrics |= {f"noise{100 * noise:g}_{k}": errors[f"{k}_mm"] for k in ("pa_mpjpe", "mpvpe")}
         return metrics
 
 
@@ -122,25 +142,27 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
     path = results / f"{name}_s{seed}.json"
     if path.exists():
         done = json.loads(path.read_text())
-        if done["protocol"] != dataclasses.asdict(study.protocol) or done["row"] != _facts(row):
+        # fields that came later have their defaults in an older file
+        if Protocol(**done["protocol"]) != study.protocol or _facts(Row(**done["row"])) != _facts(row):
             raise ValueError(f"{path}: made with another protocol or row definition; remove it or name another --results")
         return done
     p = study.protocol
+    steps = p.steps * row.budget
     task = RowTask(study, row, seed)
     config = TrainConfig(
-        out=str(runs / f"{name}_s{seed}"), steps=p.steps, batch_size=p.batch_size, lr=p.lr * row.lr_factor, warmup=p.warmup,
-        weight_decay=p.weight_decay, clip_norm=p.clip_norm, ema=0.0, seed=seed, eval_every=p.steps, log_every=64,
-        checkpoint_minutes=0.5,
+        out=str(runs / f"{name}_s{seed}"), steps=steps, batch_size=p.batch_size, lr=p.lr * row.lr_factor, warmup=p.warmup,
+        weight_decay=p.weight_decay, clip_norm=p.clip_norm, ema=0.0, seed=seed, eval_every=steps, log_every=max(1, steps // 8),
+        checkpoint_minutes=1.0,
     )  # fmt: skip
     counts = count(task, study)  # before training: a row that cannot be counted should fail at once
     last = Path(config.out) / "last.pt"
-    if last.exists() and torch.load(last, weights_only=True)["step"] == p.steps:  # killed between checkpoint and result
+    if last.exists() and torch.load(last, weights_only=True)["step"] == steps:  # killed between checkpoint and result
         task.model.load_state_dict(torch.load(last, weights_only=True)["model"])
+        metrics = task.evaluate(task.model.eval())
     else:
         started = time.process_time()
-        train(task, config, study.log)
+        metrics = train(task, config, study.log)
         counts["train_cpu_s"] = time.process_time() - started  # of the last, unbroken part of the run
-    metrics = task.evaluate(task.model.eval())
     result = {"name": name, "seed": seed, "row": _facts(row), "protocol": dataclasses.asdict(p), **counts, **metrics,
               "torch": torch.__version__}  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
@@ -151,7 +173,7 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
 
 
 def _facts(row: Row) -> dict:
-    return {k: v for k, v in dataclasses.asdict(row).items() if k not in ("label", "full", "seeds")}
+    return {k: v for k, v in dataclasses.asdict(row).items() if k not in ("label", "full", "seeds", "later")}
 
 
 def count(task: RowTask, study: Study) -> dict:

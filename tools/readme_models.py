@@ -1,26 +1,52 @@
-"""Prints the model table of the README: parameters and multiply-adds, ours beside the paper's (the counts of `tore-fast list`)."""
+"""Counts every registered model, writes models/assets/counts.json and the model table between the README's marks.
+
+    python tools/readme_models.py            # count, write both (half a minute)
+    python tools/readme_models.py --table    # only print the table from the counts in the tree
+"""
 
 from __future__ import annotations
 
-from tore_fast.cli.list import rows
+import json
+import re
+import sys
+from pathlib import Path
 
-NAMES = (
+from tore_fast.cli.list import rows
+from tore_fast.models import list_models
+from tore_fast.models._count import count_model
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- models: tools/readme_models.py -->\n", "<!-- end of models -->\n"
+NAMES = [
     "fastmetro_s_r50", "fastmetro_l_r50", "fastmetro_l_h64", "fastmetro_tore_l_r50", "fastmetro_tore_l_h64",
     "fastmetro_tore_l_eb0", "metro_r50", "metro_tore_r50", "metro_tore_h64", "graphormer_h64", "tcformer_light",
     "tcformer_base", "tcformer_large", "mixste_243", "hot_mixste_243", "motionbert_lite_243", "hot_motionbert_243",
     "mhformer_351", "tpc_mhformer_351", "hmr2_vith", "fasthmr_hmr2", "camerahmr_vith", "fasthmr_camerahmr", "tore_default",
-)  # fmt: skip
+]  # fmt: skip
 
 
-def main() -> None:
-    print("| model | parameters M | paper | GMACs | paper | paper's table |\n|---|---|---|---|---|---|")
-    for name in NAMES:
-        (row,) = rows(name)
+def table() -> str:
+    """The README's table (Markdown)."""
+    lines = ["| model | parameters M | paper | GMACs | paper | paper's table |", "|---|---|---|---|---|---|"]
+    for row in rows(NAMES):
         paper = row["paper"] or {}
         cells = [row["params_m"], paper.get("params_m"), row["gmacs"], paper.get("gmacs")]
         text = ["-" if v is None else f"{v:.2f}" for v in cells]
-        source = (paper.get("source") or "").split(";")[0] or ("ours" if name == "tore_default" else "")
-        print(f"| `{name}` | {text[0]} | {text[1]} | {text[2]} | {text[3]} | {source} |")
+        source = (paper.get("source") or "").split(";")[0] or ("ours" if row["name"] == "tore_default" else "")
+        lines.append(f"| `{row['name']}` | {text[0]} | {text[1]} | {text[2]} | {text[3]} | {source} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    if "--table" not in sys.argv[1:]:
+        counts = {name: count_model(name) for name in list_models()}
+        text = ",\n".join(f"{json.dumps(name)}: {json.dumps(c)}" for name, c in counts.items())
+        (ROOT / "tore_fast" / "models" / "assets" / "counts.json").write_text("{\n" + text + "\n}\n")
+        readme = ROOT / "README.md"
+        before, rest = readme.read_text().split(START)
+        text = before + START + table() + END + rest.split(END)[1]
+        readme.write_text(re.sub(r"\(\d+ names\)", f"({len(counts)} names)", text))
+    print(table(), end="")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "study"
 # Most informative first, so that a study that is cut short is still a comparison: base rows, then seeds, then variants.
 PRIORITY = (
-    "fastmetro_s", "tore_s_gtr", "tore_s_soft80", "mlp", "tcformer", "metro_gtr", "fastmetro_s_lr*", "tore_s_gtr_lr*", "tore_s_soft*",
-    "tore_s_cluster*", "tore_s_attention80", "tore_l_gtr", "fastmetro_l", "tore_l_soft80", "metro", "graphormer",
-    "tore_s_gtr_noise*",
+    "fastmetro_s", "tore_s_gtr", "mlp", "tore_s_soft80", "metro_gtr", "tcformer", "tore_s_cluster80", "tore_s_attention80",
+    "tore_s_soft50", "tore_s_soft25", "tore_s_soft100", "tore_s_cluster50", "fastmetro_l", "tore_l_gtr", "tore_l_soft80",
+    "metro", "graphormer", "*_x4", "metro_lr*", "tore_s_gtr_lr*", "fastmetro_s_lr*", "tore_s_gtr_noise*",
 )  # fmt: skip
 
 
@@ -64,6 +64,8 @@ class Table:
     """Prints the Markdown tables."""
 
     results: Path = RESULTS
+    full: bool = False
+    """Also multiply-adds of the rows at the papers' size (counted, half a minute)."""
 
 
 @dataclass
@@ -84,7 +86,7 @@ def jobs(patterns: tuple[str, ...], seeds: tuple[int, ...]) -> list[tuple[str, i
         names += [n for n in found if n not in names]
     if seeds:
         return [(n, s) for s in seeds for n in names]
-    return [(n, s) for s in range(max(ROWS[n].seeds for n in names)) for n in names if s < ROWS[n].seeds]
+    return sorted(((n, s) for n in names for s in range(ROWS[n].seeds)), key=lambda job: job[1] + ROWS[job[0]].later)
 
 
 def run(args: Run) -> int:
@@ -116,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(command, Time):
         report.measure(command.results, PROTOCOLS[command.protocol], command.batch, command.seconds, command.threads)
     elif isinstance(command, Table):
-        print(report.table(command.results))
+        print(report.table(command.results, command.full))
     else:
         for path in report.plot(command.results, command.out):
             print(path)

@@ -62,9 +62,12 @@ def build_info() -> dict:
     return {} if cpu_module is None else _facts(cpu_module)
 
 
+_triton_installed = importlib.util.find_spec("triton") is not None  # here: torch.compile cannot trace find_spec
+
+
 def triton_reason() -> str | None:
     """Why the Triton kernels cannot run, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not _triton_installed:
         return "triton is not installed"
     if not torch.cuda.is_available():
         return "no CUDA device is visible"

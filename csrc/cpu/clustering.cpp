@@ -12,18 +12,19 @@ bool Tokens::has_empty(int64_t b) const {
   return m && std::find(m, m + tokens, uint8_t(0)) != m + tokens;
 }
 
-Panels pack(const float* x, const int32_t* ids, int64_t count, int64_t channels, float* out) {
-  const int64_t panels = panels_of(count);
-  for (int64_t p = 0; p < panels; ++p) {
-    const float* rows[kPanel];
-    for (int64_t l = 0; l < kPanel; ++l) {
-      const int64_t i = std::min(p * kPanel + l, count - 1);
-      rows[l] = x + (ids ? ids[i] : i) * channels;
+Panels pack(const float* x, const int32_t* ids, int64_t count, int64_t channels, float* out,
+            const Parallel& parallel) {
+  const int64_t panels = panels_of(count), pieces = std::min(parallel.threads, panels);
+  parallel.run(pieces, [&](int64_t piece) {
+    for (int64_t p = panels * piece / pieces; p < panels * (piece + 1) / pieces; ++p) {
+      const float* rows[kPanel];
+      for (int64_t l = 0; l < kPanel; ++l) {
+        const int64_t i = std::min(p * kPanel + l, count - 1);
+        rows[l] = x + (ids ? ids[i] : i) * channels;
+      }
+      pairwise().pack(rows, channels, out + p * channels * kPanel);
     }
-    float* to = out + p * channels * kPanel;
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t l = 0; l < kPanel; ++l) to[c * kPanel + l] = rows[l][c];
-  }
+  });
   return Panels{out, panels, channels, 1.f / float(channels)};
 }
 

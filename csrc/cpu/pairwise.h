@@ -27,10 +27,15 @@ struct Panels {
 };
 
 struct Pairwise {
-  // The k smallest d2 of every token among this share of the pairs p <= q, ascending: best [count][k][16].
-  // penalty [count * 16] is added to every candidate (0 or +inf: padding, empty tokens). Returns the largest
-  // d2 of the share. With `matrix` != nullptr every tile is also stored there, [count * 16][count * 16].
-  float (*density)(const Panels& x, const float* penalty, int64_t k, Share share, float* best, float* matrix);
+  // The 16 rows of one panel, transposed into out[channel][16].
+  void (*pack)(const float* const* rows, int64_t channels, float* out);
+
+  // The k smallest d2 of every token among this share of the pairs p <= q, ascending: best [count][k][16], and
+  // (ids != nullptr) the tokens they belong to, same layout. penalty [count * 16] is added to every candidate (0
+  // or +inf: padding, empty tokens). Returns the largest d2 of the share. With `matrix` != nullptr every tile is
+  // also stored there, [count * 16][count * 16].
+  float (*density)(const Panels& x, const float* penalty, int64_t k, Share share, float* best, int32_t* ids,
+                   float* matrix);
 
   // Tokens in order of descending density: the nearest of the first limit[p] tokens, for every token p of the
   // share. best [count * 16] d2, parent [count * 16] original index (ids) or INT32_MAX. Returns the largest
@@ -38,15 +43,20 @@ struct Pairwise {
   float (*delta)(const Panels& x, const int32_t* limit, const int32_t* ids, Share share, float* best,
                  int32_t* parent);
 
+  // The same for a few tokens `of` against the ordered tokens `x`, distances only: best [of.count * 16] d2 to the
+  // nearest of the first limit[] tokens, for the panels of this share.
+  void (*nearest_before)(const Panels& x, const Panels& of, const int32_t* limit, Share share, float* best);
+
   // rank [16 * panels] of the nearest centre, ties to the lowest; token panels [begin, end). `centers` is
   // padded with copies of its last token, which therefore never win a tie.
   void (*assign)(const Panels& x, const Panels& centers, int64_t begin, int64_t end, int32_t* rank);
 
-  // The same two steps from a stored matrix [stride][stride]; rho is padded to a multiple of 16.
+  // The same two steps from a stored matrix [stride][stride], for its columns [begin, end) (whole panels); rho is
+  // padded to a multiple of 16.
   void (*delta_of_matrix)(const float* matrix, int64_t stride, const float* rho, int64_t tokens, bool strict,
-                          float* best, int32_t* parent);
+                          int64_t begin, int64_t end, float* best, int32_t* parent);
   void (*assign_of_matrix)(const float* matrix, int64_t stride, const int32_t* centers, int64_t count,
-                           int32_t* rank);
+                           int64_t begin, int64_t end, int32_t* rank);
 };
 
 extern const Pairwise pairwise_portable;

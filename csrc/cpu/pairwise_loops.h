@@ -58,6 +58,40 @@ TF_INLINE int bits(const Ints& m) {
 #endif
 }
 
+// dst[c * kPanel + r] = src[r][c] for kLanes rows r and kLanes channels c.
+TF_INLINE void transpose(const float* const* src, int64_t from, float* dst) {
+#if defined(__AVX2__)
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(src[i] + from);
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xEE);
+    r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(dst + i * kPanel, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(dst + (i + 4) * kPanel, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+#else
+  for (int c = 0; c < kLanes; ++c)
+    for (int r = 0; r < kLanes; ++r) dst[c * kPanel + r] = src[r][from + c];
+#endif
+}
+
+void pack(const float* const* rows, int64_t channels, float* out) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes)
+    for (int r = 0; r < kPanel; r += kLanes) transpose(rows + r, c, out + c * kPanel + r);
+  const int rest = int(channels - c);
+  for (int i = 0; i < rest; ++i)
+    for (int r = 0; r < kPanel; ++r) out[(c + i) * kPanel + r] = rows[r][c + i];
+}
+
 // Four rows against kTileVecs vectors of columns over channels [begin, end).
 TF_INLINE void tile(const float* a, const float* b, int64_t begin, int64_t end, float* out) {
   Vec sum[kTileRows][kTileVecs] = {};
@@ -102,60 +136,95 @@ TF_INLINE float largest(const Vec& v) {
   return m;
 }
 
-// Candidates `row` (one per lane) into the lanes' ascending lists.
-TF_INLINE void insert_lanes(Vec candidate, float* list, int64_t k) {
+// One candidate per lane into the lanes' ascending lists.
+template <bool kIds>
+TF_INLINE void insert_lanes(Vec candidate, int32_t id, float* list, int32_t* ids, int64_t k) {
+  Ints name = Ints{} + id;
   for (int64_t s = 0; s < k; ++s) {
     const Vec held = load(list + s * kPanel);
-    store(list + s * kPanel, min(candidate, held));
-    candidate = max(candidate, held);
+    const Ints closer = candidate < held;
+    store(list + s * kPanel, closer ? candidate : held);
+    candidate = closer ? held : candidate;
+    if constexpr (kIds) {
+      const Ints held_name = load(ids + s * kPanel);
+      store(ids + s * kPanel, closer ? name : held_name);
+      name = closer ? held_name : name;
+    }
   }
 }
 
-inline void insert_one(float candidate, float* list, int64_t k) {
+template <bool kIds>
+TF_INLINE void insert_one(float candidate, int32_t id, float* list, int32_t* ids, int64_t k) {
   int64_t s = k - 1;
-  for (; s > 0 && list[(s - 1) * kPanel] > candidate; --s) list[s * kPanel] = list[(s - 1) * kPanel];
+  for (; s > 0 && list[(s - 1) * kPanel] > candidate; --s) {
+    list[s * kPanel] = list[(s - 1) * kPanel];
+    if constexpr (kIds) ids[s * kPanel] = ids[(s - 1) * kPanel];
+  }
   list[s * kPanel] = candidate;
+  if constexpr (kIds) ids[s * kPanel] = id;
 }
 
-float density(const Panels& x, const float* penalty, int64_t k, Share share, float* best, float* matrix) {
+// The 16 x 16 tile d of row panel p and column panel q, and its transpose, into the matrix.
+TF_INLINE void keep_tile(const float* d, int64_t p, int64_t q, float* matrix, int64_t stride) {
+  alignas(64) float turned[kPanel * kPanel];
+  const float* rows[kPanel];
+  for (int r = 0; r < kPanel; ++r) {
+    rows[r] = d + r * kPanel;
+    std::memcpy(matrix + (p * kPanel + r) * stride + q * kPanel, rows[r], sizeof(float) * kPanel);
+  }
+  if (p == q) return;
+  pack(rows, kPanel, turned);
+  for (int l = 0; l < kPanel; ++l)
+    std::memcpy(matrix + (q * kPanel + l) * stride + p * kPanel, turned + l * kPanel, sizeof(float) * kPanel);
+}
+
+template <bool kIds>
+float density_of(const Panels& x, const float* penalty, int64_t k, Share share, float* best, int32_t* ids,
+                 float* matrix) {
   for (int64_t i = 0; i < x.count * k * kPanel; ++i) best[i] = kInf;
+  if constexpr (kIds)
+    for (int64_t i = 0; i < x.count * k * kPanel; ++i) ids[i] = 0;
   const int64_t stride = x.count * kPanel;
   alignas(64) float d[kPanel * kPanel];
   Vec top = {};
   for (int64_t p = 0; p < x.count; ++p) {
     if (!mine(p, share)) continue;
     float* rows = best + p * k * kPanel;
+    int32_t* row_ids = kIds ? ids + p * k * kPanel : nullptr;
     for (int64_t q = p; q < x.count; ++q) {
       distances(x, panel(x, p), panel(x, q), d);
       for (int i = 0; i < kPanel * kPanel; i += kLanes) top = max(load(d + i), top);
-      if (matrix) {
-        for (int r = 0; r < kPanel; ++r) {
-          std::memcpy(matrix + (p * kPanel + r) * stride + q * kPanel, d + r * kPanel,
-                      sizeof(float) * kPanel);
-          for (int l = 0; l < kPanel; ++l)
-            matrix[(q * kPanel + l) * stride + p * kPanel + r] = d[r * kPanel + l];
-        }
-      }
+      if (matrix) keep_tile(d, p, q, matrix, stride);
       float* columns = best + q * k * kPanel;
+      int32_t* column_ids = kIds ? ids + q * k * kPanel : nullptr;
       const float *row_penalty = penalty + p * kPanel, *column_penalty = penalty + q * kPanel;
       for (int r = 0; r < kPanel; ++r) {
+        const int32_t row = int32_t(p * kPanel + r), column = int32_t(q * kPanel);
         for (int v = 0; v < kVecs; ++v) {  // token r is a candidate of the columns
           const Vec candidate = load(d + r * kPanel + v * kLanes) + row_penalty[r];
           if (bits(candidate < load(columns + (k - 1) * kPanel + v * kLanes)))
-            insert_lanes(candidate, columns + v * kLanes, k);
+            insert_lanes<kIds>(candidate, row, columns + v * kLanes, column_ids + (kIds ? v * kLanes : 0), k);
         }
         if (p == q) continue;
         for (int v = 0; v < kVecs; ++v) {  // the columns are candidates of token r
           const Vec candidate = load(d + r * kPanel + v * kLanes) + load(column_penalty + v * kLanes);
           for (int m = bits(candidate < rows[(k - 1) * kPanel + r]); m; m &= m - 1) {
-            const float value = candidate[__builtin_ctz(m)];
-            if (value < rows[(k - 1) * kPanel + r]) insert_one(value, rows + r, k);
+            const int lane = __builtin_ctz(m);
+            const float value = candidate[lane];
+            if (value < rows[(k - 1) * kPanel + r])
+              insert_one<kIds>(value, column + v * kLanes + lane, rows + r, row_ids + (kIds ? r : 0), k);
           }
         }
       }
     }
   }
   return largest(top);
+}
+
+float density(const Panels& x, const float* penalty, int64_t k, Share share, float* best, int32_t* ids,
+              float* matrix) {
+  return ids ? density_of<true>(x, penalty, k, share, best, ids, matrix)
+             : density_of<false>(x, penalty, k, share, best, nullptr, matrix);
 }
 
 float delta(const Panels& x, const int32_t* limit, const int32_t* ids, Share share, float* best,
@@ -199,6 +268,33 @@ float delta(const Panels& x, const int32_t* limit, const int32_t* ids, Share sha
   return largest(top);
 }
 
+void nearest_before(const Panels& x, const Panels& of, const int32_t* limit, Share share, float* best) {
+  alignas(64) float d[kPanel * kPanel];
+  for (int64_t p = 0; p < of.count; ++p) {
+    if (!mine(p, share)) continue;
+    Vec nearest[kVecs];
+    Ints last[kVecs];
+    int32_t end = 0;
+    for (int l = 0; l < kPanel; ++l) end = limit[p * kPanel + l] > end ? limit[p * kPanel + l] : end;
+    for (int v = 0; v < kVecs; ++v) {
+      nearest[v] = splat(kInf);
+      last[v] = load(limit + p * kPanel + v * kLanes);
+    }
+    for (int64_t q = 0; q * kPanel < end; ++q) {
+      distances(x, panel(x, q), panel(of, p), d);
+      for (int r = 0; r < kPanel; ++r) {
+        const int32_t place = int32_t(q * kPanel + r);
+        for (int v = 0; v < kVecs; ++v) {
+          const Vec candidate = load(d + r * kPanel + v * kLanes);
+          const Ints take = (candidate < nearest[v]) & (place < last[v]);
+          nearest[v] = take ? candidate : nearest[v];
+        }
+      }
+    }
+    for (int v = 0; v < kVecs; ++v) store(best + p * kPanel + v * kLanes, nearest[v]);
+  }
+}
+
 void assign(const Panels& x, const Panels& centers, int64_t begin, int64_t end, int32_t* rank) {
   alignas(64) float d[kPanel * kPanel];
   for (int64_t p = begin; p < end; ++p) {
@@ -224,11 +320,11 @@ void assign(const Panels& x, const Panels& centers, int64_t begin, int64_t end, 
 }
 
 void delta_of_matrix(const float* matrix, int64_t stride, const float* rho, int64_t tokens, bool strict,
-                     float* best, int32_t* parent) {
+                     int64_t begin, int64_t end, float* best, int32_t* parent) {
   Ints lane = {};
   for (int l = 0; l < kLanes; ++l) lane[l] = l;
   const Ints ties = Ints{} - (strict ? 0 : 1);
-  for (int64_t j = 0; j < stride; j += kLanes) {
+  for (int64_t j = begin; j < end; j += kLanes) {
     Vec nearest = splat(kInf);
     Ints id = Ints{} + kNone;
     const Vec own = load(rho + j);
@@ -246,8 +342,8 @@ void delta_of_matrix(const float* matrix, int64_t stride, const float* rho, int6
 }
 
 void assign_of_matrix(const float* matrix, int64_t stride, const int32_t* centers, int64_t count,
-                      int32_t* rank) {
-  for (int64_t j = 0; j < stride; j += kLanes) {
+                      int64_t begin, int64_t end, int32_t* rank) {
+  for (int64_t j = begin; j < end; j += kLanes) {
     Vec nearest = splat(kInf);
     Ints id = {};
     for (int32_t r = 0; r < count; ++r) {
@@ -264,6 +360,6 @@ void assign_of_matrix(const float* matrix, int64_t stride, const int32_t* center
 
 }  // namespace
 
-const Pairwise TORE_FAST_TABLE{density, delta, assign, delta_of_matrix, assign_of_matrix};
+const Pairwise TORE_FAST_TABLE{pack,   density, delta, nearest_before, assign, delta_of_matrix, assign_of_matrix};
 
 }  // namespace tore_fast::cpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from made_up.command import command
 
 from tore_fast.body import load_body
 from tore_fast.data.synth import SynthGenerator, SynthSettings, SynthShards, write_shards
@@ -78,10 +79,8 @@ def test_errors(folder, tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    from tore_fast.cli import synth
-
-    args = synth.Args(tmp_path / "out", n=5, seed=3, size=48, shard_size=16)
-    assert synth.run(args) == 0
+    args = ("synth", "--out", tmp_path / "out", "--n", 5, "--size", 48, "--shard-size", 16)
+    assert command(*args, "--seed", 3) == 0
     assert "made 5 in" in capsys.readouterr().out and len(SynthShards(tmp_path / "out")) == 5
-    assert synth.run(synth.Args(tmp_path / "out", n=5, seed=9, size=48, shard_size=16)) == 1
+    assert command(*args, "--seed", 9) == 2
     assert "other settings" in capsys.readouterr().err

@@ -400,6 +400,12 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
               str(tmp_path / "pred.json"), "--workers", "0", "--options", "split", "evaluation"])  # fmt: skip
     assert e.value.code == 0, capsys.readouterr()
     metrics = json.loads((tmp_path / "h.json").read_text())
+    with pytest.raises(SystemExit) as e:
+        main(["eval", "--data", str(tmp_path), "--model", "hand", "--json", str(tmp_path / "tta.json"), "--multiscale",
+              "--limit", "1", "--workers", "0", "--options", "split", "evaluation"])  # fmt: skip
+    assert e.value.code == 0, capsys.readouterr()
+    averaged = json.loads((tmp_path / "tta.json").read_text())
+    assert averaged["identity"]["views"] == 95 and averaged["items"] == 1
     assert metrics["counts"]["pa_mpvpe_mm"] == 3 and 0 < metrics["pa_f_15mm"] <= 1
     assert np.shape(json.loads((tmp_path / "pred.json").read_text())[1]) == (3, 778, 3)
     rng = np.random.default_rng(0)

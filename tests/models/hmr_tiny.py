@@ -47,6 +47,9 @@ TRANSFORMER = dict(**COMMON, layers=2, dim_1=32, dim_2=16, feedforward_1=64, fee
 BERT = dict(**COMMON, hidden=(32, 16, 16), widths=(12, 8), feedforward=(48, 32, 32), layers=2, heads=2, camera_dim=10)
 TORE = dict(**TRANSFORMER, dim_3=16, feedforward_3=32, selector_dim=8)
 METRO_GTR = {**BERT, "dim_3": 16, "feedforward_3": 32, "heads_3": 4, "layers_3": 2, "selector_dim": 8}
+SOFT, CLUSTER, ATTENTION = (
+    {"selector": s, "keep_ratio": r, "selector_dim": 8} for s, r in (("soft", 0.8), ("cluster", 0.5), ("attention", 0.25))
+)
 
 BUILDERS = {
     "fastmetro": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER), tiny_mesh()),
@@ -54,24 +57,24 @@ BUILDERS = {
         FastMETROConfig(**TRANSFORMER, shared_reduction=True, learned_upsample=False), tiny_mesh()
     ),
     "fastmetro_smpl": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER, smpl_head=True), tiny_mesh()),
+    "fastmetro_soft": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER, **SOFT), tiny_mesh()),
+    "fastmetro_cluster": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER, **CLUSTER), tiny_mesh()),
+    "fastmetro_attention": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER, **ATTENTION), tiny_mesh()),
     "fastmetro_hand": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER), tiny_mesh(2)),
     "tore": lambda: FastMETRO_TORE(FastMETROToreConfig(**TORE), tiny_mesh()),
-    "tore_cluster": lambda: FastMETRO_TORE(FastMETROToreConfig(**TORE, selector="cluster", keep_ratio=0.5), tiny_mesh()),
-    "tore_attention": lambda: FastMETRO_TORE(
-        FastMETROToreConfig(**TORE, selector="attention", keep_ratio=0.5), tiny_mesh()
-    ),
+    "tore_cluster": lambda: FastMETRO_TORE(FastMETROToreConfig(**{**TORE, **CLUSTER}), tiny_mesh()),
+    "tore_attention": lambda: FastMETRO_TORE(FastMETROToreConfig(**{**TORE, **ATTENTION}), tiny_mesh()),
     "tore_none": lambda: FastMETRO_TORE(FastMETROToreConfig(**TORE, selector="none"), tiny_mesh()),
     "tore_hand": lambda: FastMETRO_TORE(FastMETROToreConfig(**TORE, keep_ratio=0.25), tiny_mesh(2)),
     "metro": lambda: METRO(METROConfig(**BERT), tiny_mesh()),
+    "metro_soft": lambda: METRO(METROConfig(**BERT, **SOFT), tiny_mesh()),
+    "metro_cluster": lambda: METRO(METROConfig(**BERT, **CLUSTER), tiny_mesh()),
+    "metro_attention": lambda: METRO(METROConfig(**BERT, **ATTENTION), tiny_mesh(2)),
     "metro_hand": lambda: METRO(METROConfig(**BERT, pooled=True, camera_from_joints=True), tiny_mesh(2)),
     "metro_tore": lambda: METRO_TORE(METROToreConfig(**METRO_GTR), tiny_mesh()),
-    "metro_tore_soft": lambda: METRO_TORE(METROToreConfig(**METRO_GTR, selector="soft", keep_ratio=0.5), tiny_mesh()),
-    "metro_tore_cluster": lambda: METRO_TORE(
-        METROToreConfig(**METRO_GTR, selector="cluster", keep_ratio=0.5), tiny_mesh()
-    ),
-    "metro_tore_attention": lambda: METRO_TORE(
-        METROToreConfig(**METRO_GTR, selector="attention", keep_ratio=0.25), tiny_mesh(2)
-    ),
+    "metro_tore_soft": lambda: METRO_TORE(METROToreConfig(**{**METRO_GTR, **SOFT}), tiny_mesh()),
+    "metro_tore_cluster": lambda: METRO_TORE(METROToreConfig(**{**METRO_GTR, **CLUSTER}), tiny_mesh()),
+    "metro_tore_attention": lambda: METRO_TORE(METROToreConfig(**{**METRO_GTR, **ATTENTION}), tiny_mesh(2)),
     "graphormer": lambda: MeshGraphormer(MeshGraphormerConfig(**BERT, grid_dim=20), tiny_mesh()),
     "graphormer_hand": lambda: MeshGraphormer(
         MeshGraphormerConfig(**BERT, grid_dim=20, camera_from_joints=True), tiny_mesh(2)

@@ -8,12 +8,25 @@ import pytest
 import torch
 
 from tore_fast.layers.attention import dense_attention
-from tore_fast.models import FastMETRO, FastMETRO_TORE, FastMETROConfig, FastMETROToreConfig, create_model
+from tore_fast.models import (
+    METRO,
+    METRO_TORE,
+    FastMETRO,
+    FastMETRO_TORE,
+    FastMETROConfig,
+    FastMETROToreConfig,
+    MeshGraphormer,
+    MeshGraphormerConfig,
+    METROConfig,
+    METROToreConfig,
+    create_model,
+)
 
-from .hmr_tiny import BUILDERS, JOINTS, METRO_GTR, TORE, TRANSFORMER, VERTICES, tiny_input, tiny_mesh
+from .hmr_tiny import BERT, BUILDERS, JOINTS, METRO_GTR, TORE, TRANSFORMER, VERTICES, tiny_input, tiny_mesh
 
 NAMES = list(BUILDERS)
-CAMERA_ONLY = ("transformer_2.encoder", "transformer_3.encoder")
+# every class, selector and kind of mesh once: what compile and export see differs there
+FAMILIES = ("fastmetro_smpl", "fastmetro_attention", "tore_cluster", "tore_hand", "metro_hand", "metro_tore_soft", "graphormer")
 
 
 def build(name: str):
@@ -68,6 +81,49 @@ def test_fuse_changes_nothing_but_the_work(name):
         model.fuse()
 
 
+SHORTCUTS = {  # what one shortcut of hmr.md section 6 caches, and the models that have it
+    "constant first decoder self-attention": (("fused_x", "fused_query"), ("fastmetro", "fastmetro_hand", "tore", "metro_tore")),
+    "projected position encodings": (("fused_qkv", "fused_kv"), ("fastmetro_soft", "tore", "tore_none", "metro_tore")),
+    "embedding of image tokens, not of queries": (
+        ("fused_in", "fused_const", "fused_grid", "fused_grid_const"),
+        ("metro", "metro_hand", "metro_cluster", "metro_tore", "graphormer"),
+    ),
+    "both up-sampling steps as one matrix": (("fused_up", "fused_up_bias"), ("metro", "metro_tore", "graphormer")),
+}
+
+
+@pytest.mark.parametrize(("shortcut", "name"), [(s, n) for s, (_, names) in SHORTCUTS.items() for n in names])
+def test_each_shortcut_alone_changes_nothing(shortcut, name):
+    kept = SHORTCUTS[shortcut][0]
+    model, x = build(name).double(), tiny_input(name, 2, torch.float64)
+    plain = tensors(model(x))
+    model.fuse()
+    for module in model.modules():
+        for buffer in [b for b in module._buffers if b.startswith("fused_") and b not in kept]:
+            setattr(module, buffer, None)
+    assert {n.rpartition(".")[2] for n, b in model.named_buffers() if "fused_" in n} <= set(kept)
+    assert any(b is not None for n, b in model.named_buffers() if "fused_" in n)
+    for key, value in tensors(model(x)).items():
+        torch.testing.assert_close(value, plain[key], atol=1e-9, rtol=1e-9)
+    for n, b in model.named_buffers():  # the shortcut is taken: what it cached decides
+        if "fused_" in n:
+            b.mul_(1.5)
+    assert not torch.allclose(model(x).vertices, plain["vertices"])
+
+
+def test_batched_svd_is_that_of_one_matrix_at_a_time():
+    from tore_fast.layers.smpl_regressor import nearest_rotation_upstream
+
+    m = torch.randn(2, 24, 3, 3, dtype=torch.float64)
+    assert (torch.linalg.det(m) < 0).any()
+    batched = nearest_rotation_upstream(m)
+    for one, got in zip(m.flatten(0, 1), batched.flatten(0, 1)):
+        u, _, v = torch.svd(one)
+        r = u @ v.T
+        torch.testing.assert_close(got, r * torch.det(r))
+    torch.testing.assert_close(torch.linalg.det(batched), torch.ones(2, 24, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", ["fastmetro", "fastmetro_hand", "tore", "metro", "graphormer_hand"])
 def test_joints_straight_from_coarse_vertices(name):
     model, x = build(name).double(), tiny_input(name, 2, torch.float64)
@@ -118,24 +174,21 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model(x).vertices, model(x).vertices)
 
 
-@pytest.mark.parametrize("name", ["tore", "tore_cluster", "metro", "graphormer"])
-def test_compiles_without_breaks(name):
+@pytest.mark.parametrize(("name", "fused"), [*((n, True) for n in FAMILIES), ("tore", False), ("metro", False)])
+def test_compiles_without_breaks(name, fused):
     model, x = build(name).requires_grad_(False), tiny_input(name)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x).vertices, model(x).vertices, atol=1e-5, rtol=1e-4)
+    plain = tensors(model(x))
+    compiled = torch.compile(model.fuse() if fused else model, fullgraph=True, backend="eager" if fused else "aot_eager")
+    for key, value in tensors(compiled(x)).items():
+        torch.testing.assert_close(value, plain[key], atol=1e-5, rtol=1e-4)
 
 
-def test_compiles_fused():
-    model, x = build("tore").requires_grad_(False).fuse(), tiny_input("tore")
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x).vertices, model(x).vertices, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["fastmetro", "tore", "metro_tore"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_exports(name):
     model, x = build(name).requires_grad_(False), tiny_input(name)
     program = torch.export.export(model, (x,))
-    torch.testing.assert_close(program.module()(x).vertices, model(x).vertices, atol=1e-5, rtol=1e-4)
+    for key, value in tensors(program.module()(x)).items():
+        torch.testing.assert_close(value, tensors(model(x))[key], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tore", "metro"])
@@ -167,20 +220,71 @@ def test_nsr_noise_disturbs_the_mesh_only():
     assert not torch.allclose(noisy.vertices, plain.vertices)
 
 
-def test_soft_heatmaps_are_distributions_and_hard_ones_pick():
-    for name in ("tore", "tore_cluster", "tore_attention"):
-        out = build(name)(tiny_input(name))
-        torch.testing.assert_close(out.heatmap.sum(-1), torch.ones(out.heatmap.shape[:2]), atol=1e-4, rtol=1e-4)
-    picked = build("tore_attention")(tiny_input("tore_attention")).heatmap
-    assert ((picked == 0) | (picked == 1)).all() and (picked.sum(1) <= 1).all()
+HOSTS = {
+    "fastmetro": (FastMETRO, FastMETROConfig, TRANSFORMER),
+    "tore": (FastMETRO_TORE, FastMETROToreConfig, TORE),
+    "metro": (METRO, METROConfig, BERT),
+    "metro_tore": (METRO_TORE, METROToreConfig, METRO_GTR),
+}
 
 
-@pytest.mark.parametrize(("ratio", "kept"), [(1.0, 49), (0.8, 39), (0.5, 24), (0.25, 12)])
-def test_kept_tokens_of_the_paper(ratio, kept):
-    config = FastMETROToreConfig(**{**TORE, "image_size": 224}, keep_ratio=ratio)
-    model = FastMETRO_TORE(config, tiny_mesh())
-    assert model.keep_num == kept
-    assert model(torch.randn(1, 24, 7, 7)).heatmap.shape == (1, kept, 49)
+@pytest.mark.parametrize("host", list(HOSTS))
+@pytest.mark.parametrize("selector", ["soft", "cluster", "attention", "none"])
+def test_selectors_at_the_ratios_of_the_paper(host, selector):
+    kind, config, fields = HOSTS[host]
+    fields = {**fields, "image_size": 224, "selector_dim": 8, "selector": selector}
+    for ratio, kept in ((1.0, 49), (0.8, 39), (0.5, 24), (0.25, 12)):
+        model = kind(config(**fields, keep_ratio=ratio), tiny_mesh()).eval()
+        heatmap = model(torch.randn(2, 24, 7, 7)).heatmap
+        if selector == "none":
+            assert heatmap is None and model.keep_num == 49
+            continue
+        assert model.keep_num == kept and heatmap.shape == (2, kept, 49)
+        torch.testing.assert_close(heatmap.sum(-1), torch.ones(2, kept), atol=1e-4, rtol=1e-4)
+        if selector == "cluster":  # every cell belongs to one token
+            assert ((heatmap > 0).sum(1) == 1).all()
+        if selector == "attention":  # tokens are cells, none twice
+            assert ((heatmap == 0) | (heatmap == 1)).all() and (heatmap.sum(1) <= 1).all()
+
+
+def test_no_selection_is_the_plain_model():
+    for name in ("fastmetro", "metro"):
+        assert "token" not in " ".join(k for k in build(name).state_dict() if "token_embed" not in k and "learn_tokens" not in k)
+    with pytest.raises(ValueError, match="pooled model has no image tokens"):
+        METRO(METROConfig(**BERT, pooled=True, selector="soft"), tiny_mesh(2))
+    with pytest.raises(ValueError, match="grid tokens are not pruned"):
+        MeshGraphormer(MeshGraphormerConfig(**BERT, selector="soft"), tiny_mesh(2))
+
+
+@pytest.mark.parametrize("name", ["fastmetro", "tore", "metro", "metro_hand", "metro_tore", "graphormer"])
+def test_inputs_of_another_shape_or_type(name):
+    model, x = build(name), tiny_input(name)
+    kind = type(model).__name__
+    pair = isinstance(x, tuple)
+    with pytest.raises(ValueError, match=rf"{kind}: .*features must be \[B, \d+, 4, 4\].*got \[2, \d+, 4, 5\]"):
+        wrong = torch.nn.functional.pad(x[1] if pair else x, (0, 1))
+        model((x[0], wrong) if pair else wrong)
+    with pytest.raises(TypeError, match=rf"{kind}: .*features must be"):
+        model((x[0].int(), x[1]) if pair else x.int())
+    with pytest.raises(TypeError, match=f"{kind}: config must be a {kind.replace('_TORE', 'Tore')}Config, got 'r50'"):
+        type(model)("r50")
+
+
+def test_images_of_another_size():
+    model = create_model("tore_default")
+    for shape in ((1, 3, 224, 224), (1, 112, 112, 3), (3, 112, 112)):
+        with pytest.raises(ValueError, match=r"FastMETRO_TORE: images must be \[B, 3, 112, 112\] \(normalised.*got \[" + str(shape[0])):
+            model(torch.zeros(shape))
+    with pytest.raises(TypeError, match="got torch.uint8"):
+        model(torch.zeros(1, 3, 112, 112, dtype=torch.uint8))
+
+
+def test_classes_without_arguments_are_the_published_defaults():
+    with torch.device("meta"):
+        models = [kind() for kind in (FastMETRO, FastMETRO_TORE, METRO, METRO_TORE, MeshGraphormer)]
+        names = ("fastmetro_s_r50", "fastmetro_tore_s_r50", "metro_r50", "metro_tore_r50", "graphormer_h64")
+        for model, name in zip(models, names):
+            assert model.config == create_model(name).config
 
 
 def test_any_grid_mesh_and_timm_backbone():
@@ -197,9 +301,6 @@ def test_default_model_runs():
 
 
 def test_bad_input_is_one_clear_error():
-    model = build("tore")
-    with pytest.raises(ValueError, match="feature map must be 4x4"):
-        model(torch.randn(1, 24, 5, 4))
     with pytest.raises(ValueError, match="selector must be one of"):
         FastMETRO_TORE(FastMETROToreConfig(**TORE, selector="best"), tiny_mesh())
     with pytest.raises(ValueError, match="keep_ratio"):
@@ -225,8 +326,6 @@ def test_smpl_topology_needs_a_folder(monkeypatch, tmp_path):
 
 
 def test_metro_gtr_widths_must_match():
-    from tore_fast.models import METRO_TORE, METROToreConfig
-
     with pytest.raises(ValueError, match="dim_3"):
         METRO_TORE(METROToreConfig(**{**METRO_GTR, "dim_3": 32}), tiny_mesh())
 

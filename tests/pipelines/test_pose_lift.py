@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from made_up.command import command
 
-from tore_fast.cli import main
 from tore_fast.data.bvh import read_bvh
 from tore_fast.data.keypoints import COUNTS, KeypointError, read_keypoints, to_h36m
 from tore_fast.models import create_model, save_pretrained
@@ -202,16 +202,10 @@ def test_bad_files(tmp_path, name, text, message):
 # ---- the command
 
 
-def command(*args) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(["lift", *map(str, args)])
-    return stop.value.code
-
-
 def test_lift_command(tmp_path, capsys):
     save_pretrained(lifter("hot"), tmp_path / "model", "hot_mixste_27")
     write(tmp_path / "a.json", walk(20), "plain")
-    code = command(tmp_path / "a.json", "--model", tmp_path / "model", "--out", tmp_path / "out", "--format", "npz,bvh,html,gif")
+    code = command("lift", tmp_path / "a.json", "--model", tmp_path / "model", "--out", tmp_path / "out", "--format", "npz,bvh,html,gif")
     text = capsys.readouterr().out
     assert code == 0 and "order h36m, normalisation image (1000 x 800)" in text
     with np.load(tmp_path / "out" / "a.npz") as data:
@@ -229,12 +223,12 @@ def test_lift_command_failures(tmp_path, capsys):
     save_pretrained(lifter("tpc"), tmp_path / "model", "tpc_mixste_27")
     write(tmp_path / "a.csv", walk(5, 26), "csv")
     args = "--model", tmp_path / "model", "--out", tmp_path / "out"
-    assert command(tmp_path / "a.csv", tmp_path / "none.json", *args) == 1
+    assert command("lift", tmp_path / "a.csv", tmp_path / "none.json", *args) == 1
     got = capsys.readouterr()
     assert "normalisation crop" in got.out and "none.json: no such file" in got.err
-    assert command(tmp_path / "none.json", *args) == 2
-    assert command(tmp_path / "a.csv", *args, "--format", "avi") == 2
-    assert command(tmp_path / "a.csv", "--model", "mixste_27", "--out", tmp_path / "out") == 2
+    assert command("lift", tmp_path / "none.json", *args) == 2
+    assert command("lift", tmp_path / "a.csv", *args, "--format", "avi") == 2
+    assert command("lift", tmp_path / "a.csv", "--model", "mixste_27", "--out", tmp_path / "out") == 2
     err = capsys.readouterr().err
     assert "--format: expected some of" in err and "give --checkpoint" in err
 

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from tore_fast.body import load_body
+from tore_fast.cli import UsageError
 from tore_fast.cli import eclm as eclm_cli
 from tore_fast.cli import hmr as hmr_cli
 from tore_fast.data.video import TrackBoxes, open_video
@@ -299,10 +300,10 @@ def test_hmr_command(clip, folders, tmp_path, capsys):
         ({"model": "nothing"}, "no model 'nothing'"),
     ],
 )
-def test_hmr_command_errors(change, message, clip, folders, tmp_path, capsys):
+def test_hmr_command_errors(change, message, clip, folders, tmp_path):
     args = {"video": str(clip), "model": str(folders / "host"), "out": str(tmp_path), **change}
-    assert hmr_cli.run(hmr_cli.Args(**args)) == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises(UsageError, match=message):
+        hmr_cli.run(hmr_cli.Args(**args))
 
 
 def test_eclm_command(clip, folders, tmp_path, capsys):
@@ -311,12 +312,14 @@ def test_eclm_command(clip, folders, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "2 -> 1 blocks" in text and (tmp_path / "cka.npy").exists() and (tmp_path / "model" / "config.json").exists()
     assert json.loads((tmp_path / "plan.json").read_text())["groups"] == [[0, 1]]
-    assert eclm_cli.run(eclm_cli.Args(**{**args, "data": str(tmp_path / "none")})) == 2
+    with pytest.raises(UsageError, match="none"):
+        eclm_cli.run(eclm_cli.Args(**{**args, "data": str(tmp_path / "none")}))
     applied = dict(model=str(folders / "host"), plan=str(tmp_path / "plan.json"), out=str(tmp_path / "again"))
     assert eclm_cli.run(eclm_cli.Args(**applied)) == 0
     both = [load_pretrained(tmp_path / name / "model") for name in (".", "again")]
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in both)))
-    assert eclm_cli.run(eclm_cli.Args(model=str(folders / "host"))) == 2
+    with pytest.raises(UsageError, match="give --data"):
+        eclm_cli.run(eclm_cli.Args(model=str(folders / "host")))
 
 
 def test_focal_length_sources(clip):

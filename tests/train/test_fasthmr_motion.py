@@ -95,6 +95,7 @@ def test_both_stages_through_the_loop(clips, rest, tmp_path):
 
 
 def test_both_stages_by_command(files, tmp_path):
+    from tore_fast.cli import UsageError
     from tore_fast.cli import train_fasthmr as command
     from tore_fast.models import load_pretrained
 
@@ -108,4 +109,5 @@ def test_both_stages_by_command(files, tmp_path):
     stats = torch.load(tmp_path / "1" / "model" / "statistics.pt", weights_only=True)
     torch.testing.assert_close(motion.feature_mean, stats["mean"])
     assert motion(torch.zeros(1, 16, 12)).joints.shape == (1, 16, 29, 3)
-    assert command.run(command.Args(tmp_path)) == 2
+    with pytest.raises(UsageError, match="at least two .npz"):
+        command.run(command.Args(tmp_path))

@@ -267,4 +267,4 @@ def test_mistakes_are_one_line(arguments, words, sets, tmp_path, capsys, monkeyp
     filled = [a.replace("{tsv}", f"{sets}/tsv/t.yaml") for a in arguments]
     assert call("--train.out", tmp_path / "run", *filled) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and "\n" not in error and all(w in error for w in words), error
+    assert error.startswith("tore-fast train mesh: ") and "\n" not in error and all(w in error for w in words), error

@@ -23,6 +23,19 @@ def study():
     sys.path.remove(str(TOOLS))
 
 
+@pytest.fixture(scope="module")
+def tiny_body(study):
+    import torch
+    from _study_features import study_body
+    from _study_rows import PROTOCOLS
+
+    from tore_fast.body import load_body
+
+    body = load_body("free")
+    samples = body(0.3 * torch.randn(50, 24, 3), level=2).vertices
+    return study_body(body, PROTOCOLS["tiny"].vertices, samples)
+
+
 @pytest.fixture
 def made_up(study, tmp_path):
     import dataclasses
@@ -32,9 +45,9 @@ def made_up(study, tmp_path):
     def write(name, seed, pa, protocol=None, **extra):
         row = {"name": name, "seed": seed, "protocol": dataclasses.asdict(protocol or Protocol()), "head_macs": 9_000_000,
                "trunk_macs": 66_000_000, "train_bytes": 7 * 2**20, "hard_pa_mpjpe_mm": pa + 50, "easy_mpjpe_mm": pa + 30,
-               "easy_pa_mpjpe_mm": pa, "easy_mpvpe_mm": pa + 40, "easy_mean_pose_pa_mpjpe_mm": 136.7,
+               "easy_pa_mpjpe_mm": pa, "easy_token_pa_mpjpe_mm": pa - 1, "easy_mpvpe_mm": pa + 40, "easy_mean_pose_pa_mpjpe_mm": 136.7,
                "easy_constant_mean_mpjpe_mm": 213.1, "hard_mean_pose_pa_mpjpe_mm": 203.1,
-               **{f"easy_noise{n}_pa_mpjpe_mm": pa + i for i, n in enumerate(("5", "7.5", "10"))}, **extra}  # fmt: skip
+               **{f"noise{n}_pa_mpjpe": pa + i for i, n in enumerate(("0", "5", "7.5", "10"))}, **extra}  # fmt: skip
         (tmp_path / f"{name}_s{seed}.json").write_text(json.dumps(row))
 
     write("fastmetro_s", 0, 100.0)
@@ -53,6 +66,18 @@ def test_every_pattern_of_the_default_order_names_rows(study):
         study.jobs(("fastmetro_x",), ())
 
 
+def test_coarser_level_is_nested_and_nearly_exact(tiny_body):
+    import torch
+
+    out = tiny_body(0.1 * torch.randn(4, 24, 3), level=3).vertices
+    full = tiny_body(0.1 * torch.randn(4, 24, 3))
+    assert out.shape == (4, 40, 3)
+    coarse = tiny_body.coarse(full.vertices, 3)
+    up = torch.from_numpy(tiny_body.hierarchy.up_matrix(3).toarray()).float()
+    assert (up @ coarse - full.vertices).norm(dim=-1).mean() < 0.03  # metres; the mean body is 1.7 m tall
+    torch.testing.assert_close(up.sum(1), torch.ones(6890), atol=1e-4, rtol=0)
+
+
 def test_table(study, made_up):
     import _study_report as report
 
@@ -62,7 +87,7 @@ def test_table(study, made_up):
     assert "| TORE-S: GTR | 110.0 |" in text
     assert "| constant mean mesh | 136.7 | 213.1 |" in text
     assert "PA-MPJPE 1.41 mm" in text  # pooled over the only row with two seeds
-    assert "| 0.8 | 39 | 120.0 | 160.0 | 8.00 | - | - | - |" in text
+    assert "| S, soft 0.8 | 39 | 8.00 | 120.0 | 119.0 | - | - |" in text
 
 
 def test_results_of_two_protocols_are_not_mixed(study, made_up):
@@ -87,14 +112,14 @@ def test_plots(study, made_up, tmp_path):
 
 
 def test_one_row_end_to_end_and_resumed(study, tmp_path, monkeypatch):
-    command = ["run", "--protocol", "tiny", "--rows", "tore_s_soft50", "--seeds", "0", "--runs", str(tmp_path / "runs"),
+    command = ["run", "--protocol", "tiny", "--rows", "tore_s_soft80", "--seeds", "0", "--runs", str(tmp_path / "runs"),
                "--results", str(tmp_path / "results")]  # fmt: skip
     assert study.main(command) == 0
-    path = tmp_path / "results" / "tore_s_soft50_s0.json"
+    path = tmp_path / "results" / "tore_s_soft80_s0.json"
     whole = json.loads(path.read_text())
     assert whole["head_macs"] > 1e5 and whole["train_activation_bytes"] > 1e5
     assert 0 < whole["easy_pa_mpjpe_mm"] < 1000 and whole["easy_images"] == 20
-    assert whole["easy_noise10_pa_mpjpe_mm"] != whole["easy_pa_mpjpe_mm"]
+    assert whole["hard_images"] == 10 and whole["noise10_pa_mpjpe"] != whole["noise0_pa_mpjpe"]
 
     # killed after training, before the result was written: evaluated again from the checkpoint, not trained again
     path.unlink()
@@ -115,12 +140,11 @@ def test_one_row_end_to_end_and_resumed(study, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["fastmetro_s", "metro", "metro_gtr", "graphormer", "tcformer", "tore_s_cluster80", "tore_s_attention80", "mlp"])
-def test_every_family_gives_camera_joints_and_coarse_mesh(study, name):
+def test_every_family_gives_camera_joints_and_coarse_mesh(study, tiny_body, name):
     import torch
     from _study_rows import PROTOCOLS, ROWS, build
 
-    from tore_fast.body import load_body
-
-    out = build(ROWS[name], PROTOCOLS["tiny"], load_body("free"))(torch.randn(2, 208, 7, 7))
-    assert out.camera.shape == (2, 3) and out.joints.shape == (2, 14, 3) and out.vertices_coarse.shape == (2, 431, 3)
+    p = PROTOCOLS["tiny"]
+    out = build(ROWS[name], p, tiny_body)(torch.randn(2, 208, 7, 7))
+    assert out.camera.shape == (2, 3) and out.joints.shape == (2, 14, 3) and out.vertices_coarse.shape == (2, p.vertices, 3)
     assert out.vertices is None

@@ -7,10 +7,10 @@ import builtins
 import numpy as np
 import pytest
 import torch
+from made_up.command import command
 from PIL import Image
 
 from tore_fast.body import load_body
-from tore_fast.cli import main
 from tore_fast.cli.viz_attention import _layers
 from tore_fast.models.tore import FastMETRO_TORE, FastMETROToreConfig
 from tore_fast.vis.attention_maps import colours, map_layout, on_mesh, over_picture, save_table, sheet, to_cells
@@ -120,9 +120,7 @@ def test_command(tmp_path, capsys):
     photo, out = str(tmp_path / "p.jpg"), tmp_path / "out"
 
     def call(*extra):
-        with pytest.raises(SystemExit) as end:
-            main(["viz", "attention", photo, "--model", "tore_default", "--out", str(out), *extra])
-        return end.value.code, capsys.readouterr()
+        return command("viz", "attention", photo, "--model", "tore_default", "--out", out, *extra), capsys.readouterr()
 
     code, said = call("--joints", "Head", "L_Wrist")
     assert code == 0 and "random weights" in said.err
@@ -140,7 +138,7 @@ def test_command(tmp_path, capsys):
     ):
         code, said = call(*extra)
         last = said.err.splitlines()[-1]
-        assert code == 2 and last.startswith("error: ") and text in last
+        assert code == 2 and last.startswith("tore-fast viz attention: ") and text in last
 
 
 def test_layer_names():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
+from made_up.command import command
 from PIL import Image
 
-from tore_fast.cli import main
 from tore_fast.layers._tokens import grid_tokens
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.vis.tokens import draw_regions, region_borders, token_of_pixel, token_panel
@@ -40,13 +39,9 @@ def test_command(tmp_path, capsys):
     save_pretrained(create_model("tcformer_light", num_classes=3, **TINY), tmp_path / "model", "tcformer_light")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "p.jpg")
     out = tmp_path / "tokens.png"
-    with pytest.raises(SystemExit) as end:
-        main(["viz", "tokens", str(tmp_path / "p.jpg"), "--model", str(tmp_path / "model"), "--out", str(out), "--size", "64"])
-    assert end.value.code == 0
+    assert command("viz", "tokens", tmp_path / "p.jpg", "--model", tmp_path / "model", "--out", out, "--size", 64) == 0
     assert Image.open(out).size == (4 * 85 + 3 * 6, 64 + 16)
     assert "stage 4: 6 tokens" in capsys.readouterr().out
     for arguments in ([str(tmp_path / "missing.jpg")], [str(tmp_path / "p.jpg"), "--model", "ppt_s"]):
-        with pytest.raises(SystemExit) as end:
-            main(["viz", "tokens", *arguments, "--out", str(out)])
-        assert end.value.code == 2
-        assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+        assert command("viz", "tokens", *arguments, "--out", out) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("tore-fast viz tokens: ")

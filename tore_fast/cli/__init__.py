@@ -3,12 +3,20 @@
 A verb module has a dataclass `Args` (its fields become flags, its docstring the help) and `run(args) -> int | None`
 (the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each; a
 `default_job(argv)` beside it tells the job where none is named.
+
+One rule for all verbs: exit code 0 if everything was done, 1 if work failed (some or all of it), 2 if the command cannot be
+done as it was typed, 130 after Ctrl-C; every error is one line `tore-fast VERB: ...` on stderr. A verb reads what the user gave
+inside `with arguments():` (errors there are 2) and lets other errors rise to `main` (1). TORE_FAST_TRACEBACK=1 shows where.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import sys
+from collections.abc import Iterator
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
@@ -28,6 +36,41 @@ VERBS = {
 }
 
 
+USAGE, FAILED, INTERRUPTED = 2, 1, 130
+_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+EXPECTED = (ValueError, OSError, ImportError)  # with a message for users; anything else is a bug and shows its traceback
+
+_prog = "tore-fast"  # the verb that runs, for messages
+
+
+class UsageError(Exception):
+    """The command cannot be done as it was typed: exit code 2."""
+
+
+@contextlib.contextmanager
+def arguments(flag: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Errors of this block come from what the user gave (exit code 2); `flag` is named in front of the message. `also`:
+    further classes that mean this here."""
+    try:
+        yield
+    except (ValueError, ImportError, *_WRONG_PATH, *also) as e:  # a full disk is not the user's argument
+        raise UsageError(f"{flag}: {sentence(e)}" if flag else sentence(e)) from e
+
+
+def complain(message: str) -> None:
+    """One line on stderr, with the verb in front; progress bars make room for it."""
+    from tqdm import tqdm
+
+    tqdm.write(f"{_prog}: {message}", file=sys.stderr)
+
+
+def sentence(error: BaseException) -> str:
+    """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists: 'out.txt'"."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb of this folder
     if not argv:
@@ -40,27 +83,75 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"tore_fast {__version__}")
         return
-    verb = argv[0]
+    sys.exit(_run(argv[0], argv[1:]))
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    global _prog
+    _prog = "tore-fast"
     if verb not in VERBS:
-        print(f"tore-fast: no verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
-        sys.exit(2)
-    module, rest, prog = importlib.import_module(f".{verb}", __package__), argv[1:], f"tore-fast {verb}"
-    jobs = getattr(module, "SUBCOMMANDS", None)
-    if jobs is not None:
-        if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(module, "default_job"):
-            rest = [module.default_job(rest), *rest]
-        if not rest or rest[0] in ("-h", "--help"):
-            print(usage(prog, "JOB", jobs))
-            sys.exit(0 if rest else 2)
-        if rest[0] not in jobs:
-            print(f"{prog}: no job {rest[0]!r}; expected one of {', '.join(jobs)}", file=sys.stderr)
-            sys.exit(2)
-        module = importlib.import_module(f".{verb}_{rest[0]}", __package__)
-        prog, rest = f"{prog} {rest[0]}", rest[1:]
+        complain(f"no verb {verb!r}; expected one of {', '.join(VERBS)}")
+        return USAGE
+    module, _prog = importlib.import_module(f".{verb}", __package__), f"tore-fast {verb}"
+    try:
+        jobs = getattr(module, "SUBCOMMANDS", None)
+        return (_run_verb(module, rest) if jobs is None else _run_job(verb, module, jobs, rest)) or 0
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except (UsageError, *EXPECTED) as e:
+        if os.environ.get("TORE_FAST_TRACEBACK", "0") not in ("", "0"):
+            raise
+        complain(sentence(e))
+        return USAGE if isinstance(e, UsageError) else FAILED
+
+
+def _run_verb(module, rest: list[str]) -> int | None:
+    return module.run(_parse(module.Args, rest))
+
+
+def _run_job(verb: str, parent, jobs: dict[str, str], rest: list[str]) -> int | None:
+    global _prog
+    given = rest
+    if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(parent, "default_job"):
+        rest = [parent.default_job(rest), *rest]
+    if not rest or rest[0] in ("-h", "--help"):
+        print(usage(_prog, "JOB", jobs))
+        return 0 if rest else USAGE
+    job, rest = rest[0], rest[1:]
+    if job not in jobs:
+        complain(f"no job {job!r}; expected one of {', '.join(jobs)}")
+        return USAGE
+    module = importlib.import_module(f".{verb}_{job}", __package__)
+    _prog = f"{_prog} {job}"
+    default = None
+    if hasattr(parent, "defaults"):  # values of a named recipe
+        default, rest = parent.defaults(module.Args, job, rest)
+    args = _parse(module.Args, rest, default)
+    if default is not None:
+        parent.announce(given, args)
+    return module.run(args)
+
+
+def _parse(kind: type, rest: list[str], default=None):
+    """The verb's `Args`; tyro's boxes of errors become one line."""
     import tyro
 
-    args = tyro.cli(module.Args, prog=prog, args=rest)
-    sys.exit(module.run(args) or 0)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=_prog, args=rest, **({} if default is None else {"default": default}))
+    except SystemExit as e:
+        if e.code in (None, 0):  # --help
+            raise
+        lines = [line.strip("│|╭╮╰╯ ") for line in said.getvalue().splitlines()[1:]]  # without the title
+        text = "\n".join("" if not line.strip("─-+ ") else line for line in lines)
+        blocks = [" ".join(block.split()) for block in text.split("\n\n")]
+        message = "; ".join(b for b in blocks if b and not b.startswith("For full helptext"))
+        raise UsageError(f"{message} ({_prog} --help lists the options)") from None
 
 
 def usage(prog: str = "tore-fast", what: str = "VERB", table: dict[str, str] = VERBS) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tyro.conf import Positional
 
-# exit codes: 0 all done, 1 some pictures failed (their reasons are in the results), 2 the batch is not finished
-SOME_FAILED, NOT_FINISHED = 1, 2
+from . import FAILED, arguments, complain
 
 
 @dataclass
@@ -48,28 +46,28 @@ class Args:
 
 
 def run(args: Args) -> int:
-    from ..data.boxes import BoxFileError
     from ..pipelines.batch import BatchConfig, ModelFactory
     from ..pipelines.batch import run as run_batch
-    from ..pipelines.batch_units import BatchError, BatchFolder
+    from ..pipelines.batch_units import BatchFolder, BatchUnfinished
 
-    try:
-        if args.verify:
-            counts = BatchFolder(args.out).verify()
-            print(f"{args.out}: every picture is there once: " + "  ".join(f"{k} {v}" for k, v in counts.items()))
-            return 0
+    if args.verify:
+        counts = BatchFolder(args.out).verify()
+        print(f"{args.out}: every picture is there once: " + "  ".join(f"{k} {v}" for k, v in counts.items()))
+        return 0
+    with arguments():  # a killed run, too: the same command goes on
         engine = args.engine if args.engine != "auto" else "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "processes"
-        threads = args.threads or max(1, (os.cpu_count() or 1) // args.workers)
+        threads = args.threads or max(1, (os.cpu_count() or 1) // max(1, args.workers))
         factory = ModelFactory(args.model, args.checkpoint, args.device, args.batch_size, threads, args.extra)
         config = BatchConfig(args.boxes, args.save_vertices, args.unit)
-        summary = run_batch(args.inputs, args.out, factory, config, workers=args.workers, engine=engine)
-    except (BatchError, BoxFileError, ValueError, FileNotFoundError, ImportError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return NOT_FINISHED
+        try:
+            summary = run_batch(args.inputs, args.out, factory, config, workers=args.workers, engine=engine)
+        except BatchUnfinished as e:
+            complain(str(e))
+            return FAILED
     if int(os.environ.get("RANK", 0)) and engine == "torchrun":
         return 0  # rank 0 reports
     print(
         f"{summary.pictures} pictures, {summary.people} people, {summary.failed} failed; this run: {summary.fresh_pictures} pictures "
         f"in {summary.seconds:.1f} s = {summary.pictures_per_s:.1f} pictures/s, {summary.deaths} workers died"
     )
-    return SOME_FAILED if summary.failed else 0
+    return FAILED if summary.failed else 0

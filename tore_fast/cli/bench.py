@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ..benchmarks.run import Options as Args
-from ..benchmarks.run import run
+from ..benchmarks import run as bench
+from . import arguments
 
-__all__ = ["Args", "run"]
+Args = bench.Options
+
+
+def run(args: Args) -> int:
+    with arguments():
+        bench.check(args)
+    return bench.run(args)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
+
+from . import UsageError
 
 
 @dataclass
@@ -24,15 +25,19 @@ class Args:
 
 
 def run(args: Args) -> int:
-    from ..models.convert import convert, from_pretrained
+    from ..models.convert import OTHERS, UPSTREAMS, convert, from_pretrained
 
-    try:
-        done = convert(args.source, args.out, args.upstream)
-        if args.mesh_data is not None:
-            from_pretrained(args.out, mesh_data=args.mesh_data)
-    except (ValueError, FileNotFoundError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
+    if not args.source.exists():
+        raise UsageError(f"{args.source}: no such file")
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"{args.out}: expected a folder to write, got a file")
+    if args.upstream in OTHERS:
+        raise UsageError(f"--upstream: {args.upstream} files need no conversion: from_pretrained(path, upstream={args.upstream!r})")
+    if args.upstream not in (None, *UPSTREAMS):
+        raise UsageError(f"--upstream: expected one of {', '.join(UPSTREAMS)}, got {args.upstream!r}")
+    done = convert(args.source, args.out, args.upstream)
+    if args.mesh_data is not None:
+        from_pretrained(args.out, mesh_data=args.mesh_data)
     print(f"{args.source}: {done.layout} layout, {done.keys} tensors kept")
     if done.dropped:
         print(f"dropped {len(done.dropped)} tensors that no forward pass reads ({done.dropped_params / 1e6:.1f} M numbers)")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import arguments
 
 
 @dataclass
@@ -28,12 +29,9 @@ def run(args: Args) -> int:
     from ..pipelines.image_to_mesh import Pipeline
     from ..pipelines.results import write_result
 
-    try:
+    with arguments():
         card = read_config(default_folder())
         pipeline = Pipeline(device=args.device)
-    except (FileNotFoundError, ValueError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     picture, truth = demo_picture()
     result = pipeline.predict([picture], [[truth.box]])[0]
     files = write_result(result, pipeline, args.out, "demo", ("png", "glb", "obj", "npz"))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .eval import write_json
+from .eval import guarded, write_json
 
 OPTIONS = {
     "cameras": "Human3.6M: JSON of the camera parameters",
@@ -61,11 +60,7 @@ def looks_like_motion(path: Path) -> bool:
 
 
 def run(args: Args) -> int:
-    try:
-        return _evaluate(args)
-    except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _evaluate(args))
 
 
 def _evaluate(args: Args) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from . import FAILED, arguments, complain
+
 
 @dataclass
 class Args:
@@ -68,25 +70,23 @@ class Args:
 
 
 def run(args: Args) -> int:
-    import sys
     from pathlib import Path
 
-    import torch
     from tqdm import tqdm
 
     from ..data.detect import BoxTracker, load_detector
-    from ..data.image import ImageError
     from ..data.video import MaskFolder, TrackBoxes, open_video
     from ..layers.mask_tome import MergeConfig
     from ..models._hub import load_pretrained
     from ..models.fasthmr import FastHMRMotion
     from ..pipelines import hosts
+    from ..pipelines.image_to_mesh import pick_device
     from ..pipelines.overlay_video import why_no_mp4, write_overlay
     from ..pipelines.video_to_mesh import FORMATS, HMRPipeline, PipelineOptions
 
     formats = [f.strip() for f in args.format.split(",") if f.strip()]
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    try:
+    with arguments():
+        device = pick_device(args.device)
         bad = [f for f in formats if f not in (*FORMATS, "mp4")]
         if bad or not formats:
             raise ValueError(f"--format: expected a list of {', '.join(FORMATS)}, mp4, got {args.format!r}")
@@ -129,6 +129,9 @@ def run(args: Args) -> int:
             store = pipeline.encode_video(
                 source, out / ".work", tracker, masks, args.limit, settings, lambda i: bar.update(1)
             )
+        decoding = {"motion": args.motion, "overlap": args.overlap, "seed": args.seed, "noise": args.noise, "body": args.body,
+                    "betas_mode": args.betas_mode, "rotmats": args.rotmats, "fps": source.fps}  # fmt: skip
+        _drop_stale(out, decoding)
         written = []
         for track in tqdm(store.tracks, desc="tracks", disable=args.quiet or None):
             written += pipeline.decode_track(store, track, out, source.fps, per_track)
@@ -136,12 +139,9 @@ def run(args: Args) -> int:
             files = [p for p in written if p.suffix == ".npz"]
             with tqdm(desc="overlay", unit="frame", disable=args.quiet or None) as bar, pipeline.timing.stage("overlay"):
                 write_overlay(source, files, pipeline.body, out / "overlay.mp4", args.limit, lambda i: bar.update(1))
-    except (ImageError, FileNotFoundError, ValueError) as e:
-        print(f"tore-fast hmr: {e}", file=sys.stderr)
-        return 2
     if not store.tracks:
-        print("tore-fast hmr: no box in any frame that was read", file=sys.stderr)
-        return 1
+        complain("no box in any frame that was read")
+        return FAILED
     kept = host.backbone.merging
     tokens = f"{kept.keep or 'listed'} tokens kept" if kept is not None else "all tokens"
     decoder = "motion decoder" if motion is not None else "host poses"
@@ -150,3 +150,15 @@ def run(args: Args) -> int:
     for path in [*written, *([out / "overlay.mp4"] if "mp4" in formats else [])]:
         print(path)
     return 0
+
+
+def _drop_stale(out, settings: dict) -> None:
+    """Files that were decoded with other settings would pass for finished ones: they are made again."""
+    import json
+
+    note = out / ".work" / "decoding.json"
+    text = json.dumps(settings)
+    if note.exists() and note.read_text() != text:
+        for path in [*out.glob("track_*.*"), *out.glob("overlay.mp4")]:
+            path.unlink()
+    note.write_text(text)

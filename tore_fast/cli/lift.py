@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
-# exit codes: 0 all done, 1 some files failed, 2 nothing could be done
-SOME_FAILED, NOTHING_DONE = 1, 2
+from . import FAILED, UsageError, arguments, complain, sentence
+
 FORMATS = ("npz", "bvh", "html", "gif", "mp4")
 
 
@@ -53,23 +52,21 @@ class Args:
 
 
 def run(args: Args) -> int:
-    import torch
-
+    from ..pipelines.image_to_mesh import pick_device
     from ..pipelines.pose_lift import NORMALISATIONS, PRECISIONS, load_lifter
 
     formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
     if not formats or any(f not in FORMATS for f in formats):
-        return _fail(f"--format: expected some of {', '.join(FORMATS)}, got {args.format!r}")
+        raise UsageError(f"--format: expected some of {', '.join(FORMATS)}, got {args.format!r}")
     if args.normalise not in ("auto", *NORMALISATIONS):
-        return _fail(f"--normalise: expected auto, {', '.join(NORMALISATIONS)}, got {args.normalise!r}")
+        raise UsageError(f"--normalise: expected auto, {', '.join(NORMALISATIONS)}, got {args.normalise!r}")
     if args.precision not in PRECISIONS:
-        return _fail(f"--precision: expected one of {', '.join(PRECISIONS)}, got {args.precision!r}")
-    try:
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-        model = load_lifter(args.model, args.checkpoint).to(device)
+        raise UsageError(f"--precision: expected one of {', '.join(PRECISIONS)}, got {args.precision!r}")
+    if not any(p.exists() for p in args.keypoints):
+        raise UsageError(f"{args.keypoints[0]}: no such file")
+    with arguments():
+        model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
         args.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError, RuntimeError) as e:
-        return _fail(str(e))
     model.freeze_queries()
     failed = 0
     for path, stem in zip(args.keypoints, output_stems(args.keypoints, args.out)):
@@ -77,8 +74,8 @@ def run(args: Args) -> int:
             print(_lift_file(args, model, path, stem, formats))
         except (ValueError, OSError) as e:
             failed += 1
-            print(f"error: {e}", file=sys.stderr)
-    return 0 if not failed else NOTHING_DONE if failed == len(args.keypoints) else SOME_FAILED
+            complain(sentence(e))
+    return FAILED if failed else 0
 
 
 def output_stems(inputs: list[Path], out: Path) -> list[Path]:
@@ -144,8 +141,3 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     if clip.note:
         lines.append(f"  note: {clip.note}")
     return "\n".join([*lines, f"  wrote {', '.join(written)}"])
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return NOTHING_DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
@@ -9,8 +10,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-# exit codes: 0 all done, 1 some pictures failed, 2 nothing could be done
-SOME_FAILED, NOTHING_DONE = 1, 2
+from . import FAILED, UsageError, arguments, complain, sentence
 
 
 @dataclass
@@ -38,65 +38,82 @@ class Args:
 
 
 def run(args: Args) -> int:
-    from ..data.boxes import BoxFileError, boxes_of, read_boxes
+    from ..data.boxes import read_boxes
     from ..data.image import find_images
     from ..pipelines.image_to_mesh import BOX_MODES, Pipeline, load_model
-    from ..pipelines.results import FORMATS, unique_names, write_result
+    from ..pipelines.results import FORMATS
 
     formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
     wrong = [f for f in formats if f not in FORMATS]
     if wrong or not formats:
-        return _fail(f"--format: expected some of {', '.join(FORMATS)}, got {args.format!r}")
-    try:
+        raise UsageError(f"--format: expected some of {', '.join(FORMATS)}, got {args.format!r}")
+    with arguments("--boxes"):
         table = None if args.boxes in BOX_MODES else read_boxes(args.boxes)
-    except BoxFileError as e:
-        return _fail(f"--boxes: {e} (or one of {', '.join(BOX_MODES)})")
     paths, errors = find_images(args.images)
     for line in errors:
-        print(f"error: {line}", file=sys.stderr)
-    if not paths:
-        return _fail("no picture to work on")
-    try:
+        complain(line)
+    if not any(p.exists() for p in paths):
+        for path in paths:
+            complain(f"{path}: no such file")
+        raise UsageError("no picture to work on")
+    with arguments():
         pipeline = Pipeline(
             _model(args, load_model), mesh_data=args.mesh_data, device=args.device, batch_size=args.batch_size
         )
-    except (ValueError, FileNotFoundError, PermissionError) as e:
-        return _fail(str(e))
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        return _fail(f"--out: expected a folder that can be written, got {args.out} ({e.strerror})")
+    if args.checkpoint is None and args.model != "default" and not Path(args.model).is_dir():
+        print(f"note: {args.model} without --checkpoint has random weights: the meshes mean nothing", file=sys.stderr)
+    with _folder(args.out):
+        return _predict(args, pipeline, paths, table, formats, len(errors))
 
+
+def _predict(args: Args, pipeline, paths: list[Path], table, formats: tuple[str, ...], failed: int) -> int:
+    """Runs all pictures; `failed` inputs gave none."""
+    from ..data.boxes import boxes_of
+    from ..pipelines.results import unique_names, write_result
+
+    inputs = len(paths) + failed
     boxes = args.boxes if table is None else [boxes_of(table, p) for p in paths]
     if table is not None:
-        missing = [p for p, b in zip(paths, boxes) if b is None]
-        for p in missing:
+        for p in (p for p, b in zip(paths, boxes) if b is None):
             print(f"note: {p}: not in {args.boxes}; a box is looked for", file=sys.stderr)
-    failed, written, writing = len(errors), [], 0.0
+    written, writing = [], 0.0
     progress = _progress(len(paths))
-    names = unique_names(paths)
     try:
-        for name, result in zip(names, pipeline.stream(paths, boxes)):
+        for name, result in zip(unique_names(paths), pipeline.stream(paths, boxes)):
             if result.error is not None:
                 failed += 1
-                progress.write(f"error: {result.error}", file=sys.stderr)
+                complain(result.error)
             else:
                 start = time.perf_counter()
                 try:
                     written += write_result(result, pipeline, args.out, name, formats)
                 except OSError as e:
                     failed += 1
-                    progress.write(f"error: {result.name}: results not written: {e}", file=sys.stderr)
+                    complain(f"{result.name}: results not written: {sentence(e)}")
                 writing += time.perf_counter() - start
             progress.update()
     except ValueError as e:  # the model's output does not fit a mesh
+        raise UsageError(f"--model: {e}") from e
+    finally:
         progress.close()
-        return _fail(f"--model: {e}")
-    progress.close()
     _summary(pipeline, writing, written, args.out)
     if failed:
-        print(f"{failed} of {len(paths) + len(errors)} inputs failed (see above)", file=sys.stderr)
-    return 0 if not failed else NOTHING_DONE if not written else SOME_FAILED
+        complain(f"{failed} of {inputs} inputs failed (see above)")
+    return FAILED if failed else 0
+
+
+@contextlib.contextmanager
+def _folder(path: Path):
+    """Makes the folder, and removes what it made if nothing came into it."""
+    made = [p for p in (path, *path.parents) if not p.exists()]
+    with arguments("--out: expected a folder that can be written"):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty: results are there
+            for p in made:
+                p.rmdir()
 
 
 def _model(args: Args, load_model):
@@ -124,8 +141,3 @@ def _summary(pipeline, writing: float, written: list[Path], out: Path) -> None:
     counts = pipeline.counts
     print(f"{counts['people']} people in {counts['pictures']} pictures on {pipeline.device}: {len(written)} files in {out}/")
     print("seconds per stage: " + "  ".join(f"{k} {v:.2f}" for k, v in seconds.items()))
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return NOTHING_DONE

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from . import arguments
 
 
 @dataclass
@@ -46,16 +47,8 @@ def run(args: Args) -> int:
                              args.bank_share, args.shard_size)  # fmt: skip
     start = time.perf_counter()
     with tqdm(total=args.n, unit="img", desc=str(args.out), disable=None) as bar:
-        try:
+        with arguments():
             made = write_shards(args.out, args.n, settings, args.workers, bar.update)
-        except (ValueError, RuntimeError, OSError) as e:
-            bar.close()
-            print(f"tore-fast synth: {e}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            bar.close()
-            print("tore-fast synth: interrupted; the same command goes on from the finished shards", file=sys.stderr)
-            return 130
     time_s = time.perf_counter() - start
     size_mb = sum(p.stat().st_size for p in args.out.glob("shard-*.npz")) / 1e6
     print(f"{args.n} images in {args.out} ({size_mb:.0f} MB); made {made} in {time_s:.1f} s = "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from ..train.loop import TrainConfig
+from . import arguments
 
 
 @dataclass
@@ -44,16 +44,13 @@ def run(args: Args) -> int:
     from ._training import finish, start_model
 
     torch.manual_seed(args.train.seed)
-    try:
+    with arguments():
         held_out = imagenet_folder(args.data / "val", False, args.image_size)
         training = held_out if args.test else imagenet_folder(args.data / "train", True, args.image_size, args.augment)
         classes = len(held_out.classes)
         if training.classes != held_out.classes:
             raise ValueError(f"{args.data}: train/ and val/ hold different classes")
         model = start_model(args.model, args.checkpoint, args.options, num_classes=classes)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     mixup = imagenet_mixup(classes) if args.mixup else None
     task = Classification(model, training, held_out, mixup, args.train.seed)
     return finish(task, args, {"data": str(args.data), "classes": held_out.classes})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..train.hmr_host import HostConfig
 from ..train.loop import TrainConfig
+from . import UsageError, arguments
 
 
 @dataclass
@@ -17,8 +17,8 @@ class Args:
     """
 
     data: Path
-    """Folder of AMASS-like .npz files (poses, betas, mocap_framerate; denoiser: also tokens [F, C]); for a host any
-    motion: a folder with clips.npz + index.json, or .bvh / .amc files."""
+    """Folder of motions. vae: AMASS-like .npz (poses, betas, mocap_framerate), .bvh / .amc files, or clips.npz + index.json;
+    host: the latter two; denoiser: .npz that also hold tokens [F, C] (`train fasthmr_clips` writes them)."""
     stage: str = ""
     """host, vae or denoiser; default: denoiser with --vae, else vae."""
     model: str = "hmr2_vitt"
@@ -45,21 +45,17 @@ def run(args: Args) -> int:
 
     stage = args.stage or ("vae" if args.vae is None else "denoiser")
     if stage not in ("host", "vae", "denoiser") or (stage == "denoiser") != (args.vae is not None):
-        print(f"error: --stage must be host, vae or denoiser (with --vae), got {args.stage!r}", file=sys.stderr)
-        return 2
+        raise UsageError(f"--stage must be host, vae or denoiser (with --vae), got {args.stage!r}")
     if stage == "host":
         return _train_host(args)
     from ..models import create_model, load_pretrained, save_pretrained
     from ..models.motion_vae import MotionVAE
     from ..pipelines.hosts import RestSkeleton, load_named_body
-    from ..train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, read_motion
+    from ..train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, read_motion_folder
     from ..train.loop import train
 
-    try:
-        paths = sorted(args.data.rglob("*.npz"))
-        if len(paths) < 2:
-            raise ValueError(f"{args.data}: needs at least two .npz files, found {len(paths)}")
-        clips = [read_motion(p, 30.0, args.up) for p in paths]
+    with arguments():
+        clips = read_motion_folder(args.data, 30.0, args.up)
         kept = [c for i, c in enumerate(clips) if i % args.held_out]
         held = [c for i, c in enumerate(clips) if not i % args.held_out]
         rest = RestSkeleton(load_named_body(args.body))
@@ -79,9 +75,6 @@ def run(args: Args) -> int:
             model = create_model("fasthmr_motion", frames=args.frames, condition_dim=width, **{**sizes, **args.extra})
             model.use_vae(vae, stats["mean"], stats["std"])
             task, name = MotionDenoiserTask(model, vae, kept, held, rest, args.train.seed), "fasthmr_motion"
-    except (ValueError, FileNotFoundError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     print(f"{name}: {len(kept)} clips, {len(held)} held out")
     train(task, args.train)
     best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
@@ -107,7 +100,7 @@ def _train_host(args: Args) -> int:
     from ..train.hmr_host import HostTask
     from ..train.loop import train
 
-    try:
+    with arguments(also=(TypeError,)):
         motions = read_motions(args.data)
         test = [i for i, m in enumerate(motions) if m.split == "test"] or list(range(0, len(motions), args.held_out))
         banks = [
@@ -117,9 +110,6 @@ def _train_host(args: Args) -> int:
         torch.manual_seed(args.train.seed)
         model = create_model(args.model, **args.extra)
         body = load_named_body(args.body)
-    except (ValueError, TypeError, FileNotFoundError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
     task = HostTask(model.to(device), body, args.host, *banks, device=device)
     print(f"{args.model}: {len(banks[0])} poses of motions to train on, {len(banks[1])} held out")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import arguments
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Args:
     image_size: int = 128
     margin: float = 1.15
     """Square side over box height, as the host was trained."""
-    difficulty: float = 0.4
+    difficulty: float = 0.1
     seed: int = 21
     host: Path | None = None
     """Checkpoint folder of a host (possibly layer-merged): also write its tokens."""
@@ -49,7 +50,7 @@ def run(args: Args) -> int:
     from ..pipelines import synth_clips
     from ..pipelines.hosts import load_host
 
-    try:
+    with arguments():
         if args.split not in ("train", "test"):
             raise ValueError(f"--split must be train or test, got {args.split!r}")
         if (args.host is None) != (args.tokens is None):
@@ -59,9 +60,6 @@ def run(args: Args) -> int:
             raise ValueError(f"{args.data}: no motion of the split {args.split!r}")
         crops = ClipCrops(load_body("free"), args.image_size, args.seed, args.difficulty, split=args.split, margin=args.margin)
         host = load_host(str(args.host))[1] if args.host is not None else None
-    except (ValueError, FileNotFoundError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     paths = synth_clips.write_clips(motions, crops, args.out, args.fps, args.frames, lambda x: tqdm(x, desc="clips"))
     print(f"{args.out}: {len(paths)} clips")
     if host is not None:

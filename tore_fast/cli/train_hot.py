@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..train.loop import TrainConfig
 from ..train.vpt import PoseDataConfig
+from . import arguments
 
 
 @dataclass
@@ -58,7 +58,7 @@ def run(args: Args) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
+    with arguments(also=(TypeError,)):  # TypeError: --extra names a field the model does not have
         found = read_pose_set(args.data, args.cameras)
         splits = found.items
         if args.test and not splits["test"]:
@@ -69,9 +69,6 @@ def run(args: Args) -> int:
             raise ValueError(f"--model: {args.model} is not a video pose model; expected one of the hosts {', '.join(LOSSES)}")
         print(start_weights(model, args.init, args.embed_std, args.train.seed), end="")
         task = PoseLifting(model, splits["train"], splits["validation"], args.windows, args.train.seed)
-    except (ValueError, FileNotFoundError, TypeError) as e:  # TypeError: --extra names a field the model does not have
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     print("clips: " + "  ".join(f"{name} {len(items)}" for name, items in splits.items()))
     train(task, args.train)
     if int(os.environ.get("RANK", "0")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ import tyro
 from ..train.loop import TrainConfig
 from ..train.mesh_labels import LabelConfig
 from ..train.mesh_recovery import MeshRecoveryConfig
+from . import UsageError, arguments
 
 
 @dataclass
@@ -59,24 +59,20 @@ def run(args: Args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.train.seed)
-    try:
+    with arguments(f"--model {args.model}", also=(TypeError,)):
         model, protocol = _model(args)
-    except (ValueError, TypeError, FileNotFoundError) as e:
-        print(f"error: --model {args.model}: {e}", file=sys.stderr)
-        return 2
-    try:
-        Path(args.train.out).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        print(f"error: --train.out: expected a folder that can be written, got {args.train.out} ({e.strerror})", file=sys.stderr)
-        return 2
+    out = Path(args.train.out)
+    if args.export_only and args.export is None:
+        raise UsageError("--export-only needs --export: the folder to write")
+    if args.export_only and not (out / "last.pt").is_file():
+        raise UsageError(f"--export-only: no last.pt in {out}; expected the --train.out of a run")
+    with arguments("--train.out: expected a folder that can be written"):
+        out.mkdir(parents=True, exist_ok=True)
     if not args.export_only:
-        try:
+        with arguments():
             task = _labelled(args, model, protocol) if args.sets else _synthetic(args, model, protocol.body, local_device())
-            if args.init is not None and not (Path(args.train.out) / "last.pt").exists():
+            if args.init is not None and not (out / "last.pt").exists():
                 take_over(task.model, args.init, args.mesh_data)
-        except (ValueError, FileNotFoundError) as e:
-            print(f"error: {e}", file=sys.stderr)
-            return 2
         train(task, args.train)
     if args.export is not None and int(os.environ.get("RANK", 0)) == 0:
         _export(args, model, protocol)
@@ -88,7 +84,10 @@ def _model(args: Args):
     from ..models import create_model, model_entry
     from .mesh_body import protocol_of
 
-    hand = "hand" in model_entry(args.model).tags
+    tags = model_entry(args.model).tags
+    if not {"body", "hand"} & set(tags):
+        raise ValueError("expected an image-to-mesh model (tore-fast list --tag body, or --tag hand)")
+    hand = "hand" in tags
     options = {"pretrained_backbone": True} if args.pretrained_backbone else {}
     if not args.sets:
         options["image_size"] = args.data.image_size

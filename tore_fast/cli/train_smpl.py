@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..train.loop import TrainConfig
+from . import arguments
 
 
 @dataclass
@@ -37,10 +37,7 @@ def run(args: Args) -> int:
     from ._training import finish, start_model
 
     torch.manual_seed(args.train.seed)
-    try:
+    with arguments():
         model = start_model(args.model, args.checkpoint, args.options)
         task = synth_body_recovery(model, load_body("free"), args.image_size, args.difficulty, args.train.seed + 1)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     return finish(task, args, {"data": "synth", "difficulty": args.difficulty})

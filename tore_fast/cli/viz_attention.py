@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from . import arguments
+
 DEFAULT_JOINTS = {14: ("Head", "R_Wrist", "L_Wrist", "L_Ankle"), 21: ("Wrist", "Thumb4", "Index4", "Pinky4")}
 
 PANEL_PX = 224  # least side of a tile with the picture
@@ -40,14 +42,11 @@ class Args:
 
 
 def run(args: Args) -> int:
-    from ..vis.attention_maps import MissingMatplotlib, require_matplotlib
+    from ..vis.attention_maps import require_matplotlib
 
-    try:
+    with arguments():
         require_matplotlib()
         written = _draw(args)
-    except (MissingMatplotlib, ValueError, FileNotFoundError) as e:  # ImageError is a ValueError
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     for path in written:
         print(path)
     return 0

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from . import arguments
+
 
 @dataclass
 class Args:
@@ -33,14 +35,14 @@ def run(args: Args) -> int:
     import torch
     from PIL import Image
 
-    from ..data.image import ImageError, read_image
+    from ..data.image import read_image
     from ..data.topdown import normalise
     from ..models import create_model, load_pretrained
     from ..models.convert.tcformer import load_tcformer
     from ..models.tcformer import TCFormer
     from ..vis.tokens import token_panel
 
-    try:
+    with arguments():
         pixels = read_image(args.image)
         if args.size < 32:
             raise ValueError(f"--size: expected at least 32, got {args.size}")
@@ -62,15 +64,9 @@ def run(args: Args) -> int:
         pixels = read_image(small)
         with torch.no_grad():
             stages = backbone.forward_features(normalise(pixels)[None])
-    except (ImageError, ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     out = args.out or Path(f"{args.image.stem}_tokens.png")
-    try:
+    with arguments(f"--out: {out} cannot be written"):  # ValueError: Pillow does not know the suffix
         out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(token_panel(pixels, stages)).save(out)
-    except (OSError, ValueError) as e:  # ValueError: Pillow does not know the suffix
-        print(f"error: --out: {out} cannot be written ({e})", file=sys.stderr)
-        return 2
     print(f"{out}: " + ", ".join(f"stage {i}: {t.num_tokens}" for i, t in enumerate(stages, 1)) + " tokens")
     return 0

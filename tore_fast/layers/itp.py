@@ -63,22 +63,26 @@ class TokenSelection(nn.Module):
             self.token_selector_conv2d = nn.Conv2d(dim, hidden, 3, padding=1)
             self.token_selector_fc = nn.Linear(hidden, self.keep_num)
             self.layer_norm = nn.LayerNorm([self.keep_num, dim])
-            pos = sine_position(self.keep_num, 1, dim)
-        else:
-            pos = sine_position(*grid, dim)
         if selector in ("cluster", "attention"):
             self.layer_norm = nn.LayerNorm(dim)
         if selector == "attention":
             self.token_attention_qk = nn.Linear(dim, 2 * hidden)
             self.token_attention_scale = nn.Parameter(torch.full((dim,), 0.1))
-        self.register_buffer("token_pos", pos, persistent=False)
+        self.register_buffer("token_pos", self.token_positions(dim), persistent=False)
+
+    def token_positions(self, dim: int) -> Tensor:
+        """Sine encodings of width `dim`: of the M x 1 grid of kept tokens (soft), else of the whole grid [h * w, dim]."""
+        return sine_position(self.keep_num, 1, dim) if self.selector == "soft" else sine_position(*self.grid, dim)
+
+    def place(self, heatmap: Tensor | None, pos: Tensor) -> Tensor:
+        """`pos` of `token_positions` for the kept tokens: [M, C], or per image [B, M, C] where the image decides."""
+        return heatmap @ pos if self.selector in ("cluster", "attention") else pos
+
+    def fixed(self, pos: Tensor) -> Tensor | None:
+        """`pos` if it is the same for every image, so that `fuse` may project it once."""
+        return pos if self.selector in ("soft", "none") else None
 
     def select_tokens(self, features: Tensor) -> Selection:  # [B, C, h, w]
-        if tuple(features.shape[-2:]) != self.grid:
-            raise ValueError(
-                f"{type(self).__name__}: feature map must be {self.grid[0]}x{self.grid[1]} (config image_size / stride), "
-                f"got {features.shape[-2]}x{features.shape[-1]}"
-            )
         tokens = features.flatten(2).transpose(1, 2)  # [B, N, C], row-major
         if self.selector == "soft":
             return self._soft(features, tokens)

@@ -97,6 +97,7 @@ class Transformer(nn.Module):
 
     def __init__(self, dim: int, heads: int, feedforward: int, layers: int, dropout: float = 0.1):
         super().__init__()
+        self.dropout = dropout
         self.encoder = _Stack(EncoderLayer, layers, dim, heads, feedforward, dropout)
         self.decoder = _Stack(DecoderLayer, layers, dim, heads, feedforward, dropout)
         for p in self.parameters():
@@ -119,7 +120,8 @@ class Transformer(nn.Module):
         x = self.encoder.norm(x)
         camera, memory = x[:, :1], x[:, 1:]
         # without dropout the first self-attention is the same for every image: once is enough
-        y = queries.expand(memory.shape[0], -1, -1) if self.training or imitates_official() else queries
+        per_image = (self.training and self.dropout > 0) or imitates_official()
+        y = queries.expand(memory.shape[0], -1, -1) if per_image else queries
         for layer in self.decoder.layers:
             y = layer(y, memory, pos, topology, maps)
         return TransformerOutput(camera, memory, self.decoder.norm(y))

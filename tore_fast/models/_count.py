@@ -8,6 +8,8 @@ Used by `tore-fast list` and the README's table.
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..layers.attention import dense_attention
 from ..layers.mesh import MeshUpsample
-from ._hmr import MeshModel
-from ._registry import model_entry
+from ._registry import ModelEntry, model_entry
 from .backbones import create_backbone
+
+UNUSED_OF_TRUNK = {"hrnet_w64": 2_049_000}  # the ImageNet classifier in the official files
 
 
 class Counts(NamedTuple):
@@ -58,35 +61,47 @@ def count_backbone(name: str, stride: int, dilated: bool, height: int, width: in
     return (trunk.num_channels, *count_module(trunk, image))
 
 
-def count_model(name: str) -> Counts:
-    """Counts of a registered model.
+@functools.lru_cache
+def count_model(name: str, **overrides) -> Counts:
+    """Counts of a registered model; `overrides` are config fields, of an image-to-mesh model those behind its trunk.
 
     Example:
         >>> round(count_model("fastmetro_l_r50").macs / 1e9, 2)
         10.85
     """
     entry = model_entry(name)
+    config = getattr(entry.build, "config", None)
+    if config is not None:  # image-to-mesh: built without its trunk, which is counted once for all
+        return _count_mesh_model(entry, config, overrides)
     try:
         with torch.device("meta"):
-            model = entry.build()
+            model = entry.build(**overrides)
     except NotImplementedError:  # a constructor that reads values (schedules); built for real then
-        model = entry.build()
-    if not isinstance(model, MeshModel):
-        params = sum(p.numel() for p in model.parameters())
-        try:
-            if entry.family == "tcformer" and name.startswith("tcformer"):  # by the rules of the official counter
-                from .tcformer_macs import count_macs
+        model = entry.build(**overrides)
+    params = sum(p.numel() for p in model.parameters())
+    try:
+        if entry.family == "tcformer" and name.startswith("tcformer"):  # by the rules of the official counter
+            from .tcformer_macs import count_macs
 
-                return Counts(params, 0, 0, count_macs(model, entry.input_shape[1:]).total, None)
-            _, macs = count_module(model, torch.empty(1, *entry.input_shape, device="meta"))
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
-            macs = None  # the model takes something else than one tensor, or decides by values
-        return Counts(params, 0, 0, macs, None)
-    c = model.config
+            return Counts(params, 0, 0, count_macs(model, entry.input_shape[1:]).total, None)
+        _, macs = count_module(model, torch.empty(1, *entry.input_shape, device="meta"))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
+        macs = None  # the model takes something else than one tensor, or decides by values
+    return Counts(params, 0, 0, macs, None)
+
+
+def _count_mesh_model(entry: ModelEntry, c, overrides: dict) -> Counts:
     rows, cols = c.grid
     height, width = rows * c.stride, cols * c.stride
     channels, backbone_params, backbone_macs = count_backbone(c.backbone, c.stride, c.dilated, height, width)
-    unused = model.unused_official_params()
-    model.backbone = None
+    with torch.device("meta"):
+        model = entry.build(backbone=None, feature_dim=channels, **overrides)
+    unused = model.unused_official_params() + UNUSED_OF_TRUNK.get(c.backbone, 0)
     params, macs = count_module(model, model.example_features(channels, rows, cols))
     return Counts(params + backbone_params, backbone_params, unused, macs + backbone_macs, backbone_macs)
+
+
+def shipped_counts() -> dict[str, Counts]:
+    """Counts of every registered model as tools/readme_models.py wrote them; the tests hold them to `count_model`."""
+    text = (Path(__file__).parent / "assets" / "counts.json").read_text()
+    return {name: Counts(*row) for name, row in json.loads(text).items()}

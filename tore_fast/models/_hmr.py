@@ -33,6 +33,28 @@ class HMROutput(NamedTuple):
     attention: dict[str, Tensor] | None = None  # name -> [layers, B, queries, keys], averaged over heads
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshModelConfig:
+    """What all models of the family have: trunk, picture, mesh, and which image tokens are kept (ITP, layers/itp.py)."""
+
+    backbone: str | None = "resnet50"  # None: the model is fed feature maps
+    feature_dim: int = 0  # channels of the feature map; 0: as the backbone gives (2048 without one)
+    stride: int = 32  # of the feature map; timm trunks are cut there
+    dilated: bool = False  # timm trunks: keep all stages and dilate the last ones instead
+    image_size: int | tuple[int, int] = 224  # pixels; one side or (height, width)
+    pretrained_backbone: bool = False
+    mesh: str = "free"
+    num_joints: int = 14
+    num_vertices: int = 0  # coarse; 0: as the mesh has
+    selector: str = "none"  # soft, cluster, attention, none
+    keep_ratio: float = 1.0  # of the image tokens
+    selector_dim: int = 128
+
+    @property
+    def grid(self) -> tuple[int, int]:  # rows, columns of image tokens
+        return token_grid(self.image_size, self.stride)
+
+
 def token_grid(image_size: int | tuple[int, int], stride: int) -> tuple[int, int]:
     """Rows and columns of the feature map of an image; ValueError if the size is no multiple of the stride."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -56,10 +78,23 @@ class MeshModel(nn.Module):
     """Base of the family: backbone, mesh, inference shortcuts."""
 
     needs_template = False  # METRO and Mesh Graphormer take the rest mesh as queries
+    config_class: type[MeshModelConfig]
 
-    def __init__(self, config, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None):
-        """`mesh` overrides config.mesh; `mesh_data` is the folder of SMPL/MANO topology files."""
+    def __init__(
+        self,
+        config: MeshModelConfig | None = None,
+        mesh: str | ModelMesh | None = None,
+        mesh_data: str | Path | None = None,
+    ):
+        """`config` None: the class's defaults; `mesh` overrides config.mesh; `mesh_data` is the folder of SMPL/MANO
+        topology files."""
         super().__init__()
+        config = self.config_class() if config is None else config
+        if not isinstance(config, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__}: config must be a {self.config_class.__name__}, got {config!r:.60}; models by name "
+                "come from create_model(name)"
+            )
         self.mesh = resolve_mesh(config.mesh if mesh is None else mesh, mesh_data, self.needs_template)
         self.backbone = None
         channels = config.feature_dim or 2048
@@ -82,29 +117,48 @@ class MeshModel(nn.Module):
         self.register_load_state_dict_post_hook(_unfuse_after_load)
 
     @classmethod
-    def builder(cls, config_class: type, **defaults) -> Callable[..., MeshModel]:
+    def builder(cls, **defaults) -> Callable[..., MeshModel]:
         """Function for the registry: overrides are config fields, `mesh` (name or object) and `mesh_data`."""
 
         def build(mesh=None, mesh_data=None, **overrides) -> MeshModel:
             fields = {**defaults, **overrides}
-            known = {f.name for f in dataclasses.fields(config_class)}
+            known = {f.name for f in dataclasses.fields(cls.config_class)}
             if unknown := set(fields) - known:
                 raise ValueError(f"{cls.__name__}: unknown config fields {sorted(unknown)}; there are {sorted(known)}")
             if "backbone" in overrides and "feature_dim" not in overrides:
                 fields.pop("feature_dim", None)
             if isinstance(mesh, str):
                 fields["mesh"], mesh = mesh, None
-            return cls(config_class(**fields), mesh, mesh_data)
+            return cls(cls.config_class(**fields), mesh, mesh_data)
 
+        build.config = cls.config_class(**defaults)
         return build
 
     def features(self, images: Tensor) -> Tensor:
-        """Backbone features; without a backbone the input is taken as the features."""
-        return images if self.backbone is None else self.backbone(images)
+        """Backbone features [B, C, h, w]; without a backbone the input is taken as the features.
+
+        Raises:
+            ValueError, TypeError: shape or type is not what the model was built for; names the model, expected and got.
+        """
+        c = self.config
+        if self.backbone is None:
+            self.check_input("features", images, (c.feature_dim, *c.grid), "config feature_dim and image_size / stride")
+            return images
+        self.check_input("images", images, (3, *(s * c.stride for s in c.grid)), "normalised crops of config image_size")
+        return self.backbone(images)
+
+    def check_input(self, what: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+        """`x` must be floating point [B, *shape]."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{type(self).__name__}: {what} must be a floating-point tensor ({meaning}), got {got}")
+        if tuple(x.shape[1:]) != shape:
+            wanted = ", ".join(map(str, ("B", *shape)))
+            raise ValueError(f"{type(self).__name__}: {what} must be [{wanted}] ({meaning}), got {list(x.shape)}")
 
     def unused_official_params(self) -> int:
-        """Weights of the official file that no forward pass reads and that our models do not have."""
-        return 2_049_000 if self.config.backbone == "hrnet_w64" else 0  # HRNet's ImageNet classifier
+        """Weights of the official file, without its trunk, that no forward pass reads and that our models do not have."""
+        return 0
 
     def example_features(self, channels: int, rows: int, cols: int) -> object:
         """Features of one image on the meta device, for counting."""

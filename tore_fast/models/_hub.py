@@ -31,6 +31,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, name: str, dtype: torc
         **extra: JSON-able facts to keep beside the config (training data, metrics, licence).
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"save_pretrained: {folder}: expected a folder to write, got a file")
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if dtype is not None:

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..layers.itp import TokenSelection
 from ..layers.mesh import MeshPattern
-from ..layers.positional import sine_position
 from ..layers.smpl_regressor import SMPLParameterRegressor
 from ..layers.transformer import Transformer
-from ._hmr import HMROutput, MeshModel, stack_maps, token_grid
+from ._hmr import HMROutput, MeshModel, MeshModelConfig, stack_maps
 from ._mesh import ModelMesh
 from ._registry import PaperRow, register_model
 
@@ -26,18 +26,9 @@ LAYERS = {"s": 1, "m": 2, "l": 3}  # FastMETRO-S/M/L: encoder layers = decoder l
 
 
 @dataclass(frozen=True)
-class FastMETROConfig:
-    """Defaults: FastMETRO-S, ResNet-50, body, the layout of the released checkpoints."""
+class FastMETROConfig(MeshModelConfig):
+    """Defaults: FastMETRO-S, ResNet-50, body, the layout of the released checkpoints; no ITP."""
 
-    backbone: str | None = "resnet50"  # None: the model is fed feature maps
-    feature_dim: int = 0  # channels of the feature map; 0: as the backbone gives (2048 without one)
-    stride: int = 32  # of the feature map; timm trunks are cut there
-    dilated: bool = False  # timm trunks: keep all stages and dilate the last ones instead
-    image_size: int | tuple[int, int] = 224  # pixels; one side or (height, width)
-    pretrained_backbone: bool = False
-    mesh: str = "free"
-    num_joints: int = 14
-    num_vertices: int = 0  # coarse; 0: as the mesh has
     layers: int = 1
     dim_1: int = 512
     dim_2: int = 128
@@ -49,16 +40,12 @@ class FastMETROConfig:
     learned_upsample: bool = True  # learned 431 -> 1723 (released body) instead of the fixed matrix
     smpl_head: bool = False  # SMPL parameter regressor
 
-    @property
-    def grid(self) -> tuple[int, int]:  # rows, columns of image tokens
-        return token_grid(self.image_size, self.stride)
 
-
-class FastMETRO(MeshModel):
+class FastMETRO(MeshModel, TokenSelection):
     """FastMETRO for a body (three mesh levels) or a hand (two levels, never a learned up-sampling).
 
     Args:
-        config: FastMETROConfig.
+        config: FastMETROConfig. With a `selector` the image tokens are pruned (ITP without GTR, an ablation of TORE's).
         mesh, mesh_data: see models/_mesh.py.
 
     Example:
@@ -67,7 +54,14 @@ class FastMETRO(MeshModel):
         torch.Size([2, 6890, 3])
     """
 
-    def __init__(self, config: FastMETROConfig, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None):
+    config_class = FastMETROConfig
+
+    def __init__(
+        self,
+        config: FastMETROConfig | None = None,
+        mesh: str | ModelMesh | None = None,
+        mesh_data: str | Path | None = None,
+    ):
         super().__init__(config, mesh, mesh_data)
         c = self.config
         counts = self.mesh.counts
@@ -93,8 +87,8 @@ class FastMETRO(MeshModel):
             self.smpl_parameter_regressor = SMPLParameterRegressor(counts[1])
         self.upsample = self.fixed_upsampling()
         self.pattern = MeshPattern(self.mesh.topology(c.num_joints))
-        self.register_buffer("pos_1", sine_position(*c.grid, c.dim_1), persistent=False)
-        self.register_buffer("pos_2", sine_position(*c.grid, c.dim_2), persistent=False)
+        self.init_selection(c.selector, c.dim_1, c.grid, c.keep_ratio, c.selector_dim)
+        self.register_buffer("pos_2", self.token_positions(c.dim_2), persistent=False)
 
     def forward(self, images: Tensor, return_attention: bool = False, fine: bool = True) -> HMROutput:
         """Regresses the mesh.
@@ -106,24 +100,19 @@ class FastMETRO(MeshModel):
             fine: False skips up-sampling (and the SMPL head); see `coarse_joint_regressor`.
 
         Raises:
-            ValueError: the feature map does not have the configured grid.
+            ValueError, TypeError: `images` has another shape or type than the config says.
         """
-        features = self.conv_1x1(self.features(images))
-        if tuple(features.shape[-2:]) != self.config.grid:
-            raise ValueError(
-                f"FastMETRO: feature map must be {list(self.config.grid)} (image_size / stride), "
-                f"got {list(features.shape[-2:])}"
-            )
-        batch, joints = features.shape[0], self.config.num_joints
-        tokens = features.flatten(2).transpose(1, 2)
+        kept = self.select_tokens(self.conv_1x1(self.features(images)))
+        batch, joints = kept.tokens.shape[0], self.config.num_joints
         topology = self.pattern()
         maps_1, maps_2 = ({}, {}) if return_attention else (None, None)
         camera = self.cam_token_embed.weight.expand(batch, -1, -1)
-        one = self.transformer_1(camera, tokens, self.queries(), self.pos_1, topology, maps_1)
+        one = self.transformer_1(camera, kept.tokens, self.queries(), kept.pos, topology, maps_1)
         reduce_cam = self.dim_reduce_enc if self.config.shared_reduction else self.dim_reduce_enc_cam
         reduce_img = self.dim_reduce_enc if self.config.shared_reduction else self.dim_reduce_enc_img
+        place = self.place(kept.heatmap, self.pos_2)
         two = self.transformer_2(
-            reduce_cam(one.camera), reduce_img(one.memory), self.dim_reduce_dec(one.decoded), self.pos_2, topology, maps_2
+            reduce_cam(one.camera), reduce_img(one.memory), self.dim_reduce_dec(one.decoded), place, topology, maps_2
         )
         xyz = self.xyz_regressor(two.decoded)
         coarse = xyz[:, joints:]
@@ -134,7 +123,7 @@ class FastMETRO(MeshModel):
         maps = {f"{k}_{i}": v for i, m in ((1, maps_1), (2, maps_2)) for k, v in (m or {}).items()}
         attention = stack_maps(maps, batch) if return_attention else None
         camera = self.cam_predictor(two.camera).squeeze(1)
-        return HMROutput(camera, xyz[:, :joints], coarse, intermediate, vertices, None, rotmat, betas, attention)
+        return HMROutput(camera, xyz[:, :joints], coarse, intermediate, vertices, kept.heatmap, rotmat, betas, attention)
 
     def queries(self) -> Tensor:  # [1, J + V, dim_1]
         return torch.cat([self.joint_token_embed.weight, self.vertex_token_embed.weight])[None]
@@ -151,8 +140,8 @@ class FastMETRO(MeshModel):
         return intermediate, self.upsample[1](intermediate)
 
     def _fuse(self) -> None:
-        self.transformer_1.fuse(self.pos_1, self.queries(), self.pattern())
-        self.transformer_2.fuse(self.pos_2)
+        self.transformer_1.fuse(self.fixed(self.token_pos), self.queries(), self.pattern())
+        self.transformer_2.fuse(self.fixed(self.pos_2))
 
 
 # Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
@@ -171,10 +160,10 @@ def _register() -> None:
             paper_era = PaperRow(params, macs, "FastMETRO table 1" + (f", {source}" if source else ""))
             old = {"shared_reduction": True, "learned_upsample": False}
             hand = {"mesh": "free_hand", "num_joints": 21}
-            register_model(name, "fastmetro", paper, tags=("body",))(build(FastMETROConfig, **base))
-            register_model(f"{name}_paper", "fastmetro", paper_era, tags=("body",))(build(FastMETROConfig, **base, **old))
-            register_model(f"{name}_smpl", "fastmetro", tags=("body",))(build(FastMETROConfig, **base, smpl_head=True))
-            register_model(f"{name}_hand", "fastmetro", tags=("hand",))(build(FastMETROConfig, **base, **hand))
+            register_model(name, "fastmetro", paper, tags=("body",))(build(**base))
+            register_model(f"{name}_paper", "fastmetro", paper_era, tags=("body",))(build(**base, **old))
+            register_model(f"{name}_smpl", "fastmetro", tags=("body",))(build(**base, smpl_head=True))
+            register_model(f"{name}_hand", "fastmetro", tags=("hand",))(build(**base, **hand))
 
 
 _register()

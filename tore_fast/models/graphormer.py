@@ -24,7 +24,7 @@ from .metro import DenseUpsampling, METROConfig, bert_blocks, fused_embedding, m
 
 @dataclass(frozen=True)
 class MeshGraphormerConfig(METROConfig):
-    """Defaults: body with HRNet-W64. `pooled` has no meaning here."""
+    """Defaults: body with HRNet-W64. `pooled` has no meaning here, the selector is none."""
 
     backbone: str | None = "hrnet_w64"
     grid_dim: int = 1024  # channels of the grid features
@@ -40,13 +40,20 @@ class MeshGraphormer(DenseUpsampling):
         mesh, mesh_data: see models/_mesh.py; the mesh must have a rest template.
     """
 
+    config_class = MeshGraphormerConfig
+
     def __init__(
-        self, config: MeshGraphormerConfig, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None
+        self,
+        config: MeshGraphormerConfig | None = None,
+        mesh: str | ModelMesh | None = None,
+        mesh_data: str | Path | None = None,
     ):
         super().__init__(config, mesh, mesh_data)
         c = self.config
         if self.backbone is not None and not hasattr(self.backbone, "grid_features"):
             raise ValueError(f"MeshGraphormer: backbone must be 'hrnet_w64' (it needs grid features), got {c.backbone!r}")
+        if c.selector != "none":
+            raise ValueError(f"MeshGraphormer: its grid tokens are not pruned, config.selector is {c.selector!r}")
         points = c.num_joints + c.num_vertices
         self.register_buffer("template", self.mesh.template(), persistent=False)  # [J + V, 3]
         if self.template.shape[0] != points:
@@ -105,14 +112,15 @@ class MeshGraphormer(DenseUpsampling):
 
     def features(self, images: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Pooled feature [B, C] and grid features [B, grid_dim, h, w]."""
+        c = self.config
         if self.backbone is None:
+            if not isinstance(images, (tuple, list)) or len(images) != 2:
+                raise TypeError(f"MeshGraphormer: features must be the pair (pooled, grid), got {type(images).__name__}")
+            self.check_input("pooled features", images[0], (c.feature_dim,), "config feature_dim")
+            self.check_input("grid features", images[1], (c.grid_dim, *c.grid), "config grid_dim and image_size / stride")
             return images
+        self.check_input("images", images, (3, *(s * c.stride for s in c.grid)), "normalised crops of config image_size")
         grid = self.backbone.grid_features(images)
-        if tuple(grid.shape[-2:]) != self.config.grid:
-            raise ValueError(
-                f"MeshGraphormer: feature map must be {list(self.config.grid)} (image_size / stride), "
-                f"got {list(grid.shape[-2:])}"
-            )
         return self.backbone.final_layer(grid).mean((2, 3)), grid
 
     def example_features(self, channels: int, rows: int, cols: int) -> tuple[Tensor, Tensor]:
@@ -137,8 +145,8 @@ def _register() -> None:
     paper = PaperRow(98.4, None, "FastMETRO table 2", "the paper counts unused weights")
     hand = {"mesh": "free_hand", "num_joints": 21, "camera_from_joints": True, "camera_dim": 150}
     build = MeshGraphormer.builder
-    register_model("graphormer_h64", "graphormer", paper, tags=("body",))(build(MeshGraphormerConfig))
-    register_model("graphormer_h64_hand", "graphormer", tags=("hand",))(build(MeshGraphormerConfig, **hand))
+    register_model("graphormer_h64", "graphormer", paper, tags=("body",))(build())
+    register_model("graphormer_h64_hand", "graphormer", tags=("hand",))(build(**hand))
 
 
 _register()

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.bert_block import BertBlock
-from ._hmr import HMROutput, MeshModel, stack_maps, token_grid
+from ..layers.itp import TokenSelection
+from ._hmr import HMROutput, MeshModel, MeshModelConfig, stack_maps
 from ._mesh import ModelMesh
 from ._registry import PaperRow, register_model
 
@@ -23,18 +24,9 @@ MASKED = 0.01  # every channel of a masked query (masked joint and vertex modell
 
 
 @dataclass(frozen=True)
-class METROConfig:
-    """Defaults: METRO body with ResNet-50."""
+class METROConfig(MeshModelConfig):
+    """Defaults: METRO body with ResNet-50; no ITP."""
 
-    backbone: str | None = "resnet50"  # None: the model is fed features
-    feature_dim: int = 0  # channels of the feature map; 0: as the backbone gives (2048 without one)
-    stride: int = 32  # of the feature map; timm trunks are cut there
-    dilated: bool = False  # timm trunks: keep all stages and dilate the last ones instead
-    image_size: int | tuple[int, int] = 224  # pixels; one side or (height, width)
-    pretrained_backbone: bool = False
-    mesh: str = "free"
-    num_joints: int = 14
-    num_vertices: int = 0  # coarse; 0: as the mesh has
     pooled: bool = False  # hand: every token gets the pooled feature; body: a learned mix of the grid tokens
     camera_from_joints: bool = False  # hand: camera from joints and vertices; body: from vertices
     camera_dim: int = 250
@@ -46,10 +38,6 @@ class METROConfig:
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
     positions: int = 512
-
-    @property
-    def grid(self) -> tuple[int, int]:  # rows, columns of image tokens
-        return token_grid(self.image_size, self.stride)
 
 
 def bert_blocks(config: METROConfig, graph_last: bool = False) -> nn.ModuleList:
@@ -94,11 +82,12 @@ class DenseUpsampling(MeshModel):
             self.fused_up_bias = (w2 @ self.upsampling.bias + self.upsampling2.bias)[:, None]
 
 
-class METRO(DenseUpsampling):
+class METRO(DenseUpsampling, TokenSelection):
     """METRO for a body or (config.pooled) a hand.
 
     Args:
-        config: METROConfig.
+        config: METROConfig. With a `selector` the 49 image tokens are pruned before their learned mix into queries, which
+            then reads M tokens (our reading of ITP on METRO; a pooled model has no image tokens to prune).
         mesh, mesh_data: see models/_mesh.py; the mesh must have a rest template (its points are the queries).
 
     Example:
@@ -107,17 +96,23 @@ class METRO(DenseUpsampling):
         torch.Size([1, 14, 3])
     """
 
-    def __init__(self, config: METROConfig, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None):
+    config_class = METROConfig
+
+    def __init__(
+        self, config: METROConfig | None = None, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None
+    ):
         super().__init__(config, mesh, mesh_data)
         c = self.config
+        if c.pooled and c.selector != "none":
+            raise ValueError(f"METRO: a pooled model has no image tokens to select, config.selector is {c.selector!r}")
         tokens = c.num_joints + c.num_vertices
         self.register_buffer("template", self.mesh.template(), persistent=False)  # [J + V, 3]
         if self.template.shape[0] != tokens:
             raise ValueError(f"METRO: template has {self.template.shape[0]} points, joints + vertices are {tokens}")
+        self.init_selection(c.selector, c.feature_dim, c.grid, c.keep_ratio, c.selector_dim)
         self.trans_encoder = bert_blocks(c)
-        self.init_upsampling()
-        grid = c.grid[0] * c.grid[1]
-        self.conv_learn_tokens = None if c.pooled else nn.Conv1d(grid, tokens, 1)
+        self.init_upsampling()  # after the other buffers: torch.export miscounts those that follow an empty one
+        self.conv_learn_tokens = None if c.pooled else nn.Conv1d(self.keep_num, tokens, 1)
         self.cam_param_fc = nn.Linear(3, 1)
         self.cam_param_fc2 = nn.Linear(tokens if c.camera_from_joints else c.num_vertices, c.camera_dim)
         self.cam_param_fc3 = nn.Linear(c.camera_dim, 3)
@@ -139,15 +134,15 @@ class METRO(DenseUpsampling):
             return_attention: also form the attention maps "bert_1".."bert_3" over [joints; vertices]; slower.
             fine: False skips up-sampling; see `coarse_joint_regressor`.
         """
-        features = self.features(images)
+        tokens, heatmap = self.image_tokens(images)
         maps = [[], [], []] if return_attention else [None, None, None]
         first, second, third = self.trans_encoder
         if self.fused_in is not None and query_mask is None:
-            both = self.mix(F.linear(self.image_tokens(features), self.fused_in), bias=False) + self.fused_const
+            both = self.mix(F.linear(tokens, self.fused_in), bias=False) + self.fused_const
             embedded, residual = both.split([first.dim, both.shape[-1] - first.dim], dim=-1)
             x, _ = first.from_embedded(embedded, residual, maps=maps[0])
         else:
-            x, _ = first(self.queries(features, query_mask), maps=maps[0])
+            x, _ = first(self.queries(tokens, query_mask), maps=maps[0])
         x, _ = second(x, maps=maps[1])
         x, _ = third(x, maps=maps[2])
         joints, coarse = x[:, : self.config.num_joints], x[:, self.config.num_joints :]
@@ -155,17 +150,17 @@ class METRO(DenseUpsampling):
         camera = self.camera(x if self.config.camera_from_joints else coarse)
         named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} if return_attention else None
         attention = stack_maps(named, x.shape[0])
-        return HMROutput(camera, joints, coarse, intermediate, vertices, None, None, None, attention)
+        return HMROutput(camera, joints, coarse, intermediate, vertices, heatmap, None, None, attention)
 
-    def image_tokens(self, features: Tensor) -> Tensor:
-        """[B, h * w, C] row-major, or [B, 1, C] pooled."""
+    def image_tokens(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Kept tokens [B, M, C] and their heat map, or the pooled feature [B, 1, C]."""
         if self.config.pooled:
-            return (features.mean((2, 3)) if features.dim() == 4 else features)[:, None]
-        if tuple(features.shape[-2:]) != self.config.grid:
-            raise ValueError(
-                f"METRO: feature map must be {list(self.config.grid)} (image_size / stride), got {list(features.shape[-2:])}"
-            )
-        return features.flatten(2).transpose(1, 2)
+            if self.backbone is None and images.dim() == 2:
+                self.check_input("features", images, (self.config.feature_dim,), "pooled")
+                return images[:, None], None
+            return self.features(images).mean((2, 3))[:, None], None
+        kept = self.select_tokens(self.features(images))
+        return kept.tokens, kept.heatmap
 
     def mix(self, tokens: Tensor, bias: bool = True) -> Tensor:
         """Image tokens -> one row per query: the learned mix of grid positions, or the pooled row for all."""
@@ -174,8 +169,8 @@ class METRO(DenseUpsampling):
         mixed = self.conv_learn_tokens.weight[..., 0] @ tokens
         return mixed + self.conv_learn_tokens.bias[:, None] if bias else mixed
 
-    def queries(self, features: Tensor, query_mask: Tensor | None) -> Tensor:  # [B, J + V, 3 + C]
-        rows = self.mix(self.image_tokens(features))
+    def queries(self, tokens: Tensor, query_mask: Tensor | None) -> Tensor:  # [B, J + V, 3 + C]
+        rows = self.mix(tokens)
         batch, count = rows.shape[0], self.template.shape[0]
         x = torch.cat([self.template.expand(batch, -1, -1), rows.expand(-1, count, -1)], dim=-1)
         return mask_queries(x, query_mask)
@@ -224,8 +219,8 @@ def _register() -> None:
             "hrnet_w64": PaperRow(102.3, 56.5, "FastMETRO table 2, TORE table B1", note)}  # fmt: skip
     for tag, backbone in (("r50", "resnet50"), ("h64", "hrnet_w64")):
         build = METRO.builder
-        register_model(f"metro_{tag}", "metro", macs[backbone], tags=("body",))(build(METROConfig, backbone=backbone))
-        register_model(f"metro_{tag}_hand", "metro", tags=("hand",))(build(METROConfig, backbone=backbone, **HAND))
+        register_model(f"metro_{tag}", "metro", macs[backbone], tags=("body",))(build(backbone=backbone))
+        register_model(f"metro_{tag}_hand", "metro", tags=("hand",))(build(backbone=backbone, **HAND))
 
 
 _register()

@@ -31,9 +31,6 @@ class METROToreConfig(METROConfig):
     feedforward_3: int = 512
     heads_3: int = 8
     layers_3: int = 3
-    selector: str = "none"  # soft, cluster, attention, none (layers/itp.py)
-    keep_ratio: float = 1.0
-    selector_dim: int = 128
 
 
 class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's name)
@@ -49,17 +46,22 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         torch.Size([1, 39, 49])
     """
 
+    config_class = METROToreConfig
+
     def __init__(
-        self, config: METROToreConfig, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None
+        self,
+        config: METROToreConfig | None = None,
+        mesh: str | ModelMesh | None = None,
+        mesh_data: str | Path | None = None,
     ):
         super().__init__(config, mesh, mesh_data)
         c = self.config
         if c.hidden[2] != c.dim_3:
             raise ValueError(f"METRO_TORE: hidden[2] {c.hidden[2]} and dim_3 {c.dim_3} must be equal (it feeds the NSR)")
         self.register_buffer("template", self.mesh.template()[: c.num_joints], persistent=False)
-        self.trans_encoder = bert_blocks(c)
-        self.init_upsampling()
         self.init_selection(c.selector, c.feature_dim, c.grid, c.keep_ratio, c.selector_dim)
+        self.trans_encoder = bert_blocks(c)
+        self.init_upsampling()  # after the other buffers: torch.export miscounts those that follow an empty one
         self.conv_learn_tokens = nn.Conv1d(self.keep_num, c.num_joints, 1)
         self.cam_token_embed = nn.Embedding(1, c.dim_3)
         self.vertex_token_embed = nn.Embedding(c.num_vertices, c.dim_3)
@@ -131,11 +133,11 @@ def _register() -> None:
     for tag, backbone in (("r50", "resnet50"), ("h64", "hrnet_w64")):
         build = METRO_TORE.builder
         name, paper = f"metro_tore_{tag}", PaperRow(None, macs[tag], "TORE table B1")
-        register_model(name, "metro", paper, tags=("body",))(build(METROToreConfig, backbone=backbone))
+        register_model(name, "metro", paper, tags=("body",))(build(backbone=backbone))
         register_model(f"{name}_itp20", "metro", tags=("body",))(
-            build(METROToreConfig, backbone=backbone, selector="soft", keep_ratio=0.8)
+            build(backbone=backbone, selector="soft", keep_ratio=0.8)
         )
-        register_model(f"{name}_hand", "metro", tags=("hand",))(build(METROToreConfig, backbone=backbone, **hand))
+        register_model(f"{name}_hand", "metro", tags=("hand",))(build(backbone=backbone, **hand))
 
 
 _register()

@@ -17,25 +17,16 @@ from ..layers.itp import TokenSelection
 from ..layers.mesh import MeshPattern
 from ..layers.positional import sine_position
 from ..layers.transformer import Transformer
-from ._hmr import HMROutput, MeshModel, stack_maps, token_grid
+from ._hmr import HMROutput, MeshModel, MeshModelConfig, stack_maps
 from ._mesh import ModelMesh
 from ._registry import PaperRow, register_model
 from .fastmetro import BACKBONES, LAYERS
 
 
 @dataclass(frozen=True)
-class FastMETROToreConfig:
+class FastMETROToreConfig(MeshModelConfig):
     """Defaults: TORE on FastMETRO-S, ResNet-50, body, ITP@20% (a fifth of the image tokens pruned)."""
 
-    backbone: str | None = "resnet50"  # None: the model is fed feature maps
-    feature_dim: int = 0  # channels of the feature map; 0: as the backbone gives (2048 without one)
-    stride: int = 32  # of the feature map; timm trunks are cut there
-    dilated: bool = False  # timm trunks: keep all stages and dilate the last ones instead
-    image_size: int | tuple[int, int] = 224  # pixels; one side or (height, width)
-    pretrained_backbone: bool = False
-    mesh: str = "free"
-    num_joints: int = 14
-    num_vertices: int = 0  # coarse; 0: as the mesh has
     layers: int = 1
     dim_1: int = 512
     dim_2: int = 128
@@ -45,14 +36,9 @@ class FastMETROToreConfig:
     feedforward_3: int = 512
     heads: int = 8
     dropout: float = 0.1
-    selector: str = "soft"  # soft, cluster, attention, none (layers/itp.py)
+    selector: str = "soft"
     keep_ratio: float = 0.8
-    selector_dim: int = 128
     position_in_features: bool = False  # ours: a learned position is added to the token contents, see `tore_default`
-
-    @property
-    def grid(self) -> tuple[int, int]:  # rows, columns of image tokens
-        return token_grid(self.image_size, self.stride)
 
 
 class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name)
@@ -68,8 +54,13 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         torch.Size([2, 24, 49])
     """
 
+    config_class = FastMETROToreConfig
+
     def __init__(
-        self, config: FastMETROToreConfig, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None
+        self,
+        config: FastMETROToreConfig | None = None,
+        mesh: str | ModelMesh | None = None,
+        mesh_data: str | Path | None = None,
     ):
         super().__init__(config, mesh, mesh_data)
         c = self.config
@@ -91,11 +82,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         self.conv_1x1 = nn.Conv2d(c.feature_dim, c.dim_1, 1)
         self.upsample = self.fixed_upsampling()
         self.pattern = MeshPattern(self.mesh.topology(0))
-        if c.selector == "soft":
-            pos_2 = sine_position(self.keep_num, 1, c.dim_2)
-        else:
-            pos_2 = sine_position(*c.grid, c.dim_2)
-        self.register_buffer("pos_2", pos_2, persistent=False)
+        self.register_buffer("pos_2", self.token_positions(c.dim_2), persistent=False)
 
     def forward(
         self, images: Tensor, return_attention: bool = False, fine: bool = True, nsr_noise: float = 0.0
@@ -110,7 +97,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
             nsr_noise: share of the joint features' standard deviation added as Gaussian noise before the NSR.
 
         Raises:
-            ValueError: the feature map does not have the configured grid.
+            ValueError, TypeError: `images` has another shape or type than the config says.
         """
         tokens = self.conv_1x1(self.features(images))
         if self.config.position_in_features:
@@ -124,7 +111,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
             self.dim_reduce_enc(one.camera),
             self.dim_reduce_enc(one.memory),
             self.dim_reduce_dec(one.decoded),
-            self.place(kept.heatmap),
+            self.place(kept.heatmap, self.pos_2),
             None,
             maps[1],
         )
@@ -140,12 +127,6 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         joints = self.xyz_regressor_j(two.decoded)
         return HMROutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
 
-    def place(self, heatmap: Tensor | None) -> Tensor:
-        """Position encodings of the kept tokens at transformer_2's width: [M, C], or per image [B, M, C]."""
-        if self.selector in ("cluster", "attention"):
-            return heatmap @ self.pos_2
-        return self.pos_2
-
     def upsample_mesh(self, coarse: Tensor) -> tuple[Tensor | None, Tensor]:
         """[B, V, 3] -> intermediate (None for a hand) and fine vertices, by the fixed matrices."""
         if len(self.upsample) == 1:
@@ -154,9 +135,8 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         return intermediate, self.upsample[1](intermediate)
 
     def _fuse(self) -> None:
-        fixed = self.selector in ("soft", "none")
-        self.transformer_1.fuse(self.token_pos if fixed else None, self.joint_token_embed.weight[None])
-        self.transformer_2.fuse(self.pos_2 if fixed else None)
+        self.transformer_1.fuse(self.fixed(self.token_pos), self.joint_token_embed.weight[None])
+        self.transformer_2.fuse(self.fixed(self.pos_2))
         self.transformer_3.fuse(self.transformer_3.joint_pos, self.vertex_token_embed.weight[None], self.pattern())
 
 
@@ -180,10 +160,10 @@ def _register() -> None:
             for itp, keep in _ITP.items():
                 paper = _PAPER.get((size, tag, itp))
                 register_model(name + itp, "tore", paper, tags=("body",))(
-                    build(FastMETROToreConfig, **base, keep_ratio=keep)
+                    build(**base, keep_ratio=keep)
                 )
-            register_model(f"{name}_gtr", "tore", tags=("body",))(build(FastMETROToreConfig, **base, selector="none"))
-            register_model(f"{name}_hand", "tore", tags=("hand",))(build(FastMETROToreConfig, **base, **hand))
+            register_model(f"{name}_gtr", "tore", tags=("body",))(build(**base, selector="none"))
+            register_model(f"{name}_hand", "tore", tags=("hand",))(build(**base, **hand))
     small = FastMETROToreConfig(
         backbone="regnety_004", stride=16, image_size=112, layers=1, heads=4, dim_1=256, dim_2=64, dim_3=64,
         feedforward_1=512, feedforward_2=128, feedforward_3=128,
@@ -195,10 +175,10 @@ def _register() -> None:
         dropout=0.0,  # unlimited synthetic images: nothing to regularise
     )  # fmt: skip
     register_model("tore_default", "tore", input_shape=(3, 112, 112), tags=("body",))(
-        build(FastMETROToreConfig, **{k: v for k, v in vars(small).items()})
+        build(**vars(small))
     )
     register_model("tore_default_hand", "tore", input_shape=(3, 112, 112), tags=("hand",))(
-        build(FastMETROToreConfig, **{**vars(small), **hand, "dim_1": 128, "feedforward_1": 256})
+        build(**{**vars(small), **hand, "dim_1": 128, "feedforward_1": 256})
     )
 
 

@@ -25,7 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..data.boxes import boxes_of, read_boxes
 from ..data.image import ImageError, read_image
-from .batch_units import BatchError, BatchFolder, Claim, Picture, list_pictures
+from .batch_units import BatchError, BatchFolder, BatchUnfinished, Claim, Picture, list_pictures
 from .image_to_mesh import BOX_MODES, ImageResult, Pipeline
 
 ENGINES = ("processes", "torchrun", "ray")
@@ -380,7 +380,7 @@ def _run_processes(folder: BatchFolder, factory, config: BatchConfig, workers: i
                 log(f"worker {worker} died (exit code {process.exitcode}); its unit is done again")
                 # workers that die again and again without finishing anything: out of memory, say
                 if deaths > config.max_deaths or idle_deaths > 3 * workers + 3:
-                    raise BatchError(f"{deaths} workers died, {len(folder.pending())} units are open; the same command goes on")
+                    raise BatchUnfinished(f"{deaths} workers died, {len(folder.pending())} units are open; the same command goes on")
                 processes[worker] = start(worker)
     finally:
         for process in processes.values():

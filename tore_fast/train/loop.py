@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 
 from .ema import Ema
 from .memory import checkpoint_activations, memory_report
-from .optim import learning_rate, make_optimiser
+from .optim import OPTIMISERS, SCHEDULES, learning_rate, make_optimiser
+
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,14 @@ class TrainConfig:
     """Stop (with a checkpoint) after this time; 0: run to the end."""
     workers: int = 0
     """Processes that prepare batches (0: in this one)."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        for name, known in (("schedule", SCHEDULES), ("optimiser", tuple(OPTIMISERS)), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"train.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 class Task(Protocol):
@@ -142,13 +153,14 @@ def save_atomically(state: dict, path: Path) -> None:
 
 def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -> dict[str, float]:
     """Trains `task.model`; resumes from `config.out` if a run is there. Returns the last evaluation."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     config = with_epochs(task, config)
     # weights that a loss does not reach (unused heads, frozen stages) must not stop the gradient exchange
     exchange = DistributedDataParallelKwargs(find_unused_parameters=True)
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # the others wait while the first process evaluates
     accelerator = Accelerator(
-        mixed_precision=config.precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[exchange]
+        mixed_precision=config.precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[exchange, patience]
     )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

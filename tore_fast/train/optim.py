@@ -15,6 +15,7 @@ from torch import nn
 if TYPE_CHECKING:
     from .loop import TrainConfig
 
+SCHEDULES = ("cosine", "constant", "step", "exponential")
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
@@ -29,8 +30,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.lr * 0.1 ** sum(done >= share for share in config.decay_at)
     if config.schedule == "exponential":
         return config.lr * (config.min_lr / config.lr) ** min(1.0, done)
-    if config.schedule != "cosine":
-        raise ValueError(f"train: schedule must be cosine, constant, step or exponential, got {config.schedule!r}")
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
 
 
@@ -47,10 +46,8 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """The optimiser a config names.
 
     Raises:
-        ValueError: unknown name, or a model without anything to train.
+        ValueError: a model without anything to train.
     """
-    if config.optimiser not in OPTIMISERS:
-        raise ValueError(f"train: optimiser must be one of {', '.join(OPTIMISERS)}, got {config.optimiser!r}")
     groups = [g for g in parameter_groups(model, config.weight_decay, config.decay_all) if g["params"]]
     if not groups:
         raise ValueError("train: the model has no parameter that requires a gradient")

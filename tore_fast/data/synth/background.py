@@ -41,7 +41,7 @@ def photograph_pool(split: str, folder: str | Path | None = None) -> Tensor:  # 
         try:
             import skimage.data
         except ImportError as e:
-            raise RuntimeError(
+            raise ImportError(
                 "SynthGenerator: photographs for backgrounds come with scikit-image, which is not installed "
                 "(pip install scikit-image); or give backgrounds='noise' or a folder of pictures"
             ) from e

@@ -1,0 +1,167 @@
+"""The one rule of all verbs: 0 done, 1 work failed, 2 not doable as typed; errors are one line `tore-fast VERB: ...`."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from made_up.command import command
+
+import tore_fast.cli as cli
+from tore_fast.cli import VERBS, UsageError, arguments, sentence
+from tore_fast.models import create_model, save_pretrained
+from tore_fast.train.loop import TrainConfig
+
+JOBS = {verb: tuple(getattr(importlib.import_module(f"tore_fast.cli.{verb}"), "SUBCOMMANDS", ())) for verb in VERBS}
+SAID = {  # one mistake per verb and what the line must say
+    ("convert", "nowhere.bin", "out"): "nowhere.bin: no such file",
+    ("convert", "text.bin", "text.bin"): "text.bin: expected a folder to write, got a file",
+    ("convert", "text.bin", "out", "--upstream", "mtro"): "--upstream: expected one of fastmetro",
+    ("convert", "text.bin", "out", "--upstream", "hot"): "hot files need no conversion: from_pretrained",
+    ("list", "nothing*"): "no model matches 'nothing*'",
+    ("list", "--family", "metros"): "no model has 'metros'; expected some of fasthmr",
+    ("list", "--tag", "foot"): "no model has 'foot'; expected some of ",
+    ("predict", "nowhere.jpg"): "no picture to work on",
+    ("batch", "nowhere.tar"): "nowhere.tar: not there",
+    ("batch", "text.bin", "--workers", "0"): "workers and unit_pictures must be at least 1",
+    ("hmr", "--video", "nowhere.mp4", "--model", "hmr2_vits"): "no such video",
+    ("eclm", "--model", "hmr2_vits"): "give --data (to search) or --plan (to apply one)",
+    ("lift", "nowhere.json", "--model", "mixste_27"): "nowhere.json: no such file",
+    ("eval", "mesh", "--data", "nowhere"): "nowhere: no such file or folder",
+    ("eval", "lift", "--model", "mixste_27", "--data", "nowhere"): "mixste_27: not a folder with trained weights",
+    ("eval", "keypoints", "--data", "nowhere"): "--model or --checkpoint",
+    ("eval", "classify", "--data", "nowhere"): "--model or --checkpoint",
+    ("train", "--recipe", "nothing"): "nothing",
+    ("synth", "--out", "text.bin", "--n", "2", "--size", "48", "--backgrounds", "noise"): "text.bin",
+    ("demo", "--device", "banana"): "expected auto, cpu, cuda",
+    ("viz", "tokens", "nowhere.jpg"): "nowhere.jpg",
+    ("viz", "attention", "nowhere.jpg", "--model", "ppt_s"): "expected an image-to-mesh model",
+    ("train", "mesh", "--model", "ppt_s"): "--model ppt_s: expected an image-to-mesh model",
+    ("train", "mesh", "--train.steps", "0"): "train.steps: expected at least 1, got 0",
+    ("train", "mesh", "--train.schedule", "linear"): "train.schedule: expected one of cosine",
+    ("train", "mesh", "--export-only"): "--export-only needs --export",
+    ("train", "mesh", "--export-only", "--export", "x", "--train.out", "none"): "no last.pt in none",
+    ("train", "mesh", "--init", "nowhere.pt", "--train.out", "run"): "--init nowhere.pt: no such file or folder",
+    ("train", "mesh", "--init", "text.bin", "--train.out", "run"): "text.bin: not",
+    ("train", "mesh", "--init", "other.pt", "--train.out", "run"): "other.pt: no known layout",
+    ("train", "hot", "--data", "nowhere"): "nowhere",
+    ("train", "fasthmr", "--data", "nowhere"): "expected a folder with AMASS-like .npz",
+    ("train", "fasthmr_clips", "--data", "nowhere", "--out", "clips"): "nowhere",
+    ("train", "classify", "nowhere"): "nowhere",
+    ("train", "keypoints", "--data", "wflw"): "--val-annotations",
+    ("train", "smpl", "--model", "nothing"): "no model 'nothing'",
+    ("bench", "ops", "--op", "nothing"): "no ops benchmark 'nothing'",
+    ("predict", "x", "--nope", "3"): "Unrecognized options: --nope, 3 (tore-fast predict --help",
+    ("predict", "x", "--batch-size", "abc"): "--batch-size: invalid literal",
+    ("synth",): "Missing from tore-fast synth: --out PATH",
+    ("synth", "--out", "x", "--split", "foo"): "invalid choice 'foo' for argument '--split'",
+    ("viz", "nothing"): "no job 'nothing'; expected one of tokens",
+    ("nothing",): "no verb 'nothing'; expected one of info",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.bin").write_text("no weights")
+    torch.save({"model": {"strange": torch.zeros(2)}}, tmp_path / "other.pt")
+    return tmp_path
+
+
+@pytest.mark.parametrize("argv", list(SAID), ids=" ".join)
+def test_a_command_that_cannot_be_done_is_one_line_and_2(argv, folder, capsys):
+    assert command(*argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    prog = ["tore-fast", *argv[: 1 + bool(JOBS.get(argv[0]) and argv[1] in JOBS[argv[0]])]]
+    prog = ["tore-fast"] if argv[0] not in VERBS else prog
+    assert lines and lines[-1].startswith(" ".join(prog) + ": ") and SAID[argv] in lines[-1], lines
+    assert all(line.startswith((" ".join(prog) + ": ", "note: ")) for line in lines), lines
+    assert {p.name for p in folder.iterdir()} <= {"text.bin", "other.pt", "run"}
+
+
+def test_every_verb_and_job_has_a_case():
+    verbs = {argv[0] for argv in SAID} | {"info"}  # info takes nothing that could be wrong
+    assert verbs >= set(VERBS)
+    jobs = {argv[:2] for argv in SAID}
+    assert jobs >= {(verb, job) for verb, names in JOBS.items() for job in names}
+
+
+def test_failed_work_is_1(folder, capsys):
+    assert command("convert", "text.bin", "out") == 1
+    assert command("predict", "text.bin", "--out", "a/b") == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[0].startswith("tore-fast convert: text.bin: not") and err[-1].startswith("tore-fast predict: 1 of 1 inputs")
+    assert not (folder / "a").exists() and not (folder / "out").exists()  # nothing to put there
+
+
+def test_errors_of_the_work_and_of_arguments(monkeypatch, capsys, folder):
+    import tore_fast.cli.info as info
+
+    def fail(error):
+        def run(args):
+            raise error
+
+        monkeypatch.setattr(info, "run", run)
+        return command("info"), capsys.readouterr().err
+
+    assert fail(ValueError("seven is odd")) == (1, "tore-fast info: seven is odd\n")
+    assert fail(OSError(28, "No space left on device", "x.npz")) == (1, "tore-fast info: x.npz: No space left on device\n")
+    assert fail(UsageError("--x: no")) == (2, "tore-fast info: --x: no\n")
+    assert fail(KeyboardInterrupt()) == (130, "tore-fast info: interrupted\n")
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        monkeypatch.setattr(info, "run", lambda args: 1 / 0)
+        cli.main(["info"])
+    monkeypatch.setenv("TORE_FAST_TRACEBACK", "1")
+    monkeypatch.setattr(info, "run", lambda args: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.main(["info"])
+    with pytest.raises(UsageError, match="--out: .*text.bin: File exists"):
+        with arguments("--out"):
+            (folder / "text.bin").mkdir()
+    with pytest.raises(OSError, match="No space"):
+        with arguments():
+            raise OSError(28, "No space left on device")
+    assert sentence(KeyError()) == "KeyError"
+
+
+def test_export_only_and_init(folder, capsys):
+    """A stopped run's last.pt as --init; its own folder after --export-only."""
+    from tore_fast.cli.train_mesh import take_over
+
+    model = create_model("tore_default")
+    torch.save({"model": {k: v + 1 for k, v in model.state_dict().items()}, "step": 1}, folder / "last.pt")
+    other = create_model("tore_default")
+    take_over(other, folder / "last.pt")
+    assert torch.equal(other.cam_predictor.bias, model.cam_predictor.bias + 1)
+    assert "tensors taken over" in capsys.readouterr().out
+
+
+def test_list(capsys):
+    import json
+
+    from tore_fast.models import list_models
+
+    assert command("list", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [r["name"] for r in found] == list_models()
+    assert command("list", "metro*", "fastmetro_tore_s_eb0*", "--family", "metro", "tore", "--tag", "hand", "--names-only") == 0
+    assert capsys.readouterr().out.split() == [
+        "fastmetro_tore_s_eb0_hand", "metro_h64_hand", "metro_r50_hand", "metro_tore_h64_hand", "metro_tore_r50_hand"
+    ]  # fmt: skip
+    assert command("list", "*tore*", "--paper", "--sort", "macs", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(r["paper"] for r in found) and [r["gmacs"] for r in found] == sorted(r["gmacs"] for r in found)
+    assert command("list", "fastmetro_tore_s_eb0", "--fresh") == 0
+    assert "fastmetro_tore_s_eb0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"accumulate": 0}, {"precision": "fp8"}])
+def test_training_options_check_themselves(bad):
+    with pytest.raises(ValueError, match=f"train.{next(iter(bad))}: expected"):
+        TrainConfig(**bad)
+
+
+def test_a_folder_of_ours_saved_onto_a_file(folder):
+    with pytest.raises(ValueError, match="text.bin: expected a folder to write, got a file"):
+        save_pretrained(create_model("tore_default"), "text.bin", "tore_default")

@@ -1,0 +1,64 @@
+"""METRO's test-time augmentation for hands: crops of 5 sizes turned 19 ways, meshes aligned to the plain one and averaged.
+
+In: a record of a reader and a mesh model; out: one mesh. Used by `tore-fast eval mesh --multiscale` (evaluate.py). Only
+Procrustes-aligned errors mean anything afterwards, which is what FreiHAND's evaluator reports.
+Source: METRO's hand script (run_hand_multiscale), hmr.md section 2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.crop import Augmentation, training_crop
+from ..data.readers import Record
+from .procrustes import similarity_align
+
+SCALES = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the box
+ROTATIONS_DEG = (0, *(sign * 10 * i for i in range(1, 10) for sign in (1, -1)))  # 0, 10, -10, ... -90
+PLAIN = (1.0, 0)
+VIEWS = (PLAIN, *((s, r) for s in SCALES for r in ROTATIONS_DEG if (s, r) != PLAIN))  # 95, the plain one first
+
+
+def view_crops(record: Record, image_size: int, views=VIEWS) -> np.ndarray:
+    """Normalised crops [K, 3, S, S] float32 of a record's box for all (scale, rotation) views."""
+    crops = [
+        training_crop(record.image, record.center, record.scale, Augmentation(rotation_deg=float(r), scale=s), image_size)
+        for s, r in views
+    ]
+    return np.stack(crops)
+
+
+def aligned_mean(points: Tensor) -> Tensor:  # [K, B, N, 3] -> [B, N, 3]
+    """Mean of K point sets after similarity alignment to the first; that one counts twice, as in the official script.
+
+    Example:
+        >>> aligned_mean(torch.stack([torch.eye(3)[None], 5 * torch.eye(3)[None]]))[0].diagonal()
+        tensor([1., 1., 1.])
+    """
+    if points.dim() != 4:
+        raise ValueError(f"aligned_mean: points must be [views, B, N, 3], got {list(points.shape)}")
+    reference = points[0]
+    total = 2 * reference
+    for other in points[1:]:
+        total = total + similarity_align(other, reference)
+    return total / (len(points) + 1)
+
+
+class MeshOutput(NamedTuple):
+    vertices: Tensor  # [B, V, 3]
+
+
+class MultiScale(nn.Module):
+    """A mesh model over all views of an item: crops [B, K, 3, S, S] -> MeshOutput. One view of the batch at a time."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, crops: Tensor) -> MeshOutput:
+        meshes = [self.model(view).vertices for view in crops.unbind(1)]
+        return MeshOutput(aligned_mean(torch.stack(meshes)))
