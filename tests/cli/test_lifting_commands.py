@@ -184,3 +184,21 @@ def test_outputs_never_hit_an_input_or_each_other(tmp_path):
     got = output_stems([tmp_path / n for n in names], tmp_path)
     assert [g.name for g in got] == ["a", "a_csv", "b_npz", "c"]
     assert output_stems([tmp_path / "x" / "a.json", tmp_path / "y" / "a.json", tmp_path / "z" / "a.json"], tmp_path)[2].name == "a_2"
+
+
+def test_lifting_needs_nothing_but_keypoints(tmp_path, capsys):
+    """The built-in weights, on a person standing before the camera: upright, metric, symmetric enough to be one."""
+    from tore_fast.data.cameras import look_at
+
+    body = np.zeros((17, 3))  # x across, z up, metres
+    body[:, 2] = [0.95, 0.95, 0.5, 0.08, 0.95, 0.5, 0.08, 1.2, 1.4, 1.55, 1.7, 1.4, 1.15, 0.95, 1.4, 1.15, 0.95]
+    body[:, 0] = [0, 0.13, 0.13, 0.13, -0.13, -0.13, -0.13, 0, 0, 0, 0, -0.18, -0.25, -0.28, 0.18, 0.25, 0.28]
+    camera = look_at(np.array([0.5, 4.5, 1.5]), np.array([0.0, 0.0, 0.95]), 2.29)
+    seen = camera.to_camera(body)
+    pixels = camera.project(seen) * 960 + [960, 540]
+    clip = np.broadcast_to(pixels, (40, 17, 2)).tolist()
+    (tmp_path / "k.json").write_text(json.dumps({"keypoints": clip, "order": "h36m", "width": 1920, "height": 1080, "fps": 50}))
+    code, out, _ = call(capsys, "lift", tmp_path / "k.json", "--out", tmp_path, "--format", "npz")
+    assert code == 0 and "normalisation image" in out
+    error = np.linalg.norm(np.load(tmp_path / "k.npz")["pose"] - (seen - seen[:1]), axis=-1).mean()
+    assert error < 0.1, f"{1000 * error:.0f} mm"

@@ -56,7 +56,7 @@ def fuse_streams(a: Tensor, b: Tensor, fusion: nn.Linear) -> Tensor:
     c = a.shape[-1]
     weight = fusion.weight[0] - fusion.weight[1]  # softmax over two logits is the sigmoid of their difference
     logit = a @ weight[:c, None] + b @ weight[c:, None] + (fusion.bias[0] - fusion.bias[1])
-    return torch.lerp(b, a, logit.sigmoid())
+    return torch.lerp(b, a, logit.sigmoid().to(a.dtype))  # autocast makes the logits 16 bit
 
 
 class Motionbert(PrunableHost):
