@@ -5,6 +5,7 @@ In: a folder of NAME_sSEED.json and timings.json; out: Markdown text and PNG fil
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -18,7 +19,6 @@ from _study_rows import CHANNELS, GRID, ROWS, Protocol, Row, build
 from tore_fast.models._count import count_model
 
 TIMINGS = "timings.json"
-PLAIN, PRUNED = ("tore_s_gtr",), ("tore_s_soft100", "tore_s_soft80", "tore_s_soft50", "tore_s_soft25")
 COLOURS = {"mlp": "0.5", "fastmetro": "C0", "tore": "C3", "metro": "C2", "metro_tore": "C1", "graphormer": "C4", "tcformer": "C5"}
 
 
@@ -116,18 +116,24 @@ def full_size_table() -> list[str]:
 
 
 def pruning_table(found: dict[str, list[dict]]) -> list[str]:
-    lines = ["| keep | tokens | size S: PA-MPJPE | MPVPE | head MMACs | size L: PA-MPJPE | MPVPE | head MMACs |", "|---|---|---|---|---|---|---|---|"]
-    for keep, tag in ((None, "gtr"), (1.0, "soft100"), (0.8, "soft80"), (0.5, "soft50"), (0.25, "soft25")):
-        cells = ["no ITP" if keep is None else f"{keep:g}", str(49 if keep is None else int(49 * keep))]
-        for size in "sl":
-            rows = found.get(f"tore_{size}_{tag}")
-            cells += [spread(rows, "easy_pa_mpjpe_mm").text(), spread(rows, "easy_mpvpe_mm").text(), f"{rows[0]['head_macs'] / 1e6:.2f}"] if rows else ["-"] * 3
+    """Every selector and share of TORE, after one and after four passes."""
+    lines = ["| size, selector, keep | tokens | head MMACs | one pass: PA-MPJPE | joint tokens | four passes: PA-MPJPE | joint tokens |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name in [n for n in found if n in ROWS and ROWS[n].family == "tore" and _is_main(ROWS[n])]:
+        row = ROWS[name]
+        size = "L" if row.layers == 3 else "S"
+        kept = 49 if row.selector == "none" else int(49 * row.keep)
+        cells = [f"{size}, " + ("no ITP" if row.selector == "none" else f"{row.selector} {row.keep:g}"), str(kept),
+                 f"{found[name][0]['head_macs'] / 1e6:.2f}"]  # fmt: skip
+        for n in (name, f"{name}_x4"):
+            keys = ("easy_pa_mpjpe_mm", "easy_token_pa_mpjpe_mm")
+            cells += [spread(found[n], k).text() for k in keys] if n in found else ["-", "-"]
         lines.append("| " + " | ".join(cells) + " |")
-    return lines if any(n in found for n in PRUNED) else []
+    return lines if len(lines) > 2 else []
 
 
 def noise_table(found: dict[str, list[dict]]) -> list[str]:
-    names = [n for n in ("tore_s_gtr", *(n for n in ROWS if ROWS[n].train_noise), "tore_s_soft80", "tore_l_gtr") if n in found]
+    names = [n for n, rows in found.items() if all("noise10_pa_mpjpe" in r for r in rows)]
     lines = ["| trained | tested without | 5 % | 7.5 % | 10 % |", "|---|---|---|---|---|"]
     for name in names:
         keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
@@ -136,11 +142,11 @@ def noise_table(found: dict[str, list[dict]]) -> list[str]:
 
 
 def budget_table(found: dict[str, list[dict]]) -> list[str]:
-    lines = ["| row | one pass: PA-MPJPE | MPVPE | four passes: PA-MPJPE | MPVPE |", "|---|---|---|---|---|"]
+    lines = ["| row | one pass: PA-MPJPE | MPJPE | MPVPE | four passes: PA-MPJPE | MPJPE | MPVPE |", "|---|---|---|---|---|---|---|"]
     for name in [n for n in found if n in ROWS and ROWS[n].budget > 1]:
         base = name.rsplit("_x", 1)[0]
         if base in found:
-            cells = [spread(found[n], f"easy_{k}_mm").text() for n in (base, name) for k in ("pa_mpjpe", "mpvpe")]
+            cells = [spread(found[n], f"easy_{k}_mm").text() for n in (base, name) for k in ("pa_mpjpe", "mpjpe", "mpvpe")]
             lines.append("| " + " | ".join([_label(base), *cells]) + " |")
     return lines if len(lines) > 2 else []
 
@@ -171,17 +177,18 @@ def plot(results: Path, out: Path) -> list[Path]:
 
     found, speed = load(results), timings(results).get("rows", {})
     out.mkdir(parents=True, exist_ok=True)
-    names = main_rows(found)
+    names = [n for n in found if n not in ROWS or _is_main(dataclasses.replace(ROWS[n], budget=1))]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
     for axis, title, place in (
         (axes[0], "multiply-adds of the head, millions", lambda n: found[n][0]["head_macs"] / 1e6),
-        (axes[1], "images/s of the head, one CPU thread", lambda n: speed.get(n, {}).get("head_images_per_s")),
+        (axes[1], "images/s of the head, one CPU thread", lambda n: speed.get(n.removesuffix("_x4"), {}).get("head_images_per_s")),
     ):
         shown = [(n, place(n)) for n in names if place(n) is not None]
         for name, x in shown:
             y = spread(found[name], "easy_pa_mpjpe_mm")
             colour = COLOURS[ROWS[name].family] if name in ROWS else "k"
-            axis.errorbar(x, y.mean, None if math.isnan(y.sd) else y.sd, fmt="o", color=colour, capsize=2, markersize=4)
+            axis.errorbar(x, y.mean, None if math.isnan(y.sd) else y.sd, fmt="D" if name.endswith("_x4") else "o", color=colour,
+                          capsize=2, markersize=4)  # fmt: skip
             axis.annotate(name, (x, y.mean), fontsize=6, xytext=(3, 3), textcoords="offset points")
         if shown:
             axis.set_xscale("log")
@@ -189,24 +196,28 @@ def plot(results: Path, out: Path) -> list[Path]:
             axis.text(0.5, 0.5, "not measured yet", ha="center", transform=axis.transAxes)
         axis.set_xlabel(title)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("PA-MPJPE, mm (held-out, easy; bars: sd of one seed)")
+    axes[0].set_ylabel("PA-MPJPE, mm (circles: one pass, diamonds: four)")
     paths = [_save(figure, out / "study_pareto.png")]
     plt.close(figure)
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    for size, colour in (("s", "C3"), ("l", "C0")):
-        kept = [(k, found.get(f"tore_{size}_soft{100 * k:g}")) for k in (1.0, 0.8, 0.5, 0.25)]
-        ys = [(k, spread(r, "easy_pa_mpjpe_mm")) for k, r in kept if r]
-        if ys:
-            axes[0].errorbar([k for k, _ in ys], [y.mean for _, y in ys], [0 if math.isnan(y.sd) else y.sd for _, y in ys],
-                             marker="o", capsize=2, color=colour, label=f"TORE-{size.upper()}, soft ITP")  # fmt: skip
-        if f"tore_{size}_gtr" in found:
-            axes[0].axhline(spread(found[f"tore_{size}_gtr"], "easy_pa_mpjpe_mm").mean, color=colour, ls=":", label=f"TORE-{size.upper()}, no ITP")
-    axes[0].set(xlabel="share of tokens kept", ylabel="PA-MPJPE, mm")
-    for name in [n for n in ("tore_s_gtr", *(n for n in ROWS if ROWS[n].train_noise)) if n in found]:
-        keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
-        axes[1].plot([0, 5, 7.5, 10], [spread(found[name], k).mean for k in keys], marker="o", label=name)
-    axes[1].set(xlabel="noise on the NSR's joint features at test time, % of their sd", ylabel="PA-MPJPE, mm")
+    for budget, tail, style in (("one pass", "", "--"), ("four passes", "_x4", "-")):
+        for selector, colour in (("soft", "C3"), ("cluster", "C0"), ("attention", "C2")):
+            names = {1.0: f"tore_s_gtr{tail}" if selector != "soft" else f"tore_s_soft100{tail}"}
+            names |= {k: f"tore_s_{selector}{100 * k:g}{tail}" for k in (0.8, 0.5, 0.25)}
+            ys = [(k, spread(found[n], "easy_token_pa_mpjpe_mm")) for k, n in names.items() if n in found]
+            if ys and ys[-1][0] < 1:
+                axes[0].errorbar([k for k, _ in ys], [y.mean for _, y in ys], [0 if math.isnan(y.sd) else y.sd for _, y in ys],
+                                 fmt="o" + style, capsize=2, markersize=4, color=colour, label=f"{selector}, {budget}")  # fmt: skip
+        if f"tore_s_gtr{tail}" in found:
+            level = spread(found[f"tore_s_gtr{tail}"], "easy_token_pa_mpjpe_mm").mean
+            axes[0].axhline(level, color="0.6", ls=style, lw=1, label=f"no ITP, {budget}")
+    axes[0].set(xlabel="share of tokens kept (TORE-S)", ylabel="PA-MPJPE of the joint tokens, mm")
+    keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
+    for name in [n for n, rows in found.items() if all(keys[-1] in r for r in rows)]:
+        values = [spread(found[name], k).mean for k in keys]
+        axes[1].plot([0, 5, 7.5, 10], [v - values[0] for v in values], marker="o", markersize=3, label=name)
+    axes[1].set(xlabel="test-time noise on the NSR's input, % of its sd", ylabel="PA-MPJPE lost, mm")
     for axis in axes:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:

@@ -104,8 +104,10 @@ def _rows() -> dict[str, Row]:
     for percent in (5, 7.5, 10):
         name = f"tore_s_gtr_noise{percent:g}"
         rows[name] = Row("tore", train_noise=percent / 100, seeds=2, later=1, label=f"TORE-S: GTR, trained with {percent:g} % NSR noise")
-    for base in ("mlp", "fastmetro_s", "tore_s_gtr", "tore_s_soft80"):
-        rows[f"{base}_x4"] = dataclasses.replace(rows[base], budget=4, seeds=1, later=1, label=f"{rows[base].label}, four passes")
+    for base in ("mlp", "fastmetro_s", "metro_gtr", "tcformer", *(n for n in rows if n.startswith("tore_s_"))):
+        row = rows[base]
+        if not row.train_noise:
+            rows[f"{base}_x4"] = dataclasses.replace(row, budget=4, seeds=2, later=1, label=f"{row.label}, four passes")
     for base, factors in (("fastmetro_s", (0.5, 2.0)), ("tore_s_gtr", (0.5, 2.0)), ("metro", (0.25, 0.5))):
         for factor in factors:
             row = rows[base]

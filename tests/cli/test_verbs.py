@@ -46,7 +46,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("train", "mesh", "--init", "text.bin", "--train.out", "run"): "text.bin: not",
     ("train", "mesh", "--init", "other.pt", "--train.out", "run"): "other.pt: no known layout",
     ("train", "hot", "--data", "nowhere"): "nowhere",
-    ("train", "fasthmr", "--data", "nowhere"): "needs at least two .npz files",
+    ("train", "fasthmr", "--data", "nowhere"): "expected a folder with AMASS-like .npz",
     ("train", "fasthmr_clips", "--data", "nowhere", "--out", "clips"): "nowhere",
     ("train", "classify", "nowhere"): "nowhere",
     ("train", "keypoints", "--data", "wflw"): "--val-annotations",

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tore_fast.body import load_body
+from tore_fast.cli import UsageError, train_fasthmr, train_fasthmr_clips
 from tore_fast.cli import eclm as eclm_cli
 from tore_fast.cli import list as list_cli
-from tore_fast.cli import train_fasthmr, train_fasthmr_clips
 from tore_fast.data.mocap import Motion
 from tore_fast.data.synth.clips import ClipCrops
 from tore_fast.data.synth.motion import motion_rotations
@@ -21,7 +21,7 @@ from tore_fast.models import create_model, load_pretrained
 from tore_fast.models.hmr2 import HMR2Config, host_macs
 from tore_fast.pipelines.component_table import ComponentTable, markdown, smooth
 from tore_fast.pipelines.synth_clips import JointErrors, read_clip, write_clips, write_tokens
-from tore_fast.train.fasthmr_motion import read_motion
+from tore_fast.train.fasthmr_motion import read_motion, read_motion_folder
 from tore_fast.train.hmr_host import HostConfig, HostTask
 from tore_fast.train.loop import TrainConfig
 from tore_fast.train.pose_discriminator import PoseDiscriminator, adversarial_losses
@@ -191,6 +191,19 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     tokens = dict(host=tmp_path / "eclm" / "model", tokens=tmp_path / "tokens", keep_tokens=24, merge_per_block=24)
     assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**made, **tokens)) == 0
     assert np.load(tmp_path / "tokens" / "one.npz")["tokens"].shape == (12, 128)
-    assert train_fasthmr.run(train_fasthmr.Args(data=data, stage="tail")) == 2
-    assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**made, host=tmp_path)) == 2
-    assert "--stage must be" in (err := capsys.readouterr().err) and "belong together" in err
+    two = read_motion_folder(data)  # the archive itself is stage 1's data; its test split stays out
+    assert [len(c.rotations) for c in two] == [12, 12]
+    up = two[0].rotations[0, 0, :, 1]  # the pelvis' y axis in camera axes: upwards is -y
+    torch.testing.assert_close(up, torch.tensor([0.0, -1, 0]), atol=1e-3, rtol=0)
+    sizes = {"latent_tokens": 2, "latent_dim": 16, "ff_size": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+    stage1 = TrainConfig(out=str(tmp_path / "vae"), steps=2, batch_size=2, eval_every=2)
+    assert train_fasthmr.run(train_fasthmr.Args(data=data, frames=8, extra=sizes, held_out=2, train=stage1)) == 0
+    stage2 = TrainConfig(out=str(tmp_path / "denoiser"), steps=2, batch_size=2, eval_every=2)
+    args = train_fasthmr.Args(data=tmp_path / "tokens", vae=tmp_path / "vae" / "model", frames=8, up="camera", held_out=2, train=stage2)
+    assert train_fasthmr.run(args) == 0
+    motion = load_pretrained(tmp_path / "denoiser" / "model")
+    assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
+    with pytest.raises(UsageError, match="--stage must be host, vae or denoiser"):
+        train_fasthmr.run(train_fasthmr.Args(data=data, stage="tail"))
+    with pytest.raises(UsageError, match="--host and --tokens belong together"):
+        train_fasthmr_clips.run(train_fasthmr_clips.Args(**made, host=tmp_path))

@@ -87,7 +87,7 @@ def test_table(study, made_up):
     assert "| TORE-S: GTR | 110.0 |" in text
     assert "| constant mean mesh | 136.7 | 213.1 |" in text
     assert "PA-MPJPE 1.41 mm" in text  # pooled over the only row with two seeds
-    assert "| 0.8 | 39 | 120.0 | 160.0 | 8.00 | - | - | - |" in text
+    assert "| S, soft 0.8 | 39 | 8.00 | 120.0 | 119.0 | - | - |" in text
 
 
 def test_results_of_two_protocols_are_not_mixed(study, made_up):

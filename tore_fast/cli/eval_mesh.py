@@ -126,9 +126,11 @@ def _synthetic(args: Args) -> int:
     from ..eval.synthetic import evaluate_held_out
 
     model = _model(args, None).to(device_of(args.device)).eval()
-    if model.mesh.name not in ("free", "free_hand"):
-        raise ValueError(f"--data synth shows the free body or hand, the model speaks of {model.mesh.name!r}")
-    body = load_body(model.mesh.name).to(device_of(args.device))
+    # models of body parameters have no mesh of their own: theirs is the body they are posed with
+    name = getattr(getattr(model, "mesh", None), "name", "free")
+    if name not in ("free", "free_hand"):
+        raise ValueError(f"--data synth shows the free body or hand, the model speaks of {name!r}")
+    body = load_body(name).to(device_of(args.device))
     size = getattr(getattr(model, "config", None), "image_size", 224)
     metrics = {name: evaluate_held_out(model, body, name, image_size=size, images=args.limit) for name in held_out(body)}
     print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics))

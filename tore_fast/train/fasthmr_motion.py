@@ -1,6 +1,6 @@
 """Training of FastHMR's motion models: stage 1 (VAE on motion) and stage 2 (denoiser on a host's features), as Tasks.
 
-In: AMASS-like .npz clips (poses, betas, mocap_framerate); for stage 2 also `tokens` [F, C], the per-frame features of a
+In: AMASS-like .npz clips (poses, betas, mocap_framerate), or BVH, AMC and joint archives for stage 1; for stage 2 also `tokens` [F, C], the per-frame features of a
 frozen host on the video of that motion, with poses in camera axes. Out: losses for train/loop.py. Everything about a
 batch follows from (seed, index), so runs resume exactly. Source: fasthmr.md sections 6 to 8.
 """
@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.mocap import read_motions
+from ..data.synth.motion import motion_rotations
+from ..data.synth.poses import to_camera_axes
 from ..layers.clips import resample
 from ..layers.ik import pose_to_features, split_features
 from ..layers.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
@@ -65,6 +68,34 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
         rotations = _resample_rotations(rotations, frames)
         tokens = None if tokens is None else resample(tokens, frames)
     return MotionClip(rotations, betas, tokens)
+
+
+def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> list[MotionClip]:
+    """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left out).
+
+    From BVH, AMC and joint archives come 17 joints, so twists of straight limbs are those of the rest pose
+    (data/synth/motion.py:pose_from_joints) and the shape is the mean one.
+
+    Raises:
+        ValueError: fewer than two clips, or a file that is not a motion. FileNotFoundError: no motion at all.
+    """
+    path = Path(path)
+    kinds = ("*.npz", "*.bvh", "*.amc")
+    if not path.is_dir() or not any(next(path.rglob(k), None) for k in kinds):
+        raise FileNotFoundError(f"{path}: expected a folder with AMASS-like .npz, .bvh or .amc files, or clips.npz + index.json")
+    npz = [] if (path / "index.json").is_file() else sorted(path.rglob("*.npz"))
+    if npz:
+        clips = [read_motion(p, fps, up) for p in npz]
+    else:
+        clips = []
+        for motion in read_motions(path):
+            if motion.split != "test":
+                rotations = motion_rotations(motion.resampled(fps))
+                rotations[:, 0] = to_camera_axes(rotations[:, 0])
+                clips.append(MotionClip(rotations, torch.zeros(10)))
+    if len(clips) < 2:
+        raise ValueError(f"{path}: needs at least two motions, found {len(clips)}")
+    return clips
 
 
 def _resample_rotations(rotations: Tensor, frames: int) -> Tensor:
