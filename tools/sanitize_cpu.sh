@@ -2,12 +2,13 @@
 # The C++ CPU kernels, and the CUDA kernels as tests/cuda_emulator runs them, under AddressSanitizer and UBSan: builds a
 # private copy with both, then runs the ops tests in it, one process per file, so that a fault in one file does not hide
 # those in the next. The last lines say what each file gave.
-# usage: tools/sanitize_cpu.sh [test file ...]     default: tests/ops and tests/body/test_decimate.py     (needs torch, pytest, setuptools, ninja, pybind11 importable)
+# usage: tools/sanitize_cpu.sh [test file ...]     default: tests/ops and tests/body/test_decimate.py
+# Needs torch, pytest, setuptools, ninja and pybind11 importable ($PYTHON, default python3).
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-work=$(mktemp -d)
 for file; do [ -f "$file" ] || { echo "sanitize_cpu: no such file: $file"; exit 1; }; done
 set -- $(for file; do realpath "$file"; done)
+work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python3}
 # UBSan reports and goes on (its lines are counted below); AddressSanitizer ends the process at its first fault
