@@ -113,7 +113,7 @@ def pruned_attention(
 def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> bool:
     """CPU calls that torch's own kernel does at least as fast, measured on Zen 4, one and two threads, float32.
 
-    Below about 32 thousand scores the op's call overhead shows (15 us more than SDPA's, 100 us more with gradients: twice
+    Below about 8 thousand scores the op's call overhead shows (15 us more than SDPA's, 100 us more with gradients: eight times
     as many scores then); beyond 768 keys the score block leaves the caches (0.7x at 1024). A bias with a gradient sends
     SDPA to its slow path: never there.
     """
@@ -124,7 +124,7 @@ def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) ->
         return False
     gradient = gradient and (q.requires_grad or k.requires_grad or v.requires_grad)
     scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-    return scores < (1 << 16 if gradient else 1 << 15) or (k.shape[2] > 768 and q.dtype == torch.float32)
+    return scores < (1 << 16 if gradient else 1 << 13) or (k.shape[2] > 768 and q.dtype == torch.float32)
 
 
 def pruned_attention_packed(
