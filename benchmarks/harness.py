@@ -91,13 +91,17 @@ def relative_error(got, want) -> float:
     return worst
 
 
-def _grads(fn: Callable, inputs: Sequence):
+def _grads(fn: Callable, inputs: Sequence, cotangents: dict):
     leaves = [t.detach().requires_grad_() if _is_float(t) else t for t in inputs]
     out = _flat(fn(*leaves))[0]
-    # a fixed cotangent that is not constant: the sum of a softmax-weighted mean has no gradient worth timing
-    weight = torch.linspace(-1, 1, out.shape[-1], device=out.device, dtype=out.dtype).expand_as(out)
+    # A fixed cotangent, made once and dense as a training step's are. Not constant: the sum of a softmax-weighted mean has
+    # no gradient worth timing.
+    key = (out.shape, out.dtype)
+    if key not in cotangents:
+        ramp = torch.linspace(-1, 1, out.shape[-1], device=out.device, dtype=out.dtype)
+        cotangents[key] = ramp.expand_as(out).contiguous()
     wanted = [t for t in leaves if _is_float(t)]
-    return (out, *torch.autograd.grad(out, wanted, weight))
+    return (out, *torch.autograd.grad(out, wanted, cotangents[key]))
 
 
 def _is_float(t) -> bool:
@@ -107,7 +111,8 @@ def _is_float(t) -> bool:
 def runner(case: Case, fn: Callable) -> Callable:
     """What is timed: the forward call without autograd, or forward and backward."""
     if case.backward:
-        return lambda *inputs: _grads(fn, inputs)
+        cotangents: dict = {}
+        return lambda *inputs: _grads(fn, inputs, cotangents)
 
     def forward(*inputs):
         with torch.no_grad():

@@ -114,7 +114,7 @@ def previous(path: Path, environment: dict) -> list[dict]:
     for fact in FACTS:
         if old["environment"].get(fact) != environment.get(fact):
             raise ValueError(
-                f"bench: --append: {path} was taken with {fact} = {old['environment'].get(fact)!r}, this is {environment.get(fact)!r}"
+                f"--append: {path} was taken with {fact} = {old['environment'].get(fact)!r}, this is {environment.get(fact)!r}"
             )
     return old["results"]
 
@@ -134,14 +134,22 @@ def all_cases(options: Options, device: str, dtype: torch.dtype) -> Iterator[Cas
         yield from registry.largest_cases(options.kind, options.op, device, dtype, options.quick, budget, options.max_batch)
 
 
-def run(options: Options) -> int:
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+def check(options: Options) -> None:
+    """ValueError for options that cannot be done, before anything is measured."""
+    registry.check(options.kind, options.op)
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but no CUDA device is visible")
     if options.append and not options.json:
         raise ValueError("--append goes on with the file of --json, which was not given")
+    if options.threads < 0 or options.seconds <= 0:
+        raise ValueError(f"--threads and --seconds: expected positive numbers, got {options.threads} and {options.seconds}")
+
+
+def run(options: Options) -> int:
+    check(options)
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.threads:
         torch.set_num_threads(options.threads)
     document = {"environment": environment(device), "kind": options.kind, "ceilings": {}, "results": []}

@@ -1,7 +1,9 @@
-"""The HoT study of docs/hot.md with one command: trains every row under one budget, measures it on unseen subjects, draws the plots.
+"""The HoT study of docs/hot.md: trains every row under one budget, measures it on unseen subjects, draws the plots.
 
-    python tools/hot_study.py run --data MOCAP --out runs/hot_study      # about an hour of one core; goes on after a kill
-    python tools/hot_study.py plot --out runs/hot_study --images docs/images
+    python tools/hot_study.py run --data MOCAP --out runs/hot_study       # about half an hour of one core; goes on after a kill
+    python tools/hot_study.py measure --data MOCAP --out runs/hot_study   # errors, memory, kept frames -> benchmarks/results/hot_study.json
+    python tools/hot_study.py time                                        # frames/s into the same file; wants a quiet machine
+    python tools/hot_study.py plot                                        # docs/images/hot_*.png and the table, from that file alone
 
 A row is one `tore-fast train hot` command, printed before it runs; rows that have their export are not trained again.
 """
@@ -9,9 +11,12 @@ A row is one `tore-fast train hot` command, printed before it runs; rows that ha
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+from _hot_study_results import RESULTS, measure, plot, table, time_rows
 
 COMMON = (
     "--train.weight-decay 0.01 --train.clip-norm 1.0 --train.ema 0.98 --train.log-every 25 --train.checkpoint-minutes 1 "
@@ -66,12 +71,28 @@ def run(data: Path, out: Path, names: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    train = verbs.add_parser("run")
-    train.add_argument("--data", type=Path, required=True, help="folder with clips.npz + index.json, or BVH / AMC files")
-    train.add_argument("--out", type=Path, default=Path("runs/hot_study"))
-    train.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    for verb in ("run", "measure", "time", "plot"):
+        sub = verbs.add_parser(verb)
+        if verb in ("run", "measure"):
+            sub.add_argument("--data", type=Path, required=True, help="folder with clips.npz + index.json, or BVH / AMC files")
+            sub.add_argument("--out", type=Path, default=Path("runs/hot_study"))
+            sub.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+        if verb != "run":
+            sub.add_argument("--json", type=Path, default=RESULTS)
+        if verb == "plot":
+            sub.add_argument("--images", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
     args = parser.parse_args()
-    return run(args.data, args.out, args.rows)
+    if args.verb == "run":
+        return run(args.data, args.out, args.rows)
+    if args.verb == "measure":
+        commands = {n: "python " + " ".join(train_command(n, Path("MOCAP"), Path("runs/hot_study"))) for n in args.rows}
+        measure(args.data, args.out, commands, args.json)
+    elif args.verb == "time":
+        time_rows(args.json)
+    else:
+        plot(json.loads(args.json.read_text()), args.images)
+    print(table(json.loads(args.json.read_text())))
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def main() -> None:
         (ROOT / "tore_fast" / "models" / "assets" / "counts.json").write_text("{\n" + text + "\n}\n")
         readme = ROOT / "README.md"
         before, rest = readme.read_text().split(START)
-        readme.write_text(before + START + table() + END + rest.split(END)[1])
+        text = before + START + table() + END + rest.split(END)[1]
+        readme.write_text(re.sub(r"\(\d+ names\)", f"({len(counts)} names)", text))
     print(table(), end="")
 
 

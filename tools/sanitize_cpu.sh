@@ -2,9 +2,12 @@
 # The C++ CPU kernels, and the CUDA kernels as tests/cuda_emulator runs them, under AddressSanitizer and UBSan: builds a
 # private copy with both, then runs the ops tests in it, one process per file, so that a fault in one file does not hide
 # those in the next. The last lines say what each file gave.
-# usage: tools/sanitize_cpu.sh [pytest arguments]     (needs torch, pytest, setuptools, ninja, pybind11 importable)
+# usage: tools/sanitize_cpu.sh [test file ...]     default: tests/ops and tests/body/test_decimate.py
+# Needs torch, pytest, setuptools, ninja and pybind11 importable ($PYTHON, default python3).
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
+for file; do [ -f "$file" ] || { echo "sanitize_cpu: no such file: $file"; exit 1; }; done
+set -- $(for file; do realpath "$file"; done)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python3}
@@ -24,9 +27,10 @@ if _ext.cpu_reason or not _ext.__file__.startswith(sys.argv[1]):
     sys.exit(f"the sanitised copy is not what runs: {_ext.__file__} {_ext.cpu_reason}")' "$work" || exit 1
 bad=0
 summary=
-for file in "$root"/tests/ops/test_*.py "$root"/tests/body/test_decimate.py; do
+[ $# != 0 ] || set -- "$root"/tests/ops/test_*.py "$root"/tests/body/test_decimate.py
+for file; do
   LD_PRELOAD=$preload timeout 900 "$python" -m pytest -q -p no:cacheprovider --tb=short "$file" \
-    -k "emulated or not (compile or export or cuda or triton)" "$@" >"$work/log" 2>&1
+    -k "emulated or not (compile or export or cuda or triton)" >"$work/log" 2>&1
   status=$?
   found=$(grep -cE "runtime error:|ERROR: AddressSanitizer" "$work/log")
   if { [ $status != 0 ] && [ $status != 5 ]; } || [ "$found" != 0 ]; then # 5: no test selected

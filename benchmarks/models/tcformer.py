@@ -1,7 +1,7 @@
 """TCFormer forward passes and their clustering alone, against the operator sequence of the official eager code.
 
 "clustering" cases time density, assignment and merging of the three CTMs on the tokens a forward pass really has; the
-share of the clustering in a forward is the quotient of the two rows of a size.
+share of the clustering in a forward is the quotient of the two rows of a size. "ppt" cases are PPT-S, whole and pruned.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tore_fast.ops.dpc_knn_cluster import dpc_knn_cluster
 
 from ..harness import Case, Contender
 from . import _tcformer_official as official
+from .hmr import reference_ops
 
 SIZES = {  # name: model, (H, W), batches on CPU, batches on a GPU
     "light 224": ("tcformer_light", (224, 224), (1,), (1, 64)),
@@ -45,6 +46,8 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
             out.append(_forward(name, model, size, batch, device, dtype))
             if name.startswith("base"):
                 out.append(_clustering(name, model, size, batch, device, dtype))
+    if not quick:
+        out += [_ppt(keep, batch, device, dtype) for keep in (1.0, 0.7) for batch in ((1,) if device == "cpu" else (1, 64))]
     return out
 
 
@@ -82,6 +85,30 @@ def _forward(name: str, model_name: str, size: tuple[int, int], batch: int, devi
         macs=batch * count_macs(build(model_name, "cpu", torch.float32), size).total,
         items=batch,
         # one token that changes its cluster moves the result by more than rounding does
+        error_limit=2e-3 if dtype == torch.float32 else 0.1,
+    )
+
+
+def _ppt(keep_ratio: float, batch: int, device: str, dtype: torch.dtype) -> Case:
+    """PPT-S, the pruning comparison: all 256 patches kept, or 70 % at each of three layers (180, 126, 89)."""
+    torch.manual_seed(0)
+    model = create_model("ppt_s", keep_ratio=keep_ratio).to(device, dtype).eval()
+
+    def reference(image):
+        with reference_ops():
+            return model(image)
+
+    return Case(
+        op="ppt",
+        name=f"ppt_s 256x192 keep {keep_ratio:g} batch {batch}",
+        make_inputs=_images(batch, (256, 192), device, dtype),
+        contenders=[
+            Contender("reference ops", reference, note="the same model on the package's plain torch references"),
+            Contender("tore_fast", model, ours=True),
+        ],
+        device=device,
+        dtype=dtype,
+        items=batch,
         error_limit=2e-3 if dtype == torch.float32 else 0.1,
     )
 

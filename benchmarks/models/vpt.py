@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tore_fast.models import create_model, model_entry
+from tore_fast.models._count import count_model
 
 from ..harness import Case, Contender
 
@@ -22,6 +23,10 @@ NAMES = (
     "tpc_mhformer_351",
 )  # fmt: skip
 QUICK = ("mixste_27", "hot_mixste_27")
+# (base, HoT): how much of the saved multiply-adds is saved time; both ours, in the same rounds
+PAIRS = (("mixste_243", "hot_mixste_243"), ("motionbert_lite_243", "hot_motionbert_243"))
+QUICK_PAIRS = (("mixste_27", "hot_mixste_27"),)
+LOW_PRECISION = ("mixste_243", "motionbert_lite_243", "mhformer_351")  # CPU: float32 weights, bf16 products
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -162,7 +167,7 @@ def _joint_mlp(block, h: list[Tensor]) -> list[Tensor]:
 OFFICIAL_STYLE = {"Mixste": mixste, "Motionbert": motionbert, "Mhformer": mhformer}
 
 
-def _case(name: str, batch: int, device: str, dtype: torch.dtype) -> Case:
+def _model(name: str, device: str, dtype: torch.dtype):
     torch.manual_seed(0)
     model = create_model(name).to(device, dtype).eval()
     with torch.no_grad():
@@ -170,33 +175,68 @@ def _case(name: str, batch: int, device: str, dtype: torch.dtype) -> Case:
             if "token" in key or "pos_embed" in key:
                 p.normal_(std=0.1)
     model.freeze_queries()
-    official = OFFICIAL_STYLE[type(model).__name__]
-    shape, pruned = model_entry(name).input_shape, model.config.pruned
+    return model
 
+
+def _inputs(batch: int, shape: tuple[int, ...], device: str, dtype: torch.dtype):
     def inputs(generator: torch.Generator):
         x = torch.randn(batch, *shape, generator=generator, device=device).to(dtype)
         # stands for the official code's random tie-break, large enough that rounding cannot change the kept frames
         return x, 1e-3 * torch.rand(batch, shape[0], generator=generator, device=device)
 
+    return inputs
+
+
+def _case(name: str, batch: int, device: str, dtype: torch.dtype, autocast: bool = False) -> Case:
+    model = _model(name, device, dtype)
+    official = OFFICIAL_STYLE[type(model).__name__]
+    entry, pruned = model_entry(name), model.config.pruned
+    shape = entry.input_shape
+
     def ours(x, noise):
-        return model(x, density_noise=noise if pruned else None).pose
+        if autocast and pruned:  # the frames float32 chooses: rounding moves TPC's near-ties, which is no error of the products
+            index = model(x, density_noise=noise).index
+            with torch.autocast(device, torch.bfloat16):
+                return model(x, index=index).pose
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            return model(x, density_noise=noise if pruned else None).pose
 
     contenders = [
         Contender("official style, eager", lambda x, noise: official(model, x, noise)),
-        Contender("tore_fast", ours, ours=True),
+        Contender("tore_fast, bf16 autocast" if autocast else "tore_fast", ours, ours=True),
     ]
-    paper = model_entry(name).paper
-    limit = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    limit = 3e-2 if autocast else {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
     return Case(
-        "vpt", name if batch == 1 else f"{name} b{batch}", inputs, contenders, device=device, dtype=dtype,
-        macs=0.0 if paper is None else paper.gmacs * 1e9 * batch,
+        "vpt", name + (f" b{batch}" if batch > 1 else "") + (" bf16 autocast" if autocast else ""),
+        _inputs(batch, shape, device, dtype), contenders, device=device, dtype=dtype,
+        macs=0.0 if entry.paper is None else entry.paper.gmacs * 1e9 * batch,
         items=batch * (shape[0] if model.config.output_frames == shape[0] else 1), error_limit=limit,
         params={"frames": shape[0], "keep_frames": model.config.keep_frames, "prune_block": model.config.prune_block},
     )  # fmt: skip
 
 
+def _pair(base: str, hot: str, device: str, dtype: torch.dtype) -> Case:
+    """Base against HoT, both ours; `params.mac_ratio` is what the time ratio could reach."""
+    slow, fast = _model(base, device, dtype), _model(hot, device, dtype)
+    macs = [count_model(n).macs for n in (base, hot)]
+    shape = model_entry(base).input_shape
+    # two different models: what can be checked is that both give a pose for every frame, and no NaN
+    same_frames = lambda got, want: 0.0 if got.shape == want[0].shape and bool(torch.isfinite(got).all()) else float("inf")
+    return Case(
+        "vpt", f"{hot} v {base}", _inputs(1, shape, device, dtype),
+        [Contender(f"tore_fast {base}", lambda x, noise: slow(x).pose),
+         Contender(f"tore_fast {hot}", lambda x, noise: fast(x, density_noise=noise).pose, ours=True)],
+        device=device, dtype=dtype, macs=macs[1], items=shape[0], check=same_frames, params={"mac_ratio": macs[0] / macs[1]},
+    )  # fmt: skip
+
+
 def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
-    return [_case(name, 1, device, dtype) for name in (QUICK if quick else NAMES)]
+    low = [] if quick or device != "cpu" or dtype != torch.float32 else LOW_PRECISION
+    return [
+        *(_case(name, 1, device, dtype) for name in (QUICK if quick else NAMES)),
+        *(_case(name, 1, device, dtype, autocast=True) for name in low),
+        *(_pair(*pair, device, dtype) for pair in (QUICK_PAIRS if quick else PAIRS)),
+    ]
 
 
 def sized(device: str, dtype: torch.dtype, quick: bool) -> list[Callable[[int], Case]]:

@@ -11,6 +11,7 @@ namespace tore_fast::cpu {
 struct MeshTopologyView {
   const int32_t *row_ptr, *col_idx;
   int64_t joints, vertices;
+  int64_t longest_row;  // most neighbours of a vertex
 };
 
 struct MeshAttentionFwd {

@@ -82,9 +82,10 @@ inline void softmax_columns(float* s, int64_t rows, int64_t ld, int64_t used, fl
       store(s + t * ld + j, e);
     }
     vec inverse = 1.f / total;
+    const vec whole = top + vlog(total);
     for (int i = 0; i < kWidth; ++i) {
       if (j + i < used) {
-        lse[j + i] = top[i] + std::log(total[i]);
+        lse[j + i] = whole[i];
       } else {
         inverse[i] = 0.f;
       }
@@ -93,10 +94,25 @@ inline void softmax_columns(float* s, int64_t rows, int64_t ld, int64_t used, fl
   }
 }
 
+// Softmax over `joints` scores (room for jp) and `count` neighbour scores (room for whole vectors).
+inline void softmax_row(float* s, int64_t joints, int64_t jp, float* near, int64_t count, RowLse& lse) {
+  if (jp == 2 * kWidth && count <= kWidth) return softmax_short<2, 1>(s, joints, near, count, lse);
+  if (jp == 2 * kWidth && count <= 2 * kWidth) return softmax_short<2, 2>(s, joints, near, count, lse);
+  if (jp == 0 && count <= kWidth) return softmax_short<0, 1>(s, 0, near, count, lse);
+  if (jp == 0 && count <= 2 * kWidth) return softmax_short<0, 2>(s, 0, near, count, lse);
+  const int64_t padded = round_up(count, kWidth);
+  for (int64_t j = joints; j < jp; ++j) s[j] = -kInf;
+  for (int64_t e = count; e < padded; ++e) near[e] = -kInf;
+  softmax_pair(s, jp, near, padded, lse);
+}
+
+// Room for the neighbour scores of one row: whole vectors, and what gathered_dots writes beyond its count.
+inline int64_t near_room(const MeshTopologyView& mesh) { return round_up(mesh.longest_row + 3, kPad); }
+
 inline int64_t fwd_scratch(const MeshAttentionFwd& p) {
   const int64_t dp = round_up(p.dim, kPad), jp = padded_joints(p.mesh.joints), tokens = p.mesh.joints + p.mesh.vertices;
-  const int64_t copies = dp == p.dim ? 0 : 4 * tokens * dp;
-  return 2 * dp * jp + (tokens + kRowBlock) * jp + jp + round_up(p.mesh.vertices + 16, 16) + copies + 64;
+  const int64_t copies = 3 * tokens * dp + kRowBlock * dp;
+  return 2 * dp * jp + (tokens + kRowBlock) * jp + jp + kRowBlock * near_room(p.mesh) + copies + 64;
 }
 
 void fwd_head(const MeshAttentionFwd& p, int64_t b, int64_t h, float* scratch_base) {
@@ -108,15 +124,18 @@ void fwd_head(const MeshAttentionFwd& p, int64_t b, int64_t h, float* scratch_ba
   float* qj_t = scratch.take(dp * jp);
   float* dense = scratch.take((tokens + kRowBlock) * jp);
   float* joint_lse = scratch.take(jp);
-  float* near = scratch.take(round_up(vertices + 8, 8));
-  float* copies = scratch.next;
-  const int64_t copy = dp == p.dim ? 0 : tokens * dp;
-  const Rows q = padded_rows(p.q.at(b, h), p.q.token, tokens, p.dim, dp, copies);
-  const Rows k = padded_rows(p.k.at(b, h), p.k.token, tokens, p.dim, dp, copies + copy);
-  const Rows v = padded_rows(p.v.at(b, h), p.v.token, tokens, p.dim, dp, copies + 2 * copy);
+  const int64_t near_ld = near_room(p.mesh);
+  float* near = scratch.take(kRowBlock * near_ld);
+  const auto head_of = [&](const float* x, int64_t stride, float* copy) {
+    // without joints a row is read a few times only: as it lies
+    return joints > 0 ? own_rows(x, stride, tokens, p.dim, dp, copy) : padded_rows(x, stride, tokens, p.dim, dp, copy);
+  };
+  const Rows q = head_of(p.q.at(b, h), p.q.token, scratch.take(tokens * dp));
+  const Rows k = head_of(p.k.at(b, h), p.k.token, scratch.take(tokens * dp));
+  const Rows v = head_of(p.v.at(b, h), p.v.token, scratch.take(tokens * dp));
+  const OutRows o{scratch.take(kRowBlock * dp), dp};  // of the rows at work
   float* out = p.out + (b * tokens * p.heads + h) * p.dim;
   const int64_t out_stride = p.heads * p.dim;
-  const OutRows o = padded_out(out, out_stride, p.dim, dp, copies + 3 * copy);
   float* lse = p.lse + (b * p.heads + h) * tokens;
 
   if (joints > 0) {
@@ -129,38 +148,48 @@ void fwd_head(const MeshAttentionFwd& p, int64_t b, int64_t h, float* scratch_ba
       for (int64_t t = 0; t < tokens; ++t)
         for (int64_t j = 0; j < joints; ++j) dense[t * jp + j] *= p.dropout.factor(uint32_t(j * tokens + t), group);
     }
-    product(joints, dp, tokens, dense, 1, jp, v.data, v.stride, o.data, o.stride, false);
+    for (int64_t begin = 0; begin < joints; begin += kRowBlock) {
+      const int64_t rows = joints - begin < kRowBlock ? joints - begin : kRowBlock;
+      product(rows, dp, tokens, dense + begin, 1, jp, v.data, v.stride, o.data, o.stride, false);
+      finish(o, out + begin * out_stride, out_stride, rows, p.dim);
+    }
   }
 
   const Rows kv{k[joints], k.stride}, vv{v[joints], v.stride};
+  RowLse row_lse{lse + joints};
+  const int32_t* row_ptr = p.mesh.row_ptr;
   for (int64_t begin = 0; begin < vertices; begin += kRowBlock) {
+    // Scores, softmax and sums of a block of rows one after the other: each step's rows are independent and short, and what
+    // one step stores the next one reads much later.
     const int64_t rows = vertices - begin < kRowBlock ? vertices - begin : kRowBlock;
     const int64_t first = joints + begin;
     if (joints > 0) product(rows, jp, dp, q[first], q.stride, 1, kj_t, jp, dense, jp, false);
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = begin + r;
-      const int32_t* col = p.mesh.col_idx + p.mesh.row_ptr[row];
-      const int64_t count = p.mesh.row_ptr[row + 1] - p.mesh.row_ptr[row], padded = round_up(count, kWidth);
-      float* s = dense + r * jp;
-      gathered_dots(q[joints + row], kv, col, count, dp, p.scale, near);
-      for (int64_t e = count; e < padded; ++e) near[e] = -kInf;
-      for (int64_t j = joints; j < jp; ++j) s[j] = -kInf;
-      lse[joints + row] = softmax_pair(s, jp, near, padded);
-      if (p.dropout.threshold) {
-        const uint32_t base = uint32_t((joints + row) * tokens);
-        for (int64_t j = 0; j < joints; ++j) s[j] *= p.dropout.factor(base + uint32_t(j), group);
-        for (int64_t e = 0; e < count; ++e) near[e] *= p.dropout.factor(base + uint32_t(joints + col[e]), group);
-      }
-      gathered_sum(near, vv, col, count, dp, o[joints + row], false);
+      const int32_t *col = p.mesh.col_idx + row_ptr[begin + r], *end = p.mesh.col_idx + row_ptr[begin + r + 1];
+      gathered_dots(q[first + r], kv, col, end - col, dp, p.scale, near + r * near_ld);
     }
-    if (joints > 0) product(rows, dp, joints, dense, jp, 1, v.data, v.stride, o[first], o.stride, true);
+    for (int64_t r = 0; r < rows; ++r)
+      softmax_row(dense + r * jp, joints, jp, near + r * near_ld, row_ptr[begin + r + 1] - row_ptr[begin + r], row_lse);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int32_t* col = p.mesh.col_idx + row_ptr[begin + r];
+      const int64_t count = row_ptr[begin + r + 1] - row_ptr[begin + r];
+      if (p.dropout.threshold) {
+        const uint32_t base = uint32_t((first + r) * tokens);
+        float *s = dense + r * jp, *n = near + r * near_ld;
+        for (int64_t j = 0; j < joints; ++j) s[j] *= p.dropout.factor(base + uint32_t(j), group);
+        for (int64_t e = 0; e < count; ++e) n[e] *= p.dropout.factor(base + uint32_t(joints + col[e]), group);
+      }
+      gathered_sum(near + r * near_ld, vv, col, count, dp, o[r], false);
+    }
+    if (joints > 0) product(rows, dp, joints, dense, jp, 1, v.data, v.stride, o.data, o.stride, true);
+    finish(o, out + first * out_stride, out_stride, rows, p.dim);
   }
-  finish(o, out, out_stride, tokens, p.dim);
+  row_lse.finish();
 }
 
 inline int64_t bwd_scratch(const MeshAttentionBwd& p) {
   const int64_t dp = round_up(p.dim, kPad), jp = padded_joints(p.mesh.joints), tokens = p.mesh.joints + p.mesh.vertices;
-  const int64_t copies = dp == p.dim ? 0 : 7 * tokens * dp;
+  const int64_t copies = 7 * tokens * dp;
   return 2 * dp * jp + 2 * tokens * jp + 2 * jp + 4 * round_up(p.mesh.vertices + 16, 16) + copies + 64;
 }
 
@@ -204,16 +233,16 @@ void bwd_head(const MeshAttentionBwd& p, int64_t b, int64_t h, float* scratch_ba
   float* joint_delta = scratch.take(jp);
   const int64_t near_size = round_up(vertices + 8, 8);
   float *near_w = scratch.take(near_size), *near_ds = scratch.take(near_size);
-  float* copies = scratch.next;
-  const int64_t copy = dp == p.dim ? 0 : tokens * dp;
-  const Rows q = padded_rows(p.q.at(b, h), p.q.token, tokens, p.dim, dp, copies);
-  const Rows k = padded_rows(p.k.at(b, h), p.k.token, tokens, p.dim, dp, copies + copy);
-  const Rows v = padded_rows(p.v.at(b, h), p.v.token, tokens, p.dim, dp, copies + 2 * copy);
-  const Rows g = padded_rows(p.grad.at(b, h), p.grad.token, tokens, p.dim, dp, copies + 3 * copy);
+  const auto head_of = [&](const float* x, int64_t stride, float* copy) {
+    // without joints a row is read a few times only: as it lies
+    return joints > 0 ? own_rows(x, stride, tokens, p.dim, dp, copy) : padded_rows(x, stride, tokens, p.dim, dp, copy);
+  };
+  const Rows q = head_of(p.q.at(b, h), p.q.token, scratch.take(tokens * dp));
+  const Rows k = head_of(p.k.at(b, h), p.k.token, scratch.take(tokens * dp));
+  const Rows v = head_of(p.v.at(b, h), p.v.token, scratch.take(tokens * dp));
+  const Rows g = head_of(p.grad.at(b, h), p.grad.token, scratch.take(tokens * dp));
   const int64_t offset = (b * tokens * p.heads + h) * p.dim, out_stride = p.heads * p.dim;
-  const OutRows dq = padded_out(p.dq + offset, out_stride, p.dim, dp, copies + 4 * copy);
-  const OutRows dk = padded_out(p.dk + offset, out_stride, p.dim, dp, copies + 5 * copy);
-  const OutRows dv = padded_out(p.dv + offset, out_stride, p.dim, dp, copies + 6 * copy);
+  const OutRows dq{scratch.take(tokens * dp), dp}, dk{scratch.take(tokens * dp), dp}, dv{scratch.take(tokens * dp), dp};
   const float* lse = p.lse + (b * p.heads + h) * tokens;
   const float* delta = p.delta + (b * p.heads + h) * tokens;
 

@@ -7,7 +7,9 @@ typedef float vec4 __attribute__((vector_size(16)));
 typedef float vec4_unaligned __attribute__((vector_size(16), aligned(4)));
 
 // Positions: a row of 3 numbers is read and written as 4. The fourth is the next row's first, which is written later; so
-// the last row of a range (another thread's may follow) and the last item (nothing follows) take the plain path below.
+// the last row of a range takes the plain path below (another thread's range may follow). Reading 4 at the last vertex of
+// the last item would leave the tensor: there it is read number by number.
+template <bool kLastItem>
 void position_rows(const MeshUpsampleParams& p, int64_t begin, int64_t end) {
   int64_t r = begin % p.rows;
   const float* x = p.x + begin / p.rows * p.cols * 3;
@@ -15,7 +17,15 @@ void position_rows(const MeshUpsampleParams& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i, y += 3) {
     vec4 acc{};
     for (int32_t e = p.row_ptr[r]; e < p.row_ptr[r + 1]; ++e) {
-      acc += p.values[e] * *reinterpret_cast<const vec4_unaligned*>(x + int64_t(p.col_idx[e]) * 3);
+      const int32_t c = p.col_idx[e];
+      const float* from = x + int64_t(c) * 3;
+      vec4 row;
+      if (kLastItem && c == p.cols - 1) {
+        row = vec4{from[0], from[1], from[2], 0.f};
+      } else {
+        row = *reinterpret_cast<const vec4_unaligned*>(from);
+      }
+      acc += p.values[e] * row;
     }
     *reinterpret_cast<vec4_unaligned*>(y) = acc;
     if (++r == p.rows) r = 0, x += p.cols * 3;
@@ -52,11 +62,12 @@ void row_range(const MeshUpsampleParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void mesh_upsample(const MeshUpsampleParams& p, int64_t begin, int64_t end) {
-  if (p.features == 3) {
-    const int64_t plain = p.batch > 0 ? (p.batch - 1) * p.rows : 0;  // first row of the last item
-    const int64_t fast = end - 1 < plain ? end - 1 : plain;
-    if (begin < fast) position_rows(p, begin, fast);
-    row_range<3>(p, begin < fast ? fast : begin, end);
+  if (p.features == 3 && begin < end) {
+    const int64_t last_item = (p.batch - 1) * p.rows, last = end - 1;  // first row of the last item, last row of the range
+    const int64_t split = last_item < begin ? begin : last_item > last ? last : last_item;
+    position_rows<false>(p, begin, split);
+    position_rows<true>(p, split, last);
+    row_range<3>(p, last, end);
   } else {
     row_range<0>(p, begin, end);
   }

@@ -18,8 +18,8 @@ inline void pack_bias(const float* key_bias, int64_t keys, int64_t padded, float
   for (int64_t j = 0; j < padded; ++j) bias[j] = j >= keys ? -kInf : key_bias ? key_bias[j] : 0.f;
 }
 
-inline void add_bias(float* s, const float* bias, int64_t n) {
-  for (int64_t j = 0; j < n; j += kWidth) store(s + j, load(s + j) + load(bias + j));
+inline void add_bias(float* s, const float* bias, int64_t from, int64_t to) {
+  for (int64_t j = from; j < to; j += kWidth) store(s + j, load(s + j) + load(bias + j));
 }
 
 void fwd_item(const PrunedAttentionFwd& p, int64_t b, int64_t h, float* scratch_base) {
@@ -50,15 +50,19 @@ void fwd_item(const PrunedAttentionFwd& p, int64_t b, int64_t h, float* scratch_
   if (pad) std::memset(k_t + p.dim * nkp, 0, (dp - p.dim) * nkp * sizeof(float));
   pack_transposed(k, p.k.token, nk, p.dim, p.scale, k_t, nkp);
   pack_bias(p.key_bias ? p.key_bias + ke * p.keys.size + k0 : nullptr, nk, nkp, bias);
+  const int64_t used = round_up(nk, kWidth);              // columns beyond are never read
+  const int64_t biased = p.key_bias ? 0 : used - kWidth;  // without a bias only the padding of the last vector matters
+  RowLse row_lse{lse};
   for (int64_t begin = 0; begin < nq; begin += block) {
     const int64_t rows = nq - begin < block ? nq - begin : block;
-    product(rows, nkp, dp, q[begin], q.stride, 1, k_t, nkp, s, nkp, false);
+    product(rows, used, dp, q[begin], q.stride, 1, k_t, nkp, s, nkp, false);
     for (int64_t r = 0; r < rows; ++r) {
-      add_bias(s + r * nkp, bias, nkp);
-      lse[begin + r] = softmax_pair(s + r * nkp, nkp, nullptr, 0);
+      if (p.key_bias || used != nk) add_bias(s + r * nkp, bias, biased, used);
+      softmax_pair(s + r * nkp, used, nullptr, 0, row_lse);
     }
     product(rows, dp, nk, s, nkp, 1, v.data, v.stride, o[begin], o.stride, false);
   }
+  row_lse.finish();
   finish(o, out, out_stride, nq, p.dim);
 }
 

@@ -1,5 +1,6 @@
 #include "../cpu/mesh_attention.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "head_tensor.h"
@@ -16,12 +17,13 @@ struct Topology {
     const int64_t vertices = row_ptr.size(0) - 1, nnz = col_idx.size(0);
     STD_TORCH_CHECK(joints >= 0 && vertices >= 0 && joints + vertices == tokens,
                     "mesh_attention: joints + vertices must be the number of tokens");
-    view = {row_ptr.const_data_ptr<int32_t>(), col_idx.const_data_ptr<int32_t>(), joints, vertices};
+    view = {row_ptr.const_data_ptr<int32_t>(), col_idx.const_data_ptr<int32_t>(), joints, vertices, 0};
     bool ok = view.row_ptr[0] == 0 && view.row_ptr[vertices] == nnz;
     for (int64_t i = 0; i < vertices; ++i) ok &= view.row_ptr[i] <= view.row_ptr[i + 1];
     for (int64_t i = 0; i < nnz; ++i) ok &= uint32_t(view.col_idx[i]) < uint32_t(vertices);
-    // duplicates could make a row longer than the kernel's scratch
-    for (int64_t i = 0; i < vertices; ++i) ok &= view.row_ptr[i + 1] - view.row_ptr[i] <= vertices;
+    for (int64_t i = 0; i < vertices; ++i)
+      view.longest_row = std::max<int64_t>(view.longest_row, view.row_ptr[i + 1] - view.row_ptr[i]);
+    ok &= view.longest_row <= vertices;  // duplicates could make a row longer than the kernel's scratch
     STD_TORCH_CHECK(ok, "mesh_attention: row_ptr or col_idx out of range");
   }
 };

@@ -111,6 +111,43 @@ def test_regressors_of_a_model(fabricated):
         np.testing.assert_array_equal(got[[4, 8, 12, 16, 20]], vertices[0, [745, 317, 445, 556, 673]].numpy())
 
 
+def test_queries_of_metro_from_a_model_file(fabricated, monkeypatch):
+    """METRO's and Mesh Graphormer's template: SMPL turned by 3.1416 about x, centred on the regressed pelvis; MANO's mean
+    hand, centred on the wrist, with manopth's tips (the middle one is vertex 444 there)."""
+    from tore_fast.models import METRO, METROConfig
+    from tore_fast.models._mesh import resolve_mesh
+
+    name, fields, folder, file = fabricated
+    mesh = resolve_mesh(name, folder, need_template=True)
+    own = load_body(name, file, topology=folder, **_flat(name))
+    if name == "smpl":
+        root, angle = fields["J_regressor"].toarray()[0] @ fields["v_template"], 3.1416
+        turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+        vertices = (fields["v_template"] - root) @ turn.T + root
+        h36m = np.load(folder / "J_regressor_h36m_correct.npy") @ vertices
+        joints, origin = h36m[[3, 2, 1, 4, 5, 6, 16, 15, 14, 11, 12, 13, 8, 10]], h36m[0]
+    else:
+        mean = torch.from_numpy(np.concatenate([np.zeros(3), fields["hands_mean"]])).float()[None]
+        posed = own(mean)
+        vertices, bones = posed.vertices[0].double().numpy(), posed.joints[0].double().numpy()
+        points = np.concatenate([bones, vertices[[745, 317, 444, 556, 673]]])
+        joints = points[[0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20]]
+        origin = joints[0]
+    h = own.hierarchy
+    coarse = vertices[h.picks[0]] if name == "mano" else vertices[h.picks[0]][h.picks[1]]
+    np.testing.assert_allclose(mesh.template(), np.concatenate([joints, coarse]) - origin, atol=2e-5)
+    small = dict(backbone=None, feature_dim=24, hidden=(32, 16, 16), widths=(12, 8), feedforward=(32, 32, 32), layers=1)
+    fields = dict(mesh=name, num_joints=len(joints), pooled=name == "mano", camera_from_joints=name == "mano")
+    model = METRO(METROConfig(**small, **fields), mesh_data=folder)
+    assert model(torch.randn(1, 24, 7, 7)).vertices.shape == (1, h.counts[0], 3)
+    file.rename(folder / "away")
+    try:
+        with pytest.raises(FileNotFoundError, match=f"{file.name}.*take their queries"):
+            METRO(METROConfig(**small, **fields), mesh_data=folder)
+    finally:
+        (folder / "away").rename(file)
+
+
 @pytest.mark.parametrize("fabricated", ["mano"], indirect=True)
 def test_without_topology_files_a_hierarchy_is_made(fabricated, tmp_path):
     name, fields, folder, file = fabricated

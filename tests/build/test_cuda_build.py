@@ -1,6 +1,7 @@
-"""Checks of the CUDA kernels that need no GPU: they compile for sm_90, without spills, inside a resource budget.
+"""Checks of the CUDA kernels that need no GPU: they compile for sm_80, sm_90, sm_120 and PTX inside a resource budget.
 
-With tore_fast._C_cuda built, its machine code is read (cuobjdump of the triton wheel); else nvcc compiles every source.
+With tore_fast._C_cuda built, its machine code is read (cuobjdump of the triton wheel); nvcc compiles every source for the
+architectures that are not in it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MODULE = importlib.util.find_spec("tore_fast._C_cuda")
 HOME = os.environ.get("CUDA_HOME")
 NVCC = shutil.which(os.path.join(HOME, "bin", "nvcc") if HOME else "nvcc")
 STACK_LIMIT = 32  # bytes: registers the compiler keeps for calls, not spilled data
+REGISTER_LIMIT = 128
 STATIC_SHARED_LIMIT = 48 * 1024
 
 
@@ -38,7 +40,7 @@ def test_every_symbol_resolves(tmp_path):
     code = (
         "import os, sys, torch; sys.setdlopenflags(os.RTLD_NOW if torch.version.cuda else os.RTLD_LAZY); import tore_fast.ops; "
         "import tore_fast._C_cuda; has = torch._C._dispatch_has_kernel_for_dispatch_key; "
-        "missing = [op for op in ('mesh_upsample', 'mesh_attention_fwd', 'mesh_attention_bwd', 'bipartite_match', 'bipartite_merge') "
+        "missing = [op for op in ('mesh_upsample', 'dpc_knn_cluster_merge', 'mesh_attention_fwd', 'mesh_attention_bwd', 'bipartite_match', 'bipartite_merge') "
         "if not has('tore_fast::' + op, 'CUDA')]; assert not missing, missing"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -51,23 +53,45 @@ def test_resources_of_the_module():
     assert archs
     rows = re.findall(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", cuobjdump("--dump-resource-usage"))
     assert rows
-    for name, _, stack, shared, local in rows:
-        assert int(local) == 0 and int(stack) <= STACK_LIMIT and int(shared) <= STATIC_SHARED_LIMIT, (name, stack, shared, local)
+    for name, registers, stack, shared, local in rows:
+        assert int(registers) <= REGISTER_LIMIT and int(local) == 0 and int(stack) <= STACK_LIMIT and int(shared) <= STATIC_SHARED_LIMIT, (name, stack, shared, local)
 
 
-@pytest.mark.skipif(MODULE is not None, reason="the built module is checked instead")
+def architectures_left() -> tuple[str, ...]:
+    """Of sm_80, sm_90 and sm_120 (with its PTX) those that the built module, which is checked above, does not hold."""
+    built = set()
+    if MODULE is not None and importlib.util.find_spec("triton") is not None:
+        built = set(re.findall(r"sm_\w+(?=\.cubin)", cuobjdump("--list-elf")))
+    return tuple(a for a in ("80", "90", "120") if f"sm_{a}" not in built)
+
+
 @pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH or in CUDA_HOME")
 @pytest.mark.parametrize("source", sorted(CSRC.glob("*.cu")), ids=lambda p: p.stem)
-def test_compiles_without_spills(source, tmp_path):
+def test_compiles_inside_the_budget(source, tmp_path):
+    """Registers, stack, spills and static shared memory of every kernel on the architectures the module lacks.
+
+    mesh_attention.cu (54 kernels, 18 s of nvcc per architecture) is compiled for the newest only.
+    """
+    archs = architectures_left()
+    if source.stem == "mesh_attention":
+        archs = archs[-1:]
+    if not archs:
+        pytest.skip("the built module holds every architecture and is checked instead")
+    codes = [f"-gencode=arch=compute_{a},code=[sm_{a}{',compute_120' if a == '120' else ''}]" for a in archs]
     run = subprocess.run(
-        [NVCC, "-std=c++17", "-O3", "-arch=sm_90", "-Xptxas=-v", "-cubin", "-o", tmp_path / "out.cubin", source], capture_output=True, text=True
+        [NVCC, "-std=c++17", "-O3", *codes, "-Xptxas=-v", "-c", "-o", tmp_path / "out.o", source], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", run.stderr)
-    assert frames
-    assert all(int(stack) <= STACK_LIMIT and int(spill) <= STACK_LIMIT for stack, spill in frames), frames
-    shared = [int(n) for n in re.findall(r"(\d+) bytes smem", run.stderr)]
-    assert all(n <= STATIC_SHARED_LIMIT for n in shared)
+    kernels = re.findall(
+        r"entry function '(\S+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers([^\n]*)",
+        run.stderr, re.S,
+    )  # fmt: skip
+    assert {arch for _, arch, *_ in kernels} == {f"sm_{a}" for a in archs}
+    for name, arch, stack, spill, registers, rest in kernels:
+        shared = int((re.findall(r"(\d+) bytes smem", rest) or [0])[0])
+        found = f"{name} on {arch}: stack {stack}, spilled {spill}, {registers} registers, shared {shared}"
+        assert int(stack) <= STACK_LIMIT and int(spill) <= STACK_LIMIT, found
+        assert int(registers) <= REGISTER_LIMIT and shared <= STATIC_SHARED_LIMIT, found
 
 
 def test_torch_without_cuda_says_why():

@@ -176,7 +176,7 @@ def run_fastmetro(case: Case) -> None:
         if f"jv{i}_sel" in case.arrays:
             case.close(f"jv{i}_sel", t.decoded[:, case.stored("jv_token_sel")].transpose(0, 1), atol)
     if "pos_enc_1" in case.arrays:
-        case.close("pos_enc_1", model.pos_1, ATOL)
+        case.close("pos_enc_1", model.token_pos, ATOL)
     if "attention_mask_blocked_count_per_row" in case.arrays:
         blocked = (~model.pattern().dense_mask()).sum(1).int()
         case.close("attention_mask_blocked_count_per_row", blocked, 0)

@@ -16,6 +16,7 @@ from tore_fast.models import (
     FastMETROConfig,
     FastMETROToreConfig,
     MeshGraphormer,
+    MeshGraphormerConfig,
     METROConfig,
     METROToreConfig,
     create_model,
@@ -251,6 +252,8 @@ def test_no_selection_is_the_plain_model():
         assert "token" not in " ".join(k for k in build(name).state_dict() if "token_embed" not in k and "learn_tokens" not in k)
     with pytest.raises(ValueError, match="pooled model has no image tokens"):
         METRO(METROConfig(**BERT, pooled=True, selector="soft"), tiny_mesh(2))
+    with pytest.raises(ValueError, match="grid tokens are not pruned"):
+        MeshGraphormer(MeshGraphormerConfig(**BERT, selector="soft"), tiny_mesh(2))
 
 
 @pytest.mark.parametrize("name", ["fastmetro", "tore", "metro", "metro_hand", "metro_tore", "graphormer"])

@@ -134,6 +134,8 @@ def test_saved_and_loaded(host, tmp_path):
         ("mixste_27", dict(prune_block=3, keep_frames=9, pruning="random"), "pruning must be one of"),
         ("mixste_27", dict(prune_block=3, keep_frames=9, knn=40), "knn must be in 1..27"),
         ("mixste_27", dict(heads=7), "not divisible by heads 7"),
+        ("mixste_27", dict(pruning="motion"), "pruning given without prune_block"),
+        ("mixste_27", dict(prune_block=3, keep_frames=9, tie="random"), "tie must be one of"),
     ],
 )
 def test_impossible_settings_are_refused(name, fields, message):
@@ -223,3 +225,15 @@ def test_other_precisions(dtype):
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         create_model("mixste_9").config.frames = 3
+
+
+@pytest.mark.parametrize("host", TINY)
+def test_under_autocast_poses_are_float32(host):
+    model = tiny(host, **HOT)
+    x = clip(model)
+    with torch.inference_mode():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model(x, index=exact.index)
+    assert low.pose.dtype == torch.float32 and not torch.equal(low.pose, low.pose.bfloat16().float())
+    assert (low.pose - exact.pose).norm() < 0.05 * exact.pose.norm()

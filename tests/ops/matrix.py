@@ -142,7 +142,7 @@ CASES = (
          lambda t, i: ops.dpc_knn_cluster(t["x"], quarter(t["x"]), neighbours(t["x"]), impl=i),
          indices=lambda t: {0: t["x"].shape[1], 1: quarter(t["x"])}, spoil="x"),
     Case("dpc_knn_cluster-ties", "dpc_knn_cluster", lambda b, n, c: {"x": grid_points(b, n, 4, seed=c)},
-         lambda t, i: ops.dpc_knn_cluster(t["x"], quarter(t["x"]), neighbours(t["x"]), tie="strict", order="score", impl=i)[3:4]),
+         lambda t, i: ops.dpc_knn_cluster(t["x"], quarter(t["x"]), min(2, t["x"].shape[1]), tie="strict", order="score", impl=i)[3:4]),
     Case("dpc_knn_cluster-options", "dpc_knn_cluster", with_options,
          lambda t, i: ops.dpc_knn_cluster(t["x"], 2, neighbours(t["x"], 2), t["mask"], t["x"].shape[1] - 1 if t["x"].shape[1] > 2 else None,
                                           noise=t["noise"], parts=2, masked=-1, impl=i),

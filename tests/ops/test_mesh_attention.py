@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +182,19 @@ def test_compile_fullgraph():
     got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(*leaves), leaves)
     for a, b in zip(got, want):
         torch.testing.assert_close(a, b)
+
+
+def test_cuda_limits_are_said(monkeypatch):
+    """Head dimension and joint strip, told before a launch; the body's and the hand's shapes fit every GPU."""
+    module = sys.modules["tore_fast.ops.mesh_attention"]
+    monkeypatch.setattr(module, "backend_reason", lambda backend: None)
+    monkeypatch.setattr(module, "tensor_reason", lambda *args: None)
+    for tokens, joints in ((445, 14), (216, 21), (431, 0)):
+        assert why_not("cuda", torch.empty(64, 8, tokens, 64), False, joints) is None
+    assert "head dimensions up to 64, got 80" in why_not("cuda", torch.empty(1, 1, 20, 80), False, 2)
+    assert "shared memory, up to 101376, got 107520 with 16 joints and 772 tokens" in why_not(
+        "cuda", torch.empty(1, 1, 772, 64), False, 16
+    )
 
 
 def test_errors():

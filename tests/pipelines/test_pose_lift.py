@@ -245,3 +245,19 @@ def test_lift_with_an_official_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="does not fit|no known video pose host|expected a state dict"):
         torch.save({"a": torch.zeros(1)}, tmp_path / "bad.pth")
         load_lifter("mixste_9", tmp_path / "bad.pth")
+
+
+def test_films_run_at_the_clip_speed(tmp_path):
+    from PIL import Image
+
+    from tore_fast.vis.stick_figure import write_gif, write_mp4
+
+    poses = np.random.default_rng(0).normal(0, 0.5, (45, 17, 3))
+    with Image.open(write_gif(tmp_path / "a.gif", poses, 30.0, size=32)) as gif:
+        assert gif.n_frames * gif.info["duration"] == pytest.approx(1500, abs=40)
+    pytest.importorskip("imageio_ffmpeg")
+    import imageio.v2 as imageio
+
+    with imageio.get_reader(write_mp4(tmp_path / "a.mp4", poses, 30.0, size=64), format="ffmpeg") as film:
+        facts = film.get_meta_data()
+        assert facts["fps"] == 30 and facts["duration"] == pytest.approx(1.5, abs=0.05) and facts["size"] == (128, 64)

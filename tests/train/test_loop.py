@@ -163,6 +163,17 @@ def test_memory_report():
     assert kept(memory_report(saving, TrainConfig(batch_size=4096), torch.device("cpu")), "layers") < 0.5 * kept(text, "layers")
 
 
+def test_bf16_follows_the_float32_curve(tmp_path):
+    from accelerate.state import AcceleratorState
+
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(True)  # a process keeps its first precision otherwise
+        train(LineFit(dropout=0.0), config(tmp_path / precision, steps=20, precision=precision, eval_every=20), log=lambda _: None)
+    AcceleratorState._reset_state(True)
+    whole, half = curve(tmp_path / "no"), curve(tmp_path / "bf16")
+    assert whole != half and half == pytest.approx(whole, rel=0.1, abs=0.02)
+
+
 def test_optimisers():
     model = Deep()
     plain = parameter_groups(model, 0.1)

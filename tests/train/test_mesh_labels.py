@@ -257,6 +257,7 @@ def test_train_eval_export_on_data_sets(sets, tmp_path, capsys, monkeypatch):
         (["--data", "{tsv}@1", "{tsv}"], ["every set a weight"]),
         (["--data", "{tsv}", "--labels.loss", "fastmeter"], ["fastmeter", "fastmetro"]),
         (["--data", "{tsv}", "--val", "gone"], ["gone"]),
+        (["--data", "{tsv}", "{plain}"], ["plain.csv", "nothing to learn"]),
         (["--data", "{tsv}", "--body", "gone/SMPL.pkl"], ["mesh"]),
         (["--body", "x.pkl"], ["mesh"]),
         (["--data", "{tsv}", "--init", "gone.pt"], ["--init gone.pt"]),
@@ -264,7 +265,8 @@ def test_train_eval_export_on_data_sets(sets, tmp_path, capsys, monkeypatch):
 )
 def test_mistakes_are_one_line(arguments, words, sets, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("TORE_FAST_MESH_DATA", raising=False)
-    filled = [a.replace("{tsv}", f"{sets}/tsv/t.yaml") for a in arguments]
-    assert call("--train.out", tmp_path / "run", *filled) == 2
+    (sets / "flat" / "plain.csv").write_text("0.png,10,20,50,100\n")
+    filled = [a.replace("{tsv}", f"{sets}/tsv/t.yaml").replace("{plain}", f"{sets}/flat/plain.csv") for a in arguments]
+    assert call("--train.out", tmp_path / "run", *filled) in (1, 2)
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and "\n" not in error and all(w in error for w in words), error
+    assert error.startswith("tore-fast train mesh: ") and "\n" not in error and all(w in error for w in words), error

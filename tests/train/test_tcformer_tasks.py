@@ -10,6 +10,7 @@ from PIL import Image
 from tore_fast.body import load_body, project
 from tore_fast.data import wflw, wholebody
 from tore_fast.data.topdown import CropAugment, Instance, TopDownDataset
+from tore_fast.eval.keypoint_metrics import LandmarkMetric, PixelError, WholeBodyMetric
 from tore_fast.models import create_model
 from tore_fast.models.tcformer_heads import BodyParameters
 from tore_fast.train import tcformer as tasks
@@ -80,7 +81,7 @@ def people(tmp_path):
 def test_keypoints_learn_and_are_scored(people):
     model = create_model("tcformer_light_wholebody", neck_channels=32, **TINY)
     data = wholebody.wholebody_dataset(people, (64, 64))
-    task = tasks.Keypoints(model, data, data, tasks.WholeBodyMetric(), flip_test=True)
+    task = tasks.Keypoints(model, data, data, WholeBodyMetric(), flip_test=True)
     first, last = descend(task, 15)
     assert last < 0.9 * first
     metrics = task.evaluate(model.eval())
@@ -106,9 +107,9 @@ def test_perfect_heatmaps_score_perfectly(people):
     big = [p._replace(box=(0, 0, 80, 80), area=6400.0 * 400, points=p.points) for p in people]
     data = wholebody.wholebody_dataset(big, (256, 192))
     points, scores = tasks.predict_keypoints(Oracle(data), data, flip_test=False, refine="none")
-    metrics = tasks.WholeBodyMetric()(big, points, scores)
+    metrics = WholeBodyMetric()(big, points, scores)
     assert metrics["body_AP"] == pytest.approx(1.0) and metrics["whole_AP"] == pytest.approx(1.0)
-    wrong = tasks.WholeBodyMetric()(big, points + 300, scores)
+    wrong = WholeBodyMetric()(big, points + 300, scores)
     assert wrong["whole_AP"] == 0.0
 
 
@@ -116,7 +117,7 @@ def test_detector_boxes_are_scored_against_annotations(people):
     found = [p._replace(points=np.zeros_like(p.points), score=0.9) for p in people for _ in range(2)]
     points = np.stack([p.points[:, :2] for p in people for _ in range(2)])
     scores = np.full(points.shape[:2], 0.8)
-    metrics = tasks.WholeBodyMetric(annotations=people)(found, points, scores)
+    metrics = WholeBodyMetric(annotations=people)(found, points, scores)
     assert metrics["whole_AP"] == pytest.approx(1.0)  # OKS-NMS removes the second copy of each person
 
 
@@ -124,7 +125,7 @@ def test_landmarks_metric(people):
     faces = [p._replace(points=p.points[:98]) for p in people]
     attributes = np.zeros((4, 6), bool)
     attributes[0, 1] = True
-    metric = tasks.LandmarkMetric(attributes, wflw.SUBSETS)
+    metric = LandmarkMetric(attributes, wflw.SUBSETS)
     points = np.stack([f.points[:, :2] for f in faces])
     assert metric(faces, points, np.ones((4, 98)))["nme"] == 0
     off = metric(faces, points + 3.0, np.ones((4, 98)))
@@ -135,7 +136,7 @@ def test_landmarks_metric(people):
 
 def test_augmented_training_batches_repeat(people):
     data = TopDownDataset(people, (64, 64), wholebody.FLIP_INDEX, CropAugment())
-    task = tasks.Keypoints(torch.nn.Identity(), data, data, tasks.PixelError())
+    task = tasks.Keypoints(torch.nn.Identity(), data, data, PixelError())
     a, b, c = task.batch(3, 4, 0), task.batch(3, 4, 0), task.batch(4, 4, 0)
     assert torch.equal(a["image"], b["image"]) and not torch.equal(a["image"], c["image"])
 

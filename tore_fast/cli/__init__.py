@@ -93,20 +93,9 @@ def _run(verb: str, rest: list[str]) -> int:
         complain(f"no verb {verb!r}; expected one of {', '.join(VERBS)}")
         return USAGE
     module, _prog = importlib.import_module(f".{verb}", __package__), f"tore-fast {verb}"
-    jobs = getattr(module, "SUBCOMMANDS", None)
-    if jobs is not None:
-        if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(module, "default_job"):
-            rest = [module.default_job(rest), *rest]
-        if not rest or rest[0] in ("-h", "--help"):
-            print(usage(_prog, "JOB", jobs))
-            return 0 if rest else USAGE
-        if rest[0] not in jobs:
-            complain(f"no job {rest[0]!r}; expected one of {', '.join(jobs)}")
-            return USAGE
-        module = importlib.import_module(f".{verb}_{rest[0]}", __package__)
-        _prog, rest = f"{_prog} {rest[0]}", rest[1:]
     try:
-        return module.run(_parse(module.Args, rest)) or 0
+        jobs = getattr(module, "SUBCOMMANDS", None)
+        return (_run_verb(module, rest) if jobs is None else _run_job(verb, module, jobs, rest)) or 0
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -120,14 +109,41 @@ def _run(verb: str, rest: list[str]) -> int:
         return USAGE if isinstance(e, UsageError) else FAILED
 
 
-def _parse(kind: type, rest: list[str]):
+def _run_verb(module, rest: list[str]) -> int | None:
+    return module.run(_parse(module.Args, rest))
+
+
+def _run_job(verb: str, parent, jobs: dict[str, str], rest: list[str]) -> int | None:
+    global _prog
+    given = rest
+    if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(parent, "default_job"):
+        rest = [parent.default_job(rest), *rest]
+    if not rest or rest[0] in ("-h", "--help"):
+        print(usage(_prog, "JOB", jobs))
+        return 0 if rest else USAGE
+    job, rest = rest[0], rest[1:]
+    if job not in jobs:
+        complain(f"no job {job!r}; expected one of {', '.join(jobs)}")
+        return USAGE
+    module = importlib.import_module(f".{verb}_{job}", __package__)
+    _prog = f"{_prog} {job}"
+    default = None
+    if hasattr(parent, "defaults"):  # values of a named recipe
+        default, rest = parent.defaults(module.Args, job, rest)
+    args = _parse(module.Args, rest, default)
+    if default is not None:
+        parent.announce(given, args)
+    return module.run(args)
+
+
+def _parse(kind: type, rest: list[str], default=None):
     """The verb's `Args`; tyro's boxes of errors become one line."""
     import tyro
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=_prog, args=rest)
+            return tyro.cli(kind, prog=_prog, args=rest, **({} if default is None else {"default": default}))
     except SystemExit as e:
         if e.code in (None, 0):  # --help
             raise

@@ -1,4 +1,4 @@
-"""What the TCFormer training commands share: the model to start from, testing, training and export."""
+"""What the TCFormer commands share: the model to start from or to test, testing, training and export."""
 
 from __future__ import annotations
 
@@ -44,6 +44,43 @@ def start_model(name: str, checkpoint: Path | None, options: dict[str, str] | No
         if got != wanted:
             raise ValueError(f"--checkpoint: {checkpoint} has {field} {got}, the data needs {wanted}")
     return model
+
+
+def tested_model(name: str, checkpoint: Path | None, tag: str):
+    """The model to test and the (H, W) its crops have by default.
+
+    Args:
+        name: a registered name (then with random weights, and a note) or a checkpoint folder; "" with a checkpoint.
+        checkpoint: a folder of ours or an official file; an official layout's own sizes are used unless `name` is given.
+        tag: of the registry, what the model must be for.
+    """
+    import sys
+
+    import torch
+
+    from ..models import create_model, from_pretrained, model_entry
+    from ..models._hub import read_config
+    from ..models.tcformer import DEPTHS
+
+    if checkpoint is None and name and Path(name).is_dir():
+        checkpoint = Path(name)
+    if checkpoint is None:
+        if not name:
+            raise ValueError(f"--model or --checkpoint: expected a model with the tag {tag!r} (tore-fast list)")
+        torch.manual_seed(0)
+        print("note: random weights (no --checkpoint)", file=sys.stderr)
+        model, entry = create_model(name), model_entry(name)
+    elif checkpoint.is_dir():
+        model, entry = from_pretrained(checkpoint), model_entry(read_config(checkpoint)["model"])
+    elif name:
+        model, entry = from_pretrained(checkpoint, model=name), model_entry(name)
+    else:
+        model = from_pretrained(checkpoint, "tcformer")
+        keypoints, size = getattr(model.config, "num_keypoints", 0), "large" if model.config.depths == DEPTHS["large"] else "base"
+        entry = model_entry(f"tcformer_{size}" if not keypoints else "tcformer_light_wflw" if keypoints == 98 else f"tcformer_{size}_wholebody")
+    if tag not in entry.tags:
+        raise ValueError(f"--model: {entry.name} is not made for {tag} (tags: {', '.join(entry.tags) or 'none'})")
+    return model, tuple(entry.input_shape[1:])
 
 
 def finish(task, args, facts: dict) -> int:

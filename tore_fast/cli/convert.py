@@ -25,12 +25,14 @@ class Args:
 
 
 def run(args: Args) -> int:
-    from ..models.convert import UPSTREAMS, convert, from_pretrained
+    from ..models.convert import OTHERS, UPSTREAMS, convert, from_pretrained
 
     if not args.source.exists():
         raise UsageError(f"{args.source}: no such file")
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"{args.out}: expected a folder to write, got a file")
+    if args.upstream in OTHERS:
+        raise UsageError(f"--upstream: {args.upstream} files need no conversion: from_pretrained(path, upstream={args.upstream!r})")
     if args.upstream not in (None, *UPSTREAMS):
         raise UsageError(f"--upstream: expected one of {', '.join(UPSTREAMS)}, got {args.upstream!r}")
     done = convert(args.source, args.out, args.upstream)

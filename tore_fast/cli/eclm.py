@@ -11,13 +11,14 @@ from . import arguments
 class Args:
     """Merges layers of an HMR2 / CameraHMR host while an error on calibration pictures stays within tau.
 
-    Without labels the error is the distance to the unmerged model's own joints. Interrupted runs go on where they stopped.
+    The error is MPJPE against labels where the data has them, else the distance to the unmerged model's own joints. Interrupted runs go on where they stopped.
     """
 
     model: str
     """Checkpoint folder written by tore_fast, an official .ckpt file, or a model name (random weights: for tests)."""
     data: str | None = None
-    """Folder of pictures, one person each unless --boxes is given."""
+    """Folder of pictures, one person each unless --boxes is given; or of rendered clips (`train fasthmr_clips`), whose
+    labels then give the error (MPJPE)."""
     plan: str | None = None
     """Apply this plan.json (of an earlier run, same depth) instead of searching; needs no data."""
     out: str = "out/eclm"
@@ -54,7 +55,7 @@ def run(args: Args) -> int:
     from ..layers import camera
     from ..layers.eclm import ECLMPlan, describe
     from ..models._hub import save_pretrained
-    from ..pipelines import hosts, layer_merge
+    from ..pipelines import hosts, layer_merge, synth_clips
     from ..pipelines.image_to_mesh import pick_device
 
     with arguments():
@@ -64,8 +65,18 @@ def run(args: Args) -> int:
         name, model = hosts.load_host(args.model)
         if args.plan is not None:
             return _apply(layer_merge, ECLMPlan.load(args.plan), model, name, Path(args.out))
-        found = hosts.picture_crops(args.data, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin)
+        labelled = any(Path(args.data).glob("*.npz"))
+        if labelled and args.measure != "joints":
+            raise ValueError("--measure: labelled clips give an error of joints")
         joints = hosts.body_joints(args.body, device) if args.measure == "joints" else None
+        targets = None
+        if labelled:
+            if hasattr(model, "cam_model"):
+                raise ValueError("--data: labelled clips are for HMR2 hosts (CameraHMR needs the camera of every picture)")
+            found = synth_clips.labelled_crops(args.data, args.limit, hosts.body_joints(args.body, "cpu"))
+            targets = [found.joints[i : i + args.batch_size] for i in range(0, len(found.crops), args.batch_size)]
+        else:
+            found = hosts.picture_crops(args.data, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin)
     model = model.to(device).eval()
     model.set_merging(None)
     crops, starts = found.crops, range(0, len(found.crops), args.batch_size)
@@ -75,7 +86,7 @@ def run(args: Args) -> int:
         focal = camera.focal_from_fov(math.radians(args.fov), found.image_size[:, 1])
         info = camera.bbox_info(found.box_center, found.box_size, found.image_size, focal).to(device)
         head_inputs = [{"bbox_info": info[i : i + args.batch_size]} for i in starts]
-    calibration = layer_merge.host_calibration(model, batches, joints, args.measure, head_inputs=head_inputs)
+    calibration = layer_merge.host_calibration(model, batches, joints, args.measure, targets, head_inputs)
     layers = len(model.backbone.blocks)
     unit = "mm" if args.measure == "joints" else "deg"
     out = Path(args.out)

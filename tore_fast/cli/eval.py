@@ -6,14 +6,24 @@ A job has its own `Args` and `run`. A family that cannot be scored as a mesh add
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+
+from . import FAILED, arguments, complain
+
+SHARES = ("_f_", "auc", "AP", "AR", "nme", "_fr_", "pck", "entropy")  # words of metrics with four decimals
 
 SUBCOMMANDS = {
     "mesh": "body and hand meshes (HMR families) on TSV sets, tars, 3DPW, FreiHAND, own folders or synthetic images",
+    "keypoints": "heat-map models (TCFormer, PPT) on COCO-WholeBody, COCO, WFLW or synthetic people",
+    "classify": "image classifiers (TCFormer) on folders of class folders (ImageNet)",
     "lift": "video pose lifting (MixSTE, MotionBERT, MHFormer, HoT, TPC) on Human3.6M, 3DHP or motion capture",
 }
 JOB_OF_FAMILY: dict[str, str] = {}
 """Family of the registry (models/_registry.py) -> job, where it is not `mesh`."""
+JOB_OF_TAG = {"keypoints": "keypoints", "classification": "classify"}
+"""Tag of a registered model -> job; TCFormer's family has several."""
 
 
 def default_job(argv: list[str]) -> str:
@@ -27,20 +37,49 @@ def default_job(argv: list[str]) -> str:
     model = given.get("--model", "default")
     if is_lifting(model, given.get("--data", "")):
         return "lift"
-    return JOB_OF_FAMILY.get(_family(model), "mesh")
+    names = [model, given.get("--checkpoint", "")]
+    tags = [tag for name in names if (entry := _entry(name)) is not None for tag in entry.tags]
+    by_tag = next((JOB_OF_TAG[tag] for tag in tags if tag in JOB_OF_TAG), "mesh")
+    return JOB_OF_FAMILY.get(getattr(_entry(model), "family", ""), by_tag)
 
 
-def _family(name: str) -> str:
-    """Family of a registered name or of a checkpoint folder of ours; "" where neither."""
+def _entry(name: str):
+    """Registry entry of a registered name or of a checkpoint folder of ours; None where neither."""
     from ..models import model_entry
     from ..models._hub import CONFIG_NAME, read_config
 
     try:
         if (Path(name) / CONFIG_NAME).is_file():
             name = read_config(name)["model"]
-        return model_entry(name).family
+        return model_entry(name)
     except (ValueError, KeyError):
-        return ""
+        return None
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Runs a job: what cannot be evaluated is the user's argument (exit code 2), a process that died is a failure (1)."""
+    from ..eval.evaluate import Incomplete
+
+    try:
+        with arguments():
+            return work()
+    except Incomplete as e:
+        complain(str(e))
+        return FAILED
+
+
+def work_folder(work: Path | None, json_path: Path | None) -> Path:
+    """Where the rows so far lie: --work, else beside --json, else .tore_fast_eval."""
+    return work or (json_path.with_suffix(".rows") if json_path else Path(".tore_fast_eval"))
+
+
+def report(metrics: dict, json_path: Path | None) -> int:
+    """Prints the table and what could not be read, writes --json; returns the exit code (FAILED or 0)."""
+    print(table(metrics))
+    for index, reason in metrics["failed"].items():
+        complain(f"item {index}: {reason}")
+    write_json(metrics, json_path)
+    return FAILED if metrics["failed"] else 0
 
 
 def write_json(metrics: dict, path: Path | None) -> None:
@@ -48,3 +87,35 @@ def write_json(metrics: dict, path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def table(metrics: dict) -> str:
+    """Metrics as text: one line per number with the count behind it, then one line per sequence."""
+    counts = metrics["counts"]
+    names = [k for k, v in metrics.items() if isinstance(v, float) and k not in ("images_per_s",)]
+    lines = [f"{'metric':22}{'value':>10}  items"]
+    for name in names:
+        decimals = 4 if any(word in f"_{name}" for word in SHARES) else 2
+        lines.append(f"{name:22}{metrics[name]:10.{decimals}f}  {counts.get(name, metrics['items'])}")
+    per_sequence = metrics.get("per_sequence", {})
+    if len(per_sequence) > 1:
+        columns = [m for m in names if any(m in row for row in per_sequence.values())]
+        width = max(map(len, per_sequence))
+        lines += ["", f"{'sequence':{width}}" + "".join(f"{m:>14}" for m in columns)]
+        for name, row in per_sequence.items():
+            lines.append(f"{name:{width}}" + "".join(f"{row[m]:14.2f}" if m in row else f"{'-':>14}" for m in columns))
+    identity = metrics["identity"]
+    lines += ["", f"{metrics['items']} items of {identity.get('data', '?')}, {identity['protocol']} protocol, "
+              f"weights {identity['weights']}, {metrics['images_per_s']:.1f} images/s in this run"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def device_of(name: str) -> str:
+    import torch
+
+    from ..pipelines.image_to_mesh import pick_device
+
+    device = pick_device(name)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device

@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import arguments
-from .eval import write_json
+from .eval import guarded, write_json
 
 OPTIONS = {
     "cameras": "Human3.6M: JSON of the camera parameters",
@@ -61,8 +60,7 @@ def looks_like_motion(path: Path) -> bool:
 
 
 def run(args: Args) -> int:
-    with arguments():
-        return _evaluate(args)
+    return guarded(lambda: _evaluate(args))
 
 
 def _evaluate(args: Args) -> int:

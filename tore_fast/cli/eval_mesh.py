@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import FAILED, arguments, complain
-from .eval import write_json
+from .eval import device_of, guarded, report, work_folder, write_json
 from .mesh_body import protocol_of
 
 
@@ -59,14 +58,7 @@ class Args:
 
 
 def run(args: Args) -> int:
-    from ..eval.evaluate import Incomplete
-
-    try:
-        with arguments():
-            return _synthetic(args) if args.data == "synth" else _evaluate(args)
-    except Incomplete as e:
-        complain(str(e))
-        return FAILED
+    return guarded(lambda: _synthetic(args) if args.data == "synth" else _evaluate(args))
 
 
 def _evaluate(args: Args) -> int:
@@ -80,7 +72,7 @@ def _evaluate(args: Args) -> int:
     protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
     model = _model(args, protocol.body)
     size = getattr(getattr(model, "config", None), "image_size", None) or (256 if args.upstream in ("hmr2", "camerahmr") else 224)
-    work = args.work or (args.json.with_suffix(".rows") if args.json else Path(".tore_fast_eval"))
+    work = work_folder(args.work, args.json)
     label = {"data": args.data, "model": args.checkpoint or args.model}
     crop = evaluation_crop
     if args.multiscale:
@@ -88,16 +80,13 @@ def _evaluate(args: Args) -> int:
             raise ValueError("--multiscale is for hands: turned crops mean nothing for un-aligned errors of bodies")
         model, crop, label = MultiScale(model), view_crops, {**label, "views": len(VIEWS)}
     result = evaluate(
-        model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=_device(args.device),
+        model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=device_of(args.device),
         precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, crop=crop, label=label,
     )  # fmt: skip
     if result is None:
         return 0  # rank 0 reports
     metrics, rows = result
-    print(table(metrics))
-    for index, reason in metrics["failed"].items():
-        complain(f"item {index}: {reason}")
-    write_json(metrics, args.json)
+    code = report(metrics, args.json)
     if args.pred_json is not None:
         if not isinstance(protocol, HandProtocol):
             raise ValueError("--pred-json is for hands (FreiHAND)")
@@ -105,28 +94,7 @@ def _evaluate(args: Args) -> int:
             raise ValueError(f"--pred-json: FreiHAND wants every item, {len(metrics['failed'])} failed")
         write_freihand_json(rows, args.pred_json)
         print(f"{args.pred_json}: {metrics['items']} hands for FreiHAND's evaluator (process {process_rank()[0]})")
-    return FAILED if metrics["failed"] else 0
-
-
-def table(metrics: dict) -> str:
-    """Metrics as text: one line per number with the count behind it, then one line per sequence."""
-    counts = metrics["counts"]
-    names = [k for k, v in metrics.items() if isinstance(v, float) and k not in ("images_per_s",)]
-    lines = [f"{'metric':22}{'value':>10}  items"]
-    for name in names:
-        decimals = 4 if "_f_" in f"_{name}" or "auc" in name else 2
-        lines.append(f"{name:22}{metrics[name]:10.{decimals}f}  {counts.get(name, metrics['items'])}")
-    per_sequence = metrics.get("per_sequence", {})
-    if len(per_sequence) > 1:
-        columns = [m for m in names if any(m in row for row in per_sequence.values())]
-        width = max(map(len, per_sequence))
-        lines += ["", f"{'sequence':{width}}" + "".join(f"{m:>14}" for m in columns)]
-        for name, row in per_sequence.items():
-            lines.append(f"{name:{width}}" + "".join(f"{row[m]:14.2f}" if m in row else f"{'-':>14}" for m in columns))
-    identity = metrics["identity"]
-    lines += ["", f"{metrics['items']} items of {identity.get('data', '?')}, {identity['protocol']} protocol, "
-              f"weights {identity['weights']}, {metrics['images_per_s']:.1f} images/s in this run"]  # fmt: skip
-    return "\n".join(lines)
+    return code
 
 
 def _is_hand(args: Args, reader) -> bool:
@@ -152,28 +120,17 @@ def _model(args: Args, body):
     return from_pretrained(args.checkpoint, args.upstream, model=registered, **given)
 
 
-def _device(name: str) -> str:
-    import os
-
-    import torch
-
-    from ..pipelines.image_to_mesh import pick_device
-
-    device = pick_device(name)
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    return device
-
-
 def _synthetic(args: Args) -> int:
     from ..body import load_body
     from ..data.synth import held_out
     from ..eval.synthetic import evaluate_held_out
 
-    model = _model(args, None).to(_device(args.device)).eval()
-    if model.mesh.name not in ("free", "free_hand"):
-        raise ValueError(f"--data synth shows the free body or hand, the model speaks of {model.mesh.name!r}")
-    body = load_body(model.mesh.name).to(_device(args.device))
+    model = _model(args, None).to(device_of(args.device)).eval()
+    # models of body parameters have no mesh of their own: theirs is the body they are posed with
+    name = getattr(getattr(model, "mesh", None), "name", "free")
+    if name not in ("free", "free_hand"):
+        raise ValueError(f"--data synth shows the free body or hand, the model speaks of {name!r}")
+    body = load_body(name).to(device_of(args.device))
     size = getattr(getattr(model, "config", None), "image_size", 224)
     metrics = {name: evaluate_held_out(model, body, name, image_size=size, images=args.limit) for name in held_out(body)}
     print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics))

@@ -129,6 +129,9 @@ def run(args: Args) -> int:
             store = pipeline.encode_video(
                 source, out / ".work", tracker, masks, args.limit, settings, lambda i: bar.update(1)
             )
+        decoding = {"motion": args.motion, "overlap": args.overlap, "seed": args.seed, "noise": args.noise, "body": args.body,
+                    "betas_mode": args.betas_mode, "rotmats": args.rotmats, "fps": source.fps}  # fmt: skip
+        _drop_stale(out, decoding)
         written = []
         for track in tqdm(store.tracks, desc="tracks", disable=args.quiet or None):
             written += pipeline.decode_track(store, track, out, source.fps, per_track)
@@ -147,3 +150,15 @@ def run(args: Args) -> int:
     for path in [*written, *([out / "overlay.mp4"] if "mp4" in formats else [])]:
         print(path)
     return 0
+
+
+def _drop_stale(out, settings: dict) -> None:
+    """Files that were decoded with other settings would pass for finished ones: they are made again."""
+    import json
+
+    note = out / ".work" / "decoding.json"
+    text = json.dumps(settings)
+    if note.exists() and note.read_text() != text:
+        for path in [*out.glob("track_*.*"), *out.glob("overlay.mp4")]:
+            path.unlink()
+    note.write_text(text)

@@ -45,19 +45,23 @@ class Args:
     """Share of frames that neighbouring windows have in common (seq2seq models)."""
     flip: bool = True
     """Average with the mirrored pass."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (autocast of the network; poses stay float32)."""
     device: str = "auto"
     """auto, cpu, cuda ..."""
 
 
 def run(args: Args) -> int:
     from ..pipelines.image_to_mesh import pick_device
-    from ..pipelines.pose_lift import NORMALISATIONS, load_lifter
+    from ..pipelines.pose_lift import NORMALISATIONS, PRECISIONS, load_lifter
 
     formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
     if not formats or any(f not in FORMATS for f in formats):
         raise UsageError(f"--format: expected some of {', '.join(FORMATS)}, got {args.format!r}")
     if args.normalise not in ("auto", *NORMALISATIONS):
         raise UsageError(f"--normalise: expected auto, {', '.join(NORMALISATIONS)}, got {args.normalise!r}")
+    if args.precision not in PRECISIONS:
+        raise UsageError(f"--precision: expected one of {', '.join(PRECISIONS)}, got {args.precision!r}")
     if not any(p.exists() for p in args.keypoints):
         raise UsageError(f"{args.keypoints[0]}: no such file")
     with arguments():
@@ -105,7 +109,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     x = normalise(clip.keypoints, how, width, height)
     rate = facts.get("fps") if args.resample and known_fps else None
     start = time.perf_counter()
-    lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip)
+    lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip, args.precision)
     seconds = time.perf_counter() - start
     written = []
     if "npz" in formats:

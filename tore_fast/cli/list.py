@@ -36,6 +36,8 @@ class Args:
     """Names without numbers."""
     fresh: bool = False
     """Build and count every model anew (half a minute for all) instead of reading the counts made for this version."""
+    reduction: bool = False
+    """Instead: FastHMR's hosts by blocks left (ECLM) and tokens kept (Mask-ToMe), with the factor saved."""
 
 
 def select(args: Args) -> list[str]:
@@ -115,7 +117,41 @@ def table(found: list[dict]) -> str:
     )
 
 
+# blocks left, tokens kept: the full host, both published hosts and their neighbourhood
+REDUCTIONS = (
+    (32, 192), (32, 128), (32, 90), (32, 64), (28, 192), (28, 150), (28, 128), (28, 110), (28, 102), (28, 90), (28, 80), (28, 64),
+    (28, 48), (26, 192), (26, 128), (26, 90), (26, 64), (24, 90),
+)  # fmt: skip
+PAPER_GMACS = {(32, 192): 122.6, (28, 192): 107.5, (28, 90): 52.8}  # FastHMR Table 12: linear, convolution, norm layers
+
+
+def reductions() -> list[dict]:
+    """Multiply-adds (G, one crop) of HMR2.0's ViT-H host per row of REDUCTIONS."""
+    from ..models.hmr2 import HMR2Config, host_macs
+
+    full = sum(host_macs(HMR2Config()))
+    out = []
+    for blocks, tokens in REDUCTIONS:
+        linear, attention = host_macs(HMR2Config(depth=blocks, keep_tokens=None if tokens == 192 else tokens))
+        out.append({"blocks": blocks, "tokens": tokens, "linear_gmacs": linear / 1e9, "gmacs": (linear + attention) / 1e9,
+                    "factor": full / (linear + attention), "paper_gmacs": PAPER_GMACS.get((blocks, tokens))})  # fmt: skip
+    return out
+
+
+def reduction_table(found: list[dict]) -> str:
+    lines = ["HMR2.0 (ViT-H/16, 256 x 192) with ECLM and Mask-ToMe, one crop; the paper counts no attention products",
+             f"{'blocks':>6} {'tokens':>6} {'linear G':>9} {'+ attention':>11} {'factor':>7} {'paper G':>8}"]  # fmt: skip
+    for r in found:
+        paper = "-" if r["paper_gmacs"] is None else f"{r['paper_gmacs']:.1f}"
+        lines.append(f"{r['blocks']:6} {r['tokens']:6} {r['linear_gmacs']:9.1f} {r['gmacs']:11.1f} {r['factor']:6.2f}x {paper:>8}")
+    return "\n".join(lines)
+
+
 def run(args: Args) -> int:
+    if args.reduction:
+        found = reductions()
+        print(json_module.dumps(found, indent=2) if args.json else reduction_table(found))
+        return 0
     names = select(args)
     if args.names_only:
         print(json_module.dumps(names) if args.json else "\n".join(names))

@@ -60,6 +60,8 @@ def run(args: Args) -> int:
         pipeline = Pipeline(
             _model(args, load_model), mesh_data=args.mesh_data, device=args.device, batch_size=args.batch_size
         )
+    if args.checkpoint is None and args.model != "default" and not Path(args.model).is_dir():
+        print(f"note: {args.model} without --checkpoint has random weights: the meshes mean nothing", file=sys.stderr)
     with _folder(args.out):
         return _predict(args, pipeline, paths, table, formats, len(errors))
 

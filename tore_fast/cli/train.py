@@ -1,7 +1,16 @@
-"""`tore-fast train JOB`: one module train_JOB.py per job, all on train/loop.py."""
+"""`tore-fast train JOB`: one module train_JOB.py per job, all on train/loop.py.
+
+`--recipe NAME` sets a job's flags as a paper did (recipes/); flags that follow still change them. The recipe names its job.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from . import UsageError
 
 SUBCOMMANDS = {
-    "mesh": "image-to-mesh models on synthetic images of the free body (the built-in default's recipe)",
+    "mesh": "image-to-mesh models on labelled data sets or on synthetic images of the free body and hand",
     "hot": "video 2D-to-3D pose models (MixSTE, MotionBERT, MHFormer, HoT, TPC) on motion capture",
     "fasthmr": "FastHMR: a host on synthetic crops, the motion prior (stage 1), the one-step denoiser (stage 2)",
     "fasthmr_clips": "motion files rendered as clips, with a host's features: the data of FastHMR's stage 2",
@@ -9,3 +18,67 @@ SUBCOMMANDS = {
     "keypoints": "heat-map models (TCFormer, PPT) on COCO-WholeBody, WFLW or synthetic people",
     "smpl": "body-parameter regression (TCFormer + HMR head) on synthetic images of the free body",
 }
+
+
+def default_job(argv: list[str]) -> str:
+    """The job where none is named: the recipe's. `--list-recipes` prints them and ends."""
+    if "--list-recipes" in argv:
+        from ..recipes import table
+
+        print(f"recipes (tore-fast train --recipe NAME --data ...; any flag can be changed):\n\n{table()}")
+        sys.exit(0)
+    name, _ = _take_recipe(argv)
+    if name is None:
+        raise UsageError(f"expected a job ({', '.join(SUBCOMMANDS)}), --recipe NAME or --list-recipes")
+    return _load(name).job
+
+
+def defaults(args_class: type, job: str, argv: list[str]):
+    """(Args with the recipe's values or None, argv without --recipe)."""
+    from ..recipes import RecipeError, arguments
+
+    name, rest = _take_recipe(argv)
+    if name is None:
+        return None, rest
+    recipe = _load(name)
+    if recipe.job != job:
+        raise UsageError(f"--recipe {name}: is for `tore-fast train {recipe.job}`, not {job}")
+    try:
+        made = arguments(recipe, args_class)
+    except RecipeError as e:
+        raise UsageError(str(e)) from e
+    return made, rest
+
+
+def announce(argv: list[str], args) -> None:
+    """Says which recipe runs, and where this run's batch is not the recipe's."""
+    from ..recipes import batch_note
+
+    name, _ = _take_recipe(argv)
+    if name is not None:
+        recipe = _load(name)
+        print(f"recipe {recipe.name}: {recipe.about} (from {recipe.source})")
+        note = batch_note(recipe, args.train)
+        if note:
+            print(note)
+
+
+def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
+    for i, flag in enumerate(argv):
+        if flag.startswith("--recipe="):
+            return flag.split("=", 1)[1], [*argv[:i], *argv[i + 1 :]]
+        if flag == "--recipe":
+            if i + 1 == len(argv):
+                raise UsageError("--recipe: expected a name; tore-fast train --list-recipes shows them")
+            return argv[i + 1], [*argv[:i], *argv[i + 2 :]]
+    return None, argv
+
+
+def _load(name: str):
+    from ..recipes import RecipeError, load_recipe
+
+    try:
+        return load_recipe(name)
+    except RecipeError as e:
+        raise UsageError(str(e)) from e
+

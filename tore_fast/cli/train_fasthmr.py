@@ -17,8 +17,8 @@ class Args:
     """
 
     data: Path
-    """Folder of AMASS-like .npz files (poses, betas, mocap_framerate; denoiser: also tokens [F, C]); for a host any
-    motion: a folder with clips.npz + index.json, or .bvh / .amc files."""
+    """Folder of motions. vae: AMASS-like .npz (poses, betas, mocap_framerate), .bvh / .amc files, or clips.npz + index.json;
+    host: the latter two; denoiser: .npz that also hold tokens [F, C] (`train fasthmr_clips` writes them)."""
     stage: str = ""
     """host, vae or denoiser; default: denoiser with --vae, else vae."""
     model: str = "hmr2_vitt"
@@ -51,14 +51,11 @@ def run(args: Args) -> int:
     from ..models import create_model, load_pretrained, save_pretrained
     from ..models.motion_vae import MotionVAE
     from ..pipelines.hosts import RestSkeleton, load_named_body
-    from ..train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, read_motion
+    from ..train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, read_motion_folder
     from ..train.loop import train
 
     with arguments():
-        paths = sorted(args.data.rglob("*.npz"))
-        if len(paths) < 2:
-            raise ValueError(f"{args.data}: needs at least two .npz files, found {len(paths)}")
-        clips = [read_motion(p, 30.0, args.up) for p in paths]
+        clips = read_motion_folder(args.data, 30.0, args.up)
         kept = [c for i, c in enumerate(clips) if i % args.held_out]
         held = [c for i, c in enumerate(clips) if not i % args.held_out]
         rest = RestSkeleton(load_named_body(args.body))

@@ -29,7 +29,7 @@ class Args:
     image_size: int = 128
     margin: float = 1.15
     """Square side over box height, as the host was trained."""
-    difficulty: float = 0.4
+    difficulty: float = 0.1
     seed: int = 21
     host: Path | None = None
     """Checkpoint folder of a host (possibly layer-merged): also write its tokens."""

@@ -1,4 +1,4 @@
-"""`tore-fast train keypoints`: heat-map models on COCO-WholeBody, WFLW or synthetic people."""
+"""`tore-fast train keypoints`: heat-map models on COCO-WholeBody, COCO, WFLW or synthetic people."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from . import arguments
 class Args:
     """Trains (or tests) a key-point model; the same command resumes a stopped run."""
 
-    data: Literal["synth", "wholebody", "wflw"] = "synth"
+    data: Literal["synth", "wholebody", "coco", "wflw"] = "synth"
     """synth needs no files."""
     model: str = "tcformer_light_wholebody"
     """A key-point model of the TCFormer family (tore-fast list)."""
     annotations: Path | None = None
-    """Training annotations: coco_wholebody_train_v1.0.json or list_98pt_rect_attr_train.txt."""
+    """Training annotations: coco_wholebody_train_v1.0.json, person_keypoints_train2017.json or list_98pt_rect_attr_train.txt."""
     images: Path | None = None
     """Folder of the training images."""
     val_annotations: Path | None = None
@@ -27,7 +27,7 @@ class Args:
     val_images: Path | None = None
     """Folder of the test images (default: --images)."""
     boxes: Path | None = None
-    """Whole body: detector boxes of the test set (COCO result format); default: the annotated boxes."""
+    """wholebody, coco: detector boxes of the test set (COCO result format); default: the annotated boxes."""
     options: dict[str, str] = field(default_factory=dict)
     """Fields of the model's config as NAME VALUE pairs: reduction conv neck none depths 1,1,1,1 ..."""
     image_size: tuple[int, int] = (0, 0)
@@ -69,9 +69,10 @@ def _synth(args: Args):
 
 
 def _annotated(args: Args):
-    from ..data import topdown, wflw, wholebody
+    from ..data import coco_body, topdown, wflw, wholebody
+    from ..eval.keypoint_metrics import LandmarkMetric, OksMetric, WholeBodyMetric
     from ..models import model_entry
-    from ..train.tcformer import Keypoints, LandmarkMetric, WholeBodyMetric
+    from ..train.tcformer import Keypoints
     from ._training import start_model
 
     needed = {"--val-annotations": args.val_annotations, "--val-images (or --images)": args.val_images or args.images}
@@ -88,11 +89,14 @@ def _annotated(args: Args):
         metric = LandmarkMetric(attributes, wflw.SUBSETS, wflw.EYE_CORNERS)
         make, augment, points = wflw.wflw_dataset, wflw.AUGMENT, wflw.NUM_KEYPOINTS
     else:
-        annotated = wholebody.read_wholebody(args.val_annotations, val_images)
-        held_out = annotated if args.boxes is None else wholebody.read_wholebody(args.val_annotations, val_images, args.boxes)
-        training = held_out if args.test else wholebody.read_wholebody(args.annotations, args.images)
-        metric = WholeBodyMetric(annotated)
-        make, augment, points = wholebody.wholebody_dataset, topdown.CropAugment(), wholebody.NUM_KEYPOINTS
+        source, read, make, kind = {
+            "wholebody": (wholebody, wholebody.read_wholebody, wholebody.wholebody_dataset, WholeBodyMetric),
+            "coco": (coco_body, coco_body.read_coco_body, coco_body.coco_body_dataset, OksMetric),
+        }[args.data]
+        held_out = read(args.val_annotations, val_images, args.boxes)
+        training = held_out if args.test else read(args.annotations, args.images)
+        metric = kind(read(args.val_annotations, val_images, everybody=True), size)
+        augment, points = topdown.CropAugment(), source.NUM_KEYPOINTS
     model = start_model(args.model, args.checkpoint, args.options, num_keypoints=points)
     sets = make(training, size, augment, seed), make(held_out, size)
     return Keypoints(model, *sets, metric, args.flip_test, seed=seed)

@@ -59,13 +59,13 @@ def run(args: Args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.train.seed)
+    with arguments(f"--model {args.model}", also=(TypeError,)):
+        model, protocol = _model(args)
     out = Path(args.train.out)
     if args.export_only and args.export is None:
         raise UsageError("--export-only needs --export: the folder to write")
     if args.export_only and not (out / "last.pt").is_file():
         raise UsageError(f"--export-only: no last.pt in {out}; expected the --train.out of a run")
-    with arguments(f"--model {args.model}", also=(TypeError,)):
-        model, protocol = _model(args)
     with arguments("--train.out: expected a folder that can be written"):
         out.mkdir(parents=True, exist_ok=True)
     if not args.export_only:
@@ -86,7 +86,7 @@ def _model(args: Args):
 
     tags = model_entry(args.model).tags
     if not {"body", "hand"} & set(tags):
-        raise ValueError("expected an image-to-mesh model (tore-fast list --tag body, or hand)")
+        raise ValueError("expected an image-to-mesh model (tore-fast list --tag body, or --tag hand)")
     hand = "hand" in tags
     options = {"pretrained_backbone": True} if args.pretrained_backbone else {}
     if not args.sets:
@@ -115,6 +115,8 @@ def _labelled(args: Args, model, protocol):
     if any(w is None for w in weights) and any(w is not None for w in weights):
         raise ValueError("--data: give every set a weight (PATH@WEIGHT) or none")
     readers = [open_dataset(path, **options) for path, _, options in sources]
+    for text, reader in zip(args.sets, readers):
+        _check_labels(text, reader)
     validate = None
     if args.val:
         path, _, options = source_of(args.val)
@@ -125,6 +127,18 @@ def _labelled(args: Args, model, protocol):
                          limit=args.val_items, smpl_head=getattr(model.config, "smpl_head", False))  # fmt: skip
 
     return LabelledMeshes(model, protocol.body, readers, None if weights[0] is None else weights, args.labels, args.train.seed, validate)
+
+
+def _check_labels(text: str, reader, items: int = 20) -> None:
+    """A set without any label would train nothing, silently: every loss term is zero."""
+    count = min(items, len(reader))
+    if not count:
+        raise ValueError(f"--data {text}: no item")
+    if not any(r.has_2d or r.has_3d or r.has_smpl for r in (reader[i] for i in range(count))):
+        raise ValueError(
+            f"--data {text}: no 2D joints, 3D joints or SMPL parameters in its first {count} items; there is nothing to learn "
+            "from (docs/data.md shows how to give labels)"
+        )
 
 
 def source_of(text: str) -> tuple[str, float | None, dict[str, str]]:
@@ -181,7 +195,7 @@ def take_over(model, path: Path, mesh_data: str | None = None) -> None:
     state = _tensors_of(path, prefix, mesh_data)
     fit = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     if not fit:
-        raise ValueError(f"{path}: none of its {len(state)} tensors fits the model")
+        raise ValueError(f"--init {path}: none of its {len(state)} tensors fits the model")
     model.load_state_dict({**own, **fit})
     print(f"{path}: {len(fit)} of {len(own)} tensors taken over")
 

@@ -75,23 +75,44 @@ def crop_image(pixels: np.ndarray, center, scale: float, size: int, rotation_deg
     x0, y0 = upper_left - pad
     x1, y1 = lower_right + pad
     height, width = pixels.shape[:2]
-    window = np.zeros((y1 - y0, x1 - x0, 3))
+    window = np.zeros((y1 - y0, x1 - x0, 3), pixels.dtype)
     sx0, sy0, sx1, sy1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if sx0 < sx1 and sy0 < sy1:
         window[sy0 - y0 : sy1 - y0, sx0 - x0 : sx1 - x0] = pixels[sy0:sy1, sx0:sx1]
-    if pad:
-        window = _rotate(window, rotation_deg)[pad:-pad, pad:-pad]
-    rows = (np.arange(size) + 0.5) * (window.shape[0] / size) - 0.5
-    cols = (np.arange(size) + 0.5) * (window.shape[1] / size) - 0.5
-    rows, cols = rows.clip(0, window.shape[0] - 1), cols.clip(0, window.shape[1] - 1)
-    return _sample(window, *np.meshgrid(rows, cols, indexing="ij"))
+    inner = np.array(window.shape[:2]) - 2 * pad
+    rows, cols = (((np.arange(size) + 0.5) * (n / size) - 0.5).clip(0, n - 1) for n in inner)
+    if not pad:
+        return _resize(window, rows, cols)
+    # only the pixels that the resize reads are turned: 448 x 448 at most, whatever the box
+    need_y, need_x = (np.unique(np.concatenate(_neighbours(v, n)[:2])) for v, n in zip((rows, cols), inner))
+    turned = _rotate(window, rotation_deg, need_y + pad, need_x + pad)
+    return _resize(turned, rows, cols, inner, need_y, need_x)
 
 
-def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Turned counter-clockwise about the middle pixel, zero outside."""
+def _neighbours(v: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whole places below and above v in 0..n-1, and how far v lies towards the upper one."""
+    low = np.minimum(v.astype(np.int64), max(n - 2, 0))
+    return low, np.minimum(low + 1, n - 1), v - low
+
+
+def _resize(image: np.ndarray, rows, cols, extent=None, have_y=None, have_x=None) -> np.ndarray:  # [len(rows), len(cols), 3]
+    """Bilinear samples at rows x cols of an image of `extent`, of which `image` holds the lines have_y and have_x (None: all)."""
+    height, width = image.shape[:2] if extent is None else extent
+    y0, y1, fy = _neighbours(rows, height)
+    x0, x1, fx = _neighbours(cols, width)
+    if have_y is not None:
+        y0, y1, x0, x1 = (np.searchsorted(h, v) for h, v in ((have_y, y0), (have_y, y1), (have_x, x0), (have_x, x1)))
+    fy, fx = fy[:, None, None], fx[:, None]
+    upper, lower = image[y0], image[y1]
+    top = upper[:, x0] * (1 - fx) + upper[:, x1] * fx
+    return top * (1 - fy) + (lower[:, x0] * (1 - fx) + lower[:, x1] * fx) * fy
+
+
+def _rotate(image: np.ndarray, degrees: float, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:  # [len(rows), len(cols), 3]
+    """Pixels rows x cols of the picture turned counter-clockwise about its middle pixel, zero outside."""
     h, w = image.shape[:2]
     a, cx, cy = np.deg2rad(degrees), (w - 1) / 2, (h - 1) / 2
-    y, x = np.meshgrid(np.arange(h) - cy, np.arange(w) - cx, indexing="ij")
+    y, x = rows[:, None] - cy, cols - cx
     from_x, from_y = np.cos(a) * x - np.sin(a) * y + cx, np.sin(a) * x + np.cos(a) * y + cy
     # places in 1/32 pixel, as OpenCV's fixed-point warp takes them; one black pixel around for the border
     from_x, from_y = (np.floor(v * 32 + 0.5) / 32 + 1 for v in (from_x, from_y))
@@ -101,12 +122,12 @@ def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
 def _sample(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Bilinear samples at (y, x); places outside take the border."""
     h, w = image.shape[:2]
-    y, x = y.clip(0, h - 1), x.clip(0, w - 1)
-    y0, x0 = np.minimum(y.astype(np.int64), max(h - 2, 0)), np.minimum(x.astype(np.int64), max(w - 2, 0))
-    y1, x1 = np.minimum(y0 + 1, h - 1), np.minimum(x0 + 1, w - 1)
-    fy, fx = (y - y0)[..., None], (x - x0)[..., None]
-    top = image[y0, x0] * (1 - fx) + image[y0, x1] * fx
-    return top * (1 - fy) + (image[y1, x0] * (1 - fx) + image[y1, x1] * fx) * fy
+    y0, y1, fy = _neighbours(y.clip(0, h - 1), h)
+    x0, x1, fx = _neighbours(x.clip(0, w - 1), w)
+    fy, fx, flat = fy[..., None], fx[..., None], image.reshape(h * w, -1)
+    y0, y1 = y0 * w, y1 * w
+    top = flat.take(y0 + x0, 0) * (1 - fx) + flat.take(y0 + x1, 0) * fx
+    return top * (1 - fy) + (flat.take(y1 + x0, 0) * (1 - fx) + flat.take(y1 + x1, 0) * fx) * fy
 
 
 def flip_keypoints(joints: np.ndarray) -> np.ndarray:  # [24, D]

@@ -15,13 +15,13 @@ from torchvision.datasets import ImageFolder
 def imagenet_transform(training: bool, image_size: int = 224, augment: str = "official"):
     """RandAugment rand-m9-mstd0.5-inc1, colour jitter 0.4, random erasing 0.25; test: resize 256/224, centre crop.
 
-    augment: "official", or "light": crops of at least 60 % of the area and mirroring only (short runs, small data).
+    augment: "official", or "light": crops of at least 80 % of the area and mirroring only (short runs, small data).
     """
     if augment not in ("official", "light"):
         raise ValueError(f"imagenet_transform: augment must be official or light, got {augment!r}")
     if training and augment == "light":
         return create_transform(
-            image_size, is_training=True, scale=(0.6, 1.0), color_jitter=None, auto_augment=None, interpolation="bicubic"
+            image_size, is_training=True, scale=(0.8, 1.0), color_jitter=None, auto_augment=None, interpolation="bicubic"
         )
     if training:
         return create_transform(

@@ -142,6 +142,7 @@ class Instance(NamedTuple):
     area: float
     score: float  # of the box; 1 for annotations
     annotation_id: int
+    ignore: bool = False  # a crowd: neither counted nor missed by OKS-AP
 
 
 class TopDownDataset(torch.utils.data.Dataset):

@@ -58,14 +58,17 @@ def annotation_points(annotation: dict, where: str = "annotation") -> np.ndarray
     return np.concatenate(rows)
 
 
-def read_wholebody(annotations: str | Path, images: str | Path, boxes: str | Path | None = None) -> list[Instance]:
+def read_wholebody(
+    annotations: str | Path, images: str | Path, boxes: str | Path | None = None, everybody: bool = False
+) -> list[Instance]:
     """People of an official annotation file.
 
     Args:
-        annotations: COCO-WholeBody JSON.
+        annotations: COCO-WholeBody JSON (a COCO key-point file reads as one with 17 of the 133 points labelled).
         images: folder of the image files.
         boxes: detector results `[{image_id, category_id, bbox, score}, ...]`; then one Instance per box, without key
             points (for testing), else one per annotated person with at least one labelled point and no crowd flag.
+        everybody: also crowds (`ignore` set) and people without labelled points, as OKS-AP wants them.
     """
     path = Path(annotations)
     data = _load(path, "annotation file")
@@ -86,17 +89,16 @@ def read_wholebody(annotations: str | Path, images: str | Path, boxes: str | Pat
         return people
     for entry in data["annotations"]:
         where = f"{path}: annotation {entry.get('id')}"
-        if entry.get("iscrowd"):
+        if entry.get("iscrowd") and not everybody:
             continue
         if entry["image_id"] not in files:
             raise WholeBodyError(f"{where}: image_id {entry['image_id']} is not in 'images'")
         points = annotation_points(entry, where)
         x, y, w, h = entry["bbox"]
-        if not (points[:, 2] > 0).any() or w <= 0 or h <= 0:
+        if not everybody and (not (points[:, 2] > 0).any() or w <= 0 or h <= 0):
             continue
-        people.append(
-            Instance(files[entry["image_id"]], entry["image_id"], (x, y, w, h), points, entry.get("area", w * h), 1.0, entry["id"])
-        )
+        image, area = entry["image_id"], entry.get("area", w * h)
+        people.append(Instance(files[image], image, (x, y, w, h), points, area, 1.0, entry["id"], bool(entry.get("iscrowd"))))
     return people
 
 

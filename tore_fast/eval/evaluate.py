@@ -1,7 +1,8 @@
-"""Runs a mesh model over a reader under a protocol: crops -> model -> rows on disk -> means.
+"""Runs a model over a reader: items -> model -> rows on disk -> means.
 
-In: module, Reader (data/readers), protocol (protocols.py), a folder. Out: a dict of metrics. Killed and started again it goes
-on; under torchrun every process takes its share and rank 0 reports. Called by cli/eval_mesh.py.
+In: module, items, a scoring (mesh: `evaluate` with protocols.py; key points and classes: task_scoring.py), a folder. Out: a
+dict of metrics. Killed and started again it goes on; under torchrun every process takes its share and rank 0 reports.
+Called by cli/eval_{mesh,keypoints,classify}.py.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -54,11 +55,62 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Items(torch.utils.data.Dataset):
-    """Crop and truth of the items of one process; a bad item becomes its reason."""
+class Scoring(Protocol):
+    """What `evaluate_rows` needs to know about a task."""
 
-    def __init__(self, reader: Reader, indices: list[int], protocol, image_size, crop):
-        self.reader, self.indices, self.protocol, self.image_size, self.crop = reader, indices, protocol, image_size, crop
+    metrics: tuple[str, ...]  # names of the rows that are averaged per sequence
+
+    def identity(self) -> dict:
+        """JSON-able facts that decide the numbers; "protocol" is what the report calls it."""
+
+    def item(self, record: Any) -> tuple[np.ndarray | Tensor, dict[str, np.ndarray]]:
+        """Model input and truth (arrays of fixed shape) of one item."""
+
+    def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Numbers of a batch, each [B, ...]."""
+
+    def summary(self, rows: dict[str, np.ndarray], sequences: Sequence[str], frames: Sequence[int]) -> dict:
+        """Metrics from the rows of all items that could be read, ordered by `rows["index"]`."""
+
+
+class Items(Protocol):
+    """Random access to a data set: a Reader, or the lists of task_scoring.py."""
+
+    format: str
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+    def place(self, index: int) -> tuple[str, int]: ...
+
+
+class MeshScoring:
+    """A mesh protocol with the official crops and a model that returns vertices or body parameters."""
+
+    def __init__(self, protocol: BodyProtocol | HandProtocol, image_size: int | tuple[int, int], smpl_head: bool, crop=evaluation_crop):
+        self.crop = crop
+        self.protocol, self.image_size, self.smpl_head, self.metrics = protocol, image_size, smpl_head, protocol.metrics
+
+    def identity(self) -> dict:
+        size = list(self.image_size) if isinstance(self.image_size, (tuple, list)) else self.image_size
+        return {**self.protocol.identity(), "image_size": size, "smpl_head": self.smpl_head}
+
+    def item(self, record: Record) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return self.crop(record, self.image_size), self.protocol.truth(record)
+
+    def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+        output = model(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.protocol.rows(mesh_of(output, self.protocol.body, self.smpl_head), truth)
+
+    def summary(self, rows: dict[str, np.ndarray], sequences: Sequence[str], frames: Sequence[int]) -> dict:
+        return self.protocol.summary(rows, sequences, frames)
+
+
+class _Items(torch.utils.data.Dataset):
+    """Input and truth of the items of one process; a bad item becomes its reason."""
+
+    def __init__(self, items: Items, indices: list[int], scoring: Scoring):
+        self.items, self.indices, self.scoring = items, indices, scoring
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -66,8 +118,7 @@ class _Items(torch.utils.data.Dataset):
     def __getitem__(self, i: int):
         index = self.indices[i]
         try:
-            record = self.reader[index]
-            return index, self.crop(record, self.image_size), self.protocol.truth(record)
+            return index, *self.scoring.item(self.items[index])
         except (ImageError, DataError, MissingData) as e:
             return index, None, str(e)
 
@@ -78,7 +129,7 @@ def _collate(items: list) -> tuple[list[tuple[int, str]], np.ndarray, Tensor | N
     if not good:
         return bad, np.zeros(0, np.int64), None, {}
     truth = {k: torch.from_numpy(np.stack([t[k] for _, _, t in good])) for k in good[0][2]}
-    return bad, np.array([i for i, _, _ in good]), torch.from_numpy(np.stack([c for _, c, _ in good])), truth
+    return bad, np.array([i for i, _, _ in good]), torch.stack([torch.as_tensor(c) for _, c, _ in good]), truth
 
 
 def evaluate(
@@ -115,19 +166,39 @@ def evaluate(
         ValueError: the folder holds another evaluation, or nothing could be evaluated. RuntimeError: items are missing
         (another process died).
     """
+    for body in {id(b): b for b in getattr(protocol, "bodies", {"": protocol.body}).values()}.values():
+        body.to(torch.device(device))
+    return evaluate_rows(
+        model, reader, MeshScoring(protocol, image_size, smpl_head, crop), folder, batch_size=batch_size, device=device,
+        precision=precision, workers=workers, limit=limit, label=label, log=log,
+    )  # fmt: skip
+
+
+def evaluate_rows(
+    model: nn.Module,
+    items: Items,
+    scoring: Scoring,
+    folder: str | Path,
+    *,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    workers: int = 0,
+    limit: int | None = None,
+    label: dict | None = None,
+    log: Callable[[str], None] = print,
+) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """As `evaluate`, for any task: `scoring` says what an item, a row and the metrics are."""
     if precision not in PRECISIONS:
         raise ValueError(f"evaluate: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     rank, world = process_rank()
     group = _join(rank, world)
-    count = len(reader) if limit is None else min(limit, len(reader))
+    count = len(items) if limit is None else min(limit, len(items))
     device = torch.device(device)
     model = model.to(device).eval()
-    for body in {id(b): b for b in getattr(protocol, "bodies", {"": protocol.body}).values()}.values():
-        body.to(device)
-    size = list(image_size) if isinstance(image_size, (tuple, list)) else image_size
     identity = {
-        **(label or {}), **protocol.identity(), "weights": weights_hash(model), "format": reader.format, "items": count,
-        "image_size": size, "precision": precision, "smpl_head": smpl_head,
+        **(label or {}), **scoring.identity(), "weights": weights_hash(model), "format": items.format, "items": count,
+        "precision": precision,
     }  # fmt: skip
     store = RowStore(Path(folder), identity, rank)
     done = store.done()
@@ -135,13 +206,13 @@ def evaluate(
     if done:
         log(f"{len(done)} of {count} items are there already")
     started = time.perf_counter()
-    seen = _run(model, reader, protocol, store, mine, image_size, batch_size, device, PRECISIONS[precision], workers, smpl_head, crop)
+    seen = _run(model, items, scoring, store, mine, batch_size, device, PRECISIONS[precision], workers)
     seconds = time.perf_counter() - started
     if group is not None:
         torch.distributed.barrier()  # every part is on disk
     result = None
     if rank == 0:
-        result = _summary(store, reader, protocol, count)
+        result = _summary(store, items, scoring, count)
         result[0].update(identity=identity, processes=world, images_per_s=seen / seconds if seen else 0.0)
     if group is not None:
         torch.distributed.barrier()
@@ -164,9 +235,9 @@ def score(
     count = len(reader) if limit is None else min(limit, len(reader))
     device = next(model.parameters()).device
     protocol.body.to(device)
-    store = MemoryRows()
-    _run(model, reader, protocol, store, list(range(count)), image_size, batch_size, device, None, workers, smpl_head)
-    result, _ = _summary(store, reader, protocol, count)
+    store, scoring = MemoryRows(), MeshScoring(protocol, image_size, smpl_head)
+    _run(model, reader, scoring, store, list(range(count)), batch_size, device, None, workers)
+    result, _ = _summary(store, reader, scoring, count)
     return {k: v for k, v in result.items() if isinstance(v, float)} | {"failed": float(len(result["failed"]))}
 
 
@@ -179,21 +250,19 @@ def _join(rank: int, world: int):
 
 
 @torch.inference_mode()
-def _run(model, reader, protocol, store, indices, image_size, batch_size, device, dtype, workers, smpl_head, crop) -> int:
-    items = _Items(reader, indices, protocol, image_size, crop)
+def _run(model, items, scoring, store, indices, batch_size, device, dtype, workers) -> int:
     loader = torch.utils.data.DataLoader(
-        items, batch_size, collate_fn=_collate, num_workers=workers, pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if workers else None,
+        _Items(items, indices, scoring), batch_size, collate_fn=_collate, num_workers=workers,
+        pin_memory=device.type == "cuda", multiprocessing_context="fork" if workers else None,
     )  # fmt: skip
     seen = 0
-    for bad, index, crops, truth in loader:
+    for bad, index, inputs, truth in loader:
         for i, reason in bad:
             store.fail(i, reason)
-        if crops is None:
+        if inputs is None:
             continue
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            output = model(crops.to(device, non_blocking=True))
-        rows = protocol.rows(mesh_of(output, protocol.body, smpl_head), {k: v.to(device) for k, v in truth.items()})
+            rows = scoring.rows(model, inputs.to(device, non_blocking=True), {k: v.to(device) for k, v in truth.items()})
         store.add(index, rows)
         seen += len(index)
     store.flush()
@@ -204,7 +273,7 @@ class Incomplete(RuntimeError):
     """Some items have neither a row nor an error: a process died."""
 
 
-def _summary(store: RowStore | MemoryRows, reader: Reader, protocol, count: int) -> tuple[dict, dict[str, np.ndarray]]:
+def _summary(store: RowStore | MemoryRows, items: Items, scoring: Scoring, count: int) -> tuple[dict, dict[str, np.ndarray]]:
     rows, failed = store.merged(), store.failures()
     keep = rows["index"] < count
     rows = {k: v[keep] for k, v in rows.items()}
@@ -216,14 +285,14 @@ def _summary(store: RowStore | MemoryRows, reader: Reader, protocol, count: int)
     if not len(rows["index"]):
         first = next(iter(failed.items()), (0, "the data set is empty"))
         raise ValueError(f"evaluate: none of {count} items could be evaluated (first: {first[1]})")
-    places = [reader.place(int(i)) for i in rows["index"]]
+    places = [items.place(int(i)) for i in rows["index"]]
     sequences, frames = [p[0] for p in places], [p[1] for p in places]
-    result = protocol.summary(rows, sequences, frames)
+    result = scoring.summary(rows, sequences, frames)
     result |= {"items": int(len(rows["index"])), "failed": {str(k): v for k, v in sorted(failed.items())}}
     if any(sequences):
         names = np.array(sequences)
         result["per_sequence"] = {
-            s: {m: float(np.nanmean(rows[m][names == s].astype(np.float64))) for m in protocol.metrics
+            s: {m: float(np.nanmean(rows[m][names == s].astype(np.float64))) for m in scoring.metrics
                 if np.isfinite(rows[m][names == s]).any()}
             for s in sorted(set(sequences))
         }  # fmt: skip

@@ -198,11 +198,13 @@ def rescore(box_score: np.ndarray, keypoint_score: np.ndarray, visible_threshold
 def wholebody_ap(annotations: KeypointTable, detections: KeypointTable, parts: dict[str, tuple[int, int]]) -> dict[str, float]:
     """AP and AR of every part and of all 133 points: {"body_AP": ..., "whole_AR": ...}.
 
-    A person counts for a part only if it has a labelled joint there; sizes of detections are those of the part's points.
+    A person counts for a part only if it has a labelled joint there; sizes of detections are those of the part's points,
+    and a detection none of whose points has a positive score there is left out, as in xtcocotools.
     """
     out = {}
     for name, (first, last) in {**parts, "whole": (0, len(WHOLEBODY_SIGMAS))}.items():
         found = detections.part(first, last)
+        found = KeypointTable(*(column[(found.points[..., 2] > 0).any(1)] for column in found))
         found = found._replace(area=extent_area(found.points))
         result = keypoint_ap(annotations.part(first, last), found, WHOLEBODY_SIGMAS[first:last])
         out |= {f"{name}_AP": result["AP"], f"{name}_AR": result["AR"]}

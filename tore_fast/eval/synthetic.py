@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..body import Body, joints, project
 from ..data.synth import generator_class, held_out, normalize_images
+from .evaluate import mesh_of
 from .procrustes import similarity_align
 
 
@@ -41,7 +42,7 @@ def evaluate_held_out(
         batch = generator.batch(index, held.batch_size)
         n = min(held.batch_size, total - errors.images)
         out = model(normalize_images(batch["images"][:n]))
-        errors.add(out.vertices.float(), out.camera.float(), batch["vertices"][:n], batch["camera"][:n])
+        errors.add(mesh_of(out, body).float(), out.camera.float(), batch["vertices"][:n], batch["camera"][:n])
     return errors.result()
 
 

@@ -61,6 +61,7 @@ def count_backbone(name: str, stride: int, dilated: bool, height: int, width: in
     return (trunk.num_channels, *count_module(trunk, image))
 
 
+@functools.lru_cache
 def count_model(name: str, **overrides) -> Counts:
     """Counts of a registered model; `overrides` are config fields, of an image-to-mesh model those behind its trunk.
 

@@ -124,7 +124,10 @@ def resolve_mesh(
 
 def _official_rest(name: str, folder: Path, topology: BodyTopology) -> tuple[np.ndarray, np.ndarray | None]:
     """Rest vertices (and, for a hand, joints) as METRO poses them: SMPL turned by 3.1416 about x, MANO's mean hand."""
-    body = load_model(name, folder, topology)
+    try:
+        body = load_model(name, folder, topology)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{e}; METRO and Mesh Graphormer take their queries from its rest mesh") from None
     pose = torch.zeros(1, body.num_joints, 3)
     if name == "smpl":
         pose[0, 0, 0] = 3.1416

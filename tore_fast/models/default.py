@@ -1,23 +1,27 @@
-"""The model `tore-fast predict` uses when none is named: our own weights, trained on our own synthetic images.
+"""The built-in weights: the model `tore-fast predict` uses when none is named, and the one for right hands.
 
-The checkpoint folder lies in models/assets/default; its config.json says on what it was trained and how good it is.
+Our own weights, trained on our own synthetic images. The checkpoint folders lie in models/assets; their config.json says on
+what they were trained and how good they are.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+BUILT_IN = {"default": "default", "tore_default": "default", "tore_default_hand": "default_hand"}
+"""Name a user gives -> folder in models/assets."""
 
-def default_folder() -> Path:
-    """Folder of the built-in checkpoint.
+
+def default_folder(name: str = "default") -> Path:
+    """Folder of a built-in checkpoint.
 
     Raises:
         FileNotFoundError: this installation carries no trained weights.
     """
-    folder = Path(__file__).resolve().parent / "assets" / "default"
+    folder = Path(__file__).resolve().parent / "assets" / BUILT_IN[name]
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
-            "tore_fast: this installation carries no trained default weights; name a checkpoint (--checkpoint PATH) "
+            f"tore_fast: this installation carries no trained weights of {name}; name a checkpoint (--checkpoint PATH) "
             "or train one with `tore-fast train`"
         )
     return folder

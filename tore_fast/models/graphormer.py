@@ -24,7 +24,7 @@ from .metro import DenseUpsampling, METROConfig, bert_blocks, fused_embedding, m
 
 @dataclass(frozen=True)
 class MeshGraphormerConfig(METROConfig):
-    """Defaults: body with HRNet-W64. `pooled` and the selector have no meaning here."""
+    """Defaults: body with HRNet-W64. `pooled` has no meaning here, the selector is none."""
 
     backbone: str | None = "hrnet_w64"
     grid_dim: int = 1024  # channels of the grid features
@@ -52,6 +52,8 @@ class MeshGraphormer(DenseUpsampling):
         c = self.config
         if self.backbone is not None and not hasattr(self.backbone, "grid_features"):
             raise ValueError(f"MeshGraphormer: backbone must be 'hrnet_w64' (it needs grid features), got {c.backbone!r}")
+        if c.selector != "none":
+            raise ValueError(f"MeshGraphormer: its grid tokens are not pruned, config.selector is {c.selector!r}")
         points = c.num_joints + c.num_vertices
         self.register_buffer("template", self.mesh.template(), persistent=False)  # [J + V, 3]
         if self.template.shape[0] != points:

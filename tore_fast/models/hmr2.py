@@ -227,6 +227,34 @@ def cut_sides(x: Tensor, width: int) -> Tensor:
     return x if extra == 0 else x[..., extra // 2 : x.shape[-1] - extra // 2]
 
 
+def host_macs(config: HMR2Config) -> tuple[float, float]:
+    """Multiply-adds of one crop: (convolution and linear layers, which is what the paper counts; attention products).
+
+    Example:
+        >>> linear, attention = host_macs(HMR2Config(depth=28, keep_tokens=90))
+        >>> round(linear / 1e9, 1), round((linear + attention) / 1e9, 1)
+        (52.8, 53.5)
+
+    Source: fasthmr.md section 9.
+    """
+    c, merging = config, config.merging()
+    vit = c.vit()
+    d, n = c.embed_dim, vit.grid[0] * vit.grid[1]
+    schedule = (0,) * c.depth if merging is None else merging.schedule(n, c.depth)
+    linear, attention = 3.0 * vit.patch_size**2 * d * n, 0.0
+    for r in schedule:
+        linear += 4 * d * d * n
+        attention += 2 * n * n * d
+        n -= r
+        linear += 2 * d * int(d * c.mlp_ratio) * n
+    inner = c.decoder_heads * c.decoder_dim_head
+    # one query: self-attention is its output matrix after v, q and k are dead
+    per_layer = 2 * inner * c.decoder_dim + 2 * inner * c.decoder_dim + 2 * c.decoder_dim * c.decoder_mlp_dim
+    linear += c.decoder_depth * (per_layer + 2 * d * inner * n)
+    attention += c.decoder_depth * 2 * n * inner
+    return linear, attention
+
+
 SMALL = dict(
     embed_dim=384, depth=12, num_heads=6, drop_path_rate=0.1, decoder_depth=3, decoder_heads=4, decoder_mlp_dim=512,
     decoder_dim=512,
@@ -249,14 +277,14 @@ def hmr2_vits(**overrides) -> HMR2:
 
 
 TINY = dict(
-    img_size=(128, 96), box_margin=1.15, embed_dim=192, depth=12, num_heads=3, drop_path_rate=0.0, decoder_depth=3,
-    decoder_heads=4, decoder_mlp_dim=512, decoder_dim=256,
+    img_size=(128, 96), box_margin=1.15, embed_dim=128, depth=12, num_heads=2, drop_path_rate=0.0, decoder_depth=2,
+    decoder_heads=2, decoder_mlp_dim=256, decoder_dim=128,
 )  # fmt: skip
 
 
 @register_model("hmr2_vitt", family="fasthmr", input_shape=(3, 128, 128), tags=("small",))
 def hmr2_vitt(**overrides) -> HMR2:
-    """Smallest host, trainable on a CPU: ViT-Ti on 48 tokens of a 128 x 96 crop (docs/fasthmr.md)."""
+    """Smallest host, trainable on a CPU: 12 blocks of width 128 on the 48 tokens of a 128 x 96 crop (docs/fasthmr.md)."""
     return HMR2(HMR2Config(**{**TINY, **overrides}))
 
 

@@ -16,7 +16,7 @@ from ..layers.pose_blocks import DropPath, Mlp, PoseAttention, PoseBlock, linear
 from ..layers.tpc import gather_frames
 from ..layers.tra import CrossAttention
 from ._registry import PaperRow, register_model
-from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning
+from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
 
 MHG_HEADS = 9  # attention heads over the F-dimensional tokens of the hypothesis generator
 EPS = 1e-6
@@ -187,7 +187,8 @@ class Mhformer(PrunableHost):
         x = self.recover(x[:, :, None], index)[:, :, 0]
         b, frames, c3 = x.shape
         norm, conv = self.regression
-        x = nn.functional.linear(norm(x.reshape(-1, c3)), conv.weight[:, :, 0], conv.bias)
+        regress = lambda tokens: nn.functional.linear(norm(tokens), conv.weight[:, :, 0], conv.bias)
+        x = metres(regress, x.reshape(-1, c3))
         return LiftedPose(x.view(b, frames, JOINTS, 3), index)
 
     def _prune_hypotheses(self, tokens, index, block, keypoints, density_noise) -> tuple[list[Tensor], Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers.pose_blocks import PoseBlock, linear_rates
 from ._registry import PaperRow, register_model
-from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning
+from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Mixste(PrunableHost):
             if i == 0:
                 x = x + self.Temporal_pos_embed[:, :, None]
             x = self.Temporal_norm(temporal(x, "frames"))
-        return LiftedPose(self.head(self.recover(x, index)), index)
+        return LiftedPose(metres(self.head, self.recover(x, index)), index)
 
 
 _CVPR24 = "HoT, CVPR 2024, tables 2, 10 and 11 (the paper prints 2 x multiply-adds)"

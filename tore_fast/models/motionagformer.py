@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..layers.pose_blocks import Axis, Mlp, PoseAttention
 from ._registry import register_model
-from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning
+from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
 from .motionbert import fuse_streams
 
 # Neighbours of each joint in the spatial graph as published: the torso's links to the left hip and to both shoulders are one-way.
@@ -158,7 +158,7 @@ class Motionagformer(PrunableHost):
                 x, index = self.prune(x, index, scores, keypoints, density_noise)
             x = layer(x)
         x = self.recover(self.norm(x), index)
-        return LiftedPose(self.head(self.rep_logit(x)), index)
+        return LiftedPose(metres(self.head, self.rep_logit(x)), index)
 
 
 def _register(name: str, frames: int, **fixed) -> None:

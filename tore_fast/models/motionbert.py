@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..layers.pose_blocks import Axis, Mlp, PoseAttention
 from ._registry import PaperRow, register_model
-from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning
+from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def fuse_streams(a: Tensor, b: Tensor, fusion: nn.Linear) -> Tensor:
     c = a.shape[-1]
     weight = fusion.weight[0] - fusion.weight[1]  # softmax over two logits is the sigmoid of their difference
     logit = a @ weight[:c, None] + b @ weight[c:, None] + (fusion.bias[0] - fusion.bias[1])
-    return torch.lerp(b, a, logit.sigmoid())
+    return torch.lerp(b, a, logit.sigmoid().to(a.dtype))  # autocast makes the logits 16 bit
 
 
 class Motionbert(PrunableHost):
@@ -118,7 +118,7 @@ class Motionbert(PrunableHost):
                 x, index = self.prune(x, index, scores, keypoints, density_noise)
             x = fuse_streams(st(x), ts(x), fusion)
         x = self.recover(self.norm(x), index)
-        return LiftedPose(self.head(self.pre_logits(x)), index)
+        return LiftedPose(metres(self.head, self.pre_logits(x)), index)
 
 
 _CVPR24 = "HoT, CVPR 2024, tables 1-3 (the paper prints 2 x multiply-adds)"

@@ -126,6 +126,11 @@ class BodyParameters(NamedTuple):
     camera: Tensor  # [B, 3] scale, tx, ty in crop units ([-1, 1])
     pose6d: Tensor  # [B, 24, 6] the regressed columns, before orthonormalisation
 
+    @property
+    def betas(self) -> Tensor:
+        """The shape under the name that mesh evaluation asks for (eval/evaluate.py)."""
+        return self.shape
+
 
 def rotation_from_6d(x: Tensor) -> Tensor:  # [..., 6] -> [..., 3, 3]
     """Gram-Schmidt of two 3-vectors (Zhou et al. 2019); SPIN's layout: x viewed [3, 2], columns are the vectors."""

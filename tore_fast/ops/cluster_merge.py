@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._autograd import differentiable
 from ._cluster_args import FLOATS, check_like_tokens, check_tokens
 from ._dispatch import backend_reason, choose, tensor_reason
 from .reference.cluster_merge import cluster_merge_reference
@@ -148,7 +149,7 @@ def _prepare(op, x, cluster, num_clusters, weight, impl):
 def _run(backend, x, cluster, num_clusters, weight, idx_token, agg_weight):
     weight = None if weight is None else weight.float()
     kernel_x = x.float() if backend == "cpu" else x
-    out = torch.ops.tore_fast.cluster_merge(kernel_x, cluster, num_clusters, weight, idx_token, agg_weight)
+    out = _cluster_merge(kernel_x, cluster, num_clusters, weight, idx_token, agg_weight)
     return out[0].to(x.dtype), *out[1:]
 
 
@@ -185,4 +186,4 @@ def _backward(ctx, grad, *_):
     return grad_x, None, None, grad_weight if ctx.weighted else None, None, None
 
 
-torch.library.register_autograd("tore_fast::cluster_merge", _backward, setup_context=_setup_context)
+_cluster_merge = differentiable("cluster_merge", _setup_context, _backward)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._autograd import differentiable, softmax_delta
 from ._dispatch import backend_reason, choose, tensor_reason
 from ._sparse import MeshTopology
 from .reference.mesh_attention import mesh_attention_reference
@@ -18,7 +19,8 @@ from .reference.mesh_attention import mesh_attention_reference
 BACKENDS = ("cuda", "cpu")
 _DTYPES = {"cuda": (torch.float32, torch.float16, torch.bfloat16), "cpu": (torch.float32, torch.float16, torch.bfloat16)}
 MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
-MAX_STRIP = 11_000  # joints * tokens: the CUDA backward holds two float32 score strips of that size in shared memory
+# bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227 KB)
+MAX_SHARED = 99 * 1024
 
 
 class MeshAttentionResult(NamedTuple):
@@ -36,9 +38,20 @@ def why_not(backend: str, q: Tensor, return_weights: bool = False, joints: int =
         reason = "return_weights needs the dense weights, which only impl='reference' forms"
     if reason is None and q.shape[-1] > MAX_HEAD_DIM[backend]:
         reason = f"it takes head dimensions up to {MAX_HEAD_DIM[backend]}, got {q.shape[-1]}"
-    if reason is None and backend == "cuda" and joints * q.shape[2] > MAX_STRIP:
-        reason = f"it holds joints x tokens scores in shared memory, up to {MAX_STRIP}, got {joints} x {q.shape[2]}"
+    if reason is None and backend == "cuda":
+        reason = _strip_reason(joints, q.shape[2], q.shape[3])
     return reason
+
+
+def _strip_reason(joints: int, tokens: int, dim: int) -> str | None:
+    """The CUDA backward keeps two strips of the joint rows and their scores in shared memory (`strip_shared`)."""
+    need = 8 * joints * ((16 if dim <= 16 else 32 if dim <= 32 else 64) + 4 + tokens)
+    if need <= MAX_SHARED:
+        return None
+    return (
+        f"its joint rows hold 8 joints (D + 4 + tokens) bytes of scores in shared memory, up to {MAX_SHARED}, "
+        f"got {need} with {joints} joints and {tokens} tokens"
+    )
 
 
 def mesh_attention(
@@ -102,7 +115,7 @@ def mesh_attention(
         dtype = q.dtype
         if q.device.type == "cpu" and dtype != torch.float32:  # the C++ kernel is float32; casts are cheap beside it
             q, k, v = q.float(), k.float(), v.float()
-        out, lse = torch.ops.tore_fast.mesh_attention_fwd(q, k, v, *topology, scale, dropout_p, seed)
+        out, lse = _mesh_attention_fwd(q, k, v, *topology, scale, dropout_p, seed)
         out = out.transpose(1, 2).to(dtype)
     return MeshAttentionResult(out, lse, weights) if return_lse or return_weights else out
 
@@ -149,10 +162,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad, grad_lse):
     q, k, v, out, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, seed = ctx.saved_tensors
-    # delta_i = dO_i . O_i is what the softmax's gradient subtracts in row i; a gradient of lse enters with the other sign
-    delta = (grad.float() * out.float()).sum(-1).transpose(1, 2)
-    if grad_lse is not None:
-        delta = delta - grad_lse
+    delta, grad = softmax_delta(grad, grad_lse, out)
     grads = torch.ops.tore_fast.mesh_attention_bwd(
         grad.transpose(1, 2), q, k, v, delta, lse, row_ptr, col_idx, t_row_ptr, t_col_idx,
         ctx.joints, ctx.scale, ctx.dropout_p, seed,
@@ -160,4 +170,4 @@ def _backward(ctx, grad, grad_lse):
     return *(g.transpose(1, 2) for g in grads), None, None, None, None, None, None, None, None
 
 
-torch.library.register_autograd("tore_fast::mesh_attention_fwd", _backward, setup_context=_setup_context)
+_mesh_attention_fwd = differentiable("mesh_attention_fwd", _setup_context, _backward)

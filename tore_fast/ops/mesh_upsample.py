@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._autograd import differentiable
 from ._dispatch import backend_reason, choose, tensor_reason
 from ._sparse import CsrMatrix
 from .reference.mesh_upsample import mesh_upsample_reference
@@ -58,7 +59,7 @@ def mesh_upsample(
     backend = choose("mesh_upsample", impl, BACKENDS, why_not, x)
     if backend == "reference":
         return mesh_upsample_reference(x, matrix.row_ptr, matrix.col_idx, matrix.values)
-    return torch.ops.tore_fast.mesh_upsample(x, *matrix)
+    return _mesh_upsample(x, *matrix)
 
 
 @torch.library.register_fake("tore_fast::mesh_upsample")
@@ -78,4 +79,4 @@ def _backward(ctx, grad):
     return grad_x, None, None, None, None, None, None
 
 
-torch.library.register_autograd("tore_fast::mesh_upsample", _backward, setup_context=_setup_context)
+_mesh_upsample = differentiable("mesh_upsample", _setup_context, _backward)

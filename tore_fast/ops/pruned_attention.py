@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._autograd import differentiable, softmax_delta
 from ._dispatch import backend_reason, choose, tensor_reason
 from ._schema import LIBRARY
 from .reference.pruned_attention import key_importance_reference, pruned_attention_reference
@@ -90,7 +91,7 @@ def pruned_attention(
             raise ValueError(f"pruned_attention: {name} must be [{batch}] integers on {q.device}, got {list(t.shape)} {t.dtype} on {t.device}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     plain = key_len is None and query_len is None and not return_lse and importance_rows is None
-    if impl == "auto" and plain and _sdpa_is_faster(q, k, key_bias):
+    if impl == "auto" and plain and _sdpa_is_faster(q, k, v, key_bias):
         mask = None if key_bias is None else key_bias.to(q.dtype)[:, None, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     backend = choose("pruned_attention", impl, BACKENDS, why_not, q)
@@ -109,16 +110,21 @@ def pruned_attention(
     return PrunedAttentionResult(out, lse, importance) if return_lse or importance_rows is not None else out
 
 
-def _sdpa_is_faster(q: Tensor, k: Tensor, key_bias: Tensor | None) -> bool:
-    """CPU calls that torch's own kernel does at least as fast, measured on Zen 4, one thread, float32.
+def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> bool:
+    """CPU calls that torch's own kernel does at least as fast, measured on Zen 4, one and two threads, float32.
 
-    Below about 2 M multiply-adds the op's call overhead shows (0.7x at 2 x 8 x 17 x 17, D = 32); beyond 768 keys the
-    score block leaves the caches (0.7x at 1024). A bias with a gradient sends SDPA to its slow path: never there.
+    Below about 8 thousand scores the op's call overhead shows (15 us more than SDPA's, 100 us more with gradients: eight times
+    as many scores then); beyond 768 keys the score block leaves the caches (0.7x at 1024). A bias with a gradient sends
+    SDPA to its slow path: never there.
     """
-    if q.device.type != "cpu" or (key_bias is not None and key_bias.requires_grad):
+    if q.device.type != "cpu":
         return False
-    work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.shape[3]
-    return work < 1 << 21 or (k.shape[2] > 768 and q.dtype == torch.float32)
+    gradient = torch.is_grad_enabled()
+    if key_bias is not None and gradient and key_bias.requires_grad:
+        return False
+    gradient = gradient and (q.requires_grad or k.requires_grad or v.requires_grad)
+    scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    return scores < (1 << 16 if gradient else 1 << 13) or (k.shape[2] > 768 and q.dtype == torch.float32)
 
 
 def pruned_attention_packed(
@@ -233,7 +239,7 @@ def _run(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q, max_k, scale)
         q, k, v = q.float(), k.float(), v.float()
     bias = None if key_bias is None else key_bias.float()
     lens = [None if t is None else t.to(torch.int32) for t in (key_len, query_len)]
-    out, lse = torch.ops.tore_fast.pruned_attention_fwd(q, k, v, bias, *lens, cu_q, cu_k, max_q, max_k, scale)
+    out, lse = _pruned_attention_fwd(q, k, v, bias, *lens, cu_q, cu_k, max_q, max_k, scale)
     return out.transpose(1, 2).to(dtype), lse
 
 
@@ -262,9 +268,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad, grad_lse):
     q, k, v, key_bias, out, lse, key_len, query_len, cu_q, cu_k = ctx.saved_tensors
-    delta = (grad.float() * out.float()).sum(-1).transpose(1, 2)
-    if grad_lse is not None:
-        delta = delta - grad_lse
+    delta, grad = softmax_delta(grad, grad_lse, out)
     dq, dk, dv, dbias = torch.ops.tore_fast.pruned_attention_bwd(
         grad.transpose(1, 2), q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.scale
     )
@@ -272,7 +276,7 @@ def _backward(ctx, grad, grad_lse):
     return (*(g.transpose(1, 2) for g in (dq, dk, dv)), None if key_bias is None else dbias, *nones)
 
 
-torch.library.register_autograd("tore_fast::pruned_attention_fwd", _backward, setup_context=_setup_context)
+_pruned_attention_fwd = differentiable("pruned_attention_fwd", _setup_context, _backward)
 
 
 def _triton_fwd(*args):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._autograd import differentiable
 from ._cluster_args import FLOATS
 from ._dispatch import backend_reason, choose, tensor_reason
 from .cluster_merge import MAX_CUDA_GROUPS
@@ -227,7 +228,7 @@ class _Tables(NamedTuple):
 
 
 def _cell_mean(backend: str, x: Tensor, t: _Tables, num_dst: int) -> Tensor:
-    out, _ = torch.ops.tore_fast.token_map(
+    out, _ = _token_map(
         x.float() if backend == "cpu" else x,
         t.dst_idx,
         *(t.dst_csr or (None, None)),
@@ -292,4 +293,4 @@ def _backward(ctx, grad, _):
     return grad_x, *(None,) * 11
 
 
-torch.library.register_autograd("tore_fast::token_map", _backward, setup_context=_setup_context)
+_token_map = differentiable("token_map", _setup_context, _backward)

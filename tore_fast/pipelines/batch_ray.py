@@ -5,6 +5,7 @@ Called by batch.py with engine "ray". Results are committed as by any other work
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from .batch import BatchConfig, box_table, pictures_in, predict_unit
 from .batch_units import BatchFolder
+
+MAX_BLOCKS = 2000  # Ray's own book-keeping grows with blocks; a block's units that are done are skipped on a retry
 
 
 class _RayWorker:
@@ -39,12 +42,14 @@ def run_ray(folder: BatchFolder, factory, config: BatchConfig, workers: int, log
     began, first = time.monotonic(), folder.done()
     if not ray.is_initialized():
         ray.init(ignore_reinit_error=True, log_to_driver=False)
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
+    # fewer GPUs than actors: they share them (an actor that asks for none would see none)
+    gpus = min(1.0, math.floor(1000 * ray.cluster_resources().get("GPU", 0) / workers) / 1000)
     for _ in range(3):  # a second round only if Ray gave a unit up
         pending = folder.pending()
         if not pending:
             break
-        data = ray.data.from_items([{"unit": u} for u in pending], override_num_blocks=len(pending))
+        blocks = min(len(pending), max(MAX_BLOCKS, 20 * workers))
+        data = ray.data.from_items([{"unit": u} for u in pending], override_num_blocks=blocks)
         data = data.map_batches(
             _RayWorker, fn_constructor_args=(str(folder.root.resolve()), factory, config), batch_size=1, num_gpus=gpus,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(pending))),

@@ -7,6 +7,7 @@ after any kill; claims only keep workers from doing the same work. Next on the w
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -300,9 +301,20 @@ class Claim:
                 self.path.unlink(missing_ok=True)
 
 
+@functools.cache
+def _host() -> str:
+    """Where a process number means something: machine (names like `localhost` are not unique), boot and process namespace."""
+    parts = [socket.gethostname()]
+    try:
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    except OSError:
+        pass  # not Linux: the name alone
+    return " ".join(parts)
+
+
 def _me() -> dict:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "start": _start_time(pid), "token": uuid.uuid4().hex}
+    return {"host": _host(), "pid": pid, "start": _start_time(pid), "token": uuid.uuid4().hex}
 
 
 def _start_time(pid: int) -> str:
@@ -315,7 +327,7 @@ def _start_time(pid: int) -> str:
 
 
 def _dead(path: Path, state: dict, stale_s: float) -> bool:
-    if state["host"] == socket.gethostname() and state["start"]:
+    if state["host"] == _host() and state["start"]:
         return _start_time(state["pid"]) != state["start"]
     try:
         return time.time() - path.stat().st_mtime > stale_s

@@ -36,7 +36,9 @@ def load_host(source: str) -> tuple[str, nn.Module]:
         camera = any(k.endswith("deckp.weight") for k in state)
         model = convert.load_camerahmr(path) if camera else convert.load_hmr2(path)
         return ("camerahmr_vith" if camera else "hmr2_vith"), model
-    model = create_model(source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # random weights, but the same ones when an interrupted run goes on
+        model = create_model(source)
     if not hasattr(model, "smpl_head"):
         raise ValueError(f"{source!r} is not a FastHMR host; expected hmr2_*, camerahmr_* or fasthmr_*")
     return source, model.eval()

@@ -22,7 +22,7 @@ from ..body import BodyTopology, joints, load_body, load_topology
 from ..data.image import ImageError, check_box, read_image
 from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
 from ..models import create_model, load_pretrained
-from ..models.default import default_folder
+from ..models.default import BUILT_IN, default_folder
 
 BOX_MODES = ("auto", "full", "centre")
 # Official METRO and TORE weights project the mesh as it comes out; FastMETRO's (and ours) after centring it.
@@ -226,8 +226,8 @@ def load_model(model: nn.Module | str | Path | None) -> nn.Module:
     """Module from what `Pipeline(model=...)` accepts."""
     if isinstance(model, nn.Module):
         return model
-    if model is None or model == "default":
-        return load_pretrained(default_folder())
+    if model is None or str(model) in BUILT_IN:
+        return load_pretrained(default_folder(str(model or "default")))
     if Path(model).is_dir():
         return mesh_model(load_pretrained(model), str(model))
     return mesh_model(create_model(str(model)), str(model))

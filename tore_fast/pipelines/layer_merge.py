@@ -190,7 +190,10 @@ def run_search(
         path = Path(folder) / "trace.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+            # a kill can leave half a line; appending to it would spoil the next one too
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+            path.write_text("".join(whole))
+            lines = [json.loads(line) for line in whole]
             if lines and lines[0].get("settings") != settings:
                 raise ValueError(f"{path}: belongs to a run with {lines[0].get('settings')}, this one has {settings}; choose another folder")
             base = lines[0]["base"] if lines else None

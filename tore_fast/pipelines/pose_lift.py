@@ -18,6 +18,7 @@ from ..data.chunking import at_times, blend_windows, covering_indices, window_in
 from ..models.hot import LiftedPose, PrunableHost, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # matrix products; poses stay float32
 HOSTS = ("Mixste", "Motionbert", "Mhformer", "Motionagformer")
 BUILT_IN = Path(__file__).parents[1] / "models" / "assets" / "lift"
 
@@ -95,9 +96,11 @@ def _with_confidence(x: np.ndarray, channels: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _run(model: PrunableHost, windows: np.ndarray, flip: bool) -> LiftedPose:
+def _run(model: PrunableHost, windows: np.ndarray, flip: bool, precision: str) -> LiftedPose:
     x = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(next(model.parameters()).device)
-    return lift_windows(model, x, flip)
+    low = PRECISIONS[precision]
+    with torch.autocast(x.device.type, low, enabled=low is not None):
+        return lift_windows(model, x, flip)
 
 
 def lift_clip(
@@ -106,6 +109,7 @@ def lift_clip(
     overlap: float = 0.5,
     flip: bool = True,
     batch_size: int = 8,
+    precision: str = "fp32",
 ) -> LiftedClip:
     """3D poses of every frame of a clip of any length.
 
@@ -116,7 +120,10 @@ def lift_clip(
     Args:
         overlap: share of a window, 0 <= overlap < 1.
         flip: average with the mirrored pass (twice the time, slightly better).
+        precision: of the matrix products: fp32, bf16 or fp16 (autocast); bf16 pays on GPUs and on CPUs with bf16 units.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"lift_clip: precision must be one of {tuple(PRECISIONS)}, got {precision!r}")
     if keypoints.ndim != 3 or keypoints.shape[1] != 17 or keypoints.shape[2] not in (2, 3) or len(keypoints) == 0:
         raise ValueError(f"lift_clip: keypoints must be [T, 17, 2 or 3] with T >= 1, got {list(keypoints.shape)}")
     if not np.isfinite(keypoints).all():
@@ -131,7 +138,7 @@ def lift_clip(
     poses = []
     for start in range(0, len(slots), batch_size):
         part = slots[start : start + batch_size]
-        lifted = _run(model, x[part], flip)
+        lifted = _run(model, x[part], flip, precision)
         poses.append((center_pose(lifted, frames) if centered else lifted.pose).float().cpu().numpy())
         if lifted.index is not None:
             for row, index in zip(part, lifted.index.cpu().numpy()):
@@ -151,6 +158,7 @@ def lift_at_rate(
     model_fps: float,
     overlap: float = 0.5,
     flip: bool = True,
+    precision: str = "fp32",
 ) -> LiftedClip:
     """`lift_clip` at the model's frame rate: keypoints of `fps` are interpolated to `model_fps`, the poses back.
 
@@ -161,10 +169,10 @@ def lift_at_rate(
     length = len(keypoints)
     count = int((length - 1) * model_fps / fps) + 1
     if fps == model_fps or count < 2:
-        return lift_clip(model, keypoints, overlap, flip)
+        return lift_clip(model, keypoints, overlap, flip, precision=precision)
     # the last frame of the clip lies at or after the last one of the model's, which is then held
     at = np.arange(count) * fps / model_fps
-    lifted = lift_clip(model, at_times(keypoints, at), overlap, flip)
+    lifted = lift_clip(model, at_times(keypoints, at), overlap, flip, precision=precision)
     kept = np.zeros(length, np.int64)
     np.add.at(kept, np.minimum(at.round().astype(np.int64), length - 1), lifted.kept)
     pose = at_times(lifted.pose, np.minimum(np.arange(length) * model_fps / fps, count - 1))
@@ -191,6 +199,7 @@ class PoseStream:
         width: float | None = None,
         height: float | None = None,
         flip: bool = False,
+        precision: str = "fp32",
     ) -> None:
         frames = model.config.frames
         if not 0 <= latency < frames:
@@ -198,7 +207,9 @@ class PoseStream:
         if normalisation == "crop":
             raise ValueError("PoseStream: 'crop' needs the whole clip; use 'image' or 'pixel' with width and height")
         normalise(np.zeros((1, 17, 2)), normalisation, width, height)  # complains now rather than at the first frame
-        self.model, self.latency, self.flip = model.eval(), latency, flip
+        if precision not in PRECISIONS:
+            raise ValueError(f"PoseStream: precision must be one of {tuple(PRECISIONS)}, got {precision!r}")
+        self.model, self.latency, self.flip, self.precision = model.eval(), latency, flip, precision
         self._normalise = lambda x: normalise(x, normalisation, width, height)
         self._buffer: deque[np.ndarray] = deque(maxlen=2 * frames)
         self._count = 0
@@ -237,7 +248,7 @@ class PoseStream:
             at = wanted - start
         slots = np.clip(np.arange(start, start + self.frames), max(first, 0), newest) - first
         window = np.stack([self._buffer[i] for i in slots])[None]
-        lifted = _run(self.model, window, self.flip)
+        lifted = _run(self.model, window, self.flip, self.precision)
         pose = center_pose(lifted, self.frames)[0] if is_centered(self.model) else lifted.pose[0, at]
         self._given += 1
         pose = pose.float().cpu().numpy()

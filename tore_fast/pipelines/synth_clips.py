@@ -22,6 +22,7 @@ from ..data.synth.clips import ClipCrops
 from ..data.synth.motion import motion_rotations
 from ..eval.pose import mpjpe, p_mpjpe
 from ..eval.protocols import acceleration_error
+from ..layers.rotation import axis_angle_to_matrix
 from ..models.hmr2 import HMR2
 
 
@@ -136,3 +137,39 @@ class JointErrors:
             "accel_mm_per_frame2": acceleration_error(got.numpy(), want.numpy(), clips, frames)[0],
             "frames": float(len(got)),
         }
+
+
+class LabelledCrops(NamedTuple):
+    """Frames spread evenly over rendered clips."""
+
+    crops: Tensor  # [N, 3, S, S] normalised
+    joints: Tensor  # [N, 24, 3] metres
+
+
+def labelled_crops(folder: str | Path, count: int, joints: Callable[[Tensor, Tensor], Tensor]) -> LabelledCrops:
+    """About `count` frames of the clips in a folder, the same number of each clip, evenly spaced (as the paper calibrates).
+
+    Args:
+        joints: (rotations [B, 24, 3, 3], betas [B, 10]) -> joints in metres.
+
+    Raises:
+        ValueError: no rendered clip there.
+    """
+    paths = sorted(Path(folder).glob("*.npz"))
+    if not paths:
+        raise ValueError(f"{folder}: no rendered clip (.npz of `tore-fast train fasthmr_clips`)")
+    each = max(1, count // len(paths))
+    crops, targets = [], []
+    for path in paths:
+        clip = read_clip(path)
+        rows = torch.linspace(0, len(clip.images) - 1, min(each, len(clip.images))).round().long()
+        crops.append(normalize_images(clip.images[rows]))
+        rotations, betas = clip_truth(clip)
+        targets.append(joints(rotations[rows], betas[rows]))
+    return LabelledCrops(torch.cat(crops)[:count], torch.cat(targets)[:count])
+
+
+def clip_truth(clip: ClipPictures) -> tuple[Tensor, Tensor]:
+    """Rotations [F, 24, 3, 3] and betas [F, 10] of a clip's labels."""
+    rotations = axis_angle_to_matrix(torch.from_numpy(clip.poses).unflatten(1, (24, 3)))
+    return rotations, torch.from_numpy(clip.betas).expand(len(rotations), -1)

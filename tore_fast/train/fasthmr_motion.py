@@ -1,6 +1,6 @@
 """Training of FastHMR's motion models: stage 1 (VAE on motion) and stage 2 (denoiser on a host's features), as Tasks.
 
-In: AMASS-like .npz clips (poses, betas, mocap_framerate); for stage 2 also `tokens` [F, C], the per-frame features of a
+In: AMASS-like .npz clips (poses, betas, mocap_framerate), or BVH, AMC and joint archives for stage 1; for stage 2 also `tokens` [F, C], the per-frame features of a
 frozen host on the video of that motion, with poses in camera axes. Out: losses for train/loop.py. Everything about a
 batch follows from (seed, index), so runs resume exactly. Source: fasthmr.md sections 6 to 8.
 """
@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.mocap import read_motions
+from ..data.synth.motion import motion_rotations
+from ..data.synth.poses import to_camera_axes
 from ..layers.clips import resample
 from ..layers.ik import pose_to_features, split_features
 from ..layers.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
@@ -67,6 +70,34 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
     return MotionClip(rotations, betas, tokens)
 
 
+def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> list[MotionClip]:
+    """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left out).
+
+    From BVH, AMC and joint archives come 17 joints, so twists of straight limbs are those of the rest pose
+    (data/synth/motion.py:pose_from_joints) and the shape is the mean one.
+
+    Raises:
+        ValueError: fewer than two clips, or a file that is not a motion. FileNotFoundError: no motion at all.
+    """
+    path = Path(path)
+    kinds = ("*.npz", "*.bvh", "*.amc")
+    if not path.is_dir() or not any(next(path.rglob(k), None) for k in kinds):
+        raise FileNotFoundError(f"{path}: expected a folder with AMASS-like .npz, .bvh or .amc files, or clips.npz + index.json")
+    npz = [] if (path / "index.json").is_file() else sorted(path.rglob("*.npz"))
+    if npz:
+        clips = [read_motion(p, fps, up) for p in npz]
+    else:
+        clips = []
+        for motion in read_motions(path):
+            if motion.split != "test":
+                rotations = motion_rotations(motion.resampled(fps))
+                rotations[:, 0] = to_camera_axes(rotations[:, 0])
+                clips.append(MotionClip(rotations, torch.zeros(10)))
+    if len(clips) < 2:
+        raise ValueError(f"{path}: needs at least two motions, found {len(clips)}")
+    return clips
+
+
 def _resample_rotations(rotations: Tensor, frames: int) -> Tensor:
     q = matrix_to_quaternion(rotations)
     sign = torch.where((q[1:] * q[:-1]).sum(-1, keepdim=True) < 0, -1.0, 1.0).cumprod(0)  # no jumps between q and -q
@@ -90,28 +121,40 @@ class _MotionTask:
         self.clips, self.held_out, self.rest, self.frames, self.seed = clips, held_out, rest, frames, seed
         lengths = np.array([len(c.rotations) for c in clips], np.float64)
         self.weights = lengths / lengths.sum()
+        self._whole: dict[tuple[int, bool], Tensor] = {}
+        self.items_per_epoch = max(1, round(lengths.sum() / frames))
 
     @torch.no_grad()
     def features(self, rotations: Tensor, betas: Tensor) -> Tensor:
         """[F, 133] of a motion with the rest skeleton of its shape."""
         return pose_to_features(rotations, self.rest(betas[None])[0].float())
 
+    def clip_features(self, number: int, mirrored: bool = False) -> Tensor:
+        """[F, 133] of a whole training clip, computed once: 81 frames a window take longer than the VAE's step."""
+        if (number, mirrored) not in self._whole:
+            clip = self.clips[number]
+            rotations = mirror_rotations(clip.rotations) if mirrored else clip.rotations
+            self._whole[number, mirrored] = self.features(rotations, clip.betas)
+        return self._whole[number, mirrored]
+
     def window(self, rng: np.random.Generator, mirror: bool, time: bool) -> tuple[Tensor, Tensor | None]:
         """Features [frames, 133] (and tokens [frames, C]) of a random window, with the augmentations asked for."""
-        clip = self.clips[rng.choice(len(self.clips), p=self.weights)]
+        number = int(rng.choice(len(self.clips), p=self.weights))
+        clip = self.clips[number]
         n, length = len(clip.rotations), self.frames
         if time and rng.random() < 0.5:
             length = int(self.frames * rng.uniform(0.67, 1.5))  # time warp: faster or slower
         length = min(n, length)
         start = int(rng.integers(0, n - length + 1))
-        rotations = clip.rotations[start : start + length]
-        tokens = None if clip.tokens is None else clip.tokens[start : start + length]
-        if mirror and rng.random() < 0.5:
-            rotations = mirror_rotations(rotations)
-        if length != self.frames:
-            rotations = _resample_rotations(rotations, self.frames)
+        part = slice(start, start + length)
+        tokens = None if clip.tokens is None else clip.tokens[part]
+        mirrored = mirror and rng.random() < 0.5
+        if length == self.frames:
+            features = self.clip_features(number, mirrored)[part]
+        else:
+            rotations = mirror_rotations(clip.rotations[part]) if mirrored else clip.rotations[part]
+            features = self.features(_resample_rotations(rotations, self.frames), clip.betas)
             tokens = None if tokens is None else resample(tokens, self.frames)
-        features = self.features(rotations, clip.betas)
         if time and rng.random() < 0.5:
             features, tokens = features.flip(0), None if tokens is None else tokens.flip(0)
         return features, tokens
@@ -130,6 +173,13 @@ class _MotionTask:
                 tokens = None if clip.tokens is None else resample(clip.tokens[part], self.frames)
                 out.append((resample(features[part], self.frames), tokens))
         return out
+
+
+def _stacked(windows: list[tuple[Tensor, Tensor | None]], size: int = 16):
+    """Batches of windows."""
+    for a in range(0, len(windows), size):
+        features, tokens = zip(*windows[a : a + size])
+        yield torch.stack(features), None if tokens[0] is None else torch.stack(tokens)
 
 
 def joints_error_mm(got: Tensor, want: Tensor) -> float:
@@ -151,7 +201,7 @@ class MotionVAETask(_MotionTask):
     ):  # fmt: skip
         super().__init__(clips, held_out, rest, frames, seed)
         self.model, self.kl_weight, self.velocity_weight = vae, kl_weight, velocity_weight
-        self.mean, self.std = feature_statistics(torch.cat([self.features(c.rotations, c.betas) for c in clips]))
+        self.mean, self.std = feature_statistics(torch.cat([self.clip_features(i) for i in range(len(clips))]))
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         features = torch.stack([f for f, _ in self._windows(index, batch_size, mirror=True, time=False)])
@@ -165,10 +215,10 @@ class MotionVAETask(_MotionTask):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         device = next(model.parameters()).device
         mean, std, errors = self.mean.to(device), self.std.to(device), []
-        for features, _ in self.fixed_windows():
+        for features, _ in _stacked(self.fixed_windows()):
             features = features.to(device)
-            got, _, _ = model(((features - mean) / std)[None])
-            errors.append(joints_error_mm(got[0] * std + mean, features))
+            got, _, _ = model((features - mean) / std)
+            errors += [joints_error_mm(g * std + mean, f) for g, f in zip(got, features)]
         return {"joints_mm": float(np.mean(errors))}
 
 
@@ -202,8 +252,8 @@ class MotionDenoiserTask(_MotionTask):
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         device, errors = next(model.parameters()).device, []
-        for features, tokens in self.fixed_windows():
-            motion = model(tokens[None].to(device))
-            got = torch.cat((motion.joints.flatten(2), motion.twists.flatten(2)), -1)[0]
-            errors.append(joints_error_mm(got, features.to(device)))
+        for features, tokens in _stacked(self.fixed_windows()):
+            motion = model(tokens.to(device))
+            got = torch.cat((motion.joints.flatten(2), motion.twists.flatten(2)), -1)
+            errors += [joints_error_mm(g, f) for g, f in zip(got, features.to(device))]
         return {"joints_mm": float(np.mean(errors))}

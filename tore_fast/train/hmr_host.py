@@ -9,6 +9,7 @@ Source: fasthmr.md sections 1.5 and 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from ..eval.pose import mpjpe, p_mpjpe
 from ..layers.rotation import axis_angle_to_matrix
 from ..models.hmr2 import HMR2, cut_sides
 from .dense_supervision import DenseSupervision, dense_losses
+from .loop import save_atomically
 from .pose_discriminator import PoseDiscriminator, adversarial_losses
 
 
@@ -40,10 +42,14 @@ class HostConfig:
     heatmap: float = 0.5
     """Train-only joint heat maps on the tokens; 0 with parts 0 leaves the heads out."""
     parts: float = 0.1
-    difficulty: float = 0.4
-    bank_share: float = 0.7
+    difficulty: float = 0.1
+    bank_share: float = 0.8
     """Images whose pose comes from the motion files, where there are some."""
     data_seed: int = 11
+    cache: str = ""
+    """Folder that keeps rendered batches, for further passes and runs; empty: every batch is new."""
+    cache_batches: int = 700
+    """Batches kept there; then they come round again."""
     eval_images: int = 256
 
 
@@ -51,7 +57,7 @@ class HostTask:
     """Task: model(crops) -> body parameters, against synthetic truth.
 
     Args:
-        model: host. body: the free body. total_steps: of the run (unused by the loss, kept for resuming checks).
+        model: host. body: the free body.
         train_poses, test_poses: real motion for training and for the held-out images; None uses the prior alone.
     """
 
@@ -80,6 +86,15 @@ class HostTask:
         self.real = train_poses
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
+        if not self.config.cache:
+            return self._render(index, batch_size)
+        path = Path(self.config.cache) / f"{index % self.config.cache_batches:05d}-{batch_size}.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_atomically(self._render(index % self.config.cache_batches, batch_size), path)
+        return torch.load(path, map_location=self.device, weights_only=True)
+
+    def _render(self, index: int, batch_size: int) -> dict[str, Tensor]:
         made = self.crops.batch(index, batch_size)
         batch = {k: made[k] for k in ("images", "mask", "pose", "betas", "translation", "crop")}
         if self.config.adversarial and self.real is not None:

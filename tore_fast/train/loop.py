@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -152,13 +153,14 @@ def save_atomically(state: dict, path: Path) -> None:
 
 def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -> dict[str, float]:
     """Trains `task.model`; resumes from `config.out` if a run is there. Returns the last evaluation."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     config = with_epochs(task, config)
     # weights that a loss does not reach (unused heads, frozen stages) must not stop the gradient exchange
     exchange = DistributedDataParallelKwargs(find_unused_parameters=True)
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # the others wait while the first process evaluates
     accelerator = Accelerator(
-        mixed_precision=config.precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[exchange]
+        mixed_precision=config.precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[exchange, patience]
     )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -203,8 +205,9 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
                 if metrics.get(task.best_metric, math.inf) < best:
                     best = metrics[task.best_metric]
                     save_atomically({"model": plain.state_dict(), "step": step, "metrics": metrics}, out / "best.pt")
-            writer.write(step, {f"eval/{k}": v for k, v in metrics.items()})
-            log(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+            if metrics:
+                writer.write(step, {f"eval/{k}": v for k, v in metrics.items()})
+                log(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
         accelerator.wait_for_everyone()
         return metrics
 

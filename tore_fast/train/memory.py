@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_activations(model: nn.Module) -> int:
-    """Makes the stacked parts of a model (elements of its outermost ModuleLists and of a trunk's stages) keep only their
+    """Makes the stacked parts of a model (elements of its outermost lists, a trunk's stages) keep only their
     inputs for the backward pass. Values and gradients stay the same, batch-norm statistics too. Returns how many parts."""
     parts = list(_stacked(model))
     for part in parts:
@@ -28,9 +28,10 @@ def checkpoint_activations(model: nn.Module) -> int:
 
 def _stacked(module: nn.Module):
     for child in module.children():
-        stack = isinstance(child, nn.ModuleList) or (isinstance(child, nn.Sequential) and len(child) > 1)
+        # timm's feature extractors are dictionaries of stages
+        stack = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or (isinstance(child, nn.Sequential) and len(child) > 1)
         if stack:
-            yield from (c for c in child if any(True for _ in c.parameters()))
+            yield from (c for c in child.children() if any(True for _ in c.parameters()))
         else:
             yield from _stacked(child)
 

@@ -1,13 +1,12 @@
 """TCFormer's four tasks for train/loop.py: class labels, key-point heat-maps (whole body, face), SMPL parameters.
 
 In: datasets of data/{imagenet_folder,wholebody,wflw}.py, or batches with body parameters; out: Tasks with the losses of
-the paper's code and the metrics of eval/{oks,nme}.py. A batch is a function of its index, so runs resume exactly.
+the paper's code and the metrics of eval/keypoint_metrics.py. A batch is a function of its index, so runs resume exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,11 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..body import Body, project
-from ..data.heatmap import decode_heatmaps, map_to_image, predict_heatmaps
-from ..data.topdown import Instance, TopDownDataset
-from ..data.wholebody import PARTS
-from ..eval.nme import nme, nme_report
-from ..eval.oks import WHOLEBODY_SIGMAS, KeypointTable, extent_area, oks_nms, rescore, wholebody_ap
+from ..data.topdown import TopDownDataset
+from ..eval.keypoint_metrics import KeypointMetric, predict_keypoints
 from ..models.tcformer_heads import BodyParameters
 from .stream import items_of_batch
 
@@ -40,6 +36,7 @@ class Classification:
                  eval_batch: int = 64):  # fmt: skip
         self.model, self.training, self.held_out = model, training, held_out
         self.mixup, self.seed, self.eval_batch = mixup, seed, eval_batch
+        self.items_per_epoch = len(training)
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         images, labels = [], []
@@ -86,14 +83,6 @@ def joints_mse(heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return ((heatmaps.float() - target).square().mean((2, 3)) * weight).mean()
 
 
-class KeypointMetric(Protocol):
-    """Metrics from predicted points [N, J, 2] (image pixels) and scores [N, J] of the instances."""
-
-    best: str
-
-    def __call__(self, instances: list[Instance], points: np.ndarray, scores: np.ndarray) -> dict[str, float]: ...
-
-
 class Keypoints:
     """Heat-map regression on top-down crops; evaluated with the flip test and a metric of the data set."""
 
@@ -102,6 +91,7 @@ class Keypoints:
         self.model, self.training, self.held_out, self.metric = model, training, held_out, metric
         self.flip_test, self.refine, self.seed, self.eval_batch = flip_test, refine, seed, eval_batch
         self.best_metric = metric.best
+        self.items_per_epoch = len(training)
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         items = []
@@ -117,101 +107,6 @@ class Keypoints:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         points, scores = predict_keypoints(model, self.held_out, self.flip_test, self.refine, self.eval_batch)
         return self.metric(self.held_out.instances, points, scores)
-
-
-@torch.no_grad()
-def predict_keypoints(
-    model: nn.Module,
-    data: TopDownDataset,
-    flip_test: bool = True,
-    refine: str = "quarter",
-    batch_size: int = 32,
-    half_pixel: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:  # [N, J, 2] image pixels, [N, J]
-    """Key points of every instance of a data set, decoded and mapped back to the image.
-
-    `half_pixel` adds half a map pixel before the way back (the WFLW code's decoding).
-    """
-    device = next(model.parameters()).device
-    points, scores = [], []
-    for batch in torch.utils.data.DataLoader(data, batch_size):
-        flip = data.flip_index if flip_test else None
-        heatmaps = predict_heatmaps(model, batch["image"].to(device), flip).cpu()
-        at, score = decode_heatmaps(heatmaps, refine)
-        at = at + 0.5 if half_pixel else at
-        points.append(map_to_image(at, batch["center"], batch["size"], tuple(heatmaps.shape[2:])))
-        scores.append(score)
-    return torch.cat(points).numpy(), torch.cat(scores).numpy()
-
-
-class WholeBodyMetric:
-    """OKS-AP of the parts and the whole body; detections are re-scored and thinned by OKS-NMS as in the official test.
-
-    Args:
-        annotations: the annotated people of the images, where the tested instances are a detector's boxes;
-            None: the instances are the annotations.
-    """
-
-    best = "whole_AP_missing"
-
-    def __init__(self, annotations: list[Instance] | None = None, nms: float = 0.9, visible: float = 0.2):
-        self.annotations, self.nms, self.visible = annotations, nms, visible
-
-    def __call__(self, instances: list[Instance], points: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        truth = instance_table(instances if self.annotations is None else self.annotations)
-        found = instance_table(instances)
-        found = found._replace(
-            points=np.concatenate([points, scores[..., None]], 2).astype(np.float64),
-            score=rescore(np.array([i.score for i in instances]), scores, self.visible),
-            area=np.array([i.area for i in instances], np.float64),
-        )
-        keep = []
-        for image in np.unique(found.image_id):
-            rows = np.flatnonzero(found.image_id == image)
-            kept = oks_nms(found.points[rows], found.score[rows], found.area[rows], WHOLEBODY_SIGMAS, self.nms)
-            keep.extend(rows[kept])
-        found = KeypointTable(*(column[np.sort(keep)] for column in found))
-        result = wholebody_ap(truth, found._replace(area=extent_area(found.points)), PARTS)
-        # the loop keeps the lowest value
-        return {**result, "whole_AP_missing": 1 - result["whole_AP"]}
-
-
-def instance_table(instances: Sequence[Instance]) -> KeypointTable:
-    """Annotations of eval/oks.py from a reader's instances."""
-    return KeypointTable(
-        np.array([i.image_id for i in instances]),
-        np.stack([i.points for i in instances]).astype(np.float64),
-        np.array([i.area for i in instances], np.float64),
-        np.array([i.score for i in instances], np.float64),
-        np.zeros(len(instances), bool),
-        np.array([i.box for i in instances], np.float64),
-    )
-
-
-class LandmarkMetric:
-    """NME of faces, overall and by subset; `attributes` [F, S] bool belongs to the tested faces."""
-
-    best = "nme"
-
-    def __init__(self, attributes: np.ndarray, subsets: Sequence[str], corners: tuple[int, int] = (60, 72)):
-        self.attributes, self.subsets, self.corners = attributes, subsets, corners
-
-    def __call__(self, instances: list[Instance], points: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        truth = np.stack([i.points[:, :2] for i in instances])
-        return nme_report(nme(points, truth, self.corners), self.attributes, self.subsets)
-
-
-class PixelError:
-    """Mean distance of the labelled points in pixels, and the share within 5 % of the box size (PCK)."""
-
-    best = "error_px"
-
-    def __call__(self, instances: list[Instance], points: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        truth = np.stack([i.points for i in instances])
-        labelled = truth[..., 2] > 0
-        error = np.linalg.norm(points - truth[..., :2], axis=2)
-        size = np.array([max(i.box[2:]) for i in instances])[:, None]
-        return {"error_px": float(error[labelled].mean()), "pck_0.05": float((error < 0.05 * size)[labelled].mean())}
 
 
 # ---- body parameters

@@ -148,6 +148,9 @@ class PoseLifting:
         self.train_items = resampled(train, config.fps)
         lengths = np.array([_length(m) for m in self.train_items], np.float64)
         self.share = lengths / lengths.sum()
+        # an epoch: every frame once as a target; MHFormer regresses one frame a window
+        targets = 1 if type(model).__name__ == "Mhformer" else self.frames
+        self.items_per_epoch = max(1, round(lengths.sum() / targets))
         self.validation = film(resampled(validation, config.fps), config.noise_px, seed=seed + 1)
         self.loss_fn = host_loss(model)
 

@@ -32,7 +32,8 @@ function at(q,j){const x=q[3*j],y=q[3*j+1],z=q[3*j+2], a=Math.cos(yaw),b=Math.si
 function draw(){const q=P[frame]; g.clearRect(0,0,640,640); g.lineWidth=5; g.lineCap="round";
  for(const [i,j,k] of B){const a=at(q,i), b=at(q,j); g.strokeStyle=C[k]; g.beginPath(); g.moveTo(...a); g.lineTo(...b); g.stroke();}
  s.value=frame; f.textContent=frame+" / "+(P.length-1);}
-function loop(t){if(on && t-last>1000/fps){frame=(frame+1)%%P.length; last=t; draw();} requestAnimationFrame(loop);}
+function loop(t){if(!on || t-last>1000) last=t; const n=Math.floor((t-last)*fps/1000+0.01);
+ if(n>0){frame=(frame+n)%%P.length; last+=n*1000/fps; draw();} requestAnimationFrame(loop);}
 document.getElementById("p").onclick=e=>{on=!on; e.target.textContent=on?"pause":"play";};
 s.oninput=()=>{frame=+s.value; draw();};
 c.onpointermove=e=>{if(e.buttons){yaw+=e.movementX/150; pitch+=e.movementY/150; draw();}};
@@ -52,12 +53,16 @@ def write_html(path: str | Path, poses: np.ndarray, fps: float, title: str = "li
     return path
 
 
-def write_gif(path: str | Path, poses: np.ndarray, fps: float, size: int = 320, max_fps: float = 25.0) -> Path:
-    """Front view (left) and side view (right) as an animated GIF of at most `max_fps` frames per second."""
+def write_gif(path: str | Path, poses: np.ndarray, fps: float, size: int = 320) -> Path:
+    """Front view (left) and side view (right) as an animated GIF at the clip's speed, at most 25 pictures per second.
+
+    GIF counts time in hundredths of a second, so the poses shown are those of its own clock.
+    """
     path = Path(path)
-    step = max(1, int(np.ceil(fps / max_fps)))
-    frames = list(_pictures(poses, step, size))
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=max(20, round(1000 * step / fps)), loop=0)
+    delay_ms = 10 * round(100 / min(fps, 25.0))
+    shown = np.arange(0, max(len(poses) * 1000 / fps, 1), delay_ms) * fps / 1000
+    frames = list(_pictures(np.asarray(poses)[shown.astype(np.int64)], size))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=delay_ms, loop=0)
     return path
 
 
@@ -70,16 +75,16 @@ def write_mp4(path: str | Path, poses: np.ndarray, fps: float, size: int = 480) 
         raise ValueError(f"{path}: mp4 needs imageio and imageio-ffmpeg (pip install tore_fast[video]); gif and html need nothing") from e
     path = Path(path)
     with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=16, ffmpeg_log_level="error") as film:
-        for picture in _pictures(poses, 1, size):
+        for picture in _pictures(poses, size):
             film.append_data(np.asarray(picture))
     return path
 
 
-def _pictures(poses: np.ndarray, step: int, size: int) -> Iterator[Image.Image]:
-    """Every `step`-th pose; feet-to-head fits for the whole clip."""
+def _pictures(poses: np.ndarray, size: int) -> Iterator[Image.Image]:
+    """One picture per pose, all at the same scale."""
     poses = np.asarray(poses, np.float64)
     reach = max(float(np.abs(poses).max()), 1e-3) * 1.1
-    return (_picture(pose, size, reach) for pose in poses[::step])
+    return (_picture(pose, size, reach) for pose in poses)
 
 
 def _picture(pose: np.ndarray, size: int, reach: float) -> Image.Image:

@@ -96,6 +96,7 @@ class HandSurface(Surface):
         all_faces = np.concatenate([faces, *new_faces])
         super().__init__(all_faces, all_faces, torch.from_numpy(parts), PARTS, torch.from_numpy(attributes),
                          body.topology.regressors["hand21"], shadow_bias=0.006)  # fmt: skip
+        self.face_part[len(faces) :] = _FOREARM  # the first strip has two of its corners on the wrist
         back = self.normals(self.rest[None, :, :3])[0, :count]
         for i, tip in enumerate(tips):  # nails: the back of each last finger bone's end
             near = (self.rest[:count, :3] - torch.tensor(tip, dtype=torch.float32)).norm(dim=1) < 0.013

@@ -1,0 +1,161 @@
+"""A thousand frames of two people: flat memory, overlay, detector instead of boxes, the command killed and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tore_fast.body import load_body
+from tore_fast.cli import UsageError
+from tore_fast.cli import hmr as hmr_cli
+from tore_fast.data.image import read_image
+from tore_fast.data.synth.scene import Scene, write_scene
+from tore_fast.data.video import TrackBoxes
+from tore_fast.models import create_model, save_pretrained
+from tore_fast.pipelines import overlay_video
+from tore_fast.pipelines.track_store import NpzRows
+from tore_fast.pipelines.video_to_mesh import HMRPipeline, PipelineOptions
+
+HOST = dict(img_size=(64, 48), embed_dim=32, depth=2, num_heads=2, decoder_depth=1, decoder_heads=2, decoder_dim=24, merge_r=(4,))
+MOTION = dict(frames=27, condition_dim=24, latent_tokens=2, latent_dim=16, ff_size=16, heads=2, denoiser_layers=1, decoder_layers=1)
+
+
+def networks():
+    torch.manual_seed(0)
+    return create_model("hmr2_vitt", **HOST).eval(), create_model("fasthmr_motion", **MOTION).eval()
+
+
+class Loop:
+    """A video of `count` frames that repeats a few; stands in for data/video.py:VideoSource."""
+
+    path, fps = Path("loop"), 30.0
+
+    def __init__(self, scene: Scene, count: int, distinct: int = 12):
+        self.made, self.count = [scene.frame(5 * i) for i in range(distinct)], count
+
+    def at(self, index: int):
+        return self.made[index % len(self.made)]
+
+    def frames(self, start: int = 0):
+        for i in range(start, self.count):
+            yield i, self.at(i).picture
+
+
+def memory_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return Scene(load_body("free"), size=(160, 120), focal_px=170.0, level=2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the resident memory from /proc")
+def test_a_thousand_frames_of_two_people_in_flat_memory(scene, tmp_path):
+    source = Loop(scene, 1000)
+    host, motion = networks()
+    pipe = HMRPipeline(host, load_body("free"), motion, PipelineOptions(batch_size=32, chunk_frames=64))
+    used = {}
+
+    def note(frame: int) -> None:
+        if frame in (300, 999):
+            used[frame] = memory_mb()
+
+    store = pipe.encode_video(source, tmp_path / "w", lambda i, f: source.at(i).boxes, lambda i, f, b: source.at(i).masks, on_frame=note)
+    before = memory_mb()
+    paths = [p for t in store.tracks for p in pipe.decode_track(store, t, tmp_path, 30.0, ("npz", "bvh", "glb"))]
+    growth, decoding = used[999] - used[300], memory_mb() - before
+    assert len(paths) == 6 and pipe.timing.people == 2000
+    assert [len(np.load(p)["poses"]) for p in paths if p.suffix == ".npz"] == [1000, 1000]
+    # 700 more frames in memory would be 40 MB of pictures or 170 MB of crops
+    assert growth < 20 and decoding < 60, (growth, decoding)
+    rows = NpzRows(paths[0])
+    np.testing.assert_array_equal(rows.rows("poses", 990, 1010), np.load(paths[0])["poses"][990:])
+    rows.close()
+
+
+@pytest.fixture(scope="module")
+def folders(scene, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scene")
+    write_scene(scene, out, 14)
+    host, motion = networks()
+    save_pretrained(host, out / "host", "hmr2_vitt")
+    save_pretrained(motion, out / "motion", "fasthmr_motion")
+    return out
+
+
+def halves(frame: np.ndarray):
+    """A detector: one person in each half of the picture."""
+    h, w = frame.shape[:2]
+    return [[5, 5, w // 2 - 5, h - 5, 0.9], [w // 2 + 5, 5, w - 5, h - 5, 0.8]]
+
+
+def test_scene_is_what_the_readers_expect(folders, scene):
+    boxes = TrackBoxes.read(folders / "boxes.csv")
+    picture = read_image(folders / "frames" / "000003.png")
+    made = scene.frame(3)
+    assert np.array_equal(picture, made.picture) and boxes.tracks == [0, 1]
+    x0, y0, x1, y1 = (int(v) for v in boxes.at(3)[1])
+    assert made.masks[1][y0:y1, x0:x1].sum() == made.masks[1].sum() > 64
+
+
+def test_command_with_masks_and_overlay(folders, tmp_path, capsys):
+    pytest.importorskip("imageio_ffmpeg")
+    import imageio.v2 as imageio
+
+    common = dict(video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True)
+    args = hmr_cli.Args(**common, out=str(tmp_path), masks=str(folders / "masks"), format="mp4,bvh", principal=(70.0, 55.0), focal=170.0)
+    assert hmr_cli.run(args) == 0
+    text = capsys.readouterr().out
+    assert "overlay.mp4" in text and "overlay" in text and (tmp_path / "track_001.bvh").exists()
+    assert np.load(tmp_path / "track_000.npz")["cam_K"][:2, 2].tolist() == [70, 55]
+    frames = imageio.mimread(tmp_path / "overlay.mp4", format="ffmpeg")
+    assert len(frames) == 14 and frames[0].shape == (120, 160, 3)
+    drawn = dict(overlay_video.overlay_frames(iter([(3, read_image(folders / "frames" / "000003.png"))]),
+                                              [tmp_path / "track_000.npz"], load_body("free")))  # fmt: skip
+    assert (drawn[3] != read_image(folders / "frames" / "000003.png")).any()
+
+
+def test_command_with_a_detector_that_is_killed_goes_on(folders, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def counted(frame):
+        calls.append(len(calls))
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return halves(frame)
+
+    monkeypatch.setattr(sys.modules[__name__], "detector", counted, raising=False)
+    common = dict(video=str(folders / "frames"), model=str(folders / "host"), quiet=True, chunk=4, batch_size=2)
+    args = hmr_cli.Args(**common, out=str(tmp_path), detector=f"{__name__}:detector", motion=str(folders / "motion"))
+    with pytest.raises(KeyboardInterrupt):
+        hmr_cli.run(args)
+    assert hmr_cli.run(args) == 0
+    assert len(calls) == 9 + 6  # frames 0-7 were committed
+    tracks = [np.load(tmp_path / f"track_00{t}.npz") for t in (0, 1)]
+    assert all(t["frame_ids"].tolist() == list(range(14)) for t in tracks)
+    assert tracks[0]["bbox"][0, 0] == 5 and tracks[1]["bbox"][13, 0] == 85
+    before = (tmp_path / "track_000.npz").stat().st_mtime_ns
+    assert hmr_cli.run(args) == 0 and (tmp_path / "track_000.npz").stat().st_mtime_ns == before
+    assert hmr_cli.run(dataclasses.replace(args, motion=None)) == 0  # other poses wanted: not the old file
+    assert len(calls) == 15 and not np.allclose(np.load(tmp_path / "track_000.npz")["poses"], tracks[0]["poses"])
+
+
+def test_reasons_for_no_mp4_and_no_detector(folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    common = dict(video=str(folders / "frames"), model=str(folders / "host"), out=str(tmp_path), quiet=True)
+    for wrong, message in (
+        ({"format": "npz,mp4"}, r"pip install tore_fast\[video\]"),
+        ({"detector": "nothing"}, "MODULE:CALLABLE"),
+        ({"detector": "math:sqrt", "boxes": str(folders / "boxes.csv")}, "not both"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            hmr_cli.run(hmr_cli.Args(**common, **wrong))
+    assert not (tmp_path / ".work").exists()

@@ -1,0 +1,144 @@
+"""Everything behind docs/fasthmr.md's table, in order; started again it goes on where it stopped.
+
+  python tools/fasthmr_result.py --data MOCAP --out runs/fasthmr
+
+renders clips of the motion files, trains a small host, merges its layers, writes its tokens, trains the motion prior and
+the one-step denoiser, and evaluates the components on the test split. About half an hour on one free CPU core; every
+step is a `tore-fast` command, printed before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+# sizes of the small motion models: 81 frames (2.7 s at 30 per second) in 9 latents of 128
+MOTION_SIZES = {"latent_tokens": 9, "latent_dim": 128, "ff_size": 256, "heads": 4, "encoder_layers": 5, "decoder_layers": 5}
+FRAMES = 81
+KEEP, PER_BLOCK = 24, 10  # of 48 tokens, in the proportions of the paper (90 of 192, 40 a block)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="motion files: a folder with clips.npz + index.json, .bvh or .amc")
+    parser.add_argument("--out", type=Path, default=Path("runs/fasthmr"))
+    parser.add_argument("--steps", choices=list(STEPS), nargs="*", default=list(STEPS), help="only these steps")
+    parser.add_argument("--host-steps", type=int, default=2400)
+    parser.add_argument("--vae-steps", type=int, default=600)
+    parser.add_argument("--denoiser-steps", type=int, default=600)
+    parser.add_argument("--tau", type=float, default=0.1, help="ECLM's tolerance in mm")
+    args = parser.parse_args()
+    for name in args.steps:
+        print(f"== {name}", flush=True)
+        STEPS[name](args)
+
+
+def tore_fast(*words: object) -> None:
+    command = [sys.executable, "-m", "tore_fast", *map(str, words)]
+    print("$ tore-fast " + shlex.join(command[3:]), flush=True)
+    subprocess.run(command, check=True)
+
+
+def clips(args) -> None:
+    for split, frames in (("train", 300), ("test", 243)):
+        tore_fast("train", "fasthmr_clips", "--data", args.data, "--out", args.out / f"clips_{split}", "--split", split,
+                  "--frames", frames)  # fmt: skip
+
+
+def _done(folder: Path, steps: int) -> bool:
+    log = folder / "metrics.jsonl"
+    finished = log.exists() and any(json.loads(line)["step"] >= steps for line in log.read_text().splitlines())
+    return finished and (folder / "model" / "config.json").exists()
+
+
+def host(args) -> None:
+    folder = args.out / "host"
+    if _done(folder, args.host_steps):
+        return
+    tore_fast(
+        "train", "fasthmr", "--stage", "host", "--model", "hmr2_vitt", "--data", args.data, "--train.out", folder,
+        "--host.joints-2d", 0.05, "--host.orientation", 0.005, "--host.pose", 0.005, "--host.cache", args.out / "stills", "--train.steps", args.host_steps,
+        "--train.batch-size", 24, "--train.lr", 6e-4, "--train.warmup", 150, "--train.weight-decay", 0.01,
+        "--train.clip-norm", 1.0, "--train.ema", 0.998, "--train.eval-every", 400, "--train.checkpoint-minutes", 3,
+    )  # fmt: skip
+
+
+def eclm(args) -> None:
+    folder = args.out / "eclm"
+    if not (folder / "model" / "config.json").exists():
+        tore_fast("eclm", "--model", args.out / "host" / "model", "--data", args.out / "clips_train", "--limit", 670,
+                  "--tau", args.tau, "--cka", "--out", folder, "--batch-size", 67)  # fmt: skip
+
+
+def tokens(args) -> None:
+    for split, frames in (("train", 300), ("test", 243)):
+        tore_fast("train", "fasthmr_clips", "--data", args.data, "--out", args.out / f"clips_{split}", "--split", split,
+                  "--frames", frames, "--host", args.out / "eclm" / "model", "--tokens", args.out / f"tokens_{split}",
+                  "--keep-tokens", KEEP, "--merge-per-block", PER_BLOCK)  # fmt: skip
+
+
+def vae(args) -> None:
+    folder = args.out / "vae"
+    if _done(folder, args.vae_steps):
+        return
+    sizes = [w for k, v in MOTION_SIZES.items() for w in (k, v)]
+    tore_fast("train", "fasthmr", "--stage", "vae", "--data", args.out / "clips_train", "--up", "camera", "--frames", FRAMES,
+              "--train.out", folder, "--train.warmup", 50, "--train.steps", args.vae_steps, "--train.lr", 5e-4, "--train.batch-size", 16,
+              "--train.eval-every", 200, "--extra", *sizes)  # fmt: skip
+
+
+def denoiser(args) -> None:
+    folder = args.out / "denoiser"
+    if not _done(folder, args.denoiser_steps):
+        tore_fast("train", "fasthmr", "--stage", "denoiser", "--data", args.out / "tokens_train", "--up", "camera",
+                  "--frames", FRAMES, "--vae", args.out / "vae" / "model", "--train.out", folder, "--train.warmup", 50, "--train.steps",
+                  args.denoiser_steps, "--train.lr", 5e-4, "--train.batch-size", 16, "--train.eval-every", 200)  # fmt: skip
+
+
+def table(args) -> None:
+    import dataclasses
+
+    import torch
+    from tqdm import tqdm
+
+    from tore_fast.body import load_body
+    from tore_fast.models import load_pretrained
+    from tore_fast.models.hmr2 import HMR2
+    from tore_fast.pipelines.component_table import ComponentTable, markdown
+
+    torch.set_num_threads(1)
+
+    def variant(folder: str, **fields) -> HMR2:
+        model = load_pretrained(args.out / folder / "model")
+        out = HMR2(dataclasses.replace(model.config, **fields))
+        out.load_state_dict(model.state_dict())
+        return out.eval().fold()
+
+    merged = {"keep_tokens": KEEP, "merge_per_block": PER_BLOCK}
+    made = ComponentTable(load_body("free"), sorted((args.out / "clips_test").glob("*.npz")), lambda x: tqdm(x, leave=False))
+    made.baseline()
+    made.host("host", variant("host"), smoothed="host, smoothed over time")
+    made.host("+ ECLM", variant("eclm"))
+    made.host("+ Mask-ToMe only", variant("host", **merged))
+    fast = variant("eclm", **merged)
+    seen = made.host("+ ECLM + Mask-ToMe", fast, smoothed="+ ECLM + Mask-ToMe, smoothed over time")
+    made.host("+ ECLM + ToMe (no masks)", variant("eclm", **merged), masks=False)
+    if (args.out / "denoiser" / "model").exists():
+        motion = load_pretrained(args.out / "denoiser" / "model").eval()
+        made.motion("+ ECLM + Mask-ToMe + motion decoder", fast, seen, motion)
+    (args.out / "table.json").write_text(json.dumps(made.rows, indent=1) + "\n")
+    text = markdown(made.rows)
+    (args.out / "table.md").write_text(text + "\n")
+    print(text)
+
+
+STEPS = {"clips": clips, "host": host, "eclm": eclm, "tokens": tokens, "vae": vae, "denoiser": denoiser, "table": table}
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

@@ -1,0 +1,57 @@
+"""`tore-fast eval classify`: top-1 and top-5 accuracy of an image classifier on class folders; a stopped run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._training import tested_model
+from .eval import device_of, guarded, report, work_folder
+
+
+@dataclass
+class Args:
+    """ImageNet's protocol: shorter side to 256/224 of the input size (bicubic), centre crop. Under torchrun every process
+    takes a share; the same command goes on after a kill."""
+
+    data: Path
+    """Folder of class folders, e.g. ILSVRC2012's val/ with n01440764/ and so on (classes in alphabetical order)."""
+    model: str = ""
+    """A registered name (tore-fast list), or a folder written by save_pretrained."""
+    checkpoint: Path | None = None
+    """Weights: a folder of ours, or an official file."""
+    image_size: int = 0
+    """Side of the crop; 0: the model's."""
+    json: Path | None = None
+    """Write the metrics here."""
+    work: Path | None = None
+    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
+    limit: int | None = None
+    """Only the first pictures."""
+    batch_size: int = 64
+    device: str = "auto"
+    """auto, cpu, cuda ...; under torchrun `auto` takes the process's own GPU."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (autocast)."""
+    workers: int = 2
+    """Processes that read and crop."""
+
+
+def run(args: Args) -> int:
+    return guarded(lambda: _evaluate(args))
+
+
+def _evaluate(args: Args) -> int:
+    from ..data.imagenet_folder import imagenet_folder
+    from ..eval.evaluate import evaluate_rows
+    from ..eval.task_scoring import ClassScoring, ListedItems
+
+    model, size = tested_model(args.model, args.checkpoint, "classification")
+    side = args.image_size or size[0]
+    data = imagenet_folder(args.data, False, side)
+    result = evaluate_rows(
+        model, ListedItems("class folders", data), ClassScoring(data.classes, side), work_folder(args.work, args.json),
+        batch_size=args.batch_size, device=device_of(args.device), precision=args.precision, workers=args.workers,
+        limit=args.limit, label={"data": str(args.data), "model": str(args.checkpoint or args.model)},
+    )  # fmt: skip
+    return 0 if result is None else report(result[0], args.json)

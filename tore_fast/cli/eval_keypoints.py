@@ -1,0 +1,139 @@
+"""`tore-fast eval keypoints`: OKS-AP, NME or pixel error of a heat-map model; a stopped run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ._training import tested_model
+from .eval import device_of, guarded, report, work_folder, write_json
+
+
+@dataclass
+class Args:
+    """Key points on COCO-WholeBody (133), COCO (17) or WFLW (98) by the official protocols, or on synthetic people (14).
+    Under torchrun every process takes a share; the same command goes on after a kill."""
+
+    data: str
+    """coco_wholebody_val_v1.0.json, person_keypoints_val2017.json, list_98pt_rect_attr_test.txt; `synth` needs no files."""
+    model: str = ""
+    """A registered name (tore-fast list), or a folder written by save_pretrained."""
+    checkpoint: Path | None = None
+    """Weights: a folder of ours, or an official file."""
+    format: Literal["auto", "wholebody", "coco", "wflw"] = "auto"
+    """auto: wflw for .txt, else by the model's key points."""
+    images: Path | None = None
+    """Folder of the pictures (default: that of --data)."""
+    boxes: Path | None = None
+    """Detector boxes in COCO's result format (the papers' protocol); default: the annotated boxes."""
+    image_size: tuple[int, int] = (0, 0)
+    """Height and width of the crops; 0 0: the model's (synth: 128 128)."""
+    difficulty: float = 0.5
+    """synth: of poses, views, occlusion and backgrounds, 0..1."""
+    flip_test: bool = True
+    """Average with the mirrored picture."""
+    refine: Literal["none", "quarter", "dark"] = "quarter"
+    """Where between the pixels of the map a point lies."""
+    half_pixel: bool = False
+    """For weights of the HRNet face code, whose targets are cut off to whole map pixels."""
+    json: Path | None = None
+    """Write the metrics here."""
+    pred_json: Path | None = None
+    """wholebody, coco: the detections in COCO's result format, for xtcocotools or an evaluation server."""
+    work: Path | None = None
+    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
+    limit: int | None = None
+    """Only the first people or faces."""
+    batch_size: int = 32
+    device: str = "auto"
+    """auto, cpu, cuda ...; under torchrun `auto` takes the process's own GPU."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (autocast)."""
+    workers: int = 2
+    """Processes that read and crop."""
+
+
+def run(args: Args) -> int:
+    return guarded(lambda: _synthetic(args) if args.data == "synth" else _evaluate(args))
+
+
+def _evaluate(args: Args) -> int:
+    from ..eval.evaluate import evaluate_rows
+    from ..eval.task_scoring import ListedItems, write_coco_results
+
+    if args.pred_json is not None and args.data.endswith(".txt"):
+        raise ValueError("--pred-json: WFLW has no result format")
+    model, size = tested_model(args.model, args.checkpoint, "keypoints")
+    scoring = _scoring(args, _format(args, model), args.image_size if args.image_size[0] else size)
+    result = evaluate_rows(
+        model, ListedItems(scoring.name, scoring.data), scoring, work_folder(args.work, args.json), batch_size=args.batch_size,
+        device=device_of(args.device), precision=args.precision, workers=args.workers,
+        label={"data": args.data, "model": str(args.checkpoint or args.model)},
+    )  # fmt: skip
+    if result is None:
+        return 0  # rank 0 reports
+    metrics, rows = result
+    code = report(metrics, args.json)
+    if args.pred_json is not None:
+        print(f"{args.pred_json}: {write_coco_results(scoring, rows, args.pred_json)} detections")
+    return code
+
+
+def _format(args: Args, model) -> str:
+    points = getattr(model.config, "num_keypoints", 0)
+    forms = {17: "coco", 98: "wflw", 133: "wholebody"}
+    form = "wflw" if args.format == "auto" and args.data.endswith(".txt") else args.format
+    if form == "auto":
+        if points not in forms:
+            raise ValueError(f"--format: cannot tell the data of a model with {points} key points; known: {forms}")
+        form = forms[points]
+    if forms.get(points) != form:
+        raise ValueError(f"--format {form}: has {next(k for k, v in forms.items() if v == form)} key points, the model {points}")
+    return form
+
+
+def _scoring(args: Args, form: str, size: tuple[int, int]):
+    from ..data import coco_body, wflw, wholebody
+    from ..eval.keypoint_metrics import LandmarkMetric, OksMetric, WholeBodyMetric
+    from ..eval.task_scoring import KeypointScoring, in_images_of
+
+    images = args.images or Path(args.data).parent
+    if not images.is_dir():
+        raise ValueError(f"--images: {images} is not a folder")
+    if form == "wflw":
+        if args.boxes is not None:
+            raise ValueError("--boxes: WFLW's faces come with their rectangles")
+        faces, attributes = wflw.read_wflw(args.data, images)
+        data = wflw.wflw_dataset(faces[: args.limit], size)
+        metric = LandmarkMetric(attributes[: args.limit], wflw.SUBSETS, wflw.EYE_CORNERS)
+    else:
+        read, make, kind = {
+            "wholebody": (wholebody.read_wholebody, wholebody.wholebody_dataset, WholeBodyMetric),
+            "coco": (coco_body.read_coco_body, coco_body.coco_body_dataset, OksMetric),
+        }[form]
+        people = read(args.data, images, args.boxes)[: args.limit]
+        if not people:
+            raise ValueError(f"--data {args.data}: nobody to test" + (f" in {args.boxes}" if args.boxes else "has a labelled point"))
+        data = make(people, size)
+        everybody = read(args.data, images, everybody=True)
+        metric = kind(everybody if args.limit is None else in_images_of(everybody, people), size)
+    return KeypointScoring(form, data, metric, args.flip_test, args.refine, args.half_pixel)
+
+
+def _synthetic(args: Args) -> int:
+    """Held-out pictures of data/synth; the model must have their 14 joints."""
+    from ..body import load_body
+    from ..train.tcformer_synth import NUM_JOINTS, SynthKeypoints
+
+    model, _ = tested_model(args.model, args.checkpoint, "keypoints")
+    if model.config.num_keypoints != NUM_JOINTS:
+        raise ValueError(f"--data synth: has {NUM_JOINTS} joints, the model {model.config.num_keypoints}")
+    side = args.image_size[0] or 128
+    if args.image_size[0] != args.image_size[1]:
+        raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
+    task = SynthKeypoints(model, load_body("free"), side, args.difficulty, eval_images=args.limit or 256)
+    metrics = task.evaluate(model.to(device_of(args.device)).eval())
+    print("\n".join(f"{name:24}{value:10.4f}" for name, value in metrics.items()))
+    write_json(metrics, args.json)
+    return 0
