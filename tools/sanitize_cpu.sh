@@ -37,8 +37,10 @@ for file; do
     bad=1
     cat "$work/log"
   fi
-  summary+="$(basename "$file"): exit $status, $found sanitizer reports, $(tail -n 1 "$work/log")"$'\n'
+  line="$(basename "$file"): exit $status, $found sanitizer reports, $(tail -n 1 "$work/log")"
+  echo "$line" # at once, so that a run that is cut off has said what it knew
+  summary+=$line$'\n'
 done
-printf '%s' "$summary"
+printf '\n%s' "$summary"
 [ $bad = 0 ] && echo "sanitize_cpu: clean" || echo "sanitize_cpu: FAILED"
 exit $bad
