@@ -20,8 +20,9 @@ from tore_fast.data.video import TrackBoxes, open_video
 from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models import create_model, load_pretrained, save_pretrained
 from tore_fast.pipelines.hosts import RestSkeleton, leaf_vertices
+from tore_fast.pipelines.track_files import FORMATS
 from tore_fast.pipelines.track_store import NpzStream, TrackStore
-from tore_fast.pipelines.video_to_mesh import FORMATS, HMRPipeline, PipelineOptions
+from tore_fast.pipelines.video_to_mesh import HMRPipeline, PipelineOptions
 from tore_fast.vis.bvh import euler_zxy
 
 HOST = dict(embed_dim=32, depth=2, num_heads=2, decoder_depth=1, decoder_heads=2, decoder_dim_head=8, decoder_mlp_dim=16, decoder_dim=24, merge_r=(60, 42))

@@ -82,7 +82,8 @@ def run(args: Args) -> int:
     from ..pipelines import hosts
     from ..pipelines.image_to_mesh import pick_device
     from ..pipelines.overlay_video import why_no_mp4, write_overlay
-    from ..pipelines.video_to_mesh import FORMATS, HMRPipeline, PipelineOptions
+    from ..pipelines.track_files import FORMATS
+    from ..pipelines.video_to_mesh import HMRPipeline, PipelineOptions
 
     formats = [f.strip() for f in args.format.split(",") if f.strip()]
     with arguments():

@@ -21,37 +21,20 @@ import torch
 from torch import Tensor
 
 from ..body import Body
-from ..body.joints import SMPL24
 from ..data.hmr2_crop import Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
 from ..data.video import VideoSource
 from ..layers import camera
 from ..layers.clips import fill_gaps, track_spans
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
-from ..layers.rotation import matrix_to_axis_angle, matrix_to_rot6d, rot6d_to_matrix
+from ..layers.rotation import matrix_to_rot6d, rot6d_to_matrix
 from ..models.camerahmr import CameraHMR
 from ..models.fasthmr import FastHMRMotion, motion_rotations
 from ..models.hmr2 import HMR2
-from ..vis.bvh import BvhWriter
-from ..vis.glb_animation import GlbAnimation
 from .hosts import RestSkeleton
-from .track_store import NpzStream, TrackStore
+from .track_files import FORMATS, track_writers
+from .track_store import TrackStore
 
-FORMATS = ("npz", "bvh", "glb")
 MASK_SOURCES = ("auto", "ellipse", "none")
-NPZ_KEYS = {
-    "poses": "[F, 72] axis-angle of 24 joints, global orientation first (camera axes: x right, y down, z forward)",
-    "global_orient": "[F, 3] axis-angle",
-    "body_pose": "[F, 69] axis-angle",
-    "betas": "[10], or [F, 10] with betas_mode per_frame",
-    "trans": "[F, 3] metres; add to the body's vertices (camera at the origin)",
-    "joints3d": "[F, 24, 3] metres in camera axes",
-    "rotmats": "[F, 24, 3, 3] (option)",
-    "frame_ids": "[F] frame of the video",
-    "detected": "[F] bool; False where the box was missing and the result is interpolated",
-    "bbox": "[F, 4] x0, y0, x1, y1 px",
-    "track_id": "number", "cam_K": "[3, 3] camera matrix, px", "mocap_framerate": "frames per second",
-    "gender": "neutral", "model": "smpl, or free for the shipped body", "image_size": "[2] W, H",
-}  # fmt: skip
 
 Masks = Callable[[int, np.ndarray, dict[int, tuple]], dict[int, np.ndarray]]
 Tracker = Callable[[int, np.ndarray], dict[int, tuple[float, float, float, float]]]
@@ -377,7 +360,7 @@ class HMRPipeline:
             values = torch.from_numpy(np.array(rows[key][lo:hi])).to(device)
             return fill_gaps(values, ids[lo:hi], first + a, first + b - 1)
 
-        writers = self._writers(files, count, shape, fps, store, track)
+        writers = track_writers(files, self.body, o, count, shape, fps, store, track)
         try:
             for start, rotations in self._rotation_pieces(every, count, shape):
                 end = start + len(rotations)
@@ -429,66 +412,3 @@ class HMRPipeline:
                 rest = self.rest(betas).expand(len(motion.joints), -1, -1)
                 rotations = motion_rotations(motion, rest, o.ik_mode)
             yield start, rotations
-
-    def _writers(self, files: Sequence[Path], count: int, shape: Tensor, fps: float, store: TrackStore, track: int) -> list[Callable]:
-        """One function per file: takes pieces (dicts), then None to finish; a file appears only when finished."""
-        body = self.body
-        vertices, joints = (t[0].cpu().numpy() for t in body.rest(shape[:, : body.num_betas], 1))
-        made: list[Callable] = []
-        for path in files:
-            kind, hidden = path.suffix[1:], path.with_name(f".{path.stem}.part{path.suffix}")
-            if kind == "npz":
-                made.append(self._npz_writer(path, count, shape, fps, store, track))
-                continue
-            if kind == "bvh":
-                out = BvhWriter(hidden, joints, body.parents, SMPL24, count, fps)
-            else:
-                faces, weights = body.faces(0), body.weights.cpu().numpy()
-                out = GlbAnimation(hidden, vertices, faces, weights, joints, body.parents, SMPL24, count, fps)
-
-            def write(piece: dict | None, out=out, hidden=hidden, path=path) -> None:
-                if piece is not None:
-                    out.write(piece["rotations"], piece["trans"] + joints[0])
-                    return
-                out.close()
-                hidden.replace(path)
-
-            made.append(write)
-        return made
-
-    def _npz_writer(self, path: Path, count: int, shape: Tensor, fps: float, store: TrackStore, track: int) -> Callable:
-        o, stream = self.options, NpzStream(path, count)
-        w, h = store.facts["image_size"]
-        k = camera.intrinsics(torch.tensor([float(store.facts["focal"])]), torch.tensor([[float(w), float(h)]]))[0]
-        if o.principal_px is not None:
-            k[:2, 2] = torch.tensor(o.principal_px)
-        facts = {
-            "track_id": track, "cam_K": k.numpy(), "mocap_framerate": float(fps), "gender": "neutral",
-            "model": self.body.name, "image_size": np.array([w, h], np.int32),
-        }  # fmt: skip
-        for key, value in facts.items():
-            stream.put(key, value)
-        if o.betas_mode == "median":
-            stream.put("betas", shape[0].cpu().numpy())
-
-        def write(piece: dict | None) -> None:
-            if piece is None:
-                stream.close()
-                return
-            angles = matrix_to_axis_angle(torch.from_numpy(piece["rotations"])).flatten(1).numpy()
-            stream.append("poses", angles)
-            stream.append("global_orient", angles[:, :3])
-            stream.append("body_pose", angles[:, 3:])
-            stream.append("trans", piece["trans"])
-            stream.append("joints3d", piece["joints3d"])
-            stream.append("frame_ids", piece["frame_ids"])
-            stream.append("detected", piece["detected"])
-            stream.append("bbox", piece["box"])
-            if o.betas_mode == "per_frame":
-                stream.append("betas", piece["betas"])
-            if o.rotmats:
-                stream.append("rotmats", piece["rotations"])
-
-        return write
-
-
