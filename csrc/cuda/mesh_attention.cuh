@@ -133,8 +133,8 @@ __device__ __forceinline__ void gathered_scores(const float* x, const HeadRows<T
 }
 
 // No smallest number of blocks: left alone, ptxas takes 40 to 56 registers (9 to 12 blocks per multiprocessor, which hide
-// the latency of the gathers) at the price of 8 bytes of stack in 4 of 27 variants; any bound that was tried (5, 6, 8
-// blocks, shorter unrolls) made it take 64 to 80 registers and spill more.
+// the latency of the gathers) at the price of 8 bytes of stack in 4 of 27 variants (sm_90). A bound of 6 or 8 blocks
+// made it take 64 to 80 registers: fewer blocks for no spill in 10 variants and larger ones in others.
 template <typename T, int kDim, MeshRole kRole>
 __global__ void __launch_bounds__(kMeshThreads) mesh_attention_near_kernel(const MeshAttentionParams p, bool vec) {
   constexpr bool kBackward = kRole != MeshRole::kForward;
