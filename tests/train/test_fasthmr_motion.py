@@ -109,5 +109,5 @@ def test_both_stages_by_command(files, tmp_path):
     stats = torch.load(tmp_path / "1" / "model" / "statistics.pt", weights_only=True)
     torch.testing.assert_close(motion.feature_mean, stats["mean"])
     assert motion(torch.zeros(1, 16, 12)).joints.shape == (1, 16, 29, 3)
-    with pytest.raises(UsageError, match="at least two .npz"):
+    with pytest.raises(UsageError, match="AMASS-like .npz, .bvh or .amc"):
         command.run(command.Args(tmp_path))
