@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import FAILED, arguments, complain
@@ -24,6 +25,25 @@ JOB_OF_FAMILY: dict[str, str] = {}
 """Family of the registry (models/_registry.py) -> job, where it is not `mesh`."""
 JOB_OF_TAG = {"keypoints": "keypoints", "classification": "classify"}
 """Tag of a registered model -> job; TCFormer's family has several."""
+
+
+@dataclass(kw_only=True)
+class RunArgs:
+    """Flags of every job on evaluate_rows: resumable, sharded under torchrun."""
+
+    json: Path | None = None
+    """Write the metrics here."""
+    work: Path | None = None
+    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
+    limit: int | None = None
+    """Only the first items."""
+    batch_size: int = 32
+    device: str = "auto"
+    """auto, cpu, cuda ...; under torchrun `auto` takes the process's own GPU."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (autocast)."""
+    workers: int = 2
+    """Processes that read and crop."""
 
 
 def default_job(argv: list[str]) -> str:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._training import tested_model
-from .eval import device_of, guarded, report, work_folder
+from .eval import RunArgs, device_of, guarded, report, work_folder
 
 
 @dataclass
-class Args:
+class Args(RunArgs):
     """ImageNet's protocol: shorter side to 256/224 of the input size (bicubic), centre crop. Under torchrun every process
     takes a share; the same command goes on after a kill."""
 
@@ -22,19 +22,6 @@ class Args:
     """Weights: a folder of ours, or an official file."""
     image_size: int = 0
     """Side of the crop; 0: the model's."""
-    json: Path | None = None
-    """Write the metrics here."""
-    work: Path | None = None
-    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
-    limit: int | None = None
-    """Only the first pictures."""
-    batch_size: int = 64
-    device: str = "auto"
-    """auto, cpu, cuda ...; under torchrun `auto` takes the process's own GPU."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 (autocast)."""
-    workers: int = 2
-    """Processes that read and crop."""
 
 
 def run(args: Args) -> int:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from ._training import tested_model
-from .eval import device_of, guarded, report, work_folder, write_json
+from .eval import RunArgs, device_of, guarded, report, work_folder, write_json
 
 
 @dataclass
-class Args:
+class Args(RunArgs):
     """Key points on COCO-WholeBody (133), COCO (17) or WFLW (98) by the official protocols, or on synthetic people (14).
     Under torchrun every process takes a share; the same command goes on after a kill."""
 
@@ -37,21 +37,8 @@ class Args:
     """Where between the pixels of the map a point lies."""
     half_pixel: bool = False
     """For weights of the HRNet face code, whose targets are cut off to whole map pixels."""
-    json: Path | None = None
-    """Write the metrics here."""
     pred_json: Path | None = None
     """wholebody, coco: the detections in COCO's result format, for xtcocotools or an evaluation server."""
-    work: Path | None = None
-    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
-    limit: int | None = None
-    """Only the first people or faces."""
-    batch_size: int = 32
-    device: str = "auto"
-    """auto, cpu, cuda ...; under torchrun `auto` takes the process's own GPU."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 (autocast)."""
-    workers: int = 2
-    """Processes that read and crop."""
 
 
 def run(args: Args) -> int:

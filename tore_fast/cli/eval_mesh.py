@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .eval import device_of, guarded, report, work_folder, write_json
+from .eval import RunArgs, device_of, guarded, report, work_folder, write_json
 from .mesh_body import protocol_of
 
 
 @dataclass
-class Args:
+class Args(RunArgs):
     """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
     process takes a share; the same command goes on after a kill."""
 
@@ -40,21 +40,8 @@ class Args:
     """Format of the data, where looking does not tell."""
     options: dict[str, str] = field(default_factory=dict)
     """Further reader options as KEY VALUE pairs: split, images, box, ..."""
-    json: Path | None = None
-    """Write the metrics here."""
     pred_json: Path | None = None
     """Hands: write FreiHAND's pred.json here."""
-    work: Path | None = None
-    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
-    limit: int | None = None
-    """Only the first items."""
-    batch_size: int = 32
-    device: str = "auto"
-    """auto, cpu, cuda ...; under torchrun `auto` takes the process's own GPU."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 (autocast)."""
-    workers: int = 2
-    """Processes that read and crop."""
 
 
 def run(args: Args) -> int:
