@@ -119,3 +119,20 @@ def test_dense_targets():
     mask = torch.zeros(1, 16, 16, dtype=torch.uint8)
     mask[:, :8] = 5
     assert part_target(mask, 4)[0].tolist() == [[5] * 4] * 2 + [[0] * 4] * 2
+
+
+def test_shipped_weights_are_not_called_random(tmp_path, capfd):
+    from tore_fast.cli import main
+
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "hand.jpg")
+    with pytest.raises(SystemExit):
+        main(["predict", str(tmp_path / "hand.jpg"), "--model", "tore_default_hand", "--boxes", "full", "--out", str(tmp_path / "o")])
+    assert "random weights" not in capfd.readouterr().err
+
+
+def test_the_shipped_hand_weights_beat_the_mean_pose():
+    from tore_fast.pipelines.image_to_mesh import load_model
+
+    found = evaluate_held_out(load_model("tore_default_hand").eval(), load_body("free_hand"), "easy", image_size=112, images=60)
+    assert found["pa_mpjpe_mm"] < 0.75 * found["mean_pose_pa_mpjpe_mm"]
+    assert found["mpjpe_mm"] < 0.6 * found["constant_mean_mpjpe_mm"]

@@ -40,6 +40,7 @@ class Args:
 def run(args: Args) -> int:
     from ..data.boxes import read_boxes
     from ..data.image import find_images
+    from ..models.default import BUILT_IN
     from ..pipelines.image_to_mesh import BOX_MODES, Pipeline, load_model
     from ..pipelines.results import FORMATS
 
@@ -60,7 +61,7 @@ def run(args: Args) -> int:
         pipeline = Pipeline(
             _model(args, load_model), mesh_data=args.mesh_data, device=args.device, batch_size=args.batch_size
         )
-    if args.checkpoint is None and args.model != "default" and not Path(args.model).is_dir():
+    if args.checkpoint is None and args.model not in BUILT_IN and not Path(args.model).is_dir():
         print(f"note: {args.model} without --checkpoint has random weights: the meshes mean nothing", file=sys.stderr)
     with _folder(args.out):
         return _predict(args, pipeline, paths, table, formats, len(errors))

@@ -59,10 +59,11 @@ def _draw(args: Args) -> list[Path]:
     import torch
 
     from ..data.person_crop import IMAGENET_MEAN, IMAGENET_STD, cut
+    from ..models.default import BUILT_IN
     from ..pipelines.image_to_mesh import Pipeline, load_model
     from ..vis.overlay import save_png
 
-    random = args.model != "default" and not Path(args.model).is_dir()
+    random = args.model not in BUILT_IN and not Path(args.model).is_dir()
     torch.manual_seed(args.seed)
     model = load_model(args.model).eval()
     if "return_attention" not in inspect.signature(model.forward).parameters:
