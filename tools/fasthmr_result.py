@@ -3,7 +3,7 @@
   python tools/fasthmr_result.py --data MOCAP --out runs/fasthmr
 
 renders clips of the motion files, trains a small host, merges its layers, writes its tokens, trains the motion prior and
-the one-step denoiser, and evaluates the components on the test split. About half an hour on one free CPU core; every
+the one-step denoiser, and evaluates the components on the test split. About an hour on one free CPU core; every
 step is a `tore-fast` command, printed before it runs.
 """
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="motion files: a folder with clips.npz + index.json, .bvh or .amc")
     parser.add_argument("--out", type=Path, default=Path("runs/fasthmr"))
     parser.add_argument("--steps", choices=list(STEPS), nargs="*", default=list(STEPS), help="only these steps")
-    parser.add_argument("--host-steps", type=int, default=2400)
+    parser.add_argument("--host-steps", type=int, default=3200)
     parser.add_argument("--vae-steps", type=int, default=600)
     parser.add_argument("--denoiser-steps", type=int, default=600)
     parser.add_argument("--tau", type=float, default=0.1, help="ECLM's tolerance in mm")
@@ -62,9 +62,9 @@ def host(args) -> None:
         return
     tore_fast(
         "train", "fasthmr", "--stage", "host", "--model", "hmr2_vitt", "--data", args.data, "--train.out", folder,
-        "--host.joints-2d", 0.05, "--host.orientation", 0.005, "--host.pose", 0.005, "--host.cache", args.out / "stills", "--train.steps", args.host_steps,
-        "--train.batch-size", 24, "--train.lr", 6e-4, "--train.warmup", 150, "--train.weight-decay", 0.01,
-        "--train.clip-norm", 1.0, "--train.ema", 0.998, "--train.eval-every", 400, "--train.checkpoint-minutes", 3,
+        "--host.joints-2d", 0.05, "--host.orientation", 0.005, "--host.pose", 0.005, "--host.cache", args.out / "stills", "--host.cache-batches", 1400, "--train.steps", args.host_steps,
+        "--train.batch-size", 24, "--train.lr", 1e-3, "--train.warmup", 100, "--train.weight-decay", 0.01,
+        "--train.clip-norm", 5.0, "--train.ema", 0.998, "--train.eval-every", 400, "--train.checkpoint-minutes", 3,
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class HMR2Config:
     num_heads: int = 16
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.55
+    stem: str = "patch"  # or "conv" (ViTConfig)
     decoder_depth: int = 6
     decoder_heads: int = 8
     decoder_dim_head: int = 64
@@ -60,7 +61,7 @@ class HMR2Config:
     def vit(self) -> ViTConfig:
         return ViTConfig(
             img_size=tuple(self.img_size), embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads, mlp_ratio=self.mlp_ratio,
-            drop_path_rate=self.drop_path_rate,
+            drop_path_rate=self.drop_path_rate, stem=self.stem,
         )  # fmt: skip
 
     def decoder(self) -> DecoderConfig:
@@ -277,14 +278,14 @@ def hmr2_vits(**overrides) -> HMR2:
 
 
 TINY = dict(
-    img_size=(128, 96), box_margin=1.15, embed_dim=128, depth=12, num_heads=2, drop_path_rate=0.0, decoder_depth=2,
-    decoder_heads=2, decoder_mlp_dim=256, decoder_dim=128,
+    img_size=(128, 96), box_margin=1.15, embed_dim=128, depth=12, num_heads=2, drop_path_rate=0.0, stem="conv",
+    decoder_depth=2, decoder_heads=2, decoder_mlp_dim=256, decoder_dim=128,
 )  # fmt: skip
 
 
 @register_model("hmr2_vitt", family="fasthmr", input_shape=(3, 128, 128), tags=("small",))
 def hmr2_vitt(**overrides) -> HMR2:
-    """Smallest host, trainable on a CPU: 12 blocks of width 128 on the 48 tokens of a 128 x 96 crop (docs/fasthmr.md)."""
+    """Smallest host, trainable on a CPU: a convolutional stem and 12 blocks of width 128 on the 48 tokens of a 128 x 96 crop (docs/fasthmr.md)."""
     return HMR2(HMR2Config(**{**TINY, **overrides}))
 
 
