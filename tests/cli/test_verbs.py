@@ -52,6 +52,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("train", "keypoints", "--data", "wflw"): "--val-annotations",
     ("train", "smpl", "--model", "nothing"): "no model 'nothing'",
     ("bench", "ops", "--op", "nothing"): "no ops benchmark 'nothing'",
+    ("bench", "ops", "--op", "bipartite_match", "--quick", "--match", "nothing"): "no case of ops bipartite_match fits 'nothing'",
     ("predict", "x", "--nope", "3"): "Unrecognized options: --nope, 3 (tore-fast predict --help",
     ("predict", "x", "--batch-size", "abc"): "--batch-size: invalid literal",
     ("synth",): "Missing from tore-fast synth: --out PATH",
