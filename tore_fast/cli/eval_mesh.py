@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def _evaluate(args: Args) -> int:
     if args.multiscale:
         if not hand:
             raise ValueError("--multiscale is for hands: turned crops mean nothing for un-aligned errors of bodies")
-        model, crop, label = MultiScale(model), view_crops, {**label, "views": len(VIEWS)}
+        joints = functools.partial(protocol.body.regress, "hand21")
+        model, crop, label = MultiScale(model, joints), view_crops, {**label, "views": len(VIEWS)}
     result = evaluate(
         model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=device_of(args.device),
         precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, crop=crop, label=label,
