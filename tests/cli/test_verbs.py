@@ -51,6 +51,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("train", "classify", "nowhere"): "nowhere",
     ("train", "keypoints", "--data", "wflw"): "--val-annotations",
     ("train", "smpl", "--model", "nothing"): "no model 'nothing'",
+    ("batch", "x", "--out", "y", "--extra", "colour", "red"): "options (--extra): expected upstream, mesh_data, got 'colour'",
     ("bench", "ops", "--op", "nothing"): "no ops benchmark 'nothing'",
     ("bench", "ops", "--op", "bipartite_match", "--quick", "--match", "nothing"): "no case of ops bipartite_match fits 'nothing'",
     ("predict", "x", "--nope", "3"): "Unrecognized options: --nope, 3 (tore-fast predict --help",

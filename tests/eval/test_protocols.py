@@ -395,7 +395,7 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
     import tore_fast.pipelines.image_to_mesh as pipeline
 
     models = {"hand": Hand, "body": Oracle}
-    monkeypatch.setattr(pipeline, "load_model", lambda name: models[name]())
+    monkeypatch.setattr(pipeline, "load_model", lambda name, *more, **options: models[name]())
     write_freihand(tmp_path, hand)
     with pytest.raises(SystemExit) as e:
         main(["eval", "--data", str(tmp_path), "--model", "hand", "--json", str(tmp_path / "h.json"), "--pred-json",
