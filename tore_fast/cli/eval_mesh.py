@@ -60,7 +60,7 @@ def _evaluate(args: Args) -> int:
     protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
     model = _model(args)
     size = getattr(getattr(model, "config", None), "image_size", None) or (256 if args.upstream in ("hmr2", "camerahmr") else 224)
-    work = work_folder(args.work, args.json)
+    work = work_folder(args)
     label = {"data": args.data, "model": args.checkpoint or args.model}
     crop = evaluation_crop
     if args.multiscale:
