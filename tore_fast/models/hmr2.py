@@ -7,6 +7,7 @@ and whose rotations and betas feed body/. Depth and token count are config field
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -186,6 +187,11 @@ class HMR2(nn.Module):
     def set_merging(self, merging: MergeConfig | None) -> None:
         """Changes how tokens merge from the next call on (weights do not depend on it)."""
         self.backbone.merging = merging
+
+    def keep_tokens(self, keep: int, per_block: int | None = None) -> None:
+        """Mask-ToMe down to `keep` tokens from the next call on, other settings (order, prop_attn, ...) as in the config."""
+        changed = {"keep_tokens": keep, "merge_r": None, "merge_per_block": per_block or self.config.merge_per_block}
+        self.set_merging(dataclasses.replace(self.config, **changed).merging())
 
     def fold(self) -> HMR2:
         """Drops dead weights and stores constants for inference; outputs stay the same, training is over. Returns self."""
