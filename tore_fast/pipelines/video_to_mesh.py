@@ -97,12 +97,17 @@ class Timing:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def table(self) -> str:
+        """One line per stage; per person only where people went through the network (not in a run that only wrote files)."""
         total = sum(self.seconds.values())
+
+        def each(seconds: float) -> str:
+            return f"{1000 * seconds / self.people:12.2f}" if self.people else f"{'-':>12}"
+
         lines = [f"{'stage':10}{'seconds':>10}{'ms/person':>12}{'share':>8}"]
         for name, s in self.seconds.items():
-            lines.append(f"{name:10}{s:10.2f}{1000 * s / max(self.people, 1):12.2f}{100 * s / max(total, 1e-9):7.0f}%")
-        rate = self.people / total if total else 0.0
-        lines.append(f"{'total':10}{total:10.2f}{1000 * total / max(self.people, 1):12.2f}   {rate:.1f} persons/s")
+            lines.append(f"{name:10}{s:10.2f}{each(s)}{100 * s / max(total, 1e-9):7.0f}%")
+        rate = f"   {self.people / total:.1f} persons/s" if self.people and total else ""
+        lines.append(f"{'total':10}{total:10.2f}{each(total)}{rate}")
         return "\n".join(lines)
 
 
