@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from tore_fast.benchmarks import harness, memory, registry, report, run
 from tore_fast.benchmarks.harness import Case, Contender, relative_error, run_case
-from tore_fast.benchmarks.models import hmr
+from tore_fast.benchmarks.models import fasthmr, hmr
 
 from tore_fast import cli
 
@@ -246,3 +246,21 @@ def test_bench_without_a_kind_says_what_there_is(capsys):
         cli.main(["bench"])
     text = "".join(capsys.readouterr())
     assert e.value.code == 2 and "{ops,models}" in text and "--help" in text
+
+
+def test_hosts_have_rows_on_every_device(monkeypatch):
+    """ViT-S at batch 1, 16, 64 everywhere, ViT-H as well on a GPU; nothing is built before a case runs."""
+    for device, hosts in (("cpu", {"vits"}), ("cuda", {"vits", "vith"})):
+        names = {(c.op, c.name) for c in fasthmr.cases(device, torch.float32, False)}
+        wanted = {("fasthmr_host", f"{h} batch {b}") for h in hosts for b in (1, 16, 64)}
+        assert wanted <= names and any("vith" in n for _, n in names) == (device == "cuda")
+    assert fasthmr._model.cache_info().currsize == 0
+    small = {"img_size": (64, 48), "embed_dim": 32, "num_heads": 2, "decoder_depth": 1, "decoder_dim": 32}
+    sizes = {"s": ("hmr2_vitt", {**small, "depth": 3}), "m": ("hmr2_vitt", {**small, "depth": 2, "keep_tokens": 6})}
+    monkeypatch.setattr(fasthmr, "SIZES", sizes)
+    monkeypatch.setattr(fasthmr, "FULL", {"m": "s"})
+    monkeypatch.setattr(fasthmr, "model_entry", lambda name: SimpleNamespace(input_shape=(3, 64, 64)))
+    rows = {c.op + c.name: run_case(c, seconds=0.01) for c in fasthmr.cases("cpu", torch.float32, True)}
+    fasthmr._model.cache_clear()
+    assert set(rows) == {"fasthmr_hosts batch 1", "fasthmr_hostm batch 1", "fasthmr_reductionm batch 1"}
+    assert all(r["speedup"] is not None and not r["wrong"] for r in rows.values())
