@@ -278,6 +278,7 @@ def test_bad_pictures_are_counted_and_tried_again(tmp_path, body):
     metrics, _ = score(tmp_path, tmp_path / "rows")
     assert metrics["items"] == 2 and list(metrics["failed"]) == ["1"] and "image_00001.jpg" in metrics["failed"]["1"]
     bad.write_bytes(good)
+    (tmp_path / "rows" / "failed-3.json").write_text('{"1": "left by a run of four processes"}')
     metrics, _ = score(tmp_path, tmp_path / "rows")
     assert metrics["items"] == 3 and metrics["failed"] == {}
 
