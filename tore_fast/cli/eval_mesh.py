@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,13 +65,14 @@ def _evaluate(args: Args) -> int:
     protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
     model, size = _model(args)
     scoring = CameraScoring if isinstance(model, CameraHMR) else MeshScoring
-    work = work_folder(args.work, args.json)
+    work = work_folder(args)
     label = {"data": args.data, "model": args.checkpoint or args.model}
     crop = evaluation_crop
     if args.multiscale:
         if not hand:
             raise ValueError("--multiscale is for hands: turned crops mean nothing for un-aligned errors of bodies")
-        model, crop, label = MultiScale(model), view_crops, {**label, "views": len(VIEWS)}
+        joints = functools.partial(protocol.body.regress, "hand21")
+        model, crop, label = MultiScale(model, joints), view_crops, {**label, "views": len(VIEWS)}
     result = evaluate(
         model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=device_of(args.device),
         precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, crop=crop,
@@ -102,29 +104,23 @@ def _is_hand(args: Args, reader) -> bool:
 
 def _model(args: Args):
     """The model and the size of its crops."""
+    import torch
+
     from ..eval.parameter_models import crop_size, is_scored
-    from ..models import create_model, from_pretrained, load_pretrained
-    from ..models.default import BUILT_IN
+    from ..models import create_model
     from ..pipelines.image_to_mesh import load_model
 
-    entry = registered_entry(args.checkpoint or args.model)
+    source = args.checkpoint or args.model
+    entry = registered_entry(source)
     meshed = entry is None or {"body", "hand"} & set(entry.tags)  # models of parameters have no mesh to load
-    given = {"mesh_data": args.mesh_data} if args.mesh_data and meshed else {}
-    if args.checkpoint is not None:
-        registered = None if args.model == "default" else args.model
-        model = from_pretrained(args.checkpoint, args.upstream, model=registered, **given)
-    elif args.model in BUILT_IN:
-        model = load_model(args.model)
-    elif Path(args.model).is_dir():
-        model = load_pretrained(args.model, **given)
-    else:
-        import torch
-
+    if entry is not None and entry.name == source:
         torch.manual_seed(0)
         model = create_model(args.model)
         print("note: random weights (no --checkpoint)", file=sys.stderr)
+    else:
+        model = load_model(args.model, args.checkpoint, upstream=args.upstream, mesh_data=args.mesh_data if meshed else None)
     if not is_scored(model):
-        raise ValueError(f"{args.checkpoint or args.model}: expected a model of meshes or body parameters, got {type(model).__name__}")
+        raise ValueError(f"{source}: expected a model of meshes or body parameters, got {type(model).__name__}")
     return model, args.image_size or crop_size(model)
 
 

@@ -99,8 +99,10 @@ class MeshScoring:
 
     def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         output = model(inputs)
+        # averaged views bring their own joints (multiscale.py); otherwise the protocol regresses them from the mesh
+        given = {"joints": output.mesh_joints} if hasattr(output, "mesh_joints") else {}
         with torch.autocast(inputs.device.type, enabled=False):
-            return self.protocol.rows(mesh_of(output, self.protocol.body, self.smpl_head), truth)
+            return self.protocol.rows(mesh_of(output, self.protocol.body, self.smpl_head), truth, **given)
 
     def summary(self, rows: dict[str, np.ndarray], sequences: Sequence[str], frames: Sequence[int]) -> dict:
         return self.protocol.summary(rows, sequences, frames)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 from ...layers.mask_tome import MergeConfig, TokenState, merge_tokens
@@ -43,13 +44,13 @@ class ViTConfig:
 
     @property
     def padding(self) -> int:
+        if self.stem == "conv":
+            return 0
         return 4 + 2 * (self.ratio // 2 - 1)  # 2 for ratio 1: the conv sees two rows above the picture
 
     @property
     def grid(self) -> tuple[int, int]:
         h, w = self.img_size
-        if self.stem == "conv":
-            return h // self.patch_size, w // self.patch_size
         size = [(s + 2 * self.padding - self.patch_size) // self.stride + 1 for s in (h, w)]
         return size[0], size[1]
 
@@ -127,6 +128,8 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """Image [B, 3, H, W] -> tokens [B, N, C]: one convolution over patches."""
+
     def __init__(self, cfg: ViTConfig):
         super().__init__()
         self.proj = nn.Conv2d(3, cfg.embed_dim, cfg.patch_size, cfg.stride, cfg.padding)
@@ -136,9 +139,9 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Image [B, 3, H, W] -> tokens [B, N, C] through 3x3 convolutions: each halves the picture and doubles the channels.
+    """Image [B, 3, H, W] -> tokens [B, N, C] through strided 3x3 convolutions: each halves the picture and doubles the channels.
 
-    The last map has the width of 1.5 tokens; after the first, every strided convolution is followed by a plain one.
+    The last map is 1.5 times as wide as a token; after the first, every strided convolution is followed by a plain one.
     """
 
     def __init__(self, cfg: ViTConfig):
@@ -150,16 +153,44 @@ class ConvStem(nn.Module):
                 f"got img_size {tuple(cfg.img_size)}, patch_size {cfg.patch_size}, ratio {cfg.ratio}"
             )
         layers: list[nn.Module] = []
-        last = 3
-        for i in range(steps):
-            width = 3 * cfg.embed_dim // 2 ** (steps - i)
-            for stride in (2, 1)[: 2 if i else 1]:
-                layers += [nn.Conv2d(last, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-                last = width
-        self.proj = nn.Sequential(*layers, nn.Conv2d(last, cfg.embed_dim, 1))
+        for cin, cout, stride in _stem_convs(cfg):
+            layers += [nn.Conv2d(cin, cout, 3, stride, 1, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True)]
+        self.proj = nn.Sequential(*layers, nn.Conv2d(cout, cfg.embed_dim, 1))
+
+    def fold(self) -> None:
+        """Batch normalisation goes into the convolutions (inference)."""
+        layers: list[nn.Module] = []
+        for layer in self.proj:
+            if isinstance(layer, nn.BatchNorm2d):
+                layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.eval())
+            else:
+                layers.append(layer)
+        self.proj = nn.Sequential(*layers)
 
     def forward(self, img: Tensor) -> Tensor:
         return self.proj(img).flatten(2).transpose(1, 2)
+
+
+def _stem_convs(cfg: ViTConfig) -> list[tuple[int, int, int]]:
+    """(channels in, channels out, stride) of a ConvStem's 3x3 convolutions."""
+    steps = cfg.patch_size.bit_length() - 1
+    widths = [3 * cfg.embed_dim // 2 ** (steps - i) for i in range(steps)]
+    convs = [(3, widths[0], 2)]
+    for before, width in zip(widths, widths[1:]):
+        convs += [(before, width, 2), (width, width, 1)]
+    return convs
+
+
+def embed_macs(cfg: ViTConfig) -> float:
+    """Multiply-adds of the image's way to tokens."""
+    rows, columns = cfg.grid
+    if cfg.stem == "patch":
+        return 3.0 * cfg.patch_size**2 * cfg.embed_dim * rows * columns
+    pixels, total = float(cfg.img_size[0] * cfg.img_size[1]), 0.0
+    for cin, cout, stride in _stem_convs(cfg):
+        pixels /= stride**2
+        total += 9 * cin * cout * pixels
+    return total + cout * cfg.embed_dim * pixels
 
 
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
