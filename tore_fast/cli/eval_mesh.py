@@ -119,7 +119,7 @@ def _model(args: Args):
         print("note: random weights (no --checkpoint)", file=sys.stderr)
     else:
         model = load_model(args.model, args.checkpoint, upstream=args.upstream, mesh_data=args.mesh_data if meshed else None)
-    if not is_scored(model):
+    if entry is not None and not is_scored(model):
         raise ValueError(f"{source}: expected a model of meshes or body parameters, got {type(model).__name__}")
     return model, args.image_size or crop_size(model)
 
