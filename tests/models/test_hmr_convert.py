@@ -14,23 +14,8 @@ from made_up.smpl_files import write_topology
 from PIL import Image
 from safetensors.torch import save_file
 
-from tore_fast.models import (
-    METRO,
-    METRO_TORE,
-    FastMETRO,
-    FastMETRO_TORE,
-    FastMETROConfig,
-    FastMETROToreConfig,
-    MeshGraphormer,
-    MeshGraphormerConfig,
-    METROConfig,
-    METROToreConfig,
-    from_pretrained,
-    list_models,
-    load_pretrained,
-    model_entry,
-    save_pretrained,
-)
+from tore_fast import models
+from tore_fast.models import from_pretrained, list_models, load_pretrained, model_entry, save_pretrained
 from tore_fast.models._count import UNUSED_OF_TRUNK, count_model, shipped_counts
 from tore_fast.models.convert import convert, hmr, read_state_dict
 from tore_fast.models.convert.backbones import efficientnet_key
@@ -41,23 +26,23 @@ SMALL = dict(backbone=None, feature_dim=24, dim_1=32, dim_2=16, feedforward_1=48
 BERT = dict(backbone=None, feature_dim=24, hidden=(32, 16, 16), widths=(12, 8), feedforward=(48, 32, 32), camera_dim=10)
 HAND = dict(mesh="free_hand", num_joints=21)
 MODELS = {
-    "FastMETRO": lambda: FastMETRO(FastMETROConfig(**SMALL, layers=2)),
-    "FastMETRO paper era": lambda: FastMETRO(FastMETROConfig(**SMALL, shared_reduction=True, learned_upsample=False)),
-    "FastMETRO with SMPL head": lambda: FastMETRO(FastMETROConfig(**SMALL, smpl_head=True)),
-    "FastMETRO hand": lambda: FastMETRO(FastMETROConfig(**SMALL, **HAND)),
-    "TORE on FastMETRO": lambda: FastMETRO_TORE(
-        FastMETROToreConfig(**SMALL, dim_3=16, feedforward_3=32, keep_ratio=0.5, selector_dim=8)
+    "FastMETRO": lambda: models.FastMETRO(models.FastMETROConfig(**SMALL, layers=2)),
+    "FastMETRO paper era": lambda: models.FastMETRO(models.FastMETROConfig(**SMALL, shared_reduction=True, learned_upsample=False)),
+    "FastMETRO with SMPL head": lambda: models.FastMETRO(models.FastMETROConfig(**SMALL, smpl_head=True)),
+    "FastMETRO hand": lambda: models.FastMETRO(models.FastMETROConfig(**SMALL, **HAND)),
+    "TORE on FastMETRO": lambda: models.FastMETRO_TORE(
+        models.FastMETROToreConfig(**SMALL, dim_3=16, feedforward_3=32, keep_ratio=0.5, selector_dim=8)
     ),
-    "TORE on FastMETRO hand, GTR alone": lambda: FastMETRO_TORE(
-        FastMETROToreConfig(**SMALL, **HAND, dim_3=16, feedforward_3=32, selector="none")
+    "TORE on FastMETRO hand, GTR alone": lambda: models.FastMETRO_TORE(
+        models.FastMETROToreConfig(**SMALL, **HAND, dim_3=16, feedforward_3=32, selector="none")
     ),
-    "METRO": lambda: METRO(METROConfig(**BERT)),
-    "METRO hand": lambda: METRO(METROConfig(**BERT, **HAND, pooled=True, camera_from_joints=True)),
-    "TORE on METRO": lambda: METRO_TORE(METROToreConfig(**BERT, dim_3=16, feedforward_3=32)),
-    "TORE on METRO hand": lambda: METRO_TORE(METROToreConfig(**BERT, **HAND, dim_3=16, feedforward_3=32)),
-    "Mesh Graphormer": lambda: MeshGraphormer(MeshGraphormerConfig(**BERT, grid_dim=20)),
-    "Mesh Graphormer hand": lambda: MeshGraphormer(
-        MeshGraphormerConfig(**BERT, **HAND, grid_dim=20, camera_from_joints=True)
+    "METRO": lambda: models.METRO(models.METROConfig(**BERT)),
+    "METRO hand": lambda: models.METRO(models.METROConfig(**BERT, **HAND, pooled=True, camera_from_joints=True)),
+    "TORE on METRO": lambda: models.METRO_TORE(models.METROToreConfig(**BERT, dim_3=16, feedforward_3=32)),
+    "TORE on METRO hand": lambda: models.METRO_TORE(models.METROToreConfig(**BERT, **HAND, dim_3=16, feedforward_3=32)),
+    "Mesh Graphormer": lambda: models.MeshGraphormer(models.MeshGraphormerConfig(**BERT, grid_dim=20)),
+    "Mesh Graphormer hand": lambda: models.MeshGraphormer(
+        models.MeshGraphormerConfig(**BERT, **HAND, grid_dim=20, camera_from_joints=True)
     ),
 }
 
@@ -69,7 +54,7 @@ def official(model, dead: bool = True) -> dict[str, torch.Tensor]:
     if dead and hasattr(model, "trans_encoder"):
         state["module.trans_encoder.0.bert.embeddings.word_embeddings.weight"] = torch.zeros(7, 3)
         state["module.trans_encoder.1.bert.pooler.dense.bias"] = torch.zeros(5)
-        if isinstance(model, MeshGraphormer):
+        if isinstance(model, models.MeshGraphormer):
             state["module.trans_encoder.2.bert.encoder.layer.0.graph_conv.skip_conv.W"] = torch.zeros(3)
     return state
 
@@ -80,7 +65,7 @@ def test_convert_save_reload(name, tmp_path, capsys):
     torch.save({"state_dict": official(model)}, tmp_path / "state_dict.bin")
     assert command("convert", tmp_path / "state_dict.bin", tmp_path / "out") == 0
     said = capsys.readouterr().out
-    dead = (2 + isinstance(model, MeshGraphormer)) * hasattr(model, "trans_encoder")
+    dead = (2 + isinstance(model, models.MeshGraphormer)) * hasattr(model, "trans_encoder")
     assert "tensors kept" in said and (f"dropped {dead} tensors" in said if dead else "dropped" not in said)
     layout = next(k for k in hmr.LAYOUTS if type(model) is hmr.LAYOUTS[k].model)
     assert f"{layout} layout, {len(model.state_dict())} tensors kept" in said
@@ -91,7 +76,7 @@ def test_convert_save_reload(name, tmp_path, capsys):
         again = from_pretrained(tmp_path / source, mesh=free, num_joints=model.config.num_joints)
         assert type(again) is type(model) and not again.training
         x = torch.randn(1, 24, 7, 7)
-        x = (x.mean((2, 3)), torch.randn(1, 20, 7, 7)) if isinstance(model, MeshGraphormer) else x
+        x = (x.mean((2, 3)), torch.randn(1, 20, 7, 7)) if isinstance(model, models.MeshGraphormer) else x
         torch.testing.assert_close(again(x).vertices, model(x).vertices)
 
 
@@ -163,7 +148,7 @@ def test_efficientnet_names_map_one_to_one():
 def test_efficientnet_checkpoint(tmp_path):
     """TORE with EfficientNet-b0 as efficientnet_pytorch names its weights, wrapped and with its unused classifier."""
     small = {**SMALL, "backbone": "efficientnet_b0", "feature_dim": 0}
-    model = FastMETRO_TORE(FastMETROToreConfig(**small, dim_3=16, feedforward_3=32, selector_dim=8)).eval()
+    model = models.FastMETRO_TORE(models.FastMETROToreConfig(**small, dim_3=16, feedforward_3=32, selector_dim=8)).eval()
     state = official(model)
     for name in efficientnet_names():
         state[f"module.backbone.{name}"] = state.pop(f"module.backbone.{efficientnet_key(name)}")
@@ -180,7 +165,7 @@ def test_a_converted_checkpoint_predicts_from_the_command_line(tmp_path, capsys)
     """Official file -> folder -> meshes of a picture; the file itself gives the same, and so does Python."""
     smpl, file = tmp_path / "smpl", tmp_path / "FastMETRO.bin"
     write_topology(smpl)
-    model = FastMETRO(FastMETROConfig(**{**SMALL, "backbone": "resnet50", "feature_dim": 0}))
+    model = models.FastMETRO(models.FastMETROConfig(**{**SMALL, "backbone": "resnet50", "feature_dim": 0}))
     torch.save(official(model), file)
     picture = np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "p.png")
@@ -219,7 +204,7 @@ def test_mesh_of_an_official_file_loaded_into_a_named_model(tmp_path):
 
 
 def test_round_trip_of_every_config_field(tmp_path):
-    model = FastMETRO_TORE(FastMETROToreConfig(**SMALL, dim_3=16, selector="cluster", image_size=(224, 192), heads=4))
+    model = models.FastMETRO_TORE(models.FastMETROToreConfig(**SMALL, dim_3=16, selector="cluster", image_size=(224, 192), heads=4))
     save_pretrained(model, tmp_path, "fastmetro_tore_s_r50")
     assert load_pretrained(tmp_path).config == model.config
 
