@@ -274,3 +274,45 @@ def test_the_readme_holds_the_table_of_the_code():
     text = (root / "README.md").read_text()
     assert tool["START"] + tool["table"]() + tool["END"] in text, "run tools/readme_models.py"
     assert f"{len(list_models())} names" in text
+
+
+class Settings:
+    """Stands for what Lightning pickles beside the weights."""
+
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+TINY_HOST = dict(embed_dim=64, depth=1, num_heads=1, decoder_depth=1)
+DECODER = dict(decoder_heads=1, decoder_mlp_dim=16, decoder_dim=16, drop_path_rate=0.0)
+OTHER_FAMILIES = {  # layout -> registered name, its small config, what else lies in the file
+    "tcformer": ("tcformer_light", dict(num_classes=7), {}),
+    "hot": ("mixste_9", dict(channels=16, heads=8, depth=4, mlp_hidden=24), {"rng": np.random.RandomState(1)}),
+    "hmr2": ("hmr2_vits", {**TINY_HOST, **DECODER}, {"hyper_parameters": Settings()}),
+    "camerahmr": ("camerahmr_vits", {**TINY_HOST, **DECODER, "fov_net": False}, {"callbacks": [Settings()]}),
+    "densekp": ("densekp_vith", TINY_HOST, {}),
+}
+
+
+@pytest.mark.parametrize("layout", list(OTHER_FAMILIES))
+def test_other_families_are_recognised_and_converted(layout, tmp_path, capsys):
+    name, fields, beside = OTHER_FAMILIES[layout]
+    model = models.create_model(name, **fields).eval()
+    state = {f"module.{k}": v for k, v in model.state_dict().items()}
+    if beside and layout != "hot":
+        state["module.smpl.betas"] = torch.zeros(3)
+    torch.save({"model_pos" if layout == "hot" else "state_dict": state, **beside}, tmp_path / "official.ckpt")
+    assert command("convert", tmp_path / "official.ckpt", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert f"{layout} layout, {len(model.state_dict())} tensors kept" in said and "executed" not in said
+    assert ("dropped 1 tensors" in said) == ("module.smpl.betas" in state)
+    assert f"(model {name.partition('_')[0]}_" in said  # of toy sizes no registered size is nearest
+    for again in (load_pretrained(tmp_path / "out"), from_pretrained(tmp_path / "official.ckpt")):
+        assert type(again) is type(model) and not again.training
+        assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_objects_beside_the_weights_of_no_known_family_stay_refused(tmp_path):
+    torch.save({"state_dict": official(MODELS["METRO"]()), "config": Settings()}, tmp_path / "metro.bin")
+    with pytest.raises(ValueError, match="metro.bin: not plain tensors.*never executed"):
+        from_pretrained(tmp_path / "metro.bin", mesh="free")

@@ -12,16 +12,17 @@ from . import UsageError
 
 @dataclass
 class Args:
-    """Converts an official FastMETRO, METRO, Mesh Graphormer or TORE checkpoint; only tensors of the file are read."""
+    """Converts an official checkpoint (FastMETRO, METRO, Mesh Graphormer, TORE, TCFormer, HoT and its hosts, HMR2.0,
+    CameraHMR, HumanFoV, DenseKP); only tensors of the file are read."""
 
     source: Positional[Path]
     """Official weight file (.bin, .pth, .pt, .safetensors)."""
     out: Positional[Path]
-    """Folder to write: `tore-fast predict --model FOLDER` and load_pretrained(FOLDER) take it."""
+    """Folder to write: commands take it as --model, Python as load_pretrained(FOLDER)."""
     upstream: str | None = None
-    """fastmetro, metro, tore or graphormer; found from the keys when not given."""
+    """fastmetro, tore, metro, graphormer, tcformer, hot, hmr2, camerahmr, humanfov or densekp; found from the keys when not given."""
     mesh_data: Path | None = None
-    """Folder with the SMPL/MANO topology files: the written folder is loaded with them once, as a check."""
+    """Folder with the SMPL/MANO topology files: a written image-to-mesh folder is loaded with them once, as a check."""
 
 
 def run(args: Args) -> int:
@@ -31,18 +32,18 @@ def run(args: Args) -> int:
         raise UsageError(f"{args.source}: no such file")
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"{args.out}: expected a folder to write, got a file")
-    if args.upstream in OTHERS:
-        raise UsageError(f"--upstream: {args.upstream} files need no conversion: from_pretrained(path, upstream={args.upstream!r})")
     if args.upstream not in (None, *UPSTREAMS):
         raise UsageError(f"--upstream: expected one of {', '.join(UPSTREAMS)}, got {args.upstream!r}")
     done = convert(args.source, args.out, args.upstream)
-    if args.mesh_data is not None:
+    of_mesh = done.layout not in OTHERS
+    if of_mesh and args.mesh_data is not None:
         from_pretrained(args.out, mesh_data=args.mesh_data)
     print(f"{args.source}: {done.layout} layout, {done.keys} tensors kept")
     if done.dropped:
         print(f"dropped {len(done.dropped)} tensors that no forward pass reads ({done.dropped_params / 1e6:.1f} M numbers)")
     print(f"written: {args.out}/model.safetensors, config.json (model {done.name})")
-    if args.mesh_data is not None:
+    if of_mesh and args.mesh_data is not None:
         print(f"checked: {args.out} loads with the topology files in {args.mesh_data}")
-    print("weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or TORE_FAST_MESH_DATA)")
+    if of_mesh:
+        print("weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or TORE_FAST_MESH_DATA)")
     return 0

@@ -1,7 +1,7 @@
 """Official checkpoints -> our models: `from_pretrained(path, upstream=...)` and `convert(path, folder)`.
 
 Layouts are recognised from their keys, dead weights dropped, everything else loaded strictly. Per family: hmr.py
-(FastMETRO, METRO, Mesh Graphormer, TORE), vpt.py, fasthmr.py, tcformer.py.
+(FastMETRO, METRO, Mesh Graphormer, TORE); others.py chooses among vpt.py, fasthmr.py and tcformer.py.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
 from .._registry import list_models, model_entry
 from . import hmr
 from .files import clean_state_dict, load_strict, read_state_dict
+from .others import OTHERS, dropped_keys, load_other, nearest_name, read_with_settings, recognise_other
 
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
 
 to_native = hmr.to_native
-OTHERS = ("tcformer", "hot", "hmr2", "camerahmr", "humanfov", "densekp")
 UPSTREAMS = (*hmr.UPSTREAMS, *OTHERS)
 
 
@@ -46,7 +46,7 @@ def from_pretrained(
         path: a folder written by `save_pretrained` or `convert`, or an official weight file (.bin, .pth, .pt,
             .safetensors). Only tensors are read.
         upstream: "fastmetro", "metro", "tore", "graphormer", "tcformer", "hot" (video pose), "hmr2", "camerahmr", "humanfov",
-            "densekp"; None recognises the image-to-mesh layouts by their keys.
+            "densekp"; None recognises the layout by its keys.
         model: a registered name instead: the file must fit that model exactly. Its mesh is then the free one unless `mesh`
             or `mesh_data` (SMPL, or MANO for a hand) say otherwise.
         mesh, mesh_data: mesh of image-to-mesh models (models/_mesh.py); official files mean SMPL or MANO, whose topology
@@ -66,8 +66,10 @@ def from_pretrained(
     if upstream is not None and upstream not in UPSTREAMS:
         raise ValueError(f"from_pretrained: upstream must be one of {', '.join(UPSTREAMS)}, got {upstream!r}")
     if upstream in OTHERS:
-        return _other(path, upstream, overrides)
-    state = read_state_dict(path)
+        return load_other(path, upstream, **overrides)
+    state = read_state_dict(path) if upstream or model else _read_any(path)
+    if model is None and upstream is None and (other := recognise_other(state)):
+        return load_other(path, other, **overrides)
     if model is not None:
         if mesh is None and mesh_data is not None:
             given["mesh"] = "mano" if "hand" in model_entry(model).tags else "smpl"
@@ -80,28 +82,36 @@ def from_pretrained(
     return built.eval()
 
 
-def _other(path: Path, upstream: str, overrides: dict) -> nn.Module:
-    if upstream == "hot":
-        from .vpt import load_official
-
-        return load_official(path, **overrides)
-    if upstream == "tcformer":
-        from .tcformer import load_tcformer
-
-        return load_tcformer(path, **overrides)
-    from . import fasthmr
-
-    return getattr(fasthmr, f"load_{upstream}")(path, **overrides)
+def _read_any(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a file of any layout; what no strict reading allows must at least be the file of a family known for that."""
+    try:
+        return read_state_dict(path)
+    except ValueError:
+        state = read_with_settings(path)
+        if recognise_other(state) is None:
+            raise
+        return state
 
 
 def convert(path: str | Path, folder: str | Path, upstream: str | None = None, **overrides) -> Conversion:
-    """Writes an official image-to-mesh file as our checkpoint folder (safetensors + config.json).
+    """Writes an official file as our checkpoint folder (safetensors + config.json).
 
     The topology files of SMPL or MANO are not needed here: only the keys are checked. They are when the folder is loaded.
+
+    Args:
+        upstream: as `from_pretrained`; None recognises the layout by its keys.
+        **overrides: config fields that the weights do not tell.
     """
-    if upstream in OTHERS:
-        raise ValueError(f"convert: {upstream!r} files are loaded directly by from_pretrained(path, upstream={upstream!r})")
-    state = read_state_dict(path)
+    if upstream is not None and upstream not in UPSTREAMS:
+        raise ValueError(f"convert: upstream must be one of {', '.join(UPSTREAMS)}, got {upstream!r}")
+    state = read_state_dict(path) if upstream in hmr.UPSTREAMS else _read_any(path)
+    other = upstream if upstream in OTHERS else recognise_other(state) if upstream is None else None
+    if other is not None:
+        model = load_other(path, other, **overrides)
+        dropped = dropped_keys(state, other)
+        name, keys = nearest_name(model), len(model.state_dict())
+        save_pretrained(model, folder, name, converted_from=Path(path).name, layout=other)
+        return Conversion(other, name, keys, dropped, sum(state[k].numel() for k in dropped))
     layout = hmr.recognise(state, str(path), upstream)
     config = hmr.config_of(state, layout, str(path), **overrides)
     model = hmr.LAYOUTS[layout].model(config, hmr.stand_in_mesh(config))
