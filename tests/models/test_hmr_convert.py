@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from tore_fast import models
 from tore_fast.models import from_pretrained, list_models, load_pretrained, model_entry, save_pretrained
 from tore_fast.models._count import count_model, params_as_printed, shipped_counts
-from tore_fast.models.convert import convert, hmr, read_state_dict
+from tore_fast.models.convert import convert, hmr, read_state_dict, registered_name
 from tore_fast.models.convert.backbones import efficientnet_key
 from tore_fast.pipelines.batch import ModelFactory
 from tore_fast.pipelines.image_to_mesh import Pipeline
@@ -108,6 +109,12 @@ def test_wrong_files_name_the_nearest_layout(tmp_path):
     (tmp_path / "text.bin").write_text("no weights")
     with pytest.raises(ValueError, match="text.bin: not"):
         from_pretrained(tmp_path / "text.bin")
+    (tmp_path / "cut.bin").write_text("")
+    with pytest.raises(ValueError, match=r"cut.bin: not a readable weight file \(it ends too early\)"):
+        from_pretrained(tmp_path / "cut.bin")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.bin")
+    with pytest.raises(ValueError, match="a.bin: no known layout; it shares no name with any of them and has a$"):
+        convert(tmp_path / "a.bin", tmp_path / "x")
 
 
 class Evil:
@@ -132,6 +139,22 @@ def efficientnet_names() -> list[str]:
         parts += ["_expand_conv.weight", *(f"_bn0{s}" for s in norm)] if i else []
         official_names += [f"_blocks.{i}.{p}" for p in parts]
     return official_names
+
+
+NAMED = {  # config fields besides those of the registered model -> the name that a converted file is given
+    "fastmetro_l_h64": {}, "fastmetro_s_r50_smpl": {}, "fastmetro_m_r50_paper": {}, "fastmetro_s_eb0_hand": {},
+    "fastmetro_tore_l_eb0_itp75": {}, "fastmetro_tore_s_r50_gtr": {}, "fastmetro_tore_m_r50_hand": {"keep_ratio": 0.5},
+    "metro_r50_hand": {}, "metro_tore_h64_itp20": {}, "metro_tore_r50": {"dim_3": 128}, "graphormer_h64": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(NAMED))
+def test_a_converted_model_gets_the_nearest_registered_name(name):
+    with torch.device("meta"):
+        model = models.create_model(name, backbone=None, **NAMED[name])
+        config = dataclasses.replace(model_entry(name).build.config, mesh="smpl", **NAMED[name])
+        model.config = dataclasses.replace(config, num_vertices=model.config.num_vertices)
+    assert registered_name(model) == name
 
 
 def test_efficientnet_names_map_one_to_one():

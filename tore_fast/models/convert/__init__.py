@@ -15,7 +15,7 @@ from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
 from .._registry import list_models, model_entry
 from . import hmr
 from .files import clean_state_dict, load_strict, read_state_dict
-from .others import OTHERS, dropped_keys, load_other, nearest_name, read_with_settings, recognise_other
+from .others import OTHERS, dropped_keys, load_other, nearest_name, read_with_settings, recognise_other, shared_fields
 
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
 
@@ -125,13 +125,14 @@ def convert(path: str | Path, folder: str | Path, upstream: str | None = None, *
 
 
 def registered_name(model: nn.Module) -> str:
-    """The registered name nearest to an image-to-mesh model: same class, trunk and size, body or hand."""
+    """The registered name nearest to an image-to-mesh model: same class, trunk, size and layout, body or hand."""
     c = model.config
-    tags = {"resnet50": "r50", "hrnet_w64": "h64", "efficientnet_b0": "eb0"}
-    size = {1: "s", 2: "m", 3: "l"}.get(c.layers, "s")
     stem = {
-        "FastMETRO": f"fastmetro_{size}_", "FastMETRO_TORE": f"fastmetro_tore_{size}_", "METRO": "metro_",
+        "FastMETRO": "fastmetro_{size}_", "FastMETRO_TORE": "fastmetro_tore_{size}_", "METRO": "metro_",
         "METRO_TORE": "metro_tore_", "MeshGraphormer": "graphormer_",
-    }[type(model).__name__]  # fmt: skip
-    name = stem + tags.get(c.backbone, "h64" if stem == "graphormer_" else "r50") + ("_hand" if c.num_joints == 21 else "")
-    return name if name in list_models() else stem + ("h64" if stem == "graphormer_" else "r50")
+    }[type(model).__name__].format(size={1: "s", 2: "m", 3: "l"}.get(c.layers, "s"))  # fmt: skip
+    known, trunk = list_models(stem + "*"), {"resnet50": "r50", "hrnet_w64": "h64", "efficientnet_b0": "eb0"}.get(c.backbone)
+    base = stem + trunk if trunk and stem + trunk in known else stem + ("h64" if stem == "graphormer_" else "r50")
+    candidates = [n for n in known if n.startswith(base)]
+    hand = [n for n in candidates if ("hand" in model_entry(n).tags) == (c.num_joints == 21)]
+    return max(hand, key=lambda n: (shared_fields(c, model_entry(n).build.config), -len(n)))

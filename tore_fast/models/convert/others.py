@@ -57,10 +57,15 @@ def dropped_keys(state: dict[str, Tensor], upstream: str) -> tuple[str, ...]:
 
 def nearest_name(model: nn.Module) -> str:
     """Registered name of the same class that shares most config fields; the saved config says the rest."""
-    want, found = dataclasses.asdict(model.config), {}
+    found = {}
     for name in list_models(_NAMES[type(model).__name__]):
         with torch.device("meta"):
             other = create_model(name)
         if type(other) is type(model):
-            found[name] = sum(want[k] == v for k, v in dataclasses.asdict(other.config).items())
+            found[name] = shared_fields(model.config, other.config)
     return max(found, key=found.get)
+
+
+def shared_fields(config, other) -> int:
+    """In how many fields two configs of one class agree."""
+    return sum(getattr(config, f.name) == getattr(other, f.name) for f in dataclasses.fields(config))
