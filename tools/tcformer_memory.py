@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from tore_fast.models import create_model
 
@@ -24,10 +24,11 @@ def resident(key: str) -> float:
     return int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def peak(function: Callable[[], object]) -> float:
+def peak(model: nn.Module, image: Tensor) -> float:
+    """Growth of the resident memory while `model` runs."""
     Path("/proc/self/clear_refs").write_text("5")  # peak := now
     before = resident("VmRSS")
-    function()
+    model(image)
     return resident("VmHWM") - before
 
 
@@ -49,7 +50,7 @@ def main() -> None:
         with torch.inference_mode():
             model(torch.rand(1, 3, 128, 128))  # what is loaded once
             image = torch.rand(1, 3, side, side)
-            print(f"{side} px, {(side // 4) ** 2} tokens: {peak(lambda: model(image)):.0f} MiB", flush=True)
+            print(f"{side} px, {(side // 4) ** 2} tokens: {peak(model, image):.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -248,6 +248,7 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
     """The paper's way: classifier -> backbone of the regressor -> labelled sets -> validation; eval cuts the same crops."""
     pytest.importorskip("accelerate")
     torch.manual_seed(3)
+    Image.fromarray(picture(np.random.default_rng(1))).save(tmp_path / "p.png")
     classifier = create_model("tcformer_light", num_classes=5, **TINY)
     save_pretrained(classifier, tmp_path / "classifier", "tcformer_light")
     small = ["--options", *(t for k, v in TINY.items() for t in (k, ",".join(map(str, v)))), "--image-size", 64]
@@ -262,6 +263,9 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
     assert model.config.image_size == 64
     assert command("eval", "--data", sets / "3dpw", "--checkpoint", tmp_path / "model", "--json", tmp_path / "e.json", "--workers", 0) == 0
     assert json.loads((tmp_path / "e.json").read_text())["identity"]["image_size"] == 64
+    assert command("predict", tmp_path / "p.png", "--model", tmp_path / "model", "--out", tmp_path / "o", "--format", "png,npz") == 0
+    with np.load(tmp_path / "o" / "p.npz") as found:
+        assert found["vertices"].shape[1:] == (6890, 3) and np.isfinite(found["vertices"]).all()
     # without a set to test on the last weights are exported
     assert command("train", "smpl", *small, *data[:3], "--train.steps", 1, *train[:2], "--train.out", tmp_path / "b", "--export", tmp_path / "m") == 0
     assert load_pretrained(tmp_path / "m").config.image_size == 64
