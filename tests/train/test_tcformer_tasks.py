@@ -97,6 +97,22 @@ def test_keypoints_learn_and_are_scored(people):
     assert metrics["whole_AP"] + metrics["whole_AP_missing"] == pytest.approx(1.0)
 
 
+def test_ppt_prunes_by_its_schedule(people):
+    """Everything is kept for ten epochs, 0.85 at epoch 60, 0.7 from 110 on; evaluation prunes to 0.7 at once."""
+    small = dict(image_size=(64, 48), dim=16, depth=2, heads=2, mlp_dim=16, pruning_layers=(0,), stem_channels=8, heatmap_hidden=8)
+    model = create_model("ppt_s", num_keypoints=133, **small)
+    data = wholebody.wholebody_dataset(people, (64, 48))
+    task = tasks.Keypoints(model, data, data, WholeBodyMetric())
+    task.steps_per_epoch, kept = 2.0, []
+    model.transformer.register_forward_hook(lambda m, args, out: kept.append(out.patch_tokens.shape[1]))
+    batch = task.batch(0, 2, 0)
+    for step in (19, 120, 220):
+        task.loss(model.train(), batch, step)
+    model.eval()(batch["image"])
+    task.loss(model.train(), batch, 0)
+    assert kept == [16, 14, 12, 12, 16]  # of 16 patches: all, ceil(13.6), ceil(11.2)
+
+
 class Oracle(torch.nn.Module):
     """Returns the targets of a data set, in order."""
 
