@@ -18,7 +18,8 @@ SORTS = {"params": "params_m", "macs": "gmacs"}
 class Args:
     """Lists models: parameters (M) and multiply-adds (G, one image; papers call them GFLOPs), ours and the paper's.
 
-    Matrix products and convolutions are counted, masked attention as dense (as the official code spends it).
+    Matrix products and convolutions are counted, masked attention as dense (as the official code spends it). Video pose models
+    have a second count, without the attention products, which their papers leave out.
     """
 
     patterns: Positional[tuple[str, ...]] = ("*",)
@@ -88,6 +89,7 @@ def rows(names: list[str], fresh: bool = False, progress: bool = False) -> list[
                 "unused_official_params_m": c.unused_params / 1e6,
                 "gmacs": None if c.macs is None else c.macs / 1e9,
                 "gmacs_without_backbone": None if c.backbone_macs is None else (c.macs - c.backbone_macs) / 1e9,
+                "gmacs_by_papers_rule": None if c.paper_macs is None else c.paper_macs / 1e9,
                 "paper": None if entry.paper is None else asdict(entry.paper),
             }
         )
@@ -100,13 +102,13 @@ def table(found: list[dict]) -> str:
     def number(x: float | None) -> str:
         return "-" if x is None else f"{x:.2f}"
 
-    head = ["model", "params M", "w/o backbone", "GMACs", "w/o backbone", "paper M", "paper G", "source"]
+    head = ["model", "params M", "w/o backbone", "GMACs", "w/o backbone", "paper's rule", "paper M", "paper G", "source"]
     body = []
     for r in found:
         paper = r["paper"] or {}
         body.append(
             [r["name"], number(r["params_m"]), number(r["params_without_backbone_m"]), number(r["gmacs"]),
-             number(r["gmacs_without_backbone"]), number(paper.get("params_m")), number(paper.get("gmacs")),
+             number(r["gmacs_without_backbone"]), number(r["gmacs_by_papers_rule"]), number(paper.get("params_m")), number(paper.get("gmacs")),
              "; ".join(filter(None, (paper.get("source"), paper.get("note"))))]
         )  # fmt: skip
     width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
