@@ -11,7 +11,13 @@ from tore_fast.layers.rotation import axis_angle_to_matrix, geodesic_angle
 from tore_fast.models import create_model
 from tore_fast.models.motion_vae import MotionVAE, MotionVAEConfig
 from tore_fast.pipelines.hosts import RestSkeleton
-from tore_fast.train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, mirror_rotations, read_motion, read_motion_folder
+from tore_fast.train.fasthmr_motion import (
+    MotionDenoiserTask,
+    MotionVAETask,
+    mirror_rotations,
+    read_motion,
+    read_motion_folder,
+)
 from tore_fast.train.loop import TrainConfig, train
 
 VAE = MotionVAEConfig(latent_tokens=2, latent_dim=16, ff_size=32, encoder_layers=1, decoder_layers=1, heads=2, dropout=0.0)
