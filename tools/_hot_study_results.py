@@ -150,7 +150,7 @@ def time_rows(target: Path, rounds: int = 9) -> None:
     jobs = []
     for name, row in result["rows"].items():
         model = create_model(row["model"], **row["config"]).eval()
-        model.freeze_queries()
+        model.freeze()
         for batch in (1, BATCH):
             jobs.append((name, batch, model, torch.randn(batch, model.config.frames, 17, model.in_channels)))
     samples: dict[tuple[str, int], list[float]] = {}

@@ -29,6 +29,11 @@ QUICK_PAIRS = (("mixste_27", "hot_mixste_27"),)
 LOW_PRECISION = ("mixste_243", "motionbert_lite_243", "mhformer_351")  # CPU: float32 weights, bf16 products
 
 
+def _linear(layer, x: Tensor) -> Tensor:
+    """Without the fusion and the packed weights that our layers have on the CPU."""
+    return F.linear(x, layer.weight, layer.bias)
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """[N, L, C] attention with its weight matrix in memory."""
     q, k, v = (t.reshape(*t.shape[:2], heads, -1).permute(0, 2, 1, 3) for t in (q, k, v))
@@ -37,18 +42,19 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def _self_attention(attention, x: Tensor) -> Tensor:
-    qkv = attention.qkv(x).reshape(*x.shape[:2], 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    qkv = _linear(attention.qkv, x).reshape(*x.shape[:2], 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = qkv[0], qkv[1], qkv[2]
     weight = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return attention.proj((weight @ v).transpose(1, 2).reshape(x.shape))
+    return _linear(attention.proj, (weight @ v).transpose(1, 2).reshape(x.shape))
 
 
 def _cross_attention(attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return attention.proj(_attend(attention.linear_q(q), attention.linear_k(k), attention.linear_v(v), attention.heads))
+    q, k, v = (_linear(layer, t) for layer, t in ((attention.linear_q, q), (attention.linear_k, k), (attention.linear_v, v)))
+    return _linear(attention.proj, _attend(q, k, v, attention.heads))
 
 
 def _mlp(mlp, x: Tensor) -> Tensor:
-    return mlp.fc2(F.gelu(mlp.fc1(x)))
+    return _linear(mlp.fc2, F.gelu(_linear(mlp.fc1, x)))
 
 
 def _block(block, x: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ def motionbert(model, x: Tensor, noise: Tensor) -> Tensor:
         p, q = stream(st, x), stream(ts, x)
         weight = fusion(torch.cat([p, q], dim=-1)).softmax(dim=-1)
         x = p * weight[..., :1] + q * weight[..., 1:]
-    return model.head(model.pre_logits(_recover(model, model.norm(x))))
+    return model.head(_linear(model.pre_logits.fc, _recover(model, model.norm(x))).tanh())
 
 
 def mhformer(model, x: Tensor, noise: Tensor) -> Tensor:
@@ -174,7 +180,7 @@ def _model(name: str, device: str, dtype: torch.dtype):
         for key, p in model.named_parameters():
             if "token" in key or "pos_embed" in key:
                 p.normal_(std=0.1)
-    model.freeze_queries()
+    model.freeze()
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from tore_fast.benchmarks import harness, memory, registry, report, run
 from tore_fast.benchmarks.harness import Case, Contender, relative_error, run_case
-from tore_fast.benchmarks.models import fasthmr
+from tore_fast.benchmarks.models import fasthmr, hmr
 
 from tore_fast import cli
 
@@ -93,6 +94,33 @@ def test_one_contender_per_code_path(stem):
             paths.append(tuple(log.names))
         assert len(set(paths)) == len(paths) >= 1
         assert sum(x.headline for x in c.contenders) == 1
+
+
+def test_image_to_mesh_rows_with_and_without_gtr_and_itp():
+    plain, itp = {v.name for v in hmr.FEATURE_FED}, {v.label for v in hmr.ITP}
+    assert plain >= {"fastmetro_l_r50", "fastmetro_tore_l_r50_gtr", "fastmetro_tore_l_r50"}  # without, GTR, GTR + ITP
+    assert plain >= {"metro_r50", "metro_tore_r50", "metro_tore_r50_itp20", "graphormer_h64", "metro_tore_r50_hand"}
+    rows = itertools.product(("fastmetro_l_r50", "metro_r50"), ("soft", "cluster", "attention"), (0.8, 0.5))
+    assert itp == {f"{name} itp {selector} {keep} features" for name, selector, keep in rows}  # ITP without GTR
+    metro = hmr._case(hmr.Variant("metro_r50"), 1, "cpu", torch.float32, few=False)  # none of our ops in it
+    assert [c.name for c in metro.contenders] == ["official-style eager", "tore_fast fused", "tore_fast"]
+    gpu = hmr._case(hmr.Variant("graphormer_h64"), 64, "cuda", torch.bfloat16, few=True)
+    assert gpu.name == "graphormer_h64 features b64" and [c.heavy for c in gpu.contenders] == [False, False, True]
+    default = run_case(hmr._case(hmr.Variant("tore_default", image=True), 2, "cpu", torch.float32, few=False), seconds=0.01)
+    assert not default["wrong"] and all("median_ms" in c for c in default["contenders"])
+
+
+def test_match_chooses_cases_by_name(monkeypatch):
+    square = lambda batch: Case("square", f"b{batch}", make, [Contender("ours", lambda x: x @ x, ours=True)])
+    module = SimpleNamespace(cases=lambda *a: map(square, (1, 8)), sized=lambda *a: [square])
+    monkeypatch.setattr(registry, "_modules", lambda kind, only: [module])
+    monkeypatch.setattr(registry, "peak_growth", lambda call, device: 1)
+    options = lambda *match: run.Options("models", match=[*match], max_gb=1e-6, max_batch=4)
+    names = lambda *match: [c.name for c in run.all_cases(options(*match), "cpu", torch.float32)]
+    assert names() == ["b1", "b8", "b4 (max)"] and names("*8", "x") == ["b8"]
+    assert names("*(max)") == ["b4 (max)"] and names("b1") == ["b1"]
+    with pytest.raises(run.NoCase, match="--match: no case of models fits 'x'"):
+        run.run(options("x"))
 
 
 def test_a_loss_is_called_a_loss():

@@ -142,13 +142,11 @@ def test_recovery_queries_may_be_frozen_and_thaw_by_themselves():
                 parts = [slice(4 * h, 4 * h + 4) for h in range(4)]
                 heads = [torch.softmax(q[:, s] @ k[:, s].T / 2, -1) @ v[:, s] for s in parts]
                 torch.testing.assert_close(want[b, :, j], token[0] + layer.proj(torch.cat(heads, -1)))
-        layer.freeze_queries(token, 17)
-        assert torch.equal(layer(x, token), want)
+        layer.freeze()
+        assert torch.equal(layer(x, token), want) and torch.equal(layer(x, token), want)
+        assert not torch.allclose(layer(x, 2 * token), want)
         layer.load_state_dict({k: v + 0.1 for k, v in layer.state_dict().items()})
-        assert not torch.allclose(layer(x, token), want)
-        layer.freeze_queries(token, 17)
-        layer.train()
-        assert layer._frozen is None
+        assert not layer.frozen and not torch.allclose(layer(x, token), want)
 
 
 def test_drop_path_drops_whole_groups():

@@ -75,7 +75,7 @@ def _evaluate(args: Args) -> int:
 
     option = _options(args.options)
     model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
-    model.freeze_queries()
+    model.freeze()
     split = option.get("split", "test")
     found = read_pose_set(args.data, option.get("cameras"), (split,))
     items = found.items[split]

@@ -67,7 +67,7 @@ def run(args: Args) -> int:
     with arguments():
         model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
         args.out.mkdir(parents=True, exist_ok=True)
-    model.freeze_queries()
+    model.freeze()
     failed = 0
     for path, stem in zip(args.keypoints, output_stems(args.keypoints, args.out)):
         try:

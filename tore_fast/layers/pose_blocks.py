@@ -2,7 +2,7 @@
 
 In: tokens of F frames and J joints. Out: the same shape. Spatial attention groups the joints of one frame, temporal
 attention the frames of one joint; both read strided views of q, k, v, so the (b f) <-> (b j) copies of the official
-code do not exist. Next on the way: models/{mixste,motionbert,mhformer,motionagformer}.py.
+code do not exist. Products are layers/dense.py's. Next on the way: models/{mixste,motionbert,mhformer,motionagformer}.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.pruned_attention import pruned_attention, why_not
+from .dense import Dense
 
 Axis = Literal["joints", "frames"]
 SHORT_KEYS = 64
@@ -105,16 +106,15 @@ def linear_rates(last: float, count: int) -> list[float]:
 
 
 class Mlp(nn.Module):
-    """fc1, exact GELU, dropout, fc2, dropout."""
+    """fc1, exact GELU, dropout, fc2, dropout, and the residual if one is given."""
 
     def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(drop)
+        self.fc1 = Dense(dim, hidden, drop=drop)
+        self.fc2 = Dense(hidden, dim, drop=drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.fc2(self.fc1(x, gelu=True), residual)
 
 
 class PoseAttention(nn.Module):
@@ -125,21 +125,20 @@ class PoseAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"PoseAttention: dim {dim} is not divisible by heads {heads}")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.qkv = Dense(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Dense(dim, dim, drop=proj_drop)
 
     def queries_keys_values(self, x: Tensor, split: bool) -> list[Tensor]:
         """q, k, v like x. `split`: three contiguous tensors (what frame attention needs), else slices of one product."""
         if not split:
             return list(self.qkv(x).chunk(3, dim=-1))
-        biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
-        return [F.linear(x, w, b) for w, b in zip(self.qkv.weight.chunk(3), biases)]
+        dim = x.shape[-1]
+        return [self.qkv(x, part=(i * dim, (i + 1) * dim)) for i in range(3)]
 
-    def forward(self, x: Tensor, axis: Axis) -> Tensor:
+    def forward(self, x: Tensor, axis: Axis, residual: Tensor | None = None) -> Tensor:
         q, k, v = self.queries_keys_values(x, split=axis == "frames")
         attend = frame_attention if axis == "frames" else joint_attention
-        return self.proj_drop(self.proj(attend(q, k, v, self.heads)))
+        return self.proj(attend(q, k, v, self.heads), residual)
 
     def frame_scores(self, x: Tensor) -> Tensor:
         """[B, F] float32: temporal attention each frame of x [B, F, J, C] receives."""
@@ -161,5 +160,8 @@ class PoseBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, axis: Axis) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), axis), axis)
-        return x + self.drop_path(self.mlp(self.norm2(x)), axis)
+        if self.training and self.drop_path.p:
+            x = x + self.drop_path(self.attn(self.norm1(x), axis), axis)
+            return x + self.drop_path(self.mlp(self.norm2(x)), axis)
+        x = self.attn(self.norm1(x), axis, residual=x)
+        return self.mlp(self.norm2(x), residual=x)

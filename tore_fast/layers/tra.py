@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .dense import Dense
+from .frozen import Frozen
 from .pose_blocks import attend
 from .tpc import gather_frames
 
@@ -21,11 +23,10 @@ class CrossAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"{type(self).__name__}: dim {dim} is not divisible by heads {heads}")
         self.heads = heads
-        self.linear_q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.linear_k = nn.Linear(dim, dim, bias=qkv_bias)
-        self.linear_v = nn.Linear(dim, dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.linear_q = Dense(dim, dim, bias=qkv_bias)
+        self.linear_k = Dense(dim, dim, bias=qkv_bias)
+        self.linear_v = Dense(dim, dim, bias=qkv_bias)
+        self.proj = Dense(dim, dim, drop=proj_drop)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, N, C], k and v [B, M, C] -> [B, N, C]."""
@@ -34,47 +35,25 @@ class CrossAttention(nn.Module):
             for t in (self.linear_q(q), self.linear_k(k), self.linear_v(v))
         )
         out = attend(q, k, v)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
-class TokenRecovery(CrossAttention):
+class TokenRecovery(Frozen, CrossAttention):
     """TRA: x_token + proj(attention(q = x_token, k = v = kept frames of the same joint)).
 
     The projected query is the same for every clip and joint: it is computed once per call on [1, F, C] (the official
-    code does so B * J times), and once for all after `freeze_queries`, which inference code may call; training mode,
-    loading weights and moving the module forget it.
+    code does so B * J times), and once for all while the layer is frozen (layers/frozen.py).
     """
-
-    def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
-        super().__init__(dim, heads, qkv_bias)
-        self._frozen: Tensor | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module.thaw_queries())
 
     def _queries(self, x_token: Tensor, joints: int) -> Tensor:
         q = self.linear_q(x_token)[:, :, None]  # [1, F, 1, C]
         return q.expand(-1, -1, joints, -1).reshape(1, x_token.shape[1], joints * self.heads, -1).transpose(1, 2)
 
-    @torch.no_grad()
-    def freeze_queries(self, x_token: Tensor, joints: int) -> None:
-        """Keeps the projected queries of `x_token`; call again after any change of the weights."""
-        self._frozen = self._queries(x_token, joints)
-
-    def thaw_queries(self) -> None:
-        self._frozen = None
-
-    def train(self, mode: bool = True) -> TokenRecovery:
-        if mode:
-            self.thaw_queries()
-        return super().train(mode)
-
-    def _apply(self, fn, *args, **kwargs):
-        self.thaw_queries()
-        return super()._apply(fn, *args, **kwargs)
-
     def forward(self, x: Tensor, x_token: Tensor) -> Tensor:  # type: ignore[override]
         """x [B, f, J, C], x_token [1, F, C] -> [B, F, J, C]."""
         b, _, joints, c = x.shape
-        q = self._queries(x_token, joints) if self._frozen is None else self._frozen
+        weights = (x_token, *self.linear_q.parameters())
+        q = self.kept(("queries", joints), weights, lambda: self._queries(x_token, joints))
         k, v = (
             t.reshape(b, -1, joints * self.heads, c // self.heads).transpose(1, 2)
             for t in (self.linear_k(x), self.linear_v(x))

@@ -49,6 +49,7 @@ class MeshModelConfig:
     selector: str = "none"  # soft, cluster, attention, none
     keep_ratio: float = 1.0  # of the image tokens
     selector_dim: int = 128
+    selector_gain: float = 1.0  # soft: of the initial weights of the cells' scores, see init_selection
 
     @property
     def grid(self) -> tuple[int, int]:  # rows, columns of image tokens

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.chunking import flip_pose
+from ..layers.frozen import freeze
 from ..layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ..layers.tra import TokenRecovery, interpolate_frames
 
@@ -159,10 +160,9 @@ class PrunableHost(nn.Module):
             return self.cross_attention(x, self.x_token)
         return interpolate_frames(x, index, self.config.frames, self.config.recovery)  # type: ignore[attr-defined]
 
-    def freeze_queries(self) -> None:
-        """Keeps TRA's projected queries for inference; see `TokenRecovery`. No-op without TRA."""
-        if self.config.pruned and self.config.recovery == "tra":
-            self.cross_attention.freeze_queries(self.x_token, JOINTS)
+    def freeze(self) -> None:
+        """Keeps for inference what follows from the weights alone: packed weights, TRA's queries; see layers/frozen.py."""
+        freeze(self)
 
 
 def metres(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:

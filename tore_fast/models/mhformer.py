@@ -64,7 +64,11 @@ class _ConcatMlp(nn.Module):
 
     def mix(self, hypotheses: list[Tensor]) -> list[Tensor]:
         x = torch.cat(hypotheses, dim=-1)
-        return list((x + self.drop_path(self.mlp(self.norm2(x)))).chunk(3, dim=-1))
+        if self.training and self.drop_path.p:
+            x = x + self.drop_path(self.mlp(self.norm2(x)))
+        else:
+            x = self.mlp(self.norm2(x), residual=x)
+        return list(x.chunk(3, dim=-1))
 
 
 class SelfRefinement(_ConcatMlp):
@@ -200,10 +204,6 @@ class Mhformer(PrunableHost):
         if self.config.recovery == "tra":
             tokens = [h + p for h, p in zip(tokens, self.pos_embed_token.chunk(3, dim=-1))]
         return tokens, index
-
-    def freeze_queries(self) -> None:
-        if self.config.pruned and self.config.recovery == "tra":
-            self.cross_attention.freeze_queries(self.x_token, 1)
 
 
 _CVPR24 = "HoT, CVPR 2024, table 1 (the paper prints 2 x multiply-adds)"

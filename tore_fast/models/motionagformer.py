@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.dense import Dense
 from ..layers.pose_blocks import Axis, Mlp, PoseAttention
 from ._registry import register_model
 from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
@@ -44,7 +45,7 @@ class GraphMixer(nn.Module):
     def __init__(self, dim: int, nodes: int, axis: Axis) -> None:
         super().__init__()
         self.axis = axis
-        self.U, self.V = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.U, self.V = Dense(dim, dim), Dense(dim, dim)
         self.batch_norm = nn.BatchNorm1d(nodes)
         for linear in (self.U, self.V):
             nn.init.normal_(linear.weight, 0, (2.0 / dim) ** 0.5)
@@ -64,7 +65,7 @@ class GraphMixer(nn.Module):
             similarity = nodes @ nodes.transpose(1, 2)
             least = similarity.topk(min(NEIGHBOUR_FRAMES, f), dim=-1).values[..., -1:]
             graph = _normalised((similarity >= least).to(x.dtype))
-        out = F.relu(nodes + self.batch_norm(graph @ self.V(nodes) + self.U(nodes)))
+        out = F.relu(nodes + self.batch_norm(self.U(nodes, residual=graph @ self.V(nodes))))
         return out.view(b, f, j, c) if self.axis == "joints" else out.view(b, j, f, c).transpose(1, 2)
 
 
@@ -140,7 +141,7 @@ class Motionagformer(PrunableHost):
         self.layers = nn.Sequential(*(DualStreamLayer(config, f) for f in lengths))
         self.norm = nn.LayerNorm(dim)
         self._add_pruning(dim, config.heads, qkv_bias=False)
-        self.rep_logit = nn.Sequential(OrderedDict(fc=nn.Linear(dim, config.rep_channels), act=nn.Tanh()))
+        self.rep_logit = nn.Sequential(OrderedDict(fc=Dense(dim, config.rep_channels), act=nn.Tanh()))
         self.head = nn.Linear(config.rep_channels, 3)
 
     def forward(

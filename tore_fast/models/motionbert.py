@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..layers.dense import Dense
 from ..layers.pose_blocks import Axis, Mlp, PoseAttention
 from ._registry import PaperRow, register_model
 from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
@@ -43,11 +44,11 @@ class StreamBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for axis in self.order:
             if axis == "joints":
-                x = x + self.attn_s(self.norm1_s(x), axis)
-                x = x + self.mlp_s(self.norm2_s(x))
+                x = self.attn_s(self.norm1_s(x), axis, residual=x)
+                x = self.mlp_s(self.norm2_s(x), residual=x)
             else:
-                x = x + self.attn_t(self.norm1_t(x), axis)
-                x = x + self.mlp_t(self.norm2_t(x))
+                x = self.attn_t(self.norm1_t(x), axis, residual=x)
+                x = self.mlp_t(self.norm2_t(x), residual=x)
         return x
 
 
@@ -85,7 +86,7 @@ class Motionbert(PrunableHost):
             blocks = (StreamBlock(dim, config.heads, config.mlp_hidden, order) for _ in range(depth))
             setattr(self, f"blocks_{name}", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(dim, config.rep_channels), act=nn.Tanh()))
+        self.pre_logits = nn.Sequential(OrderedDict(fc=Dense(dim, config.rep_channels), act=nn.Tanh()))
         self.head = nn.Linear(config.rep_channels, 3)
         self.ts_attn = nn.ModuleList(nn.Linear(2 * dim, 2) for _ in range(depth))
         self._add_pruning(dim, config.heads)

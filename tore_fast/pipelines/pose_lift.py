@@ -214,7 +214,7 @@ class PoseStream:
         self._buffer: deque[np.ndarray] = deque(maxlen=2 * frames)
         self._count = 0
         self._given = 0
-        model.freeze_queries()
+        model.freeze()
 
     @property
     def frames(self) -> int:

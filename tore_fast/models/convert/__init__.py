@@ -47,7 +47,8 @@ def from_pretrained(
             .safetensors). Only tensors are read.
         upstream: "fastmetro", "metro", "tore", "graphormer", "tcformer", "hot" (video pose), "hmr2", "camerahmr", "humanfov",
             "densekp"; None recognises the image-to-mesh layouts by their keys.
-        model: a registered name instead: the file must fit that model exactly.
+        model: a registered name instead: the file must fit that model exactly. Its mesh is then the free one unless `mesh`
+            or `mesh_data` (SMPL, or MANO for a hand) say otherwise.
         mesh, mesh_data: mesh of image-to-mesh models (models/_mesh.py); official files mean SMPL or MANO, whose topology
             files lie in `mesh_data` or $TORE_FAST_MESH_DATA.
         **overrides: config fields that the weights do not tell (heads, ...).
@@ -68,6 +69,8 @@ def from_pretrained(
         return _other(path, upstream, overrides)
     state = read_state_dict(path)
     if model is not None:
+        if mesh is None and mesh_data is not None:
+            given["mesh"] = "mano" if "hand" in model_entry(model).tags else "smpl"
         built = model_entry(model).build(**given, **overrides)
     else:
         name = hmr.recognise(state, str(path), upstream)
