@@ -30,7 +30,8 @@ class Args:
     detector_weights: str | None = None
     """Weights file of a torchvision detector."""
     masks: str | None = None
-    """Folder of person masks: FRAME.png or TRACK/FRAME.png."""
+    """Folder of person masks: FRAME.png or TRACK/FRAME.png; or MODULE:CALLABLE (frame number, frame, {track: box}) ->
+    {track: [H, W] mask}."""
     mask_source: str = "auto"
     """auto (the given masks), ellipse (in every box) or none."""
     keep_tokens: int | None = None
@@ -84,7 +85,7 @@ def run(args: Args) -> int:
 
     from tqdm import tqdm
 
-    from ..data.detect import BoxTracker, load_detector
+    from ..data.detect import BoxTracker, load_callable, load_detector
     from ..data.video import MaskFolder, TrackBoxes, open_video
     from ..pipelines.image_to_mesh import pick_device
     from ..pipelines.overlay_video import why_no_mp4, write_overlay
@@ -109,7 +110,8 @@ def run(args: Args) -> int:
         per_track = [f for f in FORMATS if f in formats or (f == "npz" and "mp4" in formats)]
         source = open_video(args.video, args.fps)
         boxes = TrackBoxes.read(args.boxes) if args.boxes else None
-        folder = MaskFolder(args.masks) if args.masks else None
+        called = args.masks and ":" in args.masks and not Path(args.masks).exists()
+        folder = MaskFolder(args.masks) if args.masks and not called else None
         options = PipelineOptions(
             batch_size=args.batch_size, chunk_frames=args.chunk, box_rule=args.box_rule, masks=args.mask_source,
             focal_px=args.focal, fov_deg=args.fov, principal_px=args.principal, overlap=args.overlap, noise=args.noise, seed=args.seed,
@@ -129,7 +131,7 @@ def run(args: Args) -> int:
             return {t: m for t, m in got.items() if m is not None}
 
         out = Path(args.out)
-        masks = folder_masks if folder else tracker.masks if args.detector else None
+        masks = folder_masks if folder else load_callable(args.masks, "--masks") if called else tracker.masks if args.detector else None
         settings = {"model": args.model, "keep": args.keep_tokens, "per_block": args.merge_per_block, "boxes": args.boxes,
                     "mask_folder": args.masks, "detector": args.detector, "detector_weights": args.detector_weights,
                     "principal": args.principal and list(args.principal), "precision": args.precision, "fov": args.fov,
