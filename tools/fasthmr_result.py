@@ -20,6 +20,7 @@ from pathlib import Path
 # sizes of the small motion models: 81 frames (2.7 s at 30 per second) in 9 latents of 128
 MOTION_SIZES = {"latent_tokens": 9, "latent_dim": 128, "ff_size": 256, "heads": 4, "encoder_layers": 5, "decoder_layers": 5}
 FRAMES = 81
+LARGER_TAUS = (0.5, 1.0, 2.0)  # mm, beside the paper's 0.1
 KEEP, PER_BLOCK = 24, 10  # of 48 tokens, in the proportions of the paper (90 of 192, 40 a block)
 
 
@@ -69,10 +70,18 @@ def host(args) -> None:
 
 
 def eclm(args) -> None:
-    folder = args.out / "eclm"
+    _merge_layers(args, args.out / "eclm", args.tau, "--cka")
+
+
+def taus(args) -> None:
+    for tau in LARGER_TAUS:
+        _merge_layers(args, args.out / f"eclm_tau{tau:g}", tau)
+
+
+def _merge_layers(args, folder: Path, tau: float, *more: str) -> None:
     if not (folder / "model" / "config.json").exists():
         tore_fast("eclm", "--model", args.out / "host" / "model", "--data", args.out / "clips_train", "--limit", 670,
-                  "--tau", args.tau, "--cka", "--out", folder, "--batch-size", 67)  # fmt: skip
+                  "--tau", tau, "--out", folder, "--batch-size", 67, *more)  # fmt: skip
 
 
 def tokens(args) -> None:
@@ -130,7 +139,9 @@ def table(args) -> None:
             made.rows += [known[n] for n in names]
             return None
         result = work()
-        path.write_text(json.dumps(made.rows, indent=1) + "\n")
+        done = {r["name"] for r in made.rows}
+        later = [r for n, r in known.items() if n not in done]
+        path.write_text(json.dumps(made.rows + later, indent=1) + "\n")
         return result
 
     def host(name: str, model, smoothed: str | None = None, masks: str = "given"):
@@ -140,6 +151,9 @@ def table(args) -> None:
     rows(("mean pose",), made.baseline)
     host("host", variant("host"), "host, smoothed over time")
     host("+ ECLM", variant("eclm"))
+    for tau in LARGER_TAUS:
+        if (args.out / f"eclm_tau{tau:g}" / "model").exists():
+            host(f"+ ECLM with tau {tau:g} mm", variant(f"eclm_tau{tau:g}"))
     host("+ Mask-ToMe only", variant("host", **merged))
     seen = host("+ ECLM + Mask-ToMe", fast, "+ ECLM + Mask-ToMe, smoothed over time")
     host("+ ECLM + Mask-ToMe, ellipse for the mask", fast, masks="ellipse")
@@ -150,12 +164,13 @@ def table(args) -> None:
         for steps, words in ((1, "one step"), (4, "4 steps")):
             name = f"+ ECLM + Mask-ToMe + motion decoder, {words}"
             rows((name,), lambda: made.motion(name, fast, seen, motion, num_steps=steps))  # noqa: B023
+    path.write_text(json.dumps(made.rows, indent=1) + "\n")
     text = markdown(made.rows)
     (args.out / "table.md").write_text(text + "\n")
     print(text)
 
 
-STEPS = {"clips": clips, "host": host, "eclm": eclm, "tokens": tokens, "vae": vae, "denoiser": denoiser, "table": table}
+STEPS = {"clips": clips, "host": host, "eclm": eclm, "taus": taus, "tokens": tokens, "vae": vae, "denoiser": denoiser, "table": table}
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
