@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from tore_fast.layers.attention import dense_attention
+from tore_fast.layers.dense import aten_products
 from tore_fast.models import MeshGraphormerConfig, METROConfig, create_model, model_entry
 from tore_fast.models._count import count_backbone, count_model, shipped_counts
 from tore_fast.ops import op_backends
@@ -61,14 +62,15 @@ BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 64)}
 
 @contextmanager
 def reference_ops() -> Iterator[None]:
-    """Inside the block every op of the package with `impl="auto"` runs its plain torch reference."""
+    """Inside the block every op of the package with `impl="auto"` runs its plain torch reference, products torch's."""
     modules = [importlib.import_module(f"tore_fast.ops.{stem}") for stem in op_backends()]
     modules = [m for m in modules if hasattr(m, "choose")]
     kept = [m.choose for m in modules]
     for m in modules:
         m.choose = lambda *args: "reference"
     try:
-        yield
+        with aten_products():
+            yield
     finally:
         for m, choose in zip(modules, kept):
             m.choose = choose

@@ -22,6 +22,7 @@ from ._registry import ModelEntry, model_entry
 from .backbones import create_backbone
 
 UNUSED_OF_TRUNK = {"hrnet_w64": 2_049_000}  # the ImageNet classifier in the official files
+_METRO_UPSAMPLING = 431 * 1723 + 1723 + 1723 * 6890 + 6890  # learned, body
 
 
 class Counts(NamedTuple):
@@ -30,6 +31,7 @@ class Counts(NamedTuple):
     unused_params: int  # further weights of the official file that no forward pass reads
     macs: int | None  # whole model, one image; None where they cannot be counted without running it
     backbone_macs: int | None
+    paper_macs: int | None = None  # by the rule of the model's paper, where that is another than ours (vpt_macs.py)
 
 
 @torch.no_grad()
@@ -87,6 +89,10 @@ def count_model(name: str, **overrides) -> Counts:
         _, macs = count_module(model, torch.empty(1, *entry.input_shape, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
         macs = None  # the model takes something else than one tensor, or decides by values
+    if {"seq2seq", "seq2frame"} & set(entry.tags):
+        from .vpt_macs import count_paper_macs
+
+        return Counts(params, 0, 0, macs, None, count_paper_macs(model))
     return Counts(params, 0, 0, macs, None)
 
 
@@ -99,6 +105,21 @@ def _count_mesh_model(entry: ModelEntry, c, overrides: dict) -> Counts:
     unused = model.unused_official_params() + UNUSED_OF_TRUNK.get(c.backbone, 0)
     params, macs = count_module(model, model.example_features(channels, rows, cols))
     return Counts(params + backbone_params, backbone_params, unused, macs + backbone_macs, backbone_macs)
+
+
+def params_as_printed(entry: ModelEntry, counts: Counts) -> int | None:
+    """Parameters counted the way the paper of `entry.paper` counts them; None where it prints none.
+
+    FastMETRO, table 1: without the trunk. METRO and Mesh Graphormer: without the trunk but with weights that nothing
+    reads; METRO without its up-sampling. All others: everything.
+    """
+    if entry.paper is None or entry.paper.params_m is None:
+        return None
+    if entry.family not in ("fastmetro", "metro", "graphormer"):
+        return counts.params
+    trunk = UNUSED_OF_TRUNK.get(entry.build.config.backbone, 0)
+    upsampling = _METRO_UPSAMPLING if entry.family == "metro" else 0
+    return counts.params - counts.backbone_params + counts.unused_params - trunk - upsampling
 
 
 def shipped_counts() -> dict[str, Counts]:

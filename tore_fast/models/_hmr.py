@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..layers.frozen import Frozen, freeze
 from ..layers.mesh import MeshUpsample
 from ..ops import csr_matrix
 from ._mesh import ModelMesh, resolve_mesh
@@ -204,6 +205,7 @@ class MeshModel(nn.Module):
         self.unfuse()
         with torch.no_grad():
             self._fuse()
+        freeze(self)
         return self
 
     def _fuse(self) -> None:
@@ -212,6 +214,8 @@ class MeshModel(nn.Module):
     def unfuse(self):
         """Drops the cached terms of `fuse`."""
         for module in self.modules():
+            if isinstance(module, Frozen):
+                module.thaw()
             for name in module._buffers:
                 if name.startswith("fused_"):
                     module._buffers[name] = None

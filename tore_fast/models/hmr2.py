@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..layers.camera import crop_translation
 from ..layers.decoder_head import CrossAttentionDecoder, DecoderConfig, FoldedDecoder
+from ..layers.frozen import freeze
 from ..layers.mask_tome import MergeConfig, mask_coverage
 from ..layers.rotation import axis_angle_to_matrix, rot6d_to_matrix
 from ._registry import PaperRow, register_model
@@ -201,6 +202,7 @@ class HMR2(nn.Module):
             head.transformer = FoldedDecoder(head.transformer, token)
         if isinstance(self.backbone.patch_embed, ConvStem):
             self.backbone.patch_embed.fold()
+        freeze(self)
         return self.requires_grad_(False)
 
     def coverage(self, mask: Tensor | None) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
+from ...layers.dense import Dense
 from ...layers.mask_tome import MergeConfig, TokenState, merge_tokens
 from ...layers.proportional import proportional_attention
 
@@ -84,25 +85,26 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"ViT: embed_dim {dim} must be a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Dense(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Dense(dim, dim)
 
-    def forward(self, x: Tensor, log_size: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x [B, N, C] -> output [B, N, C] and keys [B, heads, N, d] (the merging metric)."""
+    def forward(
+        self, x: Tensor, log_size: Tensor | None = None, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, N, C] -> output [B, N, C] (+ residual) and keys [B, heads, N, d] (the merging metric)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = proportional_attention(q, k, v, log_size)
-        return self.proj(out.transpose(1, 2).flatten(2)), k
+        return self.proj(out.transpose(1, 2).flatten(2), residual), k
 
 
 class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Dense(dim, hidden)
+        self.fc2 = Dense(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.fc2(self.fc1(x, act="gelu"), residual)
 
 
 class Block(nn.Module):
@@ -120,11 +122,12 @@ class Block(nn.Module):
         self, x: Tensor, state: TokenState | None = None, r: int = 0, merging: MergeConfig | None = None
     ) -> Tensor:
         log_size = state.log_size if merging is not None and merging.prop_attn and state is not None else None
-        out, k = self.attn(self.norm1(x), log_size)
-        x = x + self.drop_path(out)
+        drops = self.training and self.drop_path.p > 0
+        out, k = self.attn(self.norm1(x), log_size, None if drops else x)
+        x = x + self.drop_path(out) if drops else out
         if r:
             x = merge_tokens(x, k.mean(1), r, state, merging)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x))) if drops else self.mlp(self.norm2(x), x)
 
 
 class PatchEmbed(nn.Module):
