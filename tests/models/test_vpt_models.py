@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tore_fast.models import create_model, list_models, load_pretrained, model_entry, save_pretrained
+from tore_fast.models._count import count_model, shipped_counts
 from tore_fast.models.hot import center_pose
 
 TINY = {
@@ -153,41 +153,38 @@ def test_wrong_input_is_refused():
         tiny("mixste")(torch.zeros(1, 9, 17, 2), density_noise=torch.zeros(1, 9))
 
 
-def linear_gflops(name: str) -> tuple[float, float, object]:
-    """(million parameters, 2 x multiply-adds of Linear and Conv layers in billions, config): what the papers count."""
-    with torch.device("meta"):
-        model = create_model(name).eval()
-        c = model.config
-        x = torch.empty(1, *model_entry(name).input_shape)
-        index = torch.empty(1, c.keep_frames, dtype=torch.long) if c.pruned else None
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(x, index=index)
-    counts = counter.get_flop_counts()["Global"]
-    flops = sum(v for k, v in counts.items() if str(k) in ("aten.addmm", "aten.mm", "aten.convolution"))
-    return sum(p.numel() for p in model.parameters()) / 1e6, flops / 1e9, c
-
-
 PAPER_NAMES = [n for n in list_models() if model_entry(n).family in TINY and model_entry(n).paper is not None]
+# 2 x multiply-adds (G) that the official modules were measured to have (vpt.md section 11), by the papers' rule and of all products
+OFFICIAL = {
+    "mixste_243": (277.248, 294.85), "mixste_81": (92.416, 94.63), "mixste_147": (167.718, 174.43),
+    "hot_mixste_243": (167.516, 176.18), "tpc_mixste_243": (161.733, 169.71), "tpc_mixste_243_n7f61": (251.288, 266.85),
+    "motionbert_lite_243": (131.094, 142.09), "hot_motionbert_243": (63.211, 66.86), "tpc_motionbert_243": (61.037, None),
+    "tpc_motionbert_243_n2f121": (91.388, None), "mhformer_351": (14.146, 16.44), "tpc_mhformer_351": (8.220, 9.17),
+}  # fmt: skip
 
 
 def test_the_paper_rows_are_registered():
-    assert len(PAPER_NAMES) >= 11
+    assert set(PAPER_NAMES) == set(OFFICIAL)
 
 
 @pytest.mark.parametrize("name", PAPER_NAMES)
 def test_sizes_of_the_paper(name):
-    paper = model_entry(name).paper
-    params_m, gflops, c = linear_gflops(name)
-    if c.recovery == "tra":
-        # the official code projects TRA's query once per joint, ours once: 16 of 17 times are saved
-        gflops += 16 * 2 * c.channels**2 * c.frames / 1e9
-    assert params_m == pytest.approx(paper.params_m, rel=2e-4)
-    assert gflops == pytest.approx(2 * paper.gmacs, rel=1e-2)
+    paper, counts = model_entry(name).paper, count_model(name)
+    by_rule, products = OFFICIAL[name]
+    assert counts.params / 1e6 == pytest.approx(paper.params_m, rel=2e-4)
+    assert 2 * counts.paper_macs / 1e9 == pytest.approx(by_rule, abs=2e-3)
+    assert 2 * counts.paper_macs / 1e9 == pytest.approx(2 * paper.gmacs, abs=1.1e-2)
+    if products is not None:  # TRA's query is projected once here, once per joint there
+        saved = 32 * create_model(name).config.channels ** 2 * 243 / 1e9 if "hot" in name else 0.0
+        assert 2 * counts.macs / 1e9 + saved == pytest.approx(products, rel=1e-3)
+    assert counts == shipped_counts()[name], "run tools/readme_models.py"
 
 
 def test_every_registered_name_builds():
     names = [n for n in list_models() if model_entry(n).family in TINY]
-    assert len(names) > 25
+    for kind in ("", "hot_", "tpc_"):
+        assert {f"{kind}{host}_{f}" for host in ("mixste", "motionagformer") for f in (27, 81, 243)} <= set(names)
+        assert {f"{kind}mhformer_{f}" for f in (27, 81, 243, 351)} <= set(names)
     with torch.device("meta"):
         for name in names:
             model = create_model(name)

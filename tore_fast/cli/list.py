@@ -19,7 +19,8 @@ class Args:
     """Lists models: parameters (M) and multiply-adds (G, one image; papers call them GFLOPs), ours and the paper's.
 
     Matrix products and convolutions are counted, masked attention as dense (as the official code spends it). "as paper":
-    our parameters by the paper's counting (without trunk, with unused weights ...), to hold against its number.
+    ours by the paper's counting, to hold against its number (parameters without trunk or with unused weights; video pose
+    models without the attention products).
     """
 
     patterns: Positional[tuple[str, ...]] = ("*",)
@@ -91,6 +92,7 @@ def rows(names: list[str], fresh: bool = False, progress: bool = False) -> list[
                 "params_as_paper_m": None if as_printed is None else as_printed / 1e6,
                 "gmacs": None if c.macs is None else c.macs / 1e9,
                 "gmacs_without_backbone": None if c.backbone_macs is None else (c.macs - c.backbone_macs) / 1e9,
+                "gmacs_as_paper": None if c.paper_macs is None else c.paper_macs / 1e9,
                 "paper": None if entry.paper is None else asdict(entry.paper),
             }
         )
@@ -103,13 +105,14 @@ def table(found: list[dict]) -> str:
     def number(x: float | None) -> str:
         return "-" if x is None else f"{x:.2f}"
 
-    head = ["model", "params M", "w/o backbone", "as paper", "paper M", "GMACs", "w/o backbone", "paper G", "source"]
+    head = ["model", "params M", "w/o backbone", "as paper", "paper M", "GMACs", "w/o backbone", "as paper", "paper G", "source"]
     body = []
     for r in found:
         paper = r["paper"] or {}
         body.append(
             [r["name"], number(r["params_m"]), number(r["params_without_backbone_m"]), number(r["params_as_paper_m"]),
-             number(paper.get("params_m")), number(r["gmacs"]), number(r["gmacs_without_backbone"]), number(paper.get("gmacs")),
+             number(paper.get("params_m")), number(r["gmacs"]), number(r["gmacs_without_backbone"]),
+             number(r["gmacs_as_paper"]), number(paper.get("gmacs")),
              "; ".join(filter(None, (paper.get("source"), paper.get("note"))))]
         )  # fmt: skip
     width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]

@@ -45,7 +45,7 @@ def onednn_fits(x: Tensor, weight: Tensor, packed: bool) -> bool:
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     products = x.numel() * weight.shape[0]
-    return (
+    return bool(
         x.dtype == weight.dtype == torch.float32
         and products >= MIN_PRODUCTS
         and (packed or x.numel() >= MIN_ROWS * x.shape[-1])
@@ -115,7 +115,8 @@ class Dense(Frozen, nn.Linear):
         part: tuple[int, int] | None = None,
     ) -> Tensor:  # [..., N]
         """`part`: only the outputs from .. to (rows of the weight)."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if part is not None:
             weight, bias = weight[slice(*part)], None if bias is None else bias[slice(*part)]
         if not (self.training and self.drop):

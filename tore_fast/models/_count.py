@@ -31,6 +31,7 @@ class Counts(NamedTuple):
     unused_params: int  # further weights of the official file that no forward pass reads
     macs: int | None  # whole model, one image; None where they cannot be counted without running it
     backbone_macs: int | None
+    paper_macs: int | None = None  # by the rule of the model's paper, where that is another than ours (vpt_macs.py)
 
 
 @torch.no_grad()
@@ -88,6 +89,10 @@ def count_model(name: str, **overrides) -> Counts:
         _, macs = count_module(model, torch.empty(1, *entry.input_shape, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
         macs = None  # the model takes something else than one tensor, or decides by values
+    if {"seq2seq", "seq2frame"} & set(entry.tags):
+        from .vpt_macs import count_paper_macs
+
+        return Counts(params, 0, 0, macs, None, count_paper_macs(model))
     return Counts(params, 0, 0, macs, None)
 
 

@@ -59,6 +59,12 @@ class PruneConfig:
         return self.recover_frames or frames
 
 
+def pose_tags(name: str, seq2frame: bool) -> tuple[str, ...]:
+    """Tags of a registered host, for `tore-fast list --tag`."""
+    kind = name.split("_")[0]
+    return ("pose", "seq2frame" if seq2frame else "seq2seq", kind if kind in ("hot", "tpc") else "base")
+
+
 def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
     """ValueError that says which field does not fit; `blocks` are the n the host can prune before."""
     frames: int = config.frames  # type: ignore[attr-defined]

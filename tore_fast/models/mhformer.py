@@ -16,7 +16,7 @@ from ..layers.pose_blocks import DropPath, Mlp, PoseAttention, PoseBlock, linear
 from ..layers.tpc import gather_frames
 from ..layers.tra import CrossAttention
 from ._registry import PaperRow, register_model
-from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
+from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, pose_tags
 
 MHG_HEADS = 9  # attention heads over the F-dimensional tokens of the hypothesis generator
 EPS = 1e-6
@@ -211,7 +211,7 @@ _CVPR24 = "HoT, CVPR 2024, table 1 (the paper prints 2 x multiply-adds)"
 
 def _register(name: str, frames: int, params_m: float | None, gflops: float | None, **fixed) -> None:
     paper = None if params_m is None else PaperRow(params_m, gflops / 2, _CVPR24)
-    tags = ("pose", "seq2seq" if fixed.get("recovery") == "tra" else "seq2frame")
+    tags = pose_tags(name, seq2frame=fixed.get("recovery") != "tra")
 
     @register_model(name, "mhformer", paper, input_shape=(frames, JOINTS, 2), tags=tags)
     def build(**overrides) -> Mhformer:
@@ -226,5 +226,9 @@ _register("mhformer_351", 351, 31.516, 14.15)
 _register("tpc_mhformer_9", 9, None, None, prune_block=1, keep_frames=3, keep_center=True)
 _register("tpc_mhformer_27", 27, None, None, prune_block=1, keep_frames=9, keep_center=True)
 _register("tpc_mhformer_81", 81, None, None, prune_block=1, keep_frames=27, keep_center=True)
+_register("tpc_mhformer_243", 243, None, None, prune_block=1, keep_frames=81, keep_center=True)
 _register("tpc_mhformer_351", 351, 31.516, 8.22, prune_block=1, keep_frames=117, keep_center=True)
+_register("hot_mhformer_27", 27, None, None, prune_block=1, keep_frames=9, recovery="tra")
+_register("hot_mhformer_81", 81, None, None, prune_block=1, keep_frames=27, recovery="tra")
+_register("hot_mhformer_243", 243, None, None, prune_block=1, keep_frames=81, recovery="tra")
 _register("hot_mhformer_351", 351, None, None, prune_block=1, keep_frames=117, recovery="tra")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers.pose_blocks import PoseBlock, linear_rates
 from ._registry import PaperRow, register_model
-from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
+from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, pose_tags
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ _CVPR24 = "HoT, CVPR 2024, tables 2, 10 and 11 (the paper prints 2 x multiply-ad
 
 def _register(name: str, frames: int, params_m: float | None, gflops: float | None, **fixed) -> None:
     paper = None if params_m is None else PaperRow(params_m, gflops / 2, _CVPR24)
-    tags = ("pose", "seq2frame" if fixed.get("keep_center") else "seq2seq")
+    tags = pose_tags(name, seq2frame="keep_center" in fixed)
 
     @register_model(name, "mixste", paper, input_shape=(frames, JOINTS, 2), tags=tags)
     def build(**overrides) -> Mixste:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..layers.dense import Dense
 from ..layers.pose_blocks import Axis, Mlp, PoseAttention
 from ._registry import register_model
-from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
+from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, pose_tags
 from .motionbert import fuse_streams
 
 # Neighbours of each joint in the spatial graph as published: the torso's links to the left hip and to both shoulders are one-way.
@@ -163,7 +163,7 @@ class Motionagformer(PrunableHost):
 
 
 def _register(name: str, frames: int, **fixed) -> None:
-    tags = ("pose", "seq2frame" if fixed.get("keep_center") else "seq2seq")
+    tags = pose_tags(name, seq2frame="keep_center" in fixed)
 
     @register_model(name, "motionagformer", input_shape=(frames, JOINTS, 3), tags=tags)
     def build(**overrides) -> Motionagformer:
@@ -171,6 +171,11 @@ def _register(name: str, frames: int, **fixed) -> None:
 
 
 _register("motionagformer_27", 27)
+_register("motionagformer_81", 81)
 _register("motionagformer_243", 243)
+_register("hot_motionagformer_27", 27, prune_block=7, keep_frames=9, recovery="tra")
+_register("hot_motionagformer_81", 81, prune_block=7, keep_frames=27, recovery="tra")
 _register("hot_motionagformer_243", 243, prune_block=7, keep_frames=81, recovery="tra")
+_register("tpc_motionagformer_27", 27, prune_block=7, keep_frames=9, keep_center=True)
+_register("tpc_motionagformer_81", 81, prune_block=7, keep_frames=27, keep_center=True)
 _register("tpc_motionagformer_243", 243, prune_block=7, keep_frames=81, keep_center=True)

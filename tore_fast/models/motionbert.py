@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..layers.dense import Dense
 from ..layers.pose_blocks import Axis, Mlp, PoseAttention
 from ._registry import PaperRow, register_model
-from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres
+from .hot import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, pose_tags
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ _FULL = {"channels": 512, "mlp_hidden": 1024}
 
 def _register(name: str, frames: int, params_m: float | None, gflops: float | None, **fixed) -> None:
     paper = None if params_m is None else PaperRow(params_m, gflops / 2, _CVPR24)
-    tags = ("pose", "seq2frame" if fixed.get("keep_center") else "seq2seq")
+    tags = pose_tags(name, seq2frame="keep_center" in fixed)
 
     @register_model(name, "motionbert", paper, input_shape=(frames, JOINTS, 3), tags=tags)
     def build(**overrides) -> Motionbert:

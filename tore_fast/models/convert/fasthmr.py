@@ -155,6 +155,9 @@ def _load(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str) -
     return model.eval()
 
 
+NAMES = {"hmr2": "hmr2_vith", "camerahmr": "camerahmr_vith", "humanfov": "humanfov", "densekp": "densekp_vith"}
+
+
 def load_hmr2(path: str | Path, **overrides) -> HMR2:
     """HMR2.0 from its Lightning file (`epoch=35-step=1000000.ckpt`); discriminator and SMPL buffers are left out.
 

@@ -1,0 +1,45 @@
+"""Multiply-adds of a video pose host by the rule of the HoT paper: what its tables print, halved.
+
+Rule (vpt.md section 11): linear and convolution layers, and the pooling of the tokens that TPC chooses by; attention products,
+norms and the clustering are free. TRA's query counts once per joint, as the official code computes it (ours: once).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .hot import JOINTS, PrunableHost
+
+LAYERS = ("aten.addmm", "aten.mm", "aten.convolution")
+
+
+@torch.no_grad()
+def count_paper_macs(model: PrunableHost) -> int:
+    """Multiply-adds for one clip of a model on the meta device.
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     model = create_model("hot_mixste_243")
+        >>> round(2 * count_paper_macs(model) / 1e9, 1)
+        167.5
+    """
+    c, host = model.config, type(model).__name__
+    frames: int = c.frames  # type: ignore[attr-defined]
+    x = torch.empty(1, frames, JOINTS, model.in_channels, device="meta")
+    index = torch.empty(1, c.keep_frames, dtype=torch.int64, device="meta") if c.pruned else None
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(x, index=index)
+    macs = sum(v for k, v in counter.get_flop_counts()["Global"].items() if str(k) in LAYERS) // 2
+    if host == "Mhformer":  # its joints are merged before TPC and TRA
+        return macs
+    channels: int = c.channels  # type: ignore[attr-defined]
+    if c.pruned and c.pruning == "tpc":
+        macs += (JOINTS + 1) * frames * channels
+    if c.recovery == "tra":
+        macs += (JOINTS - 1) * channels**2 * c.output_frames
+    if host != "Mixste":  # two streams: fused by a layer of two outputs, of which ours computes the difference
+        first = c.depth if c.prune_block is None else c.prune_block  # type: ignore[attr-defined]
+        seen = first * frames + (c.depth - first) * (c.keep_frames or 0)  # type: ignore[attr-defined]
+        macs += 2 * channels * seen * JOINTS
+    return macs
