@@ -6,9 +6,10 @@ the largest batch a memory budget allows.
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import torch
@@ -31,22 +32,41 @@ def check(kind: str, only: list[str]) -> None:
             raise ValueError(f"no {kind} benchmark {stem!r}; expected one of {', '.join(known) or 'none yet'}")
 
 
-def cases(kind: str, only: list[str], device: str, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
-    """Cases of the chosen stems (all when `only` is empty); `quick` asks for a handful of small ones.
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a case's name fits one of the shell patterns (no patterns: always)."""
+    return not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def cases(
+    kind: str, only: list[str], device: str, dtype: torch.dtype, quick: bool, match: Sequence[str] = ()
+) -> Iterator[Case]:
+    """Cases of the chosen stems (all when `only` is empty) whose names fit `match`; `quick` asks for a handful of small ones.
 
     Raises:
         ValueError: an unknown stem.
     """
     for module in _modules(kind, only):
-        yield from module.cases(device, dtype, quick)
+        yield from (case for case in module.cases(device, dtype, quick) if fits(case.name, match))
 
 
 def largest_cases(
-    kind: str, only: list[str], device: str, dtype: torch.dtype, quick: bool, budget: int, limit: int
+    kind: str,
+    only: list[str],
+    device: str,
+    dtype: torch.dtype,
+    quick: bool,
+    budget: int,
+    limit: int,
+    match: Sequence[str] = (),
 ) -> Iterator[Case]:
-    """For every sized case the largest power of two as batch whose headline contender grows memory by at most `budget` bytes."""
+    """For every sized case the largest power of two as batch whose headline contender grows memory by at most `budget` bytes.
+
+    `match` sees the name at batch 1 with " (max)" behind it: the batch is found only for the cases that fit.
+    """
     for module in _modules(kind, only):
         for make in module.sized(device, dtype, quick) if hasattr(module, "sized") else ():
+            if not fits(f"{make(1).name} (max)", match):
+                continue
 
             def peak_at(batch: int, make=make) -> int | None:
                 case = make(batch)

@@ -34,6 +34,8 @@ class Options:
     """What to benchmark."""
     op: list[str] = field(default_factory=list)
     """Stems to run (ops) or model families (models); default all."""
+    match: list[str] = field(default_factory=list)
+    """Only cases whose names fit one of these shell patterns, e.g. 'metro_r50*b1'; '*(max)' are the rows of --max-gb."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is a GPU."""
     dtype: list[Literal["float32", "float16", "bfloat16"]] = field(default_factory=lambda: ["float32"])
@@ -56,6 +58,10 @@ class Options:
     """Timing budget per contender and case."""
     quick: bool = False
     """Only a few small cases."""
+
+
+class NoCase(ValueError):
+    """--match leaves nothing to run."""
 
 
 def environment(device: str) -> dict:
@@ -128,10 +134,12 @@ def save(path: Path, document: dict) -> None:
 
 
 def all_cases(options: Options, device: str, dtype: torch.dtype) -> Iterator[Case]:
-    yield from registry.cases(options.kind, options.op, device, dtype, options.quick)
+    yield from registry.cases(options.kind, options.op, device, dtype, options.quick, options.match)
     if options.kind == "models" and options.max_gb > 0:
         budget = int(options.max_gb * 1e9)
-        yield from registry.largest_cases(options.kind, options.op, device, dtype, options.quick, budget, options.max_batch)
+        yield from registry.largest_cases(
+            options.kind, options.op, device, dtype, options.quick, budget, options.max_batch, options.match
+        )
 
 
 def check(options: Options) -> None:
@@ -156,10 +164,12 @@ def run(options: Options) -> int:
     if options.append:
         document["results"] = previous(options.json, document["environment"])
     done = {report.key(r) for r in document["results"]}
+    seen = 0
     for name in options.dtype:
         dtype = DTYPES[name]
         ceilings = document["ceilings"][name] = roofline.measure(device, dtype)
         for case in all_cases(options, device, dtype):
+            seen += 1
             if report.key(vars(case) | {"case": case.name, "direction": case.direction, "dtype": name}) in done:
                 continue
             result = run_case(case, seconds=options.seconds, all_baselines=options.baselines == "all")
@@ -168,6 +178,9 @@ def run(options: Options) -> int:
             print(report.text_block(result), flush=True)
             if options.json:
                 save(options.json, document)
+    if options.match and not seen:
+        where, patterns = " ".join([options.kind, *options.op]), " ".join(map(repr, options.match))
+        raise NoCase(f"--match: no case of {where} fits {patterns}")
     print("\n" + report.markdown(document))
     if options.json:
         save(options.json, document)

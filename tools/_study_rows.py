@@ -48,6 +48,9 @@ class Protocol:
     # Learned queries start at this share of the papers' N(0, 1): at these widths full-size ones drown the image in the
     # LayerNorm, and the heads stay at the mean pose for the whole budget (docs/study.md).
     query_init: float = 0.25
+    # Soft ITP's heat maps start with peaks: near-uniform ones, as released, make all tokens alike, and this budget is over
+    # before they differ (docs/study.md).
+    selector_gain: float = 24.0
     # widths; the papers' are 512 and 128, feed-forward 4 times each (METRO's first block twice dim_1)
     dim_1: int = 64
     dim_2: int = 32
@@ -225,7 +228,7 @@ def build(row: Row, protocol: Protocol, body) -> StudyHead:
     elif row.family == "fastmetro":
         net = FastMETRO(FastMETROConfig(layers=row.layers, learned_upsample=False, **shared, **two), mesh)
     elif row.family == "tore":
-        itp = dict(selector=row.selector, keep_ratio=row.keep, selector_dim=p.dim_2)
+        itp = dict(selector=row.selector, keep_ratio=row.keep, selector_dim=p.dim_2, selector_gain=p.selector_gain)
         net = FastMETRO_TORE(FastMETROToreConfig(layers=row.layers, **shared, **two, **nsr, **itp), mesh)
     elif row.family == "metro":
         net = METRO(METROConfig(**shared, **bert), mesh)

@@ -1,114 +1,174 @@
 """Image-to-mesh models: ours fused, ours as built, torch's masked attention, official-style eager; feature map or image in.
 
-Feature-fed cases time the transformers alone (the trunk is the same for everyone); `r50` cases run from the image. Rows
-come in pairs with and without TORE (GTR and ITP).
+Feature-fed cases time the transformers alone (the trunk is the same for everyone); cases from the image run the trunk, too.
+METRO and FastMETRO stand there plain, with GTR, with ITP (three selectors, keep ratios .8 and .5) and with both. Cases with
+ITP and those at the largest batch have two contenders only, official-style eager and ours fused.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from tore_fast.layers.attention import dense_attention
-from tore_fast.models import create_model, model_entry
-from tore_fast.models._count import count_model
+from tore_fast.layers.dense import aten_products
+from tore_fast.models import MeshGraphormerConfig, METROConfig, create_model, model_entry
+from tore_fast.models._count import count_backbone, count_model, shipped_counts
 from tore_fast.ops import op_backends
 
 from ..harness import Case, Contender
 
-FEATURE_FED = ("fastmetro_s_r50", "fastmetro_tore_s_r50", "fastmetro_l_r50", "fastmetro_tore_l_r50", "metro_r50",
-               "metro_tore_r50")  # fmt: skip
-FROM_IMAGE = ("fastmetro_l_r50", "fastmetro_tore_l_r50", "tore_default")
+
+class Variant(NamedTuple):
+    """A registered model, perhaps with another selector of image tokens, fed with images or with features."""
+
+    name: str
+    image: bool = False
+    selector: str | None = None
+    keep_ratio: float = 1.0
+
+    @property
+    def fields(self) -> dict:
+        return {} if self.selector is None else {"selector": self.selector, "keep_ratio": self.keep_ratio}
+
+    @property
+    def label(self) -> str:
+        itp = "" if self.selector is None else f" itp {self.selector} {self.keep_ratio:g}"
+        return self.name + itp + ("" if self.image else " features")
+
+
+FEATURE_FED = tuple(map(Variant, (
+    "fastmetro_s_r50", "fastmetro_tore_s_r50", "fastmetro_l_r50", "fastmetro_tore_l_r50_gtr", "fastmetro_tore_l_r50",
+    "metro_r50", "metro_tore_r50", "metro_tore_r50_itp20", "graphormer_h64",
+    "fastmetro_s_r50_hand", "fastmetro_tore_s_r50_hand", "metro_r50_hand", "metro_tore_r50_hand",
+)))  # fmt: skip
+FROM_IMAGE = tuple(Variant(name, image=True) for name in ("fastmetro_l_r50", "fastmetro_tore_l_r50", "tore_default"))
+ITP = tuple(  # without GTR; with it: "fastmetro_tore_*", "metro_tore_*_itp20"
+    Variant(name, selector=selector, keep_ratio=keep)
+    for name in ("fastmetro_l_r50", "metro_r50")
+    for selector in ("soft", "cluster", "attention")
+    for keep in (0.8, 0.5)
+)
+QUICK = (Variant("fastmetro_s_r50"), Variant("fastmetro_tore_l_r50"))
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 64)}
 
 
 @contextmanager
 def reference_ops() -> Iterator[None]:
-    """Inside the block every op of the package with `impl="auto"` runs its plain torch reference."""
+    """Inside the block every op of the package with `impl="auto"` runs its plain torch reference, products torch's."""
     modules = [importlib.import_module(f"tore_fast.ops.{stem}") for stem in op_backends()]
     modules = [m for m in modules if hasattr(m, "choose")]
     kept = [m.choose for m in modules]
     for m in modules:
         m.choose = lambda *args: "reference"
     try:
-        yield
+        with aten_products():
+            yield
     finally:
         for m, choose in zip(modules, kept):
             m.choose = choose
 
 
 def cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
-    features = ("fastmetro_s_r50", "fastmetro_tore_l_r50") if quick else FEATURE_FED
     for batch in BATCHES[device][:1] if quick else BATCHES[device]:
-        for name in features:
-            yield _case(name, batch, device, dtype, image=False)
-        for name in () if quick else FROM_IMAGE:
-            yield _case(name, batch, device, dtype, image=True)
+        for variant in QUICK if quick else (*FEATURE_FED, *FROM_IMAGE, *ITP):
+            yield _case(variant, batch, device, dtype, few=variant in ITP)
 
 
 def sized(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Callable[[int], Case]]:
     """The same cases as functions of the batch."""
-    for name in ("fastmetro_tore_l_r50",) if quick else FEATURE_FED:
-        yield lambda batch, name=name: _case(name, batch, device, dtype, image=False)
-    for name in () if quick else FROM_IMAGE:
-        yield lambda batch, name=name: _case(name, batch, device, dtype, image=True)
+    for variant in QUICK[1:] if quick else (*FEATURE_FED, *FROM_IMAGE, *ITP):
+        yield functools.partial(_case, variant, device=device, dtype=dtype, few=True)
 
 
-def _case(name: str, batch: int, device: str, dtype: torch.dtype, image: bool) -> Case:
+@functools.lru_cache(maxsize=1)
+def _models(variant: Variant, device: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """The model as built and, with the same weights, fused. Built when first called: a list of cases costs little."""
     torch.manual_seed(0)
-    model = create_model(name, **({} if image else {"backbone": None})).to(device, dtype).eval()
-    fused = create_model(name, **({} if image else {"backbone": None})).to(device, dtype).eval()
-    fused.load_state_dict(model.state_dict())
-    fused.fuse()
-    shape = model_entry(name).input_shape if image else (model.config.feature_dim, *model.config.grid)
-    counts = count_model(name)
+    fed = {} if variant.image else {"backbone": None, "feature_dim": _trunk_channels(variant.name)}
+    model = create_model(variant.name, **fed, **variant.fields).to(device, dtype).eval()
+    return model, copy.deepcopy(model).fuse()
 
-    def outputs(net):
-        def run(x):
-            out = net(x)
-            return out.camera, out.joints, out.vertices
 
-        return run
+def _trunk_channels(name: str) -> int:
+    c = model_entry(name).build.config
+    return count_backbone(c.backbone, c.stride, c.dilated, *(n * c.stride for n in c.grid))[0]
 
+
+def _input_shapes(variant: Variant) -> list[tuple[int, ...]]:
+    """Of one item; Mesh Graphormer reads a pair of features."""
+    entry = model_entry(variant.name)
+    if variant.image:
+        return [entry.input_shape]
+    c, channels = entry.build.config, _trunk_channels(variant.name)
+    if isinstance(c, MeshGraphormerConfig):
+        return [(channels,), (c.grid_dim, *c.grid)]
+    return [(channels, *c.grid)]
+
+
+def _case(variant: Variant, batch: int, device: str, dtype: torch.dtype, few: bool) -> Case:
+    config = type(model_entry(variant.name).build.config)
+    counts = count_model(variant.name, **variant.fields) if variant.fields else shipped_counts()[variant.name]
+    macs = counts.macs if variant.image else counts.macs - counts.backbone_macs
+    shapes = _input_shapes(variant)
     masks: dict = {}
 
-    def masked(x):
+    def outputs(net: nn.Module, x: tuple):
+        out = net(x if len(x) > 1 else x[0])
+        return out.camera, out.joints, out.vertices
+
+    def plain(*x):
+        return outputs(_models(variant, device, dtype)[0], x)
+
+    def fused(*x):
+        return outputs(_models(variant, device, dtype)[1], x)
+
+    def masked(*x):
         with dense_attention(fused=True, masks=masks):
-            return outputs(model)(x)
+            return plain(*x)
 
-    def reference(x):
+    def reference(*x):
         with reference_ops():
-            return outputs(model)(x)
+            return plain(*x)
 
-    def eager(x):
+    def eager(*x):
         with dense_attention(masks=masks):
-            return outputs(model)(x)
+            return plain(*x)
+
+    @functools.cache
+    def compiled_model():
+        net = _models(variant, device, dtype)[1]
+        return torch.compile(lambda *x: outputs(net, x), fullgraph=True, mode="reduce-overhead")
 
     contenders = [
         Contender("official-style eager", eager, note="explicit softmax over a dense mask, mean weights formed, learned queries per image"),
-        Contender("reference ops", reference, note="the same model on the package's plain torch references"),
-        Contender("masked SDPA", masked, note="torch's fused attention with a dense mask"),
-        Contender("tore_fast", outputs(model), ours=True),
-        Contender("tore_fast fused", outputs(fused), ours=True, note="model.fuse()", headline=True),
+        Contender("tore_fast fused", fused, ours=True, note="model.fuse()", headline=True),
     ]
+    if not few:
+        # one contender per code path: plain METRO runs none of our ops, Mesh Graphormer no attention on the mesh
+        if config is not METROConfig:
+            contenders.append(Contender("reference ops", reference, note="the same model on the package's plain torch references"))
+        if config not in (METROConfig, MeshGraphormerConfig):
+            contenders.append(Contender("masked SDPA", masked, note="torch's fused attention with a dense mask"))
+        contenders.append(Contender("tore_fast", plain, ours=True))
     if device == "cuda":
-        contenders.append(
-            Contender("tore_fast fused, compiled", torch.compile(outputs(fused), fullgraph=True, mode="reduce-overhead"),
-                      ours=True, heavy=True)  # fmt: skip
-        )
-    macs = counts.macs if image else counts.macs - counts.backbone_macs
+        contenders.append(Contender("tore_fast fused, compiled", lambda *x: compiled_model()(*x), ours=True, heavy=True))
     return Case(
         op="hmr",
-        name=f"{name}{'' if image else ' features'} b{batch}",
-        make_inputs=lambda g: [torch.randn(batch, *shape, generator=g, device=device, dtype=dtype)],
+        name=f"{variant.label} b{batch}",
+        make_inputs=lambda g: [torch.randn(batch, *s, generator=g, device=device, dtype=dtype) for s in shapes],
         contenders=contenders,
         device=device,
         dtype=dtype,
         macs=float(macs) * batch,
         items=batch,
         error_limit={torch.float32: 2e-4}.get(dtype, 6e-2),
-        params={"model": name, "batch": batch, "from": "image" if image else "features"},
+        params={"model": variant.name, **variant.fields, "batch": batch, "from": "image" if variant.image else "features"},
     )

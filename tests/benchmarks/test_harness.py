@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from tore_fast.benchmarks import harness, memory, registry, report, run
 from tore_fast.benchmarks.harness import Case, Contender, relative_error, run_case
+from tore_fast.benchmarks.models import fasthmr, hmr
 
 from tore_fast import cli
 
@@ -91,6 +94,33 @@ def test_one_contender_per_code_path(stem):
             paths.append(tuple(log.names))
         assert len(set(paths)) == len(paths) >= 1
         assert sum(x.headline for x in c.contenders) == 1
+
+
+def test_image_to_mesh_rows_with_and_without_gtr_and_itp():
+    plain, itp = {v.name for v in hmr.FEATURE_FED}, {v.label for v in hmr.ITP}
+    assert plain >= {"fastmetro_l_r50", "fastmetro_tore_l_r50_gtr", "fastmetro_tore_l_r50"}  # without, GTR, GTR + ITP
+    assert plain >= {"metro_r50", "metro_tore_r50", "metro_tore_r50_itp20", "graphormer_h64", "metro_tore_r50_hand"}
+    rows = itertools.product(("fastmetro_l_r50", "metro_r50"), ("soft", "cluster", "attention"), (0.8, 0.5))
+    assert itp == {f"{name} itp {selector} {keep} features" for name, selector, keep in rows}  # ITP without GTR
+    metro = hmr._case(hmr.Variant("metro_r50"), 1, "cpu", torch.float32, few=False)  # none of our ops in it
+    assert [c.name for c in metro.contenders] == ["official-style eager", "tore_fast fused", "tore_fast"]
+    gpu = hmr._case(hmr.Variant("graphormer_h64"), 64, "cuda", torch.bfloat16, few=True)
+    assert gpu.name == "graphormer_h64 features b64" and [c.heavy for c in gpu.contenders] == [False, False, True]
+    default = run_case(hmr._case(hmr.Variant("tore_default", image=True), 2, "cpu", torch.float32, few=False), seconds=0.01)
+    assert not default["wrong"] and all("median_ms" in c for c in default["contenders"])
+
+
+def test_match_chooses_cases_by_name(monkeypatch):
+    square = lambda batch: Case("square", f"b{batch}", make, [Contender("ours", lambda x: x @ x, ours=True)])
+    module = SimpleNamespace(cases=lambda *a: map(square, (1, 8)), sized=lambda *a: [square])
+    monkeypatch.setattr(registry, "_modules", lambda kind, only: [module])
+    monkeypatch.setattr(registry, "peak_growth", lambda call, device: 1)
+    options = lambda *match: run.Options("models", match=[*match], max_gb=1e-6, max_batch=4)
+    names = lambda *match: [c.name for c in run.all_cases(options(*match), "cpu", torch.float32)]
+    assert names() == ["b1", "b8", "b4 (max)"] and names("*8", "x") == ["b8"]
+    assert names("*(max)") == ["b4 (max)"] and names("b1") == ["b1"]
+    with pytest.raises(run.NoCase, match="--match: no case of models fits 'x'"):
+        run.run(options("x"))
 
 
 def test_a_loss_is_called_a_loss():
@@ -216,3 +246,21 @@ def test_bench_without_a_kind_says_what_there_is(capsys):
         cli.main(["bench"])
     text = "".join(capsys.readouterr())
     assert e.value.code == 2 and "{ops,models}" in text and "--help" in text
+
+
+def test_hosts_have_rows_on_every_device(monkeypatch):
+    """ViT-S at batch 1, 16, 64 everywhere, ViT-H as well on a GPU; nothing is built before a case runs."""
+    for device, hosts in (("cpu", {"vits"}), ("cuda", {"vits", "vith"})):
+        names = {(c.op, c.name) for c in fasthmr.cases(device, torch.float32, False)}
+        wanted = {("fasthmr_host", f"{h} batch {b}") for h in hosts for b in (1, 16, 64)}
+        assert wanted <= names and any("vith" in n for _, n in names) == (device == "cuda")
+    assert fasthmr._model.cache_info().currsize == 0
+    small = {"img_size": (64, 48), "embed_dim": 32, "num_heads": 2, "decoder_depth": 1, "decoder_dim": 32}
+    sizes = {"s": ("hmr2_vitt", {**small, "depth": 3}), "m": ("hmr2_vitt", {**small, "depth": 2, "keep_tokens": 6})}
+    monkeypatch.setattr(fasthmr, "SIZES", sizes)
+    monkeypatch.setattr(fasthmr, "FULL", {"m": "s"})
+    monkeypatch.setattr(fasthmr, "model_entry", lambda name: SimpleNamespace(input_shape=(3, 64, 64)))
+    rows = {c.op + c.name: run_case(c, seconds=0.01) for c in fasthmr.cases("cpu", torch.float32, True)}
+    fasthmr._model.cache_clear()
+    assert set(rows) == {"fasthmr_hosts batch 1", "fasthmr_hostm batch 1", "fasthmr_reductionm batch 1"}
+    assert all(r["speedup"] is not None and not r["wrong"] for r in rows.values())

@@ -201,9 +201,9 @@ def test_refuses_wrong_files(tmp_path, what, error, words):
 
 
 def test_refuses_missing_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a model file nor a folder with one of"):
+    with pytest.raises(FileNotFoundError, match="neither a model file nor a folder with one of.*register at the SMPL page"):
         load_body("smpl", tmp_path)
-    with pytest.raises(FileNotFoundError, match="neither mesh_sampling_plain.npz nor mesh_downsampling.npz"):
+    with pytest.raises(FileNotFoundError, match="neither mesh_sampling_plain.npz nor mesh_downsampling.npz.*FastMETRO"):
         load_topology("smpl", tmp_path)
     with pytest.raises(ValueError, match="name must be 'smpl' or 'mano'"):
         load_topology("free", tmp_path)

@@ -414,6 +414,12 @@ def test_json_folders(tmp_path, rng):
         open_dataset(tmp_path / "broken.json")
 
 
+@pytest.mark.parametrize(("name", "whose"), [("3DPW", "3DPW page"), ("amass", "AMASS page"), ("FreiHAND_v2", "Freiburg"), ("Human3.6M", "METRO")])
+def test_a_missing_folder_called_after_a_data_set_says_whose_it_is(tmp_path, name, whose):
+    with pytest.raises(MissingData, match=whose):
+        open_dataset(tmp_path / name)
+
+
 def test_unknown_data(tmp_path):
     with pytest.raises(MissingData, match="no such file or folder"):
         open_dataset(tmp_path / "nothing")

@@ -51,9 +51,12 @@ def test_the_model_runs_once_per_view():
             return SimpleNamespace(vertices=x.flatten(1)[:, :12].unflatten(1, (4, 3)))
 
     crops = torch.randn(2, 3, 3, 4, 4)
-    out = MultiScale(Model())(crops)
-    want = aligned_mean(torch.stack([crops[:, k].flatten(1)[:, :12].unflatten(1, (4, 3)) for k in range(3)]))
-    torch.testing.assert_close(out.vertices, want)
+    regressor = torch.rand(3, 4)
+    out = MultiScale(Model(), lambda vertices: regressor @ vertices)(crops)
+    meshes = torch.stack([crops[:, k].flatten(1)[:, :12].unflatten(1, (4, 3)) for k in range(3)])
+    torch.testing.assert_close(out.vertices, aligned_mean(meshes))
+    torch.testing.assert_close(out.mesh_joints, aligned_mean(regressor @ meshes))  # aligned by themselves, as officially
+    assert not torch.allclose(out.mesh_joints, regressor @ out.vertices, atol=1e-3)
 
 
 def test_noise_of_the_nsr_grows_with_its_level():

@@ -186,6 +186,8 @@ def test_hand_protocol(hand, tmp_path):
     assert rows["joints_pred"][:, 0].abs().max() == 0  # wrist
     wrist = hand.regress("hand21", pred)[:, :1]
     torch.testing.assert_close(rows["vertices_pred"], pred - wrist)
+    own = protocol.rows(pred, truth, torch.randn(3, 21, 3))  # joints of averaged views, not of this mesh
+    assert own["pa_mpjpe_mm"].min() > 10 and own["pa_mpvpe_mm"].max() < 1e-2
     noisy = protocol.rows(pred + 0.01 * torch.randn(pred.shape), truth)
     aligned = align((pred[0] * 0 + noisy["vertices_pred"][0]).double().numpy(), truth["vertices"][0].double().numpy())
     assert noisy["pa_mpvpe_mm"][0] == pytest.approx(distance(aligned, truth["vertices"][0].double().numpy()), rel=1e-3)
@@ -276,6 +278,7 @@ def test_bad_pictures_are_counted_and_tried_again(tmp_path, body):
     metrics, _ = score(tmp_path, tmp_path / "rows")
     assert metrics["items"] == 2 and list(metrics["failed"]) == ["1"] and "image_00001.jpg" in metrics["failed"]["1"]
     bad.write_bytes(good)
+    (tmp_path / "rows" / "failed-3.json").write_text('{"1": "left by a run of four processes"}')
     metrics, _ = score(tmp_path, tmp_path / "rows")
     assert metrics["items"] == 3 and metrics["failed"] == {}
 
@@ -393,7 +396,7 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
     import tore_fast.pipelines.image_to_mesh as pipeline
 
     models = {"hand": Hand, "body": Oracle}
-    monkeypatch.setattr(pipeline, "load_model", lambda name: models[name]())
+    monkeypatch.setattr(pipeline, "load_model", lambda name, *more, **options: models[name]())
     write_freihand(tmp_path, hand)
     with pytest.raises(SystemExit) as e:
         main(["eval", "--data", str(tmp_path), "--model", "hand", "--json", str(tmp_path / "h.json"), "--pred-json",

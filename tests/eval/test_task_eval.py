@@ -167,6 +167,7 @@ def test_wflw_command(faces, tmp_path, capsys):
     metrics = json.loads((tmp_path / "all.json").read_text())
     assert metrics["counts"] == dict(zip((f"nme_{s}" for s in wflw.SUBSETS), (1, 1, 0, 0, 0, 2)))
     assert "nme_blur" in capsys.readouterr().out and metrics["nme"] > 0.1
+    assert metrics["nme_makeup"] is None, "no such face: null, since NaN is no JSON"
     assert run(*common, "--json", tmp_path / "two.json", "--limit", 2) == 0
     assert json.loads((tmp_path / "two.json").read_text())["counts"]["nme_blur"] == 1
     (faces / "1.png").write_bytes(b"no picture")
@@ -174,6 +175,17 @@ def test_wflw_command(faces, tmp_path, capsys):
     assert run(*common, "--json", tmp_path / "broken.json") == 1  # one item failed, the others count
     assert ": item 1: " in capsys.readouterr().err
     assert json.loads((tmp_path / "broken.json").read_text())["items"] == 2
+
+
+def test_two_evaluations_without_a_folder_do_not_meet(faces, tmp_path, capsys, monkeypatch):
+    """Rows lie in a folder named after data and model; crops default to the size the model was trained on."""
+    monkeypatch.chdir(tmp_path)
+    model = create_model("tcformer_light_wflw", neck_channels=32, **TINY)
+    for name, size in (("one", [64, 64]), ("two", [32, 64])):
+        save_pretrained(model, tmp_path / name, "tcformer_light_wflw", trained_on={"image_size": size})
+        assert run("--data", faces / "list.txt", "--checkpoint", tmp_path / name, "--workers", 0, "--limit", 1) == 0
+        kept = json.loads((tmp_path / ".tore_fast_eval" / f"list-{name}" / "run.json").read_text())
+        assert kept["image_size"] == size
 
 
 def test_attributes_stay_with_their_faces(faces):

@@ -60,7 +60,7 @@ def test_fused_product_is_linear(what, bias, frozen, calls):
     part = (32, 32 + 224)
     with torch.inference_mode():
         if what == "gelu":
-            got, want = layer(x, gelu=True), F.gelu(want)
+            got, want = layer(x, act="gelu"), F.gelu(want)
         elif what == "part":
             got, want = layer(x, part=part), want[..., slice(*part)]
         elif what == "plain":
@@ -70,7 +70,7 @@ def test_fused_product_is_linear(what, bias, frozen, calls):
             got, want = layer(x, residual), want + residual.double()
             assert torch.equal(residual, before)
         close(got, want)
-        again = layer(x, residual if what in ("residual", "strided") else None, gelu=what == "gelu", part=part if what == "part" else None)
+        again = layer(x, residual if what in ("residual", "strided") else None, act="gelu" if what == "gelu" else "none", part=part if what == "part" else None)
         assert torch.equal(got, again)
     assert len(calls) == 2
 
@@ -144,3 +144,33 @@ def test_a_frozen_model_gives_the_same_poses():
         torch.testing.assert_close(got.pose, want.pose, rtol=1e-5, atol=1e-6)
         assert torch.equal(model(x).pose, got.pose)
     assert all(m.frozen for m in model.modules() if isinstance(m, Frozen))
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("name", "sizes", "shape"),
+    [
+        ("fastmetro_tore_s_r50", dict(backbone=None, feature_dim=64, dim_1=64, dim_2=32, dim_3=32, heads=4), (64, 7, 7)),
+        ("metro_r50", dict(backbone=None, feature_dim=64, hidden=(64, 32, 32), widths=(32, 32), feedforward=(64, 64, 64)), (64, 7, 7)),
+        ("hmr2_vits", dict(embed_dim=48, depth=3, num_heads=3, decoder_depth=1, keep_tokens=90), (3, 256, 256)),
+        ("tcformer_light", dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1)), (3, 96, 96)),
+    ],
+)
+def test_models_take_it_and_answer_the_same(name, sizes, shape, calls, monkeypatch):
+    """Every product of a small model through oneDNN, packed where the model can be fused, against `aten_products`."""
+    monkeypatch.setattr(dense, "MIN_PRODUCTS", 0)
+    monkeypatch.setattr(dense, "MIN_ROWS", 0)
+    torch.manual_seed(0)
+    model = create_model(name, **sizes).eval()
+    x = torch.randn(2, *shape)
+    last = lambda out: next(t for t in reversed(out) if t is not None) if isinstance(out, tuple) else out
+    with torch.inference_mode():
+        with dense.aten_products():
+            want = last(model(x))
+        assert not calls
+        for shortcut in ("fuse", "fold"):
+            if hasattr(model, shortcut):
+                getattr(model, shortcut)()
+        got = last(model(x))
+    assert len(calls) > 8
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

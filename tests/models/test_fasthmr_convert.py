@@ -7,9 +7,11 @@ import pickle
 
 import pytest
 import torch
+from made_up.command import command
 
-from tore_fast.models import create_model
+from tore_fast.models import create_model, load_pretrained
 from tore_fast.models.convert import fasthmr as convert
+from tore_fast.pipelines.hosts import load_host
 
 TINY = dict(embed_dim=64, depth=2, num_heads=1, decoder_depth=2, decoder_heads=2, decoder_mlp_dim=32, decoder_dim=48, drop_path_rate=0.0)
 
@@ -37,7 +39,7 @@ def official(model, **extra):
     return {**{k: v.clone() for k, v in model.state_dict().items()}, **extra}
 
 
-def test_lightning_file_loads_strictly_and_nothing_runs(tmp_path):
+def test_lightning_file_loads_strictly_and_nothing_runs(tmp_path, capsys):
     model = create_model("hmr2_vits", **TINY).eval()
     junk = {"discriminator.x.weight": torch.ones(2), "smpl.betas": torch.ones(3), "initialized": torch.tensor(True)}
     path = lightning_file(tmp_path / "hmr2.ckpt", official(model, **junk), tmp_path)
@@ -49,6 +51,10 @@ def test_lightning_file_loads_strictly_and_nothing_runs(tmp_path):
         assert b"posix" in f.read()  # the file does name os.system
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
+    assert command("convert", path, tmp_path / "ours") == 0
+    said = capsys.readouterr().out
+    assert "hmr2 layout" in said and "dropped 3 tensors" in said and not (tmp_path / "executed").exists()
+    torch.testing.assert_close(load_host(str(tmp_path / "ours"))[1](img).pose, model(img).pose, atol=0, rtol=0)
 
 
 def test_legacy_torch_files_are_read_too(tmp_path):
@@ -57,7 +63,7 @@ def test_legacy_torch_files_are_read_too(tmp_path):
     assert convert.read_state_dict(tmp_path / "old.pth").keys() == model.state_dict().keys()
 
 
-def test_camerahmr_with_its_fov_file(tmp_path):
+def test_camerahmr_with_its_fov_file(tmp_path, capsys):
     with torch.device("meta"):  # 67 million random numbers are not needed here
         model = create_model("camerahmr_vits", **TINY, fov_net=True).eval()
     model.to_empty(device="cpu")
@@ -73,6 +79,16 @@ def test_camerahmr_with_its_fov_file(tmp_path):
     assert all(torch.equal(v, state[k]) for k, v in loaded.state_dict().items())
     alone = convert.load_camerahmr(tmp_path / "cam.ckpt", num_heads=1)
     assert alone.cam_model is None
+    name, joined = load_host(str(tmp_path / "cam.ckpt"), str(tmp_path / "fov.ckpt"))
+    assert name == "camerahmr_vith" and joined.config.fov_net and joined.state_dict().keys() == state.keys()
+    assert command("convert", tmp_path / "cam.ckpt", tmp_path / "ours", "--fov-net", tmp_path / "fov.ckpt") == 0
+    assert "camerahmr layout" in capsys.readouterr().out
+    assert command("convert", tmp_path / "fov.ckpt", tmp_path / "net") == 0
+    again = load_host(str(tmp_path / "ours"))[1]
+    assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items()) and again.config == joined.config
+    assert load_pretrained(tmp_path / "net").state_dict().keys() == fov.keys()
+    assert command("convert", tmp_path / "fov.ckpt", tmp_path / "x", "--fov-net", tmp_path / "fov.ckpt") == 1
+    assert "belongs to CameraHMR files" in capsys.readouterr().err
     net = convert.load_humanfov(tmp_path / "fov.ckpt")
     assert all(torch.equal(v, state[f"cam_model.{k}"]) for k, v in net.state_dict().items()) and not net.training
 

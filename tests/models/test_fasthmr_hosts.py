@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from tore_fast.layers.decoder_head import CrossAttentionDecoder, DecoderConfig, FoldedDecoder
+from tore_fast.layers.eclm import ECLMPlan
 from tore_fast.layers.mask_tome import MergeConfig, TokenState, mask_coverage, merge_tokens, merged_counts
 from tore_fast.layers.proportional import proportional_attention
 from tore_fast.layers.tome import patch_token_merging
 from tore_fast.models import create_model, load_pretrained, model_entry, save_pretrained
-from tore_fast.models.backbones.vit import ViT, ViTConfig
+from tore_fast.models.backbones.vit import ViT, ViTConfig, embed_macs
 from tore_fast.models.hmr2 import SMPLHead
+from tore_fast.pipelines.layer_merge import apply_plan
 
 TINY = dict(embed_dim=48, depth=3, num_heads=3, decoder_depth=2, decoder_heads=2, decoder_dim_head=16, decoder_mlp_dim=32, decoder_dim=64)
 PAPER = ["hmr2_vith", "camerahmr_vith", "fasthmr_hmr2", "fasthmr_camerahmr", "fasthmr_motion_d5"]
@@ -119,6 +121,36 @@ def test_the_conv_sees_the_window_that_coverage_assumes():
         spot[:, :, 16 * i + 13, 16 * j + 13] = 1
         changed = (vit.patch_embed(spot) - vit.patch_embed(base)).abs().sum(-1)[0].nonzero().flatten().tolist()
         assert changed == [12 * i + j]
+
+
+def test_convolutional_stem_counts_folds_and_merges():
+    """The stem of `hmr2_vitt`: its grid, its multiply-adds, masks that line up, and the folded and layer-merged forms."""
+    model = randomise(create_model("hmr2_vitt", depth=3, embed_dim=32, decoder_depth=1))
+    stem, cfg = model.backbone.patch_embed, model.backbone.cfg
+    img = torch.randn(4, 3, 128, 128)
+    model.train()(img)  # moves the running statistics away from 0 and 1
+    model.eval()
+    assert cfg.grid == (8, 6) and stem(img[..., 16:-16]).shape == (4, 48, 32)
+    with FlopCounterMode(display=False) as counter:
+        stem(img[:1, :, :, 16:-16])
+    assert embed_macs(cfg) == counter.get_total_flops() / 2
+    torch.testing.assert_close(mask_coverage(torch.ones(1, 128, 96), 16, cfg.stride, cfg.padding), torch.ones(1, 48))
+    for wrong in ({"img_size": (120, 96)}, {"ratio": 2}, {"patch_size": 12, "img_size": (96, 96)}):
+        with pytest.raises(ValueError, match="stem 'conv' needs ratio 1"):
+            ViT(ViTConfig(embed_dim=32, num_heads=2, stem="conv", **{"img_size": (128, 96), **wrong}))
+    with pytest.raises(ValueError, match="stem must be one of patch, conv, got 'dense'"):
+        ViT(ViTConfig(stem="dense"))
+    with torch.no_grad():
+        merged = apply_plan(model, ECLMPlan(((0,), (1, 2))))
+        assert len(merged.backbone.blocks) == 2
+        torch.testing.assert_close(merged.backbone.patch_embed(img[..., 16:-16]), stem(img[..., 16:-16]))
+        for host, mask in ((model, None), (merged, torch.zeros(4, 128, 128).index_fill(2, torch.arange(60), 1))):
+            host.set_merging(MergeConfig(keep=20, per_block=20))
+            want = host(img, mask)
+            assert host.encode(img, mask)[0].shape == (4, 20, 32)
+            got = host.fold()(img, mask)
+            torch.testing.assert_close(got.pose, want.pose, atol=1e-4, rtol=1e-4)
+            assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in host.modules())
 
 
 def test_background_merges_first_and_the_least_covered_person_tokens_next():
@@ -270,6 +302,35 @@ def test_timm_vit_merges_and_can_be_restored():
         handle.remove()
         assert list(vit.state_dict()) == keys and type(vit).__name__ == "VisionTransformer"
         torch.testing.assert_close(vit(img), want, atol=0, rtol=0)
+
+
+def test_timm_registers_and_hybrids():
+    import timm
+
+    made = dict(img_size=56, embed_dim=48, depth=3, num_heads=3, patch_size=14)
+    vit = randomise(timm.create_model("vit_small_patch14_reg4_dinov2", **made)).eval()
+    img = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        want = vit(img)
+        handle = patch_token_merging(vit, r=(0, 0, 0))
+        torch.testing.assert_close(vit(img), want, atol=1e-5, rtol=1e-4)
+        handle.set(MergeConfig(keep=10, per_block=4, track_source=True))
+        mask = torch.zeros(2, 56, 56)
+        mask[:, :, 28:] = 1
+        handle.set_mask(mask)
+        assert vit.forward_features(img).shape[1] == 10 and handle.size.sum(1).eq(21).all()  # 1 class + 4 registers + 5
+        assert torch.equal(handle.source[:, :5, :5], torch.eye(5).expand(2, 5, 5)) and handle.source[:, 5:, :5].eq(0).all()
+        handle.set(MergeConfig(r=(8,), track_source=True))
+        vit(img)
+        groups = handle.source[0][handle.source[0].sum(-1) > 1].bool()
+        person = torch.cat((torch.zeros(5, dtype=torch.bool), torch.arange(16) % 4 >= 2))
+        assert len(groups) and not (groups[:, :5].any() or (groups & person).any(1).sum() > 4)  # 4 pairs of background only
+    hybrid = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, depth=2).eval()
+    patch_token_merging(hybrid, r=(1,)).set_mask(torch.ones(1, 64, 64))
+    with torch.no_grad():
+        assert hybrid.forward_features(torch.randn(1, 3, 64, 64)).shape[1] == 1 + 4 - 1
+    with pytest.raises(ValueError, match="RelPosBlock with shared_rel_pos are not supported"):
+        patch_token_merging(timm.create_model("vit_relpos_small_patch16_224", depth=1))
 
 
 def test_timm_pool_is_the_mean_over_original_tokens():

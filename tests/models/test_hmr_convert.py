@@ -34,6 +34,7 @@ from tore_fast.models import (
 from tore_fast.models._count import UNUSED_OF_TRUNK, count_model, shipped_counts
 from tore_fast.models.convert import convert, hmr, read_state_dict
 from tore_fast.models.convert.backbones import efficientnet_key
+from tore_fast.pipelines.batch import ModelFactory
 from tore_fast.pipelines.image_to_mesh import Pipeline
 
 SMALL = dict(backbone=None, feature_dim=24, dim_1=32, dim_2=16, feedforward_1=48, feedforward_2=32)
@@ -177,22 +178,44 @@ def test_efficientnet_checkpoint(tmp_path):
 
 def test_a_converted_checkpoint_predicts_from_the_command_line(tmp_path, capsys):
     """Official file -> folder -> meshes of a picture; the file itself gives the same, and so does Python."""
-    write_topology(tmp_path / "smpl")
+    smpl, file = tmp_path / "smpl", tmp_path / "FastMETRO.bin"
+    write_topology(smpl)
     model = FastMETRO(FastMETROConfig(**{**SMALL, "backbone": "resnet50", "feature_dim": 0}))
-    torch.save(official(model), tmp_path / "FastMETRO.bin")
+    torch.save(official(model), file)
     picture = np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "p.png")
-    assert command("convert", tmp_path / "FastMETRO.bin", tmp_path / "ours", "--mesh-data", tmp_path / "smpl") == 0
+    assert command("convert", file, tmp_path / "ours", "--mesh-data", smpl) == 0
     assert "loads with the topology files" in capsys.readouterr().out
-    predict = ("predict", tmp_path / "p.png", "--format", "npz", "--boxes", "full", "--mesh-data", tmp_path / "smpl", "--device", "cpu")
-    for out, source in (("a", ("--model", tmp_path / "ours")), ("b", ("--checkpoint", tmp_path / "FastMETRO.bin"))):
+    predict = ("predict", tmp_path / "p.png", "--format", "npz", "--boxes", "full", "--mesh-data", smpl, "--device", "cpu")
+    for out, source in (("a", ("--model", tmp_path / "ours")), ("b", ("--checkpoint", file))):
         assert command(*predict, *source, "--out", tmp_path / out) == 0
     a, b = (np.load(tmp_path / out / "p.npz")["vertices"] for out in "ab")
     np.testing.assert_array_equal(a, b)
-    again = Pipeline(from_pretrained(tmp_path / "ours", mesh_data=tmp_path / "smpl"), mesh_data=tmp_path / "smpl", device="cpu")
-    np.testing.assert_allclose(again.predict([picture], "full")[0].people[0].vertices, a[0], atol=1e-6)
+    again = [
+        Pipeline(from_pretrained(tmp_path / "ours", mesh_data=smpl), mesh_data=smpl, device="cpu"),
+        Pipeline(tmp_path / "ours", mesh_data=smpl, device="cpu"),
+        ModelFactory("default", str(file), "cpu", options={"mesh_data": str(smpl)})(),  # what a batch worker runs
+    ]
+    for pipeline in again:
+        np.testing.assert_allclose(pipeline.predict([picture], "full")[0].people[0].vertices, a[0], atol=1e-6)
+    fused = [any("fused_" in name for name, _ in p.model.named_buffers()) for p in again]
+    assert fused == [False, True, True]  # a module handed in stays as it is
+    attention = ("viz", "attention", tmp_path / "p.png", "--checkpoint", file, "--mesh-data", smpl, "--layer", "cross_1")
+    assert command(*attention, "--out", tmp_path / "maps") == 0
+    assert (tmp_path / "maps/cross_1.1_picture.png").is_file() and "random weights" not in capsys.readouterr().err
     assert command(*predict[:2], "--model", tmp_path / "ours", "--out", tmp_path / "c") == 2  # no topology files
     assert "TORE_FAST_MESH_DATA" in capsys.readouterr().err
+
+
+def test_mesh_of_an_official_file_loaded_into_a_named_model(tmp_path):
+    """Topology files mean the mesh they describe; without them the registered model's free mesh."""
+    write_topology(tmp_path / "smpl")
+    torch.save(official(MODELS["TORE on FastMETRO"]()), tmp_path / "a.bin")
+    fields = dict(**SMALL, dim_3=16, feedforward_3=32, keep_ratio=0.5, selector_dim=8)
+    for given, name in (({"mesh_data": tmp_path / "smpl"}, "smpl"), ({}, "free")):
+        assert from_pretrained(tmp_path / "a.bin", model="fastmetro_tore_s_r50", **given, **fields).mesh.name == name
+    with pytest.raises(ValueError, match="TORE on FastMETRO has no config field 'head'; there are backbone, dilated"):
+        from_pretrained(tmp_path / "a.bin", mesh="free", head=4)
 
 
 def test_round_trip_of_every_config_field(tmp_path):

@@ -16,7 +16,7 @@ from tore_fast.cli import UsageError
 from tore_fast.cli import hmr as hmr_cli
 from tore_fast.data.image import read_image
 from tore_fast.data.synth.scene import Scene, write_scene
-from tore_fast.data.video import TrackBoxes
+from tore_fast.data.video import TrackBoxes, open_video
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.pipelines import overlay_video
 from tore_fast.pipelines.track_store import NpzRows
@@ -121,6 +121,42 @@ def test_command_with_masks_and_overlay(folders, tmp_path, capsys):
     drawn = dict(overlay_video.overlay_frames(iter([(3, read_image(folders / "frames" / "000003.png"))]),
                                               [tmp_path / "track_000.npz"], load_body("free")))  # fmt: skip
     assert (drawn[3] != read_image(folders / "frames" / "000003.png")).any()
+
+
+def test_a_killed_overlay_goes_on_and_is_the_same(folders, tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    import imageio.v2 as imageio
+
+    common = dict(video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True)
+    assert hmr_cli.run(hmr_cli.Args(**common, out=str(tmp_path))) == 0
+    source, body, tracks = open_video(folders / "frames"), load_body("free"), sorted(tmp_path.glob("track_*.npz"))
+
+    def movie(name: str, stop_at: int = -1, **options) -> tuple[list[int], list]:
+        seen = []
+
+        def note(frame: int) -> None:
+            seen.append(frame)
+            if frame == stop_at:
+                raise KeyboardInterrupt
+
+        try:
+            overlay_video.write_overlay(source, tracks, body, tmp_path / name, on_frame=note, **options)
+        except KeyboardInterrupt:
+            assert not (tmp_path / name).exists()
+            return seen, []
+        return seen, imageio.mimread(tmp_path / name, format="ffmpeg")
+
+    whole, pieces = movie("whole.mp4")[1], movie("pieces.mp4", segment=4)[1]
+    assert len(whole) == len(pieces) == 14
+    steps = [min(range(14), key=lambda k, p=piece: float(np.abs(whole[k].astype(int) - p).mean())) for piece in pieces]
+    assert steps == list(range(14))  # joined in order, no frame lost or doubled at a seam
+    assert movie("cut.mp4", stop_at=9, segment=4)[0] == list(range(10))
+    (tmp_path / ".cut_pieces" / ".00002.mp4").write_bytes(b"half a piece")
+    seen, resumed = movie("cut.mp4", segment=4)
+    assert seen == list(range(8, 14)) and all(np.array_equal(a, b) for a, b in zip(resumed, pieces, strict=True))
+    movie("other.mp4", stop_at=9, segment=4)
+    tracks.pop()  # other tracks: what was drawn is of no use
+    assert movie("other.mp4", segment=4)[0] == list(range(14)) and not list(tmp_path.glob(".*pieces"))
 
 
 def test_command_with_a_detector_that_is_killed_goes_on(folders, tmp_path, monkeypatch, capsys):

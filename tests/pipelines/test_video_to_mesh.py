@@ -299,12 +299,47 @@ def test_hmr_command(clip, folders, tmp_path, capsys):
         ({"masks": "nowhere"}, "no such mask folder"),
         ({"model": "fastmetro_s_r50"}, "not a FastHMR host"),
         ({"model": "nothing"}, "no model 'nothing'"),
+        ({"precision": "float8"}, "precision must be one of float32, bfloat16, float16, got 'float8'"),
+        ({"box_rule": "wide"}, "box_rule must be one of hmr2, tight"),
+        ({"mask_source": "user"}, "masks must be one of auto, ellipse, none"),
+        ({"noise": "white"}, "noise must be one of seeded, zeros"),
+        ({"betas_mode": "mean"}, "betas_mode must be one of median, per_frame"),
+        ({"ik": "best"}, "ik_mode must be one of adaptive, naive"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"chunk": 0}, "chunk_frames must be at least 1"),
+        ({"denoising_steps": 0}, "denoising_steps must be at least 1"),
+        ({"overlap": 12, "motion": "MOTION"}, "overlap must be below the decoder's 12 frames"),
+        ({"motion": "HOST"}, "is not a motion decoder"),
+        ({"model": "MOTION"}, "not a FastHMR host"),
+        ({"fov": 200.0}, "fov_deg must lie between 0 and 180"),
+        ({"focal": -3.0}, "focal_px must be positive"),
+        ({"focal": 100.0, "fov": 50.0}, "focal_px or fov_deg, not both"),
+        ({"limit": 0}, "--limit: expected at least 1"),
+        ({"merge_per_block": 10}, "goes with --keep-tokens"),
+        ({"fov_net": "nowhere.ckpt"}, "a field-of-view net belongs to CameraHMR hosts"),
     ],
 )
 def test_hmr_command_errors(change, message, clip, folders, tmp_path):
+    change = {k: {"HOST": str(folders / "host"), "MOTION": str(folders / "motion")}.get(v, v) for k, v in change.items()}
     args = {"video": str(clip), "model": str(folders / "host"), "out": str(tmp_path), **change}
     with pytest.raises(UsageError, match=message):
         hmr_cli.run(hmr_cli.Args(**args))
+
+
+def test_hmr_command_decodes_again_with_other_settings(clip, folders, tmp_path):
+    """Settings of the second stage leave the encoded rows alone and make the files anew; the first stage's refuse."""
+    common = dict(video=str(clip), model=str(folders / "host"), out=str(tmp_path), boxes=str(clip / "boxes.csv"), quiet=True)
+    common |= dict(motion=str(folders / "motion"), keep_tokens=100, merge_per_block=30)
+    got = []
+    for change in ({}, {"denoising_steps": 4}, {"ik": "naive"}, {"max_gap": 1}, {"overlap": 3}, {}):
+        assert hmr_cli.run(hmr_cli.Args(**common, **change)) == 0
+        got.append(sorted(p.name for p in tmp_path.glob("*.npz")))
+        got.append(np.load(tmp_path / "track_000.npz")["poses"])
+    assert got[0] == ["track_000.npz", "track_001.npz"] and got[6] == ["track_000.npz", "track_001_0.npz", "track_001_1.npz"]
+    assert not np.allclose(got[3], got[1]) and not np.allclose(got[5], got[1]) and not np.allclose(got[9], got[1])
+    np.testing.assert_array_equal(got[11], got[1])
+    with pytest.raises(UsageError, match=r"other settings \(per_block\)"):
+        hmr_cli.run(hmr_cli.Args(**{**common, "merge_per_block": 31}))
 
 
 def test_eclm_command(clip, folders, tmp_path, capsys):

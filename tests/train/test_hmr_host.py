@@ -129,14 +129,21 @@ def test_component_table_rows(body, clips):
     made.baseline()
     seen = made.host("host", host, smoothed="smoothed")
     host.set_merging(MergeConfig(keep=8, per_block=2))
+    for masks in ("given", "ellipse", "none"):
+        made.host(masks, host, masks)
+    with pytest.raises(ValueError, match="masks must be given, ellipse or none"):
+        made.host("no row", host, masks="user")
     motion = create_model("fasthmr_motion", frames=12, condition_dim=32, latent_tokens=2, latent_dim=16, ff_size=16, heads=2)
     host.set_merging(None)
     made.motion("motion", host, seen, motion.eval())
-    names = [r["name"] for r in made.rows]
-    assert names == ["mean pose", "host", "smoothed", "motion"]
+    made.motion("motion, 4 steps", host, seen, motion, num_steps=4)
+    rows = {r["name"]: r for r in made.rows}
+    assert list(rows) == ["mean pose", "host", "smoothed", "given", "ellipse", "none", "motion", "motion, 4 steps"]
     assert all(np.isfinite(r["mpjpe_mm"]) and r["frames"] == 50 for r in made.rows)
-    assert made.rows[3]["gmacs"] > made.rows[1]["gmacs"] == sum(host_macs(host.config)) / 1e9
-    assert markdown(made.rows).count("\n") == 5
+    assert rows["motion, 4 steps"]["gmacs"] > rows["motion"]["gmacs"] > rows["host"]["gmacs"] == sum(host_macs(host.config)) / 1e9
+    assert rows["motion"]["mpjpe_mm"] != rows["motion, 4 steps"]["mpjpe_mm"]
+    assert len({rows[m]["mpjpe_mm"] for m in ("given", "ellipse", "none")}) == 3 and rows["given"]["tokens"] == 8
+    assert markdown(made.rows).count("\n") == 9
 
 
 def test_errors_of_known_offsets():

@@ -23,6 +23,7 @@ from tore_fast.train.ema import Ema  # noqa: E402
 from tore_fast.train.loop import TrainConfig, train  # noqa: E402
 from tore_fast.train.memory import checkpoint_activations, memory_report  # noqa: E402
 from tore_fast.train.optim import learning_rate, make_optimiser, parameter_groups  # noqa: E402
+from tore_fast.train.prefetch import Prefetch  # noqa: E402
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -161,6 +162,34 @@ def test_memory_report():
     assert low < kept(text, "layers") < 2.5 * low and "sum, 4096 items in fp32" in text
     checkpoint_activations(saving.model)
     assert kept(memory_report(saving, TrainConfig(batch_size=4096), torch.device("cpu")), "layers") < 0.5 * kept(text, "layers")
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_prefetch_keeps_the_order(early):
+    made = []
+
+    def batches():
+        for i in range(4):
+            made.append(i)
+            yield {"i": torch.tensor(i)}
+
+    ahead = Prefetch(batches(), torch.device("cpu"), early)
+    taken = []
+    for _ in range(4):
+        taken.append(int(ahead.take()["i"]))
+        ahead.prepare()
+        ahead.prepare()  # one batch ahead, not two
+        assert len(made) == min(4, len(taken) + early)
+    assert taken == [0, 1, 2, 3]
+    with pytest.raises(StopIteration):
+        ahead.take()
+
+
+def test_batches_made_ahead_do_not_change_the_curve(tmp_path, monkeypatch):
+    train(LineFit(), config(tmp_path / "plain", steps=10, accumulate=2), log=lambda _: None)
+    monkeypatch.setattr("tore_fast.train.loop.Prefetch", lambda batches, device: Prefetch(batches, device, early=True))
+    train(LineFit(), config(tmp_path / "ahead", steps=10, accumulate=2), log=lambda _: None)
+    assert curve(tmp_path / "plain") == curve(tmp_path / "ahead")
 
 
 def test_bf16_follows_the_float32_curve(tmp_path):

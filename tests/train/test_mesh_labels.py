@@ -16,7 +16,7 @@ from tore_fast.body import load_body
 from tore_fast.body.joints import H36M17_TO_J14, J24_TO_J14
 from tore_fast.body.lbs import pose_matrices
 from tore_fast.cli import main
-from tore_fast.cli.train_mesh import source_of
+from tore_fast.cli._sets import source_of
 from tore_fast.data.readers import open_dataset
 from tore_fast.models import create_model
 from tore_fast.models._hmr import HMROutput

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from made_up.command import command
+from made_up.sets import body_label, picture, write_3dpw, write_tsv_set
 from PIL import Image
 
 from tore_fast.body import load_body, project
+from tore_fast.body.joints import H36M17_TO_J14
 from tore_fast.data import wflw, wholebody
+from tore_fast.data.crop import AugmentConfig
+from tore_fast.data.readers import open_dataset
 from tore_fast.data.topdown import CropAugment, Instance, TopDownDataset
 from tore_fast.eval.keypoint_metrics import LandmarkMetric, PixelError, WholeBodyMetric
-from tore_fast.models import create_model
+from tore_fast.models import create_model, load_pretrained, save_pretrained
 from tore_fast.models.tcformer_heads import BodyParameters
 from tore_fast.train import tcformer as tasks
+from tore_fast.train.mesh_labels import LabelledCrops
 from tore_fast.train.stream import items_of_batch
 
 TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1))
@@ -204,6 +212,71 @@ def test_synthetic_sources(body):
     assert all(float(losses[k]) < 1e-9 for k in ("pose", "shape", "joints3d", "joints2d"))
 
 
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A TSV set with all labels, one with 2D joints only, and 3DPW."""
+    root, rng = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
+    for name, changes in (("full", {}), ("flat", {"has_smpl": 0, "has_3d_joints": 0})):
+        write_tsv_set(root / name, [body_label(rng, **changes) for _ in range(4)], [picture(rng) for _ in range(4)])
+        (root / name / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\n")
+    write_3dpw(root / "3dpw", load_body("free"), people=1, frames=2)
+    return root
+
+
+def test_hmr_losses_on_labelled_sets(sets, body):
+    """True parameters cost nothing where labels agree; items without a label count in the 2D term alone."""
+    crops = LabelledCrops([open_dataset(sets / n / "t.yaml") for n in ("full", "flat")], None, AugmentConfig(flip=0, upright=1.0), 64)
+    task = tasks.labelled_body_recovery(torch.nn.Identity(), body, crops)
+    batch = task.batch(0, 8, 0)
+    assert task.items_per_epoch == 8 and batch["has_smpl"].sum() == batch["has_3d"].sum() == 4
+    vertices = body(batch["rotations"], batch["shape"], level=2).vertices
+    joints = body.regress("h36m17", vertices)
+    camera = torch.tensor([[0.8, 0.05, -0.1]]).expand(8, -1)
+    batch["joints3d"][..., :3] = joints[:, list(H36M17_TO_J14)] + torch.randn(8, 1, 3)
+    batch["joints2d"][..., :2] = project(joints - joints[:, :1], camera)[:, list(H36M17_TO_J14)]
+    truth = BodyParameters(batch["rotations"], batch["shape"], camera, batch["rotations"][..., :2].flatten(2))
+    losses = tasks.hmr_losses(truth, batch, body, "j14")
+    assert all(float(losses[k]) < 1e-8 for k in ("joints2d", "joints3d", "pose", "shape"))
+    off = truth._replace(rotations=torch.where(batch["has_smpl"][:, None, None, None] > 0, truth.rotations, torch.eye(3)))
+    losses = tasks.hmr_losses(off, batch, body, "j14")
+    assert all(float(losses[k]) < 1e-8 for k in ("joints3d", "pose", "shape"))
+    far = truth._replace(shape=truth.shape + 1)
+    assert float(tasks.hmr_losses(far, batch, body, "j14")["shape"]) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsys):
+    """The paper's way: classifier -> backbone of the regressor -> labelled sets -> validation; eval cuts the same crops."""
+    pytest.importorskip("accelerate")
+    torch.manual_seed(3)
+    classifier = create_model("tcformer_light", num_classes=5, **TINY)
+    save_pretrained(classifier, tmp_path / "classifier", "tcformer_light")
+    small = ["--options", *(t for k, v in TINY.items() for t in (k, ",".join(map(str, v)))), "--image-size", 64]
+    train = ["--train.batch-size", 4, "--train.out", tmp_path / "run", "--train.eval-every", 1, "--train.lr", 1e-9]
+    data = ["--data", sets / "full" / "t.yaml", sets / "flat" / "t.yaml", "--val", sets / "3dpw"]
+    export = ["--pretrained", tmp_path / "classifier", "--export", tmp_path / "model"]
+    assert command("train", "smpl", *small, *data, *export, *train, "--train.epochs", 1) == 0
+    out = capsys.readouterr().out
+    assert "tensors for the backbone" in out and "pa_mpjpe_mm" in out
+    model = load_pretrained(tmp_path / "model")
+    torch.testing.assert_close(model.backbone.ctm1.conv.weight, classifier.ctm1.conv.weight, atol=1e-6, rtol=0)
+    assert model.config.image_size == 64
+    assert command("eval", "--data", sets / "3dpw", "--checkpoint", tmp_path / "model", "--json", tmp_path / "e.json", "--workers", 0) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["identity"]["image_size"] == 64
+    # without a set to test on the last weights are exported
+    assert command("train", "smpl", *small, *data[:3], "--train.steps", 1, *train[:2], "--train.out", tmp_path / "b", "--export", tmp_path / "m") == 0
+    assert load_pretrained(tmp_path / "m").config.image_size == 64
+    capsys.readouterr()
+    for arguments, words in (
+        (["--val", sets / "3dpw"], "--val: give --data, too"),
+        (["--data", sets / "full" / "t.yaml", "--test"], "--test: give --val"),
+        (["--pretrained", tmp_path / "model"], "expected a TCFormer classifier, got TCFormerHMR"),
+        (["--pretrained", tmp_path / "classifier", "--checkpoint", tmp_path / "model"], "give one of the two"),
+        (["--model", "tcformer_base_hmr", "--pretrained", tmp_path / "classifier"], "do not fit the backbone"),
+    ):
+        assert command("train", "smpl", *arguments, "--train.out", tmp_path / "c") == 2
+        assert words in capsys.readouterr().err
+
+
 def test_commands(tmp_path, capsys):
     """`train keypoints --data wflw`: one step on a made-up face, then the exported folder is tested again."""
     from tore_fast.cli import main
@@ -214,8 +287,6 @@ def test_commands(tmp_path, capsys):
     line = " ".join(f"{v:.2f}" for v in rng.uniform(15, 65, 196)) + " 10 10 70 70 1 0 0 0 0 1 a.jpg\n"
     (tmp_path / "list.txt").write_text(line * 2)
     model = create_model("tcformer_light_wflw", neck_channels=32, **TINY)
-    from tore_fast.models import save_pretrained
-
     save_pretrained(model, tmp_path / "start", "tcformer_light_wflw")
     files = ["--data", "wflw", "--val-annotations", str(tmp_path / "list.txt"), "--images", str(tmp_path), "--image-size", "64", "64"]
     steps = ["--train.steps", "1", "--train.batch-size", "2", "--train.out", str(tmp_path / "run"), "--train.ema", "0"]

@@ -36,6 +36,11 @@ _MODEL_FILES = {
     "smpl": ("SMPL_NEUTRAL.pkl", "SMPL_NEUTRAL.npz", "basicModel_neutral_lbs_10_207_0_v1.0.0.pkl"),
     "mano": ("MANO_RIGHT.pkl", "MANO_RIGHT.npz"),
 }
+_MODEL_SOURCES = {
+    "smpl": "SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems (SMPLify holds the neutral file)",
+    "mano": "MANO is licensed for research: register at the MANO page of MPI for Intelligent Systems",
+}
+_TOPOLOGY_SOURCE = "the METRO and FastMETRO projects have these files in their folder src/modeling/data"
 _FIT_BODIES, _FIT_SPREAD = (
     300,
     0.35,
@@ -68,7 +73,7 @@ def load_topology(name: str, folder: str | Path) -> BodyTopology:
         hierarchy = _pickled_hierarchy(name, sampling)
     else:
         raise FileNotFoundError(
-            f"load_topology({name!r}): neither {plain.name} nor {sampling.name} in {folder}"
+            f"load_topology({name!r}): neither {plain.name} nor {sampling.name} in {folder}; {_TOPOLOGY_SOURCE}"
         )
     if hierarchy.counts != LEVELS[name]:
         raise ValueError(
@@ -195,7 +200,8 @@ def _find_model(name: str, path: Path) -> Path:
             if (sub / file).is_file():
                 return sub / file
     raise FileNotFoundError(
-        f"load_body({name!r}): {path} is neither a model file nor a folder with one of {_MODEL_FILES[name]}"
+        f"load_body({name!r}): {path} is neither a model file nor a folder with one of {', '.join(_MODEL_FILES[name])}. "
+        f"{_MODEL_SOURCES[name]}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,12 +19,15 @@ def config_overrides(options: dict[str, str]) -> dict[str, object]:
     return values
 
 
-def start_model(name: str, checkpoint: Path | None, options: dict[str, str] | None = None, **fields):
+def start_model(
+    name: str, checkpoint: Path | None, options: dict[str, str] | None = None, backbone: Path | None = None, **fields
+):
     """A registered model, or the weights of a folder or an official file.
 
     Args:
         name: registered name; not used with a checkpoint, which knows its own.
         options: NAME VALUE pairs of the command line, fields of the model's config.
+        backbone: classifier whose weights the model's backbone starts from (a folder of ours or an official file).
         fields: config fields that the data decides (number of classes or key points); a checkpoint must agree.
 
     Raises:
@@ -35,9 +39,14 @@ def start_model(name: str, checkpoint: Path | None, options: dict[str, str] | No
     chosen = config_overrides(options or {})
     if checkpoint is None:
         try:
-            return create_model(name, **fields, **chosen)
+            model = create_model(name, **fields, **chosen)
         except TypeError as e:  # the config dataclass names the field it does not have, or that came twice
             raise ValueError(f"--options: {name}: {e}") from None
+        if backbone is not None:
+            take_backbone(model, backbone)
+        return model
+    if backbone is not None:
+        raise ValueError("--pretrained: --checkpoint brings its own backbone; give one of the two")
     model = load_pretrained(checkpoint, **chosen) if checkpoint.is_dir() else load_tcformer(checkpoint, **chosen)
     for field, wanted in fields.items():
         got = getattr(model.config, field, None)
@@ -46,8 +55,32 @@ def start_model(name: str, checkpoint: Path | None, options: dict[str, str] | No
     return model
 
 
+def take_backbone(model, path: Path) -> None:
+    """Copies a TCFormer classifier's weights, all but its last layer, into `model.backbone`.
+
+    Raises:
+        ValueError: another model than a classifier, or one of other sizes.
+    """
+    from ..models import load_pretrained
+    from ..models.convert.tcformer import load_tcformer
+    from ..models.tcformer import TCFormer
+
+    if not isinstance(getattr(model, "backbone", None), TCFormer):
+        raise ValueError(f"--pretrained: a {type(model).__name__} has no TCFormer backbone")
+    source = load_pretrained(path) if path.is_dir() else load_tcformer(path)
+    if not isinstance(source, TCFormer):
+        raise ValueError(f"--pretrained: {path}: expected a TCFormer classifier, got {type(source).__name__}")
+    state = {k: v for k, v in source.state_dict().items() if not k.startswith("head.")}
+    own = model.backbone.state_dict()
+    bad = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]
+    if bad:
+        raise ValueError(f"--pretrained: {path}: {len(bad)} of {len(own)} tensors do not fit the backbone (first: {min(bad)})")
+    model.backbone.load_state_dict(state)
+    print(f"{path}: {len(state)} tensors for the backbone")
+
+
 def tested_model(name: str, checkpoint: Path | None, tag: str):
-    """The model to test and the (H, W) its crops have by default.
+    """The model to test and the (H, W) its crops have by default: those it was trained on here, else the registry's.
 
     Args:
         name: a registered name (then with random weights, and a note) or a checkpoint folder; "" with a checkpoint.
@@ -80,13 +113,21 @@ def tested_model(name: str, checkpoint: Path | None, tag: str):
         entry = model_entry(f"tcformer_{size}" if not keypoints else "tcformer_light_wflw" if keypoints == 98 else f"tcformer_{size}_wholebody")
     if tag not in entry.tags:
         raise ValueError(f"--model: {entry.name} is not made for {tag} (tags: {', '.join(entry.tags) or 'none'})")
-    return model, tuple(entry.input_shape[1:])
+    return model, trained_size(checkpoint) or tuple(entry.input_shape[1:])
+
+
+def trained_size(checkpoint: Path | None) -> tuple[int, int] | None:
+    """(H, W) of the crops a folder of ours was trained on, where `train` wrote it down."""
+    from ..models._hub import read_config
+
+    if checkpoint is None or not checkpoint.is_dir():
+        return None
+    size = read_config(checkpoint).get("trained_on", {}).get("image_size")
+    return None if size is None else (int(size[0]), int(size[1]))
 
 
 def finish(task, args, facts: dict) -> int:
-    """Tests, or trains and exports the averaged weights."""
-    import torch
-
+    """Tests, or trains and exports the averaged weights; `facts` go into the folder's config.json."""
     from ..models import save_pretrained
     from ..train.loop import train
 
@@ -95,10 +136,21 @@ def finish(task, args, facts: dict) -> int:
         print("\n".join(f"{k}: {v:.4f}" for k, v in metrics.items()))
         return 0
     train(task, args.train)
-    if args.export is not None:
-        best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
-        task.model.load_state_dict(best["model"])
-        facts = {**facts, "step": best["step"], "training": asdict(args.train)}
-        save_pretrained(task.model.cpu().eval(), args.export, args.model, metrics=best["metrics"], trained_on=facts)
-        print(f"{args.export}: " + "  ".join(f"{k} {v:.4g}" for k, v in best["metrics"].items()))
+    if args.export is not None and int(os.environ.get("RANK", 0)) == 0:
+        metrics, step, weights = _averaged(Path(args.train.out))
+        task.model.load_state_dict(weights)
+        facts = {**facts, "step": step, "training": asdict(args.train)}
+        save_pretrained(task.model.cpu().eval(), args.export, args.model, metrics=metrics, trained_on=facts)
+        print(f"{args.export}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     return 0
+
+
+def _averaged(run: Path) -> tuple[dict[str, float], int, dict]:
+    """(metrics, step, weights) of the best evaluation; of the last step where nothing was evaluated."""
+    import torch
+
+    kept = run / "best.pt"
+    state = torch.load(kept if kept.is_file() else run / "last.pt", map_location="cpu", weights_only=True)
+    if kept.is_file():
+        return state["metrics"], state["step"], state["model"]
+    return {}, state["step"], state["ema"]["average"] if state["ema"] else state["model"]

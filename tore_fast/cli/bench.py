@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..benchmarks import run as bench
-from . import arguments
+from . import UsageError, arguments
 
 Args = bench.Options
 
@@ -11,4 +11,7 @@ Args = bench.Options
 def run(args: Args) -> int:
     with arguments():
         bench.check(args)
-    return bench.run(args)
+    try:
+        return bench.run(args)
+    except bench.NoCase as e:
+        raise UsageError(str(e)) from e

@@ -12,30 +12,35 @@ from . import UsageError
 
 @dataclass
 class Args:
-    """Converts an official FastMETRO, METRO, Mesh Graphormer or TORE checkpoint; only tensors of the file are read."""
+    """Converts an official FastMETRO, METRO, Mesh Graphormer, TORE, HMR2.0, CameraHMR, HumanFoV or DenseKP checkpoint; only
+    tensors of the file are read.
+    """
 
     source: Positional[Path]
-    """Official weight file (.bin, .pth, .pt, .safetensors)."""
+    """Official weight file (.bin, .ckpt, .pth, .pt, .safetensors)."""
     out: Positional[Path]
-    """Folder to write: `tore-fast predict --model FOLDER` and load_pretrained(FOLDER) take it."""
+    """Folder to write: `tore-fast predict|hmr|eclm --model FOLDER` and load_pretrained(FOLDER) take it."""
     upstream: str | None = None
-    """fastmetro, metro, tore or graphormer; found from the keys when not given."""
+    """fastmetro, metro, tore, graphormer, hmr2, camerahmr, humanfov or densekp; found from the keys when not given."""
+    fov_net: Path | None = None
+    """HumanFoV's file, to go into the folder of a CameraHMR checkpoint."""
     mesh_data: Path | None = None
     """Folder with the SMPL/MANO topology files: the written folder is loaded with them once, as a check."""
 
 
 def run(args: Args) -> int:
-    from ..models.convert import OTHERS, UPSTREAMS, convert, from_pretrained
+    from ..models.convert import OTHERS, UPSTREAMS, convert, fasthmr, from_pretrained
 
-    if not args.source.exists():
-        raise UsageError(f"{args.source}: no such file")
+    for path in filter(None, (args.source, args.fov_net)):
+        if not path.exists():
+            raise UsageError(f"{path}: no such file")
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"{args.out}: expected a folder to write, got a file")
-    if args.upstream in OTHERS:
+    if args.upstream in OTHERS and args.upstream not in fasthmr.NAMES:
         raise UsageError(f"--upstream: {args.upstream} files need no conversion: from_pretrained(path, upstream={args.upstream!r})")
     if args.upstream not in (None, *UPSTREAMS):
         raise UsageError(f"--upstream: expected one of {', '.join(UPSTREAMS)}, got {args.upstream!r}")
-    done = convert(args.source, args.out, args.upstream)
+    done = convert(args.source, args.out, args.upstream, args.fov_net)
     if args.mesh_data is not None:
         from_pretrained(args.out, mesh_data=args.mesh_data)
     print(f"{args.source}: {done.layout} layout, {done.keys} tensors kept")
@@ -44,5 +49,8 @@ def run(args: Args) -> int:
     print(f"written: {args.out}/model.safetensors, config.json (model {done.name})")
     if args.mesh_data is not None:
         print(f"checked: {args.out} loads with the topology files in {args.mesh_data}")
-    print("weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or TORE_FAST_MESH_DATA)")
+    if done.layout in fasthmr.NAMES:
+        print("weights trained on SMPL stay under its licence; no SMPL file is needed to load them")
+    else:
+        print("weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or TORE_FAST_MESH_DATA)")
     return 0

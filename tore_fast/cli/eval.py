@@ -6,6 +6,7 @@ A job has its own `Args` and `run`. A family that cannot be scored as a mesh add
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class RunArgs:
     json: Path | None = None
     """Write the metrics here."""
     work: Path | None = None
-    """Folder of the rows so far (default: beside --json, else .tore_fast_eval)."""
+    """Folder of the rows so far (default: beside --json, else .tore_fast_eval/DATA-MODEL)."""
     limit: int | None = None
     """Only the first items."""
     batch_size: int = 32
@@ -88,9 +89,12 @@ def guarded(work: Callable[[], int]) -> int:
         return FAILED
 
 
-def work_folder(work: Path | None, json_path: Path | None) -> Path:
-    """Where the rows so far lie: --work, else beside --json, else .tore_fast_eval."""
-    return work or (json_path.with_suffix(".rows") if json_path else Path(".tore_fast_eval"))
+def work_folder(args) -> Path:
+    """Where the rows so far lie: --work, else beside --json, else a folder of .tore_fast_eval named after data and model."""
+    if args.work or args.json:
+        return args.work or args.json.with_suffix(".rows")
+    names = (Path(str(name)).resolve().stem for name in (args.data, args.checkpoint or args.model))
+    return Path(".tore_fast_eval") / "-".join(names)
 
 
 def report(metrics: dict, json_path: Path | None) -> int:
@@ -106,7 +110,16 @@ def write_json(metrics: dict, path: Path | None) -> None:
     """Metrics to --json, where one is given; its folder is made."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(metrics, indent=2) + "\n")
+        path.write_text(json.dumps(_json_numbers(metrics), indent=2, allow_nan=False) + "\n")
+
+
+def _json_numbers(value):
+    """NaN (a mean over nothing, such as an empty WFLW subset) as null: JSON has no such number."""
+    if isinstance(value, dict):
+        return {k: _json_numbers(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_numbers(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(metrics: dict) -> str:

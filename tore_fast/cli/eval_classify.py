@@ -21,7 +21,7 @@ class Args(RunArgs):
     checkpoint: Path | None = None
     """Weights: a folder of ours, or an official file."""
     image_size: int = 0
-    """Side of the crop; 0: the model's."""
+    """Side of the crop; 0: the one the model was trained on."""
 
 
 def run(args: Args) -> int:
@@ -37,7 +37,7 @@ def _evaluate(args: Args) -> int:
     side = args.image_size or size[0]
     data = imagenet_folder(args.data, False, side)
     result = evaluate_rows(
-        model, ListedItems("class folders", data), ClassScoring(data.classes, side), work_folder(args.work, args.json),
+        model, ListedItems("class folders", data), ClassScoring(data.classes, side), work_folder(args),
         batch_size=args.batch_size, device=device_of(args.device), precision=args.precision, workers=args.workers,
         limit=args.limit, label={"data": str(args.data), "model": str(args.checkpoint or args.model)},
     )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ._training import tested_model
+from ._training import tested_model, trained_size
 from .eval import RunArgs, device_of, guarded, report, work_folder, write_json
 
 
@@ -28,7 +28,7 @@ class Args(RunArgs):
     boxes: Path | None = None
     """Detector boxes in COCO's result format (the papers' protocol); default: the annotated boxes."""
     image_size: tuple[int, int] = (0, 0)
-    """Height and width of the crops; 0 0: the model's (synth: 128 128)."""
+    """Height and width of the crops; 0 0: those the model was trained on (synth: else 128 128)."""
     difficulty: float = 0.5
     """synth: of poses, views, occlusion and backgrounds, 0..1."""
     flip_test: bool = True
@@ -54,7 +54,7 @@ def _evaluate(args: Args) -> int:
     model, size = tested_model(args.model, args.checkpoint, "keypoints")
     scoring = _scoring(args, _format(args, model), args.image_size if args.image_size[0] else size)
     result = evaluate_rows(
-        model, ListedItems(scoring.name, scoring.data), scoring, work_folder(args.work, args.json), batch_size=args.batch_size,
+        model, ListedItems(scoring.name, scoring.data), scoring, work_folder(args), batch_size=args.batch_size,
         device=device_of(args.device), precision=args.precision, workers=args.workers,
         label={"data": args.data, "model": str(args.checkpoint or args.model)},
     )  # fmt: skip
@@ -116,7 +116,7 @@ def _synthetic(args: Args) -> int:
     model, _ = tested_model(args.model, args.checkpoint, "keypoints")
     if model.config.num_keypoints != NUM_JOINTS:
         raise ValueError(f"--data synth: has {NUM_JOINTS} joints, the model {model.config.num_keypoints}")
-    side = args.image_size[0] or 128
+    side = args.image_size[0] or (trained_size(args.checkpoint or Path(args.model)) or (128, 128))[0]
     if args.image_size[0] != args.image_size[1]:
         raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
     task = SynthKeypoints(model, load_body("free"), side, args.difficulty, eval_images=args.limit or 256)

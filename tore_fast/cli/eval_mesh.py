@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,15 +58,16 @@ def _evaluate(args: Args) -> int:
     reader = open_dataset(args.data, args.format, **args.options)
     hand = _is_hand(args, reader)
     protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
-    model = _model(args, protocol.body)
+    model = _model(args)
     size = getattr(getattr(model, "config", None), "image_size", None) or (256 if args.upstream in ("hmr2", "camerahmr") else 224)
-    work = work_folder(args.work, args.json)
+    work = work_folder(args)
     label = {"data": args.data, "model": args.checkpoint or args.model}
     crop = evaluation_crop
     if args.multiscale:
         if not hand:
             raise ValueError("--multiscale is for hands: turned crops mean nothing for un-aligned errors of bodies")
-        model, crop, label = MultiScale(model), view_crops, {**label, "views": len(VIEWS)}
+        joints = functools.partial(protocol.body.regress, "hand21")
+        model, crop, label = MultiScale(model, joints), view_crops, {**label, "views": len(VIEWS)}
     result = evaluate(
         model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=device_of(args.device),
         precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, crop=crop, label=label,
@@ -95,16 +97,10 @@ def _is_hand(args: Args, reader) -> bool:
     return "hand21" in (first.keypoints_2d_set, first.keypoints_3d_set) or (first.pose is not None and len(first.pose) == 48)
 
 
-def _model(args: Args, body):
+def _model(args: Args):
     from ..pipelines.image_to_mesh import load_model
 
-    if args.checkpoint is None:
-        return load_model(args.model)
-    from ..models import from_pretrained
-
-    given = {"mesh_data": args.mesh_data} if args.mesh_data else {}
-    registered = None if args.model == "default" else args.model
-    return from_pretrained(args.checkpoint, args.upstream, model=registered, **given)
+    return load_model(args.model, args.checkpoint, upstream=args.upstream, mesh_data=args.mesh_data)
 
 
 def _synthetic(args: Args) -> int:
@@ -112,7 +108,7 @@ def _synthetic(args: Args) -> int:
     from ..data.synth import held_out
     from ..eval.synthetic import evaluate_held_out
 
-    model = _model(args, None).to(device_of(args.device)).eval()
+    model = _model(args).to(device_of(args.device)).eval()
     # models of body parameters have no mesh of their own: theirs is the body they are posed with
     name = getattr(getattr(model, "mesh", None), "name", "free")
     if name not in ("free", "free_hand"):

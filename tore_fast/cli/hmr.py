@@ -35,10 +35,14 @@ class Args:
     """auto (the given masks), ellipse (in every box) or none."""
     keep_tokens: int | None = None
     """Merge tokens down to this many (Mask-ToMe; the paper's 90); none: as the model was saved."""
+    merge_per_block: int | None = None
+    """With --keep-tokens, at most so many merges per block; none: as the model was saved (40)."""
     format: str = "npz"
     """Comma-separated: npz, bvh, glb, mp4."""
     fov: float | None = None
     """Vertical field of view in degrees."""
+    fov_net: str | None = None
+    """HumanFoV's file, for a CameraHMR host that comes without it."""
     focal: float | None = None
     """Focal length in pixels."""
     principal: tuple[float, float] | None = None
@@ -52,9 +56,15 @@ class Args:
     """Frames between two saved states."""
     overlap: int = 0
     """Frames shared by neighbouring clips of the motion decoder (27 hides seams)."""
+    denoising_steps: int = 1
+    """Calls of the motion decoder's denoiser per clip."""
     seed: int = 0
     noise: str = "seeded"
     """seeded or zeros."""
+    ik: str = "adaptive"
+    """adaptive, or naive (bones as predicted) inverse kinematics after the motion decoder."""
+    max_gap: int = 15
+    """Frames without a box that are interpolated; a longer gap cuts the track."""
     betas_mode: str = "median"
     """median over the track, or per_frame."""
     box_rule: str = "hmr2"
@@ -76,7 +86,6 @@ def run(args: Args) -> int:
 
     from ..data.detect import BoxTracker, load_detector
     from ..data.video import MaskFolder, TrackBoxes, open_video
-    from ..layers.mask_tome import MergeConfig
     from ..models._hub import load_pretrained
     from ..models.fasthmr import FastHMRMotion
     from ..pipelines import hosts
@@ -95,21 +104,26 @@ def run(args: Args) -> int:
             raise ValueError(f"--format: {reason}")
         if args.boxes and args.detector:
             raise ValueError("--boxes or --detector, not both")
+        if args.limit is not None and args.limit < 1:
+            raise ValueError(f"--limit: expected at least 1, got {args.limit}")
+        if args.merge_per_block is not None and args.keep_tokens is None:
+            raise ValueError("--merge-per-block goes with --keep-tokens")
         # the overlay is drawn from the .npz files
         per_track = [f for f in FORMATS if f in formats or (f == "npz" and "mp4" in formats)]
         source = open_video(args.video, args.fps)
         boxes = TrackBoxes.read(args.boxes) if args.boxes else None
         folder = MaskFolder(args.masks) if args.masks else None
-        name, host = hosts.load_host(args.model)
+        name, host = hosts.load_host(args.model, args.fov_net)
         if args.keep_tokens is not None:
-            host.set_merging(MergeConfig(keep=args.keep_tokens))
+            host.keep_tokens(args.keep_tokens, args.merge_per_block)
         motion = load_pretrained(args.motion) if args.motion else None
         if motion is not None and not isinstance(motion, FastHMRMotion):
             raise ValueError(f"--motion: {args.motion} is not a motion decoder (fasthmr_motion)")
         options = PipelineOptions(
             batch_size=args.batch_size, chunk_frames=args.chunk, box_rule=args.box_rule, masks=args.mask_source,
             focal_px=args.focal, fov_deg=args.fov, principal_px=args.principal, overlap=args.overlap, noise=args.noise, seed=args.seed,
-            betas_mode=args.betas_mode, rotmats=args.rotmats, precision=args.precision,
+            betas_mode=args.betas_mode, rotmats=args.rotmats, precision=args.precision, denoising_steps=args.denoising_steps,
+            ik_mode=args.ik, max_gap=args.max_gap,
         )  # fmt: skip
         pipeline = HMRPipeline(host.fold(), hosts.load_named_body(args.body), motion, options, device)
         only = boxes is None or len(boxes.tracks) <= 1
@@ -123,15 +137,17 @@ def run(args: Args) -> int:
 
         out = Path(args.out)
         masks = folder_masks if folder else tracker.masks if args.detector else None
-        settings = {"model": args.model, "keep": args.keep_tokens, "boxes": args.boxes, "mask_folder": args.masks,
-                    "detector": args.detector, "principal": args.principal and list(args.principal),
-                    "precision": args.precision, "fov": args.fov, "focal": args.focal, "limit": args.limit}  # fmt: skip
+        settings = {"model": args.model, "keep": args.keep_tokens, "per_block": args.merge_per_block, "boxes": args.boxes,
+                    "mask_folder": args.masks, "detector": args.detector, "detector_weights": args.detector_weights,
+                    "principal": args.principal and list(args.principal), "precision": args.precision, "fov": args.fov,
+                    "fov_net": args.fov_net, "focal": args.focal, "limit": args.limit}  # fmt: skip
         with tqdm(desc="frames", unit="frame", disable=args.quiet or None) as bar:
             store = pipeline.encode_video(
                 source, out / ".work", tracker, masks, args.limit, settings, lambda i: bar.update(1)
             )
-        decoding = {"motion": args.motion, "overlap": args.overlap, "seed": args.seed, "noise": args.noise, "body": args.body,
-                    "betas_mode": args.betas_mode, "rotmats": args.rotmats, "fps": source.fps}  # fmt: skip
+        decoding = {"motion": args.motion, "overlap": args.overlap, "steps": args.denoising_steps, "seed": args.seed,
+                    "noise": args.noise, "ik": args.ik, "max_gap": args.max_gap, "body": args.body, "rotmats": args.rotmats,
+                    "betas_mode": args.betas_mode, "fps": source.fps}  # fmt: skip
         _drop_stale(out, decoding)
         written = []
         for track in tqdm(store.tracks, desc="tracks", disable=args.quiet or None):

@@ -32,7 +32,7 @@ def protocol_of(hand: bool, body: str = "auto", mesh_data: str | None = None, tr
         for gender, stem in GENDER_FILES.items():
             file = next((folder / f"{stem}{s}" for s in (".pkl", ".npz") if (folder / f"{stem}{s}").is_file()), None)
             if file is None:
-                raise FileNotFoundError(f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed, get it from its site")
+                raise FileNotFoundError(f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems")
             bodies[gender] = load_body("smpl", file, topology=topology)
     return BodyProtocol(bodies, truth, gendered)
 

@@ -22,7 +22,7 @@ class Args:
     model: str = "default"
     """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
     checkpoint: str | None = None
-    """Weights: a folder of ours, or an official file of the named model."""
+    """Weights: a folder of ours, or an official file (of the model that --model names, else told by its keys)."""
     boxes: str = "auto"
     """auto (found by the model itself), full (whole picture), centre (official demo's square), or a JSON/CSV file."""
     out: Path = Path("out")
@@ -41,7 +41,7 @@ def run(args: Args) -> int:
     from ..data.boxes import read_boxes
     from ..data.image import find_images
     from ..models.default import BUILT_IN
-    from ..pipelines.image_to_mesh import BOX_MODES, Pipeline, load_model
+    from ..pipelines.image_to_mesh import BOX_MODES, Pipeline
     from ..pipelines.results import FORMATS
 
     formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
@@ -59,7 +59,7 @@ def run(args: Args) -> int:
         raise UsageError("no picture to work on")
     with arguments():
         pipeline = Pipeline(
-            _model(args, load_model), mesh_data=args.mesh_data, device=args.device, batch_size=args.batch_size
+            args.model, checkpoint=args.checkpoint, mesh_data=args.mesh_data, device=args.device, batch_size=args.batch_size
         )
     if args.checkpoint is None and args.model not in BUILT_IN and not Path(args.model).is_dir():
         print(f"note: {args.model} without --checkpoint has random weights: the meshes mean nothing", file=sys.stderr)
@@ -115,19 +115,6 @@ def _folder(path: Path):
         with contextlib.suppress(OSError):  # not empty: results are there
             for p in made:
                 p.rmdir()
-
-
-def _model(args: Args, load_model):
-    """The module: a registered name, a folder of ours, or an official file (recognised by its keys, or as --model says)."""
-    if args.checkpoint is None and not Path(args.model).is_dir():
-        return load_model(args.model)
-    from ..models import from_pretrained
-    from ..pipelines.image_to_mesh import mesh_model
-
-    if args.checkpoint is None:
-        return mesh_model(from_pretrained(args.model, mesh_data=args.mesh_data), args.model)
-    name = None if args.model == "default" else args.model
-    return mesh_model(from_pretrained(args.checkpoint, model=name, mesh_data=args.mesh_data), args.checkpoint)
 
 
 def _progress(total: int):

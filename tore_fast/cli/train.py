@@ -16,7 +16,7 @@ SUBCOMMANDS = {
     "fasthmr_clips": "motion files rendered as clips, with a host's features: the data of FastHMR's stage 2",
     "classify": "image classifiers (TCFormer) on folders of class folders",
     "keypoints": "heat-map models (TCFormer, PPT) on COCO-WholeBody, WFLW or synthetic people",
-    "smpl": "body-parameter regression (TCFormer + HMR head) on synthetic images of the free body",
+    "smpl": "body-parameter regression (TCFormer + HMR head) on labelled data sets or on synthetic images",
 }
 
 

@@ -31,7 +31,8 @@ class Args:
     """Start from (or test) a folder of ours or an official file."""
     test: bool = False
     """Only print the metrics on val/."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, weight_decay=0.05, clip_norm=0.0))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, lr=1.25e-4, weight_decay=0.05, clip_norm=0.0))
+    """The official rate is 5e-4 x (items of a step) / 512; far above it the full-width models stay at chance (docs/tcformer.md)."""
     export: Path | None = None
     """Write the trained model here as a checkpoint folder."""
 
@@ -53,4 +54,4 @@ def run(args: Args) -> int:
         model = start_model(args.model, args.checkpoint, args.options, num_classes=classes)
     mixup = imagenet_mixup(classes) if args.mixup else None
     task = Classification(model, training, held_out, mixup, args.train.seed)
-    return finish(task, args, {"data": str(args.data), "classes": held_out.classes})
+    return finish(task, args, {"data": str(args.data), "classes": held_out.classes, "image_size": [args.image_size] * 2})

@@ -37,7 +37,8 @@ class Args:
     """Folder for the tokens, files as `train fasthmr --vae` takes them."""
     keep_tokens: int | None = None
     """Mask-ToMe down to this many tokens while the host runs."""
-    merge_per_block: int = 40
+    merge_per_block: int | None = None
+    """At most so many merges per block; none: as the host was saved (40)."""
 
 
 def run(args: Args) -> int:
@@ -46,7 +47,6 @@ def run(args: Args) -> int:
     from ..body import load_body
     from ..data.mocap import read_motions
     from ..data.synth.clips import ClipCrops
-    from ..layers.mask_tome import MergeConfig
     from ..pipelines import synth_clips
     from ..pipelines.hosts import load_host
 
@@ -64,7 +64,7 @@ def run(args: Args) -> int:
     print(f"{args.out}: {len(paths)} clips")
     if host is not None:
         if args.keep_tokens is not None:
-            host.set_merging(MergeConfig(keep=args.keep_tokens, per_block=args.merge_per_block))
+            host.keep_tokens(args.keep_tokens, args.merge_per_block)
         written = synth_clips.write_tokens(host.fold(), paths, args.tokens, each=lambda x: tqdm(x, desc="tokens"))
         print(f"{args.tokens}: tokens of {len(written)} clips")
     return 0

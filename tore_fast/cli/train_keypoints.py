@@ -36,6 +36,8 @@ class Args:
     """synth: of poses, views, occlusion and backgrounds, 0..1."""
     flip_test: bool = True
     """Average with the mirrored picture when testing."""
+    pretrained: Path | None = None
+    """Start the backbone from an ImageNet classifier: official TCFormer file or a folder of ours (TCFormer models)."""
     checkpoint: Path | None = None
     """Start from (or test) a folder of ours or an official file."""
     test: bool = False
@@ -53,18 +55,19 @@ def run(args: Args) -> int:
     torch.manual_seed(args.train.seed)
     with arguments():
         task = _synth(args) if args.data == "synth" else _annotated(args)
-    return finish(task, args, {"data": args.data})
+    size = (task.image_size,) * 2 if args.data == "synth" else task.training.image_size
+    return finish(task, args, {"data": args.data, "image_size": list(size)})
 
 
 def _synth(args: Args):
     from ..body import load_body
     from ..train.tcformer_synth import NUM_JOINTS, SynthKeypoints
-    from ._training import start_model
+    from ._training import start_model, trained_size
 
-    size = args.image_size[0] or 128
+    size = args.image_size[0] or (trained_size(args.checkpoint) or (128, 128))[0]
     if args.image_size[0] != args.image_size[1]:
         raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
-    model = start_model(args.model, args.checkpoint, args.options, num_keypoints=NUM_JOINTS)
+    model = start_model(args.model, args.checkpoint, args.options, args.pretrained, num_keypoints=NUM_JOINTS)
     return SynthKeypoints(model, load_body("free"), size, args.difficulty, seed=args.train.seed + 1)
 
 
@@ -73,7 +76,7 @@ def _annotated(args: Args):
     from ..eval.keypoint_metrics import LandmarkMetric, OksMetric, WholeBodyMetric
     from ..models import model_entry
     from ..train.tcformer import Keypoints
-    from ._training import start_model
+    from ._training import start_model, trained_size
 
     needed = {"--val-annotations": args.val_annotations, "--val-images (or --images)": args.val_images or args.images}
     if not args.test:
@@ -81,7 +84,7 @@ def _annotated(args: Args):
     missing = [flag for flag, value in needed.items() if value is None]
     if missing:
         raise ValueError(f"--data {args.data} needs {', '.join(missing)}")
-    size = args.image_size if args.image_size[0] else tuple(model_entry(args.model).input_shape[1:])
+    size = args.image_size if args.image_size[0] else trained_size(args.checkpoint) or tuple(model_entry(args.model).input_shape[1:])
     val_images, seed = args.val_images or args.images, args.train.seed
     if args.data == "wflw":
         held_out, attributes = wflw.read_wflw(args.val_annotations, val_images)
@@ -97,6 +100,6 @@ def _annotated(args: Args):
         training = held_out if args.test else read(args.annotations, args.images)
         metric = kind(read(args.val_annotations, val_images, everybody=True), size)
         augment, points = topdown.CropAugment(), source.NUM_KEYPOINTS
-    model = start_model(args.model, args.checkpoint, args.options, num_keypoints=points)
+    model = start_model(args.model, args.checkpoint, args.options, args.pretrained, num_keypoints=points)
     sets = make(training, size, augment, seed), make(held_out, size)
     return Keypoints(model, *sets, metric, args.flip_test, seed=seed)

@@ -14,6 +14,7 @@ from ..train.loop import TrainConfig
 from ..train.mesh_labels import LabelConfig
 from ..train.mesh_recovery import MeshRecoveryConfig
 from . import UsageError, arguments
+from ._sets import open_sets, validation
 
 
 @dataclass
@@ -106,60 +107,14 @@ def _synthetic(args: Args, model, body, device: str):
 
 
 def _labelled(args: Args, model, protocol):
-    from ..data.readers import open_dataset
-    from ..eval.evaluate import score
     from ..train.mesh_labels import LabelledMeshes
 
-    sources = [source_of(text) for text in args.sets]
-    weights = [w for _, w, _ in sources]
-    if any(w is None for w in weights) and any(w is not None for w in weights):
-        raise ValueError("--data: give every set a weight (PATH@WEIGHT) or none")
-    readers = [open_dataset(path, **options) for path, _, options in sources]
-    for text, reader in zip(args.sets, readers):
-        _check_labels(text, reader)
-    validate = None
-    if args.val:
-        path, _, options = source_of(args.val)
-        held_out = open_dataset(path, **options)
-
-        def validate(model):
-            return score(model, held_out, protocol, image_size=model.config.image_size, batch_size=args.train.batch_size,
-                         limit=args.val_items, smpl_head=getattr(model.config, "smpl_head", False))  # fmt: skip
-
-    return LabelledMeshes(model, protocol.body, readers, None if weights[0] is None else weights, args.labels, args.train.seed, validate)
-
-
-def _check_labels(text: str, reader, items: int = 20) -> None:
-    """A set without any label would train nothing, silently: every loss term is zero."""
-    count = min(items, len(reader))
-    if not count:
-        raise ValueError(f"--data {text}: no item")
-    if not any(r.has_2d or r.has_3d or r.has_smpl for r in (reader[i] for i in range(count))):
-        raise ValueError(
-            f"--data {text}: no 2D joints, 3D joints or SMPL parameters in its first {count} items; there is nothing to learn "
-            "from (docs/data.md shows how to give labels)"
-        )
-
-
-def source_of(text: str) -> tuple[str, float | None, dict[str, str]]:
-    """(path, weight, reader options) of PATH[@WEIGHT][?OPTION=VALUE&...]."""
-    path, _, query = text.partition("?")
-    options = {}
-    for pair in filter(None, query.split("&")):
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--data {text}: expected OPTION=VALUE after '?', got {pair!r}")
-        options[key] = value
-    head, at, tail = path.rpartition("@")
-    if not at:
-        return path, None, options
-    try:
-        weight = float(tail)
-    except ValueError:
-        return path, None, options  # an @ in the path itself
-    if not weight > 0:
-        raise ValueError(f"--data {text}: the weight must be positive, got {tail}")
-    return head, weight, options
+    readers, weights = open_sets(args.sets)
+    validate = validation(
+        args.val, protocol, image_size=model.config.image_size, batch_size=args.train.batch_size, items=args.val_items,
+        smpl_head=getattr(model.config, "smpl_head", False),
+    )  # fmt: skip
+    return LabelledMeshes(model, protocol.body, readers, weights, args.labels, args.train.seed, validate)
 
 
 def _export(args: Args, model, protocol) -> None:

@@ -1,9 +1,12 @@
-"""`tore-fast train smpl`: TCFormer's body-parameter regressor on synthetic people."""
+"""`tore-fast train smpl`: TCFormer's body-parameter regressor on labelled data sets or on synthetic people."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from ..train.loop import TrainConfig
 from . import arguments
@@ -11,19 +14,34 @@ from . import arguments
 
 @dataclass
 class Args:
-    """Trains (or tests) pose, shape and camera regression on images of the free body; the same command resumes."""
+    """Trains (or tests) pose, shape and camera regression on data sets of yours (--data), or on synthetic images of the free
+    body; the same command resumes a stopped run."""
 
     model: str = "tcformer_light_hmr"
     """tcformer_light_hmr or tcformer_base_hmr."""
     options: dict[str, str] = field(default_factory=dict)
-    """Fields of the model's config as NAME VALUE pairs: reduction conv neck none depths 1,1,1,1 ..."""
-    image_size: int = 112
+    """Fields of the model's config as NAME VALUE pairs: reduction conv parts 4,4,2,2,1,1 depths 1,1,1,1 ..."""
+    sets: Annotated[tuple[str, ...], tyro.conf.arg(name="data")] = ()
+    """Data sets, PATH[@WEIGHT][?OPTION=VALUE&...] each, e.g. h36m.yaml@0.5 3dpw@0.2?split=train (docs/data.md lists
+    formats). Without weights all items make one epoch. None: synthetic images."""
+    val: str = ""
+    """Data set of the evaluations while training, PATH[?OPTION=VALUE]; synthetic images have their own held-out split."""
+    val_items: int = 2000
+    """At most so many items of it."""
+    body: str = "auto"
+    """auto (the free body), or a file/folder with the SMPL model that the data speak of."""
+    mesh_data: str | None = None
+    """Folder of the SMPL topology files (also $TORE_FAST_MESH_DATA)."""
+    image_size: int = 0
+    """Side of the crops; 0: 112 for synthetic images, 224 for data sets."""
     difficulty: float = 0.5
-    """Of poses, views, occlusion and backgrounds, 0..1."""
+    """Synthetic images: of poses, views, occlusion and backgrounds, 0..1."""
+    pretrained: Path | None = None
+    """Start the backbone from an ImageNet classifier: official TCFormer file or a folder of ours."""
     checkpoint: Path | None = None
     """Start from (or test) a folder of ours."""
     test: bool = False
-    """Only print the metrics on held-out images."""
+    """Only print the metrics on held-out images (--val, or synthetic ones)."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=2.5e-4, schedule="constant", weight_decay=0.0, clip_norm=1.0))
     export: Path | None = None
     """Write the trained model here as a checkpoint folder."""
@@ -32,12 +50,38 @@ class Args:
 def run(args: Args) -> int:
     import torch
 
-    from ..body import load_body
-    from ..train.tcformer_synth import synth_body_recovery
     from ._training import finish, start_model
 
     torch.manual_seed(args.train.seed)
+    size = args.image_size or (224 if args.sets or args.val else 112)
     with arguments():
-        model = start_model(args.model, args.checkpoint, args.options)
-        task = synth_body_recovery(model, load_body("free"), args.image_size, args.difficulty, args.train.seed + 1)
-    return finish(task, args, {"data": "synth", "difficulty": args.difficulty})
+        options = {**args.options, "image_size": str(size)}
+        model = start_model(args.model, args.checkpoint, options, backbone=args.pretrained)
+        task = _labelled(args, model, size) if args.sets or args.val else _synthetic(args, model, size)
+    return finish(task, args, {"data": list(args.sets) or "synth", "difficulty": None if args.sets else args.difficulty})
+
+
+def _synthetic(args: Args, model, size: int):
+    from ..body import load_body
+    from ..train.tcformer_synth import synth_body_recovery
+
+    if args.body != "auto":
+        raise ValueError("--body: synthetic images show the free body; leave it at auto, or give --data")
+    return synth_body_recovery(model, load_body("free"), size, args.difficulty, args.train.seed + 1)
+
+
+def _labelled(args: Args, model, size: int):
+    from ..data.crop import AugmentConfig
+    from ..train.mesh_labels import LabelledCrops
+    from ..train.tcformer import labelled_body_recovery
+    from ._sets import open_sets, validation
+    from .mesh_body import protocol_of
+
+    protocol = protocol_of(False, args.body, args.mesh_data)
+    validate = validation(args.val, protocol, image_size=size, batch_size=args.train.batch_size, items=args.val_items)
+    if args.test and validate is None:
+        raise ValueError("--test: give --val, the data set to test on")
+    if not args.sets and not args.test:
+        raise ValueError("--val: give --data, too: the data sets to train on")
+    readers, weights = open_sets(args.sets or (args.val,))
+    return labelled_body_recovery(model, protocol.body, LabelledCrops(readers, weights, AugmentConfig(), size, args.train.seed), validate)

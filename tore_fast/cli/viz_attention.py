@@ -25,6 +25,8 @@ class Args:
     """A photograph of one person (or hand)."""
     model: str = "default"
     """`default`, a folder written by save_pretrained, or a registered name (tore-fast list; random weights)."""
+    checkpoint: Path | None = None
+    """Weights: an official file (of the model that --model names, else told by its keys)."""
     layer: tuple[str, ...] = ()
     """Maps to draw, e.g. cross_2 (its last layer) or cross_2.1 (its first); default: the last layer of every map."""
     joints: tuple[str, ...] = ()
@@ -63,12 +65,12 @@ def _draw(args: Args) -> list[Path]:
     from ..pipelines.image_to_mesh import Pipeline, load_model
     from ..vis.overlay import save_png
 
-    random = args.model not in BUILT_IN and not Path(args.model).is_dir()
+    random = args.checkpoint is None and args.model not in BUILT_IN and not Path(args.model).is_dir()
     torch.manual_seed(args.seed)
-    model = load_model(args.model).eval()
+    model = load_model(args.model, args.checkpoint, mesh_data=args.mesh_data).eval()
     if "return_attention" not in inspect.signature(model.forward).parameters:
         raise ValueError(
-            f"--model: {args.model} returns no attention maps; expected fastmetro*, *tore*, metro* or graphormer*"
+            f"{args.checkpoint or f'--model {args.model}'} returns no attention maps; expected fastmetro*, *tore*, metro* or graphormer*"
         )
     if random:
         print("note: random weights: the maps are those of an untrained model", file=sys.stderr)

@@ -99,8 +99,10 @@ class MeshScoring:
 
     def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         output = model(inputs)
+        # averaged views bring their own joints (multiscale.py); otherwise the protocol regresses them from the mesh
+        given = {"joints": output.mesh_joints} if hasattr(output, "mesh_joints") else {}
         with torch.autocast(inputs.device.type, enabled=False):
-            return self.protocol.rows(mesh_of(output, self.protocol.body, self.smpl_head), truth)
+            return self.protocol.rows(mesh_of(output, self.protocol.body, self.smpl_head), truth, **given)
 
     def summary(self, rows: dict[str, np.ndarray], sequences: Sequence[str], frames: Sequence[int]) -> dict:
         return self.protocol.summary(rows, sequences, frames)
@@ -277,7 +279,10 @@ def _summary(store: RowStore | MemoryRows, items: Items, scoring: Scoring, count
     rows, failed = store.merged(), store.failures()
     keep = rows["index"] < count
     rows = {k: v[keep] for k, v in rows.items()}
-    missing = set(range(count)) - set(rows["index"].tolist()) - set(failed)
+    there = set(rows["index"].tolist())
+    # a run of more processes before may have left errors of items that could be read since
+    failed = {i: reason for i, reason in failed.items() if i < count and i not in there}
+    missing = set(range(count)) - there - set(failed)
     if missing:
         raise Incomplete(
             f"evaluate: {len(missing)} of {count} items have no row (first: {min(missing)}); a process died, run the command again"

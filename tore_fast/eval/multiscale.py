@@ -1,12 +1,14 @@
 """METRO's test-time augmentation for hands: crops of 5 sizes turned 19 ways, meshes aligned to the plain one and averaged.
 
-In: a record of a reader and a mesh model; out: one mesh. Used by `tore-fast eval mesh --multiscale` (evaluate.py). Only
-Procrustes-aligned errors mean anything afterwards, which is what FreiHAND's evaluator reports.
-Source: METRO's hand script (run_hand_multiscale), hmr.md section 2.
+In: a record of a reader and a mesh model; out: one mesh and its joints. Used by `tore-fast eval mesh --multiscale`
+(evaluate.py). Meshes are aligned by their vertices, the joints regressed from them by the joints, as the official script does:
+the mean joints are not those of the mean mesh. Only Procrustes-aligned errors mean anything afterwards, which is what
+FreiHAND's evaluator reports. Source: METRO's hand script (run_hand_multiscale), hmr.md section 2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -50,15 +52,21 @@ def aligned_mean(points: Tensor) -> Tensor:  # [K, B, N, 3] -> [B, N, 3]
 
 class MeshOutput(NamedTuple):
     vertices: Tensor  # [B, V, 3]
+    mesh_joints: Tensor  # [B, J, 3] regressed from the mesh of every view, then averaged on their own
 
 
 class MultiScale(nn.Module):
-    """A mesh model over all views of an item: crops [B, K, 3, S, S] -> MeshOutput. One view of the batch at a time."""
+    """A mesh model over all views of an item: crops [B, K, 3, S, S] -> MeshOutput. One view of the batch at a time.
 
-    def __init__(self, model: nn.Module):
+    Args:
+        regress: joints [B, J, 3] of vertices [B, V, 3].
+    """
+
+    def __init__(self, model: nn.Module, regress: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.model = model
+        self.model, self.regress = model, regress
 
     def forward(self, crops: Tensor) -> MeshOutput:
-        meshes = [self.model(view).vertices for view in crops.unbind(1)]
-        return MeshOutput(aligned_mean(torch.stack(meshes)))
+        meshes = torch.stack([self.model(view).vertices.float() for view in crops.unbind(1)])
+        joints = self.regress(meshes.flatten(0, 1)).unflatten(0, meshes.shape[:2])
+        return MeshOutput(aligned_mean(meshes), aligned_mean(joints))

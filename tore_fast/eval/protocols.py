@@ -163,10 +163,11 @@ class HandProtocol:
             "has_smpl": np.float32(has_pose),
         }
 
-    def rows(self, vertices: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Per-item numbers of predicted vertices [B, 778, 3] in metres; NaN where the label is missing."""
+    def rows(self, vertices: Tensor, truth: dict[str, Tensor], joints: Tensor | None = None) -> dict[str, Tensor]:
+        """Per-item numbers of predicted vertices [B, 778, 3] in metres; NaN where the label is missing. `joints` [B, 21, 3]
+        in the frame of the vertices: instead of those regressed from them (multiscale.py)."""
         vertices = vertices.float()
-        pred = self.body.regress("hand21", vertices)
+        pred = self.body.regress("hand21", vertices) if joints is None else joints.float()
         vertices, pred = vertices - pred[:, :1], pred - pred[:, :1]
         given, posed = truth["has_vertices"] > 0, truth["has_smpl"] > 0
         mesh = torch.where(given[:, None, None], truth["vertices"], self.body(truth["pose"], truth["betas"]).vertices)

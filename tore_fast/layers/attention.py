@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import MeshTopology, mesh_attention
+from .dense import Dense, aten_products, onednn_fits, product
+from .frozen import Frozen
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,11 @@ _DENSE: contextvars.ContextVar[_Dense | None] = contextvars.ContextVar("tore_fas
 @contextlib.contextmanager
 def dense_attention(fused: bool = False, masks: dict | None = None) -> Iterator[None]:
     """Within this context attention is dense: unfused with discarded mean weights like the official code, or (fused) by
-    torch's masked kernel. `masks` keeps dense masks from one use to the next."""
+    torch's masked kernel; products are torch's. `masks` keeps dense masks from one use to the next."""
     token = _DENSE.set(_Dense(fused, {} if masks is None else masks))
     try:
-        yield
+        with aten_products():
+            yield
     finally:
         _DENSE.reset(token)
 
@@ -81,14 +84,11 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
 
 
-def _linear_token_bias(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [B, N, C] W^T + bias [N, D] in one matrix product (a separate broadcast add costs another pass over the result)."""
-    rows = bias.expand(x.shape[0], -1, -1).reshape(-1, bias.shape[-1])
-    return torch.addmm(rows, x.reshape(-1, x.shape[-1]), weight.t()).unflatten(0, (x.shape[0], -1))
+class MultiheadAttention(Frozen):
+    """q, k, v projections in one matrix, `heads` heads, output projection (keys as torch.nn.MultiheadAttention).
 
-
-class MultiheadAttention(nn.Module):
-    """q, k, v projections in one matrix, `heads` heads, output projection (keys as torch.nn.MultiheadAttention)."""
+    `dropout` is the rate of the attention weights and of the projected output.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -97,42 +97,50 @@ class MultiheadAttention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Dense(dim, dim, drop=dropout)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def split(self, x: Tensor) -> Tensor:  # [B, N, C] -> [B, H, N, D]
         return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
+    def project(self, x: Tensor, first: int, last: int, token_bias: Tensor | None = None) -> Tensor:
+        """Thirds first..last-1 of (q, k, v): [B, N, C] -> [B, N, (last - first) C].
+
+        `token_bias` [N, (last - first) C] stands in for in_proj_bias; added within the product it costs no other pass.
+        """
+        dim = self.in_proj_weight.shape[1]
+        weight = self.in_proj_weight[first * dim : last * dim]
+        if token_bias is None:
+            return product(x, weight, self.in_proj_bias[first * dim : last * dim], owner=self, name=(first, last))
+        rows = token_bias.expand(x.shape[0], -1, -1)
+        if onednn_fits(x, weight, self.frozen):
+            return product(x, weight, residual=rows, owner=self, name=(first, last))
+        rows = rows.reshape(-1, rows.shape[-1])
+        return torch.addmm(rows, x.reshape(-1, dim), weight.t()).unflatten(0, x.shape[:2])
+
     def qkv(self, x: Tensor, pos: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Projections of self-attention, positions added to queries and keys only.
 
         `bias` [N, 3C] replaces both in_proj_bias and positions: W(x + p) = W x + W p (see `position_bias`).
         """
-        w, b = self.in_proj_weight, self.in_proj_bias
-        if bias is not None:
-            q, k, v = _linear_token_bias(x, w, bias).chunk(3, -1)
-        elif pos is None:
-            q, k, v = F.linear(x, w, b).chunk(3, -1)
+        if bias is not None or pos is None:
+            q, k, v = self.project(x, 0, 3, bias).chunk(3, -1)
         else:
-            dim = w.shape[1]
-            q, k = F.linear(x + pos, w[: 2 * dim], b[: 2 * dim]).chunk(2, -1)
-            v = F.linear(x, w[2 * dim :], b[2 * dim :])
+            q, k = self.project(x + pos, 0, 2).chunk(2, -1)
+            v = self.project(x, 2, 3)
         return self.split(q), self.split(k), self.split(v)
 
     def query(self, x: Tensor) -> Tensor:
-        dim = self.in_proj_weight.shape[1]
-        return self.split(F.linear(x, self.in_proj_weight[:dim], self.in_proj_bias[:dim]))
+        return self.split(self.project(x, 0, 1))
 
     def key_value(self, memory: Tensor, pos: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys of memory + pos and values of memory; `bias` [N, 2C] replaces biases and positions."""
-        w, b = self.in_proj_weight, self.in_proj_bias
-        dim = w.shape[1]
         if bias is not None:
-            k, v = _linear_token_bias(memory, w[dim:], bias).chunk(2, -1)
+            k, v = self.project(memory, 1, 3, bias).chunk(2, -1)
         else:
-            k = F.linear(memory if pos is None else memory + pos, w[dim : 2 * dim], b[dim : 2 * dim])
-            v = F.linear(memory, w[2 * dim :], b[2 * dim :])
+            k = self.project(memory if pos is None else memory + pos, 1, 2)
+            v = self.project(memory, 2, 3)
         return self.split(k), self.split(v)
 
     def position_bias(self, pos: Tensor) -> Tensor:  # [N, C] -> [N, 3C]
@@ -142,7 +150,14 @@ class MultiheadAttention(nn.Module):
         return self.in_proj_bias + F.pad(shift, (0, dim))
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, topology: MeshTopology | None = None, maps: list[Tensor] | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        topology: MeshTopology | None = None,
+        maps: list[Tensor] | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:  # [B, N, C]
+        """Attention of heads [B, H, N, D], joined, projected and (in training) dropped out; then `residual` is added."""
         out = attend(q, k, v, topology, self.dropout if self.training else 0.0, maps)
-        return self.out_proj(out.transpose(-3, -2).flatten(-2))
+        return self.out_proj(out.transpose(-3, -2).flatten(-2), residual)

@@ -7,10 +7,10 @@ Key names are BERT's as in the official checkpoints, minus tables that no forwar
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
+from .dense import Dense
 from .graph_conv import GraphResidualBlock
 from .mesh import MeshUpsample
 
@@ -21,7 +21,7 @@ class _SelfAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"BertBlock: hidden width {dim} is not a multiple of heads {heads}")
         self.heads, self.dropout = heads, dropout
-        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.query, self.key, self.value = Dense(dim, dim), Dense(dim, dim), Dense(dim, dim)
 
     def forward(self, x: Tensor, maps: list[Tensor] | None) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
@@ -34,11 +34,10 @@ class _Output(nn.Module):
 
     def __init__(self, in_dim: int, dim: int, dropout: float, eps: float):
         super().__init__()
-        self.dense, self.LayerNorm = nn.Linear(in_dim, dim), nn.LayerNorm(dim, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dense, self.LayerNorm = Dense(in_dim, dim, drop=dropout), nn.LayerNorm(dim, eps=eps)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(residual + self.dropout(self.dense(x)))
+        return self.LayerNorm(self.dense(x, residual))
 
 
 class BertLayer(nn.Module):
@@ -49,7 +48,7 @@ class BertLayer(nn.Module):
         self.attention = nn.ModuleDict(
             {"self": _SelfAttention(dim, heads, dropout), "output": _Output(dim, dim, dropout, eps)}
         )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(dim, feedforward)})
+        self.intermediate = nn.ModuleDict({"dense": Dense(dim, feedforward)})
         self.output = _Output(feedforward, dim, dropout, eps)
         self.graph_conv = GraphResidualBlock(dim, eps) if graph else None
 
@@ -65,7 +64,7 @@ class BertLayer(nn.Module):
             first, last = vertices
             mixed = self.graph_conv(x[:, first:last], adjacency)
             x = torch.cat([x[:, :first], mixed, x[:, last:]], dim=1)
-        return self.output(F.gelu(self.intermediate["dense"](x)), x)
+        return self.output(self.intermediate["dense"](x, act="gelu"), x)
 
 
 class BertBlock(nn.Module):
@@ -96,11 +95,11 @@ class BertBlock(nn.Module):
         self.bert = nn.ModuleDict(
             {
                 "position_embeddings": nn.Embedding(positions, dim),
-                "img_embedding": nn.Linear(in_dim, dim),
+                "img_embedding": Dense(in_dim, dim),
                 "encoder": nn.ModuleDict({"layer": nn.ModuleList(layer_list)}),
             }
         )
-        self.cls_head, self.residual = nn.Linear(dim, out_dim), nn.Linear(in_dim, out_dim)
+        self.cls_head, self.residual = Dense(dim, out_dim), Dense(in_dim, out_dim)
         self.dropout = nn.Dropout(dropout)
         self.apply(_bert_init)
 
@@ -125,7 +124,7 @@ class BertBlock(nn.Module):
         self, x: Tensor, vertices=None, adjacency=None, maps: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """[B, N, in_dim] -> tokens [B, N, out_dim] and the last hidden state [B, N, dim]."""
-        embedded = self.bert["img_embedding"](x) + self.positions(x.shape[1])
+        embedded = self.bert["img_embedding"](x, self.positions(x.shape[1]))
         return self.from_embedded(embedded, self.residual(x), vertices, adjacency, maps)
 
     def from_embedded(
@@ -135,7 +134,7 @@ class BertBlock(nn.Module):
         h = self.dropout(embedded)
         for layer in self.bert["encoder"]["layer"]:
             h = layer(h, vertices, adjacency, maps)
-        return self.cls_head(h) + residual, h
+        return self.cls_head(h, residual), h
 
 
 def _bert_init(module: nn.Module) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dense import Dense
 from .proportional import proportional_attention
 
 
@@ -58,7 +59,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         inner = cfg.heads * cfg.dim_head
         self.heads, self.dropout = cfg.heads, cfg.dropout
-        self.to_kv = nn.Linear(cfg.context_dim, 2 * inner, bias=False)
+        self.to_kv = Dense(cfg.context_dim, 2 * inner, bias=False)
         self.to_q = nn.Linear(cfg.dim, inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner, cfg.dim), nn.Dropout(cfg.dropout))
 

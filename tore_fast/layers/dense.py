@@ -1,12 +1,17 @@
-"""Linear layer with what follows it, GELU or a residual, in the same pass over the result.
+"""Linear layer with what follows it, an activation or a residual, in the same pass over the result.
 
 In: [..., K]. Out: [..., N]. On the CPU in inference oneDNN's product is used, which is faster than the one behind
 `F.linear` (MKL's) on AMD and applies both while the result is in registers; elsewhere this is `F.linear`.
 Measured on one Zen 4 core, [4131, 512] x [512, 1024]: 97 -> 107 GFLOP/s, 111 with the weight packed once (`freeze`);
-with GELU 48.7 -> 43.5 -> 40.8 ms. Used by layers/{pose_blocks,tra}.py.
+with GELU 48.7 -> 43.5 -> 40.8 ms. Used by every transformer of the package (attention.py, bert_block.py, pose_blocks.py, ...).
 """
 
 from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Hashable, Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +20,24 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .frozen import Frozen
 
+Act = Literal["none", "gelu", "relu"]
+ACTS = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}  # the exact GELU
+
 # below these oneDNN's per-call cost is more than it gains (one Zen 4 core, 20 shapes from 17 to 14,688 rows)
 MIN_ROWS = 100  # unpacked weights are brought into oneDNN's layout at every call
 MIN_PRODUCTS = 4 << 20  # multiply-adds
+
+_ATEN: contextvars.ContextVar[bool] = contextvars.ContextVar("tore_fast_aten_products", default=False)
+
+
+@contextlib.contextmanager
+def aten_products() -> Iterator[None]:
+    """Within this context products are `F.linear`: for baselines that stand for code without ours."""
+    token = _ATEN.set(True)
+    try:
+        yield
+    finally:
+        _ATEN.reset(token)
 
 
 def onednn_fits(x: Tensor, weight: Tensor, packed: bool) -> bool:
@@ -29,6 +49,7 @@ def onednn_fits(x: Tensor, weight: Tensor, packed: bool) -> bool:
         x.dtype == weight.dtype == torch.float32
         and products >= MIN_PRODUCTS
         and (packed or x.numel() >= MIN_ROWS * x.shape[-1])
+        and not _ATEN.get()
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
@@ -37,15 +58,41 @@ def onednn_fits(x: Tensor, weight: Tensor, packed: bool) -> bool:
     )
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gelu: bool) -> Tensor:
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, act: Act) -> Tensor:
     product = torch.ops.mkldnn._linear_pointwise
     if residual is not None:
         return product.binary(x, residual, weight, bias, "add")
-    return product(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
+    return product(x, weight, bias, act, [], "none" if act == "gelu" else "")
+
+
+def product(
+    x: Tensor,  # [..., K]
+    weight: Tensor,  # [N, K]
+    bias: Tensor | None = None,  # [N]
+    residual: Tensor | None = None,  # [..., N] or what broadcasts to it
+    act: Act = "none",
+    owner: Frozen | None = None,
+    name: Hashable = None,
+) -> Tensor:  # [..., N]
+    """act(x W^T + b) + residual.
+
+    Args:
+        owner, name: a module that keeps the packed weight under this name while it is frozen.
+    """
+    packed = owner is not None and owner.frozen
+    if (residual is None or act == "none") and onednn_fits(x, weight, packed):
+        if residual is not None:
+            residual = residual.expand(*x.shape[:-1], weight.shape[0])
+        if packed:
+            pack = torch.ops.mkldnn._reorder_linear_weight
+            weight = owner.kept(("packed", name), (weight,), lambda: pack(weight, x.numel() // x.shape[-1]))
+        return _onednn(x, weight, bias, residual, act)
+    out = ACTS[act](F.linear(x, weight, bias))
+    return out if residual is None else residual + out
 
 
 class Dense(Frozen, nn.Linear):
-    """dropout(act(x W^T + b)) + residual with act the exact GELU or nothing; parameters and keys of nn.Linear.
+    """dropout(act(x W^T + b)) + residual; parameters and keys of nn.Linear.
 
     Args:
         drop: dropout rate, in training mode.
@@ -64,7 +111,7 @@ class Dense(Frozen, nn.Linear):
         self,
         x: Tensor,  # [..., K]
         residual: Tensor | None = None,  # [..., N]
-        gelu: bool = False,
+        act: Act = "none",
         part: tuple[int, int] | None = None,
     ) -> Tensor:  # [..., N]
         """`part`: only the outputs from .. to (rows of the weight)."""
@@ -72,12 +119,7 @@ class Dense(Frozen, nn.Linear):
         bias: Tensor | None = self.bias
         if part is not None:
             weight, bias = weight[slice(*part)], None if bias is None else bias[slice(*part)]
-        dropped = self.training and self.drop > 0
-        if not dropped and not (gelu and residual is not None) and onednn_fits(x, weight, self.frozen):
-            if self.frozen:
-                pack = torch.ops.mkldnn._reorder_linear_weight
-                weight = self.kept(part, (self.weight,), lambda: pack(weight, x.numel() // x.shape[-1]))
-            return _onednn(x, weight, bias, residual, gelu)
-        out = F.linear(x, weight, bias)
-        out = F.dropout(F.gelu(out) if gelu else out, self.drop, self.training)
+        if not (self.training and self.drop):
+            return product(x, weight, bias, residual, act, self, part)
+        out = F.dropout(ACTS[act](F.linear(x, weight, bias)), self.drop)
         return out if residual is None else residual + out

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.pruned_attention import pruned_attention
 from ._tokens import Tokens
+from .dense import Dense
 from .token_conv import MapConv, TokenConv, tokens_to_map
 
 
@@ -28,9 +29,9 @@ class ReducedAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"ReducedAttention: dim {dim} is not divisible by num_heads {num_heads}")
         self.num_heads, self.sr_ratio = num_heads, sr_ratio
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Dense(dim, dim, bias=qkv_bias)
+        self.kv = Dense(dim, 2 * dim, bias=qkv_bias)
+        self.proj = Dense(dim, dim)
         self.reduces_by_conv = sr_ratio > 1 and use_sr_layer
         if self.reduces_by_conv:
             self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio)
@@ -42,13 +43,14 @@ class ReducedAttention(nn.Module):
         y_key: Tensor,  # [B, Nk, C]
         keys: Tokens,  # bookkeeping (and score) of y_key
         map_size: tuple[int, int],  # of the query tokens
+        residual: Tensor | None = None,  # [B, Nq, C]
     ) -> Tensor:  # [B, Nq, C]
         y_key, score = self.reduce(y_key, keys, map_size)
         q = self.q(y_query).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, Nq, D]
         kv = self.kv(y_key).unflatten(2, (2, self.num_heads, -1))  # [B, Nk', 2, heads, D]
         k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
         out = pruned_attention(q, k, v, key_bias=score)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(out.transpose(1, 2).flatten(2), residual)
 
     def reduce(self, y: Tensor, keys: Tokens, map_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Key/value features [B, Nk', C] and their score [B, Nk'] (None where there is none)."""
@@ -74,12 +76,12 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, on_grid: bool):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Dense(dim, hidden)
         self.dwconv = MapConv(hidden) if on_grid else TokenConv(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Dense(hidden, dim)
 
-    def forward(self, tokens: Tokens, y: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.dwconv(tokens, self.fc1(y))))
+    def forward(self, tokens: Tokens, y: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.fc2(F.gelu(self.dwconv(tokens, self.fc1(y))), residual)
 
 
 class TCBlock(nn.Module):
@@ -119,6 +121,8 @@ class TCBlock(nn.Module):
         keys = query if keys is None else keys
         y_query = self.norm1(query.x)
         y_key = y_query if keys is query else self.norm1(keys.x)
-        x = query.x + self.drop_path(self.attn(y_query, y_key, keys, query.map_size))
-        x = x + self.drop_path(self.mlp(query, self.norm2(x)))
-        return query._replace(x=x)
+        if self.training and not isinstance(self.drop_path, nn.Identity):
+            x = query.x + self.drop_path(self.attn(y_query, y_key, keys, query.map_size))
+            return query._replace(x=x + self.drop_path(self.mlp(query, self.norm2(x))))
+        x = self.attn(y_query, y_key, keys, query.map_size, residual=query.x)
+        return query._replace(x=self.mlp(query, self.norm2(x), residual=x))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dense import product
 from .mesh import MeshUpsample
 
 
@@ -23,7 +24,7 @@ class _Linear(nn.Module):
         nn.init.xavier_uniform_(self.W)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.W, self.b)
+        return product(x, self.W, self.b)
 
 
 class _GraphConvolution(nn.Module):

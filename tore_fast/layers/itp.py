@@ -38,15 +38,19 @@ class TokenSelection(nn.Module):
         grid: tuple[int, int],
         keep_ratio: float,
         hidden: int = 128,
+        gain: float = 1.0,
         neighbors: int = 5,
     ) -> None:
         """M = int(h * w * keep_ratio) tokens are kept; "none" keeps all of them untouched.
 
         soft: conv 3x3 -> GELU -> linear -> softmax over the positions = weights of M weighted means (released TORE;
             no token is chosen or dropped), then one LayerNorm over the whole [M, C] block. Positions: an M x 1 grid.
+            `gain` multiplies the linear layer's initial weights. At 1 (released) every heat map starts as a near-uniform
+            mean, so all tokens start alike; short trainings from scratch want peaks from the start (24: docs/study.md).
         cluster: DPC-kNN density peaks, then cluster averages (the paper's wording); positions are averaged alike.
         attention: one attention over the tokens; the M tokens that receive most attention stay (PPT), with theirs
             positions. Its context is added to the tokens, so its projections are trained by the task.
+        Cluster and attention tokens get no LayerNorm of their own: it made the same tokens worse (docs/study.md).
 
         Raises:
             ValueError: unknown selector, keep_ratio outside (0, 1] or so small that no token is left.
@@ -63,8 +67,8 @@ class TokenSelection(nn.Module):
             self.token_selector_conv2d = nn.Conv2d(dim, hidden, 3, padding=1)
             self.token_selector_fc = nn.Linear(hidden, self.keep_num)
             self.layer_norm = nn.LayerNorm([self.keep_num, dim])
-        if selector in ("cluster", "attention"):
-            self.layer_norm = nn.LayerNorm(dim)
+            with torch.no_grad():
+                self.token_selector_fc.weight.mul_(gain)
         if selector == "attention":
             self.token_attention_qk = nn.Linear(dim, 2 * hidden)
             self.token_attention_scale = nn.Parameter(torch.full((dim,), 0.1))
@@ -101,7 +105,7 @@ class TokenSelection(nn.Module):
         found = dpc_knn_cluster_merge(tokens, self.keep_num, k=self.neighbors)
         slot = torch.arange(self.keep_num, device=tokens.device)[:, None]
         heatmap = torch.where(found.cluster[:, None] == slot, found.norm_weight[:, None].to(tokens.dtype), 0.0)
-        return Selection(self.layer_norm(found.merged), heatmap @ self.token_pos, heatmap)
+        return Selection(found.merged, heatmap @ self.token_pos, heatmap)
 
     def _attention(self, tokens: Tensor) -> Selection:
         heads = 8
@@ -110,7 +114,7 @@ class TokenSelection(nn.Module):
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1).mean(1)  # [B, N, N]
         importance = weights.detach().sum(1)  # attention every token receives
         kept = ppt_select(importance, self.keep_num, sort_by_position=True)  # [B, M]
-        tokens = self.layer_norm(tokens + self.token_attention_scale * (weights @ tokens))
+        tokens = tokens + self.token_attention_scale * (weights @ tokens)
         index = kept[..., None].expand(-1, -1, tokens.shape[-1])
         heatmap = F.one_hot(kept, importance.shape[1]).to(tokens.dtype)
         return Selection(tokens.gather(1, index), self.token_pos[kept], heatmap)

@@ -103,8 +103,9 @@ def merge_tokens(
     r: int,
     state: TokenState,
     cfg: MergeConfig,
+    prefix: int = 0,
 ) -> Tensor:  # [B, N - r, C]
-    """Merges r tokens of x and updates `state` (size, coverage, source).
+    """Merges r tokens of x and updates `state` (size, coverage, source). The first `prefix` tokens (registers) take no part.
 
     Without `state.coverage` this is ToMe; with it Mask-ToMe: person tokens (coverage > threshold) merge only when
     nothing else is left, the least covered first. Merged coverage is the maximum, so the person flag is inherited.
@@ -114,6 +115,8 @@ def merge_tokens(
     if r <= 0:
         return x
     b, n = x.shape[:2]
+    if prefix:
+        return _merge_behind(x, metric, r, state, cfg, prefix)
     person = None if state.coverage is None else state.coverage > cfg.person_threshold
     plan = bipartite_soft_matching(
         metric,
@@ -138,6 +141,23 @@ def merge_tokens(
         source = torch.eye(n, device=x.device).expand(b, n, n) if state.source is None else state.source
         state.source = merge(plan, source, mode="amax")
     return x
+
+
+def _merge_behind(x: Tensor, metric: Tensor, r: int, state: TokenState, cfg: MergeConfig, prefix: int) -> Tensor:
+    """merge_tokens for what follows the first `prefix` tokens, which stay as they are."""
+    b, n = x.shape[:2]
+    whole = {"size": state.size, "coverage": state.coverage, "source": state.source}
+    if state.size is None:
+        whole["size"] = torch.ones(b, n, dtype=torch.float32, device=x.device)
+    if cfg.track_source and state.source is None:
+        whole["source"] = torch.eye(n, device=x.device).expand(b, n, n)
+    inner = TokenState()
+    for name, value in whole.items():
+        setattr(inner, name, None if value is None else value[:, prefix:])
+    merged = merge_tokens(x[:, prefix:], metric[:, prefix:], r, inner, cfg)
+    for name, value in whole.items():
+        setattr(state, name, None if value is None else torch.cat((value[:, :prefix], getattr(inner, name)), 1))
+    return torch.cat((x[:, :prefix], merged), 1)
 
 
 def mask_coverage(

@@ -114,7 +114,7 @@ class Mlp(nn.Module):
         self.fc2 = Dense(hidden, dim, drop=drop)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.fc2(self.fc1(x, gelu=True), residual)
+        return self.fc2(self.fc1(x, act="gelu"), residual)
 
 
 class PoseAttention(nn.Module):

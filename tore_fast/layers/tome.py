@@ -6,7 +6,9 @@ dict keys stay as they are. timm blocks keep their modules and only change class
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,15 @@ class _Shared:
                 )
             coverage = torch.cat((coverage.new_zeros(x.shape[0], self.prefix), coverage), 1)
         self.state = TokenState(coverage)
-        self.schedule = self.merging.schedule(x.shape[1], self.depth)
+        own, skip = self.merging, self.skip
+        if skip and own.keep is not None:
+            own = dataclasses.replace(own, keep=max(1, own.keep - skip))
+        self.schedule = own.schedule(x.shape[1] - skip, self.depth)
+
+    @property
+    def skip(self) -> int:
+        """Prefix tokens beyond what the matching itself sets aside (class, distillation): registers."""
+        return self.prefix if self.prefix > 2 else 0
 
 
 def _attention(attn: nn.Module, x: Tensor, log_size: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -65,7 +75,7 @@ def _merging_block(base: type) -> type:
             r, merging, state = shared.schedule[self.token_merging_index], shared.merging, shared.state
             out, k = _attention(self.attn, self.norm1(x), state.log_size if merging.prop_attn else None)
             x = x + self.drop_path1(self.ls1(out))
-            x = merge_tokens(x, k.mean(1), r, state, merging)
+            x = merge_tokens(x, k.mean(1), r, state, merging, shared.skip)
             return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
     MergingBlock.__name__ = MergingBlock.__qualname__ = f"Merging{base.__name__}"
@@ -112,8 +122,12 @@ class TokenMergingHandle:
         if mask is None:
             self._shared.coverage = None
             return
-        proj = self._vit.patch_embed.proj
-        self._shared.coverage = mask_coverage(mask, proj.kernel_size[0], proj.stride[0], proj.padding[0])
+        embed = self._vit.patch_embed
+        if hasattr(embed, "backbone"):  # timm's hybrids: a convolutional trunk before the projection
+            window = (embed.feat_ratio(), embed.feat_ratio(), 0)
+        else:
+            window = (embed.proj.kernel_size[0], embed.proj.stride[0], embed.proj.padding[0])
+        self._shared.coverage = mask_coverage(mask, *window)
 
     @property
     def size(self) -> Tensor | None:
@@ -138,9 +152,7 @@ class TokenMergingHandle:
 
 
 def _for_prefix(merging: MergeConfig, prefix: int) -> MergeConfig:
-    import dataclasses
-
-    return dataclasses.replace(merging, class_token=prefix >= 1, distill_token=prefix == 2)
+    return dataclasses.replace(merging, class_token=prefix in (1, 2), distill_token=prefix == 2)
 
 
 def patch_token_merging(model: nn.Module, merging: MergeConfig | None = None, **fields) -> TokenMergingHandle:
@@ -148,7 +160,7 @@ def patch_token_merging(model: nn.Module, merging: MergeConfig | None = None, **
 
     Args:
         model: one of our hosts (HMR2, CameraHMR, or anything with a ViT as `.backbone`), our ViT, or a timm
-            VisionTransformer. timm's class and distillation tokens are never merged.
+            VisionTransformer. timm's class, distillation and register tokens are never merged.
         merging: settings; or give the fields of MergeConfig directly (keep counts prefix tokens too).
 
     Returns:
@@ -181,9 +193,10 @@ def patch_token_merging(model: nn.Module, merging: MergeConfig | None = None, **
         raise ValueError(f"patch_token_merging: attention {type(blocks[0].attn).__name__} of timm is not supported")
     if getattr(vit, "grad_checkpointing", False):
         raise ValueError("patch_token_merging: switch timm's grad_checkpointing off; it would merge twice")
+    known = {"self", "x", "attn_mask", "is_causal"}
+    if extra := {p for b in blocks for p in inspect.signature(type(b).forward).parameters} - known:
+        raise ValueError(f"patch_token_merging: blocks {type(blocks[0]).__name__} with {', '.join(sorted(extra))} are not supported")
     prefix = int(getattr(vit, "num_prefix_tokens", 0))
-    if prefix > 2:
-        raise ValueError(f"patch_token_merging: at most 2 prefix tokens (class, distillation), the model has {prefix}")
     shared = _Shared(_for_prefix(merging, prefix), len(blocks), prefix)
     for i, block in enumerate(blocks):
         block.__class__ = _merging_block(type(block))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..ops import MeshTopology
 from .attention import MultiheadAttention, imitates_official
+from .dense import Dense
 
 Maps = dict[str, list[Tensor]]  # attention maps by name, one per layer: head averages [B, queries, keys]
 
@@ -34,16 +35,14 @@ class EncoderLayer(nn.Module):
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float):
         super().__init__()
         self.self_attn = MultiheadAttention(dim, heads, dropout)
-        self.linear1, self.linear2 = nn.Linear(dim, feedforward), nn.Linear(feedforward, dim)
+        self.linear1, self.linear2 = Dense(dim, feedforward, drop=dropout), Dense(feedforward, dim, drop=dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
         self.register_buffer("fused_qkv", None, persistent=False)  # [N, 3C]
 
     def forward(self, x: Tensor, pos: Tensor | None, maps: Maps | None = None) -> Tensor:
         attn = self.self_attn
-        h = attn.attend(*attn.qkv(self.norm1(x), pos, self.fused_qkv), maps=_layer_maps(maps, "encoder"))
-        x = x + self.dropout(h)
-        return x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(self.norm2(x))))))
+        x = attn.attend(*attn.qkv(self.norm1(x), pos, self.fused_qkv), maps=_layer_maps(maps, "encoder"), residual=x)
+        return self.linear2(self.linear1(self.norm2(x), act="relu"), residual=x)
 
 
 class DecoderLayer(nn.Module):
@@ -53,17 +52,15 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MultiheadAttention(dim, heads, dropout)
         self.multihead_attn = MultiheadAttention(dim, heads, dropout)
-        self.linear1, self.linear2 = nn.Linear(dim, feedforward), nn.Linear(feedforward, dim)
+        self.linear1, self.linear2 = Dense(dim, feedforward, drop=dropout), Dense(feedforward, dim, drop=dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
         self.register_buffer("fused_kv", None, persistent=False)  # [N, 2C]
         self.register_buffer("fused_x", None, persistent=False)  # [1, T, C] tokens after self-attention
         self.register_buffer("fused_query", None, persistent=False)  # [1, H, T, D]
 
     def after_self_attention(self, x: Tensor, topology: MeshTopology | None, maps: Maps | None = None) -> Tensor:
         attn = self.self_attn
-        h = attn.attend(*attn.qkv(self.norm1(x)), topology, _layer_maps(maps, "decoder"))
-        return x + self.dropout(h)
+        return attn.attend(*attn.qkv(self.norm1(x)), topology, _layer_maps(maps, "decoder"), residual=x)
 
     def forward(
         self, x: Tensor, memory: Tensor, pos: Tensor | None, topology: MeshTopology | None, maps: Maps | None = None
@@ -76,8 +73,8 @@ class DecoderLayer(nn.Module):
             q = attn.query(self.norm2(x))
         q = q.expand(memory.shape[0], -1, -1, -1)  # learned tokens may come once for the whole batch
         k, v = attn.key_value(memory, pos, self.fused_kv)
-        x = x + self.dropout(attn.attend(q, k, v, maps=_layer_maps(maps, "cross")))
-        return x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(self.norm3(x))))))
+        x = attn.attend(q, k, v, maps=_layer_maps(maps, "cross"), residual=x)
+        return self.linear2(self.linear1(self.norm3(x), act="relu"), residual=x)
 
 
 class _Stack(nn.Module):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..layers.frozen import Frozen, freeze
 from ..layers.mesh import MeshUpsample
 from ..ops import csr_matrix
 from ._mesh import ModelMesh, resolve_mesh
@@ -49,6 +50,7 @@ class MeshModelConfig:
     selector: str = "none"  # soft, cluster, attention, none
     keep_ratio: float = 1.0  # of the image tokens
     selector_dim: int = 128
+    selector_gain: float = 1.0  # soft: of the initial weights of the cells' scores, see init_selection
 
     @property
     def grid(self) -> tuple[int, int]:  # rows, columns of image tokens
@@ -203,6 +205,7 @@ class MeshModel(nn.Module):
         self.unfuse()
         with torch.no_grad():
             self._fuse()
+        freeze(self)
         return self
 
     def _fuse(self) -> None:
@@ -211,6 +214,8 @@ class MeshModel(nn.Module):
     def unfuse(self):
         """Drops the cached terms of `fuse`."""
         for module in self.modules():
+            if isinstance(module, Frozen):
+                module.thaw()
             for name in module._buffers:
                 if name.startswith("fused_"):
                     module._buffers[name] = None

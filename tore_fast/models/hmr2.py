@@ -7,6 +7,7 @@ and whose rotations and betas feed body/. Depth and token count are config field
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from ..layers.camera import crop_translation
 from ..layers.decoder_head import CrossAttentionDecoder, DecoderConfig, FoldedDecoder
+from ..layers.frozen import freeze
 from ..layers.mask_tome import MergeConfig, mask_coverage
 from ..layers.rotation import axis_angle_to_matrix, rot6d_to_matrix
 from ._registry import PaperRow, register_model
-from .backbones.vit import ViT, ViTConfig
+from .backbones.vit import ConvStem, ViT, ViTConfig, embed_macs
 
 SIDE_CUT = 32  # columns dropped left and right of the square crop
 
@@ -187,12 +189,20 @@ class HMR2(nn.Module):
         """Changes how tokens merge from the next call on (weights do not depend on it)."""
         self.backbone.merging = merging
 
+    def keep_tokens(self, keep: int, per_block: int | None = None) -> None:
+        """Mask-ToMe down to `keep` tokens from the next call on, other settings (order, prop_attn, ...) as in the config."""
+        changed = {"keep_tokens": keep, "merge_r": None, "merge_per_block": per_block or self.config.merge_per_block}
+        self.set_merging(dataclasses.replace(self.config, **changed).merging())
+
     def fold(self) -> HMR2:
         """Drops dead weights and stores constants for inference; outputs stay the same, training is over. Returns self."""
         head = self.smpl_head
         if isinstance(head.transformer, CrossAttentionDecoder):
             token = head.init_cam.new_zeros(1, 1, 1) if head.constant_query() else None
             head.transformer = FoldedDecoder(head.transformer, token)
+        if isinstance(self.backbone.patch_embed, ConvStem):
+            self.backbone.patch_embed.fold()
+        freeze(self)
         return self.requires_grad_(False)
 
     def coverage(self, mask: Tensor | None) -> Tensor | None:
@@ -242,7 +252,7 @@ def host_macs(config: HMR2Config) -> tuple[float, float]:
     vit = c.vit()
     d, n = c.embed_dim, vit.grid[0] * vit.grid[1]
     schedule = (0,) * c.depth if merging is None else merging.schedule(n, c.depth)
-    linear, attention = 3.0 * vit.patch_size**2 * d * n, 0.0
+    linear, attention = embed_macs(vit), 0.0
     for r in schedule:
         linear += 4 * d * d * n
         attention += 2 * n * n * d
@@ -285,7 +295,7 @@ TINY = dict(
 
 @register_model("hmr2_vitt", family="fasthmr", input_shape=(3, 128, 128), tags=("small",))
 def hmr2_vitt(**overrides) -> HMR2:
-    """Smallest host, trainable on a CPU: a convolutional stem and 12 blocks of width 128 on the 48 tokens of a 128 x 96 crop (docs/fasthmr.md)."""
+    """Smallest host, trainable on a CPU: a convolutional stem, 12 blocks of width 128, 48 tokens of a 128 x 96 crop (docs/fasthmr.md)."""
     return HMR2(HMR2Config(**{**TINY, **overrides}))
 
 

@@ -187,6 +187,7 @@ class TCFormerHMRConfig(TCFormerConfig):
     regressor_hidden: int = 1024
     num_joints: int = 24
     num_shape: int = 10
+    image_size: int = 224  # side of the crops it was trained on: `eval` cuts the same
 
 
 class TCFormerHMR(nn.Module):

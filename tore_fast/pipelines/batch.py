@@ -57,25 +57,23 @@ class ModelFactory:
     device: str = "auto"
     batch_size: int = 8
     threads: int = 0
-    options: dict[str, Any] = field(default_factory=dict)  # of from_pretrained: upstream, mesh_data, ...
+    options: dict[str, Any] = field(default_factory=dict)  # of Pipeline: upstream, mesh_data
+
+    def __post_init__(self):
+        if unknown := sorted(self.options.keys() - {"upstream", "mesh_data"}):
+            raise ValueError(f"options (--extra): expected upstream, mesh_data, got {unknown[0]!r}")
 
     def __call__(self, worker: int = 0) -> Pipeline:
         import torch
 
-        from .image_to_mesh import load_model, pick_device
+        from .image_to_mesh import pick_device
 
         if self.threads:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
         if device == "cuda":
             device = f"cuda:{worker % torch.cuda.device_count()}"
-        if self.checkpoint is None:
-            model = load_model(self.model)
-        else:
-            from ..models import from_pretrained
-
-            model = from_pretrained(self.checkpoint, model=None if self.model == "default" else self.model, **self.options)
-        return Pipeline(model, device=device, batch_size=self.batch_size)
+        return Pipeline(self.model, checkpoint=self.checkpoint, device=device, batch_size=self.batch_size, **self.options)
 
     def identity(self) -> dict:
         return {"model": self.model, "checkpoint": self.checkpoint, "options": self.options}

@@ -64,10 +64,11 @@ class ComponentTable:
         every = torch.cat([t - t[:, :1] for t in self.truth])
         self._add("mean pose", [every.mean(0).expand_as(t) for t in self.truth])
 
-    def host(self, name: str, host: HMR2, masks: bool = True, smoothed: str | None = None) -> list[HostClip]:
+    def host(self, name: str, host: HMR2, masks: str = "given", smoothed: str | None = None) -> list[HostClip]:
         """A row for a host (betas: the median of the clip, as in the pipeline); returns what it predicted.
 
         Args:
+            masks: "given" (the clip's), "ellipse" (in every crop) or "none" (plain ToMe); of use when tokens merge.
             smoothed: name of a further row, the same joints after a plain Gaussian over time.
         """
         made, start = [], time.process_time()
@@ -84,19 +85,22 @@ class ComponentTable:
         return made
 
     @torch.inference_mode()
-    def motion(self, name: str, host: HMR2, made: Sequence[HostClip], motion: FastHMRMotion, overlap: int = 0) -> None:
+    def motion(
+        self, name: str, host: HMR2, made: Sequence[HostClip], motion: FastHMRMotion, overlap: int = 0, num_steps: int = 1
+    ) -> None:  # fmt: skip
         """A row for the motion decoder on a host's tokens (zero noise, IK with the median shape)."""
-        joints, start = [], time.process_time()
+        posed, start = [], time.process_time()
         for m in made:
-            pieces = motion.decode_stream(lambda a, b, t=m.tokens: t[a:b], len(m.tokens), overlap, noise="zeros")
-            rest = self.rest(m.betas.median(0).values[None])
+            pieces = motion.decode_stream(lambda a, b, t=m.tokens: t[a:b], len(m.tokens), overlap, noise="zeros", num_steps=num_steps)
             shape = m.betas.median(0).values
+            rest = self.rest(shape[None])
             turned = torch.cat([motion_rotations(p, rest.expand(len(p.joints), -1, -1)) for _, p in pieces])
-            joints.append(self.joints(turned, shape.expand(len(turned), -1)))
+            posed.append((turned, shape.expand(len(turned), -1)))
         frames = sum(len(m.tokens) for m in made)
         base = next(r for r in self.rows if r.get("blocks") == host.config.depth and r["tokens"] == _kept(host))
         ms = base["cpu_ms"] + 1000 * (time.process_time() - start) / frames
-        self._add(name, joints, gmacs=base["gmacs"] + motion_macs(motion) / 1e9, blocks=base["blocks"],
+        joints = [self.joints(*p) for p in posed]
+        self._add(name, joints, gmacs=base["gmacs"] + motion_macs(motion, num_steps) / 1e9, blocks=base["blocks"],
                   tokens=base["tokens"], cpu_ms=ms)  # fmt: skip
 
 
@@ -106,23 +110,25 @@ def _kept(host: HMR2) -> int:
     return n if merging is None else n - sum(merging.schedule(n, host.config.depth))
 
 
-def motion_macs(motion: FastHMRMotion) -> float:
+def motion_macs(motion: FastHMRMotion, num_steps: int = 1) -> float:
     """Multiply-adds per frame of the motion decoder."""
     import copy
 
     from ..models._count import count_module
 
     c = motion.config
-    _, macs = count_module(copy.deepcopy(motion), torch.empty(1, c.frames, c.condition_dim, device="meta"))
+    tokens = torch.empty(1, c.frames, c.condition_dim, device="meta")
+    _, macs = count_module(copy.deepcopy(motion), tokens, None, num_steps)
     return macs / c.frames
 
 
 def markdown(rows: Sequence[dict]) -> str:
     """The table of docs/fasthmr.md."""
-    head = ["", "blocks", "tokens", "MMACs / frame", "MPJPE mm", "PA-MPJPE mm", "accel mm/frame^2"]
+    head = ["", "blocks", "tokens", "MMACs / frame", "CPU ms / frame", "MPJPE mm", "PA-MPJPE mm", "accel mm/frame^2"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for r in rows:
         cells = [r["name"], r.get("blocks", "-"), r.get("tokens", "-"), f"{1000 * r['gmacs']:.0f}" if "gmacs" in r else "-"]
+        cells.append(f"{r['cpu_ms']:.2f}" if "cpu_ms" in r else "-")
         cells += [f"{r[k]:.1f}" for k in ("mpjpe_mm", "pa_mpjpe_mm", "accel_mm_per_frame2")]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ In: command-line strings; out: models and tensors for layer_merge.py and video_t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,29 +20,43 @@ from ..data.image import ImageError, check_box, find_images, read_image
 from ..layers.ik import LEAF_VERTICES
 from ..models._hub import load_pretrained, read_config
 from ..models._registry import create_model
+from ..models.camerahmr import CameraHMR
+from ..models.convert import fasthmr as convert
+from ..models.humanfov import HumanFoV
 
 # joint a leaf hangs on -> direction (T-pose, y up, facing +z) in which its tip lies
 _LEAVES = ((15, (0.0, 1.0, 0.0)), (22, (1.0, 0.0, 0.0)), (23, (-1.0, 0.0, 0.0)), (10, (0.0, 0.0, 1.0)), (11, (0.0, 0.0, 1.0)))
 
 
-def load_host(source: str) -> tuple[str, nn.Module]:
-    """(registry name, model) of a checkpoint folder, an official .ckpt / .pth file, or a model name (random weights)."""
+def load_host(source: str, fov_net: str | None = None) -> tuple[str, nn.Module]:
+    """(registry name, model) of a checkpoint folder, an official .ckpt / .pth file, or a model name (random weights).
+
+    Args:
+        fov_net: HumanFoV's file or folder, for a CameraHMR host that comes without it.
+
+    Raises:
+        ValueError: not a host, or the file does not fit.
+    """
     path = Path(source)
     if path.is_dir():
-        return str(read_config(path)["model"]), load_pretrained(path)
-    if path.is_file() or path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
-        from ..models.convert import fasthmr as convert
-
-        state = convert.read_state_dict(path)
-        camera = any(k.endswith("deckp.weight") for k in state)
-        model = convert.load_camerahmr(path) if camera else convert.load_hmr2(path)
-        return ("camerahmr_vith" if camera else "hmr2_vith"), model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # random weights, but the same ones when an interrupted run goes on
-        model = create_model(source)
+        name, model = str(read_config(path)["model"]), load_pretrained(path)
+    elif path.is_file() or path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
+        kind = convert.recognise(convert.read_state_dict(path)) or "hmr2"  # its loader says what is missing
+        name, model = convert.NAMES[kind], getattr(convert, f"load_{kind}")(path)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # random weights, but the same ones when an interrupted run goes on
+            name, model = source, create_model(source)
     if not hasattr(model, "smpl_head"):
         raise ValueError(f"{source!r} is not a FastHMR host; expected hmr2_*, camerahmr_* or fasthmr_*")
-    return source, model.eval()
+    if fov_net is not None:
+        if not isinstance(model, CameraHMR):
+            raise ValueError(f"a field-of-view net belongs to CameraHMR hosts, {source!r} is {name}")
+        net = load_pretrained(fov_net) if Path(fov_net).is_dir() else convert.load_humanfov(fov_net)
+        if not isinstance(net, HumanFoV):
+            raise ValueError(f"{fov_net}: not a HumanFoV checkpoint")
+        model.cam_model, model.config = net, dataclasses.replace(model.config, fov_net=True)
+    return name, model.eval()
 
 
 class PictureCrops(NamedTuple):

@@ -21,7 +21,7 @@ from torch import nn
 from ..body import BodyTopology, joints, load_body, load_topology
 from ..data.image import ImageError, check_box, read_image
 from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
-from ..models import create_model, load_pretrained
+from ..models import create_model, from_pretrained, load_pretrained
 from ..models.default import BUILT_IN, default_folder
 
 BOX_MODES = ("auto", "full", "centre")
@@ -75,6 +75,7 @@ class Pipeline:
         model: None for the built-in default; a folder written by `save_pretrained`; a registered name (random
             weights: useful only for trying things); or a module whose forward returns `camera`, `joints`,
             `vertices_coarse` and `vertices`.
+        checkpoint, upstream: weights, a folder of ours or an official file; see `load_model`.
         topology: faces and joint regressors of the mesh the model speaks of; default: what the model's mesh name says.
         mesh_data: folder with the SMPL/MANO topology files, for models of those meshes (else $TORE_FAST_MESH_DATA).
         device: "auto" takes a GPU where there is one.
@@ -90,6 +91,8 @@ class Pipeline:
         self,
         model: nn.Module | str | Path | None = None,
         *,
+        checkpoint: str | Path | None = None,
+        upstream: str | None = None,
         topology: BodyTopology | None = None,
         mesh_data: str | Path | None = None,
         device: str = "auto",
@@ -98,8 +101,11 @@ class Pipeline:
         if batch_size < 1:
             raise ValueError(f"Pipeline: batch_size must be at least 1, got {batch_size}")
         self.device = torch.device(pick_device(device))
-        self.model = load_model(model).to(self.device).eval()
-        if not isinstance(model, nn.Module) and hasattr(self.model, "fuse"):
+        if isinstance(model, nn.Module):
+            self.model = model.to(self.device).eval()
+        else:
+            loaded = load_model(model, checkpoint, upstream=upstream, mesh_data=mesh_data)
+            self.model = mesh_model(loaded, str(checkpoint or model)).to(self.device).eval()
             self.model.fuse()  # exact inference shortcuts; a module handed in stays as it is
         self.topology = mesh_of(self.model, mesh_data) if topology is None else topology
         regressor, self._picks, self.joint_names = _joint_rows(self.topology)
@@ -222,14 +228,23 @@ def pick_device(device: str) -> str:
     return device
 
 
-def load_model(model: nn.Module | str | Path | None) -> nn.Module:
-    """Module from what `Pipeline(model=...)` accepts."""
+def load_model(model: nn.Module | str | Path | None, checkpoint: str | Path | None = None, **options) -> nn.Module:
+    """Module from what `Pipeline(model=...)` accepts, or from a checkpoint.
+
+    Args:
+        checkpoint: a folder of ours or an official file. `model` is then None or "default" (told by the file), or the
+            registered name that the file must fit.
+        **options: of `from_pretrained` (upstream, mesh_data), for folders and files; None means not given.
+    """
     if isinstance(model, nn.Module):
         return model
+    given = {k: v for k, v in options.items() if v is not None}
+    if checkpoint is not None:
+        return from_pretrained(checkpoint, model=None if model in (None, "default") else str(model), **given)
     if model is None or str(model) in BUILT_IN:
         return load_pretrained(default_folder(str(model or "default")))
     if Path(model).is_dir():
-        return mesh_model(load_pretrained(model), str(model))
+        return from_pretrained(model, **given)
     return mesh_model(create_model(str(model)), str(model))
 
 

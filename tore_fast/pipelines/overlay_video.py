@@ -6,7 +6,11 @@ from disk in pieces and frames one at a time, so memory does not grow with the v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ from ..vis.overlay import PALETTE, PerspectiveCamera, draw_people
 from .track_store import NpzRows
 
 PIECE = 64  # frames of a track read at once
+SEGMENT = 240  # frames of the video that a kill can cost
 
 
 def why_no_mp4() -> str | None:
@@ -83,9 +88,12 @@ def overlay_frames(
 
 def write_overlay(
     source: VideoSource, tracks: Sequence[Path], body: Body, path: str | Path, limit: int | None = None,
-    on_frame: Callable[[int], None] | None = None,
+    on_frame: Callable[[int], None] | None = None, segment: int = SEGMENT,
 ) -> Path:  # fmt: skip
     """PATH (.mp4) of the whole video; it appears when finished.
+
+    Frames go to a hidden folder beside it in pieces of `segment` frames, joined at the end without encoding again. A
+    killed run started again keeps the whole pieces, if video, tracks and limit are the same.
 
     Raises:
         ValueError: imageio-ffmpeg is missing.
@@ -93,17 +101,47 @@ def write_overlay(
     reason = why_no_mp4()
     if reason:
         raise ValueError(reason)
+    path = Path(path)
+    folder = path.with_name(f".{path.stem}_pieces")
+    done = _whole_pieces(folder, source, tracks, limit, segment)
+    frames = source.frames(done * segment)
+    if limit is not None:
+        frames = itertools.takewhile(lambda item: item[0] < limit, frames)
+    drawn = overlay_frames(frames, tracks, body)
+    for first in drawn:
+        _write_piece(folder / f"{done:05d}.mp4", itertools.chain((first,), itertools.islice(drawn, segment - 1)), source.fps, on_frame)
+        done += 1
+    if not done:
+        raise ValueError(f"write_overlay: {source.path} gave no frame")
+    _join(sorted(folder.glob("[0-9]*.mp4")), path)
+    shutil.rmtree(folder)
+    return path
+
+
+def _whole_pieces(folder: Path, source: VideoSource, tracks: Sequence[Path], limit: int | None, segment: int) -> int:
+    """How many pieces an earlier run of the same work left; anything else in the folder is removed."""
+    files = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in tracks]
+    work = json.dumps({"video": str(source.path), "fps": source.fps, "limit": limit, "frames": segment, "tracks": files})
+    note = folder / "work.json"
+    if not note.exists() or note.read_text() != work:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        note.write_text(work)
+    for part in folder.glob(".*.mp4"):
+        part.unlink()
+    return len(list(folder.glob("[0-9]*.mp4")))
+
+
+def _write_piece(path: Path, frames: Iterable[tuple[int, np.ndarray]], fps: float, on_frame: Callable[[int], None] | None) -> None:
     import imageio.v2 as imageio
 
-    path = Path(path)
-    hidden = path.with_name(f".{path.stem}.part.mp4")
-    writer = imageio.get_writer(hidden, format="ffmpeg", fps=source.fps, codec="libx264", quality=7, macro_block_size=1,
-                                ffmpeg_log_level="error")  # fmt: skip
+    hidden = path.with_name(f".{path.name}")
+    # B-frames shift a piece's first time stamp, which doubles a frame at every seam
+    writer = imageio.get_writer(hidden, format="ffmpeg", fps=fps, codec="libx264", quality=7, macro_block_size=1,
+                                ffmpeg_log_level="error", output_params=["-bf", "0"])  # fmt: skip
     try:
         with writer:
-            for index, frame in overlay_frames(source.frames(), tracks, body):
-                if limit is not None and index >= limit:
-                    break
+            for index, frame in frames:
                 h, w = frame.shape[:2]
                 writer.append_data(np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge"))  # H.264 wants even sides
                 if on_frame is not None:
@@ -112,4 +150,20 @@ def write_overlay(
         hidden.unlink(missing_ok=True)
         raise
     hidden.replace(path)
-    return path
+
+
+def _join(pieces: Sequence[Path], path: Path) -> None:
+    """One video from pieces of the same encoder settings."""
+    if len(pieces) == 1:
+        pieces[0].replace(path)
+        return
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    names, hidden = pieces[0].with_name("pieces.txt"), path.with_name(f".{path.stem}.part.mp4")
+    names.write_text("".join(f"file '{p.name}'\n" for p in pieces))
+    command = [get_ffmpeg_exe(), "-y", "-v", "error", "-f", "concat", "-i", str(names), "-c", "copy", str(hidden)]
+    made = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if made.returncode:
+        hidden.unlink(missing_ok=True)
+        raise RuntimeError(f"{path}: ffmpeg could not join the pieces: {made.stderr.strip()}")
+    hidden.replace(path)

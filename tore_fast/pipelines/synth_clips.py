@@ -22,6 +22,7 @@ from ..data.synth.clips import ClipCrops
 from ..data.synth.motion import motion_rotations
 from ..eval.pose import mpjpe, p_mpjpe
 from ..eval.protocols import acceleration_error
+from ..layers.mask_tome import ellipse_mask
 from ..layers.rotation import axis_angle_to_matrix
 from ..models.hmr2 import HMR2
 
@@ -80,19 +81,23 @@ class HostClip(NamedTuple):
 
 
 @torch.inference_mode()
-def run_host(host: HMR2, clip: ClipPictures, masks: bool = True, batch_size: int = 64) -> HostClip:
-    """The host on every frame; masks=False withholds the person masks (plain ToMe when tokens merge)."""
+def run_host(host: HMR2, clip: ClipPictures, masks: str = "given", batch_size: int = 64) -> HostClip:
+    """The host on every frame; masks "ellipse" puts one in every crop, "none" withholds them (plain ToMe when tokens merge)."""
+    if masks not in ("given", "ellipse", "none"):
+        raise ValueError(f"run_host: masks must be given, ellipse or none, got {masks!r}")
     device = next(host.parameters()).device
+    side = clip.masks.shape[-1]
     out = []
     for a in range(0, len(clip.images), batch_size):
         part = slice(a, a + batch_size)
         images = normalize_images(clip.images[part].to(device))
-        out.append(host(images, clip.masks[part].to(device) if masks else None))
+        own = clip.masks[part].to(device) if masks == "given" else None
+        out.append(host(images, ellipse_mask(len(images), side, side, device) if masks == "ellipse" else own))
     fields = (torch.cat([getattr(o, k) for o in out]).float().cpu() for k in ("rotations", "betas", "token"))
     return HostClip(*fields)
 
 
-def write_tokens(host: HMR2, clips: Sequence[Path], folder: str | Path, masks: bool = True,
+def write_tokens(host: HMR2, clips: Sequence[Path], folder: str | Path, masks: str = "given",
                  each: Callable[[Iterable], Iterable] = lambda x: x) -> list[Path]:  # fmt: skip
     """FOLDER/ID.npz per clip: poses, betas, mocap_framerate and the host's `tokens`; files that are there stay."""
     folder = Path(folder)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..body import Body
-from ..data.hmr2_crop import Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
+from ..data.hmr2_crop import RULES, Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
 from ..data.video import VideoSource
 from ..layers import camera
 from ..layers.clips import fill_gaps, track_spans
@@ -35,6 +35,7 @@ from .track_files import FORMATS, track_writers
 from .track_store import TrackStore
 
 MASK_SOURCES = ("auto", "ellipse", "none")
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Masks = Callable[[int, np.ndarray, dict[int, tuple]], dict[int, np.ndarray]]
 Tracker = Callable[[int, np.ndarray], dict[int, tuple[float, float, float, float]]]
@@ -55,10 +56,28 @@ class PipelineOptions:
     max_gap: int = 15
     noise: str = "seeded"
     seed: int = 0
-    ik_mode: str = "adaptive"
+    denoising_steps: int = 1  # calls of the denoiser per clip; the paper uses one
+    ik_mode: str = "adaptive"  # or naive
     betas_mode: str = "median"  # or per_frame
     rotmats: bool = False
     precision: str = "float32"  # or bfloat16, float16 (autocast of the networks)
+
+    def __post_init__(self) -> None:
+        words = {"masks": MASK_SOURCES, "box_rule": RULES, "noise": ("seeded", "zeros"), "ik_mode": ("adaptive", "naive"),
+                 "betas_mode": ("median", "per_frame"), "precision": tuple(AUTOCAST)}  # fmt: skip
+        for name, allowed in words.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"PipelineOptions: {name} must be one of {', '.join(allowed)}, got {value!r}")
+        least = {"batch_size": 1, "chunk_frames": 1, "denoising_steps": 1, "overlap": 0, "max_gap": 0}
+        for name, low in least.items():
+            if (value := getattr(self, name)) < low:
+                raise ValueError(f"PipelineOptions: {name} must be at least {low}, got {value}")
+        if self.focal_px is not None and self.fov_deg is not None:
+            raise ValueError("PipelineOptions: give focal_px or fov_deg, not both")
+        if self.focal_px is not None and self.focal_px <= 0:
+            raise ValueError(f"PipelineOptions: focal_px must be positive, got {self.focal_px}")
+        if self.fov_deg is not None and not 0 < self.fov_deg < 180:
+            raise ValueError(f"PipelineOptions: fov_deg must lie between 0 and 180 degrees, got {self.fov_deg}")
 
 
 @dataclass
@@ -78,12 +97,17 @@ class Timing:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def table(self) -> str:
+        """One line per stage; per person only where people went through the network (not in a run that only wrote files)."""
         total = sum(self.seconds.values())
+
+        def each(seconds: float) -> str:
+            return f"{1000 * seconds / self.people:12.2f}" if self.people else f"{'-':>12}"
+
         lines = [f"{'stage':10}{'seconds':>10}{'ms/person':>12}{'share':>8}"]
         for name, s in self.seconds.items():
-            lines.append(f"{name:10}{s:10.2f}{1000 * s / max(self.people, 1):12.2f}{100 * s / max(total, 1e-9):7.0f}%")
-        rate = self.people / total if total else 0.0
-        lines.append(f"{'total':10}{total:10.2f}{1000 * total / max(self.people, 1):12.2f}   {rate:.1f} persons/s")
+            lines.append(f"{name:10}{s:10.2f}{each(s)}{100 * s / max(total, 1e-9):7.0f}%")
+        rate = f"   {self.people / total:.1f} persons/s" if self.people and total else ""
+        lines.append(f"{'total':10}{total:10.2f}{each(total)}{rate}")
         return "\n".join(lines)
 
 
@@ -115,10 +139,6 @@ class HMRPipeline:
     ):  # fmt: skip
         self.device = torch.device(device)
         self.options = options or PipelineOptions()
-        if self.options.masks not in MASK_SOURCES:
-            raise ValueError(f"HMRPipeline: masks must be one of {MASK_SOURCES}, got {self.options.masks!r}")
-        if self.options.betas_mode not in ("median", "per_frame"):
-            raise ValueError(f"HMRPipeline: betas_mode must be 'median' or 'per_frame', got {self.options.betas_mode!r}")
         self.host, self.body = host.to(self.device).eval(), body.to(self.device)
         self.motion = None if motion is None else motion.to(self.device).eval()
         width = host.config.decoder_dim
@@ -126,6 +146,8 @@ class HMRPipeline:
             raise ValueError(
                 f"HMRPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
             )
+        if motion is not None and self.options.overlap >= motion.config.frames:
+            raise ValueError(f"HMRPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}")
         self.rest = RestSkeleton(self.body)
         self.timing = Timing()
         self._warned = self._has_masks = self._over_budget = False
@@ -179,7 +201,7 @@ class HMRPipeline:
 
     @torch.inference_mode()
     def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):
-        low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.options.precision)
+        low = AUTOCAST[self.options.precision]
         with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
             if isinstance(self.host, CameraHMR):
                 return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
@@ -399,7 +421,7 @@ class HMRPipeline:
                 yield a, matrices
             return
         pieces = self.motion.decode_stream(
-            lambda a, b: every("token", a, b), count, o.overlap, o.seed, o.noise, batch_size=max(1, o.batch_size // 4)
+            lambda a, b: every("token", a, b), count, o.overlap, o.seed, o.noise, o.denoising_steps, max(1, o.batch_size // 4)
         )
         while True:
             with self.timing.stage("decode", self.device):

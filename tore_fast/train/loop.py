@@ -4,7 +4,8 @@ Batches and random numbers are functions of (seed, step, process), nothing else,
 follows the same loss curve as one that was not. Devices, mixed precision and several processes come from accelerate
 (`torchrun --nproc-per-node 2 -m tore_fast train ...` works as it stands). Files of a run, all in `out`:
 `last.pt` (weights, EMA, optimiser, step; written atomically), `best.pt` (EMA weights), `metrics.jsonl`, TensorBoard events.
-Schedules and parameter groups are in optim.py, gradient checkpointing and the memory report in memory.py.
+Schedules and parameter groups are in optim.py, gradient checkpointing and the memory report in memory.py, batches made
+ahead on a GPU in prefetch.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from .ema import Ema
 from .memory import checkpoint_activations, memory_report
 from .optim import OPTIMISERS, SCHEDULES, learning_rate, make_optimiser
+from .prefetch import Prefetch
 
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -215,6 +217,7 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
     loader = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=config.workers,
                                               prefetch_factor=4 if config.workers else None,
                                               pin_memory=accelerator.device.type == "cuda" and config.workers > 0))
+    batches = Prefetch(loader, accelerator.device)
     model.train()
     metrics: dict[str, float] = {}
     started = saved = time.monotonic()
@@ -227,11 +230,13 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
             group["lr"] = lr
         parts: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
-            batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(loader).items()}
+            batch = batches.take()
             with accelerator.no_sync(model) if micro + 1 < config.accumulate else _Nothing():
                 with accelerator.autocast():
                     total, parts = task.loss(model, batch, step)
                 accelerator.backward(total / config.accumulate)
+            if micro + 1 < config.accumulate:
+                batches.prepare()
         if config.clip_value:
             accelerator.clip_grad_value_(model.parameters(), config.clip_value)
         if config.clip_norm:
@@ -240,6 +245,7 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
         optimiser.zero_grad(set_to_none=True)
         if ema is not None:
             ema.update(plain)
+        batches.prepare()
         step += 1
         seen += config.batch_size * config.accumulate * accelerator.num_processes
         if writer is not None and step % config.log_every == 0:

@@ -57,6 +57,47 @@ class LabelConfig:
         return AugmentConfig(0.0 if hand else self.flip, self.noise, rotation, self.upright, self.scale)
 
 
+class LabelledCrops:
+    """Augmented training crops of labelled data sets; which come, and how, follows from (seed, index) alone.
+
+    Args:
+        readers: data sets; `weights` as stream.Mixture takes them.
+        augmentation: of the crops.
+        image_size: side of the crops.
+        hand: the items must be hands (else bodies).
+    """
+
+    def __init__(self, readers: list[Reader], weights: list[float] | None, augmentation: AugmentConfig, image_size: int,
+                 seed: int = 0, hand: bool = False):  # fmt: skip
+        self.readers, self.augmentation, self.image_size = readers, augmentation, image_size
+        self.seed, self.hand = seed, hand
+        self.mixture = Mixture([len(r) for r in readers], weights, seed)
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def batch(self, index: int, batch_size: int) -> dict[str, Tensor]:
+        """The keys of data/readers/sample.py's training_sample, each [B, ...]."""
+        rows = [self._sample(n) for n in range(index * batch_size, (index + 1) * batch_size)]
+        return {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
+
+    def _sample(self, n: int) -> dict[str, np.ndarray]:
+        """The n-th training item; one that cannot be read is replaced by the next of its data set, with a warning."""
+        source, item, epoch = self.mixture.place(n)
+        reader = self.readers[source]
+        for attempt in range(MAX_BAD_IN_A_ROW):
+            rng = np.random.default_rng((self.seed, n, attempt))
+            try:
+                sample = training_sample(reader[(item + attempt) % len(reader)], rng, self.augmentation, self.image_size)
+            except (ImageError, DataError) as e:
+                warnings.warn(f"training item left out: {e}", stacklevel=2)
+                continue
+            if len(sample["joints_2d"]) != (21 if self.hand else 24):
+                raise DataError(f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for {'hands' if self.hand else 'bodies'}")
+            return sample
+        raise DataError(f"{reader.format} data: {MAX_BAD_IN_A_ROW} items in a row cannot be read (the last: item {item + attempt})")
+
+
 class LabelledMeshes:
     """Task: crops of labelled people (or hands) -> camera, joints, meshes.
 
@@ -79,21 +120,18 @@ class LabelledMeshes:
         seed: int = 0,
         validate: Callable[[nn.Module], dict[str, float]] | None = None,
     ):
-        self.model, self.body, self.readers, self.seed = model, body, readers, seed
+        self.model, self.body = model, body
         self.config = config or LabelConfig()
-        self.mixture = Mixture([len(r) for r in readers], weights, seed)
-        self.items_per_epoch, self.steps_per_epoch = len(self.mixture), 1.0
         self.hand = "hand21" in body.topology.regressors
         counts, own = body.hierarchy.counts, tuple(reversed(model.mesh.counts))
         if counts != own:
             raise ValueError(f"train mesh: the model has {own} vertices per level, the body {body.name} {counts}")
-        self.augmentation = self.config.augmentation(self.hand)
-        self.image_size = model.config.image_size
+        self.crops = LabelledCrops(readers, weights, self.config.augmentation(self.hand), model.config.image_size, seed, self.hand)
+        self.items_per_epoch, self.steps_per_epoch = len(self.crops), 1.0
         self.loss_of = make_mesh_loss(self.loss_name(), body, model)
         takes_mask = "query_mask" in inspect.signature(model.forward).parameters
         self.mask_ratio = self.config.query_mask if takes_mask and not self.hand else 0.0
         self.validate = validate
-        self._bad = 0
 
     def loss_name(self) -> str:
         """The preset that --labels.loss names, or the model's own."""
@@ -107,24 +145,7 @@ class LabelledMeshes:
     # ---- batches
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
-        rows = [self._sample(n) for n in range(index * batch_size, (index + 1) * batch_size)]
-        return {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
-
-    def _sample(self, n: int) -> dict[str, np.ndarray]:
-        """The n-th training item; one that cannot be read is replaced by the next of its data set, with a warning."""
-        source, item, epoch = self.mixture.place(n)
-        reader = self.readers[source]
-        for attempt in range(MAX_BAD_IN_A_ROW):
-            rng = np.random.default_rng((self.seed, n, attempt))
-            try:
-                sample = training_sample(reader[(item + attempt) % len(reader)], rng, self.augmentation, self.image_size)
-            except (ImageError, DataError) as e:
-                warnings.warn(f"training item left out: {e}", stacklevel=2)
-                continue
-            if len(sample["joints_2d"]) != (21 if self.hand else 24):
-                raise DataError(f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for {'hands' if self.hand else 'bodies'}")
-            return sample
-        raise DataError(f"{reader.format} data: {MAX_BAD_IN_A_ROW} items in a row cannot be read (the last: item {item + attempt})")
+        return self.crops.batch(index, batch_size)
 
     # ---- loss
 

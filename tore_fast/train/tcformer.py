@@ -14,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..body import Body, project
+from ..body.joints import H36M17_TO_J14, J24_TO_J14
+from ..body.lbs import pose_matrices
 from ..data.topdown import TopDownDataset
 from ..eval.keypoint_metrics import KeypointMetric, predict_keypoints
 from ..models.tcformer_heads import BodyParameters
+from .losses import joints_3d_loss, labelled_mean
+from .mesh_labels import LabelledCrops
 from .stream import items_of_batch
 
 # ---- classification
@@ -111,16 +115,20 @@ class Keypoints:
 
 # ---- body parameters
 
-HMR_WEIGHTS = {"joints2d": 5.0, "joints3d": 5.0, "pose": 1.0, "shape": 0.001, "camera": 60.0}
+# SPIN's; it multiplies the sum by 60, which Adam does not notice
+HMR_WEIGHTS = {"joints2d": 5.0, "joints3d": 5.0, "pose": 1.0, "shape": 0.001, "camera": 1.0}
+# joints of a label set: rows of the 17-joint regressor, and those whose mean is the origin of the 3D loss (pelvis; hips)
+JOINT_SETS = {"h36m17": (tuple(range(17)), (0,)), "j14": (H36M17_TO_J14, (2, 3))}
 
 
-def hmr_losses(out: BodyParameters, batch: dict[str, Tensor], body: Body, regressor: str = "h36m17") -> dict[str, Tensor]:
+def hmr_losses(out: BodyParameters, batch: dict[str, Tensor], body: Body, joint_set: str = "h36m17") -> dict[str, Tensor]:
     """Unweighted losses of SPIN's regressor training; what a batch does not carry is left out.
 
     Args:
         out: of the model.
-        batch: any of "rotations" [B, J, 3, 3], "shape" [B, S], "joints3d" [B, K, 3] (metres, any origin; K joints of
-            `regressor`), "joints2d" [B, K, 3] (crop units in [-1, 1] and confidence).
+        batch: any of "rotations" [B, J, 3, 3], "shape" [B, S], "joints3d" [B, K, 3 or 4] (metres, any origin, perhaps with
+            confidence; the K joints of `joint_set`), "joints2d" [B, K, 3] (crop units in [-1, 1] and confidence);
+            "has_smpl", "has_3d" [B]: items that carry the first two, the third (default: all).
         body: gives joints from parameters.
 
     Returns:
@@ -128,16 +136,18 @@ def hmr_losses(out: BodyParameters, batch: dict[str, Tensor], body: Body, regres
     """
     losses = {"camera": torch.exp(-10.0 * out.camera[:, 0].float()).square().mean()}
     if "rotations" in batch:
-        losses["pose"] = F.mse_loss(out.rotations, batch["rotations"])
+        losses["pose"] = labelled_mean((out.rotations - batch["rotations"]).square(), batch.get("has_smpl"))
     if "shape" in batch:
-        losses["shape"] = F.mse_loss(out.shape.float(), batch["shape"])
+        losses["shape"] = labelled_mean((out.shape.float() - batch["shape"]).square(), batch.get("has_smpl"))
     if "joints3d" in batch or "joints2d" in batch:
+        picks, origin = JOINT_SETS[joint_set]
         # level 2 skins 431 vertices: joints need no more
-        joints = body.regress(regressor, body(out.rotations, out.shape.float(), level=2).vertices)
-        joints = joints - joints[:, :1]
+        joints = body.regress("h36m17", body(out.rotations, out.shape.float(), level=2).vertices)
+        joints = (joints - joints[:, :1])[:, list(picks)]
         if "joints3d" in batch:
             truth = batch["joints3d"]
-            losses["joints3d"] = F.mse_loss(joints, truth - truth[:, :1])
+            confidence = truth[..., 3] if truth.shape[2] == 4 else torch.ones_like(truth[..., 0])
+            losses["joints3d"] = joints_3d_loss(joints, truth[..., :3], confidence, batch.get("has_3d"), "mse", origin)
         if "joints2d" in batch:
             error = (project(joints, out.camera.float()) - batch["joints2d"][..., :2]).square().sum(2)
             losses["joints2d"] = (error * batch["joints2d"][..., 2]).mean()
@@ -147,28 +157,35 @@ def hmr_losses(out: BodyParameters, batch: dict[str, Tensor], body: Body, regres
 class BodyRecovery:
     """SMPL-style parameters from images; `source(index, batch_size, step)` gives the batches of `hmr_losses`.
 
-    Held-out batches must carry "joints3d"; reported are MPJPE and PA-MPJPE in millimetres.
+    Args:
+        held_out: batches with "joints3d" of the 17 joints, for MPJPE and PA-MPJPE in millimetres; or model -> metrics.
+        items_per_epoch: of the data behind `source`, where it has an end.
     """
 
     best_metric = "pa_mpjpe_mm"
 
     def __init__(self, model: nn.Module, body: Body, source: Callable[[int, int, int], dict[str, Tensor]],
-                 held_out: Sequence[dict[str, Tensor]], weights: dict[str, float] | None = None):  # fmt: skip
+                 held_out: Sequence[dict[str, Tensor]] | Callable[[nn.Module], dict[str, float]],
+                 weights: dict[str, float] | None = None, joint_set: str = "h36m17", items_per_epoch: int | None = None):  # fmt: skip
         self.model, self.body, self.source, self.held_out = model, body, source, held_out
-        self.weights = HMR_WEIGHTS | (weights or {})
+        self.weights, self.joint_set, self.items_per_epoch = HMR_WEIGHTS | (weights or {}), joint_set, items_per_epoch
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         return self.source(index, batch_size, step)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = hmr_losses(model(batch["image"]), batch, self.body)
+        self.body.to(batch["image"].device)  # no copy when it is there
+        parts = hmr_losses(model(batch["image"]), batch, self.body, self.joint_set)
         return sum(self.weights[k] * v for k, v in parts.items()), {k: v.detach() for k, v in parts.items()}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         from ..eval.procrustes import similarity_align
 
+        if callable(self.held_out):
+            return self.held_out(model)
         device = next(model.parameters()).device
+        self.body.to(device)
         error, aligned = [], []
         for batch in self.held_out:
             out = model(batch["image"].to(device))
@@ -178,3 +195,24 @@ class BodyRecovery:
             error.append((joints - truth).norm(dim=2).mean(1))
             aligned.append((similarity_align(joints, truth) - truth).norm(dim=2).mean(1))
         return {"mpjpe_mm": 1000 * float(torch.cat(error).mean()), "pa_mpjpe_mm": 1000 * float(torch.cat(aligned).mean())}
+
+
+def labelled_body_batch(sample: dict[str, Tensor], num_joints: int = 24) -> dict[str, Tensor]:
+    """A batch of `hmr_losses` (joint set "j14") from labelled crops (mesh_labels.LabelledCrops.batch)."""
+    picks = list(J24_TO_J14)
+    return {
+        "image": sample["image"],
+        "rotations": pose_matrices(sample["pose"], num_joints),
+        "shape": sample["betas"],
+        "joints3d": sample["joints_3d"][:, picks],
+        "joints2d": sample["joints_2d"][:, picks],
+        "has_smpl": sample["has_smpl"],
+        "has_3d": sample["has_3d"],
+    }
+
+
+def labelled_body_recovery(model: nn.Module, body: Body, crops: LabelledCrops,
+                           validate: Callable[[nn.Module], dict[str, float]] | None = None) -> BodyRecovery:  # fmt: skip
+    """`BodyRecovery` on labelled data sets; `validate`: model -> metrics, where a set is held out."""
+    return BodyRecovery(model, body, lambda index, size, step: labelled_body_batch(crops.batch(index, size)),
+                        validate or (lambda model: {}), joint_set="j14", items_per_epoch=len(crops))  # fmt: skip

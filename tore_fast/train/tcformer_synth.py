@@ -6,6 +6,8 @@ and `tore-fast train smpl` run them.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -92,8 +94,8 @@ def synth_body_batch(made: dict[str, Tensor], body: Body) -> dict[str, Tensor]:
 
 def synth_body_recovery(model: nn.Module, body: Body, image_size: int = 112, difficulty: float = 0.5, seed: int = 1,
                         eval_images: int = 256) -> BodyRecovery:  # fmt: skip
-    """`BodyRecovery` on rendered people."""
+    """`BodyRecovery` on rendered people; the task's body follows the model to its device, the one that is rendered stays."""
     training = SynthGenerator(body, image_size, seed=seed, difficulty=difficulty)
     held_out = SynthGenerator(body, image_size, seed=seed, difficulty=difficulty, split="test")
     batches = [synth_body_batch(held_out.batch(i, 32), body) for i in range(-(-eval_images // 32))]
-    return BodyRecovery(model, body, lambda index, size, step: synth_body_batch(training.batch(index, size), body), batches)
+    return BodyRecovery(model, copy.deepcopy(body), lambda index, size, step: synth_body_batch(training.batch(index, size), body), batches)

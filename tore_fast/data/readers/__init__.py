@@ -9,6 +9,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from . import amass, freihand, threedpw, tsv
 from .amass import AmassReader, Motion
 from .folder import FolderReader
 from .freihand import FreiHandReader
@@ -30,6 +31,8 @@ FORMATS: dict[str, type[Reader]] = {
     r.format: r
     for r in (TsvReader, Hmr2TarReader, Hmr2NpzReader, ThreeDPWReader, AmassReader, FreiHandReader, FolderReader)
 }
+
+_TSV_SETS = ("human3.6m", "h36m", "up3d", "muco", "mpii")  # sets that METRO's TSV files were made of
 
 
 def open_dataset(path: str | Path, format: str | None = None, **options) -> Reader:
@@ -65,7 +68,7 @@ def guess_format(path: str | Path) -> str:
     if path.suffix.lower() in (".csv", ".json", ".jsonl"):
         return "folder"
     if not path.exists():
-        raise MissingData(f"{path}: no such file or folder")
+        raise MissingData(f"{path}: no such file or folder{_source_by_name(path)}")
     if path.suffix == ".npz":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -85,3 +88,10 @@ def guess_format(path: str | Path) -> str:
         f"{path}: no known data set; expected a .yaml, .tar, .npz, .csv, .json, or a folder of 3DPW (sequenceFiles), "
         "FreiHAND (evaluation_K.json), tars or AMASS npz"
     )
+
+
+def _source_by_name(path: Path) -> str:
+    """Whose the data is that a missing path is called after."""
+    name = path.name.lower().replace("-", "").replace("_", "")
+    sources = {"3dpw": threedpw.SOURCE, "amass": amass.SOURCE, "freihand": freihand.SOURCE, **dict.fromkeys(_TSV_SETS, tsv.SOURCE)}
+    return next((f". {source}" for word, source in sources.items() if word in name), "")

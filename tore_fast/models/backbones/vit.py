@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
+from ...layers.dense import Dense
 from ...layers.mask_tome import MergeConfig, TokenState, merge_tokens
 from ...layers.proportional import proportional_attention
 
@@ -43,13 +45,13 @@ class ViTConfig:
 
     @property
     def padding(self) -> int:
+        if self.stem == "conv":
+            return 0
         return 4 + 2 * (self.ratio // 2 - 1)  # 2 for ratio 1: the conv sees two rows above the picture
 
     @property
     def grid(self) -> tuple[int, int]:
         h, w = self.img_size
-        if self.stem == "conv":
-            return h // self.patch_size, w // self.patch_size
         size = [(s + 2 * self.padding - self.patch_size) // self.stride + 1 for s in (h, w)]
         return size[0], size[1]
 
@@ -83,25 +85,26 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"ViT: embed_dim {dim} must be a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Dense(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Dense(dim, dim)
 
-    def forward(self, x: Tensor, log_size: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x [B, N, C] -> output [B, N, C] and keys [B, heads, N, d] (the merging metric)."""
+    def forward(
+        self, x: Tensor, log_size: Tensor | None = None, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, N, C] -> output [B, N, C] (+ residual) and keys [B, heads, N, d] (the merging metric)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = proportional_attention(q, k, v, log_size)
-        return self.proj(out.transpose(1, 2).flatten(2)), k
+        return self.proj(out.transpose(1, 2).flatten(2), residual), k
 
 
 class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Dense(dim, hidden)
+        self.fc2 = Dense(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.fc2(self.fc1(x, act="gelu"), residual)
 
 
 class Block(nn.Module):
@@ -119,14 +122,17 @@ class Block(nn.Module):
         self, x: Tensor, state: TokenState | None = None, r: int = 0, merging: MergeConfig | None = None
     ) -> Tensor:
         log_size = state.log_size if merging is not None and merging.prop_attn and state is not None else None
-        out, k = self.attn(self.norm1(x), log_size)
-        x = x + self.drop_path(out)
+        drops = self.training and self.drop_path.p > 0
+        out, k = self.attn(self.norm1(x), log_size, None if drops else x)
+        x = x + self.drop_path(out) if drops else out
         if r:
             x = merge_tokens(x, k.mean(1), r, state, merging)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x))) if drops else self.mlp(self.norm2(x), x)
 
 
 class PatchEmbed(nn.Module):
+    """Image [B, 3, H, W] -> tokens [B, N, C]: one convolution over patches."""
+
     def __init__(self, cfg: ViTConfig):
         super().__init__()
         self.proj = nn.Conv2d(3, cfg.embed_dim, cfg.patch_size, cfg.stride, cfg.padding)
@@ -136,9 +142,9 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Image [B, 3, H, W] -> tokens [B, N, C] through 3x3 convolutions: each halves the picture and doubles the channels.
+    """Image [B, 3, H, W] -> tokens [B, N, C] through strided 3x3 convolutions: each halves the picture and doubles the channels.
 
-    The last map has the width of 1.5 tokens; after the first, every strided convolution is followed by a plain one.
+    The last map is 1.5 times as wide as a token; after the first, every strided convolution is followed by a plain one.
     """
 
     def __init__(self, cfg: ViTConfig):
@@ -150,16 +156,44 @@ class ConvStem(nn.Module):
                 f"got img_size {tuple(cfg.img_size)}, patch_size {cfg.patch_size}, ratio {cfg.ratio}"
             )
         layers: list[nn.Module] = []
-        last = 3
-        for i in range(steps):
-            width = 3 * cfg.embed_dim // 2 ** (steps - i)
-            for stride in (2, 1)[: 2 if i else 1]:
-                layers += [nn.Conv2d(last, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-                last = width
-        self.proj = nn.Sequential(*layers, nn.Conv2d(last, cfg.embed_dim, 1))
+        for cin, cout, stride in _stem_convs(cfg):
+            layers += [nn.Conv2d(cin, cout, 3, stride, 1, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True)]
+        self.proj = nn.Sequential(*layers, nn.Conv2d(cout, cfg.embed_dim, 1))
+
+    def fold(self) -> None:
+        """Batch normalisation goes into the convolutions (inference)."""
+        layers: list[nn.Module] = []
+        for layer in self.proj:
+            if isinstance(layer, nn.BatchNorm2d):
+                layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.eval())
+            else:
+                layers.append(layer)
+        self.proj = nn.Sequential(*layers)
 
     def forward(self, img: Tensor) -> Tensor:
         return self.proj(img).flatten(2).transpose(1, 2)
+
+
+def _stem_convs(cfg: ViTConfig) -> list[tuple[int, int, int]]:
+    """(channels in, channels out, stride) of a ConvStem's 3x3 convolutions."""
+    steps = cfg.patch_size.bit_length() - 1
+    widths = [3 * cfg.embed_dim // 2 ** (steps - i) for i in range(steps)]
+    convs = [(3, widths[0], 2)]
+    for before, width in zip(widths, widths[1:]):
+        convs += [(before, width, 2), (width, width, 1)]
+    return convs
+
+
+def embed_macs(cfg: ViTConfig) -> float:
+    """Multiply-adds of the image's way to tokens."""
+    rows, columns = cfg.grid
+    if cfg.stem == "patch":
+        return 3.0 * cfg.patch_size**2 * cfg.embed_dim * rows * columns
+    pixels, total = float(cfg.img_size[0] * cfg.img_size[1]), 0.0
+    for cin, cout, stride in _stem_convs(cfg):
+        pixels /= stride**2
+        total += 9 * cin * cout * pixels
+    return total + cout * cfg.embed_dim * pixels
 
 
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}

@@ -13,7 +13,7 @@ from torch import nn
 
 from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
 from .._registry import list_models, model_entry
-from . import hmr
+from . import fasthmr, hmr
 from .files import clean_state_dict, load_strict, read_state_dict
 
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
@@ -47,7 +47,8 @@ def from_pretrained(
             .safetensors). Only tensors are read.
         upstream: "fastmetro", "metro", "tore", "graphormer", "tcformer", "hot" (video pose), "hmr2", "camerahmr", "humanfov",
             "densekp"; None recognises the image-to-mesh layouts by their keys.
-        model: a registered name instead: the file must fit that model exactly.
+        model: a registered name instead: the file must fit that model exactly. Its mesh is then the free one unless `mesh`
+            or `mesh_data` (SMPL, or MANO for a hand) say otherwise.
         mesh, mesh_data: mesh of image-to-mesh models (models/_mesh.py); official files mean SMPL or MANO, whose topology
             files lie in `mesh_data` or $TORE_FAST_MESH_DATA.
         **overrides: config fields that the weights do not tell (heads, ...).
@@ -68,6 +69,8 @@ def from_pretrained(
         return _other(path, upstream, overrides)
     state = read_state_dict(path)
     if model is not None:
+        if mesh is None and mesh_data is not None:
+            given["mesh"] = "mano" if "hand" in model_entry(model).tags else "smpl"
         built = model_entry(model).build(**given, **overrides)
     else:
         name = hmr.recognise(state, str(path), upstream)
@@ -86,16 +89,24 @@ def _other(path: Path, upstream: str, overrides: dict) -> nn.Module:
         from .tcformer import load_tcformer
 
         return load_tcformer(path, **overrides)
-    from . import fasthmr
-
     return getattr(fasthmr, f"load_{upstream}")(path, **overrides)
 
 
-def convert(path: str | Path, folder: str | Path, upstream: str | None = None, **overrides) -> Conversion:
-    """Writes an official image-to-mesh file as our checkpoint folder (safetensors + config.json).
+def convert(
+    path: str | Path, folder: str | Path, upstream: str | None = None, fov_net: str | Path | None = None, **overrides
+) -> Conversion:
+    """Writes an official image-to-mesh or FastHMR host file as our checkpoint folder (safetensors + config.json).
 
     The topology files of SMPL or MANO are not needed here: only the keys are checked. They are when the folder is loaded.
+
+    Args:
+        fov_net: HumanFoV's own file, to become part of a CameraHMR checkpoint.
     """
+    host = upstream if upstream in fasthmr.NAMES else _recognised_host(path) if upstream is None else None
+    if fov_net is not None and host != "camerahmr":
+        raise ValueError(f"convert: a field-of-view net belongs to CameraHMR files, {path} is {host or upstream or 'none'}")
+    if host is not None:
+        return _convert_host(Path(path), folder, host, {"fov_path": fov_net} if fov_net else {}, overrides)
     if upstream in OTHERS:
         raise ValueError(f"convert: {upstream!r} files are loaded directly by from_pretrained(path, upstream={upstream!r})")
     state = read_state_dict(path)
@@ -109,6 +120,21 @@ def convert(path: str | Path, folder: str | Path, upstream: str | None = None, *
     save_pretrained(model, folder, name, **facts)
     dropped = tuple(k for k in state if hmr.native_key(k) is None)
     return Conversion(layout, name, len(native), dropped, sum(state[k].numel() for k in dropped))
+
+
+def _recognised_host(path: str | Path) -> str | None:
+    try:
+        return fasthmr.recognise(fasthmr.read_state_dict(path))
+    except ValueError:  # the reader of the other layouts says what is wrong with the file
+        return None
+
+
+def _convert_host(path: Path, folder: str | Path, upstream: str, files: dict, overrides: dict) -> Conversion:
+    model = getattr(fasthmr, f"load_{upstream}")(path, **files, **overrides)
+    save_pretrained(model, folder, fasthmr.NAMES[upstream], converted_from=path.name, layout=upstream)
+    state, own = fasthmr.read_state_dict(path), model.state_dict()
+    dropped = tuple(k for k in state if k not in own)
+    return Conversion(upstream, fasthmr.NAMES[upstream], len(own), dropped, sum(state[k].numel() for k in dropped))
 
 
 def registered_name(model: nn.Module) -> str:

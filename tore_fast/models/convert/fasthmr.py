@@ -155,6 +155,18 @@ def _load(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str) -
     return model.eval()
 
 
+NAMES = {"hmr2": "hmr2_vith", "camerahmr": "camerahmr_vith", "humanfov": "humanfov", "densekp": "densekp_vith"}
+
+
+def recognise(state: dict[str, Tensor]) -> str | None:
+    """"hmr2", "camerahmr", "densekp" or "humanfov" by the keys of an official file; None for anything else."""
+    marks = (
+        ("camerahmr", "smpl_head.deckp.weight"), ("hmr2", "smpl_head.decpose.weight"), ("densekp", "head.dec_kp.weight"),
+        ("humanfov", "backbone.stage4.0.branches.0.0.conv1.weight"),
+    )  # fmt: skip
+    return next((name for name, key in marks if key in state), None)
+
+
 def load_hmr2(path: str | Path, **overrides) -> HMR2:
     """HMR2.0 from its Lightning file (`epoch=35-step=1000000.ckpt`); discriminator and SMPL buffers are left out.
 

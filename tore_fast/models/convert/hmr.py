@@ -196,6 +196,9 @@ def config_of(state: dict[str, Tensor], name: str, source: str, **overrides):
         fields = layout.fields(state)
     except (KeyError, ValueError, IndexError) as e:
         raise ValueError(f"{source}: looks like {name}, but {e} is missing or misshapen; {nearest(state)}") from None
+    known = {f.name for f in dataclasses.fields(layout.config)}
+    if unknown := sorted(overrides.keys() - known):
+        raise ValueError(f"from_pretrained: {name} has no config field {unknown[0]!r}; there are {', '.join(sorted(known))}")
     mesh = "mano" if fields["num_vertices"] == 195 else "smpl"
     return layout.config(**{"backbone": trunk_of(state), "mesh": mesh, **fields, **overrides})
 

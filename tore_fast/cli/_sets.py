@@ -1,0 +1,72 @@
+"""Labelled data sets on the command line, for `train mesh` and `train smpl`: PATH[@WEIGHT][?OPTION=VALUE&...] to readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+
+def open_sets(texts: Sequence[str]) -> tuple[list, list[float] | None]:
+    """(readers, weights or None) of the --data arguments.
+
+    Raises:
+        ValueError: a malformed text, weights on some sets only, or a set without a label.
+    """
+    from ..data.readers import open_dataset
+
+    sources = [source_of(text) for text in texts]
+    weights = [w for _, w, _ in sources]
+    if any(w is None for w in weights) and any(w is not None for w in weights):
+        raise ValueError("--data: give every set a weight (PATH@WEIGHT) or none")
+    readers = [open_dataset(path, **options) for path, _, options in sources]
+    for text, reader in zip(texts, readers):
+        _check_labels(text, reader)
+    return readers, None if weights[0] is None else weights
+
+
+def validation(text: str, protocol, *, image_size: int, batch_size: int, items: int, smpl_head: bool = False) -> Callable | None:
+    """model -> metrics on the set that --val names; None without one."""
+    from ..data.readers import open_dataset
+    from ..eval.evaluate import score
+
+    if not text:
+        return None
+    path, _, options = source_of(text)
+    held_out = open_dataset(path, **options)
+
+    def validate(model) -> dict[str, float]:
+        return score(model, held_out, protocol, image_size=image_size, batch_size=batch_size, limit=items, smpl_head=smpl_head)
+
+    return validate
+
+
+def _check_labels(text: str, reader, items: int = 20) -> None:
+    """A set without any label would train nothing, silently: every loss term is zero."""
+    count = min(items, len(reader))
+    if not count:
+        raise ValueError(f"--data {text}: no item")
+    if not any(r.has_2d or r.has_3d or r.has_smpl for r in (reader[i] for i in range(count))):
+        raise ValueError(
+            f"--data {text}: no 2D joints, 3D joints or SMPL parameters in its first {count} items; there is nothing to learn "
+            "from (docs/data.md shows how to give labels)"
+        )
+
+
+def source_of(text: str) -> tuple[str, float | None, dict[str, str]]:
+    """(path, weight, reader options) of PATH[@WEIGHT][?OPTION=VALUE&...]."""
+    path, _, query = text.partition("?")
+    options = {}
+    for pair in filter(None, query.split("&")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--data {text}: expected OPTION=VALUE after '?', got {pair!r}")
+        options[key] = value
+    head, at, tail = path.rpartition("@")
+    if not at:
+        return path, None, options
+    try:
+        weight = float(tail)
+    except ValueError:
+        return path, None, options  # an @ in the path itself
+    if not weight > 0:
+        raise ValueError(f"--data {text}: the weight must be positive, got {tail}")
+    return head, weight, options
