@@ -18,8 +18,10 @@ from tore_fast.models._count import count_model
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- models: tools/readme_models.py -->\n", "<!-- end of models -->\n"
 NAMES = [
-    "fastmetro_s_r50", "fastmetro_l_r50", "fastmetro_l_h64", "fastmetro_tore_l_r50", "fastmetro_tore_l_h64",
-    "fastmetro_tore_l_eb0", "metro_r50", "metro_tore_r50", "metro_tore_h64", "graphormer_h64", "tcformer_light",
+    "fastmetro_s_r50", "fastmetro_l_r50", "fastmetro_l_h64", "fastmetro_l_eb0", "fastmetro_s_r50_paper",
+    "fastmetro_m_r50_paper", "fastmetro_l_r50_paper", "fastmetro_tore_l_r50", "fastmetro_tore_l_h64", "fastmetro_tore_l_eb0",
+    "fastmetro_tore_l_eb0_itp50", "fastmetro_tore_l_eb0_itp75", "metro_r50", "metro_h64", "metro_tore_r50", "metro_tore_h64",
+    "graphormer_h64", "tcformer_light",
     "tcformer_base", "tcformer_large", "mixste_243", "hot_mixste_243", "motionbert_lite_243", "hot_motionbert_243",
     "mhformer_351", "tpc_mhformer_351", "hmr2_vith", "fasthmr_hmr2", "camerahmr_vith", "fasthmr_camerahmr", "tore_default",
 ]  # fmt: skip
@@ -27,13 +29,13 @@ NAMES = [
 
 def table() -> str:
     """The README's table (Markdown)."""
-    lines = ["| model | parameters M | paper | GMACs | paper | paper's table |", "|---|---|---|---|---|---|"]
+    lines = ["| model | parameters M | counted as the paper does | paper | GMACs | as the paper does | paper | paper's table |", "|---|---|---|---|---|---|---|---|"]
     for row in rows(NAMES):
         paper = row["paper"] or {}
-        cells = [row["params_m"], paper.get("params_m"), row["gmacs_by_papers_rule"] or row["gmacs"], paper.get("gmacs")]
-        text = ["-" if v is None else f"{v:.2f}" for v in cells]
+        cells = [row["params_m"], row["params_as_paper_m"], paper.get("params_m"), row["gmacs"], row["gmacs_as_paper"], paper.get("gmacs")]
+        text = " | ".join("-" if v is None else f"{v:.2f}" for v in cells)
         source = (paper.get("source") or "").split(";")[0] or ("ours" if row["name"] == "tore_default" else "")
-        lines.append(f"| `{row['name']}` | {text[0]} | {text[1]} | {text[2]} | {text[3]} | {source} |")
+        lines.append(f"| `{row['name']}` | {text} | {source} |")
     return "\n".join(lines) + "\n"
 
 

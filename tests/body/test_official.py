@@ -209,6 +209,25 @@ def test_refuses_missing_files(tmp_path):
         load_topology("free", tmp_path)
 
 
+def test_refuses_other_files_under_the_official_names(tmp_path):
+    """Always a ValueError, which commands print as one line."""
+    np.savez(tmp_path / "mesh_downsampling.npz", A=np.zeros(3))
+    with pytest.raises(ValueError, match="mesh_downsampling.npz: not the mesh sampling file of SMPL .*no array 'U'; there is A"):
+        load_topology("smpl", tmp_path)
+    np.savez(tmp_path / "mano_downsampling.npz", U=np.zeros(3), D=np.zeros(3), F=np.zeros(3))
+    with pytest.raises(ValueError, match="mano_downsampling.npz: |down-sampling"):
+        load_topology("mano", tmp_path)
+    for name in ("mesh_downsampling.npz", "SMPL_NEUTRAL.npz"):
+        (tmp_path / name).write_text("no archive")
+    with pytest.raises(ValueError, match="not the mesh sampling file of SMPL .*not a zip file"):
+        load_topology("smpl", tmp_path)
+    with pytest.raises(ValueError, match="SMPL_NEUTRAL.npz: not an .npz file"):
+        load_body("smpl", tmp_path)
+    write_pickle(tmp_path / "SMPL_NEUTRAL.pkl", {"v_template": np.random.default_rng}, 2, wrap=())
+    with pytest.raises(ValueError, match="SMPL_NEUTRAL.pkl: refused to load numpy.random"):
+        load_body("smpl", tmp_path)
+
+
 # ---- the real files (never committed): --mesh-data, TORE_FAST_MESH_DATA or ../shared/data/hmr
 
 

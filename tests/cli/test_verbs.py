@@ -18,7 +18,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("convert", "nowhere.bin", "out"): "nowhere.bin: no such file",
     ("convert", "text.bin", "text.bin"): "text.bin: expected a folder to write, got a file",
     ("convert", "text.bin", "out", "--upstream", "mtro"): "--upstream: expected one of fastmetro",
-    ("convert", "text.bin", "out", "--upstream", "hot"): "hot files need no conversion: from_pretrained",
+    ("convert", "text.bin", "out", "--upstream", "hott"): "--upstream: expected one of fastmetro, tore",
     ("list", "nothing*"): "no model matches 'nothing*'",
     ("list", "--family", "metros"): "no model has 'metros'; expected some of fasthmr",
     ("list", "--tag", "foot"): "no model has 'foot'; expected some of ",

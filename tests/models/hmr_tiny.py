@@ -6,18 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from tore_fast.models import (
-    METRO,
-    METRO_TORE,
-    FastMETRO,
-    FastMETRO_TORE,
-    FastMETROConfig,
-    FastMETROToreConfig,
-    MeshGraphormer,
-    MeshGraphormerConfig,
-    METROConfig,
-    METROToreConfig,
-)
+from tore_fast import models
 from tore_fast.models._mesh import ModelMesh
 
 VERTICES, JOINTS = 12, 5
@@ -52,32 +41,32 @@ SOFT, CLUSTER, ATTENTION = (
 )
 
 BUILDERS = {
-    "fastmetro": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER), tiny_mesh()),
-    "fastmetro_paper": lambda: FastMETRO(
-        FastMETROConfig(**TRANSFORMER, shared_reduction=True, learned_upsample=False), tiny_mesh()
+    "fastmetro": lambda: models.FastMETRO(models.FastMETROConfig(**TRANSFORMER), tiny_mesh()),
+    "fastmetro_paper": lambda: models.FastMETRO(
+        models.FastMETROConfig(**TRANSFORMER, shared_reduction=True, learned_upsample=False), tiny_mesh()
     ),
-    "fastmetro_smpl": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER, smpl_head=True), tiny_mesh()),
-    "fastmetro_soft": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER, **SOFT), tiny_mesh()),
-    "fastmetro_cluster": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER, **CLUSTER), tiny_mesh()),
-    "fastmetro_attention": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER, **ATTENTION), tiny_mesh()),
-    "fastmetro_hand": lambda: FastMETRO(FastMETROConfig(**TRANSFORMER), tiny_mesh(2)),
-    "tore": lambda: FastMETRO_TORE(FastMETROToreConfig(**TORE), tiny_mesh()),
-    "tore_cluster": lambda: FastMETRO_TORE(FastMETROToreConfig(**{**TORE, **CLUSTER}), tiny_mesh()),
-    "tore_attention": lambda: FastMETRO_TORE(FastMETROToreConfig(**{**TORE, **ATTENTION}), tiny_mesh()),
-    "tore_none": lambda: FastMETRO_TORE(FastMETROToreConfig(**TORE, selector="none"), tiny_mesh()),
-    "tore_hand": lambda: FastMETRO_TORE(FastMETROToreConfig(**TORE, keep_ratio=0.25), tiny_mesh(2)),
-    "metro": lambda: METRO(METROConfig(**BERT), tiny_mesh()),
-    "metro_soft": lambda: METRO(METROConfig(**BERT, **SOFT), tiny_mesh()),
-    "metro_cluster": lambda: METRO(METROConfig(**BERT, **CLUSTER), tiny_mesh()),
-    "metro_attention": lambda: METRO(METROConfig(**BERT, **ATTENTION), tiny_mesh(2)),
-    "metro_hand": lambda: METRO(METROConfig(**BERT, pooled=True, camera_from_joints=True), tiny_mesh(2)),
-    "metro_tore": lambda: METRO_TORE(METROToreConfig(**METRO_GTR), tiny_mesh()),
-    "metro_tore_soft": lambda: METRO_TORE(METROToreConfig(**{**METRO_GTR, **SOFT}), tiny_mesh()),
-    "metro_tore_cluster": lambda: METRO_TORE(METROToreConfig(**{**METRO_GTR, **CLUSTER}), tiny_mesh()),
-    "metro_tore_attention": lambda: METRO_TORE(METROToreConfig(**{**METRO_GTR, **ATTENTION}), tiny_mesh(2)),
-    "graphormer": lambda: MeshGraphormer(MeshGraphormerConfig(**BERT, grid_dim=20), tiny_mesh()),
-    "graphormer_hand": lambda: MeshGraphormer(
-        MeshGraphormerConfig(**BERT, grid_dim=20, camera_from_joints=True), tiny_mesh(2)
+    "fastmetro_smpl": lambda: models.FastMETRO(models.FastMETROConfig(**TRANSFORMER, smpl_head=True), tiny_mesh()),
+    "fastmetro_soft": lambda: models.FastMETRO(models.FastMETROConfig(**TRANSFORMER, **SOFT), tiny_mesh()),
+    "fastmetro_cluster": lambda: models.FastMETRO(models.FastMETROConfig(**TRANSFORMER, **CLUSTER), tiny_mesh()),
+    "fastmetro_attention": lambda: models.FastMETRO(models.FastMETROConfig(**TRANSFORMER, **ATTENTION), tiny_mesh()),
+    "fastmetro_hand": lambda: models.FastMETRO(models.FastMETROConfig(**TRANSFORMER), tiny_mesh(2)),
+    "tore": lambda: models.FastMETRO_TORE(models.FastMETROToreConfig(**TORE), tiny_mesh()),
+    "tore_cluster": lambda: models.FastMETRO_TORE(models.FastMETROToreConfig(**{**TORE, **CLUSTER}), tiny_mesh()),
+    "tore_attention": lambda: models.FastMETRO_TORE(models.FastMETROToreConfig(**{**TORE, **ATTENTION}), tiny_mesh()),
+    "tore_none": lambda: models.FastMETRO_TORE(models.FastMETROToreConfig(**TORE, selector="none"), tiny_mesh()),
+    "tore_hand": lambda: models.FastMETRO_TORE(models.FastMETROToreConfig(**TORE, keep_ratio=0.25), tiny_mesh(2)),
+    "metro": lambda: models.METRO(models.METROConfig(**BERT), tiny_mesh()),
+    "metro_soft": lambda: models.METRO(models.METROConfig(**BERT, **SOFT), tiny_mesh()),
+    "metro_cluster": lambda: models.METRO(models.METROConfig(**BERT, **CLUSTER), tiny_mesh()),
+    "metro_attention": lambda: models.METRO(models.METROConfig(**BERT, **ATTENTION), tiny_mesh(2)),
+    "metro_hand": lambda: models.METRO(models.METROConfig(**BERT, pooled=True, camera_from_joints=True), tiny_mesh(2)),
+    "metro_tore": lambda: models.METRO_TORE(models.METROToreConfig(**METRO_GTR), tiny_mesh()),
+    "metro_tore_soft": lambda: models.METRO_TORE(models.METROToreConfig(**{**METRO_GTR, **SOFT}), tiny_mesh()),
+    "metro_tore_cluster": lambda: models.METRO_TORE(models.METROToreConfig(**{**METRO_GTR, **CLUSTER}), tiny_mesh()),
+    "metro_tore_attention": lambda: models.METRO_TORE(models.METROToreConfig(**{**METRO_GTR, **ATTENTION}), tiny_mesh(2)),
+    "graphormer": lambda: models.MeshGraphormer(models.MeshGraphormerConfig(**BERT, grid_dim=20), tiny_mesh()),
+    "graphormer_hand": lambda: models.MeshGraphormer(
+        models.MeshGraphormerConfig(**BERT, grid_dim=20, camera_from_joints=True), tiny_mesh(2)
     ),
 }
 

@@ -167,8 +167,8 @@ def test_parts_errors():
         tiny(parts=(1, 1, 2, 2, 1, 1))(torch.rand(1, 3, 64, 64))
 
 
-def test_memory_is_linear_in_tokens_for_a_megapixel():
-    """65,536 tokens, part by part: the stage-1 clustering of a 1024x1024 image without a 65,536^2 matrix (16 GB)."""
+def test_part_wise_clustering_of_a_megapixel():
+    """65,536 tokens of a 1024x1024 image (test_tcformer_precision.py measures the memory of the whole forward)."""
     ctm = CTM(4, 8, part_levels=((8, 8), (16, 16))).eval()
     tokens = grid_tokens(torch.rand(1, 65536, 4), (256, 256))
     with torch.no_grad():

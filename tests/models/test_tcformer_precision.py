@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,28 +72,16 @@ def test_autocast_keeps_the_clusters_of_a_whole_forward(light, people):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
-def test_memory_grows_with_the_tokens():
-    """Four times the tokens, part by part, may take about four times the memory, not sixteen (docs/tcformer.md: 1024 x 1024)."""
-    code = """
-import re, torch
-torch.set_num_threads(1)
-from tore_fast.models import create_model
-def peak(function):  # MiB above what was there; the kernel's high-water mark is set back first
-    number = lambda key: int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-    open("/proc/self/clear_refs", "w").write("5")
-    before = number("VmRSS")
-    function()
-    return number("VmHWM") - before
-dims = dict(embed_dims=(32, 64, 160, 256), mlp_ratios=(4, 4, 4, 4), depths=(1, 1, 1, 1))
-model = create_model("tcformer_light", num_classes=4, parts=(8, 8, 4, 4, 1, 1), **dims).eval()
-with torch.inference_mode():
-    model(torch.rand(1, 3, 128, 128))
-    print(*(peak(lambda: model(torch.rand(1, 3, side, side))) for side in (256, 512)))
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    small, large = map(float, out.split())
+def test_memory_is_linear_in_the_tokens_up_to_a_megapixel():
+    """Four times the tokens, part by part, take about four times the memory, not sixteen; tools/tcformer_memory.py measures."""
+    tool = Path(__file__).parents[2] / "tools" / "tcformer_memory.py"
+    done = subprocess.run([sys.executable, tool, "--narrow"], capture_output=True, text=True, check=True)
+    found = {int(tokens): float(mib) for tokens, mib in re.findall(r"(\d+) tokens: (\d+) MiB", done.stdout)}
+    assert list(found) == [4096, 16384, 65536]
+    small, middle, large = found.values()
     assert small > 3, "no peak was seen"
-    assert large < 6 * small + 20 and large < 300  # one 16,384 x 16,384 matrix would be 1024
+    assert middle < 6 * small + 20 and large < 6 * middle
+    assert large < 400  # one 65,536 x 65,536 matrix would be 16,384, one of the 16,384 tokens of stage 2 1,024
 
 
 def test_command_line_overrides(tmp_path):

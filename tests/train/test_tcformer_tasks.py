@@ -97,6 +97,22 @@ def test_keypoints_learn_and_are_scored(people):
     assert metrics["whole_AP"] + metrics["whole_AP_missing"] == pytest.approx(1.0)
 
 
+def test_ppt_prunes_by_its_schedule(people):
+    """Everything is kept for ten epochs, 0.85 at epoch 60, 0.7 from 110 on; evaluation prunes to 0.7 at once."""
+    small = dict(image_size=(64, 48), dim=16, depth=2, heads=2, mlp_dim=16, pruning_layers=(0,), stem_channels=8, heatmap_hidden=8)
+    model = create_model("ppt_s", num_keypoints=133, **small)
+    data = wholebody.wholebody_dataset(people, (64, 48))
+    task = tasks.Keypoints(model, data, data, WholeBodyMetric())
+    task.steps_per_epoch, kept = 2.0, []
+    model.transformer.register_forward_hook(lambda m, args, out: kept.append(out.patch_tokens.shape[1]))
+    batch = task.batch(0, 2, 0)
+    for step in (19, 120, 220):
+        task.loss(model.train(), batch, step)
+    model.eval()(batch["image"])
+    task.loss(model.train(), batch, 0)
+    assert kept == [16, 14, 12, 12, 16]  # of 16 patches: all, ceil(13.6), ceil(11.2)
+
+
 class Oracle(torch.nn.Module):
     """Returns the targets of a data set, in order."""
 
@@ -248,6 +264,7 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
     """The paper's way: classifier -> backbone of the regressor -> labelled sets -> validation; eval cuts the same crops."""
     pytest.importorskip("accelerate")
     torch.manual_seed(3)
+    Image.fromarray(picture(np.random.default_rng(1))).save(tmp_path / "p.png")
     classifier = create_model("tcformer_light", num_classes=5, **TINY)
     save_pretrained(classifier, tmp_path / "classifier", "tcformer_light")
     small = ["--options", *(t for k, v in TINY.items() for t in (k, ",".join(map(str, v)))), "--image-size", 64]
@@ -262,6 +279,9 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
     assert model.config.image_size == 64
     assert command("eval", "--data", sets / "3dpw", "--checkpoint", tmp_path / "model", "--json", tmp_path / "e.json", "--workers", 0) == 0
     assert json.loads((tmp_path / "e.json").read_text())["identity"]["image_size"] == 64
+    assert command("predict", tmp_path / "p.png", "--model", tmp_path / "model", "--out", tmp_path / "o", "--format", "png,npz") == 0
+    with np.load(tmp_path / "o" / "p.npz") as found:
+        assert found["vertices"].shape[1:] == (6890, 3) and np.isfinite(found["vertices"]).all()
     # without a set to test on the last weights are exported
     assert command("train", "smpl", *small, *data[:3], "--train.steps", 1, *train[:2], "--train.out", tmp_path / "b", "--export", tmp_path / "m") == 0
     assert load_pretrained(tmp_path / "m").config.image_size == 64

@@ -6,6 +6,7 @@ BodyTopology and Body. Nothing is downloaded, no pickle is executed (safe_pickle
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,19 +63,22 @@ def load_topology(name: str, folder: str | Path) -> BodyTopology:
             "h36m17"), `J_regressor_extra.npy` (-> "extra14"), `smpl_1723_faces.npy` (-> loss_faces[1]).
 
     Raises:
-        ValueError: unknown name or counts that are not SMPL's or MANO's. FileNotFoundError: no sampling file.
+        ValueError: unknown name, another file under that name, counts that are not SMPL's or MANO's.
+        FileNotFoundError: no sampling file.
     """
     _check_name("load_topology", name)
     folder = Path(folder)
     plain, sampling = folder / "mesh_sampling_plain.npz", folder / _SAMPLING[name]
-    if plain.is_file():
-        hierarchy = _plain_hierarchy(name, plain)
-    elif sampling.is_file():
-        hierarchy = _pickled_hierarchy(name, sampling)
-    else:
+    file = next((f for f in (plain, sampling) if f.is_file()), None)
+    if file is None:
         raise FileNotFoundError(
             f"load_topology({name!r}): neither {plain.name} nor {sampling.name} in {folder}; {_TOPOLOGY_SOURCE}"
         )
+    try:
+        hierarchy = (_plain_hierarchy if file == plain else _pickled_hierarchy)(name, file)
+    except (KeyError, IndexError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+        said = e.args[0] if e.args else type(e).__name__
+        raise ValueError(f"{file}: not the mesh sampling file of {name.upper()} ({said})") from None
     if hierarchy.counts != LEVELS[name]:
         raise ValueError(
             f"load_topology({name!r}): expected {LEVELS[name]} vertices, the files have {hierarchy.counts}"
@@ -140,12 +144,15 @@ def load_model(
         flat_hand_mean: MANO: zero pose is the flat hand instead of the mean hand (as in smplx).
 
     Raises:
-        FileNotFoundError: no model file. ValueError: a field is missing or misshapen.
-        pickle.UnpicklingError: the pickle holds more than arrays.
+        FileNotFoundError: no model file. ValueError: a field is missing or misshapen, or (RefusedPickle) the pickle
+        holds more than arrays.
     """
     _check_name("load_body", name)
     file = _find_model(name, Path(path))
-    raw = read_npz(file) if file.suffix == ".npz" else read_pickle(file)
+    try:
+        raw = read_npz(file) if file.suffix == ".npz" else read_pickle(file)
+    except zipfile.BadZipFile as e:
+        raise ValueError(f"{file}: not an .npz file ({e})") from None
     count, bones = LEVELS[name][0], 24 if name == "smpl" else 16
 
     def get(key: str, *shape: int | None) -> np.ndarray:

@@ -25,6 +25,10 @@ _SPARSE = {"csc_matrix": sp.csc_matrix, "csr_matrix": sp.csr_matrix}
 _CHUMPY = {("chumpy.ch", "Ch"), ("chumpy.reordering", "Select")}
 
 
+class RefusedPickle(pickle.UnpicklingError, ValueError):
+    """The file holds something else than arrays, or is damaged; nothing of it has been run."""
+
+
 class _Payload:
     """State of an object whose class is known by name only."""
 
@@ -73,7 +77,7 @@ class _Unpickler(pickle.Unpickler):
             return dict
         if module in ("__builtin__", "builtins") and name in ("set", "frozenset"):  # chumpy's bookkeeping
             return {"set": set, "frozenset": frozenset}[name]
-        raise pickle.UnpicklingError(
+        raise RefusedPickle(
             f"{self._source}: refused to load {module}.{name}; only numpy arrays, scipy csc/csr matrices and "
             "chumpy arrays are read from pickles"
         )
@@ -81,7 +85,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _new_payload(cls, source: str):
     if not (isinstance(cls, type) and issubclass(cls, _Payload)):
-        raise pickle.UnpicklingError(f"{source}: refused to construct {cls!r}")
+        raise RefusedPickle(f"{source}: refused to construct {cls!r}")
     return cls()
 
 
@@ -100,7 +104,7 @@ def _plain(x, source: str):
         return x
     state = getattr(x, "state", None)
     if not isinstance(state, dict):
-        raise pickle.UnpicklingError(f"{source}: {x.kind} without a state")
+        raise RefusedPickle(f"{source}: {x.kind} without a state")
     try:
         if x.kind in _SPARSE:
             shape = state.get("_shape", state.get("shape"))
@@ -110,14 +114,14 @@ def _plain(x, source: str):
         array = np.asarray(_plain(state["a"], source)).reshape(-1)[np.asarray(state["idxs"])]
         return array if state.get("preferred_shape") is None else array.reshape(state["preferred_shape"])
     except KeyError as e:
-        raise pickle.UnpicklingError(f"{source}: {x.kind} without its field {e}") from None
+        raise RefusedPickle(f"{source}: {x.kind} without its field {e}") from None
 
 
 def read_pickle(path: str | Path) -> dict:
     """Contents of a .pkl with every array as numpy and every sparse matrix as scipy.
 
     Raises:
-        pickle.UnpicklingError: the file names anything but arrays (nothing has been run), or is damaged.
+        RefusedPickle: the file names anything but arrays (nothing has been run), or is damaged.
     """
     path = Path(path)
     with open(path, "rb") as stream:
@@ -133,9 +137,9 @@ def _load(stream, source: str):
     try:
         return _plain(_Unpickler(stream, source).load(), source)
     except pickle.UnpicklingError as e:
-        raise e if source in str(e) else pickle.UnpicklingError(f"{source}: {e}") from None
+        raise e if source in str(e) else RefusedPickle(f"{source}: {e}") from None
     except (EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as e:
-        raise pickle.UnpicklingError(f"{source}: damaged pickle ({type(e).__name__}: {e})") from None
+        raise RefusedPickle(f"{source}: damaged pickle ({type(e).__name__}: {e})") from None
 
 
 def read_npz(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -145,7 +149,7 @@ def read_npz(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, n
         keys: read only these (others are not looked at); None = all.
 
     Raises:
-        KeyError: a key is missing. pickle.UnpicklingError: as read_pickle.
+        KeyError: a key is missing. RefusedPickle: as read_pickle.
     """
     path, out = Path(path), {}
     with zipfile.ZipFile(path) as archive:
@@ -170,7 +174,7 @@ def _read_npy(data: bytes, source: str) -> np.ndarray:
         return np.load(io.BytesIO(data), allow_pickle=False)
     value = _load(stream, source)
     if not isinstance(value, np.ndarray) or value.shape != shape:
-        raise pickle.UnpicklingError(
+        raise RefusedPickle(
             f"{source}: the header promises an object array {shape}, the pickle holds something else"
         )
     return value

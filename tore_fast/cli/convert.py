@@ -12,45 +12,41 @@ from . import UsageError
 
 @dataclass
 class Args:
-    """Converts an official FastMETRO, METRO, Mesh Graphormer, TORE, HMR2.0, CameraHMR, HumanFoV or DenseKP checkpoint; only
-    tensors of the file are read.
-    """
+    """Converts an official checkpoint (FastMETRO, METRO, Mesh Graphormer, TORE, TCFormer, HoT and its hosts, HMR2.0,
+    CameraHMR, HumanFoV, DenseKP); only tensors of the file are read."""
 
     source: Positional[Path]
     """Official weight file (.bin, .ckpt, .pth, .pt, .safetensors)."""
     out: Positional[Path]
-    """Folder to write: `tore-fast predict|hmr|eclm --model FOLDER` and load_pretrained(FOLDER) take it."""
+    """Folder to write: commands take it as --model, Python as load_pretrained(FOLDER)."""
     upstream: str | None = None
-    """fastmetro, metro, tore, graphormer, hmr2, camerahmr, humanfov or densekp; found from the keys when not given."""
+    """fastmetro, tore, metro, graphormer, tcformer, hot, hmr2, camerahmr, humanfov or densekp; found from the keys when not given."""
     fov_net: Path | None = None
     """HumanFoV's file, to go into the folder of a CameraHMR checkpoint."""
     mesh_data: Path | None = None
-    """Folder with the SMPL/MANO topology files: the written folder is loaded with them once, as a check."""
+    """Folder with the SMPL/MANO topology files: a written image-to-mesh folder is loaded with them once, as a check."""
 
 
 def run(args: Args) -> int:
-    from ..models.convert import OTHERS, UPSTREAMS, convert, fasthmr, from_pretrained
+    from ..models.convert import OTHERS, UPSTREAMS, convert, from_pretrained
 
     for path in filter(None, (args.source, args.fov_net)):
         if not path.exists():
             raise UsageError(f"{path}: no such file")
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"{args.out}: expected a folder to write, got a file")
-    if args.upstream in OTHERS and args.upstream not in fasthmr.NAMES:
-        raise UsageError(f"--upstream: {args.upstream} files need no conversion: from_pretrained(path, upstream={args.upstream!r})")
     if args.upstream not in (None, *UPSTREAMS):
         raise UsageError(f"--upstream: expected one of {', '.join(UPSTREAMS)}, got {args.upstream!r}")
     done = convert(args.source, args.out, args.upstream, args.fov_net)
-    if args.mesh_data is not None:
+    of_mesh = done.layout not in OTHERS
+    if of_mesh and args.mesh_data is not None:
         from_pretrained(args.out, mesh_data=args.mesh_data)
     print(f"{args.source}: {done.layout} layout, {done.keys} tensors kept")
     if done.dropped:
         print(f"dropped {len(done.dropped)} tensors that no forward pass reads ({done.dropped_params / 1e6:.1f} M numbers)")
     print(f"written: {args.out}/model.safetensors, config.json (model {done.name})")
-    if args.mesh_data is not None:
+    if of_mesh and args.mesh_data is not None:
         print(f"checked: {args.out} loads with the topology files in {args.mesh_data}")
-    if done.layout in fasthmr.NAMES:
-        print("weights trained on SMPL stay under its licence; no SMPL file is needed to load them")
-    else:
+    if of_mesh:
         print("weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or TORE_FAST_MESH_DATA)")
     return 0

@@ -18,8 +18,9 @@ SORTS = {"params": "params_m", "macs": "gmacs"}
 class Args:
     """Lists models: parameters (M) and multiply-adds (G, one image; papers call them GFLOPs), ours and the paper's.
 
-    Matrix products and convolutions are counted, masked attention as dense (as the official code spends it). Video pose models
-    have a second count, without the attention products, which their papers leave out.
+    Matrix products and convolutions are counted, masked attention as dense (as the official code spends it). "as paper":
+    ours by the paper's counting, to hold against its number (parameters without trunk or with unused weights; video pose
+    models without the attention products).
     """
 
     patterns: Positional[tuple[str, ...]] = ("*",)
@@ -72,12 +73,13 @@ def rows(names: list[str], fresh: bool = False, progress: bool = False) -> list[
     from tqdm import tqdm
 
     from ..models import model_entry
-    from ..models._count import count_model, shipped_counts
+    from ..models._count import count_model, params_as_printed, shipped_counts
 
     known = {} if fresh else shipped_counts()
     out = []
     for name in tqdm(names, unit="model", disable=not (fresh and progress), leave=False):
         entry, c = model_entry(name), known.get(name) or count_model(name)
+        as_printed = params_as_printed(entry, c)
         out.append(
             {
                 "name": name,
@@ -87,9 +89,10 @@ def rows(names: list[str], fresh: bool = False, progress: bool = False) -> list[
                 "params_m": c.params / 1e6,
                 "params_without_backbone_m": (c.params - c.backbone_params) / 1e6,
                 "unused_official_params_m": c.unused_params / 1e6,
+                "params_as_paper_m": None if as_printed is None else as_printed / 1e6,
                 "gmacs": None if c.macs is None else c.macs / 1e9,
                 "gmacs_without_backbone": None if c.backbone_macs is None else (c.macs - c.backbone_macs) / 1e9,
-                "gmacs_by_papers_rule": None if c.paper_macs is None else c.paper_macs / 1e9,
+                "gmacs_as_paper": None if c.paper_macs is None else c.paper_macs / 1e9,
                 "paper": None if entry.paper is None else asdict(entry.paper),
             }
         )
@@ -102,13 +105,14 @@ def table(found: list[dict]) -> str:
     def number(x: float | None) -> str:
         return "-" if x is None else f"{x:.2f}"
 
-    head = ["model", "params M", "w/o backbone", "GMACs", "w/o backbone", "paper's rule", "paper M", "paper G", "source"]
+    head = ["model", "params M", "w/o backbone", "as paper", "paper M", "GMACs", "w/o backbone", "as paper", "paper G", "source"]
     body = []
     for r in found:
         paper = r["paper"] or {}
         body.append(
-            [r["name"], number(r["params_m"]), number(r["params_without_backbone_m"]), number(r["gmacs"]),
-             number(r["gmacs_without_backbone"]), number(r["gmacs_by_papers_rule"]), number(paper.get("params_m")), number(paper.get("gmacs")),
+            [r["name"], number(r["params_m"]), number(r["params_without_backbone_m"]), number(r["params_as_paper_m"]),
+             number(paper.get("params_m")), number(r["gmacs"]), number(r["gmacs_without_backbone"]),
+             number(r["gmacs_as_paper"]), number(paper.get("gmacs")),
              "; ".join(filter(None, (paper.get("source"), paper.get("note"))))]
         )  # fmt: skip
     width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]

@@ -55,7 +55,7 @@ def run(args: Args) -> int:
     torch.manual_seed(args.train.seed)
     size = args.image_size or (224 if args.sets or args.val else 112)
     with arguments():
-        options = {**args.options, "image_size": str(size)}
+        options = {**args.options, "image_size": str(size), "mesh": "free" if args.body == "auto" else "smpl"}
         model = start_model(args.model, args.checkpoint, options, backbone=args.pretrained)
         task = _labelled(args, model, size) if args.sets or args.val else _synthetic(args, model, size)
     return finish(task, args, {"data": list(args.sets) or "synth", "difficulty": None if args.sets else args.difficulty})

@@ -22,6 +22,7 @@ from ._registry import ModelEntry, model_entry
 from .backbones import create_backbone
 
 UNUSED_OF_TRUNK = {"hrnet_w64": 2_049_000}  # the ImageNet classifier in the official files
+_METRO_UPSAMPLING = 431 * 1723 + 1723 + 1723 * 6890 + 6890  # learned, body
 
 
 class Counts(NamedTuple):
@@ -104,6 +105,21 @@ def _count_mesh_model(entry: ModelEntry, c, overrides: dict) -> Counts:
     unused = model.unused_official_params() + UNUSED_OF_TRUNK.get(c.backbone, 0)
     params, macs = count_module(model, model.example_features(channels, rows, cols))
     return Counts(params + backbone_params, backbone_params, unused, macs + backbone_macs, backbone_macs)
+
+
+def params_as_printed(entry: ModelEntry, counts: Counts) -> int | None:
+    """Parameters counted the way the paper of `entry.paper` counts them; None where it prints none.
+
+    FastMETRO, table 1: without the trunk. METRO and Mesh Graphormer: without the trunk but with weights that nothing
+    reads; METRO without its up-sampling. All others: everything.
+    """
+    if entry.paper is None or entry.paper.params_m is None:
+        return None
+    if entry.family not in ("fastmetro", "metro", "graphormer"):
+        return counts.params
+    trunk = UNUSED_OF_TRUNK.get(entry.build.config.backbone, 0)
+    upsampling = _METRO_UPSAMPLING if entry.family == "metro" else 0
+    return counts.params - counts.backbone_params + counts.unused_params - trunk - upsampling
 
 
 def shipped_counts() -> dict[str, Counts]:

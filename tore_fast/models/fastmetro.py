@@ -157,7 +157,8 @@ def _register() -> None:
             macs, source = _PAPER_MACS.get((size, tag), (None, ""))
             paper = PaperRow(None, macs, source) if macs else None
             params = _PAPER_PARAMS[size] if tag != "eb0" else None  # table 1 is about 2048-channel trunks
-            paper_era = PaperRow(params, macs, "FastMETRO table 1" + (f", {source}" if source else ""))
+            sources = [*(["FastMETRO table 1"] if params else []), *([source] if source else [])]
+            paper_era = PaperRow(params, macs, ", ".join(sources)) if sources else None
             old = {"shared_reduction": True, "learned_upsample": False}
             hand = {"mesh": "free_hand", "num_joints": 21}
             register_model(name, "fastmetro", paper, tags=("body",))(build(**base))

@@ -97,6 +97,7 @@ class PPTTransformer(nn.Module):
             raise ValueError(f"PPTTransformer: keep_ratio must be in (0, 1], got {keep_ratio}")
         self.num_keypoints, self.pruning_layers = num_keypoints, tuple(pruning_layers)
         self.keep_ratio, self.pos_every_layer = keep_ratio, pos_every_layer
+        self.training_keep_ratio: float | None = None  # while training, in the place of keep_ratio
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 [
@@ -117,15 +118,16 @@ class PPTTransformer(nn.Module):
         kept = torch.arange(patches, device=tokens.device).expand(b, -1)
         pos = pos.expand(b, -1, -1)
         pruned = {}
+        keep_ratio = self.keep_ratio if not self.training or self.training_keep_ratio is None else self.training_keep_ratio
         x = tokens
         for i, (attn, mlp) in enumerate(self.layers):
             if i > 0 and self.pos_every_layer:
                 x = torch.cat([x[:, :joints], x[:, joints:] + pos], dim=1)
-            prunes = i in self.pruning_layers and self.keep_ratio < 1
+            prunes = i in self.pruning_layers and keep_ratio < 1
             out, score = attn.fn(attn.norm(x), joints if prunes else 0)
             x = x + out
             if prunes:
-                idx = ppt_select(score, math.ceil(score.shape[1] * self.keep_ratio))
+                idx = ppt_select(score, math.ceil(score.shape[1] * keep_ratio))
                 before, kept = kept, kept.gather(1, idx)
                 pruned[i] = (before, score, kept)
                 x = torch.cat([x[:, :joints], gather_tokens(x[:, joints:], idx)], dim=1)
@@ -206,6 +208,10 @@ class PPT(nn.Module):
             nn.Linear(c.heatmap_hidden, h * w),
         )  # fmt: skip
         nn.init.trunc_normal_(self.keypoint_token, std=0.02)
+
+    def set_epoch(self, epoch: float) -> None:
+        """Keep ratio of the training at this epoch (`keep_ratio_at`); evaluation always prunes to the config's."""
+        self.transformer.training_keep_ratio = keep_ratio_at(epoch, self.config.keep_ratio)
 
     def forward(self, image: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, J, H/4, W/4]
         c = self.config

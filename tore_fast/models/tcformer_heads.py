@@ -187,7 +187,8 @@ class TCFormerHMRConfig(TCFormerConfig):
     regressor_hidden: int = 1024
     num_joints: int = 24
     num_shape: int = 10
-    image_size: int = 224  # side of the crops it was trained on: `eval` cuts the same
+    image_size: int = 224  # side of the crops it was trained on: `eval` and `predict` cut the same
+    mesh: str = "free"  # body its pose and shape speak of: "free" or "smpl"
 
 
 class TCFormerHMR(nn.Module):

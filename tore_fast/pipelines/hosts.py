@@ -22,6 +22,7 @@ from ..models._hub import load_pretrained, read_config
 from ..models._registry import create_model
 from ..models.camerahmr import CameraHMR
 from ..models.convert import fasthmr as convert
+from ..models.convert.others import recognise_other
 from ..models.humanfov import HumanFoV
 
 # joint a leaf hangs on -> direction (T-pose, y up, facing +z) in which its tip lies
@@ -41,7 +42,8 @@ def load_host(source: str, fov_net: str | None = None) -> tuple[str, nn.Module]:
     if path.is_dir():
         name, model = str(read_config(path)["model"]), load_pretrained(path)
     elif path.is_file() or path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
-        kind = convert.recognise(convert.read_state_dict(path)) or "hmr2"  # its loader says what is missing
+        kind = recognise_other(convert.read_state_dict(path))
+        kind = kind if kind in convert.NAMES else "hmr2"  # its loader says what is missing
         name, model = convert.NAMES[kind], getattr(convert, f"load_{kind}")(path)
     else:
         with torch.random.fork_rng(devices=[]):

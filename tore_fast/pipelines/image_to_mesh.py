@@ -23,6 +23,8 @@ from ..data.image import ImageError, check_box, read_image
 from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
 from ..models import create_model, from_pretrained, load_pretrained
 from ..models.default import BUILT_IN, default_folder
+from ..models.tcformer_heads import TCFormerHMR
+from .posed_body import PosedBody
 
 BOX_MODES = ("auto", "full", "centre")
 # Official METRO and TORE weights project the mesh as it comes out; FastMETRO's (and ours) after centring it.
@@ -102,7 +104,7 @@ class Pipeline:
             raise ValueError(f"Pipeline: batch_size must be at least 1, got {batch_size}")
         self.device = torch.device(pick_device(device))
         if isinstance(model, nn.Module):
-            self.model = model.to(self.device).eval()
+            self.model = (PosedBody(model) if isinstance(model, TCFormerHMR) else model).to(self.device).eval()
         else:
             loaded = load_model(model, checkpoint, upstream=upstream, mesh_data=mesh_data)
             self.model = mesh_model(loaded, str(checkpoint or model)).to(self.device).eval()
@@ -249,10 +251,13 @@ def load_model(model: nn.Module | str | Path | None, checkpoint: str | Path | No
 
 
 def mesh_model(model: nn.Module, source: str) -> nn.Module:
-    """`model` itself where it regresses a mesh from pictures; else a ValueError that names `source`."""
+    """`model` where it regresses a mesh from pictures, or the body it regresses parameters of; else a ValueError that names
+    `source`."""
+    if isinstance(model, TCFormerHMR):
+        return PosedBody(model)
     if not hasattr(model, "mesh"):
         raise ValueError(
-            f"{source}: expected an image-to-mesh model (fastmetro*, metro*, graphormer*, tore_default), "
+            f"{source}: expected an image-to-mesh model (fastmetro*, metro*, graphormer*, tore_default, tcformer_*_hmr), "
             f"got {type(model).__name__}"
         )
     return model

@@ -18,6 +18,7 @@ from ..body.joints import H36M17_TO_J14, J24_TO_J14
 from ..body.lbs import pose_matrices
 from ..data.topdown import TopDownDataset
 from ..eval.keypoint_metrics import KeypointMetric, predict_keypoints
+from ..models.ppt import PPT
 from ..models.tcformer_heads import BodyParameters
 from .losses import joints_3d_loss, labelled_mean
 from .mesh_labels import LabelledCrops
@@ -96,6 +97,7 @@ class Keypoints:
         self.flip_test, self.refine, self.seed, self.eval_batch = flip_test, refine, seed, eval_batch
         self.best_metric = metric.best
         self.items_per_epoch = len(training)
+        self.steps_per_epoch = float(len(training))  # loop.py sets it for its batch
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         items = []
@@ -105,6 +107,8 @@ class Keypoints:
         return {k: torch.stack([item[k] for item in items]) for k in ("image", "target", "weight")}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(self.model, PPT):
+            self.model.set_epoch(step / self.steps_per_epoch)
         value = joints_mse(model(batch["image"]), batch["target"], batch["weight"])
         return value, {"heatmap_mse": value.detach()}
 

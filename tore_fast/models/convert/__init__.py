@@ -1,7 +1,7 @@
 """Official checkpoints -> our models: `from_pretrained(path, upstream=...)` and `convert(path, folder)`.
 
 Layouts are recognised from their keys, dead weights dropped, everything else loaded strictly. Per family: hmr.py
-(FastMETRO, METRO, Mesh Graphormer, TORE), vpt.py, fasthmr.py, tcformer.py.
+(FastMETRO, METRO, Mesh Graphormer, TORE); others.py chooses among vpt.py, fasthmr.py and tcformer.py.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
 from .._registry import list_models, model_entry
-from . import fasthmr, hmr
+from . import hmr
 from .files import clean_state_dict, load_strict, read_state_dict
+from .others import OTHERS, dropped_keys, load_other, nearest_name, read_with_settings, recognise_other, shared_fields
 
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
 
 to_native = hmr.to_native
-OTHERS = ("tcformer", "hot", "hmr2", "camerahmr", "humanfov", "densekp")
 UPSTREAMS = (*hmr.UPSTREAMS, *OTHERS)
 
 
@@ -46,7 +46,7 @@ def from_pretrained(
         path: a folder written by `save_pretrained` or `convert`, or an official weight file (.bin, .pth, .pt,
             .safetensors). Only tensors are read.
         upstream: "fastmetro", "metro", "tore", "graphormer", "tcformer", "hot" (video pose), "hmr2", "camerahmr", "humanfov",
-            "densekp"; None recognises the image-to-mesh layouts by their keys.
+            "densekp"; None recognises the layout by its keys.
         model: a registered name instead: the file must fit that model exactly. Its mesh is then the free one unless `mesh`
             or `mesh_data` (SMPL, or MANO for a hand) say otherwise.
         mesh, mesh_data: mesh of image-to-mesh models (models/_mesh.py); official files mean SMPL or MANO, whose topology
@@ -66,8 +66,10 @@ def from_pretrained(
     if upstream is not None and upstream not in UPSTREAMS:
         raise ValueError(f"from_pretrained: upstream must be one of {', '.join(UPSTREAMS)}, got {upstream!r}")
     if upstream in OTHERS:
-        return _other(path, upstream, overrides)
-    state = read_state_dict(path)
+        return load_other(path, upstream, **overrides)
+    state = read_state_dict(path) if upstream or model else _read_any(path)
+    if model is None and upstream is None and (other := recognise_other(state)):
+        return load_other(path, other, **overrides)
     if model is not None:
         if mesh is None and mesh_data is not None:
             given["mesh"] = "mano" if "hand" in model_entry(model).tags else "smpl"
@@ -80,36 +82,43 @@ def from_pretrained(
     return built.eval()
 
 
-def _other(path: Path, upstream: str, overrides: dict) -> nn.Module:
-    if upstream == "hot":
-        from .vpt import load_official
-
-        return load_official(path, **overrides)
-    if upstream == "tcformer":
-        from .tcformer import load_tcformer
-
-        return load_tcformer(path, **overrides)
-    return getattr(fasthmr, f"load_{upstream}")(path, **overrides)
+def _read_any(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a file of any layout; what no strict reading allows must at least be the file of a family known for that."""
+    try:
+        return read_state_dict(path)
+    except ValueError:
+        state = read_with_settings(path)
+        if recognise_other(state) is None:
+            raise
+        return state
 
 
 def convert(
     path: str | Path, folder: str | Path, upstream: str | None = None, fov_net: str | Path | None = None, **overrides
 ) -> Conversion:
-    """Writes an official image-to-mesh or FastHMR host file as our checkpoint folder (safetensors + config.json).
+    """Writes an official file as our checkpoint folder (safetensors + config.json).
 
     The topology files of SMPL or MANO are not needed here: only the keys are checked. They are when the folder is loaded.
 
     Args:
+        upstream: as `from_pretrained`; None recognises the layout by its keys.
         fov_net: HumanFoV's own file, to become part of a CameraHMR checkpoint.
+        **overrides: config fields that the weights do not tell.
     """
-    host = upstream if upstream in fasthmr.NAMES else _recognised_host(path) if upstream is None else None
-    if fov_net is not None and host != "camerahmr":
-        raise ValueError(f"convert: a field-of-view net belongs to CameraHMR files, {path} is {host or upstream or 'none'}")
-    if host is not None:
-        return _convert_host(Path(path), folder, host, {"fov_path": fov_net} if fov_net else {}, overrides)
-    if upstream in OTHERS:
-        raise ValueError(f"convert: {upstream!r} files are loaded directly by from_pretrained(path, upstream={upstream!r})")
-    state = read_state_dict(path)
+    if upstream is not None and upstream not in UPSTREAMS:
+        raise ValueError(f"convert: upstream must be one of {', '.join(UPSTREAMS)}, got {upstream!r}")
+    state = read_state_dict(path) if upstream in hmr.UPSTREAMS else _read_any(path)
+    other = upstream if upstream in OTHERS else recognise_other(state) if upstream is None else None
+    if fov_net is not None:
+        if other != "camerahmr":
+            raise ValueError(f"convert: a field-of-view net belongs to CameraHMR files, {path} is {other or upstream or 'another'}")
+        overrides["fov_path"] = fov_net
+    if other is not None:
+        model = load_other(path, other, **overrides)
+        dropped = dropped_keys(state, other)
+        name, keys = nearest_name(model), len(model.state_dict())
+        save_pretrained(model, folder, name, converted_from=Path(path).name, layout=other)
+        return Conversion(other, name, keys, dropped, sum(state[k].numel() for k in dropped))
     layout = hmr.recognise(state, str(path), upstream)
     config = hmr.config_of(state, layout, str(path), **overrides)
     model = hmr.LAYOUTS[layout].model(config, hmr.stand_in_mesh(config))
@@ -122,29 +131,15 @@ def convert(
     return Conversion(layout, name, len(native), dropped, sum(state[k].numel() for k in dropped))
 
 
-def _recognised_host(path: str | Path) -> str | None:
-    try:
-        return fasthmr.recognise(fasthmr.read_state_dict(path))
-    except ValueError:  # the reader of the other layouts says what is wrong with the file
-        return None
-
-
-def _convert_host(path: Path, folder: str | Path, upstream: str, files: dict, overrides: dict) -> Conversion:
-    model = getattr(fasthmr, f"load_{upstream}")(path, **files, **overrides)
-    save_pretrained(model, folder, fasthmr.NAMES[upstream], converted_from=path.name, layout=upstream)
-    state, own = fasthmr.read_state_dict(path), model.state_dict()
-    dropped = tuple(k for k in state if k not in own)
-    return Conversion(upstream, fasthmr.NAMES[upstream], len(own), dropped, sum(state[k].numel() for k in dropped))
-
-
 def registered_name(model: nn.Module) -> str:
-    """The registered name nearest to an image-to-mesh model: same class, trunk and size, body or hand."""
+    """The registered name nearest to an image-to-mesh model: same class, trunk, size and layout, body or hand."""
     c = model.config
-    tags = {"resnet50": "r50", "hrnet_w64": "h64", "efficientnet_b0": "eb0"}
-    size = {1: "s", 2: "m", 3: "l"}.get(c.layers, "s")
     stem = {
-        "FastMETRO": f"fastmetro_{size}_", "FastMETRO_TORE": f"fastmetro_tore_{size}_", "METRO": "metro_",
+        "FastMETRO": "fastmetro_{size}_", "FastMETRO_TORE": "fastmetro_tore_{size}_", "METRO": "metro_",
         "METRO_TORE": "metro_tore_", "MeshGraphormer": "graphormer_",
-    }[type(model).__name__]  # fmt: skip
-    name = stem + tags.get(c.backbone, "h64" if stem == "graphormer_" else "r50") + ("_hand" if c.num_joints == 21 else "")
-    return name if name in list_models() else stem + ("h64" if stem == "graphormer_" else "r50")
+    }[type(model).__name__].format(size={1: "s", 2: "m", 3: "l"}.get(c.layers, "s"))  # fmt: skip
+    known, trunk = list_models(stem + "*"), {"resnet50": "r50", "hrnet_w64": "h64", "efficientnet_b0": "eb0"}.get(c.backbone)
+    base = stem + trunk if trunk and stem + trunk in known else stem + ("h64" if stem == "graphormer_" else "r50")
+    candidates = [n for n in known if n.startswith(base)]
+    hand = [n for n in candidates if ("hand" in model_entry(n).tags) == (c.num_joints == 21)]
+    return max(hand, key=lambda n: (shared_fields(c, model_entry(n).build.config), -len(n)))

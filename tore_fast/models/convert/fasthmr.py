@@ -24,7 +24,7 @@ from ..densekp import DenseKP, DenseKPConfig
 from ..hmr2 import HMR2, HMR2Config
 from ..humanfov import HumanFoV
 
-_IGNORED = re.compile(r"(discriminator|smpl|smpl_layer|smpl_gt|mesh_renderer|renderer|criterion)\.|initialized$|loss")
+IGNORED = re.compile(r"(discriminator|smpl|smpl_layer|smpl_gt|mesh_renderer|renderer|criterion)\.|initialized$|loss")
 
 
 class _StandIn:
@@ -98,7 +98,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             data = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_inert_pickle)
         except Exception as e:
             raise ValueError(f"{path}: not a readable torch checkpoint ({type(e).__name__}: {e})") from None
-    for wrapper in ("state_dict", "model_state_dict", "model"):
+    for wrapper in ("state_dict", "model_state_dict", "model", "model_pos"):
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data = data[wrapper]
             break
@@ -158,22 +158,13 @@ def _load(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str) -
 NAMES = {"hmr2": "hmr2_vith", "camerahmr": "camerahmr_vith", "humanfov": "humanfov", "densekp": "densekp_vith"}
 
 
-def recognise(state: dict[str, Tensor]) -> str | None:
-    """"hmr2", "camerahmr", "densekp" or "humanfov" by the keys of an official file; None for anything else."""
-    marks = (
-        ("camerahmr", "smpl_head.deckp.weight"), ("hmr2", "smpl_head.decpose.weight"), ("densekp", "head.dec_kp.weight"),
-        ("humanfov", "backbone.stage4.0.branches.0.0.conv1.weight"),
-    )  # fmt: skip
-    return next((name for name, key in marks if key in state), None)
-
-
 def load_hmr2(path: str | Path, **overrides) -> HMR2:
     """HMR2.0 from its Lightning file (`epoch=35-step=1000000.ckpt`); discriminator and SMPL buffers are left out.
 
     Args:
         overrides: HMR2Config fields that weights do not tell (num_heads, keep_tokens, ...).
     """
-    state = {k: v for k, v in read_state_dict(path).items() if not _IGNORED.match(k)}
+    state = {k: v for k, v in read_state_dict(path).items() if not IGNORED.match(k)}
     fields = _sizes(state, "smpl_head", str(path))
     token = state["smpl_head.transformer.to_token_embedding.weight"].shape[1]
     fields["query"] = "zero" if token == 1 else "mean_shape"
@@ -182,7 +173,7 @@ def load_hmr2(path: str | Path, **overrides) -> HMR2:
 
 def load_camerahmr(path: str | Path, fov_path: str | Path | None = None, **overrides) -> CameraHMR:
     """CameraHMR from its checkpoint, the field-of-view net from the same file (`cam_model.*`) or from `fov_path`."""
-    state = {k: v for k, v in read_state_dict(path).items() if not _IGNORED.match(k)}
+    state = {k: v for k, v in read_state_dict(path).items() if not IGNORED.match(k)}
     if fov_path is not None:
         state = {k: v for k, v in state.items() if not k.startswith("cam_model.")}
         state.update({f"cam_model.{k}": v for k, v in read_state_dict(fov_path).items()})
@@ -198,7 +189,7 @@ def load_humanfov(path: str | Path) -> HumanFoV:
 
 def load_densekp(path: str | Path) -> DenseKP:
     """DenseKP from its checkpoint (`backbone.*`, `head.*`)."""
-    state = {k: v for k, v in read_state_dict(path).items() if not _IGNORED.match(k)}
+    state = {k: v for k, v in read_state_dict(path).items() if not IGNORED.match(k)}
     fields = _sizes(state, "head", str(path))
     points = state["head.dec_kp.bias"].shape[0] // 3
     config = DenseKPConfig(fields["embed_dim"], fields["depth"], fields["num_heads"], fields["decoder_depth"], points)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "model_pos")
 _PROFILER = ("total_ops", "total_params")  # buffers that thop leaves in every module
 
 
@@ -40,12 +40,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             "state dict (upstream trainings write it as state_dict.bin)"
         ) from None
     except Exception as e:  # the unpickler fails with whatever the bytes lead it to: KeyError, IndexError, struct.error ...
-        raise ValueError(f"{path}: not a readable weight file ({type(e).__name__}: {_first_line(e)})") from None
+        raise ValueError(f"{path}: not a readable weight file ({_reason(e)})") from None
     return clean_state_dict(data, str(path))
 
 
-def _first_line(e: Exception) -> str:
-    return (str(e) or type(e).__name__).splitlines()[0][:160]
+def _reason(e: Exception) -> str:
+    text = str(e).partition("\n")[0][:160]
+    return "it ends too early" if isinstance(e, EOFError) else f"{type(e).__name__}: {text}" if text else type(e).__name__
 
 
 def clean_state_dict(data: object, source: str = "checkpoint") -> dict[str, Tensor]:

@@ -183,6 +183,8 @@ def nearest(state: dict[str, Tensor]) -> str:
             best, score, keys = name, shared, reference
     missing = [k for k in keys if k not in have][:3]
     extra = sorted(have.difference(keys))[:3]
+    if not score:
+        return f"it shares no name with any of them and has {', '.join(extra) or 'nothing but a backbone'}"
     return (
         f"nearest is {best} ({score:.0%} of the names); the file lacks {', '.join(missing) or 'nothing'} "
         f"and has {', '.join(extra) or 'nothing'} besides"

@@ -28,7 +28,7 @@ HOSTS = {
 }
 # n is not stored in the weights; these are the published settings
 DEFAULT_PRUNE_BLOCK = {"mixste": 3, "motionbert": 1, "mhformer": 1, "motionagformer": 7}
-_SIGNATURE_KEY = {
+SIGNATURE_KEY = {
     "mixste": "STEblocks.0.norm1.weight",
     "motionbert": "blocks_st.0.norm1_s.weight",
     "mhformer": "Transformer_hypothesis.SHR_blocks.0.norm2.weight",
@@ -97,10 +97,10 @@ def normalise_keys(loaded: object, source: str = "state dict") -> dict[str, Tens
 
 def detect_host(state: dict[str, Tensor]) -> str:
     """Which host a state dict belongs to; ValueError if none."""
-    for host, key in _SIGNATURE_KEY.items():
+    for host, key in SIGNATURE_KEY.items():
         if key in state:
             return host
-    raise ValueError(f"no known video pose host: expected one of the keys {sorted(_SIGNATURE_KEY.values())}, got {list(state)[:3]}...")
+    raise ValueError(f"no known video pose host: expected one of the keys {sorted(SIGNATURE_KEY.values())}, got {list(state)[:3]}...")
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:
