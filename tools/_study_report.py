@@ -41,7 +41,8 @@ def load(results: Path) -> dict[str, list[dict]]:
         found.setdefault(one["name"], []).append(one)
     if not found:
         raise FileNotFoundError(f"{results}: no results (NAME_sSEED.json); start with `python tools/study.py run`")
-    protocols = {json.dumps(one["protocol"], sort_keys=True) for rows in found.values() for one in rows}
+    # fields that came later have their defaults in an older file
+    protocols = {Protocol(**one["protocol"]) for rows in found.values() for one in rows}
     if len(protocols) > 1:
         raise ValueError(f"{results}: results of {len(protocols)} different protocols lie together; they cannot be compared")
     return {name: found[name] for name in (*(n for n in ROWS if n in found), *(n for n in found if n not in ROWS))}

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from tore_fast.body import joints, load_body
-from tore_fast.data.synth import HELD_OUT, PoseBank, SynthGenerator, load_pose_bank, normalize_images, pose_from_joints
+from tore_fast.data.synth import (
+    HELD_OUT,
+    PoseBank,
+    SynthGenerator,
+    background,
+    load_pose_bank,
+    normalize_images,
+    pose_from_joints,
+)
 from tore_fast.data.synth.augment import Augment
 from tore_fast.data.synth.camera import weak_perspective
 from tore_fast.data.synth.draw import Draw, stream_seed
@@ -234,3 +242,16 @@ def test_single_images(body, difficulty):
 
 
 HELD_OUT_SHOULDER = (0.1891198, -0.2587263, -1.1155176)
+
+
+def test_rectangles_of_a_batch_and_one_by_one():
+    """A GPU fills whole batches, a CPU slices: the same pixels."""
+    torch.manual_seed(0)
+    low, size = torch.randint(0, 20, (2, 9)), torch.randint(-3, 20, (2, 9))
+    box = torch.stack((low[0], low[0] + size[0], low[1], low[1] + size[1])).clamp(0, 24)  # some are empty
+    alpha = torch.tensor([1.0, 0.3, 0.7] * 3)
+    mixed, image = torch.rand(9, 3) * alpha[:, None], torch.rand(9, 24, 24, 3)
+    one, other = image.clone(), image.clone()
+    background._fill_slices(one, box, alpha, mixed)
+    background._fill_batch(other, box, alpha, mixed)
+    assert torch.equal(one, other) and not torch.equal(one, image)

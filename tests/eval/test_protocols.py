@@ -23,8 +23,9 @@ from torch import nn
 from tore_fast.body import load_body
 from tore_fast.body.joints import H36M17_TO_J14, J24_TO_J14
 from tore_fast.cli import main
-from tore_fast.data.readers import Record, open_dataset
+from tore_fast.data.readers import Record, evaluation_crop, open_dataset
 from tore_fast.eval.evaluate import evaluate, mesh_of
+from tore_fast.eval.parameter_models import CameraScoring, crop_size, is_scored
 from tore_fast.eval.protocols import (
     BodyProtocol,
     HandProtocol,
@@ -34,6 +35,9 @@ from tore_fast.eval.protocols import (
     write_freihand_json,
 )
 from tore_fast.eval.rows import RowStore
+from tore_fast.models.camerahmr import CameraHMR, CameraHMRConfig
+from tore_fast.models.hmr2 import HMR2, HMR2Config
+from tore_fast.models.tcformer_heads import TCFormerHMR, TCFormerHMRConfig
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -367,8 +371,6 @@ def test_eval_of_an_official_checkpoint_on_3dpw(tmp_path, threedpw, monkeypatch,
     body = load_body("smpl", tmp_path / "topology", topology=tmp_path / "topology")
     model = from_pretrained(tmp_path / "FastMETRO-S-R50.bin", mesh_data=tmp_path / "topology")
     regressor = body.topology.regressor("h36m17")[list(H36M17_TO_J14)].astype(np.float64)
-    from tore_fast.data.readers import evaluation_crop
-
     errors, vertices = [], []
     for record in open_dataset(threedpw):
         with torch.inference_mode():
@@ -450,3 +452,57 @@ def test_models_of_body_parameters(body):
     assert mesh_of(both, body).abs().sum() == 0 and mesh_of(both, body, smpl_head=True).shape == (2, 6890, 3)
     with pytest.raises(ValueError, match="no vertices"):
         mesh_of(SimpleNamespace(keypoints=1), body)
+
+
+TINY = dict(img_size=(64, 48), embed_dim=32, depth=1, num_heads=2, decoder_depth=1, decoder_heads=2, decoder_mlp_dim=32, decoder_dim=32)
+
+
+def test_crops_of_models_of_body_parameters():
+    assert crop_size(HMR2(HMR2Config(**TINY))) == (64, 48)  # square around the box widened to 3:4, sides cut
+    assert crop_size(CameraHMR(CameraHMRConfig(**TINY, fov_net=False))) == 64
+    assert crop_size(TCFormerHMR(TCFormerHMRConfig(embed_dims=(8, 8, 8, 8), num_heads=(1, 1, 1, 1)))) == 224
+    assert not is_scored(nn.Linear(1, 1))
+
+
+def test_camerahmr_hears_where_the_crop_lies(tmp_path, threedpw, body):
+    model = CameraHMR(CameraHMRConfig(**TINY, fov_net=False)).eval()
+    asked = []
+    model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs))
+    data, protocol = open_dataset(threedpw), BodyProtocol({"neutral": body})
+    result, rows = evaluate(model, data, protocol, tmp_path / "a", image_size=64, batch_size=4, scoring=CameraScoring, log=lambda _: None)
+    _, _, center, side, size, focal = asked[0]
+    record = data[1]
+    assert center[1].tolist() == pytest.approx(record.center.tolist()) and side[1] == pytest.approx(200 * record.scale)
+    assert size[1].tolist() == [96, 128] and focal[1] == 120  # of the file, not estimated
+    crop = torch.from_numpy(evaluation_crop(record, 64))[None]
+    with torch.inference_mode():
+        out = model(crop, None, center[1:2], side[1:2], size[1:2], focal[1:2])
+        mine = protocol.rows(mesh_of(out, body), {k: torch.as_tensor(v)[None] for k, v in protocol.truth(record).items()})
+    assert result["items"] == 9 and rows["mpjpe_mm"][1] == pytest.approx(float(mine["mpjpe_mm"]), rel=1e-4)
+    unknown = [replace(r, camera=None) for r in data]
+    scoring = CameraScoring(protocol, 64, False)
+    items = [scoring.item(r) for r in unknown[:2]]
+    truth = {k: torch.from_numpy(np.stack([t[k] for _, t in items])) for k in items[0][1]}
+    crops = torch.from_numpy(np.stack([c for c, _ in items]))
+    with pytest.raises(ValueError, match="no field-of-view net"):
+        scoring.rows(model, crops, truth)
+    model.cam_model = nn.Module()
+    model.estimate_fov = lambda picture: torch.full((len(picture),), 2 * np.arctan(0.5))  # focal = height
+    scoring.rows(model, crops, truth)
+    torch.testing.assert_close(asked[-1][-1], torch.tensor([128.0, 128.0]))
+
+
+def test_command_on_a_registered_model_of_body_parameters(tmp_path, threedpw, capsys, monkeypatch):
+    """The SMPL files' folder is the body's, not the model's: it used to reach the model's config."""
+    monkeypatch.chdir(tmp_path)
+    write_topology(tmp_path / "topology")
+    write_smpl(tmp_path / "topology")
+    files = ["--body", "topology", "--mesh-data", "topology"]
+    with pytest.raises(SystemExit) as e:
+        main(["eval", "--model", "hmr2_vitt", "--data", str(threedpw), *files, "--limit", "2", "--workers", "0", "--json", "m.json"])
+    said = capsys.readouterr()
+    assert e.value.code == 0 and "random weights" in said.err, said
+    assert json.loads((tmp_path / "m.json").read_text())["identity"]["image_size"] == [128, 96]
+    with pytest.raises(SystemExit) as e:
+        main(["eval", "mesh", "--model", "mixste_9", "--data", str(threedpw), "--limit", "1"])
+    assert e.value.code == 2 and "meshes or body parameters, got" in capsys.readouterr().err

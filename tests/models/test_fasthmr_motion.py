@@ -11,7 +11,7 @@ from tore_fast.layers.clips import Clip, fade_weight, fill_gaps, resample, split
 from tore_fast.layers.ik import SMPL_TREE, hybrik_ik, pose_to_features, split_features
 from tore_fast.layers.rotation import axis_angle_to_matrix
 from tore_fast.models import create_model, load_pretrained, save_pretrained
-from tore_fast.models.fasthmr import feature_statistics, motion_rotations
+from tore_fast.models.fasthmr import OnlineMotion, feature_statistics, motion_rotations
 from tore_fast.models.motion_diffusion import Diffusion, clip_noise
 from tore_fast.models.motion_vae import MotionVAE, MotionVAEConfig, vae_losses
 
@@ -117,6 +117,19 @@ def test_tracks_of_any_length_and_batching_does_not_matter(n, overlap):
         assert not torch.allclose(hard.joints, one.joints)
     rotations = motion_rotations(one, torch.randn(29, 3))
     assert rotations.shape == (n, 24, 3, 3)
+
+
+def test_online_is_the_window_that_ends_now():
+    model, tokens = small_motion(), torch.randn(30, 20)
+    live = OnlineMotion(model)
+    seen = [live.push(t) for t in tokens]
+    for n in (2, 9, 24, 30):
+        want = model.decode_track(tokens[max(0, n - 24) : n], noise="zeros")
+        torch.testing.assert_close(seen[n - 1].joints, want.joints[-1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(seen[n - 1].twists, want.twists[-1], atol=1e-5, rtol=1e-4)
+    assert len(live._window) == 24
+    with pytest.raises(ValueError, match=r"token must be \[20\]"):
+        live.push(torch.zeros(3))
 
 
 def test_motion_checkpoint_and_errors(tmp_path):

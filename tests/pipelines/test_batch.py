@@ -273,6 +273,8 @@ def test_wrong_inputs(tmp_path, shards):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BatchError, match="no picture in it"):
         run([tmp_path / "empty"], tmp_path / "out", Factory(), **QUIET)
+    with pytest.raises(BatchError, match="no input"):
+        run([], tmp_path / "out", Factory(), **QUIET)
     with pytest.raises(ValueError, match="engine must be one of"):
         run([shards], tmp_path / "out", Factory(), engine="cloud", **QUIET)
     folder = BatchFolder(tmp_path / "begun")

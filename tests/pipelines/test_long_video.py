@@ -123,6 +123,30 @@ def test_command_with_masks_and_overlay(folders, tmp_path, capsys):
     assert (drawn[3] != read_image(folders / "frames" / "000003.png")).any()
 
 
+def around(index: int, frame: np.ndarray, boxes: dict) -> dict:
+    """A mask source: everything but the box."""
+    masks = {}
+    for track, (x0, y0, x1, y1) in boxes.items():
+        masks[track] = np.ones(frame.shape[:2], bool)
+        masks[track][int(y0) : int(y1), int(x0) : int(x1)] = False
+    return masks
+
+
+def test_command_takes_masks_from_a_folder_a_function_or_nowhere(folders, tmp_path):
+    common = dict(video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True, limit=3)
+    sources = {"none": {}, "folder": {"masks": str(folders / "masks")}, "function": {"masks": f"{__name__}:around"},
+               "ellipse": {"mask_source": "ellipse"}, "ignored": {"masks": str(folders / "masks"), "mask_source": "none"}}  # fmt: skip
+    poses = {}
+    for name, change in sources.items():
+        assert hmr_cli.run(hmr_cli.Args(**common, out=str(tmp_path / name), **change)) == 0
+        poses[name] = np.concatenate([np.load(tmp_path / name / f"track_00{t}.npz")["poses"] for t in (0, 1)])
+    assert np.array_equal(poses.pop("ignored"), poses["none"])
+    assert len({p.tobytes() for p in poses.values()}) == 4
+    for wrong, message in ((f"{__name__}:nothing", "--masks .*no attribute 'nothing'"), ("nowhere", "no such mask folder")):
+        with pytest.raises(UsageError, match=message):
+            hmr_cli.run(hmr_cli.Args(**common, out=str(tmp_path / "x"), masks=wrong))
+
+
 def test_a_killed_overlay_goes_on_and_is_the_same(folders, tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     import imageio.v2 as imageio

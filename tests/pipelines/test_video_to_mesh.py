@@ -241,6 +241,15 @@ def test_pictures(clip):
     assert len(whole[0]) == 1 and whole[0][0].vertices is None
 
 
+def test_pipeline_from_files(clip, folders):
+    pipe = HMRPipeline.from_checkpoint(str(folders / "host"), str(folders / "motion"), keep_tokens=120, merge_per_block=50)
+    assert pipe.name == "hmr2_vits" and pipe.host.backbone.merging.schedule(192, 2) == (50, 22) and pipe.motion is not None
+    frame = next(open_video(clip).frames())[1]
+    k = np.array([[150.0, 0, 60], [0, 150, 50], [0, 0, 1]])
+    people = pipe.predict([frame], boxes=[[(5, 10, 45, 90), (70, 5, 110, 80)]], intrinsics=[k])[0]
+    assert len(people) == 2 and people[0].focal_px == 150 and people[1].joints3d.shape == (24, 3)
+
+
 def test_body_leaves_are_the_tips():
     body = load_body("free")
     rest = RestSkeleton(body)(torch.zeros(1, 10))[0]
@@ -309,7 +318,7 @@ def test_hmr_command(clip, folders, tmp_path, capsys):
         ({"chunk": 0}, "chunk_frames must be at least 1"),
         ({"denoising_steps": 0}, "denoising_steps must be at least 1"),
         ({"overlap": 12, "motion": "MOTION"}, "overlap must be below the decoder's 12 frames"),
-        ({"motion": "HOST"}, "is not a motion decoder"),
+        ({"motion": "HOST"}, "not a motion decoder"),
         ({"model": "MOTION"}, "not a FastHMR host"),
         ({"fov": 200.0}, "fov_deg must lie between 0 and 180"),
         ({"focal": -3.0}, "focal_px must be positive"),

@@ -11,7 +11,13 @@ from tore_fast.layers.rotation import axis_angle_to_matrix, geodesic_angle
 from tore_fast.models import create_model
 from tore_fast.models.motion_vae import MotionVAE, MotionVAEConfig
 from tore_fast.pipelines.hosts import RestSkeleton
-from tore_fast.train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, mirror_rotations, read_motion
+from tore_fast.train.fasthmr_motion import (
+    MotionDenoiserTask,
+    MotionVAETask,
+    mirror_rotations,
+    read_motion,
+    read_motion_folder,
+)
 from tore_fast.train.loop import TrainConfig, train
 
 VAE = MotionVAEConfig(latent_tokens=2, latent_dim=16, ff_size=32, encoder_layers=1, decoder_layers=1, heads=2, dropout=0.0)
@@ -54,6 +60,21 @@ def test_reader_resamples_and_turns_z_up(files, clips, tmp_path):
     np.savez(tmp_path / "bad.npz", trans=np.zeros((4, 3)))
     with pytest.raises(ValueError, match="needs poses"):
         read_motion(tmp_path / "bad.npz")
+
+
+def test_a_folder_as_amass_lays_it_out(tmp_path):
+    """Subjects in folders, shape files between the motions, both spellings of the frame rate."""
+    (tmp_path / "s1").mkdir()
+    np.savez(tmp_path / "s1" / "shape.npz", betas=np.zeros(16), gender=np.array("female"))
+    old = dict(poses=np.zeros((9, 156)), betas=np.ones(16), trans=np.zeros((9, 3)), gender=np.array("male"), mocap_framerate=120.0)
+    np.savez(tmp_path / "s1" / "walk_poses.npz", **old)
+    np.savez(tmp_path / "s1" / "run_stageii.npz", poses=np.zeros((9, 165)), betas=np.ones(16), mocap_frame_rate=60.0)
+    with pytest.warns(UserWarning, match="1 of 3 .npz files hold no `poses`"):
+        clips = read_motion_folder(tmp_path)
+    assert [len(c.rotations) for c in clips] == [5, 3] and all(len(c.betas) == 10 for c in clips)
+    (tmp_path / "s1" / "run_stageii.npz").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="run_stageii.npz: not an .npz file"):
+        read_motion_folder(tmp_path)
 
 
 def test_mirror_is_an_involution_and_mirrors_the_joints(clips, rest):

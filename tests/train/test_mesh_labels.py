@@ -218,6 +218,8 @@ def test_hands_and_bodies_are_not_mixed_up(tmp_path, body, sets):
     assert t.loss_name() == "tore_fastmetro_hand" and torch.isfinite(total)
     with pytest.raises(ValueError, match="data of bodies, the model is for hands"):
         LabelledMeshes(model, hand, [open_dataset(sets / "tsv" / "t.yaml")]).batch(0, 1, 0)
+    with pytest.raises(ValueError, match="data of hands, the model is for bodies"):
+        LabelledMeshes(create_model("fastmetro_s_r50", **TRANSFORMER), body, [open_dataset(tmp_path)]).batch(0, 1, 0)
     with pytest.raises(ValueError, match="vertices per level"):
         LabelledMeshes(model, body, [open_dataset(tmp_path)])
 

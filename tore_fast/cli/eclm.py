@@ -136,7 +136,8 @@ def _write_cka(matrix, out) -> None:
         print("cka.png needs matplotlib; cka.npy is written")
         return
     fig, ax = plt.subplots(figsize=(5, 4.4))
-    shown = ax.imshow(matrix.numpy(), origin="lower", vmin=0, vmax=1, cmap="viridis")
+    lowest = np.floor(10 * matrix.numpy().min()) / 10  # residual blocks are all alike to some degree: 0..1 would show one colour
+    shown = ax.imshow(matrix.numpy(), origin="lower", vmin=lowest, vmax=1, cmap="viridis")
     ax.set_xlabel("block")
     ax.set_ylabel("block")
     ax.set_title("linear CKA of block outputs")

@@ -59,12 +59,12 @@ def default_job(argv: list[str]) -> str:
     if is_lifting(model, given.get("--data", "")):
         return "lift"
     names = [model, given.get("--checkpoint", "")]
-    tags = [tag for name in names if (entry := _entry(name)) is not None for tag in entry.tags]
+    tags = [tag for name in names if (entry := registered_entry(name)) is not None for tag in entry.tags]
     by_tag = next((JOB_OF_TAG[tag] for tag in tags if tag in JOB_OF_TAG), "mesh")
-    return JOB_OF_FAMILY.get(getattr(_entry(model), "family", ""), by_tag)
+    return JOB_OF_FAMILY.get(getattr(registered_entry(model), "family", ""), by_tag)
 
 
-def _entry(name: str):
+def registered_entry(name: str):
     """Registry entry of a registered name or of a checkpoint folder of ours; None where neither."""
     from ..models import model_entry
     from ..models._hub import CONFIG_NAME, read_config

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .eval import RunArgs, device_of, guarded, report, work_folder, write_json
+from .eval import RunArgs, device_of, guarded, registered_entry, report, work_folder, write_json
 from .mesh_body import protocol_of
 
 
@@ -18,7 +19,7 @@ class Args(RunArgs):
     data: str
     """A TSV set's yaml, tars, npz, csv/json, or the folder of 3DPW or FreiHAND; `synth`: held-out synthetic images."""
     model: str = "default"
-    """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
+    """`default`, a registered name (tore-fast list; random weights), or a folder written by save_pretrained."""
     checkpoint: str | None = None
     """Weights: a folder of ours, or an official file."""
     upstream: str | None = None
@@ -27,6 +28,8 @@ class Args(RunArgs):
     """auto (free body or hand), or a file/folder with the SMPL or MANO model that the data and the weights speak of."""
     mesh_data: str | None = None
     """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
+    image_size: int = 0
+    """Side of the square crops in pixels; 0: as the model's config says (224 where it says nothing)."""
     protocol: str = "auto"
     """body, hand, or auto (told by the first item)."""
     truth: str = "auto"
@@ -51,15 +54,17 @@ def run(args: Args) -> int:
 
 def _evaluate(args: Args) -> int:
     from ..data.readers import evaluation_crop, open_dataset
-    from ..eval.evaluate import evaluate, process_rank
+    from ..eval.evaluate import MeshScoring, evaluate, process_rank
     from ..eval.multiscale import VIEWS, MultiScale, view_crops
+    from ..eval.parameter_models import CameraScoring
     from ..eval.protocols import HandProtocol, write_freihand_json
+    from ..models.camerahmr import CameraHMR
 
     reader = open_dataset(args.data, args.format, **args.options)
     hand = _is_hand(args, reader)
     protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
-    model = _model(args)
-    size = getattr(getattr(model, "config", None), "image_size", None) or (256 if args.upstream in ("hmr2", "camerahmr") else 224)
+    model, size = _model(args)
+    scoring = CameraScoring if isinstance(model, CameraHMR) else MeshScoring
     work = work_folder(args)
     label = {"data": args.data, "model": args.checkpoint or args.model}
     crop = evaluation_crop
@@ -70,7 +75,8 @@ def _evaluate(args: Args) -> int:
         model, crop, label = MultiScale(model, joints), view_crops, {**label, "views": len(VIEWS)}
     result = evaluate(
         model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=device_of(args.device),
-        precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, crop=crop, label=label,
+        precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, crop=crop,
+        scoring=scoring, label=label,
     )  # fmt: skip
     if result is None:
         return 0  # rank 0 reports
@@ -93,14 +99,29 @@ def _is_hand(args: Args, reader) -> bool:
         return args.protocol == "hand"
     if not len(reader):
         raise ValueError(f"--data {args.data}: no item")
-    first = reader[0]
-    return "hand21" in (first.keypoints_2d_set, first.keypoints_3d_set) or (first.pose is not None and len(first.pose) == 48)
+    return reader[0].is_hand
 
 
 def _model(args: Args):
+    """The model and the size of its crops."""
+    import torch
+
+    from ..eval.parameter_models import crop_size, is_scored
+    from ..models import create_model
     from ..pipelines.image_to_mesh import load_model
 
-    return load_model(args.model, args.checkpoint, upstream=args.upstream, mesh_data=args.mesh_data)
+    source = args.checkpoint or args.model
+    entry = registered_entry(source)
+    meshed = entry is None or {"body", "hand"} & set(entry.tags)  # models of parameters have no mesh to load
+    if entry is not None and entry.name == source:
+        torch.manual_seed(0)
+        model = create_model(args.model)
+        print("note: random weights (no --checkpoint)", file=sys.stderr)
+    else:
+        model = load_model(args.model, args.checkpoint, upstream=args.upstream, mesh_data=args.mesh_data if meshed else None)
+    if entry is not None and not is_scored(model):
+        raise ValueError(f"{source}: expected a model of meshes or body parameters, got {type(model).__name__}")
+    return model, args.image_size or crop_size(model)
 
 
 def _synthetic(args: Args) -> int:
@@ -108,14 +129,15 @@ def _synthetic(args: Args) -> int:
     from ..data.synth import held_out
     from ..eval.synthetic import evaluate_held_out
 
-    model = _model(args).to(device_of(args.device)).eval()
+    model, size = _model(args)
+    model = model.to(device_of(args.device)).eval()
     # models of body parameters have no mesh of their own: theirs is the body they are posed with
     name = getattr(getattr(model, "mesh", None), "name", "free")
     if name not in ("free", "free_hand"):
         raise ValueError(f"--data synth shows the free body or hand, the model speaks of {name!r}")
     body = load_body(name).to(device_of(args.device))
-    size = getattr(getattr(model, "config", None), "image_size", 224)
-    metrics = {name: evaluate_held_out(model, body, name, image_size=size, images=args.limit) for name in held_out(body)}
+    side = size if isinstance(size, int) else size[0]
+    metrics = {name: evaluate_held_out(model, body, name, image_size=side, images=args.limit) for name in held_out(body)}
     print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics))
     for key in next(iter(metrics.values())):
         print(f"{key:28}" + "".join(f"{values[key]:10.2f}" for values in metrics.values()))

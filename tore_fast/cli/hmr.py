@@ -30,7 +30,8 @@ class Args:
     detector_weights: str | None = None
     """Weights file of a torchvision detector."""
     masks: str | None = None
-    """Folder of person masks: FRAME.png or TRACK/FRAME.png."""
+    """Folder of person masks: FRAME.png or TRACK/FRAME.png; or MODULE:CALLABLE (frame number, frame, {track: box}) ->
+    {track: [H, W] mask}."""
     mask_source: str = "auto"
     """auto (the given masks), ellipse (in every box) or none."""
     keep_tokens: int | None = None
@@ -84,11 +85,8 @@ def run(args: Args) -> int:
 
     from tqdm import tqdm
 
-    from ..data.detect import BoxTracker, load_detector
+    from ..data.detect import BoxTracker, load_callable, load_detector
     from ..data.video import MaskFolder, TrackBoxes, open_video
-    from ..models._hub import load_pretrained
-    from ..models.fasthmr import FastHMRMotion
-    from ..pipelines import hosts
     from ..pipelines.image_to_mesh import pick_device
     from ..pipelines.overlay_video import why_no_mp4, write_overlay
     from ..pipelines.track_files import FORMATS
@@ -112,20 +110,17 @@ def run(args: Args) -> int:
         per_track = [f for f in FORMATS if f in formats or (f == "npz" and "mp4" in formats)]
         source = open_video(args.video, args.fps)
         boxes = TrackBoxes.read(args.boxes) if args.boxes else None
-        folder = MaskFolder(args.masks) if args.masks else None
-        name, host = hosts.load_host(args.model, args.fov_net)
-        if args.keep_tokens is not None:
-            host.keep_tokens(args.keep_tokens, args.merge_per_block)
-        motion = load_pretrained(args.motion) if args.motion else None
-        if motion is not None and not isinstance(motion, FastHMRMotion):
-            raise ValueError(f"--motion: {args.motion} is not a motion decoder (fasthmr_motion)")
+        called = args.masks and ":" in args.masks and not Path(args.masks).exists()
+        folder = MaskFolder(args.masks) if args.masks and not called else None
         options = PipelineOptions(
             batch_size=args.batch_size, chunk_frames=args.chunk, box_rule=args.box_rule, masks=args.mask_source,
             focal_px=args.focal, fov_deg=args.fov, principal_px=args.principal, overlap=args.overlap, noise=args.noise, seed=args.seed,
             betas_mode=args.betas_mode, rotmats=args.rotmats, precision=args.precision, denoising_steps=args.denoising_steps,
             ik_mode=args.ik, max_gap=args.max_gap,
         )  # fmt: skip
-        pipeline = HMRPipeline(host.fold(), hosts.load_named_body(args.body), motion, options, device)
+        pipeline = HMRPipeline.from_checkpoint(
+            args.model, args.motion, args.body, options, device, args.keep_tokens, args.merge_per_block, args.fov_net
+        )
         only = boxes is None or len(boxes.tracks) <= 1
         tracker = None if boxes is None else (lambda i, frame: boxes.at(i))
         if args.detector:
@@ -136,7 +131,7 @@ def run(args: Args) -> int:
             return {t: m for t, m in got.items() if m is not None}
 
         out = Path(args.out)
-        masks = folder_masks if folder else tracker.masks if args.detector else None
+        masks = folder_masks if folder else load_callable(args.masks, "--masks") if called else tracker.masks if args.detector else None
         settings = {"model": args.model, "keep": args.keep_tokens, "per_block": args.merge_per_block, "boxes": args.boxes,
                     "mask_folder": args.masks, "detector": args.detector, "detector_weights": args.detector_weights,
                     "principal": args.principal and list(args.principal), "precision": args.precision, "fov": args.fov,
@@ -159,10 +154,10 @@ def run(args: Args) -> int:
     if not store.tracks:
         complain("no box in any frame that was read")
         return FAILED
-    kept = host.backbone.merging
+    backbone, kept = pipeline.host.backbone, pipeline.host.backbone.merging
     tokens = f"{kept.keep or 'listed'} tokens kept" if kept is not None else "all tokens"
-    decoder = "motion decoder" if motion is not None else "host poses"
-    print(f"{name}, {len(host.backbone.blocks)} blocks, {tokens}, {decoder}, {args.precision}, {device}")
+    decoder = "motion decoder" if pipeline.motion is not None else "host poses"
+    print(f"{pipeline.name}, {len(backbone.blocks)} blocks, {tokens}, {decoder}, {args.precision}, {device}")
     print(pipeline.timing.table())
     for path in [*written, *([out / "overlay.mp4"] if "mp4" in formats else [])]:
         print(path)

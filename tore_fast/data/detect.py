@@ -61,14 +61,24 @@ def load_detector(source: str, weights: str | None = None, device: str = "cpu") 
         return TorchvisionDetector(name or "fasterrcnn_mobilenet_v3_large_320_fpn", weights, device)
     if not name:
         raise ValueError(f"--detector: expected MODULE:CALLABLE or torchvision:MODEL, got {source!r}")
+    return load_callable(source, "--detector")
+
+
+def load_callable(source: str, option: str) -> Callable:
+    """A function of the user's, "MODULE:NAME" (MODULE may lie in the current folder), given for `option`.
+
+    Raises:
+        ValueError: no such module or name, or not callable.
+    """
+    module, _, name = source.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a file beside the user, as with python -m
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as e:
-        raise ValueError(f"--detector {source}: {e}") from None
+        raise ValueError(f"{option} {source}: {e}") from None
     if not callable(found):
-        raise ValueError(f"--detector {source}: not callable")
+        raise ValueError(f"{option} {source}: not callable")
     return found
 
 

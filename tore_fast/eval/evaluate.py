@@ -148,6 +148,7 @@ def evaluate(
     limit: int | None = None,
     smpl_head: bool = False,
     crop: Callable[[Record, Any], np.ndarray] = evaluation_crop,
+    scoring: type[MeshScoring] = MeshScoring,
     label: dict | None = None,
     log: Callable[[str], None] = print,
 ) -> tuple[dict, dict[str, np.ndarray]] | None:
@@ -158,6 +159,7 @@ def evaluate(
         image_size: side of the crop or (height, width).
         limit: only the first items.
         crop: what the model gets of an item (multiscale.view_crops for a MultiScale model).
+        scoring: parameter_models.CameraScoring for a CameraHMR.
         label: facts about the run for the result (model name, data path); they must stay the same to go on.
 
     Returns:
@@ -171,7 +173,7 @@ def evaluate(
     for body in {id(b): b for b in getattr(protocol, "bodies", {"": protocol.body}).values()}.values():
         body.to(torch.device(device))
     return evaluate_rows(
-        model, reader, MeshScoring(protocol, image_size, smpl_head, crop), folder, batch_size=batch_size, device=device,
+        model, reader, scoring(protocol, image_size, smpl_head, crop), folder, batch_size=batch_size, device=device,
         precision=precision, workers=workers, limit=limit, label=label, log=log,
     )  # fmt: skip
 

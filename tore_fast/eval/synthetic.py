@@ -42,7 +42,8 @@ def evaluate_held_out(
         batch = generator.batch(index, held.batch_size)
         n = min(held.batch_size, total - errors.images)
         out = model(normalize_images(batch["images"][:n]))
-        errors.add(mesh_of(out, body).float(), out.camera.float(), batch["vertices"][:n], batch["camera"][:n])
+        camera = out.camera if hasattr(out, "camera") else out.cam  # HMR2.0's name
+        errors.add(mesh_of(out, body).float(), camera.float(), batch["vertices"][:n], batch["camera"][:n])
     return errors.result()
 
 

@@ -157,6 +157,37 @@ class FastHMRMotion(nn.Module):
         return self.diffusion.losses(self.denoiser, mean, tokens, generator)
 
 
+class OnlineMotion:
+    """Live use: the pose of every new frame, from the window of features that ends with it.
+
+    Args:
+        motion: motion decoder (eval mode). noise: [latent_tokens, latent_dim] for every window; None is zeros. num_steps:
+            denoiser calls.
+
+    Example:
+        >>> live = OnlineMotion(fasthmr_motion(decoder_layers=1).eval())
+        >>> live.push(torch.zeros(1024)).joints.shape
+        torch.Size([29, 3])
+
+    Source: fasthmr.md section 8 (a sliding window; short ones are resampled as short videos are).
+    """
+
+    def __init__(self, motion: FastHMRMotion, noise: Tensor | None = None, num_steps: int = 1):
+        self.motion, self.noise, self.num_steps = motion, noise, num_steps
+        self._window: list[Tensor] = []
+
+    @torch.no_grad()
+    def push(self, token: Tensor) -> Motion:
+        """The feature [C] of the next frame -> its Motion (joints [29, 3], twists [23, 2])."""
+        c = self.motion.config
+        if token.shape != (c.condition_dim,):
+            raise ValueError(f"OnlineMotion: token must be [{c.condition_dim}], got {list(token.shape)}")
+        self._window = [*self._window, token][-c.frames :]
+        tokens = resample(torch.stack(self._window), c.frames)[None]
+        out = self.motion(tokens, None if self.noise is None else self.noise[None], self.num_steps)
+        return Motion(out.joints[0, -1], out.twists[0, -1])
+
+
 def _blend(held: Tensor | None, start: int, piece: Tensor, clip: Clip, overlap: int) -> Tensor:
     """Joins a clip's result to the frames held back, `held` [m, ...] from frame `start` (= clip.start) on."""
     if held is None or not len(held):

@@ -75,6 +75,7 @@ def list_pictures(inputs: Iterable[str | Path]) -> list[Picture]:
         BatchError: an input that gives no picture. MissingData, DataError: a tar that is not there or broken.
     """
     found: dict[str, Picture] = {}
+    known: set[tuple[str, int]] = set()  # file and place in it
     for source in inputs:
         before = len(found)
         text, path = str(source), Path(source)
@@ -89,9 +90,9 @@ def list_pictures(inputs: Iterable[str | Path]) -> list[Picture]:
             pictures = iter([Picture(path.as_posix(), str(path.resolve()))])
         else:
             raise BatchError(f"{source}: expected a tar, a folder or a picture ({', '.join(EXTENSIONS)})")
-        known = {(p.path, p.offset) for p in found.values()}
         for picture in pictures:
             if (picture.path, picture.offset) not in known:
+                known.add((picture.path, picture.offset))
                 name, copy = picture.name, 1
                 while name in found:  # a tar may hold a name twice
                     copy += 1
@@ -101,6 +102,8 @@ def list_pictures(inputs: Iterable[str | Path]) -> list[Picture]:
                 before = -1  # it was there, only named twice
         if len(found) == before:
             raise BatchError(f"{source}: no picture in it")
+    if not found:
+        raise BatchError("no input; expected tars, folders or pictures")
     return list(found.values())
 
 

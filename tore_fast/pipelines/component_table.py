@@ -64,6 +64,10 @@ class ComponentTable:
         every = torch.cat([t - t[:, :1] for t in self.truth])
         self._add("mean pose", [every.mean(0).expand_as(t) for t in self.truth])
 
+    def predictions(self, host: HMR2, masks: str = "given") -> list[HostClip]:
+        """What a host says to every clip."""
+        return [run_host(host, clip, masks) for clip in self.each(self.clips)]
+
     def host(self, name: str, host: HMR2, masks: str = "given", smoothed: str | None = None) -> list[HostClip]:
         """A row for a host (betas: the median of the clip, as in the pipeline); returns what it predicted.
 
@@ -71,9 +75,8 @@ class ComponentTable:
             masks: "given" (the clip's), "ellipse" (in every crop) or "none" (plain ToMe); of use when tokens merge.
             smoothed: name of a further row, the same joints after a plain Gaussian over time.
         """
-        made, start = [], time.process_time()
-        for clip in self.each(self.clips):
-            made.append(run_host(host, clip, masks))
+        start = time.process_time()
+        made = self.predictions(host, masks)
         frames = sum(len(c.images) for c in self.clips)
         ms = 1000 * (time.process_time() - start) / frames
         linear, attention = host_macs(host.config)

@@ -27,10 +27,11 @@ from ..layers import camera
 from ..layers.clips import fill_gaps, track_spans
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
 from ..layers.rotation import matrix_to_rot6d, rot6d_to_matrix
+from ..models._hub import load_pretrained
 from ..models.camerahmr import CameraHMR
 from ..models.fasthmr import FastHMRMotion, motion_rotations
 from ..models.hmr2 import HMR2
-from .hosts import RestSkeleton
+from .hosts import RestSkeleton, load_host, load_named_body
 from .track_files import FORMATS, track_writers
 from .track_store import TrackStore
 
@@ -137,7 +138,7 @@ class HMRPipeline:
         self, host: HMR2, body: Body, motion: FastHMRMotion | None = None, options: PipelineOptions | None = None,
         device: str | torch.device = "cpu",
     ):  # fmt: skip
-        self.device = torch.device(device)
+        self.device, self.name = torch.device(device), type(host).__name__
         self.options = options or PipelineOptions()
         self.host, self.body = host.to(self.device).eval(), body.to(self.device)
         self.motion = None if motion is None else motion.to(self.device).eval()
@@ -151,6 +152,35 @@ class HMRPipeline:
         self.rest = RestSkeleton(self.body)
         self.timing = Timing()
         self._warned = self._has_masks = self._over_budget = False
+
+    @classmethod
+    def from_checkpoint(
+        cls, host: str, motion: str | None = None, body: str = "free", options: PipelineOptions | None = None,
+        device: str | torch.device = "cpu", keep_tokens: int | None = None, merge_per_block: int | None = None,
+        fov_net: str | None = None,
+    ) -> HMRPipeline:  # fmt: skip
+        """Pipeline from files, folded for inference.
+
+        Args:
+            host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion decoder.
+            body: "free" or a SMPL model file. keep_tokens, merge_per_block: Mask-ToMe (HMR2.keep_tokens). fov_net: HumanFoV's
+            file, for a CameraHMR host without it.
+
+        Example:
+            >>> pipe = HMRPipeline.from_checkpoint("hmr2_vitt", keep_tokens=24)
+            >>> [[person]] = pipe.predict([np.zeros((160, 120, 3), np.uint8)])
+            >>> person.joints3d.shape
+            (24, 3)
+        """
+        name, network = load_host(host, fov_net)
+        if keep_tokens is not None:
+            network.keep_tokens(keep_tokens, merge_per_block)
+        decoder = load_pretrained(motion) if motion else None
+        if decoder is not None and not isinstance(decoder, FastHMRMotion):
+            raise ValueError(f"{motion}: not a motion decoder (fasthmr_motion)")
+        pipe = cls(network.fold(), load_named_body(body), decoder, options, device)
+        pipe.name = name
+        return pipe
 
     # ---- one batch of crops
 

@@ -7,6 +7,8 @@ batch follows from (seed, index), so runs resume exactly. Source: fasthmr.md sec
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,8 @@ class MotionClip:
 
 
 def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionClip:
-    """A clip from an AMASS-like .npz: `poses` [F, >= 66] axis-angle, `betas`, `mocap_framerate`, maybe `tokens`.
+    """A clip from an AMASS-like .npz: `poses` [F, >= 66] axis-angle, `betas`, `mocap_framerate` (or AMASS's newer
+    `mocap_frame_rate`), maybe `tokens`.
 
     Args:
         fps: frame rate wanted (rotations are interpolated as quaternions). up: "z" for AMASS world axes, "camera" for
@@ -55,7 +58,8 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
             raise ValueError(f"{path}: needs poses [F, >= 66], has {', '.join(data.files)}")
         poses = torch.from_numpy(np.asarray(data["poses"], np.float32))
         betas = torch.from_numpy(np.asarray(data["betas"], np.float32).reshape(-1)[:10]) if "betas" in data.files else torch.zeros(10)
-        rate = float(data["mocap_framerate"]) if "mocap_framerate" in data.files else fps
+        rates = [float(data[k]) for k in ("mocap_framerate", "mocap_frame_rate") if k in data.files]  # AMASS SMPL-H, SMPL-X
+        rate = rates[0] if rates else fps
         tokens = torch.from_numpy(np.asarray(data["tokens"], np.float32)) if "tokens" in data.files else None
     full = torch.zeros(len(poses), 72)  # SMPL-H and SMPL-X files: the 22 body joints, hands straight
     width = 72 if poses.shape[1] == 72 else 66
@@ -85,7 +89,10 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
         raise FileNotFoundError(f"{path}: expected a folder with AMASS-like .npz, .bvh or .amc files, or clips.npz + index.json")
     npz = [] if (path / "index.json").is_file() else sorted(path.rglob("*.npz"))
     if npz:
-        clips = [read_motion(p, fps, up) for p in npz]
+        motions = [p for p in npz if _has_poses(p)]
+        if len(motions) < len(npz):
+            warnings.warn(f"{path}: {len(npz) - len(motions)} of {len(npz)} .npz files hold no `poses` (AMASS's shape files) and are skipped")
+        clips = [read_motion(p, fps, up) for p in motions]
     else:
         clips = []
         for motion in read_motions(path):
@@ -96,6 +103,14 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
     if len(clips) < 2:
         raise ValueError(f"{path}: needs at least two motions, found {len(clips)}")
     return clips
+
+
+def _has_poses(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "poses.npy" in archive.namelist()
+    except zipfile.BadZipFile:
+        raise ValueError(f"{path}: not an .npz file") from None
 
 
 def _resample_rotations(rotations: Tensor, frames: int) -> Tensor:

@@ -88,13 +88,13 @@ class LabelledCrops:
         for attempt in range(MAX_BAD_IN_A_ROW):
             rng = np.random.default_rng((self.seed, n, attempt))
             try:
-                sample = training_sample(reader[(item + attempt) % len(reader)], rng, self.augmentation, self.image_size)
+                record = reader[(item + attempt) % len(reader)]
+                if record.is_hand == self.hand:
+                    return training_sample(record, rng, self.augmentation, self.image_size)
             except (ImageError, DataError) as e:
                 warnings.warn(f"training item left out: {e}", stacklevel=2)
                 continue
-            if len(sample["joints_2d"]) != (21 if self.hand else 24):
-                raise DataError(f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for {'hands' if self.hand else 'bodies'}")
-            return sample
+            raise DataError(f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for {'hands' if self.hand else 'bodies'}")
         raise DataError(f"{reader.format} data: {MAX_BAD_IN_A_ROW} items in a row cannot be read (the last: item {item + attempt})")
 
 

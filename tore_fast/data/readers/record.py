@@ -62,6 +62,11 @@ class Record:
         return self.open_image()
 
     @property
+    def is_hand(self) -> bool:
+        """The labels speak of a hand (21 points or MANO pose)."""
+        return "hand21" in (self.keypoints_2d_set, self.keypoints_3d_set) or (self.pose is not None and len(self.pose) == 48)
+
+    @property
     def has_2d(self) -> bool:
         return self.keypoints_2d is not None and bool((self.keypoints_2d[:, 2] > 0).any())
 

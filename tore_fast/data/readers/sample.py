@@ -52,7 +52,7 @@ def training_sample(
         confidence; pose, betas; has_2d, has_3d, has_smpl (float 0 or 1). J is 24 (J24) for bodies, 21 for hands; labels
         that the record lacks are zeros with their flag 0.
     """
-    hand = "hand21" in (record.keypoints_2d_set, record.keypoints_3d_set) or (record.pose is not None and len(record.pose) == 48)
+    hand = record.is_hand
     config = config or (AugmentConfig.hand() if hand else AugmentConfig())
     if hand and config.flip:
         raise ValueError("training_sample: hands are never mirrored (the models are for right hands); use AugmentConfig.hand()")

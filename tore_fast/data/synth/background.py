@@ -119,14 +119,26 @@ def rectangles(draw: Draw, image: Tensor, count: int, chance: float) -> None:
         colour = (grey + (draw.uniform(3) - 0.5) * draw.uniform(1) * 0.8).clamp(0, 1)
         mixed = (colour * alpha[:, None]).to(device)
         box = (torch.stack((x0, x0 + w, y0, y0 + h)) * size).round().long().clamp(0, size)
-        for i in on.nonzero()[:, 0].tolist():  # slices: touches the covered pixels only
-            left, right, top, bottom = box[:, i].tolist()
-            area = image[i, top:bottom, left:right]
-            a = float(alpha[i])
-            if a == 1:
-                area[:] = mixed[i]
-            else:
-                area.mul_(1 - a).add_(mixed[i])
+        box[1] = torch.where(on, box[1], box[0])  # nothing to fill
+        # a GPU would have to be told of every picture on its own: whole batches at once there, covered pixels only on a CPU
+        (_fill_slices if device.type == "cpu" else _fill_batch)(image, box, alpha, mixed)
+
+
+def _fill_slices(image: Tensor, box: Tensor, alpha: Tensor, mixed: Tensor) -> None:
+    """image [B, S, S, 3] inside box [4, B] (left, right, top, bottom) becomes (1 - alpha) image + mixed; alpha [B], mixed [B, 3]."""
+    for i, (left, right, top, bottom) in enumerate(box.T.tolist()):
+        if left < right and top < bottom:
+            image[i, top:bottom, left:right].mul_(1 - alpha[i]).add_(mixed[i])
+
+
+def _fill_batch(image: Tensor, box: Tensor, alpha: Tensor, mixed: Tensor) -> None:
+    """The same without a loop: box and alpha travel to the image's device."""
+    device = image.device
+    left, right, top, bottom = box.to(device)[..., None]
+    t = torch.arange(image.shape[1], device=device)
+    inside = ((t >= top) & (t < bottom))[:, :, None] & ((t >= left) & (t < right))[:, None]
+    kept = (1 - alpha).to(device)[:, None, None, None]
+    image.copy_(torch.where(inside[..., None], image * kept + mixed[:, None, None], image))
 
 
 def occluder_masks(draw: Draw, size: int, box: Tensor, rows: Tensor) -> Tensor:  # box [B, 4] -> [len(rows), S, S] bool

@@ -17,6 +17,13 @@ def _timm(name: str, pretrained: bool, **options) -> nn.Module:
             raise
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(f"create_backbone: timm has no model {name!r}; near names: {near}") from e
+    except OSError as e:  # no network and not in the cache
+        if not pretrained:
+            raise
+        raise OSError(
+            f"pretrained_backbone: timm's ImageNet weights of {name} are not in the local cache and cannot be fetched "
+            f"({type(e).__name__}); copy the cache ($HF_HOME) from a machine that has them, or start without them"
+        ) from e
 
 
 class ResNet50(nn.Sequential):
