@@ -17,8 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# sizes of the small motion models: 81 frames (2.7 s at 30 per second) in 9 latents of 128
-MOTION_SIZES = {"latent_tokens": 9, "latent_dim": 128, "ff_size": 256, "heads": 4, "encoder_layers": 5, "decoder_layers": 5}
+# sizes of the small motion models: 81 frames (2.7 s at 30 per second) in 9 latents of 128, three layers each
+MOTION_SIZES = {"latent_tokens": 9, "latent_dim": 128, "ff_size": 256, "heads": 4, "encoder_layers": 3, "decoder_layers": 3}
 FRAMES = 81
 LARGER_TAUS = (0.5, 1.0, 2.0)  # mm, beside the paper's 0.1
 KEEP, PER_BLOCK = 24, 10  # of 48 tokens, in the proportions of the paper (90 of 192, 40 a block)
@@ -106,7 +106,8 @@ def denoiser(args) -> None:
     if not _done(folder, args.denoiser_steps):
         tore_fast("train", "fasthmr", "--stage", "denoiser", "--data", args.out / "tokens_train", "--up", "camera",
                   "--frames", FRAMES, "--vae", args.out / "vae" / "model", "--train.out", folder, "--train.warmup", 50, "--train.steps",
-                  args.denoiser_steps, "--train.lr", 5e-4, "--train.batch-size", 16, "--train.eval-every", 200)  # fmt: skip
+                  args.denoiser_steps, "--train.lr", 5e-4, "--train.batch-size", 16, "--train.eval-every", 200,
+                  "--extra", "denoiser_layers", 3)  # fmt: skip
 
 
 def table(args) -> None:
