@@ -190,9 +190,10 @@ def plot(results: Path, out: Path) -> list[Path]:
             colour = COLOURS[ROWS[name].family] if name in ROWS else "k"
             axis.errorbar(x, y.mean, None if math.isnan(y.sd) else y.sd, fmt="D" if name.endswith("_x4") else "o", color=colour,
                           capsize=2, markersize=4)  # fmt: skip
-            axis.annotate(name, (x, y.mean), fontsize=6, xytext=(3, 3), textcoords="offset points")
         if shown:
             axis.set_xscale("log")
+            axis.margins(x=0.15)
+            _name_points(axis, [(n, x, spread(found[n], "easy_pa_mpjpe_mm").mean) for n, x in shown])
         else:
             axis.text(0.5, 0.5, "not measured yet", ha="center", transform=axis.transAxes)
         axis.set_xlabel(title)
@@ -226,6 +227,25 @@ def plot(results: Path, out: Path) -> list[Path]:
     paths.append(_save(figure, out / "study_tore.png"))
     plt.close(figure)
     return paths
+
+
+def _name_points(axis, points: list[tuple[str, float, float]], size: float = 6.0) -> None:
+    """Names beside their points, each as near as it goes without covering another name."""
+    from matplotlib.transforms import Bbox
+
+    axis.autoscale_view()  # limits, before places are read off
+    to_points = axis.transData + axis.figure.dpi_scale_trans.inverted()
+    taken: list[Bbox] = []
+    for name, x, y in sorted(points, key=lambda p: p[2]):
+        left, base = 72 * to_points.transform((x, y))
+        for step in range(40):
+            shift = 2 + (step + 1) // 2 * (size + 1) * (1 if step % 2 else -1)
+            box = Bbox.from_bounds(left + 4, base + shift, 0.6 * size * len(name), size)
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+        line = {"arrowstyle": "-", "lw": 0.4, "color": "0.6", "shrinkA": 0, "shrinkB": 2} if abs(shift) > 2 * size else None
+        axis.annotate(name, (x, y), fontsize=size, xytext=(4, shift), textcoords="offset points", arrowprops=line)
 
 
 def _save(figure, path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 Feature-fed cases time the transformers alone (the trunk is the same for everyone); cases from the image run the trunk, too.
 METRO and FastMETRO stand there plain, with GTR, with ITP (three selectors, keep ratios .8 and .5) and with both. Cases with
-ITP and those at the largest batch have two contenders only, official-style eager and ours fused.
+ITP and those at the largest batch have two contenders only: torch's fused attention and products, and ours fused.
 """
 
 from __future__ import annotations
@@ -148,15 +148,14 @@ def _case(variant: Variant, batch: int, device: str, dtype: torch.dtype, few: bo
         return torch.compile(lambda *x: outputs(net, x), fullgraph=True, mode="reduce-overhead")
 
     contenders = [
-        Contender("official-style eager", eager, note="explicit softmax over a dense mask, mean weights formed, learned queries per image"),
+        Contender("masked SDPA", masked, note="torch's fused attention, with a dense mask where the mesh asks for one, and torch's products"),
         Contender("tore_fast fused", fused, ours=True, note="model.fuse()", headline=True),
     ]
     if not few:
-        # one contender per code path: plain METRO runs none of our ops, Mesh Graphormer no attention on the mesh
-        if config is not METROConfig:
+        note = "explicit softmax over a dense mask, mean weights formed, learned queries per image"
+        contenders.insert(0, Contender("official-style eager", eager, note=note))
+        if config is not METROConfig:  # it runs none of our ops: one contender per code path
             contenders.append(Contender("reference ops", reference, note="the same model on the package's plain torch references"))
-        if config not in (METROConfig, MeshGraphormerConfig):
-            contenders.append(Contender("masked SDPA", masked, note="torch's fused attention with a dense mask"))
         contenders.append(Contender("tore_fast", plain, ours=True))
     if device == "cuda":
         contenders.append(Contender("tore_fast fused, compiled", lambda *x: compiled_model()(*x), ours=True, heavy=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,7 +42,7 @@ def index_add_merge(x: Tensor, cluster: Tensor, count: int) -> Tensor:
 
 
 def official(x: Tensor) -> tuple[Tensor, ...]:
-    count = _count(x)
+    count = token_count(x)
     f = x.float()
     rho, delta, centers, cluster = cluster_from_distances(f, torch.cdist(f, f) / x.shape[-1] ** 0.5, count)
     return rho, delta, index_add_merge(f, cluster, count).to(x.dtype), centers, cluster
@@ -48,7 +50,7 @@ def official(x: Tensor) -> tuple[Tensor, ...]:
 
 def one_product(x: Tensor) -> tuple[Tensor, ...]:
     """Distances by one batched product of centred tokens, merge by a one-hot product."""
-    count = _count(x)
+    count = token_count(x)
     f = x.float() - x.float().mean(1, keepdim=True)
     norm = f.square().sum(-1)
     d2 = torch.baddbmm(norm[:, :, None] + norm[:, None, :], f, f.mT, alpha=-2).clamp_min_(0)
@@ -60,13 +62,13 @@ def one_product(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def ours(x: Tensor, impl: str = "auto") -> tuple[Tensor, ...]:
-    count = _count(x)
+    count = token_count(x)
     out = dpc_knn_cluster(x, count, K, impl=impl)
     merged = cluster_merge(x, out.cluster, count, impl=impl).merged
     return out.rho, out.delta, merged, out.centers, out.cluster
 
 
-def _count(x: Tensor) -> int:
+def token_count(x: Tensor) -> int:
     return -(-x.shape[1] // int(1 / RATIO))
 
 
@@ -83,9 +85,17 @@ def check(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> float:
 
 
 def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
+    shapes = QUICK if quick else SHAPES[device]
+    return clustering_cases("dpc_knn_cluster", [Contender("tore_fast", ours, ours=True)], shapes, device, dtype)
+
+
+def clustering_cases(
+    op: str, mine: list[Contender], shapes: Sequence[tuple[int, int, int]], device: str, dtype: torch.dtype
+) -> list[Case]:
+    """Cases of an op that clusters and merges: our contenders `mine` against the tensor versions of this file."""
     out = []
     size = torch.empty((), dtype=dtype).element_size()
-    for batch, tokens, channels in QUICK if quick else SHAPES[device]:
+    for batch, tokens, channels in shapes:
 
         def make(generator, shape=(batch, tokens, channels)):
             return [torch.randn(shape, device=device, generator=generator).to(dtype)]
@@ -93,7 +103,7 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
         big = batch * tokens**2 * 4 > 8e9  # the matrices of the tensor versions alone
         reason = "needs several N x N matrices of more than 8 GB" if big else None
         contenders = [
-            Contender("tore_fast", ours, ours=True),
+            *mine,
             Contender("official sequence", official, note="cdist, top-k, compare, gather, index_add", why_not=reason),
             Contender("one product", one_product, note="baddbmm distances, one-hot merge", why_not=reason),
             Contender("compile(one product)", torch.compile(one_product, fullgraph=True), heavy=True, why_not=reason),
@@ -102,7 +112,7 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
         traffic = batch * tokens * channels * size * (2 + RATIO) + batch * tokens * 32
         out.append(
             Case(
-                "dpc_knn_cluster", f"B{batch} N{tokens} C{channels}", make, contenders,
+                op, f"B{batch} N{tokens} C{channels}", make, contenders,
                 None if big else lambda x: ours(x, "reference"), False, device, dtype, bytes=traffic, macs=macs, items=batch,
                 error_limit=2e-4 if dtype == torch.float32 else 2e-2, check=check,
                 params={"k": K, "ratio": RATIO},

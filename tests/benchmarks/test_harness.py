@@ -103,7 +103,7 @@ def test_image_to_mesh_rows_with_and_without_gtr_and_itp():
     rows = itertools.product(("fastmetro_l_r50", "metro_r50"), ("soft", "cluster", "attention"), (0.8, 0.5))
     assert itp == {f"{name} itp {selector} {keep} features" for name, selector, keep in rows}  # ITP without GTR
     metro = hmr._case(hmr.Variant("metro_r50"), 1, "cpu", torch.float32, few=False)  # none of our ops in it
-    assert [c.name for c in metro.contenders] == ["official-style eager", "tore_fast fused", "tore_fast"]
+    assert [c.name for c in metro.contenders] == ["official-style eager", "masked SDPA", "tore_fast fused", "tore_fast"]
     gpu = hmr._case(hmr.Variant("graphormer_h64"), 64, "cuda", torch.bfloat16, few=True)
     assert gpu.name == "graphormer_h64 features b64" and [c.heavy for c in gpu.contenders] == [False, False, True]
     default = run_case(hmr._case(hmr.Variant("tore_default", image=True), 2, "cpu", torch.float32, few=False), seconds=0.01)

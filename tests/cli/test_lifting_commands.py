@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tore_fast.cli import main
+from tore_fast.cli.eval_lift import looks_like_motion
 from tore_fast.cli.lift import output_stems
 from tore_fast.cli.train_hot import config_values
 from tore_fast.data.chunking import at_times
@@ -103,7 +104,9 @@ def test_train_test_export_eval_lift(mocap, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change, message", [
-    (["--extra", "colour", "red"], "colour"),
+    (["--extra", "colour", "red"], "no field 'colour'; its fields: prune_block"),
+    (["--extra", "frames", "nine"], "--extra frames: expected a number like 27, got 'nine'"),
+    (["--extra", "recover_frames", "5"], "recover_frames must be 27"),
     (["--extra", "prune_block", "0"], "prune_block must be in 1..7"),
     (["--windows.zoom", "0.5"], "zoom must be at least 1"),
     (["--model", "fastmetro_s_r50"], "not a video pose model"),
@@ -111,6 +114,41 @@ def test_train_test_export_eval_lift(mocap, tmp_path, capsys):
 def test_bad_settings_are_one_line(mocap, tmp_path, capsys, change, message):
     code, _, err = call(capsys, "train", "hot", "--data", mocap, "--train.out", tmp_path / "x", *change)
     assert code == 2 and message in err and err.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("pair, message", [
+    (["stride", "-3"], "--options stride: expected a whole number from 0 on, got '-3'"),
+    (["limit", "1.5"], "--options limit: expected a whole number"),
+    (["views", "0"], "--options views: expected a whole number from 1 on"),
+    (["fps", "0"], "--options fps: expected a positive number"),
+    (["noise_px", "much"], "--options noise_px: expected a number from 0 on, got 'much'"),
+    (["flip", "maybe"], "--options flip: expected true or false, got 'maybe'"),
+    (["split", "dev"], "split must be one of"),
+])  # fmt: skip
+def test_bad_evaluation_options_are_one_line(mocap, capsys, pair, message):
+    code, _, err = call(capsys, "eval", "--data", mocap, "--options", *pair)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--overlap", "1"], "--overlap: expected a share"),
+    (["--fps", "0"], "--fps: expected a positive number, got 0"),
+    (["--width", "-3"], "--width: expected a positive number"),
+    (["--model", "tore_default", "--checkpoint", "w.pth"], "tore_default: not a video pose model"),
+    (["--checkpoint", "w.pth"], "say with --model which registered model"),
+    (["--model", "mixste_243"], "give --checkpoint"),
+])  # fmt: skip
+def test_bad_lift_options_are_one_line(tmp_path, capsys, words, message):
+    np.savez(tmp_path / "k.npz", keypoints=np.zeros((3, 17, 2)), order="h36m")
+    code, _, err = call(capsys, "lift", tmp_path / "k.npz", "--out", tmp_path / "out", *words)
+    assert code == 2 and message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_motion_files_is_motion(tmp_path):
+    assert not looks_like_motion(tmp_path)
+    (tmp_path / "05").mkdir()
+    (tmp_path / "05" / "05_01.bvh").write_text("")
+    assert looks_like_motion(tmp_path)
 
 
 def test_eval_uses_every_clip_of_files_without_split(tmp_path):

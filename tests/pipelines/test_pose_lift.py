@@ -181,6 +181,22 @@ def test_people_are_followed(tmp_path):
         read_keypoints(tmp_path / "a.json", person=4)
 
 
+def test_a_person_that_is_not_there(tmp_path):
+    seen = lambda p, score: {"person_id": [-1], "pose_keypoints_2d": np.concatenate([p, np.full((25, 1), score)], 1).ravel().tolist()}
+    far, near = np.full((25, 2), 5.0), np.full((25, 2), 9.0)
+    (tmp_path / "f.json").write_text(json.dumps([{"people": [seen(far, 0.3), seen(near, 0.9)]}] * 3))
+    clip = read_keypoints(tmp_path / "f.json")  # OpenPose's -1 is no track: the most confident, and it is said
+    assert "several people" in clip.note and clip.keypoints[0, 0, 0] == 9
+    with pytest.raises(KeypointError, match="no person 7; track ids: none"):
+        read_keypoints(tmp_path / "f.json", person=7)
+    np.savez(tmp_path / "one.npz", keypoints=np.ones((2, 17, 2)), order="h36m")
+    assert len(read_keypoints(tmp_path / "one.npz", person=0).keypoints) == 2
+    (tmp_path / "one.csv").write_text(",".join(["1"] * 52) + "\n")
+    for name in ("one.npz", "one.csv"):
+        with pytest.raises(KeypointError, match="one person without a track id, there is no person 3"):
+            read_keypoints(tmp_path / name, order="h36m", person=3)
+
+
 @pytest.mark.parametrize("name, text, message", [
     ("a.json", "{", "not a readable keypoint file"),
     ("a.json", "[]", "expected keypoints"),

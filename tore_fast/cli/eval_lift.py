@@ -8,6 +8,10 @@ from pathlib import Path
 
 from .eval import guarded, write_json
 
+YES, NO = ("true", "1", "yes"), ("false", "0", "no")
+_WHOLE = (int, 0, "a whole number from 0 on")
+_NUMBERS = {"noise_px": (float, 0, "a number from 0 on"), "fps": (float, 1e-6, "a positive number"),
+            "views": (int, 1, "a whole number from 1 on"), "stride": _WHOLE, "limit": _WHOLE}  # fmt: skip
 OPTIONS = {
     "cameras": "Human3.6M: JSON of the camera parameters",
     "split": "train, validation or test (default test)",
@@ -56,7 +60,9 @@ def is_lifting(model: str, data: str) -> bool:
 def looks_like_motion(path: Path) -> bool:
     if path.is_file():
         return path.suffix in (".bvh", ".amc") or "_3dhp" in path.name
-    return (path / "data_3d_h36m.npz").is_file() or (path / "clips.npz").is_file() or any(path.glob("data_*_3dhp.npz"))
+    if (path / "data_3d_h36m.npz").is_file() or (path / "clips.npz").is_file() or any(path.glob("data_*_3dhp.npz")):
+        return True
+    return any(next(path.glob(p), None) for p in ("*.bvh", "*/*.bvh", "*.amc", "*/*.amc"))
 
 
 def run(args: Args) -> int:
@@ -89,7 +95,7 @@ def _evaluate(args: Args) -> int:
         facts |= {"fps": float(option.get("fps", trained_fps(args.model) or 50.0)), "noise_px": float(option.get("noise_px", 5.0)),
                   "views": int(option.get("views", 1))}  # fmt: skip
         items = film([m.resampled(facts["fps"]) for m in items], facts["noise_px"], CAMERA_SEED, facts["views"])
-    facts |= {"flip": option.get("flip", "true").lower() in ("true", "1", "yes"), "stride": int(option.get("stride", 0))}
+    facts |= {"flip": option.get("flip", "true").lower() in YES, "stride": int(option.get("stride", 0))}
     by_action, by_subject = PoseMeter(found.pck_joints), PoseMeter(found.pck_joints)
     start, frames = time.perf_counter(), 0
     pairs = lifted_pairs(model, items, facts["flip"], facts["stride"], int(option.get("limit", args.limit or 0)), args.batch_size)
@@ -114,12 +120,15 @@ def _options(given: dict[str, str]) -> dict[str, str]:
     if wrong:
         known = "; ".join(f"{k}: {v}" for k, v in OPTIONS.items())
         raise ValueError(f"--options: pose lifting has no option {wrong[0]!r}; it takes {known}")
-    for key in ("noise_px", "fps", "views", "stride", "limit"):
-        if key in given:
-            try:
-                float(given[key])
-            except ValueError:
-                raise ValueError(f"--options {key}: expected a number, got {given[key]!r}") from None
+    for key, (kind, least, what) in _NUMBERS.items():
+        try:
+            fits = key not in given or kind(given[key]) >= least
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"--options {key}: expected {what}, got {given[key]!r}")
+    if given.get("flip", "true").lower() not in (*YES, *NO):
+        raise ValueError(f"--options flip: expected true or false, got {given['flip']!r}")
     return given
 
 

@@ -62,6 +62,12 @@ def run(args: Args) -> int:
         raise UsageError(f"--normalise: expected auto, {', '.join(NORMALISATIONS)}, got {args.normalise!r}")
     if args.precision not in PRECISIONS:
         raise UsageError(f"--precision: expected one of {', '.join(PRECISIONS)}, got {args.precision!r}")
+    if not 0 <= args.overlap < 1:
+        raise UsageError(f"--overlap: expected a share from 0 to below 1, got {args.overlap:g}")
+    for name in ("fps", "width", "height"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"--{name}: expected a positive number, got {value:g}")
     if not any(p.exists() for p in args.keypoints):
         raise UsageError(f"{args.keypoints[0]}: no such file")
     with arguments():

@@ -64,6 +64,7 @@ def run(args: Args) -> int:
         if args.test and not splits["test"]:
             raise ValueError(f"--test: {args.data} has no test clips")
         torch.manual_seed(args.train.seed)
+        check_fields(args.model, args.extra)
         model = create_model(args.model, **config_values(args.extra))
         if type(model).__name__.lower() not in LOSSES:
             raise ValueError(f"--model: {args.model} is not a video pose model; expected one of the hosts {', '.join(LOSSES)}")
@@ -88,6 +89,24 @@ def run(args: Args) -> int:
         save_pretrained(model, args.export, args.model, torch.float16, **facts)
         print(f"{args.export}: step {best['step']}, validation MPJPE {best['metrics']['mpjpe']:.1f} mm")
     return 0
+
+
+def check_fields(name: str, pairs: dict[str, str]) -> None:
+    """ValueError that lists the model's config fields if --extra names another, or gives text for a number."""
+    import torch
+
+    from ..models import create_model
+
+    with torch.device("meta"):
+        config = getattr(create_model(name), "config", None)
+    known = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    wrong = [k for k in pairs if k not in known]
+    if wrong and known:
+        raise ValueError(f"--extra: {name} has no field {wrong[0]!r}; its fields: {', '.join(known)}")
+    for key, value in config_values(pairs).items():
+        usual = getattr(config, key, "")
+        if isinstance(usual, (int, float)) and not isinstance(value, (int, float)):
+            raise ValueError(f"--extra {key}: expected a number like {usual}, got {value!r}")
 
 
 def config_values(pairs: dict[str, str]) -> dict:

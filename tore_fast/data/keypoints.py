@@ -117,6 +117,9 @@ def read_keypoints(path: str | Path, order: str = "auto", person: int | None = N
         raise
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, OSError) as e:
         raise KeypointError(f"{path}: not a readable keypoint file ({type(e).__name__}: {e})") from e
+    if person and raw.ndim == 3 and facts.pop("alone", False):
+        raise KeypointError(f"{path}: holds one person without a track id, there is no person {person}")
+    facts.pop("alone", None)
     if raw.ndim != 3 or raw.shape[-1] not in (2, 3) or len(raw) == 0:
         raise KeypointError(f"{path}: expected keypoints [frames, joints, 2 or 3], got {list(raw.shape)}")
     if raw.shape[-1] == 2:
@@ -154,6 +157,7 @@ def _read_npz(path: Path, person: int | None):
             raise KeypointError(f"{path}: expected an array 'keypoints', found {data.files}")
         raw = data[names[0]]
         facts = _facts({k: data[k] for k in data.files})
+    facts["alone"] = raw.ndim == 3
     if raw.ndim == 4:  # [people, frames, joints, 2 or 3]
         if not 0 <= (person or 0) < len(raw):
             raise KeypointError(f"{path}: holds {len(raw)} people, there is no number {person}")
@@ -174,13 +178,13 @@ def _read_csv(path: Path, person: int | None):
         joints = sum(f"x{j}" in header for j in range(len(header)))
         letters = ["x", "y"] + (["c" if confidence == "c" else "score"] if confidence else [])
         columns = [header.index(f"{letter}{j}") for j in range(joints) for letter in letters]
-        return values[:, columns].reshape(len(values), joints, len(letters)), None, {}
+        return values[:, columns].reshape(len(values), joints, len(letters)), None, {"alone": True}
     if values.shape[1] % 17 == 1 or values.shape[1] in (1 + 26 * 3, 1 + 25 * 3, 1 + 18 * 3, 1 + 26 * 2, 1 + 25 * 2, 1 + 18 * 2):
         values = values[:, 1:]
     for joints in (17, 26, 25, 18):
         for width in (3, 2):
             if values.shape[1] == joints * width:
-                return values.reshape(len(values), joints, width), None, {}
+                return values.reshape(len(values), joints, width), None, {"alone": True}
     raise KeypointError(f"{path}: {values.shape[1]} columns do not make 17, 18, 25 or 26 joints of x, y[, c]")
 
 
@@ -195,7 +199,7 @@ def _is_number(text: str) -> bool:
 def _read_json(path: Path, person: int | None):
     data = json.loads(path.read_text())
     if isinstance(data, dict) and "keypoints" in data:
-        return np.array(data["keypoints"], np.float64), None, _facts(data)
+        return np.array(data["keypoints"], np.float64), None, {**_facts(data), "alone": True}
     if isinstance(data, dict) and "people" in data:
         return _openpose([data], path, person)
     if isinstance(data, dict) and "annotations" in data:
@@ -204,7 +208,7 @@ def _read_json(path: Path, person: int | None):
         return _openpose(data, path, person)
     if isinstance(data, list) and data and isinstance(data[0], dict) and "keypoints" in data[0]:
         return _detections(data, path, person)
-    return np.array(data, np.float64), None, {}
+    return np.array(data, np.float64), None, {"alone": True}
 
 
 def _read_folder(path: Path, person: int | None):
@@ -216,11 +220,16 @@ def _read_folder(path: Path, person: int | None):
 
 def _openpose(frames: list[dict], path: Path, person: int | None):
     people = [
-        [(p.get("person_id", [None])[0] if isinstance(p.get("person_id"), list) else None, np.array(p["pose_keypoints_2d"], np.float64).reshape(-1, 3))
-         for p in frame["people"]]
+        [(_openpose_id(p.get("person_id")), np.array(p["pose_keypoints_2d"], np.float64).reshape(-1, 3)) for p in frame["people"]]
         for frame in frames
     ]  # fmt: skip
     return _follow(people, list(range(len(frames))), path, person, None)
+
+
+def _openpose_id(given: object) -> int | None:
+    """OpenPose writes [-1] where it did not track."""
+    track = given[0] if isinstance(given, list) and given else None
+    return None if track == -1 else track
 
 
 def _detections(rows: list[dict], path: Path, person: int | None):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..layers.ctm import CTM
+from ..layers.dense import Dense
 from ..layers.dynamic_block import ReducedAttention
 from ..layers.mta import MTA
 from ..layers.token_conv import TokenConv
@@ -70,8 +71,8 @@ def count_macs(model: nn.Module, image_size: tuple[int, int]) -> Macs:
                 total.append(2 * cells * (channels + 4))  # moved up once, laid out as a map once
 
     # a Conv2d inside TokenConv or MTA's laterals never fires its own hook: both use the weights directly
-    hooks = {TokenConv: token_conv, nn.Conv2d: conv, nn.ConvTranspose2d: conv, nn.Linear: linear, nn.LayerNorm: norm,
-             ReducedAttention: attention, CTM: ctm, MTA: mta}  # fmt: skip
+    hooks = {TokenConv: token_conv, nn.Conv2d: conv, nn.ConvTranspose2d: conv, nn.Linear: linear, Dense: linear,
+             nn.LayerNorm: norm, ReducedAttention: attention, CTM: ctm, MTA: mta}  # fmt: skip
     handles = []
     for m in model.modules():
         for kind, hook in hooks.items():

@@ -58,14 +58,22 @@ def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overr
         loaded = load_pretrained(model, **overrides)
     elif checkpoint is None:
         raise ValueError(f"{model}: not a folder with trained weights; give --checkpoint with a registered model name")
+    elif str(model) == "default":
+        raise ValueError(f"--checkpoint {checkpoint}: say with --model which registered model it belongs to (mixste_243 ...)")
     else:
-        config = create_model(str(model), **overrides).config
+        built = create_model(str(model), **overrides)
+        _check_host(built, model)
+        config = built.config
         fields = {f: getattr(config, f) for f in ("prune_block", "keep_frames", "keep_center", "recovery", "heads") if hasattr(config, f)}
         fields["prune_block"] = config.prune_block
         loaded = model_from_state(read_official(checkpoint), str(checkpoint), **fields)
-    if type(loaded).__name__ not in HOSTS:
-        raise ValueError(f"{model}: not a video pose model (hosts: {', '.join(HOSTS)})")
+    _check_host(loaded, model)
     return loaded.eval()
+
+
+def _check_host(built: torch.nn.Module, model: str | Path) -> None:
+    if type(built).__name__ not in HOSTS:
+        raise ValueError(f"{model}: not a video pose model (hosts: {', '.join(HOSTS)})")
 
 
 def normalise(keypoints: np.ndarray, how: str, width: float | None = None, height: float | None = None) -> np.ndarray:

@@ -143,6 +143,11 @@ class PoseLifting:
             raise ValueError(f"PoseLifting: needs training and validation data, got {len(train)} and {len(validation)} clips")
         self.model, self.config, self.seed = model, config, seed
         self.frames, self.channels = model.config.frames, model.in_channels
+        if model.config.recover_frames not in (None, self.frames):
+            raise ValueError(
+                f"PoseLifting: training needs a true pose for each recovered frame; recover_frames must be {self.frames} (frames), "
+                f"got {model.config.recover_frames}"
+            )
         if config.zoom < 1:
             raise ValueError(f"PoseLifting: zoom must be at least 1, got {config.zoom}")
         self.train_items = resampled(train, config.fps)
