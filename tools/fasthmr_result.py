@@ -3,7 +3,7 @@
   python tools/fasthmr_result.py --data MOCAP --out runs/fasthmr
 
 renders clips of the motion files, trains a small host, merges its layers, writes its tokens, trains the motion prior and
-the one-step denoiser, and evaluates the components on the test split. About an hour on one free CPU core; every
+the one-step denoiser, and evaluates the components on the test split. About two hours on one free CPU core; every
 step is a `tore-fast` command, printed before it runs.
 """
 
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fasthmr"))
     parser.add_argument("--steps", choices=list(STEPS), nargs="*", default=list(STEPS), help="only these steps")
     parser.add_argument("--host-steps", type=int, default=3200)
-    parser.add_argument("--vae-steps", type=int, default=600)
-    parser.add_argument("--denoiser-steps", type=int, default=600)
+    parser.add_argument("--vae-steps", type=int, default=5000)
+    parser.add_argument("--denoiser-steps", type=int, default=5000)
     parser.add_argument("--tau", type=float, default=0.1, help="ECLM's tolerance in mm")
     args = parser.parse_args()
     for name in args.steps:
