@@ -41,11 +41,11 @@ TITLES = {
 
 
 def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> None:
-    """Errors of every exported row on the test subjects and what the plots need; earlier times stay in the file."""
+    """Errors of the exported rows in `commands` on the test subjects and what the plots need; other rows and earlier times stay."""
     found = read_pose_set(data)
     clips = film(resampled(found.items["test"], FPS), NOISE_PX, CAMERA_SEED)
-    old = json.loads(target.read_text())["rows"] if target.is_file() else {}
-    rows: dict[str, dict] = {}
+    before = json.loads(target.read_text()) if target.is_file() else {}
+    old, rows, reused = before.get("rows", {}), dict(before.get("rows", {})), dict(before.get("reused", {}))
     for name, command in commands.items():
         export = out / name / "export"
         if not (export / "config.json").is_file():
@@ -60,9 +60,8 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
         if name in ("mixste", "hot_mixste"):
             rows[name]["middle_mpjpe"] = middle_frames(model, clips)
         print(f"{name}: test {rows[name]['test']['mpjpe']:.1f} mm", flush=True)
-    reused = {}
     for name, (row, changes) in REUSED.items():
-        if row in rows:
+        if row in commands and row in rows:
             # TRA's parameters have no place in a model without it
             model = create_model(rows[row]["model"], **{**rows[row]["config"], **changes}).eval()
             model.load_state_dict(load_pretrained(out / row / "export").state_dict(), strict=False)
@@ -71,7 +70,8 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
     facts = {"test_frames": sum(len(c) for c in clips), "test_clips": len(clips), "noise_px": NOISE_PX, "fps": FPS,
              "train_clips": len(found.items["train"]), "validation_clips": len(found.items["validation"]),
              "torch": torch.__version__}  # fmt: skip
-    result = {"facts": facts, "baseline": {"constant mean pose": constant(clips, train.mean(0))}, "rows": rows, "reused": reused,
+    result = {"facts": facts, "baseline": {"constant mean pose": constant(clips, train.mean(0))},
+              "rows": {name: rows[name] for name in TITLES if name in rows}, "reused": {n: reused[n] for n in REUSED if n in reused},
               "maps": maps(out, clips)}  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")

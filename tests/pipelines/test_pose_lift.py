@@ -263,6 +263,33 @@ def test_lift_with_an_official_checkpoint(tmp_path):
         load_lifter("mixste_9", tmp_path / "bad.pth")
 
 
+def test_a_checkpoint_is_of_the_named_host_and_window(tmp_path):
+    from tore_fast.models import create_model
+    from tore_fast.pipelines.pose_lift import load_lifter
+
+    small = dict(channels=16, depth=2, heads=2, mlp_hidden=24, rep_channels=16)
+    torch.manual_seed(0)
+    bert = create_model("motionbert_lite_27", **small).eval()  # 243 embeddings, of which 27 are used
+    torch.save({"model_pos": bert.state_dict()}, tmp_path / "bert.bin")
+    pruned = dict(depth=2, heads=2)
+    base, tpc = load_lifter("motionbert_lite_27", tmp_path / "bert.bin", **pruned), load_lifter("tpc_motionbert_27", tmp_path / "bert.bin", **pruned)
+    x = torch.randn(1, 27, 17, 3)
+    with torch.inference_mode():
+        assert torch.equal(base(x).pose, bert(x).pose)
+        assert tpc(x).pose.shape == (1, 9, 17, 3) and tpc.config.keep_center
+    assert load_lifter("tpc_motionbert_27", tmp_path / "bert.bin", **pruned, pruning="uniform").config.pruning == "uniform"
+    with pytest.raises(ValueError, match="holds weights of motionbert, --model mixste_27 is mixste"):
+        load_lifter("mixste_27", tmp_path / "bert.bin")
+    mixste = lifter("base")
+    torch.save(mixste.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="holds weights for 9 frames, --model mixste_27 has 27"):
+        load_lifter("mixste_27", tmp_path / "w.pth")
+    save_pretrained(mixste, tmp_path / "folder", "mixste_9")
+    assert load_lifter("mixste_9", tmp_path / "folder").config == mixste.config
+    with pytest.raises(ValueError, match="a folder with weights of its own"):
+        load_lifter(tmp_path / "folder", tmp_path / "w.pth")
+
+
 def test_films_run_at_the_clip_speed(tmp_path):
     from PIL import Image
 

@@ -6,6 +6,7 @@ In: [T, 17, 2 or 3] pixels in H36M order (data/keypoints.py reads detector files
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import torch
 
 from ..data.cameras import crop_scale_2d, normalise_2d
 from ..data.chunking import at_times, blend_windows, covering_indices, window_indices
-from ..models.hot import LiftedPose, PrunableHost, center_pose, is_centered, lift_windows
+from ..models.hot import LiftedPose, PrunableHost, PruneConfig, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # matrix products; poses stay float32
@@ -44,31 +45,50 @@ def trained_fps(model: str | Path) -> float | None:
 
 
 def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overrides) -> PrunableHost:
-    """A video pose model in eval mode: "default" (built in), a folder of save_pretrained, or a registered name with an official
-    checkpoint.
+    """A video pose model in eval mode: "default" (built in), a folder of save_pretrained (as either argument), or a registered
+    name with an official checkpoint.
 
-    A registered TPC name tells how to prune, since its weights are those of the base model.
+    A registered name tells the frames and how to prune: TPC's weights are those of the base model, and MotionBERT's hold 243
+    frame embeddings whatever the window. Sizes are read off the weights.
     """
-    from ..models import create_model, load_pretrained
-    from ..models.convert.vpt import model_from_state, read_official
+    from ..models import load_pretrained
 
     if str(model) == "default" and checkpoint is None:
         loaded = load_pretrained(BUILT_IN, **overrides)
     elif Path(model).is_dir():
+        if checkpoint is not None:
+            raise ValueError(f"--checkpoint {checkpoint}: {model} is a folder with weights of its own; give a registered model name")
         loaded = load_pretrained(model, **overrides)
+    elif checkpoint is not None and Path(checkpoint).is_dir():
+        loaded = load_pretrained(checkpoint, **overrides)
     elif checkpoint is None:
         raise ValueError(f"{model}: not a folder with trained weights; give --checkpoint with a registered model name")
     elif str(model) == "default":
         raise ValueError(f"--checkpoint {checkpoint}: say with --model which registered model it belongs to (mixste_243 ...)")
     else:
-        built = create_model(str(model), **overrides)
-        _check_host(built, model)
-        config = built.config
-        fields = {f: getattr(config, f) for f in ("prune_block", "keep_frames", "keep_center", "recovery", "heads") if hasattr(config, f)}
-        fields["prune_block"] = config.prune_block
-        loaded = model_from_state(read_official(checkpoint), str(checkpoint), **fields)
+        loaded = _load_named(str(model), checkpoint, overrides)
     _check_host(loaded, model)
     return loaded.eval()
+
+
+def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn.Module:
+    """Registered model with an official checkpoint, which must be of that host and window."""
+    from ..models import create_model
+    from ..models.convert.vpt import config_fields, model_from_state, read_official
+
+    with torch.device("meta"):
+        built = create_model(model, **overrides)
+    _check_host(built, model)
+    state = read_official(checkpoint)
+    host, found = config_fields(state)
+    if host != type(built).__name__.lower():
+        raise ValueError(f"{checkpoint}: holds weights of {host}, --model {model} is {type(built).__name__.lower()}")
+    if host == "motionbert":
+        found["frames"] = built.config.frames  # its embeddings are sliced
+    elif found["frames"] != built.config.frames:
+        raise ValueError(f"{checkpoint}: holds weights for {found['frames']} frames, --model {model} has {built.config.frames}")
+    told = {f.name: getattr(built.config, f.name) for f in dataclasses.fields(PruneConfig)}
+    return model_from_state(state, str(checkpoint), frames=found["frames"], heads=built.config.heads, **told)
 
 
 def _check_host(built: torch.nn.Module, model: str | Path) -> None:
