@@ -218,7 +218,7 @@ def plot(results: Path, out: Path) -> list[Path]:
     keys = [f"noise{x}_pa_mpjpe" for x in ("0", "5", "7.5", "10")]
     for name in [n for n, rows in found.items() if all(keys[-1] in r for r in rows)]:
         values = [spread(found[name], k).mean for k in keys]
-        axes[1].plot([0, 5, 7.5, 10], [v - values[0] for v in values], marker="o", markersize=3, label=name)
+        axes[1].plot([0, 5, 7.5, 10], [v - values[0] for v in values], "-" if name.endswith("_x4") else "--", marker="o", markersize=3, label=name)
     axes[1].set(xlabel="test-time noise on the NSR's input, % of its sd", ylabel="PA-MPJPE lost, mm")
     for axis in axes:
         axis.grid(alpha=0.3)
