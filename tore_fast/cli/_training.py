@@ -141,7 +141,8 @@ def finish(task, args, facts: dict) -> int:
         task.model.load_state_dict(weights)
         facts = {**facts, "step": step, "training": asdict(args.train)}
         save_pretrained(task.model.cpu().eval(), args.export, args.model, metrics=metrics, trained_on=facts)
-        print(f"{args.export}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+        numbers = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        print(f"{args.export}: {numbers or f'the weights of step {step}, not evaluated'}")
     return 0
 
 

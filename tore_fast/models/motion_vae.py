@@ -83,6 +83,9 @@ def decode_latents(model: nn.Module, z: Tensor, frames: int) -> Tensor:
     return model.final_layer(x)
 
 
+START_LOG_VAR = -4.0  # of the latents with dist_mlp: at 0 the noise is as large as the latent, and a short training sees little else
+
+
 class MotionVAE(nn.Module):
     """Transformer VAE of MLD / ACTOR."""
 
@@ -100,6 +103,7 @@ class MotionVAE(nn.Module):
         self.final_layer = nn.Linear(c.latent_dim, c.num_features)
         if c.dist_mlp:
             self.dist_layer = nn.Linear(c.latent_dim, 2 * c.latent_dim)
+            nn.init.constant_(self.dist_layer.bias[c.latent_dim :], START_LOG_VAR)
 
     def encode(self, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[B, F, 133] (keep [B, F] True where a frame exists) -> mean, log variance, each [B, Nz, D]."""
