@@ -34,7 +34,7 @@ REUSED = {
 }
 TITLES = {
     "warm_mixste": "MixSTE, 3 frames (the warm start)", "mixste": "MixSTE", "hot_mixste": "HoT w. MixSTE (TPC + TRA)",
-    "hot_mixste_seed1": "the same, seed 1", "tpc_mixste": "TPC w. MixSTE (seq2frame)", "uniform_tra": "uniform + TRA",
+    "hot_mixste_seed1": "HoT w. MixSTE, seed 1", "tpc_mixste": "TPC w. MixSTE (seq2frame)", "uniform_tra": "uniform + TRA",
     "attention_tra": "attention + TRA", "motion_tra": "motion + TRA", "tpc_nearest": "TPC + nearest", "tpc_linear": "TPC + linear",
     "warm_motionbert": "MotionBERT, 3 frames (warm start)", "motionbert": "MotionBERT", "hot_motionbert": "HoT w. MotionBERT",
 }  # fmt: skip
@@ -194,11 +194,12 @@ def plot(result: dict, images: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     rows = {n: r for n, r in result["rows"].items() if not n.startswith("warm")}
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    for name, row in rows.items():
+    for number, (name, row) in enumerate(rows.items()):
+        color = f"C{number}" if number < 10 else "black"
         mark = "s" if "motionbert" in name else "^" if name == "tpc_mixste" else "o"
-        left.plot(row["gmacs"], row["test"]["mpjpe"], mark, label=row["title"])
+        left.plot(row["gmacs"], row["test"]["mpjpe"], mark, color=color, label=row["title"])
         if row["curve"]:
-            right.plot(*zip(*row["curve"]), marker=".", label=row["title"])
+            right.plot(*zip(*row["curve"]), marker=".", color=color, label=row["title"])
     left.set(xlabel="GMACs per window of 27 frames", ylabel="test MPJPE, mm", title="unseen subjects")
     right.set(xlabel="step after the warm start", ylabel="validation MPJPE, mm", title="held-out training subjects")
     left.legend(fontsize=6)
