@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fasthmr"))
     parser.add_argument("--steps", choices=list(STEPS), nargs="*", default=list(STEPS), help="only these steps")
     parser.add_argument("--host-steps", type=int, default=3200)
-    parser.add_argument("--vae-steps", type=int, default=5000)
-    parser.add_argument("--denoiser-steps", type=int, default=5000)
+    parser.add_argument("--vae-steps", type=int, default=2600)
+    parser.add_argument("--denoiser-steps", type=int, default=2000)
     parser.add_argument("--tau", type=float, default=0.1, help="ECLM's tolerance in mm")
     args = parser.parse_args()
     for name in args.steps:
