@@ -56,11 +56,11 @@ class _ExplicitAttention(torch.nn.Module):
         super().__init__()
         self.qkv, self.proj, self.num_heads = own.qkv, own.proj, own.num_heads
 
-    def forward(self, x: torch.Tensor, log_size: None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, log_size: None = None, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         b, n, c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c)), k
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c), residual), k
 
 
 def _official_style(model: torch.nn.Module) -> torch.nn.Module:

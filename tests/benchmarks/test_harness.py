@@ -264,3 +264,4 @@ def test_hosts_have_rows_on_every_device(monkeypatch):
     fasthmr._model.cache_clear()
     assert set(rows) == {"fasthmr_hosts batch 1", "fasthmr_hostm batch 1", "fasthmr_reductionm batch 1"}
     assert all(r["speedup"] is not None and not r["wrong"] for r in rows.values())
+    assert not [c["note"] for r in rows.values() for c in r["contenders"] if c["note"].startswith("failed")]
