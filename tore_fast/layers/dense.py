@@ -3,7 +3,8 @@
 In: [..., K]. Out: [..., N]. On the CPU in inference oneDNN's product is used, which is faster than the one behind
 `F.linear` (MKL's) on AMD and applies both while the result is in registers; elsewhere this is `F.linear`.
 Measured on one Zen 4 core, [4131, 512] x [512, 1024]: 97 -> 107 GFLOP/s, 111 with the weight packed once (`freeze`);
-with GELU 48.7 -> 43.5 -> 40.8 ms. Used by every transformer of the package (attention.py, bert_block.py, pose_blocks.py, ...).
+with GELU 48.7 -> 43.5 -> 40.8 ms. Next on the way: attention.py, bert_block.py,
+pose_blocks.py, dynamic_block.py, tra.py, models/backbones/vit.py; the motion models and PPT keep nn.Linear (not measured there).
 """
 
 from __future__ import annotations
