@@ -8,9 +8,9 @@
 
 namespace tore_fast::cpu {
 
-constexpr int kStrassenRows = 6;      // rows of a register tile
+constexpr int kStrassenRows = 6;      // rows of a register tile, at most
 constexpr int kStrassenMaxLevel = 2;  // at 3 the sums cost what the products save (depth 64 at in = 512)
-constexpr int64_t kStrassenChunk = 8;  // register tiles per block of a chunk: its operands and results stay in L2
+constexpr int64_t kStrassenChunk = 48;  // rows of a block: the operands and results of a chunk of blocks stay in L2
 constexpr int64_t kStrassenGrain = 16;  // in and out must be multiples of this << level
 
 struct StrassenTerm {
@@ -49,11 +49,11 @@ struct StrassenLinear {
   int level;
   StrassenAct act;
 
-  int64_t unit_rows() const { return int64_t(kStrassenRows) << level; }
-  int64_t units() const { return (rows + unit_rows() - 1) / unit_rows(); }
+  int64_t grid() const { return int64_t(1) << level; }
+  int64_t units() const { return (rows + grid() - 1) / grid(); }  // one row of every block
 };
 
-// One task: one product (pack), one unit of rows (linear; neighbours are taken together in chunks).
+// One task: one product (pack), one unit of 1 << level rows (linear; neighbours are taken together in chunks).
 void strassen_column(const StrassenPack& p, float* column);
 void strassen_pack(const StrassenPack& p, int64_t begin, int64_t end);
 int64_t strassen_linear_scratch(const StrassenLinear& p, int64_t units);  // floats per worker of so many units

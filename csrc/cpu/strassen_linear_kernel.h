@@ -1,6 +1,6 @@
 // The kernel of strassen_linear, once per vector width: the including file's flags decide (no std containers in here).
 //
-// Rows go in chunks of 8 register tiles per block, so that a chunk of x and its results stay in L2. For each product: the
+// Rows go in chunks of up to 48 rows per block, so that a chunk of x and its results stay in L2. For each product: the
 // sum of blocks of x is written once (row-major, a few kB), then panels of the packed weight meet it tile by tile; a
 // finished tile is added from registers to the up to 4 result blocks it belongs to. The last addition to a block of
 // results also brings it to y, scaled back and with bias, activation and residual, while it is in L1.
@@ -133,10 +133,10 @@ struct Result {
   Add how;
 };
 
-template <int NV, Add How>
-inline void add_tile(const lanes (&acc)[R][NV], float* to) {
+template <int NV, int Rows, Add How>
+inline void add_tile(const lanes (&acc)[Rows][NV], float* to) {
 #pragma GCC unroll 6
-  for (int i = 0; i < R; ++i) {
+  for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j, to += kLanes) {
       if (How == Add::set) put(to, acc[i][j]);
@@ -147,15 +147,15 @@ inline void add_tile(const lanes (&acc)[R][NV], float* to) {
   }
 }
 
-// acc = a b over `depth`, added to every result. a: R rows of `depth`; b: [depth, NV * kLanes]; one line of `next` per step
+// acc = a b over `depth`, added to every result. a: Rows rows of `depth`; b: [depth, NV * kLanes]; one line of `next` per step
 // is fetched into L2 on the way (the weights stream through the caches: without it the first tile of a panel waits).
 // Every loop over acc is unrolled by name: left alone, gcc keeps acc in memory.
-template <int NV>
+template <int NV, int Rows>
 __attribute__((noinline)) void product_tile(const float* a, const float* b, int64_t depth, const float* next,
                                             const Result* result, int count) {
-  lanes acc[R][NV];
+  lanes acc[Rows][NV];
 #pragma GCC unroll 6
-  for (int i = 0; i < R; ++i) {
+  for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) acc[i][j] = lanes{};
   }
@@ -168,7 +168,7 @@ __attribute__((noinline)) void product_tile(const float* a, const float* b, int6
     __builtin_prefetch(next, 0, 2);
     next += 16;
 #pragma GCC unroll 6
-    for (int i = 0; i < R; ++i) {
+    for (int i = 0; i < Rows; ++i) {
       const lanes v = all(a[i * depth]);
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) acc[i][j] += v * w[j];
@@ -178,12 +178,29 @@ __attribute__((noinline)) void product_tile(const float* a, const float* b, int6
   for (int n = 0; n < count; ++n) {
     float* to = result[n].tile;
     switch (result[n].how) {
-      case Add::set: add_tile<NV, Add::set>(acc, to); break;
-      case Add::set_negative: add_tile<NV, Add::set_negative>(acc, to); break;
-      case Add::plus: add_tile<NV, Add::plus>(acc, to); break;
-      default: add_tile<NV, Add::minus>(acc, to);
+      case Add::set: add_tile<NV, Rows, Add::set>(acc, to); break;
+      case Add::set_negative: add_tile<NV, Rows, Add::set_negative>(acc, to); break;
+      case Add::plus: add_tile<NV, Rows, Add::plus>(acc, to); break;
+      default: add_tile<NV, Rows, Add::minus>(acc, to);
     }
   }
+}
+
+using Tile = void (*)(const float*, const float*, int64_t, const float*, const Result*, int);
+
+template <int NV>
+inline Tile tile_of(int64_t rows) {
+  constexpr Tile table[] = {product_tile<NV, 1>, product_tile<NV, 2>, product_tile<NV, 3>,
+                            product_tile<NV, 4>, product_tile<NV, 5>, product_tile<NV, 6>};
+  return table[rows - 1];
+}
+
+inline Tile tile_of(int64_t vectors, int64_t rows) {
+#if defined(__AVX512F__)
+  if (vectors == 3) return tile_of<3>(rows);
+  if (vectors == 4) return tile_of<4>(rows);
+#endif
+  return vectors == 1 ? tile_of<1>(rows) : tile_of<2>(rows);
 }
 
 // erf as x P(x^2) / Q(x^2), fitted here to 1e-8 on |x| < 3.8, where 1 - erf is 8e-8; NaN stays NaN.
@@ -217,8 +234,11 @@ inline void emit(const StrassenLinear& p, const float* tile, const float* row, i
     const lanes scale = all(row[i]);
     for (int64_t j = 0; j < vectors; ++j) {
       const int64_t c = j * kLanes;
-      lanes v = get(tile + i * vectors * kLanes + c) * scale;
-      if (scaled) v *= get(p.column + column0 + c);
+      lanes v = get(tile + i * vectors * kLanes + c);
+      if (scaled) {  // the smaller first: nothing overflows on the way to a result that does not
+        const lanes other = get(p.column + column0 + c);
+        v = v * (other < scale ? other : scale) * (other < scale ? scale : other);
+      }
       if (p.bias) v += get(p.bias + column0 + c);
       v = activate(v, p.act);
       if (p.residual) v += get(p.residual + at + c);
@@ -227,20 +247,15 @@ inline void emit(const StrassenLinear& p, const float* tile, const float* row, i
   }
 }
 
-inline int64_t chunk_rows(const StrassenLinear& p, int64_t units) {
-  return (units < kStrassenChunk ? units : kStrassenChunk) * p.unit_rows();
-}
-
 inline int64_t linear_scratch(const StrassenLinear& p, int64_t units) {
-  const int64_t rows = chunk_rows(p, units);
-  return rows * (p.in + p.out + 2) + (rows * p.in >> (2 * p.level)) + 16;
+  const int64_t block = units < kStrassenChunk ? units : kStrassenChunk, rows = block * p.grid();
+  return rows * (p.in + p.out + 2) + block * (p.in / p.grid()) + 16;
 }
 
-// Rows r0 .. r0 + rows of y; `tiles` register tiles in each of the 1 << level blocks of rows.
-inline void linear_chunk(const StrassenLinear& p, int64_t r0, int64_t rows, int64_t tiles, float* scratch) {
-  const int64_t grid = int64_t(1) << p.level, depth = p.in / grid, columns = p.out / grid;
-  const int64_t block_rows = tiles * R, padded = block_rows * grid;
-  float* results = scratch;                    // grid x grid blocks of [panel][tile][R][columns of the panel]
+// Rows r0 .. r0 + rows of y; `block_rows` of them in each of the 1 << level blocks of rows, the last of which may lack some.
+inline void linear_chunk(const StrassenLinear& p, int64_t r0, int64_t rows, int64_t block_rows, float* scratch) {
+  const int64_t grid = p.grid(), depth = p.in / grid, columns = p.out / grid, padded = block_rows * grid;
+  float* results = scratch;                    // grid x grid blocks of [panel][row][columns of the panel]
   float* sums = results + padded * p.out;      // [block_rows, depth]
   float* copy = sums + block_rows * depth;     // [padded, in]
   float *factor = copy + padded * p.in, *power = factor + padded;
@@ -266,28 +281,23 @@ inline void linear_chunk(const StrassenLinear& p, int64_t r0, int64_t rows, int6
     sum_blocks(*product, x, factor, p.in, grid, block_rows, sums);
     for (int64_t panel = 0; panel < panels.count; ++panel) {
       const int64_t begin = panels.begin(panel), vectors = panels.begin(panel + 1) - begin;
-      const int64_t size = depth * vectors * kLanes, tile_size = R * vectors * kLanes;
-      for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t size = depth * vectors * kLanes;
+      for (int64_t first = 0; first < block_rows; first += R) {
+        const int64_t count = block_rows - first < R ? block_rows - first : R;
         Result result[4];
         for (int i = 0; i < product->ny; ++i) {
           const StrassenTerm& y = product->y[i];
-          float* tile = results + y.block * block_rows * columns + begin * kLanes * block_rows + t * tile_size;
-          result[i] = {tile, y.first ? (y.sign < 0.f ? Add::set_negative : Add::set) : y.sign < 0.f ? Add::minus : Add::plus};
+          result[i].tile = results + y.block * block_rows * columns + (begin * block_rows + first * vectors) * kLanes;
+          result[i].how = y.first ? (y.sign < 0.f ? Add::set_negative : Add::set) : y.sign < 0.f ? Add::minus : Add::plus;
         }
-        const float* next = t * depth * 16 < size ? w + size + t * depth * 16 : w;
-        const float* a = sums + t * R * depth;
-        if (vectors == 1) product_tile<1>(a, w, depth, next, result, product->ny);
-        if (vectors == 2) product_tile<2>(a, w, depth, next, result, product->ny);
-#if defined(__AVX512F__)
-        if (vectors == 3) product_tile<3>(a, w, depth, next, result, product->ny);
-        if (vectors == 4) product_tile<4>(a, w, depth, next, result, product->ny);
-#endif
+        const int64_t ahead = first / R * depth * 16;
+        const float* next = ahead < size ? w + size + ahead : w;
+        tile_of(vectors, count)(sums + first * depth, w, depth, next, result, product->ny);
         for (int i = 0; i < product->ny; ++i) {
           const StrassenTerm& y = product->y[i];
-          const int64_t r = y.block / grid * block_rows + t * R;
-          if (!y.last || r >= rows) continue;
-          const int64_t column0 = y.block % grid * columns + begin * kLanes;
-          emit(p, result[i].tile, power + r, r0 + r, rows - r < R ? rows - r : R, column0, vectors, true);
+          const int64_t r = y.block / grid * block_rows + first, there = rows - r < count ? rows - r : count;
+          if (!y.last || there <= 0) continue;
+          emit(p, result[i].tile, power + r, r0 + r, there, y.block % grid * columns + begin * kLanes, vectors, true);
         }
       }
       w += size;
@@ -305,12 +315,12 @@ inline void linear_chunk(const StrassenLinear& p, int64_t r0, int64_t rows, int6
   }
 }
 
-// Units begin .. end in chunks of equal size, but for one tile.
+// Units begin .. end in chunks of equal size, but for one row of every block.
 inline void linear_units(const StrassenLinear& p, int64_t begin, int64_t end, float* scratch) {
   const int64_t chunks = (end - begin + kStrassenChunk - 1) / kStrassenChunk;
   for (int64_t c = 0; c < chunks; ++c) {
     const int64_t from = begin + (end - begin) * c / chunks, to = begin + (end - begin) * (c + 1) / chunks;
-    const int64_t r0 = from * p.unit_rows(), r1 = to * p.unit_rows();
+    const int64_t r0 = from * p.grid(), r1 = to * p.grid();
     linear_chunk(p, r0, (r1 < p.rows ? r1 : p.rows) - r0, to - from, scratch);
   }
 }
