@@ -67,7 +67,10 @@ def load_pretrained(folder: str | Path, **overrides) -> nn.Module:
         raise ValueError(f"{path}: not a readable safetensors file ({e})") from e
     dtypes = {k: v.dtype for k, v in model.state_dict().items()}
     state = {k: v.to(dtypes.get(k, v.dtype)) for k, v in state.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as e:  # other shapes
+        raise ValueError(f"{path}: does not fit {meta['model']}: {str(e).splitlines()[-1].strip()}") from e
     if missing or unexpected:
         raise ValueError(
             f"{path}: does not fit {meta['model']}: {len(missing)} keys missing (first: {missing[:3]}), "
