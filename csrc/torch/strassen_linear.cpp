@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor> strassen_pack_cpu(const Tensor& weight_in, int64_t le
   const int64_t out = weight.size(0), in = weight.size(1);
   check_level(level, in, out);
   const int64_t count = cpu::strassen_count(int(level));
-  Tensor packed = torch::stable::new_empty(weight, {count, (in * out) >> (2 * level)});
+  Tensor packed = empty_floats(weight, {count, (in * out) >> (2 * level)}, false);
   Tensor column = torch::stable::new_empty(weight, {out});
   cpu::StrassenPack p{weight.const_data_ptr<float>(), nullptr, packed.mutable_data_ptr<float>(), in, out, int(level)};
   cpu::strassen_column(p, column.mutable_data_ptr<float>());
@@ -60,7 +60,7 @@ Tensor strassen_linear_cpu(const Tensor& x_in, const Tensor& weight_in, const Te
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == out, "strassen_linear: bias must be [out]");
   STD_TORCH_CHECK(!residual.has_value() || (residual->size(0) == rows && residual->size(1) == out),
                   "strassen_linear: residual must be [rows, out]");
-  Tensor y = torch::stable::new_empty(x, {rows, out});
+  Tensor y = empty_floats(x, {rows, out});
   const cpu::StrassenLinear p{x.const_data_ptr<float>(),
                               weight.const_data_ptr<float>(),
                               packed.const_data_ptr<float>(),
