@@ -8,6 +8,7 @@
 #include <vector>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 #endif
 
@@ -21,9 +22,15 @@ struct Cache {
   size_t kept_bytes = 0;
 };
 
-// Never destroyed: tensors may die after static destructors have run.
+// Never destroyed: tensors may die after static destructors have run. Locked across fork, so that a child (a data loader's
+// worker) never inherits a lock that some other thread held.
 Cache& cache() {
-  static Cache* const it = new Cache;
+  static Cache* const it = [] {
+#if defined(__linux__)
+    pthread_atfork([] { cache().lock.lock(); }, [] { cache().lock.unlock(); }, [] { cache().lock.unlock(); });
+#endif
+    return new Cache;
+  }();
   return *it;
 }
 
