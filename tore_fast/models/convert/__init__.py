@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
+from .._hub import CONFIG_NAME, load_pretrained, load_strict, save_pretrained
 from .._registry import list_models, model_entry
 from . import hmr
-from .files import clean_state_dict, load_strict, read_state_dict
+from .files import clean_state_dict, read_state_dict
 from .others import OTHERS, dropped_keys, load_other, nearest_name, read_with_settings, recognise_other, shared_fields
 
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]

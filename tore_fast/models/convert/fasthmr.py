@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .._hub import load_strict
 from ..camerahmr import CameraHMR, CameraHMRConfig
 from ..densekp import DenseKP, DenseKPConfig
 from ..hmr2 import HMR2, HMR2Config
@@ -143,15 +144,7 @@ def _load(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str) -
     with torch.device("meta"):
         model = build()
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError as e:  # torch's word for a wrong shape
-        raise ValueError(f"{what}: does not fit {type(model).__name__}: {e}") from None
-    if missing or unexpected:
-        raise ValueError(
-            f"{what}: does not fit {type(model).__name__}: {len(missing)} keys missing (first: {missing[:3]}), "
-            f"{len(unexpected)} unexpected (first: {unexpected[:3]})"
-        )
+    load_strict(model, state, what, assign=True)
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_pos")
 _PROFILER = ("total_ops", "total_params")  # buffers that thop leaves in every module
@@ -62,19 +62,3 @@ def clean_state_dict(data: object, source: str = "checkpoint") -> dict[str, Tens
     while all(k.startswith("module.") for k in state):
         state = {k.removeprefix("module."): v for k, v in state.items()}
     return {k: v for k, v in state.items() if k.rsplit(".", 1)[-1] not in _PROFILER}
-
-
-def load_strict(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Loads every key or raises one ValueError that counts and names what does not fit."""
-    want = model.state_dict()
-    missing, extra = [k for k in want if k not in state], [k for k in state if k not in want]
-    wrong = [
-        f"{k} {list(state[k].shape)} (expected {list(v.shape)})"
-        for k, v in want.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if missing or extra or wrong:
-        parts = ((missing, "missing"), (extra, "unexpected"), (wrong, "of another shape"))
-        text = "; ".join(f"{len(k)} keys {what}, first: {', '.join(k[:3])}" for k, what in parts if k)
-        raise ValueError(f"{source}: does not fit {type(model).__name__}: {text}")
-    model.load_state_dict(state)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .._hub import load_strict
 from ..mhformer import Mhformer, MhformerConfig
 from ..mixste import Mixste, MixsteConfig
 from ..motionagformer import Motionagformer, MotionagformerConfig
@@ -157,15 +158,7 @@ def model_from_state(state: dict[str, Tensor], source: str = "state dict", **ove
     host, fields = config_fields(state)
     build, config = HOSTS[host]
     model = build(config(**{**fields, **overrides}))
-    want = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    missing, extra = sorted(want.keys() - state.keys()), sorted(state.keys() - want.keys())
-    wrong = [f"{k} {tuple(state[k].shape)} (expected {s})" for k, s in want.items() if k in state and tuple(state[k].shape) != s]
-    if missing or extra or wrong:
-        raise ValueError(
-            f"{source}: does not fit {host}: {len(missing)} keys missing (first: {missing[:3]}), "
-            f"{len(extra)} unexpected (first: {extra[:3]}), {len(wrong)} of other shape (first: {wrong[:3]})"
-        )
-    model.load_state_dict(state)
+    load_strict(model, state, source, host)
     return model.eval()
 
 
