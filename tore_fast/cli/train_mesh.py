@@ -143,13 +143,13 @@ def take_over(model, path: Path, mesh_data: str | None = None) -> None:
 
 def _tensors_of(path: Path, prefix: str, mesh_data: str | None) -> dict:
     import torch
-    from safetensors.torch import load_file
 
     from ..models import from_pretrained
     from ..models._hub import WEIGHTS_NAME
+    from ..models._weights import read_safetensors
 
     if path.is_dir():
-        return {prefix + k: v for k, v in load_file(path / WEIGHTS_NAME).items()}
+        return {prefix + k: v for k, v in read_safetensors(path / WEIGHTS_NAME).items()}
     if not path.is_file():
         raise FileNotFoundError(f"--init {path}: no such file or folder")
     try:

@@ -12,11 +12,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ._registry import create_model
+from ._weights import load_strict, read_safetensors
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -60,34 +60,10 @@ def load_pretrained(folder: str | Path, **overrides) -> nn.Module:
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["config"].items()}
     model = create_model(meta["model"], **{**config, **overrides})
     path = Path(folder) / WEIGHTS_NAME
-    try:
-        with safe_open(path, framework="pt") as f:
-            state = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, FileNotFoundError, OSError) as e:
-        raise ValueError(f"{path}: not a readable safetensors file ({e})") from e
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a folder written by save_pretrained")
+    state = read_safetensors(path)
     dtypes = {k: v.dtype for k, v in model.state_dict().items()}
     state = {k: v.to(dtypes.get(k, v.dtype)) for k, v in state.items()}
     load_strict(model, state, str(path), meta["model"])
     return model.eval()
-
-
-def load_strict(model: nn.Module, state: dict[str, Tensor], source: str, name: str = "", assign: bool = False) -> None:
-    """Loads every key or raises one ValueError that counts and names what does not fit.
-
-    Args:
-        source: file or folder, for the message.
-        name: of the model, for the message (default: its class).
-        assign: the model takes over the tensors themselves (a model without memory).
-    """
-    want = model.state_dict()
-    missing, extra = [k for k in want if k not in state], [k for k in state if k not in want]
-    wrong = [
-        f"{k} {list(state[k].shape)} (expected {list(v.shape)})"
-        for k, v in want.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if missing or extra or wrong:
-        parts = ((missing, "missing"), (extra, "unexpected"), (wrong, "of another shape"))
-        text = "; ".join(f"{len(k)} keys {what}, first: {', '.join(k[:3])}" for k, what in parts if k)
-        raise ValueError(f"{source}: does not fit {name or type(model).__name__}: {text}")
-    model.load_state_dict(state, assign=assign)

@@ -86,6 +86,46 @@ def decode_latents(model: nn.Module, z: Tensor, frames: int) -> Tensor:
 START_LOG_VAR = -4.0  # of the latents with dist_mlp: at 0 the noise is as large as the latent, and a short training sees little else
 
 
+class MotionEncoder(nn.Module):
+    """Features [B, F, 133] -> the mean of their latents [B, Nz, D]; parameters named as in MotionVAE."""
+
+    def __init__(self, cfg: MotionVAEConfig):
+        super().__init__()
+        self.cfg = cfg
+        add_encoder(self, cfg)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return encode_features(self, features)[0]
+
+
+def add_encoder(model: nn.Module, c: MotionVAEConfig) -> None:
+    """The encoder's parts as attributes of a module (MLD keeps them beside the decoder's)."""
+    tokens = c.latent_tokens * (1 if c.dist_mlp else 2)
+    model.global_motion_token = nn.Parameter(torch.randn(tokens, c.latent_dim))
+    model.query_pos_encoder = LearnedPositions(c.latent_dim, c.max_length)
+    model.encoder = SkipTransformer(c.transformer(c.encoder_layers))
+    model.skel_embedding = nn.Linear(c.num_features, c.latent_dim)
+    if c.dist_mlp:
+        model.dist_layer = nn.Linear(c.latent_dim, 2 * c.latent_dim)
+        nn.init.constant_(model.dist_layer.bias[c.latent_dim :], START_LOG_VAR)
+
+
+def encode_features(model: nn.Module, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Shared by MotionEncoder and MotionVAE (both own what `add_encoder` makes)."""
+    c = model.cfg
+    if features.dim() != 3 or features.shape[-1] != c.num_features:
+        raise ValueError(f"motion encoder: features must be [B, F, {c.num_features}], got {list(features.shape)}")
+    b, n = features.shape[0], model.global_motion_token.shape[0]
+    x = torch.cat((model.global_motion_token.expand(b, -1, -1), model.skel_embedding(features)), 1)
+    if keep is not None:
+        keep = torch.cat((keep.new_ones(b, n), keep), 1)
+    out = model.encoder(model.query_pos_encoder(x), keep=keep)[:, :n]
+    if c.dist_mlp:
+        mean, log_var = model.dist_layer(out).chunk(2, -1)
+        return mean, log_var
+    return out[:, : c.latent_tokens], out[:, c.latent_tokens :]
+
+
 class MotionVAE(nn.Module):
     """Transformer VAE of MLD / ACTOR."""
 
@@ -93,32 +133,14 @@ class MotionVAE(nn.Module):
         super().__init__()
         self.config = self.cfg = config or MotionVAEConfig()
         c = self.config
-        tokens = c.latent_tokens * (1 if c.dist_mlp else 2)
-        self.global_motion_token = nn.Parameter(torch.randn(tokens, c.latent_dim))
-        self.query_pos_encoder = LearnedPositions(c.latent_dim, c.max_length)
+        add_encoder(self, c)
         self.query_pos_decoder = LearnedPositions(c.latent_dim, c.max_length)
-        self.encoder = SkipTransformer(c.transformer(c.encoder_layers))
         self.decoder = SkipTransformer(c.transformer(c.decoder_layers), cross=c.arch == "encoder_decoder")
-        self.skel_embedding = nn.Linear(c.num_features, c.latent_dim)
         self.final_layer = nn.Linear(c.latent_dim, c.num_features)
-        if c.dist_mlp:
-            self.dist_layer = nn.Linear(c.latent_dim, 2 * c.latent_dim)
-            nn.init.constant_(self.dist_layer.bias[c.latent_dim :], START_LOG_VAR)
 
     def encode(self, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[B, F, 133] (keep [B, F] True where a frame exists) -> mean, log variance, each [B, Nz, D]."""
-        c = self.config
-        if features.dim() != 3 or features.shape[-1] != c.num_features:
-            raise ValueError(f"MotionVAE.encode: features must be [B, F, {c.num_features}], got {list(features.shape)}")
-        b, n = features.shape[0], self.global_motion_token.shape[0]
-        x = torch.cat((self.global_motion_token.expand(b, -1, -1), self.skel_embedding(features)), 1)
-        if keep is not None:
-            keep = torch.cat((keep.new_ones(b, n), keep), 1)
-        out = self.encoder(self.query_pos_encoder(x), keep=keep)[:, :n]
-        if c.dist_mlp:
-            mean, log_var = self.dist_layer(out).chunk(2, -1)
-            return mean, log_var
-        return out[:, : c.latent_tokens], out[:, c.latent_tokens :]
+        return encode_features(self, features, keep)
 
     def decode(self, z: Tensor, frames: int) -> Tensor:
         """Latents [B, Nz, D] -> features [B, frames, 133]."""

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .._hub import load_strict
+from .._weights import load_strict, read_safetensors, unreadable
 from ..camerahmr import CameraHMR, CameraHMRConfig
 from ..densekp import DenseKP, DenseKPConfig
 from ..hmr2 import HMR2, HMR2Config
@@ -91,14 +90,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return read_safetensors(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # settings objects inside: read again, with stand-ins for them
         try:
             data = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_inert_pickle)
         except Exception as e:
-            raise ValueError(f"{path}: not a readable torch checkpoint ({type(e).__name__}: {e})") from None
+            raise unreadable(path, e) from None
     for wrapper in ("state_dict", "model_state_dict", "model", "model_pos"):
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data = data[wrapper]

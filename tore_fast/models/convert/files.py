@@ -10,8 +10,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+
+from .._weights import read_safetensors, unreadable
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_pos")
 _PROFILER = ("total_ops", "total_params")  # buffers that thop leaves in every module
@@ -27,26 +28,23 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
+    if path.suffix == ".safetensors":
+        return clean_state_dict(read_safetensors(path), str(path))
     try:
-        if path.suffix == ".safetensors":
-            data = load_file(path)
-        else:
-            with warnings.catch_warnings():  # torch warns of the pickle protocol before it refuses the file
-                warnings.simplefilter("ignore")
-                data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        with warnings.catch_warnings():  # torch warns of the pickle protocol before it refuses the file
+            warnings.simplefilter("ignore")
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        with path.open("rb") as f:
+            if f.read(1) not in (b"P", b"\x80"):  # neither a zip nor a pickle
+                raise unreadable(path, e) from None
         raise ValueError(
             f"{path}: not plain tensors: a whole pickled model or a damaged file is never executed; use the file with the "
             "state dict (upstream trainings write it as state_dict.bin)"
         ) from None
     except Exception as e:  # the unpickler fails with whatever the bytes lead it to: KeyError, IndexError, struct.error ...
-        raise ValueError(f"{path}: not a readable weight file ({_reason(e)})") from None
+        raise unreadable(path, e) from None
     return clean_state_dict(data, str(path))
-
-
-def _reason(e: Exception) -> str:
-    text = str(e).partition("\n")[0][:160]
-    return "it ends too early" if isinstance(e, EOFError) else f"{type(e).__name__}: {text}" if text else type(e).__name__
 
 
 def clean_state_dict(data: object, source: str = "checkpoint") -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .._hub import load_strict
+from .._weights import load_strict
 from ..tcformer import TCFormer, TCFormerConfig
 from ..tcformer_heads import TCFormerPose, TCFormerPoseConfig
 from .fasthmr import read_state_dict
