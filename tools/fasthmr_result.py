@@ -22,6 +22,12 @@ MOTION_SIZES = {"latent_tokens": 9, "latent_dim": 128, "ff_size": 256, "heads": 
                 "dist_mlp": 1}  # fmt: skip
 FRAMES = 81
 LARGER_TAUS = (0.5, 1.0, 2.0)  # mm, beside the paper's 0.1
+DECODERS = (  # folder, denoising steps, overlap of the clips in frames, words
+    ("denoiser", 1, 0, "one step"),
+    ("denoiser", 4, 0, "4 steps"),
+    ("corrector", 1, 0, "correcting the host's motion"),
+    ("corrector", 1, 27, "correcting, clips overlap by 27 frames"),
+)
 KEEP, PER_BLOCK = 24, 10  # of 48 tokens, in the proportions of the paper (90 of 192, 40 a block)
 
 
@@ -33,8 +39,8 @@ def main() -> None:
     parser.add_argument("--host-steps", type=int, default=3200)
     parser.add_argument("--vae-steps", type=int, default=2600)
     parser.add_argument("--denoiser-steps", type=int, default=2000)
-    parser.add_argument("--corrector-steps", type=int, default=1000)
-    parser.add_argument("--views", type=int, default=4, help="renderings of every training motion for the decoder that corrects the host")
+    parser.add_argument("--corrector-steps", type=int, default=300)
+    parser.add_argument("--views", type=int, default=6, help="renderings of every training motion for the decoder that corrects the host")
     parser.add_argument("--tau", type=float, default=0.1, help="ECLM's tolerance in mm")
     args = parser.parse_args()
     for name in args.steps:
@@ -115,15 +121,15 @@ def denoiser(args) -> None:
 
 def corrector(args) -> None:
     _stage2(args, "corrector", args.corrector_steps, "tokens_views", "--correct", args.out / "eclm" / "model", "--loss.last-step", 1,
-            "--loss.joints", 1, "--train.ema", 0.99)  # fmt: skip
+            "--loss.joints", 1, "--train.ema", 0.98, lr=5e-4, every=50)  # fmt: skip
 
 
-def _stage2(args, name: str, steps: int, tokens: str, *more: object) -> None:
+def _stage2(args, name: str, steps: int, tokens: str, *more: object, lr: float = 1e-3, every: int = 100) -> None:
     folder = args.out / name
     if not _done(folder, steps):
         tore_fast("train", "fasthmr", "--stage", "denoiser", "--data", args.out / tokens, "--up", "camera", "--frames", FRAMES,
-                  "--vae", args.out / "vae" / "model", "--train.out", folder, "--train.warmup", 50, "--train.steps", steps, "--train.lr", 1e-3,
-                  "--train.batch-size", 16, "--train.eval-every", 100, "--extra", "denoiser_layers", 3, *more)  # fmt: skip
+                  "--vae", args.out / "vae" / "model", "--train.out", folder, "--train.warmup", 50, "--train.steps", steps, "--train.lr", lr,
+                  "--train.batch-size", 16, "--train.eval-every", every, "--extra", "denoiser_layers", 3, *more)  # fmt: skip
 
 
 def table(args) -> None:
@@ -175,12 +181,12 @@ def table(args) -> None:
     seen = host("+ ECLM + Mask-ToMe", fast, "+ ECLM + Mask-ToMe, smoothed over time")
     host("+ ECLM + Mask-ToMe, ellipse for the mask", fast, masks="ellipse")
     host("+ ECLM + ToMe (no masks)", fast, masks="none")
-    for folder, steps, words in (("denoiser", 1, "one step"), ("denoiser", 4, "4 steps"), ("corrector", 1, "correcting the host's motion")):
+    for folder, steps, overlap, words in DECODERS:
         if (args.out / folder / "model").exists():
             motion = load_pretrained(args.out / folder / "model").eval()
             seen = seen or made.predictions(fast)
             name = f"+ ECLM + Mask-ToMe + motion decoder, {words}"
-            rows((name,), lambda: made.motion(name, fast, seen, motion, num_steps=steps))  # noqa: B023
+            rows((name,), lambda: made.motion(name, fast, seen, motion, overlap, steps))  # noqa: B023
     path.write_text(json.dumps(made.rows, indent=1) + "\n")
     text = markdown(made.rows)
     (args.out / "table.md").write_text(text + "\n")
