@@ -87,7 +87,8 @@ class Pipeline:
         batch_size: crops run at once.
 
     Example:
-        >>> results = Pipeline().predict(["photo.jpg"])
+        >>> photo = np.zeros((240, 180, 3), np.uint8)  # or "photo.jpg"
+        >>> results = Pipeline().predict([photo])
         >>> results[0].people[0].vertices.shape
         (6890, 3)
     """
