@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...layers.dense import Dense
 from ...layers.mask_tome import MergeConfig, TokenState, merge_tokens
+from ...layers.pose_blocks import DropPath
 from ...layers.proportional import proportional_attention
 
 
@@ -63,20 +64,6 @@ class ViTTokens(NamedTuple):
     size: Tensor | None
     source: Tensor | None
     coverage: Tensor | None
-
-
-class DropPath(nn.Module):
-    """Drops the whole residual branch of a sample with probability p in training."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        keep = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
-        return x * keep / (1 - self.p)
 
 
 class Attention(nn.Module):
