@@ -31,7 +31,7 @@ class Options:
     """Times the ops or the models of tore_fast against tuned baselines, correctness first."""
 
     kind: tyro.conf.Positional[Literal["ops", "models"]]
-    """What to benchmark."""
+    """What to benchmark: ops or models."""
     op: list[str] = field(default_factory=list)
     """Stems to run (ops) or model families (models); default all."""
     match: list[str] = field(default_factory=list)
