@@ -44,7 +44,7 @@ def agreement(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_clusters_of_rounded_tokens_agree_with_float32(light, people, dtype):
-    """kernels.md section 12: by rate, at least 97 % (measured here 99.8 % and more)."""
+    """By rate, at least 97 % (measured here 99.8 % and more)."""
     caught = []
     hooks = [getattr(light, f"ctm{i}").register_forward_hook(lambda m, a, out: caught.append(out[1].x)) for i in (1, 2, 3)]
     with torch.no_grad():
