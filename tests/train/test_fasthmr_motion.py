@@ -12,6 +12,7 @@ from tore_fast.layers.rotation import axis_angle_to_matrix, geodesic_angle
 from tore_fast.models import create_model
 from tore_fast.models.motion_vae import MotionVAE, MotionVAEConfig
 from tore_fast.pipelines.hosts import RestSkeleton
+from tore_fast.pipelines.video_to_mesh import HMRPipeline
 from tore_fast.train.fasthmr_motion import (
     MotionClip,
     MotionDenoiserTask,
@@ -146,6 +147,10 @@ def test_correcting_a_host_starts_at_the_hosts_own_motion(rest):
         got = motion.eval()(seen.token[None])
     assert own.std(0).max() > 1e-3
     torch.testing.assert_close(got.joints[0].flatten(1), want[:, :87], atol=1e-4, rtol=1e-4)
+    body = load_body("free")
+    assert HMRPipeline(host, body, motion).motion is motion
+    with pytest.raises(ValueError, match="corrects the poses of another host"):
+        HMRPipeline(create_model("hmr2_vitt"), body, motion)
     aa = create_model("hmr2_vitt", joint_rep="aa")
     with pytest.raises(ValueError, match="joint_rep '6d'"):
         motion.host_motion.use_head(aa.smpl_head, skeleton)

@@ -44,6 +44,12 @@ class HostMotion(nn.Module):
         self.rest_joints.copy_(rest_joints)
         return self
 
+    def fits(self, head: nn.Module) -> bool:
+        """Whether the read-out is the one of this host (merging its layers or tokens does not change it)."""
+        bias = head.decpose.bias + head.init_body_pose[0]
+        pairs = ((self.weight, head.decpose.weight), (self.bias, bias))
+        return all(a.shape == b.shape and torch.allclose(a, b.to(a), atol=1e-4, rtol=1e-3) for a, b in pairs)
+
     def forward(self, tokens: Tensor) -> Tensor:
         pose = nn.functional.linear(tokens.float(), self.weight, self.bias)
         rotations = rot6d_to_matrix(pose.reshape(-1, SMPL_TREE.num_rotations, 6))

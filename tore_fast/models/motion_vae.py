@@ -91,27 +91,30 @@ class MotionEncoder(nn.Module):
 
     def __init__(self, cfg: MotionVAEConfig):
         super().__init__()
-        self.cfg = cfg
-        add_encoder(self, cfg)
+        self.cfg = c = cfg
+        self.global_motion_token = _latent_queries(c)
+        self.query_pos_encoder = LearnedPositions(c.latent_dim, c.max_length)
+        self.encoder = SkipTransformer(c.transformer(c.encoder_layers))
+        self.skel_embedding = nn.Linear(c.num_features, c.latent_dim)
+        if c.dist_mlp:
+            self.dist_layer = _distribution(c)
 
     def forward(self, features: Tensor) -> Tensor:
         return encode_features(self, features)[0]
 
 
-def add_encoder(model: nn.Module, c: MotionVAEConfig) -> None:
-    """The encoder's parts as attributes of a module (MLD keeps them beside the decoder's)."""
-    tokens = c.latent_tokens * (1 if c.dist_mlp else 2)
-    model.global_motion_token = nn.Parameter(torch.randn(tokens, c.latent_dim))
-    model.query_pos_encoder = LearnedPositions(c.latent_dim, c.max_length)
-    model.encoder = SkipTransformer(c.transformer(c.encoder_layers))
-    model.skel_embedding = nn.Linear(c.num_features, c.latent_dim)
-    if c.dist_mlp:
-        model.dist_layer = nn.Linear(c.latent_dim, 2 * c.latent_dim)
-        nn.init.constant_(model.dist_layer.bias[c.latent_dim :], START_LOG_VAR)
+def _latent_queries(c: MotionVAEConfig) -> nn.Parameter:
+    return nn.Parameter(torch.randn(c.latent_tokens * (1 if c.dist_mlp else 2), c.latent_dim))
+
+
+def _distribution(c: MotionVAEConfig) -> nn.Linear:
+    layer = nn.Linear(c.latent_dim, 2 * c.latent_dim)
+    nn.init.constant_(layer.bias[c.latent_dim :], START_LOG_VAR)
+    return layer
 
 
 def encode_features(model: nn.Module, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Shared by MotionEncoder and MotionVAE (both own what `add_encoder` makes)."""
+    """Shared by MotionEncoder and MotionVAE (both own global_motion_token, query_pos_encoder, encoder, skel_embedding)."""
     c = model.cfg
     if features.dim() != 3 or features.shape[-1] != c.num_features:
         raise ValueError(f"motion encoder: features must be [B, F, {c.num_features}], got {list(features.shape)}")
@@ -133,10 +136,15 @@ class MotionVAE(nn.Module):
         super().__init__()
         self.config = self.cfg = config or MotionVAEConfig()
         c = self.config
-        add_encoder(self, c)
+        self.global_motion_token = _latent_queries(c)
+        self.query_pos_encoder = LearnedPositions(c.latent_dim, c.max_length)
         self.query_pos_decoder = LearnedPositions(c.latent_dim, c.max_length)
+        self.encoder = SkipTransformer(c.transformer(c.encoder_layers))
         self.decoder = SkipTransformer(c.transformer(c.decoder_layers), cross=c.arch == "encoder_decoder")
+        self.skel_embedding = nn.Linear(c.num_features, c.latent_dim)
         self.final_layer = nn.Linear(c.latent_dim, c.num_features)
+        if c.dist_mlp:
+            self.dist_layer = _distribution(c)
 
     def encode(self, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[B, F, 133] (keep [B, F] True where a frame exists) -> mean, log variance, each [B, Nz, D]."""
