@@ -1,7 +1,6 @@
 """rasterize: coverage pass of the free body (6,890 vertices, 13,776 faces) in varied poses, images per second.
 
-The other contender is the plain torch z-buffer; embedded_default.md section 5 has older timings of other renderers, taken
-outside this harness.
+The other contender is the plain torch z-buffer.
 """
 
 from __future__ import annotations

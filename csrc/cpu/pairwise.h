@@ -4,7 +4,7 @@
 // load. A tile of 16 x 16 squared distances is made of direct differences (exactly symmetric, exactly zero
 // diagonal) and consumed at once; no N x N matrix exists. The loops are written once (pairwise_loops.h) and
 // compiled twice: pairwise_avx2.cpp and pairwise_portable.cpp; pairwise() picks one at run time. Raw pointers
-// only (see build.md on -mavx2 files).
+// only: an inline function of the standard library would be shared with code for lesser machines.
 #pragma once
 #include <cstdint>
 

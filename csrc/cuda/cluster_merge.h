@@ -16,7 +16,7 @@ constexpr int64_t kMaxGroups = 24576;
 cudaError_t group_by_id(const int64_t* id, int64_t batch, int64_t count, int64_t groups, int32_t* row_ptr,
                         int32_t* items, cudaStream_t stream);
 
-constexpr float kMergeEps = 1e-6f;  // added to a cluster's sum of weights (kernels.md section 4)
+constexpr float kMergeEps = 1e-6f;  // added to a cluster's sum of weights
 
 struct ClusterMergeParams {
   const void* x;           // [batch, tokens, channels]

@@ -4,7 +4,7 @@
 // Why not three-term TF32 on the matrix units, |a|^2 + |b|^2 - 2 a.b with a = big + small (float32 sums, norms by
 // the same products, 784 x 64 layer-normed tokens, float64 as the truth; round-to-nearest sums, the hardware
 // truncates): the sums' rounding, about 1e-7 |a|^2, stays when a and b are close. Relative error of the distance
-// to the nearest token, largest of all tokens (allowed for delta: 5e-6, kernels.md section 12):
+// to the nearest token, largest of all tokens (allowed for delta: 5e-6):
 //   median nearest d2     direct differences    three-term TF32
 //   1.2 (independent)     1.5e-7                2.6e-7
 //   0.016 (sigma 0.1)     1.3e-7                2.8e-5

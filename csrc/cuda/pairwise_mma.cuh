@@ -1,6 +1,6 @@
 // The tile of pairwise.cuh for float16/bfloat16 tokens on the matrix units: d2 = |a|^2 + |b|^2 - 2 a.b,
 // everything accumulated in float32, the norms from the same rounded values (mixing in exact norms is far
-// worse, kernels.md section 1), clamped at 0, exactly 0 for a token with itself.
+// worse), clamped at 0, exactly 0 for a token with itself.
 //
 // 8 warps make 16 x 32 outputs each by mma.m16n8k16; both token tiles are staged token-major, 64 channels at
 // a time, in rows of 72 elements (144 bytes), which ldmatrix reads without bank conflicts.

@@ -1,5 +1,5 @@
 // The little of LibTorch's stable ABI that the bindings use. Meaning (shapes against each other) is checked in Python;
-// here only what protects memory. Inside an op call nothing of ATen but contiguous/new_empty/zero_ (build.md section 5).
+// here only what protects memory. Inside an op call nothing of ATen but contiguous/new_empty/zero_.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

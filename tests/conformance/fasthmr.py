@@ -1,6 +1,6 @@
 """Runners of the FastHMR golden cases: hosts, ToMe ViT, motion models, IK, schedule, layer-merge traces.
 
-Tolerance: 2e-4 * max(1, max|reference|), float32 on CPU (fasthmr.md section 11).
+Tolerance: 2e-4 * max(1, max|reference|), float32 on CPU.
 """
 
 from __future__ import annotations

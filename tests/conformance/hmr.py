@@ -77,6 +77,14 @@ def model_input(case: Case) -> torch.Tensor:
     return images(case) if "images" in (case.meta.get("inputs") or {}) else case.input("features")
 
 
+def picture_size(case: Case) -> tuple[int, int]:
+    """Height and width in pixels; of the picture that feature-fed cases stand for."""
+    inputs = case.meta["inputs"]
+    spec, stride = next(((inputs[k], n) for k, n in (("features", 32), ("input.features", 32), ("images", 1)) if k in inputs), ({}, 1))
+    height, width = (spec.get("shape") or [224, 224])[-2:] if isinstance(spec, dict) else (224, 224)
+    return height * stride, width * stride
+
+
 def load(model, case: Case):
     from tore_fast.models.convert import to_native
 
@@ -91,6 +99,7 @@ def transformer_fields(case: Case) -> dict:
     return {
         "backbone": backbone,
         "feature_dim": c.get("conv_1x1_dim", 2048) if backbone is None else 0,
+        "image_size": picture_size(case),
         "layers": layers,
         "num_joints": state["joint_token_embed.weight"][0],
         "dim_1": c.get("model_dim_1", 512),
@@ -195,14 +204,17 @@ def run_tore(case: Case) -> None:
     c, state = case.config, case.meta["state_dict"]
     mesh, kind = mesh_for(case)
     soft = "token_selector_fc.weight" in state
-    keep = state["token_selector_fc.weight"][0] if soft else 49
+    fields = transformer_fields(case)
+    height, width = fields["image_size"]
+    cells = height * width // 32**2
+    keep = state["token_selector_fc.weight"][0] if soft else cells
     config = FastMETROToreConfig(
-        **transformer_fields(case),
+        **fields,
         mesh=kind,
         dim_3=c.get("model_dim_3", 128),
         feedforward_3=c.get("feedforward_dim_3", 512),
         selector="soft" if soft else "none",
-        keep_ratio=c.get("keep_ratio", keep / 49),
+        keep_ratio=c.get("keep_ratio", keep / cells),
         selector_dim=state["token_selector_fc.weight"][1] if soft else 128,
     )
     model = load(FastMETRO_TORE(config, mesh), case)

@@ -22,7 +22,7 @@ from tore_fast.models.tcformer_heads import TCFormerPose
 
 from .case import Case
 
-ATOL = 5e-5  # kernels.md section 12: logits and maps of goldens
+ATOL = 5e-5  # logits and maps of goldens
 RTOL = 2e-5
 
 

@@ -50,7 +50,7 @@ def build(case):
         fields.pop("depth", None)
     if host == "motionagformer":
         fields.pop("mlp_hidden", None)
-    fields["keep_center"] = "center" in case.config or "tpc_" in case.model
+    fields["keep_center"] = case.config.get("center") is not None or "tpc_" in case.model
     return model_from_state(state, case.path.name, **fields)
 
 

@@ -82,7 +82,7 @@ def test_fuse_changes_nothing_but_the_work(name):
         model.fuse()
 
 
-SHORTCUTS = {  # what one shortcut of hmr.md section 6 caches, and the models that have it
+SHORTCUTS = {  # what one shortcut of fuse() caches, and the models that have it
     "constant first decoder self-attention": (("fused_x", "fused_query"), ("fastmetro", "fastmetro_hand", "tore", "metro_tore")),
     "projected position encodings": (("fused_qkv", "fused_kv"), ("fastmetro_soft", "tore", "tore_none", "metro_tore")),
     "embedding of image tokens, not of queries": (

@@ -232,7 +232,7 @@ def test_round_trip_of_every_config_field(tmp_path):
     assert load_pretrained(tmp_path).config == model.config
 
 
-# Measured by running the official code (hmr.md section 6): parameters without backbone (M, dead weights included),
+# Measured by running the official code: parameters without backbone (M, dead weights included),
 # multiply-adds without backbone (G).
 MEASURED = {
     "fastmetro_s_r50": (10.041, 2.336),

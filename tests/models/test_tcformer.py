@@ -39,7 +39,7 @@ def tiny(name="tcformer_light", **changes):
     ],
 )
 def test_parameters_and_macs(name, size, params_m, gmacs, clustering):
-    """The measured table of tcformer.md section 9, within 1 %."""
+    """What the official counter gives for the official models, within 1 %."""
     with FakeTensorMode():  # shapes alone count
         model = create_model(name)
         macs = count_macs(model, size)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tore_fast.body import load_body
-from tore_fast.cli._training import config_overrides, start_model
+from tore_fast.cli._training import check_crops, config_overrides, start_model
 from tore_fast.data.synth import SynthGenerator, normalize_images
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.ops.dpc_knn_cluster import dpc_knn_cluster
@@ -44,7 +44,7 @@ def agreement(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_clusters_of_rounded_tokens_agree_with_float32(light, people, dtype):
-    """kernels.md section 12: by rate, at least 97 % (measured here 99.8 % and more)."""
+    """By rate, at least 97 % (measured here 99.8 % and more)."""
     caught = []
     hooks = [getattr(light, f"ctm{i}").register_forward_hook(lambda m, a, out: caught.append(out[1].x)) for i in (1, 2, 3)]
     with torch.no_grad():
@@ -101,3 +101,19 @@ def test_command_line_overrides(tmp_path):
     assert start_model("", tmp_path, num_classes=4).config.num_classes == 4
     with pytest.raises(ValueError, match="has num_classes 4, the data needs 7"):
         start_model("", tmp_path, num_classes=7)
+    with pytest.raises(ValueError, match="tcformer_light is not made for keypoints"):
+        start_model("tcformer_light", None, tag="keypoints", num_keypoints=14)
+
+
+def test_crops_that_a_model_cannot_read():
+    tiny = create_model("tcformer_light", **TINY)
+    for size in ((29, 29), (64, 29)):
+        check_crops(tiny, size)
+        with torch.no_grad():
+            assert tiny(torch.rand(1, 3, *size)).shape == (1, 1000)
+    with pytest.raises(ValueError, match="--image-size: stage 1 of the model needs sides of at least 29, got 28 64"):
+        check_crops(tiny, (28, 64))
+    with pytest.raises(ValueError, match="too small"):
+        tiny(torch.rand(1, 3, 28, 64))
+    with pytest.raises(ValueError, match="--image-size: the model reads 256 192, got 64 48"):
+        check_crops(create_model("ppt_s", depth=1, pruning_layers=()), (64, 48))

@@ -164,7 +164,7 @@ def test_wrong_input_is_refused():
 
 
 PAPER_NAMES = [n for n in list_models() if model_entry(n).family in TINY and model_entry(n).paper is not None]
-# 2 x multiply-adds (G) that the official modules were measured to have (vpt.md section 11), by the papers' rule and of all products
+# 2 x multiply-adds (G) that the official modules were measured to have, by the papers' rule and of all products
 OFFICIAL = {
     "mixste_243": (277.248, 294.85), "mixste_81": (92.416, 94.63), "mixste_147": (167.718, 174.43),
     "hot_mixste_243": (167.516, 176.18), "tpc_mixste_243": (161.733, 169.71), "tpc_mixste_243_n7f61": (251.288, 266.85),
@@ -201,7 +201,7 @@ def test_every_registered_name_builds():
             assert model_entry(name).input_shape == (model.config.frames, 17, model.in_channels)
 
 
-# 2 x multiply-adds (G) of the official modules by a profiler that also counts norms, 4 per element (vpt.md section 7)
+# 2 x multiply-adds (G) of the official modules by a profiler that also counts norms, 4 per element
 @pytest.mark.parametrize("name, measured", [("motionagformer_243", 96.60), ("hot_motionagformer_243", 60.95)])
 def test_sizes_of_motionagformer(name, measured):
     config = create_model(name, channels=4, rep_channels=4).config

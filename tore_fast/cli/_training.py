@@ -20,7 +20,12 @@ def config_overrides(options: dict[str, str]) -> dict[str, object]:
 
 
 def start_model(
-    name: str, checkpoint: Path | None, options: dict[str, str] | None = None, backbone: Path | None = None, **fields
+    name: str,
+    checkpoint: Path | None,
+    options: dict[str, str] | None = None,
+    backbone: Path | None = None,
+    tag: str = "",
+    **fields,
 ):
     """A registered model, or the weights of a folder or an official file.
 
@@ -28,16 +33,18 @@ def start_model(
         name: registered name; not used with a checkpoint, which knows its own.
         options: NAME VALUE pairs of the command line, fields of the model's config.
         backbone: classifier whose weights the model's backbone starts from (a folder of ours or an official file).
+        tag: of the registry, what a registered model must be for.
         fields: config fields that the data decides (number of classes or key points); a checkpoint must agree.
 
     Raises:
         ValueError: no such model or field, or a checkpoint for other data.
     """
-    from ..models import create_model, load_pretrained
+    from ..models import create_model, load_pretrained, model_entry
     from ..models.convert.tcformer import load_tcformer
 
     chosen = config_overrides(options or {})
     if checkpoint is None:
+        check_tag(model_entry(name), tag)
         try:
             model = create_model(name, **fields, **chosen)
         except TypeError as e:  # the config dataclass names the field it does not have, or that came twice
@@ -53,6 +60,23 @@ def start_model(
         if got != wanted:
             raise ValueError(f"--checkpoint: {checkpoint} has {field} {got}, the data needs {wanted}")
     return model
+
+
+def check_tag(entry, tag: str) -> None:
+    """ValueError if a registered model is not made for `tag`."""
+    if tag and tag not in entry.tags:
+        raise ValueError(f"--model: {entry.name} is not made for {tag} (tags: {', '.join(entry.tags) or 'none'})")
+
+
+def check_crops(model, size: tuple[int, int]) -> None:
+    """ValueError if the model cannot read crops of `size` (H, W)."""
+    own = getattr(model.config, "image_size", None)
+    if isinstance(own, (tuple, list)) and tuple(own) != tuple(size):  # PPT: a position of its own for every patch
+        raise ValueError(f"--image-size: the model reads {own[0]} {own[1]}, got {size[0]} {size[1]}")
+    for stage, ratio in enumerate(getattr(model.config, "sr_ratios", ()), start=1):
+        least = 4 * (ratio - 1) * 2 ** (stage - 1) + 1  # ceil(ceil(side / 4) / 2^(stage - 1)) >= ratio
+        if min(size) < least:
+            raise ValueError(f"--image-size: stage {stage} of the model needs sides of at least {least}, got {size[0]} {size[1]}")
 
 
 def take_backbone(model, path: Path) -> None:
@@ -111,9 +135,10 @@ def tested_model(name: str, checkpoint: Path | None, tag: str):
         model = from_pretrained(checkpoint, "tcformer")
         keypoints, size = getattr(model.config, "num_keypoints", 0), "large" if model.config.depths == DEPTHS["large"] else "base"
         entry = model_entry(f"tcformer_{size}" if not keypoints else "tcformer_light_wflw" if keypoints == 98 else f"tcformer_{size}_wholebody")
-    if tag not in entry.tags:
-        raise ValueError(f"--model: {entry.name} is not made for {tag} (tags: {', '.join(entry.tags) or 'none'})")
-    return model, trained_size(checkpoint) or tuple(entry.input_shape[1:])
+    check_tag(entry, tag)
+    own = getattr(model.config, "image_size", None)  # (H, W) of PPT, which reads no other
+    size = tuple(own) if isinstance(own, (tuple, list)) else tuple(entry.input_shape[1:])
+    return model, trained_size(checkpoint) or size
 
 
 def trained_size(checkpoint: Path | None) -> tuple[int, int] | None:

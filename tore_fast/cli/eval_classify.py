@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._training import tested_model
+from ._training import check_crops, tested_model
 from .eval import RunArgs, device_of, guarded, report, work_folder
 
 
@@ -35,6 +35,7 @@ def _evaluate(args: Args) -> int:
 
     model, size = tested_model(args.model, args.checkpoint, "classification")
     side = args.image_size or size[0]
+    check_crops(model, (side, side))
     data = imagenet_folder(args.data, False, side)
     result = evaluate_rows(
         model, ListedItems("class folders", data), ClassScoring(data.classes, side), work_folder(args),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ._training import tested_model, trained_size
+from ._training import check_crops, tested_model, trained_size
 from .eval import RunArgs, device_of, guarded, report, work_folder, write_json
 
 
@@ -52,7 +52,9 @@ def _evaluate(args: Args) -> int:
     if args.pred_json is not None and args.data.endswith(".txt"):
         raise ValueError("--pred-json: WFLW has no result format")
     model, size = tested_model(args.model, args.checkpoint, "keypoints")
-    scoring = _scoring(args, _format(args, model), args.image_size if args.image_size[0] else size)
+    size = args.image_size if args.image_size[0] else size
+    check_crops(model, size)
+    scoring = _scoring(args, _format(args, model), size)
     result = evaluate_rows(
         model, ListedItems(scoring.name, scoring.data), scoring, work_folder(args), batch_size=args.batch_size,
         device=device_of(args.device), precision=args.precision, workers=args.workers,

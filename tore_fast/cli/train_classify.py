@@ -42,7 +42,7 @@ def run(args: Args) -> int:
 
     from ..data.imagenet_folder import imagenet_folder, imagenet_mixup
     from ..train.tcformer import Classification
-    from ._training import finish, start_model
+    from ._training import check_crops, finish, start_model
 
     torch.manual_seed(args.train.seed)
     with arguments():
@@ -51,7 +51,10 @@ def run(args: Args) -> int:
         classes = len(held_out.classes)
         if training.classes != held_out.classes:
             raise ValueError(f"{args.data}: train/ and val/ hold different classes")
-        model = start_model(args.model, args.checkpoint, args.options, num_classes=classes)
+        if args.mixup and not args.test and args.train.batch_size % 2:
+            raise ValueError(f"--train.batch-size: mixup takes pictures in pairs, so an even number (or --no-mixup), got {args.train.batch_size}")
+        model = start_model(args.model, args.checkpoint, args.options, tag="classification", num_classes=classes)
+        check_crops(model, (args.image_size, args.image_size))
     mixup = imagenet_mixup(classes) if args.mixup else None
     task = Classification(model, training, held_out, mixup, args.train.seed)
     return finish(task, args, {"data": str(args.data), "classes": held_out.classes, "image_size": [args.image_size] * 2})

@@ -62,12 +62,13 @@ def run(args: Args) -> int:
 def _synth(args: Args):
     from ..body import load_body
     from ..train.tcformer_synth import NUM_JOINTS, SynthKeypoints
-    from ._training import start_model, trained_size
+    from ._training import check_crops, start_model, trained_size
 
     size = args.image_size[0] or (trained_size(args.checkpoint) or (128, 128))[0]
     if args.image_size[0] != args.image_size[1]:
         raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
-    model = start_model(args.model, args.checkpoint, args.options, args.pretrained, num_keypoints=NUM_JOINTS)
+    model = start_model(args.model, args.checkpoint, args.options, args.pretrained, "keypoints", num_keypoints=NUM_JOINTS)
+    check_crops(model, (size, size))
     return SynthKeypoints(model, load_body("free"), size, args.difficulty, seed=args.train.seed + 1)
 
 
@@ -76,7 +77,7 @@ def _annotated(args: Args):
     from ..eval.keypoint_metrics import LandmarkMetric, OksMetric, WholeBodyMetric
     from ..models import model_entry
     from ..train.tcformer import Keypoints
-    from ._training import start_model, trained_size
+    from ._training import check_crops, start_model, trained_size
 
     needed = {"--val-annotations": args.val_annotations, "--val-images (or --images)": args.val_images or args.images}
     if not args.test:
@@ -100,6 +101,10 @@ def _annotated(args: Args):
         training = held_out if args.test else read(args.annotations, args.images)
         metric = kind(read(args.val_annotations, val_images, everybody=True), size)
         augment, points = topdown.CropAugment(), source.NUM_KEYPOINTS
-    model = start_model(args.model, args.checkpoint, args.options, args.pretrained, num_keypoints=points)
+    for flag, people in (("--val-annotations", held_out), ("--annotations", training)):
+        if not people:
+            raise ValueError(f"{flag}: nobody in it has a labelled point")
+    model = start_model(args.model, args.checkpoint, args.options, args.pretrained, "keypoints", num_keypoints=points)
+    check_crops(model, size)
     sets = make(training, size, augment, seed), make(held_out, size)
     return Keypoints(model, *sets, metric, args.flip_test, seed=seed)

@@ -37,13 +37,14 @@ class Args(SetArgs):
 def run(args: Args) -> int:
     import torch
 
-    from ._training import finish, start_model
+    from ._training import check_crops, finish, start_model
 
     torch.manual_seed(args.train.seed)
     size = args.image_size or (224 if args.sets or args.val else 112)
     with arguments():
         options = {**args.options, "image_size": str(size), "mesh": "free" if args.body == "auto" else "smpl"}
-        model = start_model(args.model, args.checkpoint, options, backbone=args.pretrained)
+        model = start_model(args.model, args.checkpoint, options, backbone=args.pretrained, tag="smpl")
+        check_crops(model, (size, size))
         task = _labelled(args, model, size) if args.sets or args.val else _synthetic(args, model, size)
     return finish(task, args, {"data": list(args.sets) or "synth", "difficulty": None if args.sets else args.difficulty})
 

@@ -1,4 +1,4 @@
-"""HMR2.0's person crops: box rule, affine, anti-aliasing, normalisation; masks and letterboxes alike (fasthmr.md section 1.1).
+"""HMR2.0's person crops: box rule, affine, anti-aliasing, normalisation; masks and letterboxes alike.
 
 In: upright RGB frames [H, W, 3] uint8 and boxes; out: normalised [3, 256, 256] for models/hmr2.py, person masks
 [256, 256] warped by the same affine, letterboxed pictures for models/humanfov.py. Runs on the tensor's device.

@@ -3,7 +3,7 @@
 In: a record of a reader and a mesh model; out: one mesh and its joints. Used by `tore-fast eval mesh --multiscale`
 (evaluate.py). Meshes are aligned by their vertices, the joints regressed from them by the joints, as the official script does:
 the mean joints are not those of the mean mesh. Only Procrustes-aligned errors mean anything afterwards, which is what
-FreiHAND's evaluator reports. Source: METRO's hand script (run_hand_multiscale), hmr.md section 2.
+FreiHAND's evaluator reports. Source: METRO's hand script (run_hand_multiscale).
 """
 
 from __future__ import annotations

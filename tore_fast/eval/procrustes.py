@@ -16,7 +16,7 @@ def similarity_align(
     det(U V^T)), s = trace(R K) / sum |x|^2, all on centred points. Computed in float64 (SVD of 3x3 is cheap, its sign
     decisions are not forgiving). A source of one repeated point keeps scale 0.
 
-    Source: evaluation of METRO, FastMETRO and TORE (hmr.md section 0); Umeyama 1991.
+    Source: evaluation of METRO, FastMETRO and TORE; Umeyama 1991.
     """
     if source.shape != target.shape or source.dim() != 3:
         raise ValueError(f"similarity_align: source and target must be [B, N, D], got {list(source.shape)}, {list(target.shape)}")

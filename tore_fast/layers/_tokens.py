@@ -1,4 +1,4 @@
-"""`Tokens`: features of dynamic tokens and where they lie on the stage-1 grid (tcformer.md section 1)."""
+"""`Tokens`: features of dynamic tokens and where they lie on the stage-1 grid."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Weak-perspective read-outs (s, tx, ty) to translations in metres, for a crop and for the whole picture.
 
 In: cam [B, 3] of models/hmr2.py or models/camerahmr.py and the box; out: translations to add to body vertices (camera
-at the origin, x right, y down, z forward). Source: HMR2.0 demo code; CameraHMR; fasthmr.md sections 1.4 and 2.
+at the origin, x right, y down, z forward). Source: HMR2.0 demo code; CameraHMR.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CTM: tokens are convolved, scored, clustered and merged (TCFormer section 3.2, tcformer.md sections 2, 3, 5).
+"""CTM: tokens are convolved, scored, clustered and merged (TCFormer section 3.2).
 
 In: `Tokens` of a stage; out: the merged tokens (a quarter of them) and the original ones with their scores, which the
 block after the CTM takes as queries and keys. Clusters come from ops/dpc_knn_cluster_merge over the whole image, from

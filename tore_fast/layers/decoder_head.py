@@ -1,4 +1,4 @@
-"""Cross-attention decoder of HMR2.0: one query token reads the image tokens (fasthmr.md section 1.3).
+"""Cross-attention decoder of HMR2.0: one query token reads the image tokens.
 
 In: query token [B, 1, T] and context [B, N, C] (N = 192, or 90 after Mask-ToMe, then with log sizes); out: [B, 1, D].
 Parameter names are those of the official files. Two facts make it cheaper without changing a bit of meaning:
@@ -147,7 +147,7 @@ class FoldedDecoder(nn.Module):
     """Inference form of a decoder: dead q/k weights dropped, v and output projection of each self-attention joined.
 
     With `token` (a query that does not depend on the image), everything before the first cross-attention's keys is
-    stored as two constants. Outputs equal the decoder's up to rounding (tests/models/test_fasthmr_fold.py).
+    stored as two constants. Outputs equal the decoder's up to rounding (tests/models/test_fasthmr_hosts.py).
 
     Args:
         decoder: trained decoder; its parameters are copied.

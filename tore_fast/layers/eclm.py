@@ -1,4 +1,4 @@
-"""Layer merging (ECLM of FastHMR): which residual blocks of a stack can be folded into one another (fasthmr.md section 5).
+"""Layer merging (ECLM of FastHMR): which residual blocks of a stack can be folded into one another.
 
 In: a number of blocks and an error callback over groupings (pipelines/layer_merge.py builds those from a model and
 pictures); out: an `ECLMPlan`, which rewrites any state dict of the same shape without data. `linear_cka` is the paper's
@@ -152,7 +152,7 @@ def eclm_search(
     Returns:
         Plan, base error and the trace of evaluations.
 
-    Source: FastHMR Algorithm 1; fasthmr.md section 5.
+    Source: FastHMR Algorithm 1.
     """
     if num_layers < 1:
         raise ValueError(f"eclm_search: num_layers must be positive, got {num_layers}")

@@ -45,7 +45,7 @@ class GraphResidualBlock(nn.Module):
 
     The official block also owns a `skip_conv` that is never used (input and output have the same width); it is left out.
 
-    Source: Lin et al., "Mesh Graphormer", ICCV 2021; hmr.md section 4.
+    Source: Lin et al., "Mesh Graphormer", ICCV 2021.
     """
 
     def __init__(self, dim: int, eps: float = 1e-12):

@@ -15,7 +15,7 @@ from .transformer import Maps, Transformer, TransformerOutput
 
 
 class NeuralShapeRegressor(Transformer):
-    """Transformer over [camera; joints] with vertex queries (TORE supplement; hmr.md section 3.1).
+    """Transformer over [camera; joints] with vertex queries (TORE supplement).
 
     Args:
         num_joints: J; joints carry the sine encoding of a J x 1 grid.

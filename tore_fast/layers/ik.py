@@ -1,4 +1,4 @@
-"""Analytic inverse kinematics of HybrIK: joint positions + twists -> one rotation per joint (fasthmr.md section 6).
+"""Analytic inverse kinematics of HybrIK: joint positions + twists -> one rotation per joint.
 
 In: posed joints [B, J, 3] and twists (cos, sin) [B, R - 1, 2] from models/fasthmr.py, rest joints of the shaped body;
 out: local rotations [B, R, 3, 3] for body/. `joints_to_features` is the way back (training data of models/motion_vae.py).
@@ -185,7 +185,7 @@ def pose_to_features(
     """Root-relative joints (metres) and twists (cos, sin) of a pose: 133 numbers with the SMPL tree.
 
     Feeding the two halves back to `hybrik_ik` with the same rest joints returns the rotations.
-    Source: fasthmr.md section 6 (29 x 3 + 23 x 2 of the paper's Table 15).
+    Source: FastHMR Table 15 (29 x 3 + 23 x 2).
     """
     batch = rotations.shape[0]
     joints = forward_kinematics(rotations, rest_joints, tree)

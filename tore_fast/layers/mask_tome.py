@@ -1,4 +1,4 @@
-"""ToMe and Mask-ToMe inside a ViT block: merge similar tokens, background first (fasthmr.md sections 3 and 4).
+"""ToMe and Mask-ToMe inside a ViT block: merge similar tokens, background first.
 
 In: tokens [B, N, C] after a block's attention residual and its keys; out: fewer tokens for the block's MLP. Who calls it:
 models/backbones/vit.py (built in) and layers/tome.py (any timm ViT). The matching itself is ops.bipartite_soft_matching.
@@ -110,7 +110,7 @@ def merge_tokens(
     Without `state.coverage` this is ToMe; with it Mask-ToMe: person tokens (coverage > threshold) merge only when
     nothing else is left, the least covered first. Merged coverage is the maximum, so the person flag is inherited.
 
-    Source: ToMe appendix D; FastHMR section 3.2; fasthmr.md section 4.3.
+    Source: ToMe appendix D; FastHMR section 3.2.
     """
     if r <= 0:
         return x

@@ -29,7 +29,7 @@ def sine_position(rows: int, cols: int, dim: int, dtype: torch.dtype = torch.flo
         >>> sine_position(7, 7, 512).shape
         torch.Size([49, 512])
 
-    Source: Carion et al., DETR (2020); hmr.md section 1.
+    Source: Carion et al., DETR (2020).
     """
     if dim % 4:
         raise ValueError(f"sine_position: dim must be a multiple of 4, got {dim}")

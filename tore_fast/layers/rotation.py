@@ -114,7 +114,7 @@ def minimal_rotation(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:  # [...
 def swing_twist(rotation: Tensor, bone: Tensor) -> tuple[Tensor, Tensor]:  # [..., 3, 3], [..., 3] -> matrix, [..., 2]
     """Splits R = swing * twist about `bone`: (swing [..., 3, 3], (cos, sin) of the twist angle [..., 2]).
 
-    Source: HybrIK; fasthmr.md section 6 (swing = minimal rotation bone -> R bone, twist = swing^T R).
+    Source: HybrIK (swing = minimal rotation bone -> R bone, twist = swing^T R).
     """
     bone = F.normalize(bone, dim=-1)
     swing = minimal_rotation(bone, (rotation @ bone[..., None])[..., 0])

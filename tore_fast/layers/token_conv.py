@@ -1,4 +1,4 @@
-"""Dynamic tokens and the convolution on them (TCFormer, tcformer.md section 1 and 3).
+"""Dynamic tokens and the convolution on them (TCFormer).
 
 In: token features plus the bookkeeping that says which token owns which cell of the stage-1 grid (`Tokens`).
 Out: tokens again. `layers/ctm.py` makes new `Tokens` by clustering, `layers/dynamic_block.py` runs attention on them;

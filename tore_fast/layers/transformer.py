@@ -85,7 +85,7 @@ class _Stack(nn.Module):
 
 
 class Transformer(nn.Module):
-    """One transformer encoder-decoder (hmr.md section 1): `layers` encoder and as many decoder layers.
+    """One transformer encoder-decoder: `layers` encoder and as many decoder layers.
 
     Args:
         dim, heads, feedforward, dropout: sizes of every layer.
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def fuse(self, pos: Tensor | None, queries: Tensor | None = None, topology: MeshTopology | None = None) -> None:
         """Caches image-independent terms: projected positions, and with constant `queries` [1, T, C] the first
-        decoder layer's self-attention with its norm2 and query projection (hmr.md section 6)."""
+        decoder layer's self-attention with its norm2 and query projection."""
         if pos is not None:
             camera_pos = F.pad(pos, (0, 0, 1, 0))
             for layer in self.encoder.layers:

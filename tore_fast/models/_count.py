@@ -1,6 +1,6 @@
 """Parameters and multiply-adds of registered models, by the convention of the papers; nothing is computed (meta device).
 
-Convention (hmr.md section 6): matrix products and convolutions only, one image, masked attention and fixed sparse matrices
+Convention: matrix products and convolutions only, one image, masked attention and fixed sparse matrices
 counted as dense, as the official code would spend them. The papers print these multiply-adds as "GFLOPs".
 Used by `tore-fast list` and the README's table.
 """

@@ -1,4 +1,4 @@
-"""CameraHMR: HMR2.0's network with a box token and true intrinsics, and the HumanFoV net (fasthmr.md section 2).
+"""CameraHMR: HMR2.0's network with a box token and true intrinsics, and the HumanFoV net.
 
 In: square crops, their boxes and the camera matrix (or a field of view from `HumanFoV`); out: `HMROutput` with 44
 auxiliary key points. Feed RGB to both networks. Next on the way: layers/camera.py:full_translation, body/.

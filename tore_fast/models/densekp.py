@@ -1,4 +1,4 @@
-"""DenseKP of CameraHMR: 138 surface key points with uncertainty from one crop (fasthmr.md section 2).
+"""DenseKP of CameraHMR: 138 surface key points with uncertainty from one crop.
 
 In: square crops [B, 3, 256, 256]; out: [B, 138, 3] = x, y in crop units (-0.5..0.5) and log sigma.
 """

@@ -1,4 +1,4 @@
-"""FastHMR's motion decoder: one denoising step, VAE decoder, inverse kinematics (fasthmr.md sections 6 to 8).
+"""FastHMR's motion decoder: one denoising step, VAE decoder, inverse kinematics.
 
 In: per-frame features [B, 243, 1024] of a host (models/hmr2.py, models/camerahmr.py) and rest joints of the shaped body;
 out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with merged layers and tokens are
@@ -233,7 +233,7 @@ class OnlineMotion:
         >>> live.push(torch.zeros(1024)).joints.shape
         torch.Size([29, 3])
 
-    Source: fasthmr.md section 8 (a sliding window; short ones are resampled as short videos are).
+    Source: FastHMR (a sliding window; short ones are resampled as short videos are).
     """
 
     def __init__(self, motion: FastHMRMotion, noise: Tensor | None = None, num_steps: int = 1):
@@ -266,10 +266,7 @@ def motion_rotations(motion: Motion, rest_joints: Tensor, mode: str = "adaptive"
 
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel of [N, 133]; twist channels keep 0 and 1 (not scaled).
-
-    Source: fasthmr.md section 6 (cos and sin are not z-scored).
-    """
+    """Mean and standard deviation per channel of [N, 133]; twist channels (cos and sin) keep 0 and 1: not scaled."""
     mean, std = features.mean(0), features.std(0).clamp_min(1e-3)  # the root's own channels are constant zero
     mean[JOINT_NUMBERS:], std[JOINT_NUMBERS:] = 0, 1
     return mean, std

@@ -1,4 +1,4 @@
-"""HMR2.0 (4D-Humans): ViT-H tokens -> one query token -> SMPL pose, shape, camera (fasthmr.md section 1).
+"""HMR2.0 (4D-Humans): ViT-H tokens -> one query token -> SMPL pose, shape, camera.
 
 In: square crops [B, 3, 256, 256] of data/hmr2_crop.py; out: `HMROutput`, whose `token` feeds models/motion_diffusion.py
 and whose rotations and betas feed body/. Depth and token count are config fields, so the ECLM + Mask-ToMe form
@@ -246,7 +246,7 @@ def host_macs(config: HMR2Config) -> tuple[float, float]:
         >>> round(linear / 1e9, 1), round((linear + attention) / 1e9, 1)
         (52.8, 53.5)
 
-    Source: fasthmr.md section 9.
+    Source: FastHMR Table 12 counts so.
     """
     c, merging = config, config.merging()
     vit = c.vit()

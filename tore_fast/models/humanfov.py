@@ -1,4 +1,4 @@
-"""HumanFoV of CameraHMR: vertical field of view of a whole picture (fasthmr.md section 2).
+"""HumanFoV of CameraHMR: vertical field of view of a whole picture.
 
 In: pictures letterboxed to 256x256 (data/hmr2_crop.py:letterbox), ImageNet-normalised; out: angles [B, 2] in radians,
 [:, 1] the vertical one, for layers/camera.py:focal_from_fov. The trunk is HRNet-W48 whose four branches are brought to

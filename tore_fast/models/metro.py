@@ -130,7 +130,7 @@ class METRO(DenseUpsampling, TokenSelection):
 
         Args:
             images: [B, 3, H, W] normalised crops; without a backbone features [B, C, h, w] or (pooled) [B, C].
-            query_mask: [B, J + V] with 1 for kept and 0 for masked queries (train/masking.py); None keeps all.
+            query_mask: [B, J + V] with 1 for kept and 0 for masked queries (train/mesh_loss.py, draw_query_mask); None keeps all.
             return_attention: also form the attention maps "bert_1".."bert_3" over [joints; vertices]; slower.
             fine: False skips up-sampling; see `coarse_joint_regressor`.
         """

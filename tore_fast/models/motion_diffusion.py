@@ -1,4 +1,4 @@
-"""One-step latent denoiser: per-frame features of a clip -> motion latents (stage 2 of FastHMR; fasthmr.md section 8).
+"""One-step latent denoiser: per-frame features of a clip -> motion latents (stage 2 of FastHMR).
 
 In: features [B, 243, 1024] (the decoder token of models/hmr2.py) and noise [B, 27, 512]; out: clean latents for the
 decoder of models/motion_vae.py. `Diffusion` holds the zero-terminal-SNR schedule, losses and samplers.

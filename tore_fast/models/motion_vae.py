@@ -1,4 +1,4 @@
-"""Motion VAE: clips of pose features <-> a few latent tokens (stage 1 of FastHMR; fasthmr.md section 7).
+"""Motion VAE: clips of pose features <-> a few latent tokens (stage 1 of FastHMR).
 
 In: z-scored features [B, F, 133] of layers/ik.py:pose_to_features; out: latent mean and log variance [B, 27, 512] and
 clips decoded from latents. The decoder alone is what models/motion_diffusion.py needs at inference.
@@ -174,7 +174,7 @@ def vae_losses(
         features, reconstruction: [B, F, 133] z-scored. mean, log_var: [B, Nz, D].
         num_joint_numbers: leading feature channels that are joint coordinates.
 
-    Source: fasthmr.md section 7 (weights are this project's choice).
+    Source: MLD's loss terms; the weights are this project's choice, FastHMR prints none.
     """
     mse = (features - reconstruction).pow(2).mean()
     kl = 0.5 * (mean.pow(2) + log_var.exp() - 1 - log_var).mean()

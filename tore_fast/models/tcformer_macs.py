@@ -1,6 +1,6 @@
 """Multiply-adds of a TCFormer model by the rules of the official counter, measured on one forward pass.
 
-Rules (tcformer.md section 9): convolutions and linear layers count multiply-adds (convolutions plus their bias), a
+Rules: convolutions and linear layers count multiply-adds (convolutions plus their bias), a
 LayerNorm 2 per element, attention 2 N Nk C, every token <-> map move N0 (C + 4), a CTM N^2 C + N k + N^2 + N C; GELU and
 softmax are free. The tables of the README come from here.
 """

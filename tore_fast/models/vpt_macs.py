@@ -1,6 +1,6 @@
 """Multiply-adds of a video pose host by the rule of the HoT paper: what its tables print, halved.
 
-Rule (vpt.md section 11): linear and convolution layers, and the pooling of the tokens that TPC chooses by; attention products,
+Rule: linear and convolution layers, and the pooling of the tokens that TPC chooses by; attention products,
 norms and the clustering are free. TRA's query counts once per joint, as the official code computes it (ours: once).
 """
 

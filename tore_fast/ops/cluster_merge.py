@@ -1,4 +1,4 @@
-"""cluster_merge: weighted mean of the tokens of each cluster (kernels.md section 4).
+"""cluster_merge: weighted mean of the tokens of each cluster.
 
 In: tokens, their clusters from ops/dpc_knn_cluster.py and weights exp(score) of layers/ctm.py; out: the merged tokens.
 `cluster_merge_tokens` also carries the token dictionary (idx_token, agg_weight) that ops/token_map.py reads.
@@ -109,7 +109,7 @@ def cluster_merge_tokens(
     Raises:
         ValueError: wrong shape or device. BackendUnavailable: an explicit `impl` cannot run.
 
-    Source: tcformer.md section 1, `merge_tokens` of the official code.
+    Source: `merge_tokens` of the official TCFormer code.
     """
     op = "cluster_merge_tokens"
     backend, cluster, weight = _prepare(op, x, cluster, num_clusters, weight, impl)

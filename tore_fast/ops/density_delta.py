@@ -1,4 +1,4 @@
-"""density_delta: distance from each token to the nearest denser one (kernels.md section 2).
+"""density_delta: distance from each token to the nearest denser one.
 
 In: tokens and the density of ops/knn_density.py; out: the second factor of the centre score in ops/dpc_knn_cluster.py.
 Kernels: csrc/cpu/density_delta.cpp, csrc/cuda/density_delta.cu; plain torch: ops/reference/density_delta.py.

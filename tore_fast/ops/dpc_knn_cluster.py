@@ -1,4 +1,4 @@
-"""dpc_knn_cluster: density-peak clustering of tokens in one call (kernels.md section 3).
+"""dpc_knn_cluster: density-peak clustering of tokens in one call.
 
 In: tokens of layers/ctm.py or layers/tpc.py; out: centres and the cluster of every token, for ops/cluster_merge.py.
 Kernels: csrc/cpu/dpc_knn_cluster.cpp, csrc/cuda/dpc_knn_cluster.cu (one launch per image batch for few tokens).

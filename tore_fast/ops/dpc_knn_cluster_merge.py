@@ -1,4 +1,4 @@
-"""dpc_knn_cluster_merge: clusters tokens and merges them in one call, what a CTM without parts does (kernels.md sections 3, 4).
+"""dpc_knn_cluster_merge: clusters tokens and merges them in one call, what a CTM without parts does.
 
 In: tokens and weights exp(score) of layers/ctm.py; out: merged tokens, their bookkeeping, and the clustering's own
 results. CUDA: one launch for up to 256 tokens (csrc/cuda/dpc_fused.cuh), else the launches of the two ops behind one

@@ -1,4 +1,4 @@
-"""knn_density: how crowded the surroundings of each token are (kernels.md section 1).
+"""knn_density: how crowded the surroundings of each token are.
 
 In: tokens of a model stage; out: the density that ops/density_delta.py compares and ops/dpc_knn_cluster.py ranks.
 Kernels: csrc/cpu/knn_density.cpp, csrc/cuda/knn_density.cu; plain torch: ops/reference/knn_density.py.

@@ -1,4 +1,4 @@
-"""mesh_upsample: coarse vertices to fine vertices by a fixed sparse matrix (kernels.md section 10).
+"""mesh_upsample: coarse vertices to fine vertices by a fixed sparse matrix.
 
 In: vertices [B, C, F] from a model head; out: [B, R, F] for body/ joints, vis/ overlays. The matrix is a CsrMatrix
 prepared once (ops/_sparse.py). Kernels: csrc/cpu/mesh_upsample.cpp, csrc/cuda/mesh_upsample.cu.

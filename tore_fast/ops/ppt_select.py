@@ -1,4 +1,4 @@
-"""ppt_select: which patch tokens PPT keeps, by the attention they get from the key-point tokens (kernels.md section 9).
+"""ppt_select: which patch tokens PPT keeps, by the attention they get from the key-point tokens.
 
 In: importance [B, P] (pruned_attention's `importance`), out: kept positions [B, K]; gather_tokens takes the rows.
 Kernel: triton_kernels/ppt_select.py. None for the CPU: there the reference is the choice, 23 us at [1, 256] and 47 us at

@@ -1,4 +1,4 @@
-"""token_map: dynamic tokens to a regular map, a map to tokens, tokens of one stage to those of another (kernels.md 5).
+"""token_map: dynamic tokens to a regular map, a map to tokens, tokens of one stage to those of another.
 
 In: token features and idx_token, the token that owns each cell of the initial grid (bookkeeping of
 ops/cluster_merge.py); out: maps for convolutions in layers/ctm.py, tokens for its blocks, up-sampling in layers/mta.py.

@@ -1,4 +1,4 @@
-"""ECLM on a real model: calibration pictures, errors, cached prefixes, resumable search, merged checkpoint (fasthmr.md 5).
+"""ECLM on a real model: calibration pictures, errors, cached prefixes, resumable search, merged checkpoint.
 
 In: a host (or any stack of residual blocks) and batches; out: the merged model and its plan. The search itself is
 layers/eclm.py; `tore-fast eclm` (cli/eclm.py) is the command.

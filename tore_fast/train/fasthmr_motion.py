@@ -2,7 +2,7 @@
 
 In: AMASS-like .npz clips (poses, betas, mocap_framerate), or BVH, AMC and joint archives for stage 1; for stage 2 also `tokens` [F, C], the per-frame features of a
 frozen host on the video of that motion, with poses in camera axes. Out: losses for train/loop.py. Everything about a
-batch follows from (seed, index), so runs resume exactly. Source: fasthmr.md sections 6 to 8.
+batch follows from (seed, index), so runs resume exactly. Source: FastHMR (arXiv 2510.10868).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 In: crops of data/synth/clips.py, poses of the prior and of motion files. Out: a Task for train/loop.py. The loss is HMR2.0's
 (or CameraHMR's, by weights): L1 of 2D and 3D joints, squared errors of rotations and shape, an optional adversarial
 prior; and, because there is no ViTPose to start from, train-only heat maps and body parts on the tokens.
-Source: fasthmr.md sections 1.5 and 2.
+Source: the training code of 4D-Humans and CameraHMR.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def itp_loss(
 ) -> Tensor:
     """TORE's pruning loss: stretched heat on cells that no vertex hits, SUMMED over items, tokens and cells.
 
-    Source: TORE code (hmr.md section 3.1); weight 1e-3 * sigmoid(epoch - 3).
+    Source: TORE code; weight 1e-3 * sigmoid(epoch - 3).
     """
     empty = 1 - grid_occupancy(points.detach(), grid).flatten(1)
     per_item = (min_max_heatmap(heatmap) * empty[:, None]).sum((1, 2))

@@ -1,7 +1,7 @@
 """HMR's adversarial prior on body parameters: one small critic per joint, one for the whole pose, one for the shape.
 
 In: rotations and betas, predicted and real; out: least-squares losses for train/hmr_host.py. Source: Kanazawa et al.,
-"End-to-end Recovery of Human Shape and Pose" (2018), section 3.3; HMR2.0 trains with weight 0.0005 (fasthmr.md 1.5).
+"End-to-end Recovery of Human Shape and Pose" (2018), section 3.3; HMR2.0 trains with weight 0.0005.
 """
 
 from __future__ import annotations

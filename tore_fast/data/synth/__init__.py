@@ -1,4 +1,4 @@
-"""Synthetic training images of the licence-free body (embedded_default.md section 5): generator, shards, reader."""
+"""Synthetic training images of the licence-free body: generator, shards, reader."""
 
 from .generator import HELD_OUT, HeldOut, SynthGenerator, normalize_images
 from .hand import HELD_OUT_HAND, SynthHandGenerator

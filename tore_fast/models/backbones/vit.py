@@ -1,4 +1,4 @@
-"""ViT of ViTPose as HMR2.0 and CameraHMR use it, with token merging built in (fasthmr.md sections 1.2, 3, 4).
+"""ViT of ViTPose as HMR2.0 and CameraHMR use it, with token merging built in.
 
 In: normalised crops [B, 3, 256, 192]; out: tokens [B, N, C] with their sizes (`ViTTokens`) for layers/decoder_head.py,
 or the map [B, C, 16, 12] when nothing is merged. Parameter names are those of the official files.

@@ -1,4 +1,4 @@
-"""Official files of the FastHMR family -> our models, strictly: HMR2.0, CameraHMR, HumanFoV, DenseKP, MLD (fasthmr.md 1.7, 2, 7).
+"""Official files of the FastHMR family -> our models, strictly: HMR2.0, CameraHMR, HumanFoV, DenseKP, MLD.
 
 In: a Lightning .ckpt, a torch file or .safetensors. Out: a model in eval mode whose sizes were read off the tensors.
 Lightning files carry settings objects; they are read with an unpickler that knows tensors and plain containers only and
@@ -134,7 +134,7 @@ def _sizes(state: dict[str, Tensor], head: str, what: str) -> dict:
             "decoder_dim": state[f"{layer}.2.fn.net.3.weight"].shape[0],
         }
     except KeyError as e:
-        raise ValueError(f"{what}: the file has no {e.args[0]!r}; expected the official layout (fasthmr.md section 1.7)") from None
+        raise ValueError(f"{what}: the file has no {e.args[0]!r}; expected the official layout") from None
     return fields
 
 

@@ -1,4 +1,4 @@
-"""Plain torch weighted mean per cluster, with the token dictionary's bookkeeping (tcformer.md section 1)."""
+"""Plain torch weighted mean per cluster, with the token dictionary's bookkeeping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain torch DPC-kNN: density, distance to the nearest denser token, centres, nearest centre (tcformer.md section 2)."""
+"""Plain torch DPC-kNN: density, distance to the nearest denser token, centres, nearest centre."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Plain torch k-nearest-neighbour density: every distance by direct differences, the whole N x N matrix in memory.
 
 Direct differences make D exactly symmetric with an exactly zero diagonal; the matrix-product form that torch.cdist
-prefers above 25 tokens does neither, and changes which tokens are selected (vpt.md section 4).
+prefers above 25 tokens does neither, and changes which tokens are selected.
 """
 
 from __future__ import annotations

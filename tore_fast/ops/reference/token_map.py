@@ -1,4 +1,4 @@
-"""Plain torch token <-> map: one weighted mean over the cells of the initial grid (tcformer.md section 1).
+"""Plain torch token <-> map: one weighted mean over the cells of the initial grid.
 
 Every cell knows its source row and its destination row; out[dst] = sum w * x[src] / (sum w + 1e-6).
 """
