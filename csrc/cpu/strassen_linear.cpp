@@ -86,9 +86,11 @@ void strassen_column(const StrassenPack& p, float* column) {
   }
 }
 
-void strassen_pack(const StrassenPack& p, int64_t begin, int64_t end) {
-  TORE_FAST_SIMD_WIDE(strassen_pack, p, begin, end);
-  for (int64_t i = begin; i < end; ++i) pack_product(p, i);
+int64_t strassen_pack_scratch(const StrassenPack& p) { return 64 * (p.in >> p.level); }
+
+void strassen_pack(const StrassenPack& p, int64_t begin, int64_t end, float* scratch) {
+  TORE_FAST_SIMD_WIDE(strassen_pack, p, begin, end, scratch);
+  for (int64_t i = begin; i < end; ++i) pack_product(p, i, scratch);
 }
 
 int64_t strassen_linear_scratch(const StrassenLinear& p, int64_t units) { return linear_scratch(p, units); }

@@ -56,12 +56,13 @@ struct StrassenLinear {
 
 // One task: one product (pack), one unit of 1 << level rows (linear; neighbours are taken together in chunks).
 void strassen_column(const StrassenPack& p, float* column);
-void strassen_pack(const StrassenPack& p, int64_t begin, int64_t end);
+int64_t strassen_pack_scratch(const StrassenPack& p);  // floats per worker
+void strassen_pack(const StrassenPack& p, int64_t begin, int64_t end, float* scratch);
 int64_t strassen_linear_scratch(const StrassenLinear& p, int64_t units);  // floats per worker of so many units
 void strassen_linear(const StrassenLinear& p, int64_t begin, int64_t end, float* scratch);
 
-void strassen_pack_avx2(const StrassenPack& p, int64_t begin, int64_t end);
-void strassen_pack_avx512(const StrassenPack& p, int64_t begin, int64_t end);
+void strassen_pack_avx2(const StrassenPack& p, int64_t begin, int64_t end, float* scratch);
+void strassen_pack_avx512(const StrassenPack& p, int64_t begin, int64_t end, float* scratch);
 void strassen_linear_avx2(const StrassenLinear& p, int64_t begin, int64_t end, float* scratch);
 void strassen_linear_avx512(const StrassenLinear& p, int64_t begin, int64_t end, float* scratch);
 

@@ -49,24 +49,28 @@ struct Panels {
   int64_t begin(int64_t panel) const { return vectors * panel / count; }
 };
 
-inline void pack_product(const StrassenPack& p, int64_t index) {
+// A panel's sums of rows of W are made row by row in `sums` [kPanel * kLanes, depth] and then turned over.
+inline void pack_product(const StrassenPack& p, int64_t index, float* sums) {
   const StrassenProduct& product = strassen_products(p.level)[index];
   const int64_t grid = int64_t(1) << p.level, depth = p.in / grid, columns = p.out / grid;
   float* to = p.packed + index * depth * columns;
   const Panels panels(columns);
   for (int64_t panel = 0; panel < panels.count; ++panel) {
-    const int64_t n0 = panels.begin(panel) * kLanes, n1 = panels.begin(panel + 1) * kLanes;
-    for (int64_t k = 0; k < depth; ++k) {
-      for (int64_t n = n0; n < n1; ++n) {
-        double sum = 0;
-        for (int i = 0; i < product.nw; ++i) {
-          const StrassenTerm& t = product.w[i];  // blocks of W^T: in by out
-          const int64_t row = t.block % grid * columns + n;
-          sum += double(t.sign) * p.weight[row * p.in + t.block / grid * depth + k] / p.column[row];
-        }
-        *to++ = float(sum);
+    const int64_t n0 = panels.begin(panel) * kLanes, width = panels.begin(panel + 1) * kLanes - n0;
+    for (int64_t n = 0; n < width; ++n) {
+      float* sum = sums + n * depth;
+      for (int i = 0; i < product.nw; ++i) {
+        const StrassenTerm& t = product.w[i];  // blocks of W^T: in by out
+        const int64_t row = t.block % grid * columns + n0 + n;
+        const float* w = p.weight + row * p.in + t.block / grid * depth;
+        const lanes factor = all(t.sign / p.column[row]);
+        for (int64_t k = 0; k < depth; k += kLanes) put(sum + k, (i ? get(sum + k) : lanes{}) + factor * get(w + k));
       }
     }
+    for (int64_t k0 = 0; k0 < depth; k0 += 16)
+      for (int64_t k = k0; k < k0 + 16; ++k)
+        for (int64_t n = 0; n < width; ++n) to[k * width + n] = sums[n * depth + k];
+    to += depth * width;
   }
 }
 

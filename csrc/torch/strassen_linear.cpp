@@ -16,20 +16,6 @@ void check_level(int64_t level, int64_t in, int64_t out) {
                   "strassen: both sizes of the weight must be multiples of ", grain);
 }
 
-std::tuple<Tensor, Tensor> strassen_pack_cpu(const Tensor& weight_in, int64_t level) {
-  const Tensor weight = checked(weight_in, ScalarType::Float, 2, "strassen_pack: weight");
-  const int64_t out = weight.size(0), in = weight.size(1);
-  check_level(level, in, out);
-  const int64_t count = cpu::strassen_count(int(level));
-  Tensor packed = empty_floats(weight, {count, (in * out) >> (2 * level)}, false);
-  Tensor column = torch::stable::new_empty(weight, {out});
-  cpu::StrassenPack p{weight.const_data_ptr<float>(), nullptr, packed.mutable_data_ptr<float>(), in, out, int(level)};
-  cpu::strassen_column(p, column.mutable_data_ptr<float>());
-  p.column = column.const_data_ptr<float>();
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { cpu::strassen_pack(p, begin, end); });
-  return {packed, column};
-}
-
 // Kept by each thread: giving half a megabyte back after every call costs page faults (2 % of a small product).
 float* scratch_of(int64_t floats) {
   thread_local std::unique_ptr<float[]> memory;
@@ -40,6 +26,22 @@ float* scratch_of(int64_t floats) {
   }
   const auto address = reinterpret_cast<uintptr_t>(memory.get());
   return reinterpret_cast<float*>((address + 63) / 64 * 64);
+}
+
+std::tuple<Tensor, Tensor> strassen_pack_cpu(const Tensor& weight_in, int64_t level) {
+  const Tensor weight = checked(weight_in, ScalarType::Float, 2, "strassen_pack: weight");
+  const int64_t out = weight.size(0), in = weight.size(1);
+  check_level(level, in, out);
+  const int64_t count = cpu::strassen_count(int(level));
+  Tensor packed = empty_floats(weight, {count, (in * out) >> (2 * level)}, false);
+  Tensor column = torch::stable::new_empty(weight, {out});
+  cpu::StrassenPack p{weight.const_data_ptr<float>(), nullptr, packed.mutable_data_ptr<float>(), in, out, int(level)};
+  cpu::strassen_column(p, column.mutable_data_ptr<float>());
+  p.column = column.const_data_ptr<float>();
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    cpu::strassen_pack(p, begin, end, scratch_of(cpu::strassen_pack_scratch(p)));
+  });
+  return {packed, column};
 }
 
 Tensor strassen_linear_cpu(const Tensor& x_in, const Tensor& weight_in, const Tensor& packed_in, const Tensor& column_in,

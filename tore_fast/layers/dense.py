@@ -34,6 +34,10 @@ MIN_PRODUCTS = 4 << 20  # multiply-adds
 # weight from memory or the smaller blocks cost what the multiplications save (one and two Zen 4 cores, cold weights)
 STRASSEN = ((2, 400, 384), (1, 192, 256))
 
+# ... once a layer has seen so many rows: packing for Strassen costs 2 ns a weight more than for oneDNN, which a single picture
+# would not earn back (13 % of the product's time, 9 ns a weight for 1000 rows)
+STRASSEN_AFTER = 2000
+
 _ATEN: contextvars.ContextVar[bool] = contextvars.ContextVar("tore_fast_aten_products", default=False)
 
 
@@ -85,8 +89,9 @@ def _strassen(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm | None, owner: Frozen, name: Hashable
 ) -> tuple[StrassenWeight, Tensor | None, float | None] | None:
     """What strassen_linear takes beside x, kept by `owner`, or None where oneDNN's product is the better one."""
-    level = strassen_level(x.numel() // x.shape[-1], *weight.shape)
-    if level is None or why_not("cpu", x) is not None:
+    rows = x.numel() // x.shape[-1]
+    level = strassen_level(rows, *weight.shape)
+    if level is None or owner.seen(rows) < STRASSEN_AFTER or why_not("cpu", x) is not None:
         return None
     if norm is None:
         return owner.kept(("strassen", level, name), (weight,), lambda: strassen_pack(weight, level)), bias, None
@@ -108,17 +113,19 @@ def product(
     owner: Frozen | None = None,
     name: Hashable = None,
     norm: nn.LayerNorm | None = None,
+    strassen: bool = True,
 ) -> Tensor:  # [..., N]
     """act(norm(x) W^T + b) + residual.
 
     Args:
         owner, name: a module that keeps the packed weight under this name while it is frozen.
+        strassen: whether it may become Strassen's product.
     """
     packed = owner is not None and owner.frozen
     fits = (residual is None or act == "none") and onednn_fits(x, weight, packed)
     if fits and residual is not None:
         residual = residual.expand(*x.shape[:-1], weight.shape[0])
-    if fits and packed:
+    if fits and packed and strassen:
         made = _strassen(x, weight, bias, norm, owner, name)
         if made is not None:
             weight, bias, eps = made
@@ -154,16 +161,11 @@ class Dense(Frozen, nn.Linear):
         x: Tensor,  # [..., K]
         residual: Tensor | None = None,  # [..., N]
         act: Act = "none",
-        part: tuple[int, int] | None = None,
         norm: nn.LayerNorm | None = None,
     ) -> Tensor:  # [..., N]
-        """`part`: only the outputs from .. to (rows of the weight). `norm`: what x goes through first."""
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
-        if part is not None:
-            weight, bias = weight[slice(*part)], None if bias is None else bias[slice(*part)]
+        """`norm`: what x goes through first."""
         if not (self.training and self.drop):
-            return product(x, weight, bias, residual, act, self, part, norm)
+            return product(x, self.weight, self.bias, residual, act, self, norm=norm)
         x = x if norm is None else norm(x)
         out = F.dropout(ACTS[act](F.linear(x, weight, bias)), self.drop)
         return out if residual is None else residual + out
@@ -177,4 +179,8 @@ class Dense(Frozen, nn.Linear):
                 return strassen_linear(x, weight, bias, split=count, norm_eps=eps)
         x = x if norm is None else norm(x)
         width = self.out_features // count
-        return tuple(self(x, part=(i * width, (i + 1) * width)) for i in range(count))
+        bounds = [slice(i * width, (i + 1) * width) for i in range(count)]
+        biases = [None if self.bias is None else self.bias[b] for b in bounds]
+        return tuple(
+            product(x, self.weight[b], bias, owner=self, name=("part", b.start), strassen=False) for b, bias in zip(bounds, biases, strict=True)
+        )
