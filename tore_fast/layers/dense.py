@@ -31,12 +31,9 @@ MIN_ROWS = 100  # unpacked weights are brought into oneDNN's layout at every cal
 MIN_PRODUCTS = 4 << 20  # multiply-adds
 
 # (rows, smaller of K and N) from which a frozen product is Strassen's of this level: below, streaming the larger packed
-# weight from memory or the smaller blocks cost what the multiplications save (one and two Zen 4 cores, cold weights)
+# weight from memory or the smaller blocks cost what the multiplications save (one and two Zen 4 cores, cold weights). It
+# depends on sizes alone, so that two passes give the same bits; packing costs 3 to 5 ns a weight, once.
 STRASSEN = ((2, 400, 384), (1, 192, 256))
-
-# ... once a layer has seen so many rows: packing for Strassen costs 2 ns a weight more than for oneDNN, which a single picture
-# would not earn back (13 % of the product's time, 9 ns a weight for 1000 rows)
-STRASSEN_AFTER = 2000
 
 _ATEN: contextvars.ContextVar[bool] = contextvars.ContextVar("tore_fast_aten_products", default=False)
 
@@ -91,7 +88,7 @@ def _strassen(
     """What strassen_linear takes beside x, kept by `owner`, or None where oneDNN's product is the better one."""
     rows = x.numel() // x.shape[-1]
     level = strassen_level(rows, *weight.shape)
-    if level is None or owner.seen(rows) < STRASSEN_AFTER or why_not("cpu", x) is not None:
+    if level is None or why_not("cpu", x) is not None:
         return None
     if norm is None:
         return owner.kept(("strassen", level, name), (weight,), lambda: strassen_pack(weight, level)), bias, None
@@ -167,7 +164,7 @@ class Dense(Frozen, nn.Linear):
         if not (self.training and self.drop):
             return product(x, self.weight, self.bias, residual, act, self, norm=norm)
         x = x if norm is None else norm(x)
-        out = F.dropout(ACTS[act](F.linear(x, weight, bias)), self.drop)
+        out = F.dropout(ACTS[act](F.linear(x, self.weight, self.bias)), self.drop)
         return out if residual is None else residual + out
 
     def parts(self, x: Tensor, count: int, norm: nn.LayerNorm | None = None) -> tuple[Tensor, ...]:

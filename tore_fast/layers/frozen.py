@@ -20,13 +20,11 @@ class Frozen(nn.Module):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._kept: dict[Hashable, tuple[tuple, Tensor]] | None = None
-        self._seen = 0
         self.register_load_state_dict_post_hook(_forget)
 
     def freeze(self) -> None:
         """Keep derived values from now on; weights that are changed in place are noticed, except through `.data`."""
         self._kept = {}
-        self._seen = 0
 
     def thaw(self) -> None:
         self._kept = None
@@ -45,11 +43,6 @@ class Frozen(nn.Module):
             found = self._kept[name] = (stamp, compute())
         return found[1]
 
-    def seen(self, rows: int) -> int:
-        """Adds to the rows this frozen module has worked on, and returns them: what takes time to prepare waits for enough."""
-        self._seen += rows
-        return self._seen
-
     def train(self, mode: bool = True) -> Frozen:
         if mode:
             self.thaw()
@@ -60,7 +53,7 @@ class Frozen(nn.Module):
         return super()._apply(fn, *args, **kwargs)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": None, "_seen": 0}
+        return {**self.__dict__, "_kept": None}
 
 
 def _forget(module: Frozen, _) -> None:
