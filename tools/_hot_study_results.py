@@ -7,6 +7,7 @@ import random
 import statistics
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,55 +25,76 @@ from tore_fast.train.vpt import resampled
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "benchmarks" / "results" / "hot_study.json"
-FPS, NOISE_PX, BATCH, SPREAD_SHOWN = 50.0, 5.0, 32, 8
-# (row whose weights are used, config changes): settings that need no training of their own
+FPS, NOISE_PX, SPREAD_SHOWN = 50.0, 5.0, 8
+FRAMES = 32 * 27  # in the large batch of times and memory: 32 windows of 27 frames, 4 of 243
+STRICT = ("02", "11", "12", "14")  # test subjects whose skeletons are not in training
+# title -> (run whose weights are used, config changes): settings that need no training of their own
+_AFTERWARDS = {"prune_block": 1, "keep_frames": 9, "recovery": "linear"}
 REUSED = {
-    "hot_mixste, nearest instead of TRA": ("hot_mixste", {"recovery": "nearest"}),
-    "tpc_mixste weights + linear": ("tpc_mixste", {"recovery": "linear", "keep_center": False}),
-    "mixste weights + TPC + linear": ("mixste", {"prune_block": 1, "keep_frames": 9, "recovery": "linear"}),
-    "mixste weights + uniform + linear": ("mixste", {"prune_block": 1, "keep_frames": 9, "recovery": "linear", "pruning": "uniform"}),
+    "HoT w. MixSTE, nearest instead of TRA": ("hot_mixste", {"recovery": "nearest"}),
+    "TPC w. MixSTE weights + linear": ("tpc_mixste", {"recovery": "linear", "keep_center": False}),
+    "MixSTE weights + TPC + linear": ("mixste", _AFTERWARDS),
+    "MixSTE weights + uniform + linear": ("mixste", {**_AFTERWARDS, "pruning": "uniform"}),
+    "MotionBERT weights + TPC + linear": ("motionbert", _AFTERWARDS),
+    "MixSTE, F = 243, weights + TPC + linear": ("mixste_243", {**_AFTERWARDS, "keep_frames": 81}),
 }
 TITLES = {
     "warm_mixste": "MixSTE, 3 frames (the warm start)", "mixste": "MixSTE", "hot_mixste": "HoT w. MixSTE (TPC + TRA)",
-    "hot_mixste_seed1": "HoT w. MixSTE, seed 1", "tpc_mixste": "TPC w. MixSTE (seq2frame)", "uniform_tra": "uniform + TRA",
-    "attention_tra": "attention + TRA", "motion_tra": "motion + TRA", "tpc_nearest": "TPC + nearest", "tpc_linear": "TPC + linear",
+    "tpc_mixste": "TPC w. MixSTE (seq2frame)", "uniform_tra": "uniform + TRA", "attention_tra": "attention + TRA",
+    "motion_tra": "motion + TRA", "tpc_nearest": "TPC + nearest", "tpc_linear": "TPC + linear",
     "warm_motionbert": "MotionBERT, 3 frames (warm start)", "motionbert": "MotionBERT", "hot_motionbert": "HoT w. MotionBERT",
+    "tpc_motionbert": "TPC w. MotionBERT (seq2frame)", "tpc_linear_motionbert": "MotionBERT, TPC + linear",
+    "mixste_243": "MixSTE, F = 243", "hot_mixste_243": "HoT w. MixSTE, F = 243, f = 81", "tpc_linear_243": "TPC + linear, F = 243, f = 81",
 }  # fmt: skip
 
 
+def base_of(name: str) -> str:
+    """The row whose trained host a row prunes."""
+    return "motionbert" if "motionbert" in name else "mixste_243" if name.endswith("_243") else "mixste"
+
+
+def split_run(run: str) -> tuple[str, int]:
+    """("mixste", 2) of "mixste_seed2"."""
+    name, _, seed = run.partition("_seed")
+    return name, int(seed or 0)
+
+
 def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> None:
-    """Errors of the exported rows in `commands` on the test subjects and what the plots need; other rows and earlier times stay."""
+    """Errors of the exported runs in `commands` on the test subjects and what the plots need; other runs and earlier times stay."""
     found = read_pose_set(data)
     clips = film(resampled(found.items["test"], FPS), NOISE_PX, CAMERA_SEED)
     before = json.loads(target.read_text()) if target.is_file() else {}
     old, rows, reused = before.get("rows", {}), dict(before.get("rows", {})), dict(before.get("reused", {}))
-    for name, command in commands.items():
-        export = out / name / "export"
+    for run, command in commands.items():
+        export = out / run / "export"
         if not (export / "config.json").is_file():
             continue
+        name, seed = split_run(run)
         model = load_pretrained(export)
         meta = json.loads((export / "config.json").read_text())
-        rows[name] = {
-            "title": TITLES[name], "command": command, "model": meta["model"], "config": meta["config"],
+        rows[run] = {
+            "title": TITLES[name], "row": name, "seed": seed, "command": command, "model": meta["model"], "config": meta["config"],
             "validation": meta["validation"], "best_step": meta["step"], **cost(model), **errors(model, clips),
-            "curve": curve(out / name / "metrics.jsonl"), "times": old.get(name, {}).get("times"),
+            "curve": curve(out / run / "metrics.jsonl"), "times": old.get(run, {}).get("times"),
         }  # fmt: skip
-        if name in ("mixste", "hot_mixste"):
-            rows[name]["middle_mpjpe"] = middle_frames(model, clips)
-        print(f"{name}: test {rows[name]['test']['mpjpe']:.1f} mm", flush=True)
-    for name, (row, changes) in REUSED.items():
-        if row in commands and row in rows:
-            # TRA's parameters have no place in a model without it
-            model = create_model(rows[row]["model"], **{**rows[row]["config"], **changes}).eval()
-            model.load_state_dict(load_pretrained(out / row / "export").state_dict(), strict=False)
-            reused[name] = {**cost(model), **errors(model, clips)}
+        if name in ("mixste", "hot_mixste", "motionbert", "hot_motionbert"):
+            rows[run]["middle_mpjpe"] = middle_frames(model, clips)
+        print(f"{run}: test {rows[run]['test']['mpjpe']:.1f} mm", flush=True)
+        for title, (start, changes) in REUSED.items():
+            if start == name:
+                # TRA's parameters have no place in a model without it
+                other = create_model(meta["model"], **{**meta["config"], **changes}).eval()
+                other.load_state_dict(model.state_dict(), strict=False)
+                reused[f"{title}{f' seed {seed}' if seed else ''}"] = {
+                    "title": title, "row": name, "seed": seed, "changes": changes, **cost(other), **errors(other, clips),
+                }  # fmt: skip
     train = np.concatenate([c.pose for c in film(resampled(found.items["train"], FPS), 0.0, 1)])
     facts = {"test_frames": sum(len(c) for c in clips), "test_clips": len(clips), "noise_px": NOISE_PX, "fps": FPS,
              "train_clips": len(found.items["train"]), "validation_clips": len(found.items["validation"]),
              "torch": torch.__version__}  # fmt: skip
+    order = lambda entries, names: dict(sorted(entries.items(), key=lambda e: (names.index(e[1]["title"]), e[1]["seed"])))
     result = {"facts": facts, "baseline": {"constant mean pose": constant(clips, train.mean(0))},
-              "rows": {name: rows[name] for name in TITLES if name in rows}, "reused": {n: reused[n] for n in REUSED if n in reused},
-              "maps": maps(out, clips)}  # fmt: skip
+              "rows": order(rows, [*TITLES.values()]), "reused": order(reused, [*REUSED]), "maps": maps(out, clips)}  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -101,14 +123,31 @@ def middle_frames(model, clips) -> float:
 
 
 def cost(model) -> dict:
-    from benchmarks.memory import peak_growth
-
-    shape = (model.config.frames, 17, model.in_channels)
+    """Parameters, multiply-adds of a window, and the most memory that one inference and one training pass hold at a time."""
+    frames = model.config.frames
+    shape = (frames, 17, model.in_channels)
     params, macs = count_module(create_like(model).to("meta"), torch.zeros(1, *shape, device="meta"))
-    x = torch.randn(BATCH, *shape)
+    fresh, x = create_like(model), torch.randn(FRAMES // frames, *shape)
     with torch.inference_mode():
-        memory = peak_growth(lambda: model(x).pose, "cpu")
-    return {"params": params, "gmacs": macs / 1e9, "memory_mb": None if memory is None else memory / 2**20}
+        inference = peak_allocated(lambda: fresh.eval()(x).pose)
+    training = peak_allocated(lambda: fresh.train()(x).pose.square().mean().backward())
+    return {"params": params, "gmacs": macs / 1e9, "memory_mb": inference / 2**20, "training_mb": training / 2**20}
+
+
+def peak_allocated(call) -> int:
+    """Most bytes of tensors alive at once during `call()` beyond those before it, as torch's allocator counts them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()  # what is set up once does not count
+    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        warnings.simplefilter("ignore")
+        call()
+    steps = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(steps, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
 
 
 def create_like(model):
@@ -148,39 +187,75 @@ def time_rows(target: Path, rounds: int = 9) -> None:
     result = json.loads(target.read_text())
     torch.set_num_threads(1)
     jobs = []
-    for name, row in result["rows"].items():
+    for run, row in result["rows"].items():
+        if row["seed"]:
+            continue  # the same network
         model = create_model(row["model"], **row["config"]).eval()
         model.freeze()
-        for batch in (1, BATCH):
-            jobs.append((name, batch, model, torch.randn(batch, model.config.frames, 17, model.in_channels)))
+        for batch in {1, FRAMES // model.config.frames}:
+            jobs.append((run, batch, model, torch.randn(batch, model.config.frames, 17, model.in_channels)))
     samples: dict[tuple[str, int], list[float]] = {}
     with torch.inference_mode():
         for turn in range(rounds + 1):
-            for name, batch, model, x in random.Random(turn).sample(jobs, len(jobs)):
+            for run, batch, model, x in random.Random(turn).sample(jobs, len(jobs)):
                 start = time.perf_counter()
                 for _ in range(4 if batch == 1 else 1):
                     model(x)
                 seconds = (time.perf_counter() - start) / (4 if batch == 1 else 1)
                 if turn:  # the first round warms up
-                    samples.setdefault((name, batch), []).append(seconds)
-    for name, batch, model, _ in jobs:
+                    samples.setdefault((run, batch), []).append(seconds)
+    for run, batch, model, _ in jobs:
         output = 1 if model.config.pruned and model.config.recovery == "none" else model.config.frames
-        row = result["rows"][name]
-        row["times"] = (row.get("times") or {}) | {f"frames_per_s_b{batch}": batch * output / statistics.median(samples[name, batch])}
+        column = "frames_per_s_b1" if batch == 1 else "frames_per_s_many"
+        row = result["rows"][run]
+        row["times"] = (row.get("times") or {}) | {column: batch * output / statistics.median(samples[run, batch])}
     target.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def spread(values: list[float], digits: int = 1) -> str:
+    """Mean and, of several values, their standard deviation."""
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def against_base(entries: list[dict], result: dict) -> list[float]:
+    """MPJPE minus that of the base trained with the same seed; of the base's middle frames where only those are returned."""
+    found = []
+    for entry in entries:
+        name = base_of(entry["row"])
+        base = result["rows"].get(name + (f"_seed{entry['seed']}" if entry["seed"] else ""))
+        middle = entry["test"]["mpjve"] is None
+        if base is None or entry["row"].startswith("warm") or (entry is base):
+            continue
+        found.append(entry["test"]["mpjpe"] - (base["middle_mpjpe"] if middle else base["test"]["mpjpe"]))
+    return found
+
+
+def grouped(result: dict) -> dict[str, list[dict]]:
+    """Title -> its runs, seed by seed: trained rows, then the ones that reuse weights."""
+    out: dict[str, list[dict]] = {}
+    for entry in [*result["rows"].values(), *result["reused"].values()]:
+        out.setdefault(entry["title"], []).append(entry)
+    return out
+
+
 def table(result: dict) -> str:
-    head = ["row", "MPJPE", "P-MPJPE", "MPJVE", "strict", "GMACs", "params k", "MB at 32", "frames/s b1", "b32"]
+    head = ["row", "seeds", "MPJPE", "to its base", "P-MPJPE", "MPJVE", "strict", "GMACs", "params k", "MB", "MB in training", "frames/s b1", "many"]
     number = lambda v, d=1: "-" if v is None else f"{v:.{d}f}"
-    body = [["constant mean pose", *(number(result["baseline"]["constant mean pose"][m]) for m in ("mpjpe", "p_mpjpe", "mpjve")), *["-"] * 6]]
-    for name, row in [*result["rows"].items(), *result["reused"].items()]:
-        strict = statistics.mean(row["per_subject"][s] for s in ("02", "11", "12", "14") if s in row["per_subject"])
-        times = row.get("times") or {}
+    constant_pose = [number(result["baseline"]["constant mean pose"][m]) for m in ("mpjpe", "p_mpjpe", "mpjve")]
+    body = [["constant mean pose", "-", constant_pose[0], "-", *constant_pose[1:], *["-"] * 7]]
+    for title, entries in grouped(result).items():
+        of = lambda metric, d=1, entries=entries: spread([e["test"][metric] for e in entries if e["test"][metric] is not None], d)
+        strict = [statistics.mean(e["per_subject"][s] for s in STRICT if s in e["per_subject"]) for e in entries]
+        first, apart = entries[0], against_base(entries, result)
+        times = first.get("times") or {}
         body.append([
-            row.get("title", name), *(number(row["test"][m]) for m in ("mpjpe", "p_mpjpe")), number(row["test"]["mpjve"], 2), number(strict),
-            number(row["gmacs"], 3), number(row["params"] / 1e3, 0), number(row["memory_mb"]),
-            number(times.get("frames_per_s_b1"), 0), number(times.get(f"frames_per_s_b{BATCH}"), 0),
+            title, str(len(entries)), of("mpjpe"), "-" if not apart else ("+" if statistics.mean(apart) > 0 else "") + spread(apart),
+            of("p_mpjpe"), of("mpjve", 2), spread(strict), number(first["gmacs"], 3), number(first["params"] / 1e3, 0),
+            number(first["memory_mb"]), number(first.get("training_mb")),
+            number(times.get("frames_per_s_b1"), 0), number(times.get("frames_per_s_many"), 0),
         ])  # fmt: skip
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
 
@@ -192,17 +267,23 @@ def plot(result: dict, images: Path) -> None:
     import matplotlib.pyplot as plt
 
     images.mkdir(parents=True, exist_ok=True)
-    rows = {n: r for n, r in result["rows"].items() if not n.startswith("warm")}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    for number, (name, row) in enumerate(rows.items()):
-        color = f"C{number}" if number < 10 else "black"
-        mark = "s" if "motionbert" in name else "^" if name == "tpc_mixste" else "o"
-        left.plot(row["gmacs"], row["test"]["mpjpe"], mark, color=color, label=row["title"])
-        if row["curve"]:
-            right.plot(*zip(*row["curve"]), marker=".", color=color, label=row["title"])
-    left.set(xlabel="GMACs per window of 27 frames", ylabel="test MPJPE, mm", title="unseen subjects")
-    right.set(xlabel="step after the warm start", ylabel="validation MPJPE, mm", title="held-out training subjects")
-    left.legend(fontsize=6)
+    shown = {t: e for t, e in grouped(result).items() if t in TITLES.values() and not e[0]["row"].startswith("warm")}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    for number, (title, entries) in enumerate(shown.items()):
+        color, name = plt.get_cmap("tab20")(number), entries[0]["row"]
+        mark = "^" if entries[0]["test"]["mpjve"] is None else "s" if "motionbert" in name else "D" if name.endswith("_243") else "o"
+        found = [e["test"]["mpjpe"] for e in entries]
+        mean, frames = statistics.mean(found), entries[0]["config"]["frames"]
+        left.errorbar(entries[0]["gmacs"] / frames * 1e3, mean, [[mean - min(found)], [max(found) - mean]],
+                      fmt=mark, color=color, capsize=3, ms=5, label=f"{title} ({len(entries)})")  # fmt: skip
+        if entries[0]["curve"] and not name.endswith("_243"):
+            steps = [step for step, _ in entries[0]["curve"]]
+            values = np.array([[v for _, v in e["curve"]] for e in entries if len(e["curve"]) == len(steps)])
+            right.plot(steps, values.mean(0), marker=".", color=color)
+            right.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+    left.set(xlabel="million multiply-adds per frame of the window", ylabel="test MPJPE, mm", title="unseen subjects: mean, least and largest (seeds)")
+    right.set(xlabel="step after the warm start", ylabel="validation MPJPE, mm", title="held-out training subjects, F = 27")
+    left.legend(fontsize=6, loc="center left")
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()

@@ -28,29 +28,44 @@ BUDGET = f"--train.steps 600 --train.batch-size 8 --train.lr 2e-3 --train.warmup
 MIXSTE = "channels 64 depth 4 heads 4 mlp_hidden 128 drop_path 0"
 MOTIONBERT = "channels 64 depth 3 heads 4 mlp_hidden 128 rep_channels 128"
 PRUNED = "frames 27 prune_block 1 keep_frames 9"
-# name -> (registered model, config fields, seed, row whose weights it starts from); the order is that of the training
-ROWS = {
-    "warm_mixste": ("mixste_27", f"{MIXSTE} frames 3", 0, ""),
-    "hot_mixste": ("hot_mixste_27", f"{MIXSTE} {PRUNED}", 0, "warm_mixste"),
-    "mixste": ("mixste_27", f"{MIXSTE} frames 27", 0, "warm_mixste"),
-    "uniform_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning uniform", 0, "warm_mixste"),
-    "tpc_linear": ("hot_mixste_27", f"{MIXSTE} {PRUNED} recovery linear", 0, "warm_mixste"),
-    "tpc_mixste": ("tpc_mixste_27", f"{MIXSTE} {PRUNED}", 0, "warm_mixste"),
-    "attention_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning attention", 0, "warm_mixste"),
-    "motion_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning motion", 0, "warm_mixste"),
-    "tpc_nearest": ("hot_mixste_27", f"{MIXSTE} {PRUNED} recovery nearest", 0, "warm_mixste"),
-    "hot_mixste_seed1": ("hot_mixste_27", f"{MIXSTE} {PRUNED}", 1, "warm_mixste"),
-    "warm_motionbert": ("motionbert_lite_243", f"{MOTIONBERT} frames 3", 0, ""),
-    "hot_motionbert": ("hot_motionbert_243", f"{MOTIONBERT} {PRUNED}", 0, "warm_motionbert"),
-    "motionbert": ("motionbert_lite_243", f"{MOTIONBERT} frames 27", 0, "warm_motionbert"),
+# the paper's window: few windows, since each costs 9 times as much; every row of it starts from the 27-frame base
+LONG = f"--train.steps 900 --train.batch-size 2 --train.lr 1e-3 --train.warmup 25 --train.eval-every 300 --embed-std 0.5 {COMMON}"
+PRUNED_LONG = "frames 243 prune_block 1 keep_frames 81"
+# name -> (registered model, config fields, row whose weights it starts from, number of seeds)
+TRAINED = {
+    "warm_mixste": ("mixste_27", f"{MIXSTE} frames 3", "", 1),
+    "mixste": ("mixste_27", f"{MIXSTE} frames 27", "warm_mixste", 3),
+    "hot_mixste": ("hot_mixste_27", f"{MIXSTE} {PRUNED}", "warm_mixste", 3),
+    "tpc_mixste": ("tpc_mixste_27", f"{MIXSTE} {PRUNED}", "warm_mixste", 3),
+    "tpc_linear": ("hot_mixste_27", f"{MIXSTE} {PRUNED} recovery linear", "warm_mixste", 3),
+    "uniform_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning uniform", "warm_mixste", 3),
+    "attention_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning attention", "warm_mixste", 2),
+    "motion_tra": ("hot_mixste_27", f"{MIXSTE} {PRUNED} pruning motion", "warm_mixste", 2),
+    "tpc_nearest": ("hot_mixste_27", f"{MIXSTE} {PRUNED} recovery nearest", "warm_mixste", 2),
+    "warm_motionbert": ("motionbert_lite_243", f"{MOTIONBERT} frames 3", "", 1),
+    "motionbert": ("motionbert_lite_243", f"{MOTIONBERT} frames 27", "warm_motionbert", 2),
+    "hot_motionbert": ("hot_motionbert_243", f"{MOTIONBERT} {PRUNED}", "warm_motionbert", 2),
+    "tpc_motionbert": ("tpc_motionbert_243", f"{MOTIONBERT} {PRUNED}", "warm_motionbert", 2),
+    "tpc_linear_motionbert": ("hot_motionbert_243", f"{MOTIONBERT} {PRUNED} recovery linear", "warm_motionbert", 2),
+    "mixste_243": ("mixste_243", f"{MIXSTE} frames 243", "mixste", 1),
+    "hot_mixste_243": ("hot_mixste_243", f"{MIXSTE} {PRUNED_LONG}", "mixste", 1),
+    "tpc_linear_243": ("hot_mixste_243", f"{MIXSTE} {PRUNED_LONG} recovery linear", "mixste", 1),
+}
+# every run, seed by seed: the first seed of all rows comes before the second of any
+RUNS = {
+    name + (f"_seed{seed}" if seed else ""): (model, fields, seed, start)
+    for seed in range(max(row[3] for row in TRAINED.values()))
+    for name, (model, fields, start, seeds) in TRAINED.items()
+    if seed < seeds
 }
 
 
 def train_command(name: str, data: Path, out: Path) -> list[str]:
-    model, fields, seed, start = ROWS[name]
+    model, fields, seed, start = RUNS[name]
+    budget = WARM if not start else LONG if name.endswith("_243") else BUDGET
     return [
         "-m", "tore_fast", "train", "hot", "--data", str(data), "--model", model, "--train.out", str(out / name), "--train.seed", str(seed),
-        *(BUDGET.split() if start else WARM.split()), *(["--init", str(out / start / "export")] if start else []),
+        *budget.split(), *(["--init", str(out / start / "export")] if start else []),
         "--export", str(out / name / "export"), "--extra", *fields.split(),
     ]  # fmt: skip
 
@@ -76,7 +91,7 @@ def main() -> int:
         if verb in ("run", "measure"):
             sub.add_argument("--data", type=Path, required=True, help="folder with clips.npz + index.json, or BVH / AMC files")
             sub.add_argument("--out", type=Path, default=Path("runs/hot_study"))
-            sub.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+            sub.add_argument("--rows", nargs="*", default=list(RUNS), choices=list(RUNS))
         if verb != "run":
             sub.add_argument("--json", type=Path, default=RESULTS)
         if verb == "plot":

@@ -40,11 +40,6 @@ from tore_fast.data.readers import (
 from tore_fast.data.readers.hmr2_tar import expand_tars
 
 
-@pytest.fixture(scope="module")
-def body():
-    return load_body("free")
-
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -42,16 +42,6 @@ from tore_fast.models.tcformer_heads import TCFormerHMR, TCFormerHMRConfig
 TESTS = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def body():
-    return load_body("free")
-
-
-@pytest.fixture(scope="module")
-def hand():
-    return load_body("free_hand")
-
-
 def stack(protocol, records):
     rows = [protocol.truth(r) for r in records]
     return {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}

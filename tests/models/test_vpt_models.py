@@ -10,6 +10,8 @@ import torch
 from tore_fast.models import create_model, list_models, load_pretrained, model_entry, save_pretrained
 from tore_fast.models._count import count_model, shipped_counts
 from tore_fast.models.hot import center_pose
+from tore_fast.models.hot_names import host_by_name
+from tore_fast.models.vpt_macs import count_paper_macs
 
 TINY = {
     "mixste": dict(frames=9, channels=32, depth=3, heads=4, mlp_hidden=48),
@@ -189,6 +191,58 @@ def test_every_registered_name_builds():
         for name in names:
             model = create_model(name)
             assert model_entry(name).input_shape == (model.config.frames, 17, model.in_channels)
+
+
+# 2 x multiply-adds (G) of the official modules by a profiler that also counts norms, 4 per element (vpt.md section 7)
+@pytest.mark.parametrize("name, measured", [("motionagformer_243", 96.60), ("hot_motionagformer_243", 60.95)])
+def test_sizes_of_motionagformer(name, measured):
+    config = create_model(name, channels=4, rep_channels=4).config
+    full = config.depth if config.prune_block is None else config.prune_block
+    tokens = 17 * (full * 243 + (config.depth - full) * (config.keep_frames or 0))
+    norms = 4 * 128 * (10 * tokens + 17 * (config.keep_frames or 243))  # 8 layer and 2 batch norms a layer, then one
+    assert 2 * (count_model(name).paper_macs + norms) / 1e9 == pytest.approx(measured, abs=1e-2)
+
+
+def test_layers_are_counted_whatever_products_they_become():
+    with torch.device("meta"):
+        model = create_model("motionagformer_27", channels=8)
+    assert count_paper_macs(model) == count_paper_macs(model.requires_grad_(False))
+
+
+@pytest.mark.parametrize("name", [n for n in list_models() if host_by_name(n) is not None])
+def test_the_rule_of_names_gives_what_is_registered(name):
+    ruled, registered = host_by_name(name), model_entry(name)
+    with torch.device("meta"):
+        assert ruled.build().config == registered.build().config
+    assert (ruled.family, ruled.input_shape, ruled.tags) == (registered.family, registered.input_shape, registered.tags)
+
+
+def test_names_of_any_window_and_pruning():
+    with torch.device("meta"):
+        config = create_model("hot_mixste_135_n2f40").config
+        assert (config.frames, config.prune_block, config.keep_frames, config.recovery) == (135, 2, 40, "tra")
+        config = create_model("tpc_motionbert_full_351", depth=2).config
+        assert (config.max_frames, config.keep_frames, config.channels, config.keep_center) == (351, 117, 512, True)
+        assert create_model("hot_mhformer_9").config.keep_frames == 3
+    assert list_models("mixste_5") == ["mixste_5"] and list_models("mixste_0") == []
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("hot_mixste_243_n8f81", "prune_block must be in 1..7, got 8"),
+        ("tpc_motionbert_81_n5f27", "prune_block must be in 0..4, got 5"),
+        ("hot_mhformer_351_n2f117", "prune_block must be in 0..1, got 2"),
+        ("tpc_mixste_27_n3f28", r"keep_frames must be in 1..27 \(frames\), got 28"),
+        ("mhformer_25", "divisible by 9"),
+        ("mixste_27_n3f9", "begin with hot_"),
+        ("hot_mixsta_243", "did you mean hot_mixste_243"),
+        ("hot_mixste_243_f81", "no model"),
+    ],
+)
+def test_impossible_names_are_refused(name, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        create_model(name)
 
 
 def test_compiles_without_breaks():

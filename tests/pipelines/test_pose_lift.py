@@ -235,6 +235,22 @@ def test_lift_command(tmp_path, capsys):
     assert (tmp_path / "out" / "a.gif").read_bytes()[:3] == b"GIF"
 
 
+def test_trained_facts_come_from_where_the_weights_do(tmp_path, capsys):
+    facts = dict(fps=60.0, normalise="image", windows={"zoom": 1.0})
+    save_pretrained(lifter("hot"), tmp_path / "model", "hot_mixste_27", **facts)
+    write(tmp_path / "a.json", walk(20), "plain")  # 1000 x 800 at 30 frames/s
+    write(tmp_path / "b.csv", walk(20, 26), "csv")
+    out = "--out", tmp_path / "out", "--format", "npz"
+    for given in (("--model", tmp_path / "model"), ("--model", "hot_mixste_27", "--checkpoint", tmp_path / "model")):
+        assert command("lift", tmp_path / "a.json", *given, *out) == 0
+        text = capsys.readouterr().out
+        assert "lifted at 60 frames/s" in text and "give better poses" not in text
+    assert command("lift", tmp_path / "b.csv", "--model", tmp_path / "model", *out) == 0
+    assert "--width and --height give better poses" in capsys.readouterr().out
+    assert command("lift", tmp_path / "b.csv", *out) == 0  # the built-in weights were trained with zoom
+    assert "give better poses" not in capsys.readouterr().out
+
+
 def test_lift_command_failures(tmp_path, capsys):
     save_pretrained(lifter("tpc"), tmp_path / "model", "tpc_mixste_27")
     write(tmp_path / "a.csv", walk(5, 26), "csv")
@@ -286,6 +302,15 @@ def test_a_checkpoint_is_of_the_named_host_and_window(tmp_path):
         load_lifter("mixste_27", tmp_path / "w.pth")
     save_pretrained(mixste, tmp_path / "folder", "mixste_9")
     assert load_lifter("mixste_9", tmp_path / "folder").config == mixste.config
+    with pytest.raises(ValueError, match="holds weights of mixste for 9 frames, --model is mixste_27"):
+        load_lifter("mixste_27", tmp_path / "folder")
+    with pytest.raises(ValueError, match="holds weights of mixste for 9 frames, --model is mhformer_9"):
+        load_lifter("mhformer_9", tmp_path / "folder")
+    afterwards = load_lifter("tpc_mixste_9_n1f4", tmp_path / "folder").config  # the base's weights, pruned as the name says
+    assert (afterwards.prune_block, afterwards.keep_frames, afterwards.keep_center) == (1, 4, True)
+    save_pretrained(lifter("hot"), tmp_path / "kept4", "hot_mixste_27")
+    with pytest.raises(ValueError, match="does not fit hot_mixste_27: size mismatch for pos_embed_token"):
+        load_lifter("hot_mixste_9_n1f3", tmp_path / "kept4")
     with pytest.raises(ValueError, match="a folder with weights of its own"):
         load_lifter(tmp_path / "folder", tmp_path / "w.pth")
 

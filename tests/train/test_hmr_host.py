@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from tore_fast.body import load_body
 from tore_fast.cli import UsageError, train_fasthmr, train_fasthmr_clips
 from tore_fast.cli import eclm as eclm_cli
 from tore_fast.cli import list as list_cli
@@ -49,11 +48,6 @@ def walk(name: str, frames: int, split: str) -> Motion:
     joints[:, 13, 1] += 0.2 * swing
     joints[:, 16, 1] -= 0.2 * swing
     return Motion(name, name, "walk", split, joints, 60.0)
-
-
-@pytest.fixture(scope="module")
-def body():
-    return load_body("free")
 
 
 @pytest.fixture(scope="module")

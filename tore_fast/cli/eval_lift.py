@@ -52,7 +52,7 @@ def is_lifting(model: str, data: str) -> bool:
 
     if (Path(model) / CONFIG_NAME).is_file():
         model = read_config(model).get("model", "")
-    if model in list_models():
+    if list_models(model) == [model]:
         return bool({"seq2seq", "seq2frame"} & set(model_entry(model).tags))
     return model == "default" and looks_like_motion(Path(data))
 
@@ -92,8 +92,8 @@ def _evaluate(args: Args) -> int:
         raise ValueError(f"--data {args.data}: no {split} clips" + (f" of {option['subjects']}" if "subjects" in option else ""))
     facts = {"data": args.data, "kind": found.kind, "split": split, "model": str(args.checkpoint or args.model)}
     if isinstance(items[0], Motion):
-        facts |= {"fps": float(option.get("fps", trained_fps(args.model) or 50.0)), "noise_px": float(option.get("noise_px", 5.0)),
-                  "views": int(option.get("views", 1))}  # fmt: skip
+        fps = float(option.get("fps", trained_fps(args.model, args.checkpoint) or 50.0))
+        facts |= {"fps": fps, "noise_px": float(option.get("noise_px", 5.0)), "views": int(option.get("views", 1))}
         items = film([m.resampled(facts["fps"]) for m in items], facts["noise_px"], CAMERA_SEED, facts["views"])
     facts |= {"flip": option.get("flip", "true").lower() in YES, "stride": int(option.get("stride", 0))}
     by_action, by_subject = PoseMeter(found.pck_joints), PoseMeter(found.pck_joints)

@@ -28,8 +28,8 @@ class Args:
     person: int | None = None
     """Track id to follow in files with several people."""
     normalise: str = "auto"
-    """image, pixel or crop; auto takes what the model was trained for, where that does not say image where the picture size is
-    known, else crop. What was done is printed."""
+    """image, pixel or crop; auto takes what the model was trained for (else image) where the picture size is known, else crop.
+    What was done is printed."""
     width: float | None = None
     """Picture width in pixels, if the file does not say."""
     height: float | None = None
@@ -108,10 +108,10 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     width, height = args.width or clip.width, args.height or clip.height
     known_fps = args.fps or clip.fps
     fps = known_fps or 25.0
-    facts = trained_facts(args.model)
+    facts = trained_facts(args.model, args.checkpoint)
     how = args.normalise
     if how == "auto":
-        how = facts.get("lift_normalise") or ("image" if width and height else "crop")
+        how = facts.get("normalise", "image") if width and height else "crop"
     x = normalise(clip.keypoints, how, width, height)
     rate = facts.get("fps") if args.resample and known_fps else None
     start = time.perf_counter()
@@ -142,6 +142,8 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
         lines.append(f"  lifted at {rate:g} frames/s, the model's rate, and brought back to {fps:g}")
     elif not known_fps:
         lines.append(f"  note: frame rate unknown (--fps), {fps:g} frames/s are written to the files")
+    if args.normalise == "auto" and how == "crop" and facts.get("windows", {}).get("zoom", 1.0) <= 1.0:
+        lines.append("  note: these weights know figures as large as a picture shows them; --width and --height give better poses")
     if clip.filled:
         lines.append(f"  note: {clip.filled} joint positions were not detected and interpolated in time")
     if clip.note:

@@ -1,9 +1,10 @@
 """Linear layer with what follows it, an activation or a residual, in the same pass over the result.
 
 In: [..., K]. Out: [..., N]. On the CPU in inference oneDNN's product is used, which is faster than the one behind
-`F.linear` (MKL's) on AMD and applies both while the result is in registers; elsewhere this is `F.linear`.
-Measured on one Zen 4 core, [4131, 512] x [512, 1024]: 97 -> 107 GFLOP/s, 111 with the weight packed once (`freeze`);
-with GELU 48.7 -> 43.5 -> 40.8 ms. Next on the way: attention.py, bert_block.py,
+`F.linear` (MKL's) on AMD and applies both while the result is in registers; in a frozen model large products are
+ops/strassen_linear.py's, with fewer multiplications; elsewhere this is `F.linear`.
+Measured on one Zen 4 core (peak 117 GFLOP/s), [4131, 512] x [512, 1024]: 98 F.linear, 107 oneDNN, 113 oneDNN with the weight
+packed once, 130 Strassen (counted as if it did all multiplications). Next on the way: attention.py, bert_block.py,
 pose_blocks.py, dynamic_block.py, tra.py, models/backbones/vit.py; the motion models and PPT keep nn.Linear (not measured there).
 """
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ..ops.strassen_linear import deepest_level, strassen_linear, strassen_pack, why_not
 from .frozen import Frozen
 
 Act = Literal["none", "gelu", "relu"]
@@ -27,6 +29,10 @@ ACTS = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}  # the exact GELU
 # below these oneDNN's per-call cost is more than it gains (one Zen 4 core, 20 shapes from 17 to 14,688 rows)
 MIN_ROWS = 100  # unpacked weights are brought into oneDNN's layout at every call
 MIN_PRODUCTS = 4 << 20  # multiply-adds
+
+# (rows, smaller of K and N) from which a frozen product is Strassen's of this level: below, streaming the larger packed
+# weight from memory or the smaller blocks cost what the multiplications save (one and two Zen 4 cores, cold weights)
+STRASSEN = ((2, 400, 384), (1, 192, 256))
 
 _ATEN: contextvars.ContextVar[bool] = contextvars.ContextVar("tore_fast_aten_products", default=False)
 
@@ -59,6 +65,15 @@ def onednn_fits(x: Tensor, weight: Tensor, packed: bool) -> bool:
     )
 
 
+def strassen_level(rows: int, out_features: int, in_features: int) -> int | None:
+    """Level of the Strassen product that a frozen float32 product on the CPU takes, or None for oneDNN's."""
+    deepest = deepest_level(out_features, in_features) or 0
+    for level, min_rows, min_size in STRASSEN:
+        if rows >= min_rows and min(out_features, in_features) >= min_size and level <= deepest:
+            return level
+    return None
+
+
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, act: Act) -> Tensor:
     product = torch.ops.mkldnn._linear_pointwise
     if residual is not None:
@@ -85,8 +100,13 @@ def product(
         if residual is not None:
             residual = residual.expand(*x.shape[:-1], weight.shape[0])
         if packed:
+            rows = x.numel() // x.shape[-1]
+            level = strassen_level(rows, *weight.shape)
+            if level is not None and why_not("cpu", x) is None:
+                made = owner.kept(("strassen", level, name), (weight,), lambda: strassen_pack(weight, level))
+                return strassen_linear(x, made, bias, residual, act)
             pack = torch.ops.mkldnn._reorder_linear_weight
-            weight = owner.kept(("packed", name), (weight,), lambda: pack(weight, x.numel() // x.shape[-1]))
+            weight = owner.kept(("packed", name), (weight,), lambda: pack(weight, rows))
         return _onednn(x, weight, bias, residual, act)
     out = ACTS[act](F.linear(x, weight, bias))
     return out if residual is None else residual + out

@@ -23,6 +23,7 @@ FAMILY_MODULES: tuple[str, ...] = (
     "motionbert",
     "mhformer",
     "motionagformer",
+    "hot_names",
     "hmr2",
     "camerahmr",
     "humanfov",
@@ -53,6 +54,16 @@ class ModelEntry:
 
 
 _ENTRIES: dict[str, ModelEntry] = {}
+_NAME_RULES: list[Callable[[str], ModelEntry | None]] = []
+
+
+def register_name_rule(rule: Callable[[str], ModelEntry | None]) -> Callable[[str], ModelEntry | None]:
+    """Decorator for families with endlessly many sizes: `rule(name)` gives the entry of a name it can read, else None.
+
+    Such names work wherever a registered one does, but are not listed.
+    """
+    _NAME_RULES.append(rule)
+    return rule
 
 
 def register_model(
@@ -79,9 +90,13 @@ def _load_families() -> None:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Sorted names that match a shell pattern."""
+    """Sorted names that match a shell pattern; a full name that only a name rule knows gives itself."""
     _load_families()
-    return sorted(fnmatch.filter(_ENTRIES, pattern))
+    return sorted(fnmatch.filter(_ENTRIES, pattern)) or [e.name for e in [_by_rule(pattern)] if e is not None]
+
+
+def _by_rule(name: str) -> ModelEntry | None:
+    return next((entry for rule in _NAME_RULES if (entry := rule(name)) is not None), None)
 
 
 def model_entry(name: str) -> ModelEntry:
@@ -90,6 +105,8 @@ def model_entry(name: str) -> ModelEntry:
 
     _load_families()
     if name not in _ENTRIES:
+        if (ruled := _by_rule(name)) is not None:
+            return ruled
         near = difflib.get_close_matches(name, _ENTRIES, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; see list_models()"
         raise ValueError(f"create_model: no model {name!r}{hint}")
@@ -100,7 +117,7 @@ def create_model(name: str, **overrides) -> nn.Module:
     """Builds a registered model with random weights, in eval mode off (as torch modules start).
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or one that a name rule can read (hot_mixste_135_n2f45: models/hot_names.py).
         **overrides: fields of the model's config dataclass to change.
 
     Example:

@@ -123,7 +123,7 @@ class Motionbert(PrunableHost):
 
 
 _CVPR24 = "HoT, CVPR 2024, tables 1-3 (the paper prints 2 x multiply-adds)"
-_FULL = {"channels": 512, "mlp_hidden": 1024}
+FULL = {"channels": 512, "mlp_hidden": 1024}
 
 
 def _register(name: str, frames: int, params_m: float | None, gflops: float | None, **fixed) -> None:
@@ -138,13 +138,13 @@ def _register(name: str, frames: int, params_m: float | None, gflops: float | No
 _register("motionbert_lite_27", 27, None, None)
 _register("motionbert_lite_81", 81, None, None)
 _register("motionbert_lite_243", 243, 16.002, 131.09)
-_register("motionbert_243", 243, None, None, **_FULL)
+_register("motionbert_243", 243, None, None, **FULL)
 _register("hot_motionbert_27", 27, None, None, prune_block=1, keep_frames=9, recovery="tra")
 _register("hot_motionbert_81", 81, None, None, prune_block=1, keep_frames=27, recovery="tra")
 _register("hot_motionbert_243", 243, 16.348, 63.21, prune_block=1, keep_frames=81, recovery="tra")
-_register("hot_motionbert_full_243", 243, None, None, prune_block=1, keep_frames=81, recovery="tra", **_FULL)
+_register("hot_motionbert_full_243", 243, None, None, prune_block=1, keep_frames=81, recovery="tra", **FULL)
 _register("tpc_motionbert_27", 27, None, None, prune_block=1, keep_frames=9, keep_center=True)
 _register("tpc_motionbert_81", 81, None, None, prune_block=1, keep_frames=27, keep_center=True)
 _register("tpc_motionbert_243", 243, 16.002, 61.04, prune_block=1, keep_frames=81, keep_center=True)
 _register("tpc_motionbert_243_n2f121", 243, 16.002, 91.38, prune_block=2, keep_frames=121, keep_center=True)
-_register("tpc_motionbert_full_243", 243, None, None, prune_block=1, keep_frames=81, keep_center=True, **_FULL)
+_register("tpc_motionbert_full_243", 243, None, None, prune_block=1, keep_frames=81, keep_center=True, **FULL)

@@ -15,6 +15,7 @@ from .mesh_upsample import mesh_upsample
 from .ppt_select import gather_tokens, ppt_select
 from .pruned_attention import PrunedAttentionResult, pruned_attention, pruned_attention_packed
 from .rasterize import Raster, rasterize
+from .strassen_linear import StrassenWeight, strassen_linear, strassen_pack
 from .token_map import TokenCsr, map2token, token2map, token_csr, token_resample
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "MeshTopology",
     "PrunedAttentionResult",
     "Raster",
+    "StrassenWeight",
     "TokenCsr",
     "bipartite_soft_matching",
     "cluster_merge",
@@ -50,6 +52,8 @@ __all__ = [
     "pruned_attention",
     "pruned_attention_packed",
     "rasterize",
+    "strassen_linear",
+    "strassen_pack",
     "token2map",
     "token_csr",
     "token_resample",
@@ -74,5 +78,6 @@ def op_backends() -> dict[str, tuple[str, ...]]:
         "ppt_select",
         "mesh_upsample",
         "rasterize",
+        "strassen_linear",
     )
     return {stem: importlib.import_module(f".{stem}", __name__).BACKENDS for stem in stems}

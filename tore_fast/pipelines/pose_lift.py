@@ -30,17 +30,17 @@ class LiftedClip(NamedTuple):
     windows: int
 
 
-def trained_facts(model: str | Path) -> dict:
-    """What a trained folder (or "default") says about its training: fps, normalise, validation errors ...; {} if nothing."""
+def trained_facts(model: str | Path, checkpoint: str | Path | None = None) -> dict:
+    """What the weights' folder (or "default") says about its training: fps, normalise, validation errors ...; {} if nothing."""
     from ..models._hub import read_config
 
-    folder = BUILT_IN if str(model) == "default" else Path(model)
+    folder = Path(checkpoint) if checkpoint is not None else BUILT_IN if str(model) == "default" else Path(model)
     return read_config(folder) if folder.is_dir() else {}
 
 
-def trained_fps(model: str | Path) -> float | None:
+def trained_fps(model: str | Path, checkpoint: str | Path | None = None) -> float | None:
     """Frame rate of the training motions, where the folder says so."""
-    fps = trained_facts(model).get("fps")
+    fps = trained_facts(model, checkpoint).get("fps")
     return None if fps is None else float(fps)
 
 
@@ -60,7 +60,7 @@ def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overr
             raise ValueError(f"--checkpoint {checkpoint}: {model} is a folder with weights of its own; give a registered model name")
         loaded = load_pretrained(model, **overrides)
     elif checkpoint is not None and Path(checkpoint).is_dir():
-        loaded = load_pretrained(checkpoint, **overrides)
+        loaded = load_pretrained(checkpoint, **{**_pruning_of(str(model), checkpoint), **overrides})
     elif checkpoint is None:
         raise ValueError(f"{model}: not a folder with trained weights; give --checkpoint with a registered model name")
     elif str(model) == "default":
@@ -69,6 +69,22 @@ def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overr
         loaded = _load_named(str(model), checkpoint, overrides)
     _check_host(loaded, model)
     return loaded.eval()
+
+
+def _pruning_of(model: str, folder: str | Path) -> dict:
+    """Pruning fields of the named model for the weights of a folder; {} where the folder was trained as just that model."""
+    from ..models import create_model
+    from ..models._hub import read_config
+
+    stored = read_config(folder)
+    if model in ("default", stored.get("model")):
+        return {}
+    with torch.device("meta"):
+        named, held = create_model(model), create_model(stored["model"], **stored.get("config", {}))
+    if type(named) is not type(held) or named.config.frames != held.config.frames:
+        what = f"{type(held).__name__.lower()} for {held.config.frames} frames" if type(held).__name__ in HOSTS else stored["model"]
+        raise ValueError(f"{folder}: holds weights of {what}, --model is {model}")
+    return {f.name: getattr(named.config, f.name) for f in dataclasses.fields(PruneConfig)}
 
 
 def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn.Module:
