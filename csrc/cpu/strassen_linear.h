@@ -1,4 +1,4 @@
-// y = act(x W^T + bias) + residual by Strassen's products (7 instead of 8 of half the size, `level` times over), float32.
+// y = act(norm(x) W^T + bias) + residual by Strassen's products (7 instead of 8 of half the size, `level` times over), float32.
 // In: x [rows, in] and a weight packed by strassen_pack. Out: y [rows, out]. Next on the way: csrc/torch/strassen_linear.cpp.
 //
 // Rows of x and of W are brought to largest magnitudes in [1, 2) by powers of two, so the sums of blocks neither overflow
@@ -43,9 +43,10 @@ struct StrassenLinear {
   const float* packed;    // see above
   const float* column;    // [out] what the columns of the packed product are to be multiplied by
   const float* bias;      // [out] or null
-  const float* residual;  // [rows, out] or null
-  float* y;               // [rows, out]
-  int64_t rows, in, out;
+  const float* residual;  // [rows, out] or null (null if split > 1)
+  float* y;               // [split, rows, out / split]
+  int64_t rows, in, out, split;
+  float norm_eps;  // >= 0: rows are normalised first (LayerNorm without weight and bias)
   int level;
   StrassenAct act;
 

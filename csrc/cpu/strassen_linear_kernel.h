@@ -7,6 +7,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "strassen_linear.h"
 
@@ -226,25 +227,51 @@ inline lanes activate(lanes v, StrassenAct act) {
   return v;
 }
 
-// y = act(tile * row * column + bias) + residual for `rows` rows of `vectors` vectors; column null: 1
-inline void emit(const StrassenLinear& p, const float* tile, const float* row, int64_t r0, int64_t rows, int64_t column0,
-                 int64_t vectors, bool scaled) {
+// y = act(tile * row * column + bias) + residual for `rows` rows of up to kPanel vectors, which lie `stride` floats apart
+// in `tile`; not `scaled`: without the factors.
+inline void emit(const StrassenLinear& p, const float* tile, int64_t stride, const float* row, int64_t r0, int64_t rows,
+                 int64_t column0, int64_t vectors, bool scaled) {
+  const int64_t width = p.out / p.split;
+  int64_t at[kPanel];  // of row 0
+  for (int64_t j = 0; j < vectors; ++j) {
+    const int64_t column = column0 + j * kLanes, part = p.split > 1 ? column / width : 0;
+    at[j] = part * p.rows * width + column - part * width;
+  }
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t at = (r0 + i) * p.out + column0;
     const lanes scale = all(row[i]);
     for (int64_t j = 0; j < vectors; ++j) {
-      const int64_t c = j * kLanes;
-      lanes v = get(tile + i * vectors * kLanes + c);
+      const int64_t column = column0 + j * kLanes, to = at[j] + (r0 + i) * width;
+      lanes v = get(tile + i * stride + j * kLanes);
       if (scaled) {  // the smaller first: nothing overflows on the way to a result that does not
-        const lanes other = get(p.column + column0 + c);
+        const lanes other = get(p.column + column);
         v = v * (other < scale ? other : scale) * (other < scale ? scale : other);
       }
-      if (p.bias) v += get(p.bias + column0 + c);
+      if (p.bias) v += get(p.bias + column);
       v = activate(v, p.act);
-      if (p.residual) v += get(p.residual + at + c);
-      put(p.y + at + c, v);
+      if (p.residual) v += get(p.residual + to);
+      put(p.y + to, v);
     }
   }
+}
+
+// to = (x - mean) / sqrt(variance + eps); false if that is not finite.
+inline bool normalise(const float* x, int64_t count, float eps, float* to) {
+  lanes sum{};
+  for (int64_t k = 0; k < count; k += kLanes) sum += get(x + k);
+  float total = 0.f;
+  for (int i = 0; i < kLanes; ++i) total += sum[i];
+  const float mean = total / float(count);
+  lanes squares{};
+  for (int64_t k = 0; k < count; k += kLanes) {
+    const lanes v = get(x + k) - mean;
+    squares += v * v;
+    put(to + k, v);
+  }
+  total = 0.f;
+  for (int i = 0; i < kLanes; ++i) total += squares[i];
+  const float inverse = 1.f / __builtin_sqrtf(total / float(count) + eps);
+  for (int64_t k = 0; k < count; k += kLanes) put(to + k, get(to + k) * inverse);
+  return total < std::numeric_limits<float>::infinity();  // false for NaN too
 }
 
 inline int64_t linear_scratch(const StrassenLinear& p, int64_t units) {
@@ -260,17 +287,25 @@ inline void linear_chunk(const StrassenLinear& p, int64_t r0, int64_t rows, int6
   float* copy = sums + block_rows * depth;     // [padded, in]
   float *factor = copy + padded * p.in, *power = factor + padded;
   const float* x = p.x + r0 * p.in;
-  bool usual = rows == padded;
+  bool copied = p.norm_eps >= 0.f || rows != padded;
   for (int64_t r = 0; r < padded; ++r) {
-    power[r] = 1.f;
-    const bool finite = r >= rows || row_power(x + r * p.in, p.in, power + r);
-    usual = usual && finite;
-    factor[r] = finite ? 1.f / power[r] : 0.f;
+    power[r] = factor[r] = 1.f;
+    if (r >= rows) continue;
+    bool finite;
+    if (p.norm_eps >= 0.f) {
+      finite = normalise(x + r * p.in, p.in, p.norm_eps, copy + r * p.in);  // no entry above sqrt(in)
+    } else {
+      finite = row_power(x + r * p.in, p.in, power + r);
+      factor[r] = 1.f / power[r];
+    }
+    if (!finite) factor[r] = 0.f;
+    copied = copied || !finite;
   }
-  if (!usual) {  // rows that are missing or not finite: 0 in the sums
+  if (copied) {  // rows that are missing or not finite: 0 in the sums
     for (int64_t r = 0; r < padded; ++r) {
-      if (r < rows && factor[r] != 0.f) std::memcpy(copy + r * p.in, x + r * p.in, p.in * sizeof(float));
-      else std::memset(copy + r * p.in, 0, p.in * sizeof(float));
+      float* to = copy + r * p.in;
+      if (r >= rows || factor[r] == 0.f) std::memset(to, 0, p.in * sizeof(float));
+      else if (p.norm_eps < 0.f) std::memcpy(to, x + r * p.in, p.in * sizeof(float));
     }
     x = copy;
   }
@@ -297,7 +332,8 @@ inline void linear_chunk(const StrassenLinear& p, int64_t r0, int64_t rows, int6
           const StrassenTerm& y = product->y[i];
           const int64_t r = y.block / grid * block_rows + first, there = rows - r < count ? rows - r : count;
           if (!y.last || there <= 0) continue;
-          emit(p, result[i].tile, power + r, r0 + r, there, y.block % grid * columns + begin * kLanes, vectors, true);
+          emit(p, result[i].tile, vectors * kLanes, power + r, r0 + r, there, y.block % grid * columns + begin * kLanes,
+               vectors, true);
         }
       }
       w += size;
@@ -309,9 +345,9 @@ inline void linear_chunk(const StrassenLinear& p, int64_t r0, int64_t rows, int6
     for (int64_t n = 0; n < p.out; ++n) {
       float sum = 0.f;
       for (int64_t k = 0; k < p.in; ++k) sum += from[k] * p.weight[n * p.in + k];
-      results[n] = sum;
+      results[n] = p.norm_eps >= 0.f ? std::numeric_limits<float>::quiet_NaN() : sum;
     }
-    emit(p, results, &one, r0 + r, 1, 0, p.out / kLanes, false);
+    for (int64_t n = 0; n < p.out; n += kLanes) emit(p, results + n, 0, &one, r0 + r, 1, n, 1, false);
   }
 }
 

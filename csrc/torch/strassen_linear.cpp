@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor> strassen_pack_cpu(const Tensor& weight_in, int64_t le
   const int64_t out = weight.size(0), in = weight.size(1);
   check_level(level, in, out);
   const int64_t count = cpu::strassen_count(int(level));
-  Tensor packed = torch::stable::new_empty(weight, {count, (in * out) >> (2 * level)});
+  Tensor packed = empty_floats(weight, {count, (in * out) >> (2 * level)}, false);
   Tensor column = torch::stable::new_empty(weight, {out});
   cpu::StrassenPack p{weight.const_data_ptr<float>(), nullptr, packed.mutable_data_ptr<float>(), in, out, int(level)};
   cpu::strassen_column(p, column.mutable_data_ptr<float>());
@@ -43,7 +43,8 @@ float* scratch_of(int64_t floats) {
 }
 
 Tensor strassen_linear_cpu(const Tensor& x_in, const Tensor& weight_in, const Tensor& packed_in, const Tensor& column_in,
-                           const Optional& bias_in, const Optional& residual_in, int64_t level, int64_t act) {
+                           const Optional& bias_in, const Optional& residual_in, int64_t level, int64_t act,
+                           int64_t split, double norm_eps) {
   const Tensor x = checked(x_in, ScalarType::Float, 2, "strassen_linear: x");
   const Tensor weight = checked(weight_in, ScalarType::Float, 2, "strassen_linear: weight");
   const Tensor packed = checked(packed_in, ScalarType::Float, 2, "strassen_linear: packed weight");
@@ -60,7 +61,9 @@ Tensor strassen_linear_cpu(const Tensor& x_in, const Tensor& weight_in, const Te
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == out, "strassen_linear: bias must be [out]");
   STD_TORCH_CHECK(!residual.has_value() || (residual->size(0) == rows && residual->size(1) == out),
                   "strassen_linear: residual must be [rows, out]");
-  Tensor y = torch::stable::new_empty(x, {rows, out});
+  STD_TORCH_CHECK(split >= 1 && out % (split * cpu::kStrassenGrain) == 0 && (split == 1 || !residual.has_value()),
+                  "strassen_linear: parts must be multiples of ", cpu::kStrassenGrain, " outputs and take no residual");
+  Tensor y = empty_floats(x, {split, rows, out / split});
   const cpu::StrassenLinear p{x.const_data_ptr<float>(),
                               weight.const_data_ptr<float>(),
                               packed.const_data_ptr<float>(),
@@ -71,6 +74,8 @@ Tensor strassen_linear_cpu(const Tensor& x_in, const Tensor& weight_in, const Te
                               rows,
                               in,
                               out,
+                              split,
+                              float(norm_eps),
                               int(level),
                               static_cast<cpu::StrassenAct>(act)};
   torch::stable::parallel_for(0, p.units(), 1, [&](int64_t begin, int64_t end) {

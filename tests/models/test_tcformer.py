@@ -273,6 +273,16 @@ def test_official_file_tells_its_own_config(tmp_path, kind):
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again(image), model(image))
+    (wrapper, state), *_ = ((k, v) for k, v in file.items() if k in ("model", "state_dict"))
+    gone = "block1.0.mlp.fc1.weight" if kind == "classification" else "neck.lateral_convs.0.conv.weight"
+    narrow = {**state, "backbone.norm1.bias" if kind != "classification" else "norm1.bias": torch.zeros(5)}
+    for bad, words in (
+        ({k: v for k, v in state.items() if k != gone}, gone),
+        (narrow, r"1 keys of another shape, first: .*norm1.bias \[5\] \(expected \[64\]\)"),
+    ):
+        torch.save({wrapper: bad}, tmp_path / "damaged.pth")
+        with pytest.raises(ValueError, match=f"damaged.pth: .*{words}"):
+            load_tcformer(tmp_path / "damaged.pth")
     torch.save({"model": {"conv.weight": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not a TCFormer state dict"):
         load_tcformer(tmp_path / "other.pth")
@@ -285,6 +295,8 @@ def test_folder_round_trip(tmp_path):
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model(image), again(image)) and again.config == model.config
+    with pytest.raises(ValueError, match="does not fit tcformer_light_wflw: .* of another shape"):
+        load_pretrained(tmp_path, num_keypoints=5)
 
 
 def test_bad_input_is_one_clear_error():

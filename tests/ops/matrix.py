@@ -182,6 +182,9 @@ CASES = (
     Case("mesh_upsample", "mesh_upsample", sparse_matrix,
          lambda t, i: (ops.mesh_upsample(t["x"], ops.CsrMatrix(*(t[n] for n in "abcdef")), impl=i),), ("x",)),
     Case("strassen_linear", "strassen_linear", linear_layer, strassen_linear, ("x", "w", "bias", "residual"), spoil="x"),
+    Case("strassen_linear-norm", "strassen_linear", linear_layer,
+         lambda t, i: ops.strassen_linear(t["x"], ops.strassen_pack(t["w"]), t["bias"], act="relu", split=2, norm_eps=1e-5, impl=i),
+         ("x", "w", "bias"), spoil="x", tol=2e-5),
     Case("rasterize", "rasterize", triangles, lambda t, i: ops.rasterize(t["x"], t["faces"], 16, 14, impl=i),
          indices=lambda t: {0: max(t["faces"].shape[0], 1)}, spoil="x"),
 )  # fmt: skip

@@ -107,12 +107,31 @@ def test_rows_that_are_not_finite_spoil_no_other(bad, act):
 
 
 @needs_kernel
+@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize("rows", [3, 200])
+def test_normalised_rows_and_parts(split, rows):
+    """LayerNorm in front, q, k and v as contiguous tensors; a row that is not finite stays alone here too."""
+    x, w, b, _ = make(rows, 128, 192)
+    x = x * torch.logspace(-1, 4, rows)[:, None] + 1
+    want = F.linear(F.layer_norm(x.double(), (128,), eps=1e-6), w.double(), b.double())
+    x[1, 5] = float("inf")
+    got = strassen_linear(x, strassen_pack(w, 1), b, split=split, norm_eps=1e-6, impl="cpu")
+    parts = (got,) if split == 1 else got
+    assert len(parts) == split and all(p.is_contiguous() and p.shape == (rows, 192 // split) for p in parts)
+    got = torch.cat(parts, dim=1)
+    others = [r for r in range(rows) if r != 1]
+    torch.testing.assert_close(got[others].double(), want[others], rtol=0, atol=3e-5)
+    assert got[1].isnan().all()
+
+
+@needs_kernel
 def test_opcheck():
     x, w, b, residual = make(9, 64, 32)
     packed = strassen_pack(w, 1)
-    args = (x.requires_grad_(), w.requires_grad_(), packed.packed, packed.column, b.requires_grad_(), residual.requires_grad_(), 1)
+    args = (x.requires_grad_(), w.requires_grad_(), packed.packed, packed.column, b.requires_grad_())
     for act in range(3):
-        torch.library.opcheck(torch.ops.tore_fast.strassen_linear, (*args, act))
+        torch.library.opcheck(torch.ops.tore_fast.strassen_linear, (*args, residual.requires_grad_(), 1, act, 1, -1.0))
+    torch.library.opcheck(torch.ops.tore_fast.strassen_linear, (*args, None, 1, 2, 2, 1e-5))
     torch.library.opcheck(torch.ops.tore_fast.strassen_pack, (w.detach(), 1))
 
 
@@ -134,6 +153,8 @@ def test_errors():
         strassen_linear(torch.zeros(2, 64), w)
     with pytest.raises(ValueError, match=r"strassen_linear: residual must be \[2, 64\], got \[64\]"):
         strassen_linear(torch.zeros(2, 128), w, residual=torch.zeros(64))
+    with pytest.raises(ValueError, match="split must divide N into multiples of 16 and goes without residual, got 3 for N 64"):
+        strassen_linear(torch.zeros(2, 128), w, split=3)
     with pytest.raises(ValueError, match="act must be one of"):
         strassen_linear(torch.zeros(2, 128), w, act="tanh")
     with pytest.raises(ValueError, match=r"strassen_pack: level must be 0..2 .* got level 2 for \[96, 64\]"):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ..ops.strassen_linear import deepest_level, strassen_linear, strassen_pack, why_not
+from ..ops.strassen_linear import StrassenWeight, deepest_level, strassen_linear, strassen_pack, why_not
 from .frozen import Frozen
 
 Act = Literal["none", "gelu", "relu"]
@@ -81,6 +81,24 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
     return product(x, weight, bias, act, [], "none" if act == "gelu" else "")
 
 
+def _strassen(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm | None, owner: Frozen, name: Hashable
+) -> tuple[StrassenWeight, Tensor | None, float | None] | None:
+    """What strassen_linear takes beside x, kept by `owner`, or None where oneDNN's product is the better one."""
+    level = strassen_level(x.numel() // x.shape[-1], *weight.shape)
+    if level is None or why_not("cpu", x) is not None:
+        return None
+    if norm is None:
+        return owner.kept(("strassen", level, name), (weight,), lambda: strassen_pack(weight, level)), bias, None
+
+    def folded() -> tuple[StrassenWeight, Tensor]:
+        shift = F.linear(norm.bias, weight, bias)
+        return strassen_pack(weight * norm.weight, level), shift
+
+    sources = tuple(t for t in (weight, bias, norm.weight, norm.bias) if t is not None)
+    return *owner.kept(("strassen", level, name, "norm"), sources, folded), norm.eps
+
+
 def product(
     x: Tensor,  # [..., K]
     weight: Tensor,  # [N, K]
@@ -89,31 +107,34 @@ def product(
     act: Act = "none",
     owner: Frozen | None = None,
     name: Hashable = None,
+    norm: nn.LayerNorm | None = None,
 ) -> Tensor:  # [..., N]
-    """act(x W^T + b) + residual.
+    """act(norm(x) W^T + b) + residual.
 
     Args:
         owner, name: a module that keeps the packed weight under this name while it is frozen.
     """
     packed = owner is not None and owner.frozen
-    if (residual is None or act == "none") and onednn_fits(x, weight, packed):
-        if residual is not None:
-            residual = residual.expand(*x.shape[:-1], weight.shape[0])
-        if packed:
-            rows = x.numel() // x.shape[-1]
-            level = strassen_level(rows, *weight.shape)
-            if level is not None and why_not("cpu", x) is None:
-                made = owner.kept(("strassen", level, name), (weight,), lambda: strassen_pack(weight, level))
-                return strassen_linear(x, made, bias, residual, act)
-            pack = torch.ops.mkldnn._reorder_linear_weight
-            weight = owner.kept(("packed", name), (weight,), lambda: pack(weight, rows))
-        return _onednn(x, weight, bias, residual, act)
-    out = ACTS[act](F.linear(x, weight, bias))
-    return out if residual is None else residual + out
+    fits = (residual is None or act == "none") and onednn_fits(x, weight, packed)
+    if fits and residual is not None:
+        residual = residual.expand(*x.shape[:-1], weight.shape[0])
+    if fits and packed:
+        made = _strassen(x, weight, bias, norm, owner, name)
+        if made is not None:
+            weight, bias, eps = made
+            return strassen_linear(x, weight, bias, residual, act, norm_eps=eps)
+    x = x if norm is None else norm(x)
+    if not fits:
+        out = ACTS[act](F.linear(x, weight, bias))
+        return out if residual is None else residual + out
+    if packed:
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        weight = owner.kept(("packed", name), (weight,), lambda: pack(weight, x.numel() // x.shape[-1]))
+    return _onednn(x, weight, bias, residual, act)
 
 
 class Dense(Frozen, nn.Linear):
-    """dropout(act(x W^T + b)) + residual; parameters and keys of nn.Linear.
+    """dropout(act(norm(x) W^T + b)) + residual; parameters and keys of nn.Linear.
 
     Args:
         drop: dropout rate, in training mode.
@@ -134,13 +155,26 @@ class Dense(Frozen, nn.Linear):
         residual: Tensor | None = None,  # [..., N]
         act: Act = "none",
         part: tuple[int, int] | None = None,
+        norm: nn.LayerNorm | None = None,
     ) -> Tensor:  # [..., N]
-        """`part`: only the outputs from .. to (rows of the weight)."""
+        """`part`: only the outputs from .. to (rows of the weight). `norm`: what x goes through first."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if part is not None:
             weight, bias = weight[slice(*part)], None if bias is None else bias[slice(*part)]
         if not (self.training and self.drop):
-            return product(x, weight, bias, residual, act, self, part)
+            return product(x, weight, bias, residual, act, self, part, norm)
+        x = x if norm is None else norm(x)
         out = F.dropout(ACTS[act](F.linear(x, weight, bias)), self.drop)
         return out if residual is None else residual + out
+
+    def parts(self, x: Tensor, count: int, norm: nn.LayerNorm | None = None) -> tuple[Tensor, ...]:
+        """The outputs in `count` contiguous tensors [..., N / count]: q, k and v of one layer."""
+        if self.frozen and onednn_fits(x, self.weight, True):
+            made = _strassen(x, self.weight, self.bias, norm, self, None)
+            if made is not None:
+                weight, bias, eps = made
+                return strassen_linear(x, weight, bias, split=count, norm_eps=eps)
+        x = x if norm is None else norm(x)
+        width = self.out_features // count
+        return tuple(self(x, part=(i * width, (i + 1) * width)) for i in range(count))

@@ -108,6 +108,7 @@ class TCFormer(nn.Module):
     """TCFormer backbone with an optional classifier.
 
     Example:
+        >>> import torch
         >>> model = TCFormer(TCFormerConfig(num_classes=10))
         >>> model(torch.rand(2, 3, 224, 224)).shape
         torch.Size([2, 10])

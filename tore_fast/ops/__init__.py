@@ -3,6 +3,7 @@
 from .. import _ext  # noqa: F401  (registers the compiled kernels)
 from . import _schema  # noqa: F401  (schemas before kernels)
 from ._dispatch import BackendUnavailable
+from ._memory import kept_memory, release_memory
 from ._sparse import CsrMatrix, MeshTopology, csr_matrix, mesh_topology
 from .bipartite_match import MatchPlan, MergedTokens, bipartite_soft_matching, merge, unmerge
 from .cluster_merge import ClusterMerge, ClusterMergeTokens, cluster_merge, cluster_merge_tokens
@@ -42,6 +43,7 @@ __all__ = [
     "dpc_knn_cluster",
     "dpc_knn_cluster_merge",
     "gather_tokens",
+    "kept_memory",
     "knn_density",
     "map2token",
     "merge",
@@ -52,6 +54,7 @@ __all__ = [
     "pruned_attention",
     "pruned_attention_packed",
     "rasterize",
+    "release_memory",
     "strassen_linear",
     "strassen_pack",
     "token2map",

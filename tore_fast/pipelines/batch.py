@@ -172,6 +172,14 @@ def results(out: str | Path) -> Iterator[dict[str, np.ndarray]]:
         yield folder.load(unit)
 
 
+def failures(out: str | Path) -> Iterator[str]:
+    """Of each picture that gave nothing, why; the text names it."""
+    folder = BatchFolder(out)
+    for unit in sorted(folder.done()):
+        with np.load(folder.result_path(unit)) as part:
+            yield from (str(error) for error in part["image_error"] if error)
+
+
 # ---- one worker ----------------------------------------------------------------------------------------------------------
 
 

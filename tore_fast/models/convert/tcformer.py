@@ -124,11 +124,13 @@ def load_tcformer(path: str | Path, **overrides) -> TCFormer | TCFormerPose:
     state = convert_tcformer(checkpoint)
     try:
         fields = fields_of_state(state)
+        if is_mmpose(checkpoint):
+            fields["stem_norm_eps"] = 1e-6
+        config = tcformer_config({**fields, **overrides}, state)
+    except KeyError as e:
+        raise ValueError(f"{path}: the file has no {e.args[0]!r}; expected a whole TCFormer state dict") from None
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
-    if is_mmpose(checkpoint):
-        fields["stem_norm_eps"] = 1e-6
-    config = tcformer_config({**fields, **overrides}, state)
     model = TCFormerPose(config) if isinstance(config, TCFormerPoseConfig) else TCFormer(config)
     load_strict(model, state, str(path))
     return model.eval()

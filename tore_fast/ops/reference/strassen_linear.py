@@ -1,4 +1,4 @@
-"""Plain torch strassen_linear: one product, bias, activation, residual. Any device, any floating dtype."""
+"""Plain torch strassen_linear: norm, one product, bias, activation, residual. Any device, any floating dtype."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ def strassen_linear_reference(
     bias: Tensor | None,  # [N]
     residual: Tensor | None,  # [..., N]
     act: str,
+    norm_eps: float | None = None,
 ) -> Tensor:  # [..., N]
     with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # autocast knows no meta device
+        if norm_eps is not None:
+            x = F.layer_norm(x, x.shape[-1:], eps=norm_eps)
         out = ACTS[act](F.linear(x, weight, bias))
         return out if residual is None else residual + out
