@@ -14,7 +14,7 @@ from tore_fast.body import load_body
 from tore_fast.cli._training import check_crops, config_overrides, start_model
 from tore_fast.data.synth import SynthGenerator, normalize_images
 from tore_fast.models import create_model, save_pretrained
-from tore_fast.ops.dpc_knn_cluster import dpc_knn_cluster
+from tore_fast.ops.dpc_knn_cluster import dpc_knn_cluster, why_not
 
 TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1))
 
@@ -81,7 +81,8 @@ def test_memory_is_linear_in_the_tokens_up_to_a_megapixel():
     small, middle, large = found.values()
     assert small > 3, "no peak was seen"
     assert middle < 6 * small + 20 and large < 6 * middle
-    assert large < 400  # one 65,536 x 65,536 matrix would be 16,384, one of the 16,384 tokens of stage 2 1,024
+    # one 65,536 x 65,536 matrix would be 16,384, one of the 16,384 tokens of stage 2 1,024; the references keep those of the parts
+    assert large < (400 if why_not("cpu", torch.empty(1, 1, 1)) is None else 900)
 
 
 def test_command_line_overrides(tmp_path):

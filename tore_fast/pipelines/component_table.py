@@ -103,7 +103,7 @@ class ComponentTable:
         base = next(r for r in self.rows if r.get("blocks") == host.config.depth and r["tokens"] == _kept(host))
         ms = base["cpu_ms"] + 1000 * (time.process_time() - start) / frames
         joints = [self.joints(*p) for p in posed]
-        self._add(name, joints, gmacs=base["gmacs"] + motion_macs(motion, num_steps) / 1e9, blocks=base["blocks"],
+        self._add(name, joints, gmacs=base["gmacs"] + motion_macs(motion, num_steps, overlap) / 1e9, blocks=base["blocks"],
                   tokens=base["tokens"], cpu_ms=ms)  # fmt: skip
 
 
@@ -113,8 +113,8 @@ def _kept(host: HMR2) -> int:
     return n if merging is None else n - sum(merging.schedule(n, host.config.depth))
 
 
-def motion_macs(motion: FastHMRMotion, num_steps: int = 1) -> float:
-    """Multiply-adds per frame of the motion decoder."""
+def motion_macs(motion: FastHMRMotion, num_steps: int = 1, overlap: int = 0) -> float:
+    """Multiply-adds per frame of the motion decoder on a long video, whose clips share `overlap` frames."""
     import copy
 
     from ..models._count import count_module
@@ -122,7 +122,7 @@ def motion_macs(motion: FastHMRMotion, num_steps: int = 1) -> float:
     c = motion.config
     tokens = torch.empty(1, c.frames, c.condition_dim, device="meta")
     _, macs = count_module(copy.deepcopy(motion), tokens, None, num_steps)
-    return macs / c.frames
+    return macs / (c.frames - overlap)
 
 
 def markdown(rows: Sequence[dict]) -> str:

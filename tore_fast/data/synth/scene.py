@@ -120,7 +120,8 @@ def write_scene(scene: Scene, folder: str | Path, frames: int, fps: float | None
     `boxes.csv` and `masks/` are as `tore-fast hmr` takes them.
     """
     folder = Path(folder)
-    (folder / "frames").mkdir(parents=True, exist_ok=True)
+    pictures = folder / "frames" if fps is None else folder
+    pictures.mkdir(parents=True, exist_ok=True)
     rows = ["frame,track,x0,y0,x1,y1"]
     writer = None
     if fps is not None:
@@ -132,7 +133,7 @@ def write_scene(scene: Scene, folder: str | Path, frames: int, fps: float | None
         if writer is not None:
             writer.append_data(made.picture)
         else:
-            Image.fromarray(made.picture).save(folder / "frames" / f"{index:06d}.png", compress_level=1)
+            Image.fromarray(made.picture).save(pictures / f"{index:06d}.png", compress_level=1)
         rows += [f"{index},{k},{','.join(f'{v:.0f}' for v in box)}" for k, box in made.boxes.items()]
         for k, mask in made.masks.items():
             path = folder / "masks" / str(k) / f"{index:06d}.png"
