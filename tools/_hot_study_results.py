@@ -65,6 +65,11 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
     clips = film(resampled(found.items["test"], FPS), NOISE_PX, CAMERA_SEED)
     before = json.loads(target.read_text()) if target.is_file() else {}
     old, rows, reused = before.get("rows", {}), dict(before.get("rows", {})), dict(before.get("reused", {}))
+    train = np.concatenate([c.pose for c in film(resampled(found.items["train"], FPS), 0.0, 1)])
+    facts = {"test_frames": sum(len(c) for c in clips), "test_clips": len(clips), "noise_px": NOISE_PX, "fps": FPS,
+             "train_clips": len(found.items["train"]), "validation_clips": len(found.items["validation"]),
+             "torch": torch.__version__}  # fmt: skip
+    around = {"facts": facts, "baseline": {"constant mean pose": constant(clips, train.mean(0))}, "maps": maps(out, clips)}
     for run, command in commands.items():
         export = out / run / "export"
         if not (export / "config.json").is_file():
@@ -77,7 +82,7 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
             "validation": meta["validation"], "best_step": meta["step"], **cost(model), **errors(model, clips),
             "curve": curve(out / run / "metrics.jsonl"), "times": old.get(run, {}).get("times"),
         }  # fmt: skip
-        if name in ("mixste", "hot_mixste", "motionbert", "hot_motionbert"):
+        if name in ("mixste", "hot_mixste", "motionbert"):
             rows[run]["middle_mpjpe"] = middle_frames(model, clips)
         print(f"{run}: test {rows[run]['test']['mpjpe']:.1f} mm", flush=True)
         for title, (start, changes) in REUSED.items():
@@ -88,13 +93,12 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
                 reused[f"{title}{f' seed {seed}' if seed else ''}"] = {
                     "title": title, "row": name, "seed": seed, "changes": changes, **cost(other), **errors(other, clips),
                 }  # fmt: skip
-    train = np.concatenate([c.pose for c in film(resampled(found.items["train"], FPS), 0.0, 1)])
-    facts = {"test_frames": sum(len(c) for c in clips), "test_clips": len(clips), "noise_px": NOISE_PX, "fps": FPS,
-             "train_clips": len(found.items["train"]), "validation_clips": len(found.items["validation"]),
-             "torch": torch.__version__}  # fmt: skip
+        write(target, rows, reused, around)  # after every run: a kill costs one
+
+
+def write(target: Path, rows: dict, reused: dict, around: dict) -> None:
     order = lambda entries, names: dict(sorted(entries.items(), key=lambda e: (names.index(e[1]["title"]), e[1]["seed"])))
-    result = {"facts": facts, "baseline": {"constant mean pose": constant(clips, train.mean(0))},
-              "rows": order(rows, [*TITLES.values()]), "reused": order(reused, [*REUSED]), "maps": maps(out, clips)}  # fmt: skip
+    result = {**around, "rows": order(rows, [*TITLES.values()]), "reused": order(reused, [*REUSED])}
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
 
