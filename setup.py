@@ -31,6 +31,8 @@ DEFAULT_ARCHS = "8.0;9.0+PTX"  # newer GPUs compile the PTX at first use
 
 
 CXX = os.environ.get("CXX", "g++")
+# sources of x86 only and what they are compiled for; csrc/cpu/simd.h asks the processor before it calls them
+SIMD = {"_avx2.cpp": " -mavx2 -mfma", "_avx512.cpp": " -mavx512f -mavx2 -mfma"}
 
 
 def package_dir(name: str) -> Path:
@@ -112,7 +114,7 @@ class NinjaBuildExt(build_ext):
             cuda, objs = ext.name.endswith("_cuda"), []
             for src in ext.sources:
                 obj, kind = out / (src + ".o"), Path(src).parent.name
-                simd = " -mavx2 -mfma" if src.endswith("_avx2.cpp") else ""
+                simd = next((flags for end, flags in SIMD.items() if src.endswith(end)), "")
                 rule = "nvcc" if kind in ("cuda", "torch_cuda") else "cxx"
                 text.append(f"build {obj}: {rule} {ROOT / src}\n  flags = {flags[kind]}{simd}")
                 objs.append(str(obj))
@@ -176,7 +178,7 @@ def extensions() -> list[Extension]:
         return []
     x86 = platform.machine() in ("x86_64", "AMD64")
     headers = sources("*", "*.h", "*.cuh")  # as `depends` they get into an sdist
-    cpu = [s for s in sources("cpu", "*.cpp") if x86 or not s.endswith("_avx2.cpp")]
+    cpu = [s for s in sources("cpu", "*.cpp") if x86 or not s.endswith(tuple(SIMD))]
     exts = [Extension("tore_fast._C", ["csrc/python/module.cpp", *sources("torch", "*.cpp"), *cpu], depends=headers)]
     if find_nvcc():
         cuda = [*sources("torch_cuda", "*.cpp"), *sources("cuda", "*.cu")]

@@ -2,8 +2,8 @@
 
 In: a callable (a contender on its inputs) from harness.py; out: bytes for the memory column and the "max" rows.
 CUDA: the caching allocator's peak above what was held before the call. CPU: growth of the process's peak resident set
-during the call (Linux only: /proc/self/clear_refs sets the peak back); pages that malloc kept from earlier calls are
-given back first, so that they are counted again when the call takes them.
+during the call (Linux only: /proc/self/clear_refs sets the peak back); pages that malloc or our kernels kept from earlier
+calls are given back first, so that they are counted again when the call takes them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from tore_fast.ops import release_memory
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -34,6 +36,7 @@ def peak_growth(call: Callable[[], object], device: str) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if not sys.platform.startswith("linux"):
         return None
+    release_memory()
     ctypes.CDLL(None).malloc_trim(0)
     try:
         _CLEAR.write_text("5")

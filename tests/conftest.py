@@ -31,6 +31,20 @@ def mesh_data(request) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def body():
+    from tore_fast.body import load_body
+
+    return load_body("free")
+
+
+@pytest.fixture(scope="module")
+def hand():
+    from tore_fast.body import load_body
+
+    return load_body("free_hand")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -192,7 +192,7 @@ def plot(results: Path, out: Path) -> list[Path]:
                           capsize=2, markersize=4)  # fmt: skip
         if shown:
             axis.set_xscale("log")
-            axis.margins(x=0.15)
+            axis.margins(x=0.15, y=0.2)
             _name_points(axis, [(n, x, spread(found[n], "easy_pa_mpjpe_mm").mean) for n, x in shown])
         else:
             axis.text(0.5, 0.5, "not measured yet", ha="center", transform=axis.transAxes)
@@ -230,22 +230,38 @@ def plot(results: Path, out: Path) -> list[Path]:
 
 
 def _name_points(axis, points: list[tuple[str, float, float]], size: float = 6.0) -> None:
-    """Names beside their points, each as near as it goes without covering another name."""
+    """Names inside the axes, each as near to its point as it goes without covering a name, a point or a line to one."""
+    import numpy as np
     from matplotlib.transforms import Bbox
 
     axis.autoscale_view()  # limits, before places are read off
-    to_points = axis.transData + axis.figure.dpi_scale_trans.inverted()
-    taken: list[Bbox] = []
-    for name, x, y in sorted(points, key=lambda p: p[2]):
-        left, base = 72 * to_points.transform((x, y))
-        for step in range(40):
-            shift = 2 + (step + 1) // 2 * (size + 1) * (1 if step % 2 else -1)
-            box = Bbox.from_bounds(left + 4, base + shift, 0.6 * size * len(name), size)
-            if not any(box.overlaps(other) for other in taken):
+    axis.figure.tight_layout()
+    to_pt = axis.transData + axis.figure.dpi_scale_trans.inverted()
+    room = Bbox(72 * axis.get_window_extent().transformed(axis.figure.dpi_scale_trans.inverted()).get_points()).padded(-2)
+    at = {name: 72 * to_pt.transform((x, y)) for name, x, y in points}
+    obstacles = [Bbox.from_bounds(*(place - 3), 6, 6) for place in at.values()]
+    drawn: list[np.ndarray] = []  # points along the lines so far
+    angles = np.arange(0, 2 * np.pi, np.pi / 12)
+    offsets = [(8.0, 0.0), *((r * np.cos(a), r * np.sin(a)) for r in np.arange(10, 200, 4.0) for a in angles)]
+    for name, x, y in sorted(points, key=lambda p: -p[2]):
+        width, own = 0.58 * size * len(name), at[name]
+        for dx, dy in offsets:
+            near = own + (dx, dy)  # the end of the name that the line meets
+            box = Bbox.from_bounds(near[0] - (width if dx < 0 else 0), near[1] - size / 2, width, size)
+            line = own + np.linspace(0.2, 0.9, 12)[:, None] * (dx, dy)
+            if (
+                box.x0 >= room.x0 and box.x1 <= room.x1 and box.y0 >= room.y0 and box.y1 <= room.y1
+                and not any(box.overlaps(o) for o in obstacles)
+                and not any(box.contains(*q) for q in drawn)
+                and not any(o.contains(*q) for o in obstacles for q in line[4:])
+            ):  # fmt: skip
                 break
-        taken.append(box)
-        line = {"arrowstyle": "-", "lw": 0.4, "color": "0.6", "shrinkA": 0, "shrinkB": 2} if abs(shift) > 2 * size else None
-        axis.annotate(name, (x, y), fontsize=size, xytext=(4, shift), textcoords="offset points", arrowprops=line)
+        obstacles.append(box)
+        colour = COLOURS[ROWS[name].family] if name in ROWS else "k"
+        arrow = {"arrowstyle": "-", "lw": 0.4, "color": colour, "shrinkA": 0, "shrinkB": 2}
+        axis.annotate(name, (x, y), fontsize=size, color=colour, xytext=(dx, dy), textcoords="offset points", va="center_baseline",
+                      ha="right" if dx < 0 else "left", arrowprops=None if dy == 0 and dx <= 10 else arrow)  # fmt: skip
+        drawn.extend(line)
 
 
 def _save(figure, path: Path) -> Path:

@@ -3,7 +3,7 @@
   python tools/fasthmr_result.py --data MOCAP --out runs/fasthmr
 
 renders clips of the motion files, trains a small host, merges its layers, writes its tokens, trains the motion prior and
-the one-step denoiser, and evaluates the components on the test split. About two hours on one free CPU core; every
+the one-step denoisers, and evaluates the components on the test split. About two hours on one free CPU core; every
 step is a `tore-fast` command, printed before it runs.
 """
 
@@ -22,6 +22,12 @@ MOTION_SIZES = {"latent_tokens": 9, "latent_dim": 128, "ff_size": 256, "heads": 
                 "dist_mlp": 1}  # fmt: skip
 FRAMES = 81
 LARGER_TAUS = (0.5, 1.0, 2.0)  # mm, beside the paper's 0.1
+DECODERS = (  # folder, denoising steps, overlap of the clips in frames, words
+    ("denoiser", 1, 0, "one step"),
+    ("denoiser", 4, 0, "4 steps"),
+    ("corrector", 1, 0, "correcting the host's motion"),
+    ("corrector", 1, 27, "correcting, clips overlap by 27 frames"),
+)
 KEEP, PER_BLOCK = 24, 10  # of 48 tokens, in the proportions of the paper (90 of 192, 40 a block)
 
 
@@ -33,6 +39,8 @@ def main() -> None:
     parser.add_argument("--host-steps", type=int, default=3200)
     parser.add_argument("--vae-steps", type=int, default=2600)
     parser.add_argument("--denoiser-steps", type=int, default=2000)
+    parser.add_argument("--corrector-steps", type=int, default=300)
+    parser.add_argument("--views", type=int, default=6, help="renderings of every training motion for the decoder that corrects the host")
     parser.add_argument("--tau", type=float, default=0.1, help="ECLM's tolerance in mm")
     args = parser.parse_args()
     for name in args.steps:
@@ -102,13 +110,26 @@ def vae(args) -> None:
               "--train.eval-every", 100, "--extra", *sizes)  # fmt: skip
 
 
+def views(args) -> None:
+    tore_fast("train", "fasthmr_clips", "--data", args.data, "--split", "train", "--frames", 300, "--host", args.out / "eclm" / "model",
+              "--tokens", args.out / "tokens_views", "--keep-tokens", KEEP, "--merge-per-block", PER_BLOCK, "--views", args.views)  # fmt: skip
+
+
 def denoiser(args) -> None:
-    folder = args.out / "denoiser"
-    if not _done(folder, args.denoiser_steps):
-        tore_fast("train", "fasthmr", "--stage", "denoiser", "--data", args.out / "tokens_train", "--up", "camera",
-                  "--frames", FRAMES, "--vae", args.out / "vae" / "model", "--train.out", folder, "--train.warmup", 50, "--train.steps",
-                  args.denoiser_steps, "--train.lr", 1e-3, "--train.batch-size", 16, "--train.eval-every", 100,
-                  "--extra", "denoiser_layers", 3)  # fmt: skip
+    _stage2(args, "denoiser", args.denoiser_steps, "tokens_train")
+
+
+def corrector(args) -> None:
+    _stage2(args, "corrector", args.corrector_steps, "tokens_views", "--correct", args.out / "eclm" / "model", "--loss.last-step", 1,
+            "--loss.joints", 1, "--train.ema", 0.98, lr=5e-4, every=50)  # fmt: skip
+
+
+def _stage2(args, name: str, steps: int, tokens: str, *more: object, lr: float = 1e-3, every: int = 100) -> None:
+    folder = args.out / name
+    if not _done(folder, steps):
+        tore_fast("train", "fasthmr", "--stage", "denoiser", "--data", args.out / tokens, "--up", "camera", "--frames", FRAMES,
+                  "--vae", args.out / "vae" / "model", "--train.out", folder, "--train.warmup", 50, "--train.steps", steps, "--train.lr", lr,
+                  "--train.batch-size", 16, "--train.eval-every", every, "--extra", "denoiser_layers", 3, *more)  # fmt: skip
 
 
 def table(args) -> None:
@@ -160,19 +181,20 @@ def table(args) -> None:
     seen = host("+ ECLM + Mask-ToMe", fast, "+ ECLM + Mask-ToMe, smoothed over time")
     host("+ ECLM + Mask-ToMe, ellipse for the mask", fast, masks="ellipse")
     host("+ ECLM + ToMe (no masks)", fast, masks="none")
-    if (args.out / "denoiser" / "model").exists():
-        motion = load_pretrained(args.out / "denoiser" / "model").eval()
-        seen = seen or made.predictions(fast)
-        for steps, words in ((1, "one step"), (4, "4 steps")):
+    for folder, steps, overlap, words in DECODERS:
+        if (args.out / folder / "model").exists():
+            motion = load_pretrained(args.out / folder / "model").eval()
+            seen = seen or made.predictions(fast)
             name = f"+ ECLM + Mask-ToMe + motion decoder, {words}"
-            rows((name,), lambda: made.motion(name, fast, seen, motion, num_steps=steps))  # noqa: B023
+            rows((name,), lambda: made.motion(name, fast, seen, motion, overlap, steps))  # noqa: B023
     path.write_text(json.dumps(made.rows, indent=1) + "\n")
     text = markdown(made.rows)
     (args.out / "table.md").write_text(text + "\n")
     print(text)
 
 
-STEPS = {"clips": clips, "host": host, "eclm": eclm, "taus": taus, "tokens": tokens, "vae": vae, "denoiser": denoiser, "table": table}
+STEPS = {"clips": clips, "host": host, "eclm": eclm, "taus": taus, "tokens": tokens, "vae": vae, "denoiser": denoiser,
+         "views": views, "corrector": corrector, "table": table}  # fmt: skip
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "transpose.h"
+
 namespace tore_fast::cpu {
 namespace {
 
@@ -140,29 +142,6 @@ inline void product(int64_t rows, int64_t cols, int64_t depth, const float* a, i
   for (; n < cols; n += kWidth) product_rows<1>(rows, a, am, ak, b + n, ldb, c + n, ldc, depth, accumulate);
 }
 
-#if defined(__AVX2__)
-// Writes the 8 x 8 block x[0..8)[0..8) transposed.
-inline void transpose8(const float* x, int64_t stride, float factor, float* out, int64_t ld) {
-  __m256 r[8], t[8];
-  const __m256 f = _mm256_set1_ps(factor);
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_mul_ps(f, _mm256_loadu_ps(x + i * stride));
-  for (int i = 0; i < 4; ++i) {
-    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 2; ++i) {
-    r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
-    r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xEE);
-    r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
-    r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xEE);
-  }
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(out + i * ld, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(out + (i + 4) * ld, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
-}
-#endif
-
 // out[d, j] = factor * x[j, d] for j < rows, 0 for the padding up to ld.
 inline void pack_transposed(const float* x, int64_t stride, int64_t rows, int64_t dim, float factor, float* out,
                             int64_t ld) {
@@ -170,7 +149,13 @@ inline void pack_transposed(const float* x, int64_t stride, int64_t rows, int64_
 #if defined(__AVX2__)
   for (; j + 8 <= rows; j += 8) {
     int64_t d = 0;
-    for (; d + 8 <= dim; d += 8) transpose8(x + j * stride + d, stride, factor, out + d * ld + j, ld);
+    for (; d + 8 <= dim; d += 8) {
+      __m256 block[8];
+      for (int i = 0; i < 8; ++i) {
+        block[i] = _mm256_mul_ps(_mm256_set1_ps(factor), _mm256_loadu_ps(x + (j + i) * stride + d));
+      }
+      transpose8(block, out + d * ld + j, ld);
+    }
     for (; d < dim; ++d)
       for (int64_t i = 0; i < 8; ++i) out[d * ld + j + i] = factor * x[(j + i) * stride + d];
   }

@@ -10,6 +10,7 @@
 #endif
 
 #include "pairwise.h"
+#include "transpose.h"
 
 namespace tore_fast::cpu {
 namespace {
@@ -61,22 +62,9 @@ TF_INLINE int bits(const Ints& m) {
 // dst[c * kPanel + r] = src[r][c] for kLanes rows r and kLanes channels c.
 TF_INLINE void transpose(const float* const* src, int64_t from, float* dst) {
 #if defined(__AVX2__)
-  __m256 r[8], t[8];
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(src[i] + from);
-  for (int i = 0; i < 4; ++i) {
-    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 2; ++i) {
-    r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
-    r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xEE);
-    r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
-    r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xEE);
-  }
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(dst + i * kPanel, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(dst + (i + 4) * kPanel, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
+  __m256 rows[8];
+  for (int i = 0; i < 8; ++i) rows[i] = _mm256_loadu_ps(src[i] + from);
+  transpose8(rows, dst, kPanel);
 #else
   for (int c = 0; c < kLanes; ++c)
     for (int r = 0; r < kLanes; ++r) dst[c * kPanel + r] = src[r][from + c];

@@ -21,8 +21,9 @@ cudaError_t cluster_merge(const ClusterMergeParams& p, DType dtype, cudaStream_t
   if (p.batch == 0) return cudaSuccess;
   const cudaError_t e = group_by_id(p.cluster, p.batch, p.tokens, p.clusters, p.row_ptr, p.items, stream);
   if (e != cudaSuccess) return e;
-  TF_LAUNCH(cluster_merge_outside_kernel, unsigned(cdiv(p.batch * p.tokens, kGroupThreads)), kGroupThreads, 0,
-            stream, p);
+  if (!p.all_inside)
+    TF_LAUNCH(cluster_merge_outside_kernel, unsigned(cdiv(p.batch * p.tokens, kGroupThreads)), kGroupThreads, 0,
+              stream, p);
   by_dtype(dtype, [&](auto tag) {
     const unsigned blocks = unsigned(cdiv(p.batch * p.clusters, kMergeWarps));
     TF_LAUNCH((cluster_merge_fwd_kernel<decltype(tag)>), blocks, kMergeThreads, 0, stream, p);

@@ -32,6 +32,7 @@ struct ClusterMergeParams {
   int64_t* new_idx_token;
   float* new_agg_weight;
   int32_t *row_ptr, *items;  // workspace [batch, clusters + 1], [batch, tokens]
+  bool all_inside;           // every token has a cluster: no look for others
 };
 cudaError_t cluster_merge(const ClusterMergeParams& p, DType dtype, cudaStream_t stream);
 

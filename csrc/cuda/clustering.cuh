@@ -22,6 +22,13 @@ __device__ __forceinline__ TokenRows image_rows(const TokensParams& t, int64_t b
           t.norm ? t.norm + b * t.tokens : nullptr};
 }
 
+// The `count` tokens of image b that `open` [batch, tokens] lists; open == nullptr: all.
+__device__ __forceinline__ TokenRows picked_rows(TokenRows rows, const int32_t* open, int64_t b, int count) {
+  if (open) rows.index = open + b * rows.count;
+  rows.count = count;
+  return rows;
+}
+
 // Calls fn(tag) with the stage type of the tiles: matrix units for 16-bit tokens whose norms are given.
 template <typename Fn>
 cudaError_t by_stage(const TokensParams& t, Fn&& fn) {

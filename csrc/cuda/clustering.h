@@ -32,12 +32,23 @@ cudaError_t token_norms(const TokensParams& t, cudaStream_t stream);
 // Length of the workspace `top`: one number per 64 tokens and image.
 constexpr int64_t top_size(int64_t batch, int64_t tokens) { return batch * ((tokens + 63) / 64); }
 
+// Nearest tokens of every token, and which tokens they leave undecided; all nullptr: not wanted. See dpc_lists.cuh.
+struct NearLists {
+  float* d2;      // [batch, tokens, k] ascending; infinite: no such neighbour
+  int32_t* id;    // [batch, tokens, k]
+  int32_t* open;  // [batch, tokens] the undecided tokens of an image, in any order
+  int32_t* open_count;  // [2, batch] how many: without a denser token, without a centre among the neighbours
+};
+// Whether dpc_knn_cluster on many tokens wants the lists: no mask, and they stay in registers.
+constexpr bool uses_lists(const uint8_t* mask, int64_t k) { return !mask && k <= 8; }
+
 struct DensityParams {
   TokensParams t;
   const float* noise;  // [batch, tokens] added to the density, or nullptr
   int k;
   float* rho;  // [batch, tokens]
   float* top;  // [batch, ceil(tokens / 64)] out: largest d2 of these rows
+  NearLists lists;
 };
 cudaError_t knn_density(const DensityParams& p, cudaStream_t stream);
 
@@ -52,6 +63,7 @@ struct DeltaParams {
   int64_t* parent;         // [batch, tokens] or nullptr
   float* score;            // [batch, tokens] rho * delta or nullptr; needs top_known
   const uint8_t* exclude;  // [batch, tokens] score = -inf, or nullptr
+  const int32_t *open, *open_count;  // [batch, tokens], [batch] only these tokens (needs top_known), or nullptr: all
 };
 cudaError_t density_delta(const DeltaParams& p, cudaStream_t stream);
 
@@ -68,6 +80,7 @@ struct DpcParams {
   float* top;               // [batch, ceil(tokens / 64)]
   int32_t* rank;            // [batch, tokens]
   int32_t *ranked, *place;  // [batch, clusters]
+  NearLists lists;          // where uses_lists says so
 };
 // Whether one launch does it all on this device: few tokens, no mask.
 bool dpc_one_launch(const TokensParams& t, int device);

@@ -1,4 +1,5 @@
 #include "dpc_fused.cuh"
+#include "dpc_lists.cuh"
 
 namespace tore_fast::cuda {
 namespace {
@@ -37,14 +38,18 @@ bool dpc_one_launch(const TokensParams& t, int device) {
 cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream) {
   if (p.t.batch == 0) return cudaSuccess;
   if (dpc_one_launch(p.t, device)) return one_launch(p, ClusterMergeParams{}, stream);
-  cudaError_t e = knn_density(DensityParams{p.t, p.noise, p.k, p.rho, p.top}, stream);
+  const int64_t batch = p.t.batch;
+  const unsigned by_token = unsigned(cdiv(batch * p.t.tokens, kListThreads));
+  cudaError_t e = knn_density(DensityParams{p.t, p.noise, p.k, p.rho, p.top, p.lists}, stream);
   if (e != cudaSuccess) return e;
-  e = density_delta(DeltaParams{p.t, p.rho, p.strict, p.top, true, p.delta, nullptr, p.score, p.exclude},
+  if (p.lists.open) TF_LAUNCH(dpc_listed_delta_kernel, by_token, kListThreads, 0, stream, p);
+  e = density_delta(DeltaParams{p.t, p.rho, p.strict, p.top, true, p.delta, nullptr, p.score, p.exclude, p.lists.open,
+                                p.lists.open_count},
                     stream);
   if (e != cudaSuccess) return e;
-  const int64_t batch = p.t.batch;
   TF_LAUNCH(dpc_rank_kernel, unsigned(batch * cdiv(p.t.tokens, kRankThreads)), kRankThreads, 0, stream, p);
   TF_LAUNCH(dpc_place_kernel, unsigned(batch * cdiv(p.clusters, kRankThreads)), kRankThreads, 0, stream, p);
+  if (p.lists.open) TF_LAUNCH(dpc_listed_assign_kernel, by_token, kListThreads, 0, stream, p);
   return by_stage(p.t, [&](auto* tag) {
     using Stage = std::remove_pointer_t<decltype(tag)>;
     const unsigned blocks = unsigned(batch * cdiv(p.t.tokens, kTile));

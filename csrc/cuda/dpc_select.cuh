@@ -59,17 +59,21 @@ __global__ void __launch_bounds__(kRankThreads) dpc_place_kernel(const DpcParams
   p.centers[b * p.clusters + place] = own;
 }
 
-// Nearest centre of 64 tokens per block; columns are the centres in rank order, so the first minimum is the
-// lowest rank.
+// Nearest centre of 64 tokens per block (all, or those the lists left open); columns are the centres in rank order, so the
+// first minimum is the lowest rank.
 template <typename Stage>
 __global__ void __launch_bounds__(kTileThreads, 2) dpc_assign_kernel(const DpcParams p) {
   __shared__ Stage s;
   __shared__ float d[kTile * kTileStride];
   const int tokens = int(p.t.tokens), tiles = (tokens + kTile - 1) / kTile;
   const int64_t b = blockIdx.x / tiles;
-  const int row0 = int(blockIdx.x % tiles) * kTile, row = row0 + tile_row();
-  const TokenRows rows = image_rows(p.t, b);
-  TokenRows centers = rows;
+  const int row0 = int(blockIdx.x % tiles) * kTile;
+  const int count = p.lists.open ? p.lists.open_count[p.t.batch + b] : tokens;
+  if (row0 >= count) return;
+  const bool used = row0 + tile_row() < count;
+  const TokenRows all = image_rows(p.t, b), rows = picked_rows(all, p.lists.open, b, count);
+  const int row = token_of(rows, row0 + tile_row());
+  TokenRows centers = all;
   centers.index = p.ranked + b * p.clusters;
   centers.count = p.clusters;
   float best = kInf;
@@ -83,7 +87,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) dpc_assign_kernel(const DpcPa
     }
   }
   nearest_of_lanes(best, rank, kThreadsPerRow);
-  if (row >= tokens || threadIdx.x % kThreadsPerRow != 0) return;
+  if (!used || threadIdx.x % kThreadsPerRow != 0) return;
   const int64_t i = b * tokens + row;
   const bool empty = p.t.mask && !p.t.mask[i];
   if (rank == kNone || empty) rank = 0;

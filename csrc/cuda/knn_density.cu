@@ -18,14 +18,18 @@ cudaError_t knn_density(const DensityParams& p, cudaStream_t stream) {
   const dim3 grid{unsigned(blocks)};
   by_stage(p.t, [&](auto* tag) {
     using Stage = std::remove_pointer_t<decltype(tag)>;
-    if (p.k <= 2) {
-      TF_LAUNCH((knn_density_fwd_kernel<2, Stage>), grid, kTileThreads, 0, stream, p);
+    if (p.lists.d2 && p.k <= 5) {
+      TF_LAUNCH((knn_density_fwd_kernel<5, true, Stage>), grid, kTileThreads, 0, stream, p);
+    } else if (p.lists.d2) {
+      TF_LAUNCH((knn_density_fwd_kernel<8, true, Stage>), grid, kTileThreads, 0, stream, p);
+    } else if (p.k <= 2) {
+      TF_LAUNCH((knn_density_fwd_kernel<2, false, Stage>), grid, kTileThreads, 0, stream, p);
     } else if (p.k <= 5) {
-      TF_LAUNCH((knn_density_fwd_kernel<5, Stage>), grid, kTileThreads, 0, stream, p);
+      TF_LAUNCH((knn_density_fwd_kernel<5, false, Stage>), grid, kTileThreads, 0, stream, p);
     } else if (p.k <= 8) {
-      TF_LAUNCH((knn_density_fwd_kernel<8, Stage>), grid, kTileThreads, 0, stream, p);
+      TF_LAUNCH((knn_density_fwd_kernel<8, false, Stage>), grid, kTileThreads, 0, stream, p);
     } else {
-      TF_LAUNCH((knn_density_fwd_kernel<32, Stage>), grid, kTileThreads, 0, stream, p);
+      TF_LAUNCH((knn_density_fwd_kernel<32, false, Stage>), grid, kTileThreads, 0, stream, p);
     }
     return cudaSuccess;
   });

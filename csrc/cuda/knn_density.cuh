@@ -14,7 +14,19 @@ __device__ __forceinline__ void insert(float (&list)[K], float v) {
   list[0] = fminf(list[0], v);
 }
 
-template <int K, typename Stage>
+// The same with the tokens' indices.
+template <int K>
+__device__ __forceinline__ void insert(float (&list)[K], int (&ids)[K], float v, int id) {
+#pragma unroll
+  for (int s = K - 1; s >= 0; --s) {
+    const bool here = v < list[s], above = s > 0 && v < list[s > 0 ? s - 1 : 0];
+    ids[s] = above ? ids[s > 0 ? s - 1 : 0] : (here ? id : ids[s]);
+    list[s] = above ? list[s > 0 ? s - 1 : 0] : (here ? v : list[s]);
+  }
+}
+
+// kIds: the neighbours go to p.lists, too.
+template <int K, bool kIds, typename Stage>
 __global__ void __launch_bounds__(kTileThreads, 2) knn_density_fwd_kernel(const DensityParams p) {
   __shared__ Stage s;
   __shared__ float d[kTile * kTileStride];
@@ -25,9 +37,12 @@ __global__ void __launch_bounds__(kTileThreads, 2) knn_density_fwd_kernel(const 
   const TokenRows rows = image_rows(p.t, b);
   const uint8_t* mask = p.t.mask ? p.t.mask + b * tokens : nullptr;
 
+  if (kIds && row0 == 0 && threadIdx.x < 2) p.lists.open_count[threadIdx.x * p.t.batch + b] = 0;
+
   float list[K], top = 0.f;
+  int ids[K];  // unused, and so gone, without kIds
 #pragma unroll
-  for (int i = 0; i < K; ++i) list[i] = kInf;
+  for (int i = 0; i < K; ++i) list[i] = kInf, ids[i] = kNone;
   for (int column0 = 0; column0 < tokens; column0 += kTile) {
     distance_tile(rows, row0, rows, column0, s, d);
     for (int step = 0; step < kColumnSteps; ++step) {
@@ -35,15 +50,28 @@ __global__ void __launch_bounds__(kTileThreads, 2) knn_density_fwd_kernel(const 
       if (column >= tokens) continue;
       const float v = d[tile_row() * kTileStride + at];
       if (row < tokens) top = fmaxf(top, v);
-      if (v < list[K - 1] && (!mask || mask[column])) insert(list, v);
+      if (v < list[K - 1] && (!mask || mask[column])) {
+        if (kIds)
+          insert(list, ids, v, column);
+        else
+          insert(list, v);
+      }
     }
   }
   for (int step = 1; step < kThreadsPerRow; step *= 2) {
     float other[K];
+    int other_ids[K];
 #pragma unroll
     for (int i = 0; i < K; ++i) other[i] = __shfl_xor_sync(0xffffffffu, list[i], step);
+    if (kIds) {
 #pragma unroll
-    for (int i = 0; i < K; ++i) insert(list, other[i]);
+      for (int i = 0; i < K; ++i) other_ids[i] = __shfl_xor_sync(0xffffffffu, ids[i], step);
+#pragma unroll
+      for (int i = 0; i < K; ++i) insert(list, ids, other[i], other_ids[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < K; ++i) insert(list, other[i]);
+    }
   }
   top = block_max(top, warp_top);
   if (threadIdx.x == 0) p.top[blockIdx.x] = top;
@@ -56,6 +84,12 @@ __global__ void __launch_bounds__(kTileThreads, 2) knn_density_fwd_kernel(const 
     float rho = mask ? sum : expf(-sum / float(p.k));
     if (!mask && p.noise) rho += p.noise[b * tokens + row];
     p.rho[b * tokens + row] = rho;
+    if (kIds) {
+      const int64_t at = (b * tokens + row) * p.k;
+#pragma unroll
+      for (int i = 0; i < K; ++i)
+        if (i < p.k) p.lists.d2[at + i] = list[i], p.lists.id[at + i] = ids[i];
+    }
   }
 }
 

@@ -12,7 +12,7 @@
 //   0.0002 (sigma 0.01)   1.1e-7                2.8e-3
 // and 68 to 104 pairs had d(a, b) != d(b, a), which breaks the exact ties of mutual nearest neighbours (k = 2).
 // So float32 pays two operations per pair and channel on the plain units: 80.6 G a pass at (64, 3136, 64), 2.8 ms
-// at 28.7 T/s, 6.3 ms with delta and the assignment to a quarter of the tokens: arithmetic, not a measurement,
+// at 28.7 T/s, 3.3 ms with what dpc_lists.cuh leaves of delta and the assignment: arithmetic, not a measurement,
 // and far from the 0.5 ms that 16-bit tokens can reach. A 16-bit product that only discards pairs, the rest
 // recomputed directly, would keep the digits; it is not written.
 //

@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cluster_merge_cpu(
   STD_TORCH_CHECK(clusters >= 1, "cluster_merge: num_clusters must be positive");
   const Optional<int64_t> cluster(cluster_in, ScalarType::Long, x, "cluster_merge: cluster");
   const Optional<float> weight(weight_in, ScalarType::Float, x, "cluster_merge: weight");
-  Tensor merged = new_empty(x, {batch, clusters, channels});
+  Tensor merged = empty_floats(x, {batch, clusters, channels});
   Tensor norm_weight = new_empty(x, {batch, tokens});
   Tensor total = new_empty(x, {batch, clusters});
   const int64_t cells = idx_token_in.has_value() ? idx_token_in->size(1) : 0;
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> cluster_merge_backward_cpu(const Tensor& grad_in, con
                       merged.size(2) == channels && grad.size(0) == batch && grad.size(1) == clusters &&
                       grad.size(2) == channels,
                   "cluster_merge_backward: grad and merged must be [B, M, C], total [B, M]");
-  Tensor grad_x = new_empty(x, {batch, tokens, channels});
+  Tensor grad_x = empty_floats(x, {batch, tokens, channels});
   Tensor grad_weight = new_empty(x, {batch, tokens});
   const cpu::ClusterMergeBackwardParams p{grad.const_data_ptr<float>(),
                                           x.const_data_ptr<float>(),

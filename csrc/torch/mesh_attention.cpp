@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> mesh_attention_fwd_cpu(const Tensor& q_in, const Tens
   same_size(q, v, "mesh_attention: v");
   const int64_t batch = q.size(0), heads = q.size(1), tokens = q.size(2), dim = q.size(3);
   const Topology mesh(row_ptr, col_idx, joints, tokens);
-  Tensor out = torch::stable::new_empty(q, {batch, tokens, heads, dim});
+  Tensor out = empty_floats(q, {batch, tokens, heads, dim});
   Tensor lse = torch::stable::new_empty(q, {batch, heads, tokens});
   const cpu::MeshAttentionFwd p{view(q),   view(k),
                                 view(v),   out.mutable_data_ptr<float>(),
@@ -81,9 +81,9 @@ std::tuple<Tensor, Tensor, Tensor> mesh_attention_bwd_cpu(const Tensor& grad_in,
   STD_TORCH_CHECK(delta.numel() == batch * heads * tokens && lse.numel() == delta.numel(),
                   "mesh_attention: delta and lse must be [B, H, T]");
   const Topology mesh(row_ptr, col_idx, joints, tokens);
-  Tensor dq = torch::stable::new_empty(q, {batch, tokens, heads, dim});
-  Tensor dk = torch::stable::new_empty(q, {batch, tokens, heads, dim});
-  Tensor dv = torch::stable::new_empty(q, {batch, tokens, heads, dim});
+  Tensor dq = empty_floats(q, {batch, tokens, heads, dim});
+  Tensor dk = empty_floats(q, {batch, tokens, heads, dim});
+  Tensor dv = empty_floats(q, {batch, tokens, heads, dim});
   const cpu::MeshAttentionBwd p{view(q),
                                 view(k),
                                 view(v),

@@ -13,7 +13,7 @@ Tensor mesh_upsample_cpu(const Tensor& x_in, const Tensor& row_ptr_in, const Ten
   const Tensor values = checked(values_in, ScalarType::Float, 1, "mesh_upsample: values");
   STD_TORCH_CHECK(values.size(0) == col_idx.size(0), "mesh_upsample: values and col_idx differ in length");
   const int64_t rows = row_ptr.size(0) - 1;
-  Tensor y = torch::stable::new_empty(x, {x.size(0), rows, x.size(2)});
+  Tensor y = empty_floats(x, {x.size(0), rows, x.size(2)});
   const cpu::MeshUpsampleParams p{x.const_data_ptr<float>(),
                                   row_ptr.const_data_ptr<int32_t>(),
                                   col_idx.const_data_ptr<int32_t>(),

@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> pruned_attention_fwd_cpu(const Tensor& q_in, const Te
   Optional bias;
   if (key_bias.has_value()) bias = checked(*key_bias, ScalarType::Float, 2, "pruned_attention: key_bias");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == batch * k.size(2), "pruned_attention: key_bias must be [B, Nk]");
-  Tensor out = torch::stable::new_empty(q, {batch, q.size(2), heads, dim});
+  Tensor out = empty_floats(q, {batch, q.size(2), heads, dim});
   Tensor lse = torch::stable::new_empty(q, {batch, heads, q.size(2)});
   clear_outside(out, cu_q);
   if (cu_q.has_value()) {
@@ -110,9 +110,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pruned_attention_bwd_cpu(
   Optional bias;
   if (key_bias.has_value()) bias = checked(*key_bias, ScalarType::Float, 2, "pruned_attention: key_bias");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == batch * nk, "pruned_attention: key_bias must be [B, Nk]");
-  Tensor dq = torch::stable::new_empty(q, {batch, q.size(2), heads, dim});
-  Tensor dk = torch::stable::new_empty(q, {batch, nk, heads, dim});
-  Tensor dv = torch::stable::new_empty(q, {batch, nk, heads, dim});
+  Tensor dq = empty_floats(q, {batch, q.size(2), heads, dim});
+  Tensor dk = empty_floats(q, {batch, nk, heads, dim});
+  Tensor dv = empty_floats(q, {batch, nk, heads, dim});
   Tensor dbias = torch::stable::new_empty(q, {batch, nk});
   clear_outside(dq, cu_q);
   clear_outside(dk, cu_k);

@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor> token_map_cpu(const Tensor& x, const Optional&, const
                                          const std::vector<int64_t> grid, int64_t num_dst, bool normalize) {
   const TokenMapArgs a(x, dst_ptr, dst_cells, src_idx, weight, src_scale, grid, num_dst);
   STD_TORCH_CHECK(a.x.scalar_type() == ScalarType::Float, "token_map: x must be float32");
-  Tensor out = torch::stable::new_empty(a.x, {a.batch, num_dst, a.channels});
+  Tensor out = empty_floats(a.x, {a.batch, num_dst, a.channels});
   Tensor scale = torch::stable::new_empty(a.x, {a.batch, num_dst});
   const cpu::TokenMapParams p{a.x.const_data_ptr<float>(),
                               data_or_null<int32_t>(a.dst_ptr),

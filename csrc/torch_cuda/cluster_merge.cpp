@@ -42,7 +42,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cluster_merge_cuda(
                                    new_idx_token.mutable_data_ptr<int64_t>(),
                                    new_agg_weight.mutable_data_ptr<float>(),
                                    row_ptr.mutable_data_ptr<int32_t>(),
-                                   items.mutable_data_ptr<int32_t>()};
+                                   items.mutable_data_ptr<int32_t>(),
+                                   false};
   STD_CUDA_CHECK(cuda::cluster_merge(p, dtype, current_stream(x)));
   return {merged, norm_weight, total, new_idx_token, new_agg_weight};
 }

@@ -64,14 +64,24 @@ struct DpcWorkspace {
   cuda::TokensParams t;
   int64_t clusters;
   bool one_launch;
-  std::optional<Tensor> norm, top, ranks;
+  std::optional<Tensor> norm, top, ranks, near, ids;
 
-  DpcWorkspace(const Tensor& x, const cuda::TokensParams& tokens, int64_t clusters)
+  DpcWorkspace(const Tensor& x, const cuda::TokensParams& tokens, int64_t clusters, int64_t k)
       : t(tokens), clusters(clusters), one_launch(cuda::dpc_one_launch(t, x.get_device_index())) {
     if (one_launch) return;
     norm = norm_workspace(x, t);
     top = torch::stable::new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
     ranks = torch::stable::new_empty(x, {t.batch * (t.tokens + 2 * clusters)}, ScalarType::Int);
+    if (!cuda::uses_lists(t.mask, k)) return;
+    near = torch::stable::new_empty(x, {t.batch * t.tokens * k}, ScalarType::Float);
+    ids = torch::stable::new_empty(x, {t.batch * (t.tokens * (k + 1) + 2)}, ScalarType::Int);
+  }
+
+  cuda::NearLists lists(int64_t k) const {
+    if (!near) return {};
+    int32_t* id = ids->mutable_data_ptr<int32_t>();
+    int32_t* open = id + t.batch * t.tokens * k;
+    return {near->mutable_data_ptr<float>(), id, open, open + t.batch * t.tokens};
   }
 };
 
@@ -94,7 +104,8 @@ inline cuda::DpcParams dpc_params(const DpcOutputs& out, const DpcWorkspace& wor
                     nullptr,
                     nullptr,
                     nullptr,
-                    nullptr};
+                    nullptr,
+                    work.lists(k)};
   if (work.one_launch) return p;
   p.top = work.top->mutable_data_ptr<float>();
   p.rank = work.ranks->mutable_data_ptr<int32_t>();

@@ -32,7 +32,7 @@ Results dpc_knn_cluster_merge_cuda(const Tensor& x_in, int64_t num_clusters, int
   Tensor total = new_empty(x, {t.batch, num_clusters}, ScalarType::Float);
   Tensor new_idx_token = new_empty(x, {t.batch, cells.count}, ScalarType::Long);
   Tensor new_agg_weight = new_empty(x, {t.batch, cells.count}, ScalarType::Float);
-  const DpcWorkspace work(x, t, num_clusters);
+  const DpcWorkspace work(x, t, num_clusters, k);
   const cuda::DpcParams p = dpc_params(out, work, exclude, noise, k, masked, strict, by_index);
   std::optional<Tensor> groups;
   int32_t* row_ptr = nullptr;
@@ -56,7 +56,8 @@ Results dpc_knn_cluster_merge_cuda(const Tensor& x_in, int64_t num_clusters, int
                                    new_idx_token.mutable_data_ptr<int64_t>(),
                                    new_agg_weight.mutable_data_ptr<float>(),
                                    row_ptr,
-                                   row_ptr ? row_ptr + t.batch * (num_clusters + 1) : nullptr};
+                                   row_ptr ? row_ptr + t.batch * (num_clusters + 1) : nullptr,
+                                   !mask.data || masked >= 0};
   STD_CUDA_CHECK(cuda::dpc_knn_cluster_merge(p, m, x.get_device_index(), current_stream(x)));
   return {merged,      norm_weight, total,   new_idx_token, new_agg_weight,
           out.centers, out.cluster, out.rho, out.delta,     out.score};

@@ -23,16 +23,6 @@ from tore_fast.body.joints import (
 from .meshes import facts
 
 
-@pytest.fixture(scope="module")
-def body():
-    return load_body("free")
-
-
-@pytest.fixture(scope="module")
-def hand():
-    return load_body("free_hand")
-
-
 def test_body_counts_and_closedness(body):
     assert body.hierarchy.counts == (6890, 1723, 431)
     for level, count in enumerate(body.hierarchy.counts):

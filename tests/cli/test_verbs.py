@@ -28,6 +28,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("hmr", "--video", "nowhere.mp4", "--model", "hmr2_vits"): "no such video",
     ("eclm", "--model", "hmr2_vits"): "give --data (to search) or --plan (to apply one)",
     ("lift", "nowhere.json", "--model", "mixste_27"): "nowhere.json: no such file",
+    ("lift",): "no keypoint file to work on",
     ("eval", "mesh", "--data", "nowhere"): "nowhere: no such file or folder",
     ("eval", "lift", "--model", "mixste_27", "--data", "nowhere"): "mixste_27: not a folder with trained weights",
     ("eval", "keypoints", "--data", "nowhere"): "--model or --checkpoint",

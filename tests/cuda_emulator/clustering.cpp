@@ -10,7 +10,17 @@
 using namespace tore_fast::cuda;
 
 namespace {
-std::vector<float> norms;
+std::vector<float> norms, near;
+std::vector<int32_t> near_ids, open, open_count;
+
+NearLists lists_of(const uint8_t* mask, int64_t batch, int64_t tokens, int64_t k) {
+  if (!uses_lists(mask, k)) return {};
+  near.assign(batch * tokens * k, NAN);
+  near_ids.assign(batch * tokens * k, -7);
+  open.assign(batch * tokens, -7);
+  open_count.assign(2 * batch, -7);
+  return {near.data(), near_ids.data(), open.data(), open_count.data()};
+}
 
 TokensParams tokens_of(const void* x, int dtype, const uint8_t* mask, int64_t batch, int64_t tokens,
                        int64_t channels) {
@@ -62,7 +72,8 @@ int emulated_dpc_knn_cluster(const void* x, int dtype, const uint8_t* mask, int6
   std::vector<int32_t> rank(batch * tokens, -7), ranked(batch * clusters, -7), place(batch * clusters, -7);
   return dpc_knn_cluster({tokens_of(x, dtype, mask, batch, tokens, channels), exclude, noise, int(k),
                           int(clusters), int(masked), strict != 0, by_index != 0, centers, cluster, rho,
-                          delta, score, top.data(), rank.data(), ranked.data(), place.data()},
+                          delta, score, top.data(), rank.data(), ranked.data(), place.data(),
+                          lists_of(mask, batch, tokens, k)},
                          0, nullptr);
 }
 
@@ -77,9 +88,10 @@ int emulated_dpc_knn_cluster_merge(const void* x, int dtype, const uint8_t* mask
   const bool one = dpc_one_launch(tokens_of(x, dtype, mask, batch, tokens, channels), 0);
   return dpc_knn_cluster_merge(
       {tokens_of(x, dtype, mask, batch, tokens, channels), nullptr, nullptr, int(k), int(clusters), int(masked), false,
-       true, centers, cluster, rho, delta, score, top.data(), rank.data(), ranked.data(), place.data()},
+       true, centers, cluster, rho, delta, score, top.data(), rank.data(), ranked.data(), place.data(),
+       lists_of(mask, batch, tokens, k)},
       {x, cluster, weight, batch, tokens, clusters, channels, merged, norm_weight, total, cells, idx_token, agg_weight,
-       new_idx_token, new_agg_weight, one ? nullptr : row_ptr.data(), one ? nullptr : items.data()},
+       new_idx_token, new_agg_weight, one ? nullptr : row_ptr.data(), one ? nullptr : items.data(), !mask || masked >= 0},
       0, nullptr);
 }
 
@@ -90,7 +102,7 @@ int emulated_cluster_merge(const void* x, int dtype, const int64_t* cluster, con
   std::vector<int32_t> row_ptr(batch * (clusters + 1), -7), items(batch * tokens, -7);
   return cluster_merge(
       {x, cluster, weight, batch, tokens, clusters, channels, merged, norm_weight, total, cells, idx_token,
-       agg_weight, new_idx_token, new_agg_weight, row_ptr.data(), items.data()},
+       agg_weight, new_idx_token, new_agg_weight, row_ptr.data(), items.data(), false},
       DType(dtype), nullptr);
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,6 +58,31 @@ def test_bad_files(tmp_path, picture):
         assert "\n" not in str(e.value)
 
 
+def test_large_photographs_do_not_warn(tmp_path, picture, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's limit: a warning above, an error above twice that
+    picture.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (20, 30, 3) and Image.MAX_IMAGE_PIXELS == 100
+    assert not [w for w in recwarn if "Decompression" in w.category.__name__]
+    monkeypatch.setattr("tore_fast.data.image.MAX_PIXELS", 599)
+    with pytest.raises(ImageError, match=r"a.png: 30x20 pixels; at most 599 are read"):
+        read_image(tmp_path / "a.png")
+
+
+def test_heic_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    assert find_images([tmp_path]) == ([tmp_path / "IMG_1.HEIC"], [])  # not passed over in silence
+    with pytest.raises(ImageError, match=r"IMG_1.HEIC: a HEIC picture; `pip install pillow-heif`"):
+        read_image(tmp_path / "IMG_1.HEIC")
+
+
+def test_bytes_of_a_file(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(read_image((tmp_path / "a.png").read_bytes()), read_image(tmp_path / "a.png"))
+    with pytest.raises(ImageError, match="^tar:a.png: the file is empty"):
+        read_image(b"", "tar:a.png")
+
+
 def test_arrays(picture):
     a = np.asarray(picture)
     assert np.array_equal(read_image(a), a)
@@ -70,6 +97,7 @@ def test_find_images(tmp_path, picture):
     for n in ("b.png", "a.jpg", "c.txt"):
         picture.save(tmp_path / n, format="PNG")
     (tmp_path / "none").mkdir()
+    (tmp_path / "folder.jpg").mkdir()
     paths, errors = find_images([tmp_path, str(tmp_path / "*.png"), tmp_path / "none", str(tmp_path / "*.xyz")])
     assert [p.name for p in paths] == ["a.jpg", "b.png"]
     assert len(errors) == 2 and "holds no image" in errors[0] and "no file matches" in errors[1]

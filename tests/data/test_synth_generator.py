@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tore_fast.body import joints, load_body
+from tore_fast.body import joints
 from tore_fast.data.synth import (
     HELD_OUT,
     PoseBank,
@@ -24,11 +24,6 @@ from tore_fast.data.synth.poses import sample_pose
 from tore_fast.data.synth.rotation import matrix_to_axis_angle, random_rotation, turn
 
 SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def body():
-    return load_body("free")
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))])  # fmt: skip

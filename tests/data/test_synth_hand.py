@@ -19,11 +19,6 @@ SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def hand():
-    return load_body("free_hand")
-
-
-@pytest.fixture(scope="module")
 def made(hand):
     return SynthHandGenerator(hand, SIZE, seed=3).batch(0, 24)
 

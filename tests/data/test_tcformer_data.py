@@ -102,9 +102,47 @@ def test_wholebody_errors(coco):
     (coco / "bad.json").write_text(json.dumps(data))
     with pytest.raises(wholebody.WholeBodyError, match="annotation 5: foot_kpts must have 18 numbers, got 3"):
         wholebody.read_wholebody(coco / "bad.json", coco)
-    (coco / "broken.json").write_text("{")
-    with pytest.raises(wholebody.WholeBodyError, match="not JSON"):
-        wholebody.read_wholebody(coco / "broken.json", coco)
+    for content in (b"{", bytes(range(128, 256))):
+        (coco / "broken.json").write_bytes(content)
+        with pytest.raises(wholebody.WholeBodyError, match="broken.json: not JSON"):
+            wholebody.read_wholebody(coco / "broken.json", coco)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["annotations"][0].pop("bbox"), r"annotation 5: expected an object with 'bbox', got \{"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2]), "annotation 5: bbox must have 4 numbers, got 2"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), "annotation 5: bbox must be finite numbers"),
+        (lambda d: d["annotations"][0].update(keypoints=["a"] * 51), "annotation 5: keypoints must be finite numbers"),
+        (lambda d: d["annotations"][0].pop("image_id"), "annotation 5: expected an object with 'image_id'"),
+        (lambda d: d["annotations"].insert(0, 3), "entry 0 of 'annotations': expected an object with 'id', got 3"),
+        (lambda d: d["images"][0].pop("file_name"), "image 0: expected an object with 'file_name'"),
+        (lambda d: d.update(images={"a": 1}), "'images' must be a list, got dict"),
+    ],
+)
+def test_wholebody_damaged_entries(coco, change, words):
+    data = json.loads((coco / "ann.json").read_text())
+    change(data)
+    (coco / "bad.json").write_text(json.dumps(data))
+    with pytest.raises(wholebody.WholeBodyError, match=words):
+        wholebody.read_wholebody(coco / "bad.json", coco)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ({"a": 1}, "expected a list of detections, got dict"),
+        ([{"image_id": 1, "bbox": [1, 2, 3, 4]}], "entry 0: expected an object with 'score'"),
+        ([{"image_id": 1, "score": 0.5}], "entry 0: expected an object with 'bbox'"),
+        ([{"image_id": 1, "bbox": [1, 2, 3, 4], "score": "high"}], "entry 0: score must be finite numbers"),
+        ([{"image_id": 9, "bbox": [1, 2, 3, 4], "score": 0.5}], "entry 0: image_id 9 is not in"),
+    ],
+)
+def test_detector_boxes_damaged(coco, boxes, words):
+    (coco / "bad_boxes.json").write_text(json.dumps(boxes))
+    with pytest.raises(wholebody.WholeBodyError, match=words):
+        wholebody.read_wholebody(coco / "ann.json", coco, coco / "bad_boxes.json")
 
 
 def wflw_line(rng, name, attributes="1 0 0 1 0 0"):
@@ -124,6 +162,12 @@ def test_wflw_reader(tmp_path):
     assert item["image"].shape == (3, 256, 256) and item["target"].shape == (98, 64, 64)
     (tmp_path / "bad.txt").write_text("1 2 3 x.jpg\n")
     with pytest.raises(wflw.WFLWError, match="line 1: expected 207 columns, got 4"):
+        wflw.read_wflw(tmp_path / "bad.txt", tmp_path)
+    (tmp_path / "bad.txt").write_text("nan " + wflw_line(rng, "a/x.jpg").split(" ", 1)[1])
+    with pytest.raises(wflw.WFLWError, match="line 1: expected finite numbers"):
+        wflw.read_wflw(tmp_path / "bad.txt", tmp_path)
+    (tmp_path / "bad.txt").write_bytes(bytes(range(256)))
+    with pytest.raises(wflw.WFLWError, match="not a text file"):
         wflw.read_wflw(tmp_path / "bad.txt", tmp_path)
 
 

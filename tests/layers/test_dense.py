@@ -1,4 +1,5 @@
-"""Dense and Frozen: oneDNN's fused product is the same function, is taken where it is meant to, and no weight gets stale."""
+"""Dense and Frozen: the products on the CPU (oneDNN's, Strassen's) are the same function, are taken where they are meant to,
+and no weight gets stale."""
 
 from __future__ import annotations
 
@@ -104,6 +105,31 @@ def test_training_drops_before_the_residual():
     assert 0.45 < zero.float().mean() < 0.55
     torch.testing.assert_close(added[~zero], 2 * F.linear(x, layer.weight, layer.bias)[~zero], rtol=1e-4, atol=1e-5)
     assert layer(x).requires_grad
+
+
+@needs_onednn
+def test_frozen_products_are_strassens(monkeypatch, calls):
+    """Which level for which sizes, one packed weight per level and slice, the same function, forgotten with the weight."""
+    levels = {(192, 256, 256): 1, (191, 256, 256): None, (400, 384, 512): 2, (400, 368, 512): None, (400, 192, 512): None, (300, 1280, 5120): 1}
+    assert {s: dense.strassen_level(*s) for s in levels} == levels
+    monkeypatch.setattr(dense, "STRASSEN", ((1, 100, 32),))
+    layer, (x, residual) = make(), inputs()
+    layer.freeze()
+    product = lambda part=slice(None): F.linear(x.double(), layer.weight.double()[part], layer.bias.double()[part])
+    with torch.inference_mode():
+        close(layer(x), product())
+        close(layer(x, residual), product() + residual.double())
+        close(layer(x, act="gelu"), F.gelu(product()))
+        close(layer(x, part=(32, 256)), product(slice(32, 256)))
+    assert not calls and [key[:2] for key in layer._kept] == [("strassen", 1)] * 2
+    with torch.no_grad():
+        layer.weight.mul_(-2)
+        close(layer(x), product())
+        with dense.aten_products():
+            assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+        layer.thaw()
+        layer(x)
+    assert calls == [(6, 21, DIM)]
 
 
 @needs_onednn

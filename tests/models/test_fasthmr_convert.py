@@ -115,10 +115,10 @@ def test_bad_files_say_why(tmp_path):
     with pytest.raises(ValueError, match="official layout"):
         convert.load_hmr2(tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(ValueError, match="not a readable torch checkpoint"):
+    with pytest.raises(ValueError, match=r"text.pth: not a readable weight file \(a text file\)"):
         convert.load_hmr2(tmp_path / "text.pth")
     torch.save(official(model, **{"smpl_head.deccam.bias": torch.zeros(4)}), tmp_path / "shape.pth")
-    with pytest.raises(ValueError, match="(?s)size mismatch.*deccam"):
+    with pytest.raises(ValueError, match="1 keys of another shape, first: smpl_head.deccam.bias"):
         convert.load_hmr2(tmp_path / "shape.pth", num_heads=1)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         convert.load_hmr2(tmp_path / "none.pth")

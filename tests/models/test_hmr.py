@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -141,6 +142,37 @@ def test_loading_weights_drops_shortcuts():
     model.fuse()
     model.load_state_dict(other.state_dict())
     torch.testing.assert_close(model(x).vertices, other(x).vertices)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "fastmetro_smpl", "graphormer_hand"])
+def test_weights_of_a_part_changed_after_fuse_are_noticed(name):
+    model, other, x = build(name), build(name), tiny_input(name)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1 + 0.2 * torch.rand_like(p))
+        model.fuse()(x)
+        state = other.state_dict()
+        for part, child in model.named_children():
+            child.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")})
+        for own, p in zip(model._parameters.values(), other._parameters.values()):
+            own.copy_(p)
+        want = other(x)
+        torch.testing.assert_close(model(x).vertices, want.vertices, atol=1e-5, rtol=1e-4)
+        for p in model.parameters():
+            p.mul_(1.1)
+        for p in other.parameters():
+            p.mul_(1.1)
+        torch.testing.assert_close(copy.deepcopy(model)(x).vertices, other(x).vertices, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fused_in_inference_mode_and_used_with_gradients(name):
+    model, x = build(name), tiny_input(name)
+    with torch.inference_mode():
+        expected = model.fuse()(x).vertices
+    vertices = model(x).vertices
+    vertices.sum().backward()
+    torch.testing.assert_close(vertices.detach(), expected.clone(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

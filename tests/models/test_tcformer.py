@@ -163,8 +163,13 @@ def test_parts_errors():
         tiny(parts=(2, 2))
     with pytest.raises(ValueError, match="too small for 16x16 parts"):
         tiny(parts=(16, 16, 1, 1, 1, 1))(torch.rand(1, 3, 72, 72))
-    with pytest.raises(ValueError, match="runs"):
-        tiny(parts=(1, 1, 2, 2, 1, 1))(torch.rand(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="must divide into those of the next one"):
+        tiny(parts=(1, 1, 2, 2, 1, 1))
+    with pytest.raises(ValueError, match="parts must be positive"):
+        tiny(parts=(0, 0, 1, 1, 1, 1))
+    merged, _ = CTM(4, 4).eval()(grid_tokens(torch.rand(1, 64, 4), (8, 8)))
+    with pytest.raises(ValueError, match="runs, got 1"):
+        CTM(4, 4, part_levels=((2, 2),))(merged)
 
 
 def test_part_wise_clustering_of_a_megapixel():
@@ -268,6 +273,16 @@ def test_official_file_tells_its_own_config(tmp_path, kind):
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again(image), model(image))
+    (wrapper, state), *_ = ((k, v) for k, v in file.items() if k in ("model", "state_dict"))
+    gone = "block1.0.mlp.fc1.weight" if kind == "classification" else "neck.lateral_convs.0.conv.weight"
+    narrow = {**state, "backbone.norm1.bias" if kind != "classification" else "norm1.bias": torch.zeros(5)}
+    for bad, words in (
+        ({k: v for k, v in state.items() if k != gone}, gone),
+        (narrow, r"1 keys of another shape, first: .*norm1.bias \[5\] \(expected \[64\]\)"),
+    ):
+        torch.save({wrapper: bad}, tmp_path / "damaged.pth")
+        with pytest.raises(ValueError, match=f"damaged.pth: .*{words}"):
+            load_tcformer(tmp_path / "damaged.pth")
     torch.save({"model": {"conv.weight": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not a TCFormer state dict"):
         load_tcformer(tmp_path / "other.pth")
@@ -280,6 +295,8 @@ def test_folder_round_trip(tmp_path):
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model(image), again(image)) and again.config == model.config
+    with pytest.raises(ValueError, match="does not fit tcformer_light_wflw: .* of another shape"):
+        load_pretrained(tmp_path, num_keypoints=5)
 
 
 def test_bad_input_is_one_clear_error():
@@ -289,8 +306,15 @@ def test_bad_input_is_one_clear_error():
         tiny()(torch.rand(1, 3, 24, 64))
     with pytest.raises(ValueError, match="reduction must be one of"):
         tiny(reduction="pool")
-    with pytest.raises(ValueError, match="num_heads must have 4 entries"):
-        create_model("tcformer_light", num_heads=(1, 2))
+    for bad, words in (
+        ({"num_heads": (1, 2)}, "num_heads must have 4 entries"),
+        ({"depths": 1}, "depths must be a list of numbers like 1,2,3,4, got 1"),
+        ({"sample_ratios": (2, 2, 2)}, r"sample_ratios must lie in \(0, 1\]"),
+        ({"k": 0}, "k must be at least 1"),
+        ({"drop_path_rate": "high"}, r"drop_path_rate must be a number in \[0, 1\), got 'high'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            create_model("tcformer_light", **bad)
 
 
 def test_token_conv_on_the_grid_is_a_convolution():

@@ -84,6 +84,14 @@ def test_two_passes_are_identical_in_low_precision_too(host, fields, products):
 
 
 @pytest.mark.parametrize("host", TINY)
+@pytest.mark.parametrize("fields", [{}, HOT, TPC], ids=["base", "hot", "tpc"])
+def test_a_batch_of_nothing_gives_nothing(host, fields):
+    model = tiny(host, **fields)
+    with torch.no_grad():
+        assert model(clip(model, 0)).pose.shape == (0, *model(clip(model, 2)).pose.shape[1:])
+
+
+@pytest.mark.parametrize("host", TINY)
 @pytest.mark.parametrize("fields", [HOT, TPC], ids=["hot", "tpc"])
 def test_gradients_reach_every_parameter(host, fields):
     model = tiny(host, **fields).train()

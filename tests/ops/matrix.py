@@ -129,6 +129,15 @@ def sparse_matrix(b: int, n: int, c: int) -> Tensors:
     return {"x": torch.randn(b, n, c)} | dict(zip("abcdef", ops.csr_matrix(dense), strict=True))
 
 
+def linear_layer(b: int, n: int, c: int) -> Tensors:
+    k, m = 64 * (1 + c % 2), 64 * (1 + n % 3)
+    return {"x": torch.randn(b, n, k), "w": torch.randn(m, k) / k**0.5, "bias": torch.randn(m), "residual": torch.randn(b, n, m)}
+
+
+def strassen_linear(t: Tensors, impl: str) -> tuple:
+    return (ops.strassen_linear(t["x"], ops.strassen_pack(t["w"]), t["bias"], t["residual"], "gelu", impl=impl),)
+
+
 def triangles(b: int, n: int, c: int) -> Tensors:
     corners = torch.rand(b, n + 2, 3) * torch.tensor([20.0, 20.0, 3.0]) - 2
     return {"x": corners, "faces": torch.rand(c, n + 2).argsort(1)[:, :3].int()}
@@ -172,6 +181,10 @@ CASES = (
          indices=lambda t: {0: t["score"].shape[1]}, spoil="score"),
     Case("mesh_upsample", "mesh_upsample", sparse_matrix,
          lambda t, i: (ops.mesh_upsample(t["x"], ops.CsrMatrix(*(t[n] for n in "abcdef")), impl=i),), ("x",)),
+    Case("strassen_linear", "strassen_linear", linear_layer, strassen_linear, ("x", "w", "bias", "residual"), spoil="x"),
+    Case("strassen_linear-norm", "strassen_linear", linear_layer,
+         lambda t, i: ops.strassen_linear(t["x"], ops.strassen_pack(t["w"]), t["bias"], act="relu", split=2, norm_eps=1e-5, impl=i),
+         ("x", "w", "bias"), spoil="x", tol=2e-5),
     Case("rasterize", "rasterize", triangles, lambda t, i: ops.rasterize(t["x"], t["faces"], 16, 14, impl=i),
          indices=lambda t: {0: max(t["faces"].shape[0], 1)}, spoil="x"),
 )  # fmt: skip

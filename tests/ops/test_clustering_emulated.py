@@ -90,6 +90,25 @@ def test_streamed(lib, tokens, masked):
     compare(dpc(lib, x, *args), dpc_knn_cluster_reference(x.double(), *args))
 
 
+@pytest.mark.parametrize("kind,k,dtype", [
+    ("random", 1, torch.float32), ("random", 5, torch.float32), ("walk", 5, torch.float32), ("grid", 2, torch.float32),
+    ("grid", 5, torch.float32), ("copies", 8, torch.float32), ("walk", 5, torch.float16), ("copies", 5, torch.float16),
+])  # fmt: skip
+def test_neighbour_lists_decide_what_full_passes_decide(lib, kind, k, dtype):
+    """Bit for bit: a mask of all tokens takes the way without lists."""
+    x = {
+        "random": lambda: torch.randn(2, 260, 8),
+        "walk": lambda: walk(2, 260, 8),
+        "grid": lambda: grid_points(2, 260, 8),
+        "copies": lambda: torch.randn(2, 260, 8)[:, torch.randint(0, 60, (260,))],
+    }[kind]().to(dtype)
+    every = torch.ones(2, 260, dtype=torch.bool)
+    exclude, noise = torch.rand(2, 260) < 0.2, 0.01 * torch.rand(2, 260)
+    for options in ((None, None, False, True), (exclude, noise, True, False)):
+        got, want = (dpc(lib, x, 70, k, mask, *options) for mask in (None, every))
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
 @pytest.mark.parametrize("tokens", [90, 270])
 @pytest.mark.parametrize("strict", [False, True])
 def test_exact_ties(lib, tokens, strict):

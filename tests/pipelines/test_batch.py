@@ -18,7 +18,7 @@ from made_up.sets import jpeg, picture, write_tar
 from PIL import Image
 
 from tore_fast.cli import main
-from tore_fast.pipelines.batch import BatchConfig, ModelFactory, predict_pictures, results, run, work
+from tore_fast.pipelines.batch import BatchConfig, ModelFactory, failures, predict_pictures, results, run, work
 from tore_fast.pipelines.batch_units import BatchError, BatchFolder, list_pictures
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -267,6 +267,19 @@ def test_boxes(tmp_path):
     assert one.people[0].box_source == "auto" and [p.box for p in two.people] == [tuple(box)]
 
 
+def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
+    for i, name in enumerate("ab"):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(picture(np.random.default_rng(i), 40, 48)) if i else b"damaged")
+    out, factory = tmp_path / "out", ModelFactory("tore_default_hand", device="cpu", threads=1)
+    folder, config = BatchFolder(out), BatchConfig(unit_pictures=1, save_vertices=True)
+    folder.make(list_pictures([tmp_path / "a.jpg", tmp_path / "b.jpg"]), 1, {})
+    work(folder, factory, config)
+    units = list(results(out))
+    shapes = {k: np.concatenate([u[k] for u in units]).shape for k in ("joints_3d", "joints_2d", "vertices_coarse", "vertices", "box")}
+    assert shapes == {"joints_3d": (1, 21, 3), "joints_2d": (1, 21, 2), "vertices_coarse": (1, 195, 3), "vertices": (1, 778, 3), "box": (1, 4)}
+    assert [e.partition(": ")[2] for e in failures(out)] == ["not an image that Pillow can read"]
+
+
 def test_wrong_inputs(tmp_path, shards):
     with pytest.raises(BatchError, match="expected a tar, a folder or a picture"):
         run([tmp_path / "nothing"], tmp_path / "out", Factory(), **QUIET)
@@ -292,8 +305,9 @@ def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
     command = ["batch", str(shards), "--out", str(tmp_path / "out"), "--unit", "20", "--save-vertices", "--engine", "torchrun"]
     with pytest.raises(SystemExit) as e:
         main(command)
-    text = capsys.readouterr().out
+    text, complaints = capsys.readouterr()
     assert e.value.code == 1 and "37 pictures, 36 people, 1 failed" in text and "pictures/s" in text
+    assert "tore-fast batch: " in complaints and "part/004.jpg: not an image that Pillow can read" in complaints
     assert next(results(tmp_path / "out"))["vertices"].shape == (20, 6890, 3)
     assert same(everything(tmp_path / "out"), expected) == ""
     for code, arguments in ((0, [str(shards), "--verify", "--out", str(tmp_path / "out")]), (2, ["nowhere.tar"])):

@@ -96,6 +96,18 @@ def test_auto_box_follows_the_mesh(model, pictures):
     assert 0 <= x0 < x1 <= 400 and 0 <= y0 < y1 <= 300
 
 
+def test_a_second_look_that_sees_half_is_not_believed(model, pictures):
+    class Shy(Fixed):  # sees a third of any crop: each look would be smaller than the one before
+        def forward(self, images):
+            out = super().forward(images)
+            out.camera = out.camera * torch.tensor([0.4, 1.0, 1.0])
+            return out
+
+    person = Pipeline(Shy(), device="cpu").predict(pictures[3])[0].people[0]
+    assert person.crop.side == 400 and person.box == (0, 0, 400, 300) and person.box_source == "auto"
+    assert Pipeline(model, device="cpu").predict(pictures[3])[0].people[0].crop.side < 250  # sees half of any crop
+
+
 def test_arrays_and_errors(model):
     pipeline = Pipeline(model, device="cpu")
     assert pipeline.predict(np.zeros((20, 30, 3), np.uint8), "full")[0].size == (30, 20)

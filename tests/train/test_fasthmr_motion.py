@@ -7,13 +7,18 @@ import pytest
 import torch
 
 from tore_fast.body import load_body
+from tore_fast.layers.ik import pose_to_features
 from tore_fast.layers.rotation import axis_angle_to_matrix, geodesic_angle
 from tore_fast.models import create_model
 from tore_fast.models.motion_vae import MotionVAE, MotionVAEConfig
 from tore_fast.pipelines.hosts import RestSkeleton
+from tore_fast.pipelines.video_to_mesh import HMRPipeline
 from tore_fast.train.fasthmr_motion import (
+    MotionClip,
     MotionDenoiserTask,
     MotionVAETask,
+    Stage2Config,
+    hold_out,
     mirror_rotations,
     read_motion,
     read_motion_folder,
@@ -95,7 +100,8 @@ def test_batches_follow_from_the_index(clips, rest):
     assert a["features"].shape == (4, 16, 133)
 
 
-def test_both_stages_through_the_loop(clips, rest, tmp_path):
+@pytest.mark.parametrize("loss, correct", [(Stage2Config(), False), (Stage2Config(last_step=1.0, joints=1.0), False), (Stage2Config(1.0, 1.0), True)])
+def test_both_stages_through_the_loop(clips, rest, tmp_path, loss, correct):
     torch.manual_seed(0)
     quiet = lambda text: None
     config = dict(steps=40, batch_size=8, lr=3e-3, warmup=2, ema=0.0, clip_norm=1.0, eval_every=40, weight_decay=0.0)
@@ -104,15 +110,50 @@ def test_both_stages_through_the_loop(clips, rest, tmp_path):
     before = stage1.evaluate(vae.eval())["joints_mm"]
     after = train(stage1, TrainConfig(out=str(tmp_path / "1"), **config), quiet)["joints_mm"]
     assert after < before
-    motion = create_model("fasthmr_motion", **MOTION).use_vae(vae.cpu(), stage1.mean, stage1.std)
+    motion = create_model("fasthmr_motion", encoder_layers=1, correct_host=correct, **MOTION).use_vae(vae.cpu(), stage1.mean, stage1.std)
     decoder = {k: v.clone() for k, v in motion.motion_decoder.state_dict().items()}
-    stage2 = MotionDenoiserTask(motion, vae, clips[:2], clips[:2], rest)  # three clips cannot show more than memory
-    before = stage2.evaluate(motion.eval())["joints_mm"]
-    after = train(stage2, TrainConfig(out=str(tmp_path / "2"), **config), quiet)["joints_mm"]
-    assert after < before
+    stage2 = MotionDenoiserTask(motion, vae, clips[:2], clips[:2], rest, loss=loss)  # three clips cannot show more than memory
+    batch = stage2.batch(10**6, 32, 0)
+    before, _ = stage2.loss(motion.eval(), batch, 0)
+    train(stage2, TrainConfig(out=str(tmp_path / "2"), **config), quiet)
+    after, logs = stage2.loss(motion.eval(), batch, 0)
+    assert after < before and ("decoded" in logs) == bool(loss.joints)
     assert all(torch.equal(v, decoder[k]) for k, v in motion.motion_decoder.state_dict().items())
     with pytest.raises(ValueError, match="tokens"):
         MotionDenoiserTask(motion, vae, [clips[0].__class__(clips[0].rotations, clips[0].betas)], clips[2:], rest)
+
+
+def test_renderings_of_a_motion_are_held_out_together():
+    clips = [MotionClip(torch.zeros(1), torch.zeros(10), None, m) for m in ("a", "b", "c", "a", "b", "c", "d")]
+    kept, away = hold_out(clips, 3)
+    assert [c.motion for c in kept] == ["b", "c", "b", "c"] and [c.motion for c in away] == ["a", "a", "d"]
+
+
+def test_correcting_a_host_starts_at_the_hosts_own_motion(rest):
+    """An untrained denoiser corrects nothing: what comes out is the host's motion through the VAE."""
+    torch.manual_seed(0)
+    host = create_model("hmr2_vitt").eval()
+    torch.nn.init.normal_(host.smpl_head.decpose.weight, std=0.1)  # it starts at nearly one pose for all
+    vae = MotionVAE(VAE).eval()
+    skeleton = rest(torch.zeros(1, 10))[0]
+    motion = create_model("fasthmr_motion", encoder_layers=1, correct_host=True, **{**MOTION, "condition_dim": host.config.decoder_dim})
+    motion.use_vae(vae, torch.full((133,), 0.1), torch.full((133,), 0.7)).host_motion.use_head(host.smpl_head, skeleton)
+    crops = torch.randn(16, 3, host.config.img_size[0], host.config.img_size[0])
+    with torch.no_grad():
+        seen = host(crops)
+        own = pose_to_features(seen.rotations, skeleton)
+        latent, _ = vae.encode((own - 0.1)[None] / 0.7)
+        want = vae.decode(latent, 16)[0] * 0.7 + 0.1
+        got = motion.eval()(seen.token[None])
+    assert own.std(0).max() > 1e-3
+    torch.testing.assert_close(got.joints[0].flatten(1), want[:, :87], atol=1e-4, rtol=1e-4)
+    body = load_body("free")
+    assert HMRPipeline(host, body, motion).motion is motion
+    with pytest.raises(ValueError, match="corrects the poses of another host"):
+        HMRPipeline(create_model("hmr2_vitt"), body, motion)
+    aa = create_model("hmr2_vitt", joint_rep="aa")
+    with pytest.raises(ValueError, match="joint_rep '6d'"):
+        motion.host_motion.use_head(aa.smpl_head, skeleton)
 
 
 def test_both_stages_by_command(files, tmp_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from tore_fast.body import load_body
 from tore_fast.cli import UsageError, train_fasthmr, train_fasthmr_clips
 from tore_fast.cli import eclm as eclm_cli
 from tore_fast.cli import list as list_cli
@@ -20,8 +20,15 @@ from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models import create_model, load_pretrained
 from tore_fast.models.hmr2 import HMR2Config, host_macs
 from tore_fast.pipelines.component_table import ComponentTable, markdown, smooth
-from tore_fast.pipelines.synth_clips import JointErrors, read_clip, write_clips, write_tokens
-from tore_fast.train.fasthmr_motion import read_motion, read_motion_folder
+from tore_fast.pipelines.synth_clips import (
+    JointErrors,
+    read_clip,
+    render_clip,
+    write_clips,
+    write_tokens,
+    write_view_tokens,
+)
+from tore_fast.train.fasthmr_motion import Stage2Config, read_motion, read_motion_folder
 from tore_fast.train.hmr_host import HostConfig, HostTask
 from tore_fast.train.loop import TrainConfig
 from tore_fast.train.pose_discriminator import PoseDiscriminator, adversarial_losses
@@ -41,11 +48,6 @@ def walk(name: str, frames: int, split: str) -> Motion:
     joints[:, 13, 1] += 0.2 * swing
     joints[:, 16, 1] -= 0.2 * swing
     return Motion(name, name, "walk", split, joints, 60.0)
-
-
-@pytest.fixture(scope="module")
-def body():
-    return load_body("free")
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,28 @@ def test_tokens_are_what_the_denoiser_reads(clips, tmp_path):
         want = host(normalize_images(clip.images[:4]), clip.masks[:4]).token
     torch.testing.assert_close(motion.tokens[:4], want, atol=1e-5, rtol=1e-4)
     assert motion.rotations.shape == (30, 24, 3, 3)
+
+
+def test_more_renderings_of_a_motion(body, clips, tmp_path):
+    """View 0 is the clip of write_clips; others show other people, odd ones the mirror image; what is there stays."""
+    torch.manual_seed(0)
+    host = create_model("hmr2_vitt", **HOST).eval()
+    motion, crops = walk("a", 60, "train"), ClipCrops(body, 64, 3, 0.2, margin=1.15, backgrounds="noise")
+    paths = write_view_tokens(host, [motion], crops, tmp_path / "views", 3)
+    assert [p.name for p in paths] == ["a.npz", "a.v01.npz", "a.v02.npz"]
+    first = read_motion(write_tokens(host, clips[:1], tmp_path / "one")[0], up="camera")
+    seen = [read_motion(p, up="camera") for p in paths]
+    torch.testing.assert_close(seen[0].tokens, first.tokens)
+    assert [m.motion for m in seen] == ["a"] * 3 and not torch.equal(seen[1].betas, seen[2].betas)
+    swing = [(m.rotations[:, 16] - m.rotations[:1, 16]).norm() for m in seen]  # left shoulder; the arms do not swing alike
+    right = [(m.rotations[:, 17] - m.rotations[:1, 17]).norm() for m in seen]
+    torch.testing.assert_close(swing[1], right[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(swing[2], swing[0], atol=1e-4, rtol=1e-4)
+    before = paths[2].stat().st_mtime_ns
+    write_view_tokens(host, [motion], crops, tmp_path / "views", 3)
+    assert paths[2].stat().st_mtime_ns == before
+    parts = [render_clip(walk("long", 200, "train"), crops, 0, frames=10, view=v).poses[:, 3:] for v in (0, 2, 4)]
+    assert not np.allclose(parts[0], parts[1], atol=1e-3) and not np.allclose(parts[1], parts[2], atol=1e-3)
 
 
 def test_component_table_rows(body, clips):
@@ -210,6 +234,17 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     assert train_fasthmr.run(args) == 0
     motion = load_pretrained(tmp_path / "denoiser" / "model")
     assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
+    only = dict(data=data, image_size=128, host=tmp_path / "eclm" / "model", tokens=tmp_path / "views")
+    assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**only, views=2)) == 0
+    args = dataclasses.replace(args, data=tmp_path / "views", correct=tmp_path / "eclm" / "model", loss=Stage2Config(1.0, 1.0),
+                               train=dataclasses.replace(stage2, out=str(tmp_path / "corrector")))  # fmt: skip
+    assert train_fasthmr.run(args) == 0
+    motion = load_pretrained(tmp_path / "corrector" / "model")
+    torch.testing.assert_close(motion.host_motion.weight, load_pretrained(tmp_path / "eclm" / "model").smpl_head.decpose.weight)
+    assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
+    for wrong, words in ((dict(views=2, out=tmp_path), "1 with --out"), (dict(host=None, tokens=None), "give --out for the pictures")):
+        with pytest.raises(UsageError, match=words):
+            train_fasthmr_clips.run(train_fasthmr_clips.Args(**{**only, **wrong}))
     with pytest.raises(UsageError, match="--stage must be host, vae or denoiser"):
         train_fasthmr.run(train_fasthmr.Args(data=data, stage="tail"))
     with pytest.raises(UsageError, match="--host and --tokens belong together"):

@@ -30,11 +30,6 @@ STILL = LabelConfig(flip=0, noise=0, rotation_deg=0, scale=0)
 
 
 @pytest.fixture(scope="module")
-def body():
-    return load_body("free")
-
-
-@pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """A TSV set with everything, a csv folder with boxes only, and 3DPW."""
     root, rng = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)

@@ -165,11 +165,6 @@ def test_augmented_training_batches_repeat(people):
     assert torch.equal(a["image"], b["image"]) and not torch.equal(a["image"], c["image"])
 
 
-@pytest.fixture(scope="module")
-def body():
-    return load_body("free")
-
-
 def body_batch(body, images=2):
     g = torch.Generator().manual_seed(0)
     angle = 0.3 * torch.randn(images, 24, 3, generator=g)

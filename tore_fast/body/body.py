@@ -196,6 +196,7 @@ class Body(nn.Module):
             ValueError: a shape that does not fit.
 
         Example:
+            >>> from tore_fast.body import load_body
             >>> body = load_body("free")
             >>> vertices, joints = body(torch.zeros(2, 24, 3), torch.zeros(2, 10))
             >>> vertices.shape

@@ -68,6 +68,7 @@ def project(
     """Weak-perspective image points s * (xy + t), as FastMETRO's code does it (its paper prints s * xy + t).
 
     Example:
+        >>> import torch
         >>> project(torch.zeros(2, 5, 3), torch.tensor([[1.0, 0.1, 0.0]]).expand(2, 3)).shape
         torch.Size([2, 5, 2])
     """

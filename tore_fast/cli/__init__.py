@@ -141,9 +141,10 @@ def _parse(kind: type, rest: list[str], default=None):
     import tyro
 
     said = io.StringIO()
+    words = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone)  # in the help: IMAGES, --fps FLOAT
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=_prog, args=rest, **({} if default is None else {"default": default}))
+            return tyro.cli(kind, prog=_prog, args=rest, config=words, **({} if default is None else {"default": default}))
     except SystemExit as e:
         if e.code in (None, 0):  # --help
             raise

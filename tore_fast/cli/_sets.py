@@ -3,6 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(kw_only=True)
+class SetArgs:
+    """Flags of the jobs that train on labelled data sets, or without any on synthetic images."""
+
+    sets: Annotated[tuple[str, ...], tyro.conf.arg(name="data")] = ()
+    """Data sets, PATH[@WEIGHT][?OPTION=VALUE&...] each, e.g. h36m.yaml@0.5 3dpw@0.2?split=train (docs/data.md lists
+    formats). Without weights all items make one epoch. None: synthetic images."""
+    val: str = ""
+    """Data set of the evaluations while training, PATH[?OPTION=VALUE]; synthetic images have their own held-out split."""
+    val_items: int = 2000
+    """At most so many items of it."""
+    body: str = "auto"
+    """auto: the free body (models of hands: the free hand); else a file/folder with the SMPL (MANO) model that the data
+    speak of."""
+    mesh_data: str | None = None
+    """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
 
 
 def open_sets(texts: Sequence[str]) -> tuple[list, list[float] | None]:

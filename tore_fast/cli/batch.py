@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from . import FAILED, arguments, complain
+
+SHOWN = 5  # bad pictures named at the end; all of them are in the results
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Args:
 
 
 def run(args: Args) -> int:
-    from ..pipelines.batch import BatchConfig, ModelFactory
+    from ..pipelines.batch import BatchConfig, ModelFactory, failures
     from ..pipelines.batch import run as run_batch
     from ..pipelines.batch_units import BatchFolder, BatchUnfinished
 
@@ -70,4 +73,8 @@ def run(args: Args) -> int:
         f"{summary.pictures} pictures, {summary.people} people, {summary.failed} failed; this run: {summary.fresh_pictures} pictures "
         f"in {summary.seconds:.1f} s = {summary.pictures_per_s:.1f} pictures/s, {summary.deaths} workers died"
     )
+    for error in islice(failures(args.out), SHOWN):
+        complain(error)
+    if summary.failed > SHOWN:
+        complain(f"... and {summary.failed - SHOWN} more: image_error in {args.out}/results")
     return FAILED if summary.failed else 0

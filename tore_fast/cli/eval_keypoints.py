@@ -101,7 +101,7 @@ def _scoring(args: Args, form: str, size: tuple[int, int]):
         }[form]
         people = read(args.data, images, args.boxes)[: args.limit]
         if not people:
-            raise ValueError(f"--data {args.data}: nobody to test" + (f" in {args.boxes}" if args.boxes else "has a labelled point"))
+            raise ValueError(f"--data {args.data}: nobody to test" + (f" in {args.boxes}" if args.boxes else ": no labelled point"))
         data = make(people, size)
         everybody = read(args.data, images, everybody=True)
         metric = kind(everybody if args.limit is None else in_images_of(everybody, people), size)

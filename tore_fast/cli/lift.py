@@ -52,6 +52,10 @@ class Args:
 
 
 def run(args: Args) -> int:
+    if not args.keypoints:
+        raise UsageError("no keypoint file to work on")
+    if not any(p.exists() for p in args.keypoints):
+        raise UsageError(f"{args.keypoints[0]}: no such file")
     from ..pipelines.image_to_mesh import pick_device
     from ..pipelines.pose_lift import NORMALISATIONS, PRECISIONS, load_lifter
 
@@ -68,8 +72,6 @@ def run(args: Args) -> int:
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"--{name}: expected a positive number, got {value:g}")
-    if not any(p.exists() for p in args.keypoints):
-        raise UsageError(f"{args.keypoints[0]}: no such file")
     with arguments():
         model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
         args.out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..train.fasthmr_motion import Stage2Config
 from ..train.hmr_host import HostConfig
 from ..train.loop import TrainConfig
 from . import UsageError, arguments
@@ -26,12 +27,16 @@ class Args:
     host: HostConfig = field(default_factory=HostConfig)
     vae: Path | None = None
     """Checkpoint folder of stage 1: train stage 2 (the denoiser) on it."""
+    correct: Path | None = None
+    """Stage 2, not in the paper: checkpoint folder of the host whose features the files hold; the denoiser then learns to
+    correct that host's own motion instead of making one from nothing."""
+    loss: Stage2Config = field(default_factory=Stage2Config)
     up: str = "z"
     """z for AMASS world axes, camera for motions in camera axes."""
     body: str = "free"
     """Body for the rest skeleton: free, or a SMPL model file."""
     held_out: int = 10
-    """Every how many-th file is held out for the metric."""
+    """Every how many-th motion is held out for the metric, with all its renderings."""
     frames: int = 243
     export: Path | None = None
     """Write the best weights here (default: OUT/model)."""
@@ -51,13 +56,12 @@ def run(args: Args) -> int:
     from ..models import create_model, load_pretrained, save_pretrained
     from ..models.motion_vae import MotionVAE
     from ..pipelines.hosts import RestSkeleton, load_named_body
-    from ..train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, read_motion_folder
+    from ..train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, hold_out, read_motion_folder
     from ..train.loop import train
 
     with arguments():
         clips = read_motion_folder(args.data, 30.0, args.up)
-        kept = [c for i, c in enumerate(clips) if i % args.held_out]
-        held = [c for i, c in enumerate(clips) if not i % args.held_out]
+        kept, held = hold_out(clips, args.held_out)
         rest = RestSkeleton(load_named_body(args.body))
         torch.manual_seed(args.train.seed)
         if args.vae is None:
@@ -70,11 +74,14 @@ def run(args: Args) -> int:
             stats = torch.load(args.vae / "statistics.pt", weights_only=True)
             own = vae.config
             sizes = {"latent_tokens": own.latent_tokens, "latent_dim": own.latent_dim, "ff_size": own.ff_size,
-                     "heads": own.heads, "decoder_layers": own.decoder_layers}  # fmt: skip
+                     "heads": own.heads, "decoder_layers": own.decoder_layers, "encoder_layers": own.encoder_layers,
+                     "dist_mlp": own.dist_mlp, "correct_host": args.correct is not None}  # fmt: skip
             width = clips[0].tokens.shape[1] if clips[0].tokens is not None else 1024
             model = create_model("fasthmr_motion", frames=args.frames, condition_dim=width, **{**sizes, **args.extra})
             model.use_vae(vae, stats["mean"], stats["std"])
-            task, name = MotionDenoiserTask(model, vae, kept, held, rest, args.train.seed), "fasthmr_motion"
+            if args.correct is not None:
+                model.host_motion.use_head(load_pretrained(args.correct).smpl_head, rest(torch.zeros(1, 10))[0])
+            task, name = MotionDenoiserTask(model, vae, kept, held, rest, args.train.seed, args.loss), "fasthmr_motion"
     print(f"{name}: {len(kept)} clips, {len(held)} held out")
     train(task, args.train)
     best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)

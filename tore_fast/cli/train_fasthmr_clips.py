@@ -17,8 +17,8 @@ class Args:
 
     data: Path
     """Folder with clips.npz + index.json, or .bvh / .amc files."""
-    out: Path
-    """Folder for the clips: OUT/ID.npz (pictures, masks, poses in camera axes)."""
+    out: Path | None = None
+    """Folder for the clips: OUT/ID.npz (pictures, masks, poses in camera axes); none: only the tokens are kept."""
     split: str = "train"
     """train or test; motions without a split count as train."""
     fps: float = 30.0
@@ -37,6 +37,8 @@ class Args:
     """Folder for the tokens, files as `train fasthmr --vae` takes them."""
     keep_tokens: int | None = None
     """Mask-ToMe down to this many tokens while the host runs."""
+    views: int = 1
+    """Without --out: renderings of every motion, each with its own person, light and camera; every second one is mirrored."""
     merge_per_block: int | None = None
     """At most so many merges per block; none: as the host was saved (40)."""
 
@@ -55,16 +57,26 @@ def run(args: Args) -> int:
             raise ValueError(f"--split must be train or test, got {args.split!r}")
         if (args.host is None) != (args.tokens is None):
             raise ValueError("--host and --tokens belong together")
+        if args.out is None and args.host is None:
+            raise ValueError("give --out for the pictures, --host and --tokens for a host's features, or both")
+        if args.views < 1 or (args.views > 1 and args.out is not None):
+            raise ValueError(f"--views must be at least 1, and 1 with --out, got {args.views}")
         motions = [m for m in read_motions(args.data) if (m.split or "train") == args.split][: args.motions]
         if not motions:
             raise ValueError(f"{args.data}: no motion of the split {args.split!r}")
         crops = ClipCrops(load_body("free"), args.image_size, args.seed, args.difficulty, split=args.split, margin=args.margin)
         host = load_host(str(args.host))[1] if args.host is not None else None
-    paths = synth_clips.write_clips(motions, crops, args.out, args.fps, args.frames, lambda x: tqdm(x, desc="clips"))
-    print(f"{args.out}: {len(paths)} clips")
     if host is not None:
         if args.keep_tokens is not None:
             host.keep_tokens(args.keep_tokens, args.merge_per_block)
-        written = synth_clips.write_tokens(host.fold(), paths, args.tokens, each=lambda x: tqdm(x, desc="tokens"))
+        host.fold()
+    if args.out is None:
+        written = synth_clips.write_view_tokens(host, motions, crops, args.tokens, args.views, args.fps, args.frames,
+                                                lambda x: tqdm(x, desc="views"))  # fmt: skip
+    else:
+        paths = synth_clips.write_clips(motions, crops, args.out, args.fps, args.frames, lambda x: tqdm(x, desc="clips"))
+        print(f"{args.out}: {len(paths)} clips")
+        written = synth_clips.write_tokens(host, paths, args.tokens, each=lambda x: tqdm(x, desc="tokens")) if host is not None else []
+    if written:
         print(f"{args.tokens}: tokens of {len(written)} clips")
     return 0

@@ -6,35 +6,21 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from ..train.loop import TrainConfig
 from ..train.mesh_labels import LabelConfig
 from ..train.mesh_recovery import MeshRecoveryConfig
 from . import UsageError, arguments
-from ._sets import open_sets, validation
+from ._sets import SetArgs, open_sets, validation
 
 
-@dataclass
-class Args:
+@dataclass(kw_only=True)
+class Args(SetArgs):
     """Trains an image-to-mesh model, on synthetic images of the free body or hand or on data sets of yours (--data); the same
     command resumes a stopped run. --recipe NAME sets everything as a paper did (tore-fast train --list-recipes)."""
 
     model: str = "tore_default"
     """Registered model (tore-fast list); hand models train on hands."""
-    sets: Annotated[tuple[str, ...], tyro.conf.arg(name="data")] = ()
-    """Data sets, PATH[@WEIGHT][?OPTION=VALUE&...] each, e.g. h36m.yaml@0.5 3dpw@0.2?split=train (docs/data.md lists
-    formats). Without weights all items make one epoch. None: synthetic images."""
-    val: str = ""
-    """Data set of the evaluations while training, PATH[?OPTION=VALUE]."""
-    val_items: int = 2000
-    """At most so many items of it."""
-    body: str = "auto"
-    """auto (free body or hand), or a file/folder with the SMPL or MANO model that the data speak of."""
-    mesh_data: str | None = None
-    """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
     pretrained_backbone: bool = False
     """Start from timm's ImageNet weights (fetched once), as all papers do."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -157,13 +143,13 @@ def take_over(model, path: Path, mesh_data: str | None = None) -> None:
 
 def _tensors_of(path: Path, prefix: str, mesh_data: str | None) -> dict:
     import torch
-    from safetensors.torch import load_file
 
     from ..models import from_pretrained
     from ..models._hub import WEIGHTS_NAME
+    from ..models._weights import read_safetensors
 
     if path.is_dir():
-        return {prefix + k: v for k, v in load_file(path / WEIGHTS_NAME).items()}
+        return {prefix + k: v for k, v in read_safetensors(path / WEIGHTS_NAME).items()}
     if not path.is_file():
         raise FileNotFoundError(f"--init {path}: no such file or folder")
     try:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from ..train.loop import TrainConfig
 from . import arguments
+from ._sets import SetArgs, open_sets, validation
 
 
-@dataclass
-class Args:
+@dataclass(kw_only=True)
+class Args(SetArgs):
     """Trains (or tests) pose, shape and camera regression on data sets of yours (--data), or on synthetic images of the free
     body; the same command resumes a stopped run."""
 
@@ -21,17 +19,6 @@ class Args:
     """tcformer_light_hmr or tcformer_base_hmr."""
     options: dict[str, str] = field(default_factory=dict)
     """Fields of the model's config as NAME VALUE pairs: reduction conv parts 4,4,2,2,1,1 depths 1,1,1,1 ..."""
-    sets: Annotated[tuple[str, ...], tyro.conf.arg(name="data")] = ()
-    """Data sets, PATH[@WEIGHT][?OPTION=VALUE&...] each, e.g. h36m.yaml@0.5 3dpw@0.2?split=train (docs/data.md lists
-    formats). Without weights all items make one epoch. None: synthetic images."""
-    val: str = ""
-    """Data set of the evaluations while training, PATH[?OPTION=VALUE]; synthetic images have their own held-out split."""
-    val_items: int = 2000
-    """At most so many items of it."""
-    body: str = "auto"
-    """auto (the free body), or a file/folder with the SMPL model that the data speak of."""
-    mesh_data: str | None = None
-    """Folder of the SMPL topology files (also $TORE_FAST_MESH_DATA)."""
     image_size: int = 0
     """Side of the crops; 0: 112 for synthetic images, 224 for data sets."""
     difficulty: float = 0.5
@@ -74,7 +61,6 @@ def _labelled(args: Args, model, size: int):
     from ..data.crop import AugmentConfig
     from ..train.mesh_labels import LabelledCrops
     from ..train.tcformer import labelled_body_recovery
-    from ._sets import open_sets, validation
     from .mesh_body import protocol_of
 
     protocol = protocol_of(False, args.body, args.mesh_data)

@@ -22,7 +22,7 @@ class Args:
     weights: Path | None = None
     """Official TCFormer file; its own sizes are used."""
     out: Path | None = None
-    """PNG to write; default: NAME_tokens.png in the current folder."""
+    """PNG to write, or a folder for NAME_tokens.png; default: the current folder."""
     size: int = 224
     """Shorter side the picture is scaled to before the model sees it."""
     parts: tuple[int, ...] = ()
@@ -64,7 +64,9 @@ def run(args: Args) -> int:
         pixels = read_image(small)
         with torch.no_grad():
             stages = backbone.forward_features(normalise(pixels)[None])
-    out = args.out or Path(f"{args.image.stem}_tokens.png")
+    out = args.out or Path(".")
+    if out.is_dir() or not out.suffix:
+        out = out / f"{args.image.stem}_tokens.png"
     with arguments(f"--out: {out} cannot be written"):  # ValueError: Pillow does not know the suffix
         out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(token_panel(pixels, stages)).save(out)

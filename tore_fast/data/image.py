@@ -7,13 +7,16 @@ In: a path, a PIL image or an array. Out: pixels for data/crop.py. Handles EXIF 
 from __future__ import annotations
 
 import glob
+import io
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".heic", ".heif")
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # bytes 8..12 of a HEIF file
 MAX_PIXELS = 200_000_000  # more is taken for a mistake or a decompression bomb
 
 
@@ -21,11 +24,16 @@ class ImageError(ValueError):
     """A picture that cannot be used; the text names it and says why."""
 
 
-def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+_opening = threading.Lock()
+
+
+def read_image(source: str | Path | bytes | Image.Image | np.ndarray, name: str = "image") -> np.ndarray:
     """Upright RGB pixels of a picture.
 
     Args:
-        source: path, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; uint8, uint16 or float in 0..1.
+        source: path, bytes of a file, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; uint8, uint16 or float
+            in 0..1.
+        name: of what has no path, for messages.
 
     Returns:
         [H, W, 3] uint8, contiguous.
@@ -36,26 +44,54 @@ def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _from_pil(source, "image")
+        return _from_pil(source, name)
+    if isinstance(source, bytes):
+        return _decoded(source, name)
     path = Path(source)
     if not path.exists():
         raise ImageError(f"{path}: no such file")
     if path.is_dir():
         raise ImageError(f"{path}: is a folder, expected an image file")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path}: the file is empty")
     try:
-        with Image.open(path) as image:
+        return _decoded(path.read_bytes(), str(path))
+    except OSError as e:  # unreadable: no permission, a broken disk
+        raise ImageError(f"{path}: cannot be read ({e.strerror or e})") from None
+
+
+def _decoded(data: bytes, name: str) -> np.ndarray:
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
+    try:
+        with _open(data) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
+                raise ImageError(f"{name}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
             image.load()
-            return _from_pil(image, str(path))
+            return _from_pil(image, name)
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that Pillow can read") from None
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+            raise ImageError(f"{name}: a HEIC picture; `pip install pillow-heif` makes them readable, or save it as JPEG") from None
+        raise ImageError(f"{name}: not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
         if isinstance(e, ImageError):
             raise
-        raise ImageError(f"{path}: damaged or truncated image ({e})") from None
+        raise ImageError(f"{name}: damaged or truncated image ({e})") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    """Image.open under our own limit of pixels: Pillow's warns at half of what it refuses, and refuses 180-megapixel photographs."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+        try:
+            import pillow_heif
+        except ImportError:
+            pass
+        else:
+            pillow_heif.register_heif_opener()
+    with _opening:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _from_pil(image: Image.Image, name: str) -> np.ndarray:
@@ -105,7 +141,7 @@ def find_images(sources: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS)
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and not p.is_dir())
             if not inside:
                 errors.append(f"{path}: the folder holds no image ({', '.join(EXTENSIONS)})")
             found.update(dict.fromkeys(inside))

@@ -208,6 +208,11 @@ def _read_json(path: Path, person: int | None):
         return _openpose(data, path, person)
     if isinstance(data, list) and data and isinstance(data[0], dict) and "keypoints" in data[0]:
         return _detections(data, path, person)
+    if not isinstance(data, list):
+        raise KeypointError(
+            f"{path}: expected COCO results, AlphaPose, OpenPose, {{\"keypoints\": ...}} or a list [frames, joints, 2 or 3]; "
+            f"got {f'an object with {list(data)[:3]}' if isinstance(data, dict) else type(data).__name__}"
+        )
     return np.array(data, np.float64), None, {"alone": True}
 
 

@@ -38,8 +38,12 @@ def read_wflw(annotations: str | Path, images: str | Path) -> tuple[list[Instanc
     path = Path(annotations)
     if not path.is_file():
         raise WFLWError(f"{path}: no such annotation file")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise WFLWError(f"{path}: not a text file") from None
     faces, attributes = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         parts = line.split()
         if not parts:
             continue
@@ -50,6 +54,8 @@ def read_wflw(annotations: str | Path, images: str | Path) -> tuple[list[Instanc
             numbers = np.array([float(v) for v in parts[:-1]])
         except ValueError as e:
             raise WFLWError(f"{path}: line {number}: {e}") from None
+        if not np.isfinite(numbers).all():
+            raise WFLWError(f"{path}: line {number}: expected finite numbers, got {line[:40]} ...")
         points = np.ones((NUM_KEYPOINTS, 3), np.float32)
         points[:, :2] = numbers[: 2 * NUM_KEYPOINTS].reshape(-1, 2)
         x0, y0, x1, y1 = numbers[2 * NUM_KEYPOINTS : 2 * NUM_KEYPOINTS + 4]

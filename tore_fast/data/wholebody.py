@@ -43,6 +43,41 @@ def _load(path: Path, what: str):
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as e:
         raise WholeBodyError(f"{path}: not JSON (line {e.lineno}: {e.msg})") from None
+    except UnicodeDecodeError:
+        raise WholeBodyError(f"{path}: not JSON (not even text)") from None
+
+
+def _value(entry, name: str, where: str):
+    """entry[name] of a JSON object; an error that says where else."""
+    if not isinstance(entry, dict) or name not in entry:
+        raise WholeBodyError(f"{where}: expected an object with {name!r}, got {str(entry)[:80]}")
+    return entry[name]
+
+
+def _numbers(values, count: int, name: str, where: str) -> np.ndarray:  # [count] float32
+    if not isinstance(values, list) or len(values) != count:
+        got = len(values) if isinstance(values, list) else values
+        raise WholeBodyError(f"{where}: {name} must have {count} numbers, got {got}")
+    try:
+        numbers = np.asarray(values, np.float32)
+    except (TypeError, ValueError):
+        numbers = np.full(count, np.nan, np.float32)
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise WholeBodyError(f"{where}: {name} must be finite numbers, got {str(values)[:80]}")
+    return numbers
+
+
+def _entries(data, name: str, where: str) -> list:
+    entries = _value(data, name, where)
+    if not isinstance(entries, list):
+        raise WholeBodyError(f"{where}: {name!r} must be a list, got {type(entries).__name__}")
+    return entries
+
+
+def _box(entry, where: str) -> tuple[float, float, float, float]:
+    box = _value(entry, "bbox", where)
+    _numbers(box, 4, "bbox", where)
+    return tuple(box)
 
 
 def annotation_points(annotation: dict, where: str = "annotation") -> np.ndarray:  # [133, 3]
@@ -52,9 +87,7 @@ def annotation_points(annotation: dict, where: str = "annotation") -> np.ndarray
         values = annotation.get(field)
         if values is None:
             values = [0.0] * (3 * (last - first))
-        if len(values) != 3 * (last - first):
-            raise WholeBodyError(f"{where}: {field} must have {3 * (last - first)} numbers, got {len(values)}")
-        rows.append(np.asarray(values, np.float32).reshape(-1, 3))
+        rows.append(_numbers(values, 3 * (last - first), field, where).reshape(-1, 3))
     return np.concatenate(rows)
 
 
@@ -74,31 +107,49 @@ def read_wholebody(
     data = _load(path, "annotation file")
     if not isinstance(data, dict) or not {"images", "annotations"} <= data.keys():
         raise WholeBodyError(f"{path}: expected the COCO keys 'images' and 'annotations'")
-    files = {entry["id"]: Path(images) / entry["file_name"] for entry in data["images"]}
-    people = []
+    files = {}
+    for n, entry in enumerate(_entries(data, "images", str(path))):
+        where = f"{path}: image {n}"
+        files[_value(entry, "id", where)] = Path(images) / _value(entry, "file_name", where)
     if boxes is not None:
-        for n, entry in enumerate(_load(Path(boxes), "box file")):
-            if entry.get("category_id", 1) != 1:
-                continue
-            if entry["image_id"] not in files:
-                raise WholeBodyError(f"{boxes}: entry {n}: image_id {entry['image_id']} is not in {path}")
-            x, y, w, h = entry["bbox"]
-            empty = np.zeros((NUM_KEYPOINTS, 3), np.float32)
-            if w > 0 and h > 0:
-                people.append(Instance(files[entry["image_id"]], entry["image_id"], (x, y, w, h), empty, w * h, entry["score"], n))
-        return people
-    for entry in data["annotations"]:
-        where = f"{path}: annotation {entry.get('id')}"
+        return _detected(Path(boxes), files, path)
+    people = []
+    for n, entry in enumerate(_entries(data, "annotations", str(path))):
+        name = _value(entry, "id", f"{path}: entry {n} of 'annotations'")
+        where = f"{path}: annotation {name}"
         if entry.get("iscrowd") and not everybody:
             continue
-        if entry["image_id"] not in files:
-            raise WholeBodyError(f"{where}: image_id {entry['image_id']} is not in 'images'")
+        image = _value(entry, "image_id", where)
+        if image not in files:
+            raise WholeBodyError(f"{where}: image_id {image} is not in 'images'")
         points = annotation_points(entry, where)
-        x, y, w, h = entry["bbox"]
+        x, y, w, h = _box(entry, where)
         if not everybody and (not (points[:, 2] > 0).any() or w <= 0 or h <= 0):
             continue
-        image, area = entry["image_id"], entry.get("area", w * h)
-        people.append(Instance(files[image], image, (x, y, w, h), points, area, 1.0, entry["id"], bool(entry.get("iscrowd"))))
+        area = entry.get("area", w * h)
+        people.append(Instance(files[image], image, (x, y, w, h), points, area, 1.0, name, bool(entry.get("iscrowd"))))
+    return people
+
+
+def _detected(boxes: Path, files: dict, annotations: Path) -> list[Instance]:
+    """One Instance per person's box of a detector's result file."""
+    found = _load(boxes, "box file")
+    if not isinstance(found, list):
+        raise WholeBodyError(f"{boxes}: expected a list of detections, got {type(found).__name__}")
+    people = []
+    for n, entry in enumerate(found):
+        where = f"{boxes}: entry {n}"
+        image = _value(entry, "image_id", where)
+        if entry.get("category_id", 1) != 1:
+            continue
+        if image not in files:
+            raise WholeBodyError(f"{where}: image_id {image} is not in {annotations}")
+        x, y, w, h = _box(entry, where)
+        score = _value(entry, "score", where)
+        _numbers([score], 1, "score", where)
+        empty = np.zeros((NUM_KEYPOINTS, 3), np.float32)
+        if w > 0 and h > 0:
+            people.append(Instance(files[image], image, (x, y, w, h), empty, w * h, score, n))
     return people
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops.cluster_merge import cluster_merge_tokens
+from ..ops.cluster_merge import cluster_merge, cluster_merge_tokens
 from ..ops.dpc_knn_cluster import dpc_knn_cluster
 from ..ops.dpc_knn_cluster_merge import dpc_knn_cluster_merge
 from ..ops.token_map import token_csr
@@ -59,22 +59,20 @@ class CTM(nn.Module):
         y = self.norm(self.conv(tokens))
         score = self.score(y)  # [B, N, 1]
         weight = score[..., 0].float().exp()
+        # the first CTM's tokens are the cells themselves: their clusters and shares are those of the cells
+        cells = tokens.is_grid and tokens.map_size == tokens.init_grid
+        dictionary = () if cells else (tokens.idx_token, tokens.agg_weight)
         if self.clustering == "dpc" and self.num_parts == 1:
             num_clusters, parts = self.num_clusters(y.shape[1]), 1
-            k = min(self.k, y.shape[1])
-            merged = dpc_knn_cluster_merge(y, num_clusters, k, weight, tokens.idx_token, tokens.agg_weight)
+            merged = dpc_knn_cluster_merge(y, num_clusters, min(self.k, y.shape[1]), weight, *dictionary)
+            cluster = merged.cluster
         else:
             cluster, num_clusters, parts = self.clusters(y.detach(), score.detach()[..., 0], tokens)
-            merged = cluster_merge_tokens(y, cluster, num_clusters, weight, tokens.idx_token, tokens.agg_weight)
-        out = Tokens(
-            merged.merged,
-            halved(tokens.map_size),
-            tokens.init_grid,
-            merged.idx_token,
-            merged.agg_weight,
-            csr=token_csr(merged.idx_token, num_clusters),
-            parts=parts,
-        )
+            merge = cluster_merge if cells else cluster_merge_tokens
+            merged = merge(y, cluster, num_clusters, weight, *dictionary)
+        idx_token, agg_weight = (cluster, merged.norm_weight) if cells else (merged.idx_token, merged.agg_weight)
+        csr = token_csr(idx_token, num_clusters)
+        out = Tokens(merged.merged, halved(tokens.map_size), tokens.init_grid, idx_token, agg_weight, csr=csr, parts=parts)
         return out, tokens._replace(x=y, score=score)
 
     def num_clusters(self, num_tokens: int) -> int:

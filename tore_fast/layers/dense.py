@@ -1,9 +1,10 @@
 """Linear layer with what follows it, an activation or a residual, in the same pass over the result.
 
 In: [..., K]. Out: [..., N]. On the CPU in inference oneDNN's product is used, which is faster than the one behind
-`F.linear` (MKL's) on AMD and applies both while the result is in registers; elsewhere this is `F.linear`.
-Measured on one Zen 4 core, [4131, 512] x [512, 1024]: 97 -> 107 GFLOP/s, 111 with the weight packed once (`freeze`);
-with GELU 48.7 -> 43.5 -> 40.8 ms. Next on the way: attention.py, bert_block.py,
+`F.linear` (MKL's) on AMD and applies both while the result is in registers; in a frozen model large products are
+ops/strassen_linear.py's, with fewer multiplications; elsewhere this is `F.linear`.
+Measured on one Zen 4 core (peak 117 GFLOP/s), [4131, 512] x [512, 1024]: 98 F.linear, 107 oneDNN, 113 oneDNN with the weight
+packed once, 130 Strassen (counted as if it did all multiplications). Next on the way: attention.py, bert_block.py,
 pose_blocks.py, dynamic_block.py, tra.py, models/backbones/vit.py; the motion models and PPT keep nn.Linear (not measured there).
 """
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ..ops.strassen_linear import StrassenWeight, deepest_level, strassen_linear, strassen_pack, why_not
 from .frozen import Frozen
 
 Act = Literal["none", "gelu", "relu"]
@@ -27,6 +29,10 @@ ACTS = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}  # the exact GELU
 # below these oneDNN's per-call cost is more than it gains (one Zen 4 core, 20 shapes from 17 to 14,688 rows)
 MIN_ROWS = 100  # unpacked weights are brought into oneDNN's layout at every call
 MIN_PRODUCTS = 4 << 20  # multiply-adds
+
+# (rows, smaller of K and N) from which a frozen product is Strassen's of this level: below, streaming the larger packed
+# weight from memory or the smaller blocks cost what the multiplications save (one and two Zen 4 cores, cold weights)
+STRASSEN = ((2, 400, 384), (1, 192, 256))
 
 _ATEN: contextvars.ContextVar[bool] = contextvars.ContextVar("tore_fast_aten_products", default=False)
 
@@ -59,11 +65,38 @@ def onednn_fits(x: Tensor, weight: Tensor, packed: bool) -> bool:
     )
 
 
+def strassen_level(rows: int, out_features: int, in_features: int) -> int | None:
+    """Level of the Strassen product that a frozen float32 product on the CPU takes, or None for oneDNN's."""
+    deepest = deepest_level(out_features, in_features) or 0
+    for level, min_rows, min_size in STRASSEN:
+        if rows >= min_rows and min(out_features, in_features) >= min_size and level <= deepest:
+            return level
+    return None
+
+
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, act: Act) -> Tensor:
     product = torch.ops.mkldnn._linear_pointwise
     if residual is not None:
         return product.binary(x, residual, weight, bias, "add")
     return product(x, weight, bias, act, [], "none" if act == "gelu" else "")
+
+
+def _strassen(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm | None, owner: Frozen, name: Hashable
+) -> tuple[StrassenWeight, Tensor | None, float | None] | None:
+    """What strassen_linear takes beside x, kept by `owner`, or None where oneDNN's product is the better one."""
+    level = strassen_level(x.numel() // x.shape[-1], *weight.shape)
+    if level is None or why_not("cpu", x) is not None:
+        return None
+    if norm is None:
+        return owner.kept(("strassen", level, name), (weight,), lambda: strassen_pack(weight, level)), bias, None
+
+    def folded() -> tuple[StrassenWeight, Tensor]:
+        shift = F.linear(norm.bias, weight, bias)
+        return strassen_pack(weight * norm.weight, level), shift
+
+    sources = tuple(t for t in (weight, bias, norm.weight, norm.bias) if t is not None)
+    return *owner.kept(("strassen", level, name, "norm"), sources, folded), norm.eps
 
 
 def product(
@@ -74,26 +107,34 @@ def product(
     act: Act = "none",
     owner: Frozen | None = None,
     name: Hashable = None,
+    norm: nn.LayerNorm | None = None,
 ) -> Tensor:  # [..., N]
-    """act(x W^T + b) + residual.
+    """act(norm(x) W^T + b) + residual.
 
     Args:
         owner, name: a module that keeps the packed weight under this name while it is frozen.
     """
     packed = owner is not None and owner.frozen
-    if (residual is None or act == "none") and onednn_fits(x, weight, packed):
-        if residual is not None:
-            residual = residual.expand(*x.shape[:-1], weight.shape[0])
-        if packed:
-            pack = torch.ops.mkldnn._reorder_linear_weight
-            weight = owner.kept(("packed", name), (weight,), lambda: pack(weight, x.numel() // x.shape[-1]))
-        return _onednn(x, weight, bias, residual, act)
-    out = ACTS[act](F.linear(x, weight, bias))
-    return out if residual is None else residual + out
+    fits = (residual is None or act == "none") and onednn_fits(x, weight, packed)
+    if fits and residual is not None:
+        residual = residual.expand(*x.shape[:-1], weight.shape[0])
+    if fits and packed:
+        made = _strassen(x, weight, bias, norm, owner, name)
+        if made is not None:
+            weight, bias, eps = made
+            return strassen_linear(x, weight, bias, residual, act, norm_eps=eps)
+    x = x if norm is None else norm(x)
+    if not fits:
+        out = ACTS[act](F.linear(x, weight, bias))
+        return out if residual is None else residual + out
+    if packed:
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        weight = owner.kept(("packed", name), (weight,), lambda: pack(weight, x.numel() // x.shape[-1]))
+    return _onednn(x, weight, bias, residual, act)
 
 
 class Dense(Frozen, nn.Linear):
-    """dropout(act(x W^T + b)) + residual; parameters and keys of nn.Linear.
+    """dropout(act(norm(x) W^T + b)) + residual; parameters and keys of nn.Linear.
 
     Args:
         drop: dropout rate, in training mode.
@@ -114,13 +155,26 @@ class Dense(Frozen, nn.Linear):
         residual: Tensor | None = None,  # [..., N]
         act: Act = "none",
         part: tuple[int, int] | None = None,
+        norm: nn.LayerNorm | None = None,
     ) -> Tensor:  # [..., N]
-        """`part`: only the outputs from .. to (rows of the weight)."""
+        """`part`: only the outputs from .. to (rows of the weight). `norm`: what x goes through first."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if part is not None:
             weight, bias = weight[slice(*part)], None if bias is None else bias[slice(*part)]
         if not (self.training and self.drop):
-            return product(x, weight, bias, residual, act, self, part)
+            return product(x, weight, bias, residual, act, self, part, norm)
+        x = x if norm is None else norm(x)
         out = F.dropout(ACTS[act](F.linear(x, weight, bias)), self.drop)
         return out if residual is None else residual + out
+
+    def parts(self, x: Tensor, count: int, norm: nn.LayerNorm | None = None) -> tuple[Tensor, ...]:
+        """The outputs in `count` contiguous tensors [..., N / count]: q, k and v of one layer."""
+        if self.frozen and onednn_fits(x, self.weight, True):
+            made = _strassen(x, self.weight, self.bias, norm, self, None)
+            if made is not None:
+                weight, bias, eps = made
+                return strassen_linear(x, weight, bias, split=count, norm_eps=eps)
+        x = x if norm is None else norm(x)
+        width = self.out_features // count
+        return tuple(self(x, part=(i * width, (i + 1) * width)) for i in range(count))

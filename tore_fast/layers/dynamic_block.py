@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..ops.pruned_attention import pruned_attention
 from ._tokens import Tokens
 from .dense import Dense
+from .pose_blocks import DropPath
 from .token_conv import MapConv, TokenConv, tokens_to_map
 
 

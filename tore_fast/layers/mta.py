@@ -40,9 +40,12 @@ class MTA(nn.Module):
         norm_eps: LayerNorm eps of the blocks.
 
     Example:
-        >>> maps = MTA((64, 128, 320, 512), 256)(backbone(image))
-        >>> [m.shape[1:] for m in maps][0]
-        torch.Size([256, 64, 48])
+        >>> import torch
+        >>> from tore_fast.models import create_model
+        >>> backbone = create_model("tcformer_light", embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4))
+        >>> maps = MTA((16, 32, 48, 64), 32)(backbone.forward_features(torch.rand(1, 3, 64, 48)))
+        >>> maps[0].shape
+        torch.Size([1, 32, 16, 12])
     """
 
     def __init__(

@@ -106,15 +106,15 @@ def linear_rates(last: float, count: int) -> list[float]:
 
 
 class Mlp(nn.Module):
-    """fc1, exact GELU, dropout, fc2, dropout, and the residual if one is given."""
+    """The norm if one is given, fc1, exact GELU, dropout, fc2, dropout, and the residual if one is given."""
 
     def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
         super().__init__()
         self.fc1 = Dense(dim, hidden, drop=drop)
         self.fc2 = Dense(hidden, dim, drop=drop)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.fc2(self.fc1(x, act="gelu"), residual)
+    def forward(self, x: Tensor, residual: Tensor | None = None, norm: nn.LayerNorm | None = None) -> Tensor:
+        return self.fc2(self.fc1(x, act="gelu", norm=norm), residual)
 
 
 class PoseAttention(nn.Module):
@@ -128,15 +128,15 @@ class PoseAttention(nn.Module):
         self.qkv = Dense(dim, 3 * dim, bias=qkv_bias)
         self.proj = Dense(dim, dim, drop=proj_drop)
 
-    def queries_keys_values(self, x: Tensor, split: bool) -> list[Tensor]:
+    def queries_keys_values(self, x: Tensor, split: bool, norm: nn.LayerNorm | None = None) -> tuple[Tensor, ...]:
         """q, k, v like x. `split`: three contiguous tensors (what frame attention needs), else slices of one product."""
-        if not split:
-            return list(self.qkv(x).chunk(3, dim=-1))
-        dim = x.shape[-1]
-        return [self.qkv(x, part=(i * dim, (i + 1) * dim)) for i in range(3)]
+        return self.qkv.parts(x, 3, norm) if split else self.qkv(x, norm=norm).chunk(3, dim=-1)
 
-    def forward(self, x: Tensor, axis: Axis, residual: Tensor | None = None) -> Tensor:
-        q, k, v = self.queries_keys_values(x, split=axis == "frames")
+    def forward(
+        self, x: Tensor, axis: Axis, residual: Tensor | None = None, norm: nn.LayerNorm | None = None
+    ) -> Tensor:
+        """Attention of norm(x)."""
+        q, k, v = self.queries_keys_values(x, axis == "frames", norm)
         attend = frame_attention if axis == "frames" else joint_attention
         return self.proj(attend(q, k, v, self.heads), residual)
 
@@ -163,5 +163,5 @@ class PoseBlock(nn.Module):
         if self.training and self.drop_path.p:
             x = x + self.drop_path(self.attn(self.norm1(x), axis), axis)
             return x + self.drop_path(self.mlp(self.norm2(x)), axis)
-        x = self.attn(self.norm1(x), axis, residual=x)
-        return self.mlp(self.norm2(x), residual=x)
+        x = self.attn(x, axis, residual=x, norm=self.norm1)
+        return self.mlp(x, residual=x, norm=self.norm2)

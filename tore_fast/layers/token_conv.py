@@ -38,6 +38,7 @@ class TokenConv(nn.Conv2d):
     Keys: weight, bias, skip.weight [C_out, C_in / groups, 1] as in the official files.
 
     Example:
+        >>> from tore_fast.layers._tokens import grid_tokens
         >>> conv = TokenConv(64, 128, 3, stride=2, padding=1)
         >>> conv(grid_tokens(torch.rand(2, 48, 64), (8, 6))).shape
         torch.Size([2, 48, 128])

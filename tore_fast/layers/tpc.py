@@ -100,7 +100,7 @@ def gather_frames(x: Tensor, index: Tensor) -> Tensor:
     """x[b, index[b, i]] for x [B, F, ...] and index [B, f]; whole rows are copied, the gradient is a scatter."""
     b, frames = x.shape[:2]
     flat = index + frames * torch.arange(b, device=index.device)[:, None]
-    return x.reshape(b * frames, *x.shape[2:]).index_select(0, flat.reshape(-1)).reshape(b, -1, *x.shape[2:])
+    return x.reshape(b * frames, *x.shape[2:]).index_select(0, flat.reshape(-1)).reshape(*index.shape, *x.shape[2:])
 
 
 class FrameSelector(nn.Module):

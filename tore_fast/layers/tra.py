@@ -55,11 +55,11 @@ class TokenRecovery(Frozen, CrossAttention):
         weights = (x_token, *self.linear_q.parameters())
         q = self.kept(("queries", joints), weights, lambda: self._queries(x_token, joints))
         k, v = (
-            t.reshape(b, -1, joints * self.heads, c // self.heads).transpose(1, 2)
+            t.reshape(b, t.shape[1], joints * self.heads, c // self.heads).transpose(1, 2)
             for t in (self.linear_k(x), self.linear_v(x))
         )
         out = attend(q.expand(b, -1, -1, -1), k, v)
-        out = out.transpose(1, 2).reshape(b, -1, joints, c)
+        out = out.transpose(1, 2).reshape(b, x_token.shape[1], joints, c)
         return x_token[:, :, None] + self.proj(out)
 
 

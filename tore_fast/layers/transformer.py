@@ -42,7 +42,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, pos: Tensor | None, maps: Maps | None = None) -> Tensor:
         attn = self.self_attn
         x = attn.attend(*attn.qkv(self.norm1(x), pos, self.fused_qkv), maps=_layer_maps(maps, "encoder"), residual=x)
-        return self.linear2(self.linear1(self.norm2(x), act="relu"), residual=x)
+        return self.linear2(self.linear1(x, act="relu", norm=self.norm2), residual=x)
 
 
 class DecoderLayer(nn.Module):
@@ -74,7 +74,7 @@ class DecoderLayer(nn.Module):
         q = q.expand(memory.shape[0], -1, -1, -1)  # learned tokens may come once for the whole batch
         k, v = attn.key_value(memory, pos, self.fused_kv)
         x = attn.attend(q, k, v, maps=_layer_maps(maps, "cross"), residual=x)
-        return self.linear2(self.linear1(self.norm3(x), act="relu"), residual=x)
+        return self.linear2(self.linear1(x, act="relu", norm=self.norm3), residual=x)
 
 
 class _Stack(nn.Module):

@@ -12,11 +12,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ._registry import create_model
+from ._weights import load_strict, read_safetensors
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -60,20 +60,10 @@ def load_pretrained(folder: str | Path, **overrides) -> nn.Module:
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["config"].items()}
     model = create_model(meta["model"], **{**config, **overrides})
     path = Path(folder) / WEIGHTS_NAME
-    try:
-        with safe_open(path, framework="pt") as f:
-            state = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, FileNotFoundError, OSError) as e:
-        raise ValueError(f"{path}: not a readable safetensors file ({e})") from e
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a folder written by save_pretrained")
+    state = read_safetensors(path)
     dtypes = {k: v.dtype for k, v in model.state_dict().items()}
     state = {k: v.to(dtypes.get(k, v.dtype)) for k, v in state.items()}
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as e:  # other shapes
-        raise ValueError(f"{path}: does not fit {meta['model']}: {str(e).splitlines()[-1].strip()}") from e
-    if missing or unexpected:
-        raise ValueError(
-            f"{path}: does not fit {meta['model']}: {len(missing)} keys missing (first: {missing[:3]}), "
-            f"{len(unexpected)} unexpected (first: {unexpected[:3]})"
-        )
+    load_strict(model, state, str(path), meta["model"])
     return model.eval()

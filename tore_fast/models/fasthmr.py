@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.clips import Clip, fade_weight, resample, split_clips
+from ..layers.host_motion import HostMotion
 from ..layers.ik import hybrik_ik, split_features
 from ._registry import PaperRow, register_model
-from .motion_diffusion import DenoiserConfig, Diffusion, DiffusionLosses, MotionDenoiser, clip_noise
-from .motion_vae import MotionDecoder, MotionVAE, MotionVAEConfig
+from .motion_diffusion import DenoiserConfig, Diffusion, MotionDenoiser, clip_noise
+from .motion_vae import MotionDecoder, MotionEncoder, MotionVAE, MotionVAEConfig
 
 JOINT_NUMBERS = 87  # 29 joints x 3 lead the 133 features
 
@@ -38,18 +39,21 @@ class FastHMRMotionConfig:
     denoiser_layers: int = 5
     decoder_layers: int = 9
     diffusion_steps: int = 1000
+    correct_host: bool = False  # not in the paper: latents are differences to the host's own motion (layers/host_motion.py)
+    encoder_layers: int = 9  # of the VAE encoder that correct_host needs
+    dist_mlp: bool = False
 
     def denoiser(self) -> DenoiserConfig:
         return DenoiserConfig(
-            self.latent_tokens, self.latent_dim, self.condition_dim, self.latent_dim, self.ff_size, self.denoiser_layers,
+            self.latent_tokens, self.latent_dim, self.condition_dim + self.correct_host * self.num_features, self.latent_dim, self.ff_size, self.denoiser_layers,
             self.heads, max_length=self.frames + self.latent_tokens + 1,
         )  # fmt: skip
 
-    def vae(self, encoder_layers: int = 9) -> MotionVAEConfig:
+    def vae(self, encoder_layers: int | None = None) -> MotionVAEConfig:
         return MotionVAEConfig(
             num_features=self.num_features, latent_tokens=self.latent_tokens, latent_dim=self.latent_dim,
-            ff_size=self.ff_size, encoder_layers=encoder_layers, decoder_layers=self.decoder_layers, heads=self.heads,
-            max_length=self.frames + 2 * self.latent_tokens,
+            ff_size=self.ff_size, encoder_layers=encoder_layers or self.encoder_layers, decoder_layers=self.decoder_layers,
+            heads=self.heads, dist_mlp=self.dist_mlp, max_length=self.frames + 2 * self.latent_tokens,
         )  # fmt: skip
 
 
@@ -58,6 +62,13 @@ class Motion(NamedTuple):
 
     joints: Tensor  # [..., 29, 3] metres
     twists: Tensor  # [..., 23, 2] (cos, sin), unit length
+
+
+class Stage2Losses(NamedTuple):
+    total: Tensor
+    velocity: Tensor
+    noise: Tensor
+    decoded: Tensor
 
 
 class FastHMRMotion(nn.Module):
@@ -71,6 +82,10 @@ class FastHMRMotion(nn.Module):
         self.diffusion = Diffusion(c.diffusion_steps)
         self.register_buffer("feature_mean", torch.zeros(c.num_features))
         self.register_buffer("feature_std", torch.ones(c.num_features))
+        if c.correct_host:
+            self.motion_encoder = MotionEncoder(c.vae())
+            self.host_motion = HostMotion(c.condition_dim)
+            nn.init.zeros_(self.denoiser.encoder.norm.weight)  # starts as the host's own motion, corrected by nothing
 
     @torch.no_grad()
     def use_vae(self, vae: MotionVAE, mean: Tensor | None = None, std: Tensor | None = None) -> FastHMRMotion:
@@ -78,13 +93,31 @@ class FastHMRMotion(nn.Module):
 
         The VAE's position table may be longer than needed (MLD: 500 rows); the first rows are taken.
         """
-        state, own = vae.state_dict(), self.motion_decoder.state_dict()
-        table = "query_pos_decoder.pe"
-        state[table] = state[table][: own[table].shape[0]]
-        self.motion_decoder.load_state_dict({k: state[k] for k in own})
+        state = vae.state_dict()
+        for part in self._vae_parts():
+            own = part.state_dict()
+            for table in ("query_pos_decoder.pe", "query_pos_encoder.pe"):
+                if table in own:
+                    state[table] = state[table][: own[table].shape[0]]
+            part.load_state_dict({k: state[k] for k in own})
         if mean is not None:
             self.feature_mean.copy_(mean)
             self.feature_std.copy_(std)
+        return self
+
+    def freeze_vae(self) -> None:
+        """Stage 2 trains the denoiser alone: the VAE's parts get no gradients and no dropout from now on."""
+        for part in self._vae_parts():
+            part.requires_grad_(False).eval()
+
+    def _vae_parts(self) -> list[nn.Module]:
+        return [self.motion_decoder, *([self.motion_encoder] if self.config.correct_host else [])]
+
+    def train(self, mode: bool = True) -> FastHMRMotion:
+        super().train(mode)
+        for part in self._vae_parts():
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
         return self
 
     def decode(self, z: Tensor, frames: int) -> Motion:
@@ -106,8 +139,17 @@ class FastHMRMotion(nn.Module):
             raise ValueError(f"FastHMRMotion: tokens must be [B, {c.frames}, {c.condition_dim}], got {list(tokens.shape)}")
         if noise is None:
             noise = tokens.new_zeros(tokens.shape[0], c.latent_tokens, c.latent_dim)
-        z = self.diffusion.sample(self.denoiser, noise.to(tokens.dtype), tokens, num_steps)
-        return self.decode(z, c.frames)
+        condition, start = self.condition(tokens)
+        z = self.diffusion.sample(self.denoiser, noise.to(tokens.dtype), condition, num_steps)
+        return self.decode(z if start is None else z + start, c.frames)
+
+    def condition(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the denoiser reads [B, frames, condition_dim (+ num_features)] and the latent that it corrects, if any."""
+        if not self.config.correct_host:
+            return tokens, None
+        with torch.no_grad():
+            own = (self.host_motion(tokens) - self.feature_mean) / self.feature_std
+            return torch.cat((tokens, own), -1), self.motion_encoder(own)
 
     @torch.no_grad()
     def decode_stream(
@@ -148,13 +190,35 @@ class FastHMRMotion(nn.Module):
         return Motion(*(torch.cat(p) for p in zip(*pieces)))
 
     def stage2_losses(
-        self, vae: MotionVAE, features: Tensor, tokens: Tensor, generator: torch.Generator | None = None
-    ) -> DiffusionLosses:
+        self, vae: MotionVAE, features: Tensor, tokens: Tensor, generator: torch.Generator | None = None,
+        last_step: float = 0.0, joints_weight: float = 0.0,
+    ) -> Stage2Losses:  # fmt: skip
         """Training of the denoiser: latents of the frozen VAE for `features` [B, frames, 133] in metres (not z-scored),
-        conditioned on the frozen host's `tokens` [B, frames, C]."""
+        conditioned on the frozen host's `tokens` [B, frames, C].
+
+        Args:
+            last_step: share of the clips trained at the last timestep, the one that a single step uses; others are uniform.
+            joints_weight: of the decoded clip's error (`decoded_error`); both are 0 in the paper.
+        """
+        scaled = (features - self.feature_mean) / self.feature_std
+        condition, start = self.condition(tokens)
         with torch.no_grad():
-            mean, _ = vae.encode((features - self.feature_mean) / self.feature_std)
-        return self.diffusion.losses(self.denoiser, mean, tokens, generator)
+            latent, _ = vae.encode(scaled)
+        made = self.diffusion.losses(self.denoiser, latent if start is None else latent - start, condition, generator, last_step)
+        if not joints_weight:
+            return Stage2Losses(made.total, made.velocity, made.noise, made.total.new_zeros(()))
+        clean = made.clean if start is None else made.clean + start
+        error = self.decoded_error(self.motion_decoder(clean, self.config.frames), scaled)
+        return Stage2Losses(made.total + joints_weight * error, made.velocity, made.noise, error)
+
+    def decoded_error(self, got: Tensor, want: Tensor) -> Tensor:
+        """Mean distance of the joints in decimetres + squared error of the twists, of z-scored features [B, F, 133].
+
+        Distances, not squares: the hard frames of a few clips would be most of the loss.
+        """
+        off = got - want
+        joints, _ = split_features(off * self.feature_std)
+        return 10 * joints.norm(dim=-1).mean() + off[..., JOINT_NUMBERS:].pow(2).mean()
 
 
 class OnlineMotion:

@@ -67,7 +67,7 @@ class _ConcatMlp(nn.Module):
         if self.training and self.drop_path.p:
             x = x + self.drop_path(self.mlp(self.norm2(x)))
         else:
-            x = self.mlp(self.norm2(x), residual=x)
+            x = self.mlp(x, residual=x, norm=self.norm2)
         return list(x.chunk(3, dim=-1))
 
 

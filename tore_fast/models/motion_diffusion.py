@@ -90,6 +90,7 @@ class DiffusionLosses(NamedTuple):
     total: Tensor
     velocity: Tensor
     noise: Tensor
+    clean: Tensor  # [B, Nz, D] the latents that the prediction amounts to
 
 
 def scaled_linear_betas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
@@ -140,22 +141,26 @@ class Diffusion(nn.Module):
         return a * zt - s * v
 
     def losses(
-        self, denoiser: MotionDenoiser, z0: Tensor, condition: Tensor, generator: torch.Generator | None = None
-    ) -> DiffusionLosses:
+        self, denoiser: MotionDenoiser, z0: Tensor, condition: Tensor, generator: torch.Generator | None = None,
+        last_step: float = 0.0,
+    ) -> DiffusionLosses:  # fmt: skip
         """Stage 2: |v^ - v|^2 + |eps^ - eps|^2 with eps^ = sqrt(abar) v^ + sqrt(1 - abar) z_t, weights 1 and 1.
 
         Args:
             z0: frozen VAE latents [B, Nz, D]. condition: per-frame features [B, F, C].
+            last_step: share of the clips at the last timestep (pure noise); the others are uniform.
         """
         b, device = z0.shape[0], z0.device
         t = torch.randint(0, self.steps, (b,), generator=generator, device=device)
         noise = torch.randn(z0.shape, generator=generator, dtype=z0.dtype, device=device)
+        if last_step:
+            t = torch.where(torch.rand(b, generator=generator, device=device) < last_step, self.steps - 1, t)
         zt = self.noisy(z0, noise, t)
         v = denoiser(zt, t, condition)
         a, s = self._at(t)
         loss_v = (v - self.velocity(z0, noise, t)).pow(2).mean()
         loss_noise = (a * v + s * zt - noise).pow(2).mean()
-        return DiffusionLosses(loss_v + loss_noise, loss_v, loss_noise)
+        return DiffusionLosses(loss_v + loss_noise, loss_v, loss_noise, a * zt - s * v)
 
     def sample(self, denoiser: MotionDenoiser, noise: Tensor, condition: Tensor, num_steps: int = 1) -> Tensor:
         """Latents from noise: one step at t = T - 1 (z0 = -v), or DDIM (eta 0) over trailing timesteps.

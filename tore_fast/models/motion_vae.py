@@ -86,6 +86,49 @@ def decode_latents(model: nn.Module, z: Tensor, frames: int) -> Tensor:
 START_LOG_VAR = -4.0  # of the latents with dist_mlp: at 0 the noise is as large as the latent, and a short training sees little else
 
 
+class MotionEncoder(nn.Module):
+    """Features [B, F, 133] -> the mean of their latents [B, Nz, D]; parameters named as in MotionVAE."""
+
+    def __init__(self, cfg: MotionVAEConfig):
+        super().__init__()
+        self.cfg = c = cfg
+        self.global_motion_token = _latent_queries(c)
+        self.query_pos_encoder = LearnedPositions(c.latent_dim, c.max_length)
+        self.encoder = SkipTransformer(c.transformer(c.encoder_layers))
+        self.skel_embedding = nn.Linear(c.num_features, c.latent_dim)
+        if c.dist_mlp:
+            self.dist_layer = _distribution(c)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return encode_features(self, features)[0]
+
+
+def _latent_queries(c: MotionVAEConfig) -> nn.Parameter:
+    return nn.Parameter(torch.randn(c.latent_tokens * (1 if c.dist_mlp else 2), c.latent_dim))
+
+
+def _distribution(c: MotionVAEConfig) -> nn.Linear:
+    layer = nn.Linear(c.latent_dim, 2 * c.latent_dim)
+    nn.init.constant_(layer.bias[c.latent_dim :], START_LOG_VAR)
+    return layer
+
+
+def encode_features(model: nn.Module, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Shared by MotionEncoder and MotionVAE (both own global_motion_token, query_pos_encoder, encoder, skel_embedding)."""
+    c = model.cfg
+    if features.dim() != 3 or features.shape[-1] != c.num_features:
+        raise ValueError(f"motion encoder: features must be [B, F, {c.num_features}], got {list(features.shape)}")
+    b, n = features.shape[0], model.global_motion_token.shape[0]
+    x = torch.cat((model.global_motion_token.expand(b, -1, -1), model.skel_embedding(features)), 1)
+    if keep is not None:
+        keep = torch.cat((keep.new_ones(b, n), keep), 1)
+    out = model.encoder(model.query_pos_encoder(x), keep=keep)[:, :n]
+    if c.dist_mlp:
+        mean, log_var = model.dist_layer(out).chunk(2, -1)
+        return mean, log_var
+    return out[:, : c.latent_tokens], out[:, c.latent_tokens :]
+
+
 class MotionVAE(nn.Module):
     """Transformer VAE of MLD / ACTOR."""
 
@@ -93,8 +136,7 @@ class MotionVAE(nn.Module):
         super().__init__()
         self.config = self.cfg = config or MotionVAEConfig()
         c = self.config
-        tokens = c.latent_tokens * (1 if c.dist_mlp else 2)
-        self.global_motion_token = nn.Parameter(torch.randn(tokens, c.latent_dim))
+        self.global_motion_token = _latent_queries(c)
         self.query_pos_encoder = LearnedPositions(c.latent_dim, c.max_length)
         self.query_pos_decoder = LearnedPositions(c.latent_dim, c.max_length)
         self.encoder = SkipTransformer(c.transformer(c.encoder_layers))
@@ -102,23 +144,11 @@ class MotionVAE(nn.Module):
         self.skel_embedding = nn.Linear(c.num_features, c.latent_dim)
         self.final_layer = nn.Linear(c.latent_dim, c.num_features)
         if c.dist_mlp:
-            self.dist_layer = nn.Linear(c.latent_dim, 2 * c.latent_dim)
-            nn.init.constant_(self.dist_layer.bias[c.latent_dim :], START_LOG_VAR)
+            self.dist_layer = _distribution(c)
 
     def encode(self, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[B, F, 133] (keep [B, F] True where a frame exists) -> mean, log variance, each [B, Nz, D]."""
-        c = self.config
-        if features.dim() != 3 or features.shape[-1] != c.num_features:
-            raise ValueError(f"MotionVAE.encode: features must be [B, F, {c.num_features}], got {list(features.shape)}")
-        b, n = features.shape[0], self.global_motion_token.shape[0]
-        x = torch.cat((self.global_motion_token.expand(b, -1, -1), self.skel_embedding(features)), 1)
-        if keep is not None:
-            keep = torch.cat((keep.new_ones(b, n), keep), 1)
-        out = self.encoder(self.query_pos_encoder(x), keep=keep)[:, :n]
-        if c.dist_mlp:
-            mean, log_var = self.dist_layer(out).chunk(2, -1)
-            return mean, log_var
-        return out[:, : c.latent_tokens], out[:, c.latent_tokens :]
+        return encode_features(self, features, keep)
 
     def decode(self, z: Tensor, frames: int) -> Tensor:
         """Latents [B, Nz, D] -> features [B, frames, 133]."""

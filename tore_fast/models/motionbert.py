@@ -44,11 +44,11 @@ class StreamBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for axis in self.order:
             if axis == "joints":
-                x = self.attn_s(self.norm1_s(x), axis, residual=x)
-                x = self.mlp_s(self.norm2_s(x), residual=x)
+                x = self.attn_s(x, axis, residual=x, norm=self.norm1_s)
+                x = self.mlp_s(x, residual=x, norm=self.norm2_s)
             else:
-                x = self.attn_t(self.norm1_t(x), axis, residual=x)
-                x = self.mlp_t(self.norm2_t(x), residual=x)
+                x = self.attn_t(x, axis, residual=x, norm=self.norm1_t)
+                x = self.mlp_t(x, residual=x, norm=self.norm2_t)
         return x
 
 

@@ -185,6 +185,7 @@ class PPT(nn.Module):
     """2D pose heat-maps with human-token pruning.
 
     Example:
+        >>> from tore_fast.models import create_model
         >>> create_model("ppt_s")(torch.rand(1, 3, 256, 192)).shape
         torch.Size([1, 17, 64, 48])
     """

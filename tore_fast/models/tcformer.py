@@ -47,19 +47,42 @@ class TCFormerConfig:
     parts: tuple[int, ...] = ()
 
     def __post_init__(self):
-        n = len(self.embed_dims)
-        for name in ("num_heads", "mlp_ratios", "depths", "sr_ratios"):
-            if len(getattr(self, name)) != n:
-                raise ValueError(f"TCFormerConfig: {name} must have {n} entries like embed_dims, got {getattr(self, name)}")
-        if len(self.sample_ratios) != n - 1:
-            raise ValueError(f"TCFormerConfig: sample_ratios must have {n - 1} entries, got {self.sample_ratios}")
+        n = len(self._sequence("embed_dims"))
+        counts = {"num_heads": n, "mlp_ratios": n, "depths": n, "sr_ratios": n, "sample_ratios": n - 1}
+        for name, count in counts.items():
+            if len(self._sequence(name)) != count:
+                raise ValueError(
+                    f"TCFormerConfig: {name} must have {count} entries ({n} stages in embed_dims), got {getattr(self, name)}"
+                )
+        if not all(0 < r <= 1 for r in self.sample_ratios):
+            raise ValueError(f"TCFormerConfig: sample_ratios must lie in (0, 1], got {self.sample_ratios}")
+        if self.k < 1:
+            raise ValueError(f"TCFormerConfig: k must be at least 1, got {self.k}")
+        if not isinstance(self.drop_path_rate, (int, float)) or not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"TCFormerConfig: drop_path_rate must be a number in [0, 1), got {self.drop_path_rate!r}")
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"TCFormerConfig: reduction must be one of {REDUCTIONS}, got {self.reduction!r}")
-        if self.parts and (len(self.parts) != 2 * (n - 1) or self.reduction != "dpc"):
+        self._check_parts(2 * (n - 1))
+
+    def _sequence(self, name: str) -> tuple:
+        value = getattr(self, name)
+        if not isinstance(value, (tuple, list)):
+            raise ValueError(f"TCFormerConfig: {name} must be a list of numbers like 1,2,3,4, got {value!r}")
+        return value
+
+    def _check_parts(self, count: int) -> None:
+        parts = self._sequence("parts")
+        if not parts:
+            return
+        if len(parts) != count or self.reduction != "dpc":
             raise ValueError(
-                f"TCFormerConfig: parts needs {2 * (n - 1)} numbers (rows, columns per CTM) and reduction='dpc', "
-                f"got {self.parts} with {self.reduction!r}"
+                f"TCFormerConfig: parts needs {count} numbers (rows, columns per CTM) and reduction='dpc', "
+                f"got {parts} with {self.reduction!r}"
             )
+        if min(parts) < 1:
+            raise ValueError(f"TCFormerConfig: parts must be positive, got {parts}")
+        if any(fine % coarse for fine, coarse in zip(parts, parts[2:])):
+            raise ValueError(f"TCFormerConfig: parts of a CTM must divide into those of the next one, got {parts}")
 
     @property
     def part_levels(self) -> list[tuple[tuple[int, int], ...]]:
@@ -85,6 +108,7 @@ class TCFormer(nn.Module):
     """TCFormer backbone with an optional classifier.
 
     Example:
+        >>> import torch
         >>> model = TCFormer(TCFormerConfig(num_classes=10))
         >>> model(torch.rand(2, 3, 224, 224)).shape
         torch.Size([2, 10])

@@ -92,6 +92,7 @@ class TCFormerPose(nn.Module):
     """Heat-maps from TCFormer tokens: backbone -> MTA -> 1x1 convolution.
 
     Example:
+        >>> from tore_fast.models import create_model
         >>> create_model("tcformer_base_wholebody")(torch.rand(1, 3, 256, 192)).shape
         torch.Size([1, 133, 64, 48])
     """

@@ -49,6 +49,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         mesh, mesh_data: see models/_mesh.py.
 
     Example:
+        >>> import torch
         >>> model = FastMETRO_TORE(FastMETROToreConfig(backbone=None, keep_ratio=0.5))
         >>> model(torch.randn(2, 2048, 7, 7)).heatmap.shape
         torch.Size([2, 24, 49])

@@ -32,6 +32,8 @@ def count_paper_macs(model: PrunableHost) -> int:
     """Multiply-adds for one clip of a model on the meta device.
 
     Example:
+        >>> import torch
+        >>> from tore_fast.models import create_model
         >>> with torch.device("meta"):
         ...     model = create_model("hot_mixste_243")
         >>> round(2 * count_paper_macs(model) / 1e9, 1)

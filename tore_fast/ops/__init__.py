@@ -3,6 +3,7 @@
 from .. import _ext  # noqa: F401  (registers the compiled kernels)
 from . import _schema  # noqa: F401  (schemas before kernels)
 from ._dispatch import BackendUnavailable
+from ._memory import kept_memory, release_memory
 from ._sparse import CsrMatrix, MeshTopology, csr_matrix, mesh_topology
 from .bipartite_match import MatchPlan, MergedTokens, bipartite_soft_matching, merge, unmerge
 from .cluster_merge import ClusterMerge, ClusterMergeTokens, cluster_merge, cluster_merge_tokens
@@ -15,6 +16,7 @@ from .mesh_upsample import mesh_upsample
 from .ppt_select import gather_tokens, ppt_select
 from .pruned_attention import PrunedAttentionResult, pruned_attention, pruned_attention_packed
 from .rasterize import Raster, rasterize
+from .strassen_linear import StrassenWeight, strassen_linear, strassen_pack
 from .token_map import TokenCsr, map2token, token2map, token_csr, token_resample
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "MeshTopology",
     "PrunedAttentionResult",
     "Raster",
+    "StrassenWeight",
     "TokenCsr",
     "bipartite_soft_matching",
     "cluster_merge",
@@ -40,6 +43,7 @@ __all__ = [
     "dpc_knn_cluster",
     "dpc_knn_cluster_merge",
     "gather_tokens",
+    "kept_memory",
     "knn_density",
     "map2token",
     "merge",
@@ -50,6 +54,9 @@ __all__ = [
     "pruned_attention",
     "pruned_attention_packed",
     "rasterize",
+    "release_memory",
+    "strassen_linear",
+    "strassen_pack",
     "token2map",
     "token_csr",
     "token_resample",
@@ -74,5 +81,6 @@ def op_backends() -> dict[str, tuple[str, ...]]:
         "ppt_select",
         "mesh_upsample",
         "rasterize",
+        "strassen_linear",
     )
     return {stem: importlib.import_module(f".{stem}", __name__).BACKENDS for stem in stems}

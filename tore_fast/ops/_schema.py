@@ -53,6 +53,10 @@ SCHEMAS = (
     # bipartite_merge: y[b, o] = sum over owner[b, t] == o of weight x (average: divided by the sum of weights)
     "bipartite_merge(Tensor x, Tensor owner, int num_out, bool average, Tensor? weight) -> Tensor",
     "ppt_select(Tensor score, int keep, bool sort_by_position) -> Tensor",
+    # strassen: (packed weight, what its columns are to be multiplied by); act 0 none, 1 relu, 2 gelu; norm_eps < 0: no norm
+    "strassen_pack(Tensor weight, int level) -> (Tensor, Tensor)",
+    "strassen_linear(Tensor x, Tensor weight, Tensor packed, Tensor column, Tensor? bias, Tensor? residual, int level, "
+    "int act, int split, float norm_eps) -> Tensor",
     # rasterize: per pixel the nearest face (-1 = none), its depth, its barycentric weights
     "rasterize(Tensor vertices_px, Tensor faces, int height, int width) -> (Tensor, Tensor, Tensor)",
 )

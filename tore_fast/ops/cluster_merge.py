@@ -69,6 +69,7 @@ def cluster_merge(
         ValueError: wrong shape or device. BackendUnavailable: an explicit `impl` cannot run.
 
     Example:
+        >>> from tore_fast.ops import dpc_knn_cluster
         >>> x = torch.rand(2, 196, 512)
         >>> cluster_merge(x, dpc_knn_cluster(x, 49).cluster, 49).merged.shape
         torch.Size([2, 49, 512])

@@ -54,6 +54,7 @@ def density_delta(
         ValueError: wrong shape, device or tie. BackendUnavailable: an explicit `impl` cannot run.
 
     Example:
+        >>> from tore_fast.ops import knn_density
         >>> x = torch.rand(2, 49, 512)
         >>> delta, parent = density_delta(x, knn_density(x, 5))
 

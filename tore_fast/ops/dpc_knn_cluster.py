@@ -130,20 +130,21 @@ def _exclusion(
     if exclude is None:
         return None
     batch, tokens = x.shape[:2]
-    if not isinstance(exclude, Tensor):
-        indices = [exclude] if isinstance(exclude, int) else list(exclude)
-        if any(not 0 <= i < tokens for i in indices):
-            raise ValueError(f"{op}: exclude must hold token indices in 0..{tokens - 1}, got {indices}")
-        exclude = torch.tensor(indices, dtype=torch.int64, device=x.device)
-    if exclude.dim() not in (1, 2) or (exclude.dim() == 2 and exclude.shape[0] != batch):
-        raise ValueError(f"{op}: exclude must be [E] or [B, E] with B = {batch}, got {list(exclude.shape)}")
-    if tokens - exclude.shape[-1] < num_clusters:
-        raise ValueError(
-            f"{op}: {num_clusters} centres cannot be chosen from {tokens} tokens with "
-            f"{exclude.shape[-1]} excluded"
-        )
+    listed = exclude if isinstance(exclude, Tensor) else [exclude] if isinstance(exclude, int) else list(exclude)
+    if isinstance(listed, Tensor):
+        if listed.dim() not in (1, 2) or (listed.dim() == 2 and listed.shape[0] != batch):
+            raise ValueError(f"{op}: exclude must be [E] or [B, E] with B = {batch}, got {list(listed.shape)}")
+    elif any(not 0 <= i < tokens for i in listed):
+        raise ValueError(f"{op}: exclude must hold token indices in 0..{tokens - 1}, got {listed}")
+    count = listed.shape[-1] if isinstance(listed, Tensor) else len(listed)
+    if tokens - count < num_clusters:
+        raise ValueError(f"{op}: {num_clusters} centres cannot be chosen from {tokens} tokens with {count} excluded")
     flags = torch.zeros(batch, tokens, dtype=torch.bool, device=x.device)
-    return flags.scatter(1, exclude.long().expand(batch, -1), True)
+    if isinstance(listed, Tensor):
+        return flags.scatter(1, listed.long().expand(batch, -1), True)
+    for i in listed:  # not as a tensor made here: on a GPU that would be a copy from the host, which no CUDA graph holds
+        flags.select(1, i).fill_(True)
+    return flags
 
 
 def _join_parts(out: tuple[Tensor, ...], batch: int, parts: int, tokens: int, clusters: int) -> DpcClusters:

@@ -90,6 +90,7 @@ def mesh_attention(
         ValueError: wrong shape, device or dropout. BackendUnavailable: an explicit `impl` cannot run.
 
     Example:
+        >>> from tore_fast.ops import mesh_topology
         >>> ring = mesh_topology(torch.eye(6).roll(1, 0) + torch.eye(6).roll(-1, 0), joints=2)
         >>> q = k = v = torch.rand(1, 4, 8, 16)
         >>> mesh_attention(q, k, v, ring).shape

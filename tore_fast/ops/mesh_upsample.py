@@ -43,6 +43,7 @@ def mesh_upsample(
         ValueError: wrong shape or device. BackendUnavailable: an explicit `impl` cannot run.
 
     Example:
+        >>> from tore_fast.ops import csr_matrix
         >>> u = csr_matrix(torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
         >>> mesh_upsample(torch.rand(4, 2, 3), u).shape
         torch.Size([4, 3, 3])

@@ -6,7 +6,6 @@ them. Each unit becomes one npz in `out/results`, see ARRAYS; `results(out)` rea
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from ..data.boxes import boxes_of, read_boxes
 from ..data.image import ImageError, read_image
@@ -39,13 +37,12 @@ ARRAYS = {
     "camera_image": "[P, 3] scale_px, x_px, y_px: pixel = scale_px * xy + (x_px, y_px)",
     "translation": "[P, 3] metres, perspective camera",
     "focal_px": "[P]",
-    "joints_3d": "[P, 14, 3] metres",
+    "joints_3d": "[P, 14, 3] metres; hands: 21",
     "joints_2d": "[P, 14, 2] pixels",
-    "vertices_coarse": "[P, 431, 3] metres",
-    "vertices": "[P, 6890, 3] metres; only with save_vertices",
+    "vertices_coarse": "[P, 431, 3] metres; hands: 195",
+    "vertices": "[P, 6890, 3] metres; hands: 778; only with save_vertices",
     "seconds": "[] time the unit took",
 }
-_PERSON = {"box": 4, "camera": 3, "camera_image": 3, "translation": 3, "joints_3d": (14, 3), "joints_2d": (14, 2)}
 
 
 @dataclass(frozen=True)
@@ -175,6 +172,14 @@ def results(out: str | Path) -> Iterator[dict[str, np.ndarray]]:
         yield folder.load(unit)
 
 
+def failures(out: str | Path) -> Iterator[str]:
+    """Of each picture that gave nothing, why; the text names it."""
+    folder = BatchFolder(out)
+    for unit in sorted(folder.done()):
+        with np.load(folder.result_path(unit)) as part:
+            yield from (str(error) for error in part["image_error"] if error)
+
+
 # ---- one worker ----------------------------------------------------------------------------------------------------------
 
 
@@ -225,7 +230,7 @@ def predict_unit(
             claim.mark(-1)
         else:
             found = predict_pictures(pictures, pipeline, config.boxes, table)
-        arrays = unit_arrays(found, config.save_vertices)
+        arrays = unit_arrays(found, person_shapes(pipeline), config.save_vertices)
         return folder.commit(unit, {**arrays, "seconds": np.float64(time.monotonic() - start)})
 
 
@@ -268,10 +273,7 @@ def _prefetch(function: Callable, items: Iterable, ahead: int) -> Iterator:
 def _read(picture: Picture, boxes: str, table: dict | None) -> tuple[np.ndarray | None, Any, str | None]:
     """Pixels and boxes, or the reason why not."""
     try:
-        data = picture.read()
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            pixels = read_image(image)
+        pixels = read_image(picture.read(), picture.name)
         box = None
         if boxes == "sidecar":
             beside = picture.sidecar()
@@ -280,13 +282,11 @@ def _read(picture: Picture, boxes: str, table: dict | None) -> tuple[np.ndarray 
             box = boxes_of(table, picture.name) or boxes_of(table, picture.name.rpartition(":")[2])
         return pixels, box, None
     except ImageError as e:
-        return None, None, f"{picture.name}: {e}"
+        return None, None, str(e)
     except (json.JSONDecodeError, KeyError, TypeError):
         return None, None, f'{picture.name}: its .json must be an object with "boxes": [[x0, y0, x1, y1], ...]'
-    except UnidentifiedImageError:  # its own text holds a memory address
-        return None, None, f"{picture.name}: not a picture that Pillow can read"
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        return None, None, f"{picture.name}: damaged or truncated picture ({e})"
+    except (OSError, ValueError, EOFError) as e:
+        return None, None, f"{picture.name}: cannot be read ({e})"
 
 
 def box_table(boxes: str) -> dict | None:
@@ -294,7 +294,15 @@ def box_table(boxes: str) -> dict | None:
     return None if boxes in BOX_MODES or boxes == "sidecar" else read_boxes(boxes)
 
 
-def unit_arrays(found: list[ImageResult], save_vertices: bool) -> dict[str, np.ndarray]:
+def person_shapes(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
+    """Shape of one person's share of each array, which a unit without people needs, too."""
+    joints, mesh = len(pipeline.joint_names), pipeline.topology.hierarchy
+    shapes = {"box": (4,), "camera": (3,), "camera_image": (3,), "translation": (3,), "focal_px": ()}
+    shapes |= {"joints_3d": (joints, 3), "joints_2d": (joints, 2)}
+    return shapes | {"vertices_coarse": (mesh.counts[-1], 3), "vertices": (mesh.counts[0], 3)}
+
+
+def unit_arrays(found: list[ImageResult], shapes: dict[str, tuple[int, ...]], save_vertices: bool) -> dict[str, np.ndarray]:
     """Results as the arrays of ARRAYS."""
     people = [(i, person) for i, result in enumerate(found) for person in result.people]
     arrays = {
@@ -302,13 +310,10 @@ def unit_arrays(found: list[ImageResult], save_vertices: bool) -> dict[str, np.n
         "image_error": np.array([r.error or "" for r in found], dtype=np.str_),
         "image_size": np.array([r.size for r in found], np.int32).reshape(len(found), 2),
         "image_index": np.array([i for i, _ in people], np.int32),
-        "focal_px": np.array([p.focal_px for _, p in people], np.float32),
     }
-    for name, shape in _PERSON.items():
-        shape = shape if isinstance(shape, tuple) else (shape,)
-        arrays[name] = np.array([getattr(p, name) for _, p in people], np.float32).reshape(len(people), *shape)
-    for name in ("vertices_coarse", *(("vertices",) if save_vertices else ())):
-        arrays[name] = np.stack([getattr(p, name) for _, p in people]).astype(np.float32) if people else np.zeros((0, 0, 3), np.float32)
+    for name, shape in shapes.items():
+        if name != "vertices" or save_vertices:
+            arrays[name] = np.array([getattr(p, name) for _, p in people], np.float32).reshape(len(people), *shape)
     return arrays
 
 

@@ -2,7 +2,7 @@
 of docs/fasthmr.md.
 
 In: motions (data/mocap.py) on the free body; out: one `.npz` per clip with pictures and labels (`write_clips`), and one
-with poses and a host's per-frame features (`write_tokens`), which train/fasthmr_motion.py:read_motion takes.
+with poses and a host's per-frame features (`write_tokens`, `write_view_tokens`), which train/fasthmr_motion.py:read_motion takes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from torch import Tensor
 from ..data.mocap import Motion
 from ..data.synth import normalize_images
 from ..data.synth.clips import ClipCrops
-from ..data.synth.motion import motion_rotations
+from ..data.synth.motion import mirror_rotations, motion_rotations
 from ..eval.pose import mpjpe, p_mpjpe
 from ..eval.protocols import acceleration_error
 from ..layers.mask_tome import ellipse_mask
 from ..layers.rotation import axis_angle_to_matrix
 from ..models.hmr2 import HMR2
+
+VIEW_STRIDE = 100_000  # between the random streams of a motion's renderings
 
 
 class ClipPictures(NamedTuple):
@@ -50,16 +52,35 @@ def write_clips(
         paths.append(path)
         if path.exists():
             continue
-        rotations = motion_rotations(motion.resampled(fps))
-        if frames is not None and len(rotations) > frames:
-            start = (len(rotations) - frames) // 2
-            rotations = rotations[start : start + frames]
-        clip = crops.clip(rotations, index)
-        _save(
-            path, images=clip["images"].cpu().numpy(), masks=np.packbits((clip["mask"] > 0).cpu().numpy(), -1),
-            poses=clip["pose"].flatten(1).cpu().numpy(), betas=clip["betas"][0].cpu().numpy(), mocap_framerate=fps,
-        )  # fmt: skip
+        clip = render_clip(motion, crops, index, fps, frames)
+        _save(path, images=clip.images.numpy(), masks=np.packbits(clip.masks.numpy(), -1), **_labels(clip))
     return paths
+
+
+def render_clip(
+    motion: Motion, crops: ClipCrops, index: int, fps: float = 30.0, frames: int | None = None, view: int = 0
+) -> ClipPictures:
+    """A motion as pictures, at `fps`.
+
+    Args:
+        index: number of the motion; with `view` it decides shape, clothes, light and camera.
+        frames: at most so many frames, of the middle (view 0) or from a random place on (other views).
+        view: number of the rendering; odd ones show the mirrored motion.
+    """
+    rotations = motion_rotations(motion.resampled(fps))
+    if frames is not None and len(rotations) > frames:
+        last = len(rotations) - frames
+        start = int(np.random.default_rng((crops.seed, index, view)).integers(last + 1)) if view else last // 2
+        rotations = rotations[start : start + frames]
+    if view % 2:
+        rotations = mirror_rotations(rotations)
+    clip = crops.clip(rotations, index + VIEW_STRIDE * view)
+    return ClipPictures(clip["images"].cpu(), (clip["mask"] > 0).cpu(), clip["pose"].flatten(1).cpu().numpy(),
+                        clip["betas"][0].cpu().numpy(), fps)  # fmt: skip
+
+
+def _labels(clip: ClipPictures) -> dict[str, np.ndarray | float]:
+    return {"poses": clip.poses, "betas": clip.betas, "mocap_framerate": clip.fps}
 
 
 def read_clip(path: str | Path) -> ClipPictures:
@@ -108,8 +129,24 @@ def write_tokens(host: HMR2, clips: Sequence[Path], folder: str | Path, masks: s
         paths.append(path)
         if not path.exists():
             clip = read_clip(source)
-            _save(path, poses=clip.poses, betas=clip.betas, mocap_framerate=clip.fps,
-                  tokens=run_host(host, clip, masks).tokens.numpy())  # fmt: skip
+            _save(path, tokens=run_host(host, clip, masks).tokens.numpy(), **_labels(clip))
+    return paths
+
+
+def write_view_tokens(host: HMR2, motions: Sequence[Motion], crops: ClipCrops, folder: str | Path, views: int,
+                      fps: float = 30.0, frames: int | None = None, each: Callable[[Iterable], Iterable] = lambda x: x) -> list[Path]:  # fmt: skip
+    """As write_tokens, of `views` renderings of every motion whose pictures are not kept: FOLDER/ID.npz is the clip of
+    write_clips, FOLDER/ID.vNN.npz are others (`render_clip`). The key `motion` says which clips belong together."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for view, index in each([(v, i) for v in range(views) for i in range(len(motions))]):
+        motion = motions[index]
+        path = folder / (f"{motion.id}.v{view:02d}.npz" if view else f"{motion.id}.npz")
+        paths.append(path)
+        if not path.exists():
+            clip = render_clip(motion, crops, index, fps, frames, view)
+            _save(path, tokens=run_host(host, clip).tokens.numpy(), motion=np.array(motion.id), **_labels(clip))
     return paths
 
 

@@ -147,6 +147,8 @@ class HMRPipeline:
             raise ValueError(
                 f"HMRPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
             )
+        if motion is not None and motion.config.correct_host and not motion.host_motion.fits(host.smpl_head):
+            raise ValueError("HMRPipeline: the motion decoder corrects the poses of another host; give the one of its --correct")
         if motion is not None and self.options.overlap >= motion.config.frames:
             raise ValueError(f"HMRPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}")
         self.rest = RestSkeleton(self.body)

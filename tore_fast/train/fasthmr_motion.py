@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.mocap import read_motions
-from ..data.synth.motion import motion_rotations
+from ..data.synth.motion import mirror_rotations, motion_rotations
 from ..data.synth.poses import to_camera_axes
 from ..layers.clips import resample
 from ..layers.ik import pose_to_features, split_features
@@ -26,18 +26,20 @@ from ..layers.rotation import axis_angle_to_matrix, matrix_to_quaternion, quater
 from ..models.fasthmr import FastHMRMotion, feature_statistics
 from ..models.motion_vae import MotionVAE, vae_losses
 
-_PAIRS = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21), (22, 23))
-MIRROR = [dict([*_PAIRS, *((b, a) for a, b in _PAIRS)]).get(i, i) for i in range(24)]
 _Z_UP_TO_CAMERA = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # x right, y down, z forward
 
 
 @dataclass(frozen=True)
 class MotionClip:
-    """One sequence: local rotations [F, 24, 3, 3] in camera axes, shape [10], optional host features [F, C]."""
+    """One sequence: local rotations [F, 24, 3, 3] in camera axes, shape [10], optional host features [F, C].
+
+    `motion` names what it shows: renderings of one motion share it, and are held out together.
+    """
 
     rotations: Tensor
     betas: Tensor
     tokens: Tensor | None = None
+    motion: str = ""
 
 
 def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionClip:
@@ -61,6 +63,7 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
         rates = [float(data[k]) for k in ("mocap_framerate", "mocap_frame_rate") if k in data.files]  # AMASS SMPL-H, SMPL-X
         rate = rates[0] if rates else fps
         tokens = torch.from_numpy(np.asarray(data["tokens"], np.float32)) if "tokens" in data.files else None
+        name = str(data["motion"]) if "motion" in data.files else str(path)
     full = torch.zeros(len(poses), 72)  # SMPL-H and SMPL-X files: the 22 body joints, hands straight
     width = 72 if poses.shape[1] == 72 else 66
     full[:, :width] = poses[:, :width]
@@ -71,7 +74,7 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
     if frames != len(poses):
         rotations = _resample_rotations(rotations, frames)
         tokens = None if tokens is None else resample(tokens, frames)
-    return MotionClip(rotations, betas, tokens)
+    return MotionClip(rotations, betas, tokens, name)
 
 
 def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> list[MotionClip]:
@@ -99,10 +102,17 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
             if motion.split != "test":
                 rotations = motion_rotations(motion.resampled(fps))
                 rotations[:, 0] = to_camera_axes(rotations[:, 0])
-                clips.append(MotionClip(rotations, torch.zeros(10)))
+                clips.append(MotionClip(rotations, torch.zeros(10), motion=motion.id))
     if len(clips) < 2:
         raise ValueError(f"{path}: needs at least two motions, found {len(clips)}")
     return clips
+
+
+def hold_out(clips: Sequence[MotionClip], every: int) -> tuple[list[MotionClip], list[MotionClip]]:
+    """Clips to train on and held out: the first motion of each `every`, with all its renderings."""
+    motions = list(dict.fromkeys(c.motion for c in clips))
+    away = set(motions[::every])
+    return [c for c in clips if c.motion not in away], [c for c in clips if c.motion in away]
 
 
 def _has_poses(path: Path) -> bool:
@@ -119,12 +129,6 @@ def _resample_rotations(rotations: Tensor, frames: int) -> Tensor:
     return quaternion_to_matrix(resample(torch.cat((q[:1], q[1:] * sign)), frames))
 
 
-def mirror_rotations(rotations: Tensor) -> Tensor:
-    """Left-right mirror image of a motion [..., 24, 3, 3] (x -> -x)."""
-    flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=rotations.dtype))
-    return flip @ rotations[..., MIRROR, :, :] @ flip
-
-
 class _MotionTask:
     """Windows of features, by (seed, index)."""
 
@@ -137,6 +141,7 @@ class _MotionTask:
         lengths = np.array([len(c.rotations) for c in clips], np.float64)
         self.weights = lengths / lengths.sum()
         self._whole: dict[tuple[int, bool], Tensor] = {}
+        self._fixed: list[tuple[Tensor, Tensor | None]] = []
         self.items_per_epoch = max(1, round(lengths.sum() / frames))
 
     @torch.no_grad()
@@ -164,12 +169,8 @@ class _MotionTask:
         part = slice(start, start + length)
         tokens = None if clip.tokens is None else clip.tokens[part]
         mirrored = mirror and rng.random() < 0.5
-        if length == self.frames:
-            features = self.clip_features(number, mirrored)[part]
-        else:
-            rotations = mirror_rotations(clip.rotations[part]) if mirrored else clip.rotations[part]
-            features = self.features(_resample_rotations(rotations, self.frames), clip.betas)
-            tokens = None if tokens is None else resample(tokens, self.frames)
+        features = resample(self.clip_features(number, mirrored)[part], self.frames)  # linear, as the decoder's results are
+        tokens = None if tokens is None else resample(tokens, self.frames)
         if time and rng.random() < 0.5:
             features, tokens = features.flip(0), None if tokens is None else tokens.flip(0)
         return features, tokens
@@ -180,14 +181,14 @@ class _MotionTask:
 
     def fixed_windows(self) -> list[tuple[Tensor, Tensor | None]]:
         """Every held-out clip's windows, without augmentation."""
-        out = []
-        for clip in self.held_out:
-            features = self.features(clip.rotations, clip.betas)
-            for start in range(0, max(1, len(features) - self.frames + 1), self.frames):
-                part = slice(start, start + self.frames)
-                tokens = None if clip.tokens is None else resample(clip.tokens[part], self.frames)
-                out.append((resample(features[part], self.frames), tokens))
-        return out
+        if not self._fixed:
+            for clip in self.held_out:
+                features = self.features(clip.rotations, clip.betas)
+                for start in range(0, max(1, len(features) - self.frames + 1), self.frames):
+                    part = slice(start, start + self.frames)
+                    tokens = None if clip.tokens is None else resample(clip.tokens[part], self.frames)
+                    self._fixed.append((resample(features[part], self.frames), tokens))
+        return self._fixed
 
 
 def _stacked(windows: list[tuple[Tensor, Tensor | None]], size: int = 16):
@@ -237,20 +238,32 @@ class MotionVAETask(_MotionTask):
         return {"joints_mm": float(np.mean(errors))}
 
 
+@dataclass(frozen=True)
+class Stage2Config:
+    """What the paper's stage 2 does not have; the defaults are the paper's."""
+
+    last_step: float = 0.0
+    """Share of the clips trained at the last timestep, the only one that a single step uses."""
+    joints: float = 0.0
+    """Weight of the decoded clip's error (joints in decimetres and twists)."""
+
+
 class MotionDenoiserTask(_MotionTask):
     """Stage 2: the denoiser learns the frozen VAE's latents from the frozen host's tokens (mirroring needs other tokens, so
     only time is augmented: reversal and warping, each with probability one half).
 
     Args:
         motion: model whose `use_vae` has been called; only its denoiser is trained. vae: the trained VAE.
+        loss: options of FastHMRMotion.stage2_losses.
     """
 
-    def __init__(self, motion: FastHMRMotion, vae: MotionVAE, clips, held_out, rest, seed: int = 0):
+    def __init__(self, motion: FastHMRMotion, vae: MotionVAE, clips, held_out, rest, seed: int = 0, loss: Stage2Config | None = None):
         super().__init__(clips, held_out, rest, motion.config.frames, seed)
         if any(c.tokens is None for c in (*clips, *held_out)):
             raise ValueError("MotionDenoiserTask: every clip needs `tokens` [F, C], the host's per-frame features")
         self.model, self.vae = motion, vae.eval().requires_grad_(False)
-        motion.motion_decoder.requires_grad_(False)
+        self.options = loss or Stage2Config()
+        motion.freeze_vae()
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         windows = self._windows(index, batch_size, mirror=False, time=True)
@@ -261,8 +274,10 @@ class MotionDenoiserTask(_MotionTask):
         plain = getattr(model, "module", model)
         device = batch["features"].device
         generator = torch.Generator(device=device).manual_seed(int(batch["seed"]))
-        losses = plain.stage2_losses(self.vae.to(device), batch["features"], batch["tokens"], generator)
-        return losses.total, {"velocity": losses.velocity.detach(), "noise": losses.noise.detach()}
+        losses = plain.stage2_losses(self.vae.to(device), batch["features"], batch["tokens"], generator, self.options.last_step,
+                                     self.options.joints)  # fmt: skip
+        logs = {"velocity": losses.velocity.detach(), "noise": losses.noise.detach()}
+        return losses.total, {**logs, "decoded": losses.decoded.detach()} if self.options.joints else logs
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

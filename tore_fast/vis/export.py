@@ -31,7 +31,7 @@ def save_mesh(
         ValueError: unknown suffix, wrong shapes, or vertices that are not finite.
 
     Example:
-        >>> save_mesh(person.vertices, faces, "person.glb")
+        >>> save_mesh(person.vertices, faces, "person.glb")  # doctest: +SKIP
     """
     import trimesh
 

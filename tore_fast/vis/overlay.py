@@ -65,7 +65,9 @@ def draw_people(
         ValueError: a shape that does not fit, or not one camera per person.
 
     Example:
-        >>> picture = draw_people(photo, [person.vertices], faces, [person.camera_image])
+        >>> triangle, faces = np.array([[-1.0, -1, 0], [1, -1, 0], [0, 1, 0]]), np.array([[0, 1, 2]])
+        >>> draw_people(np.zeros((40, 60, 3), np.uint8), [triangle], faces, [(10.0, 30.0, 20.0)]).shape
+        (40, 60, 3)
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -67,6 +67,7 @@ class SynthGenerator:
         ValueError: an argument out of range. RuntimeError: photographs wanted and scikit-image missing.
 
     Example:
+        >>> from tore_fast.body import load_body
         >>> generator = SynthGenerator(load_body("free"), 128, seed=0)
         >>> batch = generator.batch(0, 8)
         >>> batch["images"].shape

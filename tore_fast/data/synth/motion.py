@@ -18,6 +18,9 @@ from ..mocap import Motion, read_motions
 from .poses import PoseBank
 from .rotation import matrix_to_axis_angle, turn
 
+_PAIRS = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21), (22, 23))
+MIRROR = [dict([*_PAIRS, *((b, a) for a, b in _PAIRS)]).get(i, i) for i in range(24)]
+
 
 def load_pose_bank(paths: Sequence[str | Path], stride: int = 6) -> PoseBank:
     """Every `stride`-th frame of all motions in the files and folders given.
@@ -50,6 +53,12 @@ def motion_rotations(motion: Motion, stride: int = 1) -> Tensor:  # [T, 24, 3, 3
     """Every `stride`-th frame of a motion as rotations of a body that stands y up."""
     joints = torch.from_numpy(np.ascontiguousarray(motion.joints[::stride], dtype=np.float32))
     return pose_from_joints(joints @ turn("x", torch.tensor(-90.0)).T)
+
+
+def mirror_rotations(rotations: Tensor) -> Tensor:
+    """Left-right mirror image of a motion [..., 24, 3, 3] (x -> -x)."""
+    flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=rotations.dtype))
+    return flip @ rotations[..., MIRROR, :, :] @ flip
 
 
 def _parameters(path: Path, stride: int, required: bool) -> Tensor | None:  # [T, 24, 3, 3]

@@ -206,8 +206,8 @@ class SynthShards(Dataset):
         ValueError: not a data set of this format.
 
     Example:
-        >>> data = SynthShards("data/synth", load_body("free"))
-        >>> data.batch([0, 5, 7])["vertices"].shape
+        >>> data = SynthShards("data/synth", load_body("free"))  # doctest: +SKIP
+        >>> data.batch([0, 5, 7])["vertices"].shape  # doctest: +SKIP
         torch.Size([3, 6890, 3])
     """
 

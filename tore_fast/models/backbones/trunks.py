@@ -5,11 +5,12 @@ Layers and initialisation are timm's; the wrappers only choose where to stop and
 
 from __future__ import annotations
 
-import timm
 from torch import Tensor, nn
 
 
 def _timm(name: str, pretrained: bool, **options) -> nn.Module:
+    import timm  # with torchvision half of what importing a model costs, and most families have no trunk
+
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except RuntimeError as e:  # timm's "Unknown model"

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...layers.dense import Dense
 from ...layers.mask_tome import MergeConfig, TokenState, merge_tokens
+from ...layers.pose_blocks import DropPath
 from ...layers.proportional import proportional_attention
 
 
@@ -65,20 +66,6 @@ class ViTTokens(NamedTuple):
     coverage: Tensor | None
 
 
-class DropPath(nn.Module):
-    """Drops the whole residual branch of a sample with probability p in training."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        keep = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
-        return x * keep / (1 - self.p)
-
-
 class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool):
         super().__init__()
@@ -89,10 +76,14 @@ class Attention(nn.Module):
         self.proj = Dense(dim, dim)
 
     def forward(
-        self, x: Tensor, log_size: Tensor | None = None, residual: Tensor | None = None
+        self,
+        x: Tensor,
+        log_size: Tensor | None = None,
+        residual: Tensor | None = None,
+        norm: nn.LayerNorm | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x [B, N, C] -> output [B, N, C] (+ residual) and keys [B, heads, N, d] (the merging metric)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        """Attention of norm(x) [B, N, C] -> output [B, N, C] (+ residual) and keys [B, heads, N, d] (the merging metric)."""
+        q, k, v = self.qkv(x, norm=norm).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = proportional_attention(q, k, v, log_size)
         return self.proj(out.transpose(1, 2).flatten(2), residual), k
 
@@ -103,8 +94,8 @@ class Mlp(nn.Module):
         self.fc1 = Dense(dim, hidden)
         self.fc2 = Dense(hidden, dim)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.fc2(self.fc1(x, act="gelu"), residual)
+    def forward(self, x: Tensor, residual: Tensor | None = None, norm: nn.LayerNorm | None = None) -> Tensor:
+        return self.fc2(self.fc1(x, act="gelu", norm=norm), residual)
 
 
 class Block(nn.Module):
@@ -123,11 +114,11 @@ class Block(nn.Module):
     ) -> Tensor:
         log_size = state.log_size if merging is not None and merging.prop_attn and state is not None else None
         drops = self.training and self.drop_path.p > 0
-        out, k = self.attn(self.norm1(x), log_size, None if drops else x)
+        out, k = self.attn(x, log_size, None if drops else x, self.norm1)
         x = x + self.drop_path(out) if drops else out
         if r:
             x = merge_tokens(x, k.mean(1), r, state, merging)
-        return x + self.drop_path(self.mlp(self.norm2(x))) if drops else self.mlp(self.norm2(x), x)
+        return x + self.drop_path(self.mlp(self.norm2(x))) if drops else self.mlp(x, x, self.norm2)
 
 
 class PatchEmbed(nn.Module):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
 from .._registry import list_models, model_entry
+from .._weights import load_strict
 from . import hmr
-from .files import clean_state_dict, load_strict, read_state_dict
+from .files import clean_state_dict, read_state_dict
 from .others import OTHERS, dropped_keys, load_other, nearest_name, read_with_settings, recognise_other, shared_fields
 
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
@@ -73,6 +74,8 @@ def from_pretrained(
     if model is not None:
         if mesh is None and mesh_data is not None:
             given["mesh"] = "mano" if "hand" in model_entry(model).tags else "smpl"
+        if mesh_data is not None and not {"body", "hand"} & set(model_entry(model).tags):
+            raise ValueError(f"from_pretrained: {model} regresses no mesh, mesh_data cannot be given")
         built = model_entry(model).build(**given, **overrides)
     else:
         name = hmr.recognise(state, str(path), upstream)

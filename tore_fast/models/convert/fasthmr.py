@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .._weights import load_strict, read_safetensors, unreadable
 from ..camerahmr import CameraHMR, CameraHMRConfig
 from ..densekp import DenseKP, DenseKPConfig
 from ..hmr2 import HMR2, HMR2Config
@@ -90,14 +90,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return read_safetensors(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # settings objects inside: read again, with stand-ins for them
         try:
             data = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_inert_pickle)
         except Exception as e:
-            raise ValueError(f"{path}: not a readable torch checkpoint ({type(e).__name__}: {e})") from None
+            raise unreadable(path, e) from None
     for wrapper in ("state_dict", "model_state_dict", "model", "model_pos"):
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data = data[wrapper]
@@ -143,15 +143,7 @@ def _load(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str) -
     with torch.device("meta"):
         model = build()
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError as e:  # torch's word for a wrong shape
-        raise ValueError(f"{what}: does not fit {type(model).__name__}: {e}") from None
-    if missing or unexpected:
-        raise ValueError(
-            f"{what}: does not fit {type(model).__name__}: {len(missing)} keys missing (first: {missing[:3]}), "
-            f"{len(unexpected)} unexpected (first: {unexpected[:3]})"
-        )
+    load_strict(model, state, what, assign=True)
     return model.eval()
 
 

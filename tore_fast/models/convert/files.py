@@ -10,8 +10,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+
+from .._weights import read_safetensors, unreadable
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_pos")
 _PROFILER = ("total_ops", "total_params")  # buffers that thop leaves in every module
@@ -27,26 +28,23 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
+    if path.suffix == ".safetensors":
+        return clean_state_dict(read_safetensors(path), str(path))
     try:
-        if path.suffix == ".safetensors":
-            data = load_file(path)
-        else:
-            with warnings.catch_warnings():  # torch warns of the pickle protocol before it refuses the file
-                warnings.simplefilter("ignore")
-                data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        with warnings.catch_warnings():  # torch warns of the pickle protocol before it refuses the file
+            warnings.simplefilter("ignore")
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        with path.open("rb") as f:
+            if f.read(1) not in (b"P", b"\x80"):  # neither a zip nor a pickle
+                raise unreadable(path, e) from None
         raise ValueError(
             f"{path}: not plain tensors: a whole pickled model or a damaged file is never executed; use the file with the "
             "state dict (upstream trainings write it as state_dict.bin)"
         ) from None
     except Exception as e:  # the unpickler fails with whatever the bytes lead it to: KeyError, IndexError, struct.error ...
-        raise ValueError(f"{path}: not a readable weight file ({_reason(e)})") from None
+        raise unreadable(path, e) from None
     return clean_state_dict(data, str(path))
-
-
-def _reason(e: Exception) -> str:
-    text = str(e).partition("\n")[0][:160]
-    return "it ends too early" if isinstance(e, EOFError) else f"{type(e).__name__}: {text}" if text else type(e).__name__
 
 
 def clean_state_dict(data: object, source: str = "checkpoint") -> dict[str, Tensor]:
@@ -62,19 +60,3 @@ def clean_state_dict(data: object, source: str = "checkpoint") -> dict[str, Tens
     while all(k.startswith("module.") for k in state):
         state = {k.removeprefix("module."): v for k, v in state.items()}
     return {k: v for k, v in state.items() if k.rsplit(".", 1)[-1] not in _PROFILER}
-
-
-def load_strict(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Loads every key or raises one ValueError that counts and names what does not fit."""
-    want = model.state_dict()
-    missing, extra = [k for k in want if k not in state], [k for k in state if k not in want]
-    wrong = [
-        f"{k} {list(state[k].shape)} (expected {list(v.shape)})"
-        for k, v in want.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if missing or extra or wrong:
-        parts = ((missing, "missing"), (extra, "unexpected"), (wrong, "of another shape"))
-        text = "; ".join(f"{len(k)} keys {what}, first: {', '.join(k[:3])}" for k, what in parts if k)
-        raise ValueError(f"{source}: does not fit {type(model).__name__}: {text}")
-    model.load_state_dict(state)

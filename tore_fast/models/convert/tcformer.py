@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .._weights import load_strict
 from ..tcformer import TCFormer, TCFormerConfig
 from ..tcformer_heads import TCFormerPose, TCFormerPoseConfig
 from .fasthmr import read_state_dict
@@ -123,16 +124,13 @@ def load_tcformer(path: str | Path, **overrides) -> TCFormer | TCFormerPose:
     state = convert_tcformer(checkpoint)
     try:
         fields = fields_of_state(state)
+        if is_mmpose(checkpoint):
+            fields["stem_norm_eps"] = 1e-6
+        config = tcformer_config({**fields, **overrides}, state)
+    except KeyError as e:
+        raise ValueError(f"{path}: the file has no {e.args[0]!r}; expected a whole TCFormer state dict") from None
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
-    if is_mmpose(checkpoint):
-        fields["stem_norm_eps"] = 1e-6
-    config = tcformer_config({**fields, **overrides}, state)
     model = TCFormerPose(config) if isinstance(config, TCFormerPoseConfig) else TCFormer(config)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise ValueError(
-            f"{path}: does not fit TCFormer: {len(missing)} keys missing (first: {missing[:3]}), "
-            f"{len(unexpected)} unexpected (first: {unexpected[:3]})"
-        )
+    load_strict(model, state, str(path))
     return model.eval()

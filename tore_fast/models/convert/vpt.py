@@ -6,15 +6,14 @@ unwrapping (`model_pos`, `module.`), dropping profiler buffers and reading the s
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .._weights import load_strict, read_safetensors, unreadable
 from ..mhformer import Mhformer, MhformerConfig
 from ..mixste import Mixste, MixsteConfig
 from ..motionagformer import Motionagformer, MotionagformerConfig
@@ -70,16 +69,16 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        return normalise_keys(read_safetensors(path), str(path))
     try:
-        if path.suffix == ".safetensors":
-            loaded = load_file(path)
-        else:
-            with torch.serialization.safe_globals(_SAFE):
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as e:
+        with torch.serialization.safe_globals(_SAFE):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # the unpickler fails with whatever the bytes lead it to
         refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(e))
-        reason = f"it refers to {refused[1]}, which is not plain data" if refused else str(e).splitlines()[0]
-        raise ValueError(f"{path}: not a readable weight file ({reason})") from e
+        if refused:
+            raise ValueError(f"{path}: not a readable weight file (it refers to {refused[1]}, which is not plain data)") from None
+        raise unreadable(path, e) from None
     return normalise_keys(loaded, str(path))
 
 
@@ -157,15 +156,7 @@ def model_from_state(state: dict[str, Tensor], source: str = "state dict", **ove
     host, fields = config_fields(state)
     build, config = HOSTS[host]
     model = build(config(**{**fields, **overrides}))
-    want = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    missing, extra = sorted(want.keys() - state.keys()), sorted(state.keys() - want.keys())
-    wrong = [f"{k} {tuple(state[k].shape)} (expected {s})" for k, s in want.items() if k in state and tuple(state[k].shape) != s]
-    if missing or extra or wrong:
-        raise ValueError(
-            f"{source}: does not fit {host}: {len(missing)} keys missing (first: {missing[:3]}), "
-            f"{len(extra)} unexpected (first: {extra[:3]}), {len(wrong)} of other shape (first: {wrong[:3]})"
-        )
-    model.load_state_dict(state)
+    load_strict(model, state, source, host)
     return model.eval()
 
 

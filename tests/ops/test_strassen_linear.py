@@ -1,0 +1,178 @@
+"""strassen_linear: every level and vector width against float64, how errors behave, rows that must not spoil others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tore_fast.ops import BackendUnavailable, strassen_linear, strassen_pack
+from tore_fast.ops.strassen_linear import deepest_level, why_not
+
+ACTS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+needs_kernel = pytest.mark.skipif(why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernel: {why_not('cpu', torch.zeros(1))}")
+
+
+def make(rows: int, k: int, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((rows, k), (n, k), (n,), (rows, n))
+    x, w, b, residual = (torch.randn(*s, generator=g) for s in shapes)
+    return x, w / k**0.5, b, residual
+
+
+def exact(x, w, b=None, residual=None, act="none") -> torch.Tensor:
+    out = ACTS[act](F.linear(x.double(), w.double(), None if b is None else b.double()))
+    return out if residual is None else out + residual.double()
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 5, 24, 25, 100, 193, 401])
+@pytest.mark.parametrize(("k", "n"), [(64, 64), (128, 192), (320, 448)])
+def test_levels_and_ragged_rows(level, rows, k, n):
+    """Sizes whose blocks are no multiples of a panel, rows that are no multiples of a tile, a block or a chunk."""
+    x, w, b, residual = make(rows, k, n)
+    packed = strassen_pack(w, level)
+    for act in ACTS:
+        for r in (None, residual):
+            got = strassen_linear(x, packed, b, r, act, impl="cpu")
+            torch.testing.assert_close(got.double(), exact(x, w, b, r, act), rtol=0, atol=1.2e-5)
+    assert torch.equal(strassen_linear(x, packed, impl="cpu"), strassen_linear(x, packed, impl="cpu"))
+
+
+@needs_kernel
+def test_errors_stay_near_those_of_a_plain_product():
+    """The figure the docstring gives, at a size that models have."""
+    x, w, _, _ = make(1000, 512, 512)
+    want = exact(x, w)
+    error = [float((strassen_linear(x, strassen_pack(w, level), impl="cpu").double() - want).norm() / want.norm()) for level in range(3)]
+    assert error[0] < 6e-7 and error[1] < 2 * error[0] and error[2] < 3 * error[0], error
+
+
+@needs_kernel
+def test_gelu_is_the_exact_one():
+    x = torch.zeros(1000, 64)
+    x[:, 0] = torch.linspace(-12, 12, 1000)
+    got = strassen_linear(x, strassen_pack(torch.eye(64), 0), act="gelu", impl="cpu")[:, 0]
+    want = F.gelu(x[:, 0].double())
+    assert ((got.double() - want).abs() / x[:, 0].abs().clamp(min=1)).max() < 3e-7
+    far = torch.full((4, 64), -1e4)
+    assert torch.equal(strassen_linear(far, strassen_pack(torch.eye(64)), act="gelu", impl="cpu"), torch.zeros(4, 64))
+
+
+@needs_kernel
+def test_a_small_row_beside_a_huge_one_keeps_its_digits():
+    x, w, _, _ = make(96, 128, 128)
+    x[::3] *= 1e6
+    x[1::3] *= 1e-9
+    w[::2] *= 1e5
+    want = exact(x, w)
+    error = (strassen_linear(x, strassen_pack(w), impl="cpu").double() - want).abs()
+    assert (error <= 1e-5 * x.abs().amax(1, keepdim=True) * w.abs().amax(1)).all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("scale", [3e38, 1e-39, 0.0])
+def test_ends_of_the_range(scale):
+    """Sums of blocks would overflow at the upper end; the lower one is subnormal."""
+    x, w, _, _ = make(50, 64, 64)
+    x = x / x.abs().max() * scale
+    w = w / w.abs().sum(1, keepdim=True)
+    got = strassen_linear(x, strassen_pack(w), impl="cpu")
+    assert got.isfinite().all()
+    torch.testing.assert_close(got.double(), exact(x, w), rtol=0, atol=max(scale, 1e-38) * 1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("act", ["none", "relu", "gelu"])
+def test_rows_that_are_not_finite_spoil_no_other(bad, act):
+    x, w, b, residual = make(210, 64, 128)
+    packed = strassen_pack(w)
+    clean = exact(x, w, b, residual, act)
+    x[7, 3], x[100] = bad, bad
+    got = strassen_linear(x, packed, b, residual, act, impl="cpu")
+    want = strassen_linear(x, packed, b, residual, act, impl="reference")
+    others = [r for r in range(210) if r not in (7, 100)]
+    torch.testing.assert_close(got[others].double(), clean[others], rtol=0, atol=1.2e-5)
+    if act == "gelu" and abs(bad) == float("inf"):  # torch's exact GELU of inf depends on who computes it
+        assert not got[[7, 100]].isfinite().all()
+    else:
+        torch.testing.assert_close(got[[7, 100]], want[[7, 100]], equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize("rows", [3, 200])
+def test_normalised_rows_and_parts(split, rows):
+    """LayerNorm in front, q, k and v as contiguous tensors; a row that is not finite stays alone here too."""
+    x, w, b, _ = make(rows, 128, 192)
+    x = x * torch.logspace(-1, 4, rows)[:, None] + 1
+    want = F.linear(F.layer_norm(x.double(), (128,), eps=1e-6), w.double(), b.double())
+    x[1, 5] = float("inf")
+    got = strassen_linear(x, strassen_pack(w, 1), b, split=split, norm_eps=1e-6, impl="cpu")
+    parts = (got,) if split == 1 else got
+    assert len(parts) == split and all(p.is_contiguous() and p.shape == (rows, 192 // split) for p in parts)
+    got = torch.cat(parts, dim=1)
+    others = [r for r in range(rows) if r != 1]
+    torch.testing.assert_close(got[others].double(), want[others], rtol=0, atol=3e-5)
+    assert got[1].isnan().all()
+
+
+@needs_kernel
+def test_opcheck():
+    x, w, b, residual = make(9, 64, 32)
+    packed = strassen_pack(w, 1)
+    args = (x.requires_grad_(), w.requires_grad_(), packed.packed, packed.column, b.requires_grad_())
+    for act in range(3):
+        torch.library.opcheck(torch.ops.tore_fast.strassen_linear, (*args, residual.requires_grad_(), 1, act, 1, -1.0))
+    torch.library.opcheck(torch.ops.tore_fast.strassen_linear, (*args, None, 1, 2, 2, 1e-5))
+    torch.library.opcheck(torch.ops.tore_fast.strassen_pack, (w.detach(), 1))
+
+
+def test_what_cannot_be_packed_takes_the_reference():
+    assert (deepest_level(64, 128), deepest_level(96, 64), deepest_level(48, 48), deepest_level(50, 64)) == (2, 1, 0, None)
+    for w in (torch.randn(50, 64), torch.randn(64, 64, dtype=torch.float64), torch.randn(64, 64, device="meta")):
+        packed = strassen_pack(w)
+        assert packed.packed is None
+        x = torch.randn(3, 64).to(w)
+        got = strassen_linear(x, packed)
+        assert got.is_meta or torch.equal(got, F.linear(x, w))
+        with pytest.raises(BackendUnavailable, match="strassen_linear: impl='cpu' cannot run here"):
+            strassen_linear(x, packed, impl="cpu")
+
+
+def test_errors():
+    w = strassen_pack(torch.randn(64, 128))
+    with pytest.raises(ValueError, match=r"strassen_linear: x must be \[..., 128\] for a weight 64x128, got \[2, 64\]"):
+        strassen_linear(torch.zeros(2, 64), w)
+    with pytest.raises(ValueError, match=r"strassen_linear: residual must be \[2, 64\], got \[64\]"):
+        strassen_linear(torch.zeros(2, 128), w, residual=torch.zeros(64))
+    with pytest.raises(ValueError, match="split must divide N into multiples of 16 and goes without residual, got 3 for N 64"):
+        strassen_linear(torch.zeros(2, 128), w, split=3)
+    with pytest.raises(ValueError, match="act must be one of"):
+        strassen_linear(torch.zeros(2, 128), w, act="tanh")
+    with pytest.raises(ValueError, match=r"strassen_pack: level must be 0..2 .* got level 2 for \[96, 64\]"):
+        strassen_pack(torch.zeros(96, 64), 2)
+    with pytest.raises(ValueError, match=r"strassen_pack: weight must be \[N, K\] floating point"):
+        strassen_pack(torch.zeros(64))
+    with pytest.raises(ValueError, match="impl must be one of"):
+        strassen_linear(torch.zeros(2, 128), w, impl="cuda")
+
+
+@needs_kernel
+@pytest.mark.parametrize("width", ["avx2", "none"])
+def test_narrower_vectors(width):
+    """The builds that this processor would not choose, through the same tests."""
+    chosen = "levels_and_ragged_rows and (25 or 193) or huge_one or other or gelu or range"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", f"({chosen}) and not narrower"]
+    done = subprocess.run(
+        command, env={**os.environ, "TORE_FAST_SIMD": width}, capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
