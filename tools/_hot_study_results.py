@@ -220,7 +220,7 @@ def spread(values: list[float], digits: int = 1) -> str:
     """Mean and, of several values, their standard deviation."""
     if not values:
         return "-"
-    mean = f"{statistics.mean(values):.{digits}f}"
+    mean = f"{round(statistics.mean(values), digits) + 0.0:.{digits}f}"  # no -0.0
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
@@ -273,21 +273,22 @@ def plot(result: dict, images: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     shown = {t: e for t, e in grouped(result).items() if t in TITLES.values() and not e[0]["row"].startswith("warm")}
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    labels = []
     for number, (title, entries) in enumerate(shown.items()):
-        color, name = plt.get_cmap("tab20")(number), entries[0]["row"]
-        mark = "^" if entries[0]["test"]["mpjve"] is None else "s" if "motionbert" in name else "D" if name.endswith("_243") else "o"
-        found = [e["test"]["mpjpe"] for e in entries]
-        mean, frames = statistics.mean(found), entries[0]["config"]["frames"]
-        left.errorbar(entries[0]["gmacs"] / frames * 1e3, mean, [[mean - min(found)], [max(found) - mean]],
-                      fmt=mark, color=color, capsize=3, ms=5, label=f"{title} ({len(entries)})")  # fmt: skip
-        if entries[0]["curve"] and not name.endswith("_243"):
-            steps = [step for step, _ in entries[0]["curve"]]
+        color, row = plt.get_cmap("tab20")(number), entries[0]
+        mean = statistics.mean(e["test"]["mpjpe"] for e in entries)
+        left.plot([mean, mean], [number - 0.35, number + 0.35], color=color, lw=3)
+        left.plot([e["test"]["mpjpe"] for e in entries], [number] * len(entries), "o", color=color, ms=6, mec="black", mew=0.6)
+        labels.append(f"{title}: {row['gmacs'] / row['config']['frames'] * 1e3:.1f} M")
+        if row["curve"] and not row["row"].endswith("_243"):
+            steps = [step for step, _ in row["curve"]]
             values = np.array([[v for _, v in e["curve"]] for e in entries if len(e["curve"]) == len(steps)])
             right.plot(steps, values.mean(0), marker=".", color=color)
             right.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
-    left.set(xlabel="million multiply-adds per frame of the window", ylabel="test MPJPE, mm", title="unseen subjects: mean, least and largest (seeds)")
+    left.set_yticks(range(len(labels)), labels, fontsize=7)
+    left.invert_yaxis()
+    left.set(xlabel="test MPJPE, mm: a dot per seed, bars are means", title="unseen subjects; M: multiply-adds per frame")
     right.set(xlabel="step after the warm start", ylabel="validation MPJPE, mm", title="held-out training subjects, F = 27")
-    left.legend(fontsize=6, loc="center left")
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
