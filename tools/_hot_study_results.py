@@ -65,6 +65,11 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
     clips = film(resampled(found.items["test"], FPS), NOISE_PX, CAMERA_SEED)
     before = json.loads(target.read_text()) if target.is_file() else {}
     old, rows, reused = before.get("rows", {}), dict(before.get("rows", {})), dict(before.get("reused", {}))
+    train = np.concatenate([c.pose for c in film(resampled(found.items["train"], FPS), 0.0, 1)])
+    facts = {"test_frames": sum(len(c) for c in clips), "test_clips": len(clips), "noise_px": NOISE_PX, "fps": FPS,
+             "train_clips": len(found.items["train"]), "validation_clips": len(found.items["validation"]),
+             "torch": torch.__version__}  # fmt: skip
+    around = {"facts": facts, "baseline": {"constant mean pose": constant(clips, train.mean(0))}, "maps": maps(out, clips)}
     for run, command in commands.items():
         export = out / run / "export"
         if not (export / "config.json").is_file():
@@ -77,7 +82,7 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
             "validation": meta["validation"], "best_step": meta["step"], **cost(model), **errors(model, clips),
             "curve": curve(out / run / "metrics.jsonl"), "times": old.get(run, {}).get("times"),
         }  # fmt: skip
-        if name in ("mixste", "hot_mixste", "motionbert", "hot_motionbert"):
+        if name in ("mixste", "hot_mixste", "motionbert"):
             rows[run]["middle_mpjpe"] = middle_frames(model, clips)
         print(f"{run}: test {rows[run]['test']['mpjpe']:.1f} mm", flush=True)
         for title, (start, changes) in REUSED.items():
@@ -88,13 +93,12 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
                 reused[f"{title}{f' seed {seed}' if seed else ''}"] = {
                     "title": title, "row": name, "seed": seed, "changes": changes, **cost(other), **errors(other, clips),
                 }  # fmt: skip
-    train = np.concatenate([c.pose for c in film(resampled(found.items["train"], FPS), 0.0, 1)])
-    facts = {"test_frames": sum(len(c) for c in clips), "test_clips": len(clips), "noise_px": NOISE_PX, "fps": FPS,
-             "train_clips": len(found.items["train"]), "validation_clips": len(found.items["validation"]),
-             "torch": torch.__version__}  # fmt: skip
+        write(target, rows, reused, around)  # after every run: a kill costs one
+
+
+def write(target: Path, rows: dict, reused: dict, around: dict) -> None:
     order = lambda entries, names: dict(sorted(entries.items(), key=lambda e: (names.index(e[1]["title"]), e[1]["seed"])))
-    result = {"facts": facts, "baseline": {"constant mean pose": constant(clips, train.mean(0))},
-              "rows": order(rows, [*TITLES.values()]), "reused": order(reused, [*REUSED]), "maps": maps(out, clips)}  # fmt: skip
+    result = {**around, "rows": order(rows, [*TITLES.values()]), "reused": order(reused, [*REUSED])}
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -216,7 +220,7 @@ def spread(values: list[float], digits: int = 1) -> str:
     """Mean and, of several values, their standard deviation."""
     if not values:
         return "-"
-    mean = f"{statistics.mean(values):.{digits}f}"
+    mean = f"{round(statistics.mean(values), digits) + 0.0:.{digits}f}"  # no -0.0
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
@@ -269,21 +273,22 @@ def plot(result: dict, images: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     shown = {t: e for t, e in grouped(result).items() if t in TITLES.values() and not e[0]["row"].startswith("warm")}
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    labels = []
     for number, (title, entries) in enumerate(shown.items()):
-        color, name = plt.get_cmap("tab20")(number), entries[0]["row"]
-        mark = "^" if entries[0]["test"]["mpjve"] is None else "s" if "motionbert" in name else "D" if name.endswith("_243") else "o"
-        found = [e["test"]["mpjpe"] for e in entries]
-        mean, frames = statistics.mean(found), entries[0]["config"]["frames"]
-        left.errorbar(entries[0]["gmacs"] / frames * 1e3, mean, [[mean - min(found)], [max(found) - mean]],
-                      fmt=mark, color=color, capsize=3, ms=5, label=f"{title} ({len(entries)})")  # fmt: skip
-        if entries[0]["curve"] and not name.endswith("_243"):
-            steps = [step for step, _ in entries[0]["curve"]]
+        color, row = plt.get_cmap("tab20")(number), entries[0]
+        mean = statistics.mean(e["test"]["mpjpe"] for e in entries)
+        left.plot([mean, mean], [number - 0.35, number + 0.35], color=color, lw=3)
+        left.plot([e["test"]["mpjpe"] for e in entries], [number] * len(entries), "o", color=color, ms=6, mec="black", mew=0.6)
+        labels.append(f"{title}: {row['gmacs'] / row['config']['frames'] * 1e3:.1f} M")
+        if row["curve"] and not row["row"].endswith("_243"):
+            steps = [step for step, _ in row["curve"]]
             values = np.array([[v for _, v in e["curve"]] for e in entries if len(e["curve"]) == len(steps)])
             right.plot(steps, values.mean(0), marker=".", color=color)
             right.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
-    left.set(xlabel="million multiply-adds per frame of the window", ylabel="test MPJPE, mm", title="unseen subjects: mean, least and largest (seeds)")
+    left.set_yticks(range(len(labels)), labels, fontsize=7)
+    left.invert_yaxis()
+    left.set(xlabel="test MPJPE, mm: a dot per seed, bars are means", title="unseen subjects; M: multiply-adds per frame")
     right.set(xlabel="step after the warm start", ylabel="validation MPJPE, mm", title="held-out training subjects, F = 27")
-    left.legend(fontsize=6, loc="center left")
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()

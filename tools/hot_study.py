@@ -1,6 +1,8 @@
 """The HoT study of docs/hot.md: trains every row under one budget, measures it on unseen subjects, draws the plots.
 
-    python tools/hot_study.py run --data MOCAP --out runs/hot_study       # about half an hour of one core; goes on after a kill
+    python tools/hot_study.py all --data MOCAP --out runs/hot_study       # everything below, one after another
+
+    python tools/hot_study.py run --data MOCAP --out runs/hot_study       # about two hours of one core; goes on after a kill
     python tools/hot_study.py measure --data MOCAP --out runs/hot_study   # errors, memory, kept frames -> benchmarks/results/hot_study.json
     python tools/hot_study.py time                                        # frames/s into the same file; wants a quiet machine
     python tools/hot_study.py plot                                        # docs/images/hot_*.png and the table, from that file alone
@@ -86,25 +88,28 @@ def run(data: Path, out: Path, names: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("run", "measure", "time", "plot"):
+    for verb in ("all", "run", "measure", "time", "plot"):
         sub = verbs.add_parser(verb)
-        if verb in ("run", "measure"):
+        if verb in ("all", "run", "measure"):
             sub.add_argument("--data", type=Path, required=True, help="folder with clips.npz + index.json, or BVH / AMC files")
             sub.add_argument("--out", type=Path, default=Path("runs/hot_study"))
             sub.add_argument("--rows", nargs="*", default=list(RUNS), choices=list(RUNS))
         if verb != "run":
             sub.add_argument("--json", type=Path, default=RESULTS)
-        if verb == "plot":
+        if verb in ("all", "plot"):
             sub.add_argument("--images", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
     args = parser.parse_args()
-    if args.verb == "run":
-        return run(args.data, args.out, args.rows)
-    if args.verb == "measure":
+    does = lambda verb: args.verb in ("all", verb)
+    if does("run"):
+        failed = run(args.data, args.out, args.rows)
+        if failed or args.verb == "run":
+            return failed
+    if does("measure"):
         commands = {n: "python " + " ".join(train_command(n, Path("MOCAP"), Path("runs/hot_study"))) for n in args.rows}
         measure(args.data, args.out, commands, args.json)
-    elif args.verb == "time":
+    if does("time"):
         time_rows(args.json)
-    else:
+    if does("plot"):
         plot(json.loads(args.json.read_text()), args.images)
     print(table(json.loads(args.json.read_text())))
     return 0

@@ -13,7 +13,15 @@ from tore_fast.data.amc import read_amc, read_asf
 from tore_fast.data.bvh import read_bvh, write_bvh
 from tore_fast.data.cameras import crop_scale_2d, denormalise_2d, detector_noise, normalise_2d, random_camera
 from tore_fast.data.chunking import H36M_JOINTS, H36M_PARENTS
-from tore_fast.data.mocap import Motion, read_amc_motion, read_bvh_motion, read_motions, seen_by_camera, split_subjects
+from tore_fast.data.mocap import (
+    Motion,
+    read_amc_motion,
+    read_bvh_motion,
+    read_motions,
+    seen_by_camera,
+    split_subjects,
+    with_thorax,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MOCAP = Path(os.environ.get("TORE_FAST_MOCAP", ROOT.parent / "shared" / "data" / "mocap"))
@@ -151,6 +159,29 @@ def test_real_files():
     for motion in (read_amc_motion(MOCAP / "raw" / "02_03.amc"), read_bvh_motion(MOCAP / "raw" / "cmu_12_01.bvh")):
         height = motion.joints[:, 10, 2] - motion.joints[:, [3, 6], 2].min(1)
         assert 1.3 < np.median(height) < 1.8
+    # the same motions as prepared by others, thorax put back, without the first pose and at 60 frames/s
+    archive = {m.id: m for m in read_motions(MOCAP)}
+    for name, other in (("cmu_12_01", "s12_01"), ("cmu_14_08_first400", "s14_08")):
+        ours, theirs = read_bvh_motion(MOCAP / "raw" / f"{name}.bvh").resampled(60), archive[other]
+        count = min(len(ours.joints), len(theirs.joints))
+        apart = [m.joints[10:count] - m.joints[10:count, :1] for m in (ours, theirs)]
+        assert np.linalg.norm(apart[0] - apart[1], axis=-1).mean() < 0.01
+
+
+def test_lost_thorax_is_given_back(tmp_path):
+    joint = "JOINT {0}\n{{\nOFFSET {1}\nCHANNELS 3 Zrotation Xrotation Yrotation\n{2}\n}}"
+    end = "End Site\n{\nOFFSET 0 0 0\n}"
+    for offset, lost in (("0 0 0", True), ("0 1 0", False)):
+        above = [joint.format(n, offset if n == "Neck" else "0 0 0", end) for n in ("Neck", "LeftShoulder", "RightShoulder")]
+        body = joint.format("Spine1", "0 2 0.5", "\n".join(above))
+        text = f"HIERARCHY\nROOT Hips\n{{\nOFFSET 0 0 0\nCHANNELS 3 Xposition Yposition Zposition\n{body}\n}}\nMOTION\nFrames: 1\n"
+        (tmp_path / "a.bvh").write_text(text + "Frame Time: 0.01\n" + " ".join(["0"] * 15) + "\n")
+        read = read_bvh(tmp_path / "a.bvh")
+        got = with_thorax(read)
+        moved = [n for n, a, b in zip(got.names, got.offsets, read.offsets) if not np.array_equal(a, b)]
+        assert moved == (["Neck", "LeftShoulder", "RightShoulder"] if lost else [])
+        if lost:
+            np.testing.assert_array_equal(got.offsets[got.names.index("Neck")], [0, 2, 0.5])
 
 
 def motion(subject="a", frames=40, split="train", seed=0) -> Motion:

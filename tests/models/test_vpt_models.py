@@ -65,6 +65,26 @@ def test_two_passes_are_identical_and_items_independent(host, fields):
 
 @pytest.mark.parametrize("host", TINY)
 @pytest.mark.parametrize("fields", [{}, HOT, TPC], ids=["base", "hot", "tpc"])
+@pytest.mark.parametrize("products", ["bfloat16", "float16", "bfloat16 weights", "packed"])
+def test_two_passes_are_identical_in_low_precision_too(host, fields, products):
+    model = tiny(host, **fields)
+    x = clip(model, 3)
+    if products == "packed":
+        model.freeze()
+    elif products == "bfloat16 weights":
+        model, x = model.bfloat16(), x.bfloat16()
+    low = getattr(torch, products, torch.bfloat16)
+    with torch.inference_mode(), torch.autocast("cpu", low, enabled=products in ("bfloat16", "float16")):
+        first = model(x)
+        _litter = [torch.full((n,), torch.nan) for n in range(1, 4000, 97)]  # other memory for the second pass
+        second = model(x.clone())
+    assert torch.equal(first.pose, second.pose) and torch.isfinite(first.pose).all()
+    if fields:
+        assert torch.equal(first.index, second.index)
+
+
+@pytest.mark.parametrize("host", TINY)
+@pytest.mark.parametrize("fields", [{}, HOT, TPC], ids=["base", "hot", "tpc"])
 def test_a_batch_of_nothing_gives_nothing(host, fields):
     model = tiny(host, **fields)
     with torch.no_grad():

@@ -6,6 +6,7 @@ way: train/vpt.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .amc import read_amc, read_asf
-from .bvh import read_bvh
+from .bvh import BvhMotion, read_bvh
 from .cameras import detector_noise, random_camera
 from .chunking import at_times
 from .pose_clip import PoseClip, root_relative
@@ -24,7 +25,7 @@ ASF_JOINTS = (
     ("lhipjoint", "rhipjoint"), "rhipjoint", "rfemur", "rtibia", "lhipjoint", "lfemur", "ltibia", "upperback", "lowerneck",
     "upperneck", "head", "lclavicle", "lhumerus", "lradius", "rclavicle", "rhumerus", "rradius",
 )  # fmt: skip
-# cgspeed's conversion of the CMU files (its Neck has no offset, so the thorax bone's length is lost there)
+# cgspeed's conversion of the CMU files; `with_thorax` gives back the bone that it lost
 CGSPEED_JOINTS = (
     ("LeftUpLeg", "RightUpLeg"), "RightUpLeg", "RightLeg", "RightFoot", "LeftUpLeg", "LeftLeg", "LeftFoot", "Spine1", "Neck1",
     "Head", "End_Head", "LeftArm", "LeftForeArm", "LeftHand", "RightArm", "RightForeArm", "RightHand",
@@ -67,10 +68,26 @@ def _z_up(joints: np.ndarray) -> np.ndarray:
     return (joints[..., [0, 2, 1]] * np.array([1, -1, 1])).astype(np.float32)
 
 
+def with_thorax(motion: BvhMotion) -> BvhMotion:
+    """cgspeed's skeleton puts neck and shoulders onto Spine1: the bone below them, some 11 cm, was lost. It gets Spine1's own offset.
+
+    Files whose neck and shoulders have offsets, and other skeletons, come back as they are.
+    """
+    names, above = motion.names, ("Neck", "LeftShoulder", "RightShoulder")
+    if not {"Spine1", *above} <= set(names):
+        return motion
+    spine, rows = names.index("Spine1"), [names.index(n) for n in above]
+    if any(motion.parents[row] != spine or motion.offsets[row].any() for row in rows):
+        return motion
+    offsets = motion.offsets.copy()
+    offsets[rows] = offsets[spine]
+    return dataclasses.replace(motion, offsets=offsets)
+
+
 def read_bvh_motion(path: str | Path, scale_m: float = CMU_UNIT_M, joints: tuple = CGSPEED_JOINTS) -> Motion:
-    """A BVH file as 17 joints; `joints` names the source joint of each (default: cgspeed's CMU skeleton)."""
+    """A BVH file as 17 joints; `joints` names the source joint of each (default: cgspeed's CMU skeleton, its thorax restored)."""
     path = Path(path)
-    motion = read_bvh(path)
+    motion = with_thorax(read_bvh(path))
     try:
         world = pick_joints(motion.names, motion.positions(), joints)
     except ValueError as e:

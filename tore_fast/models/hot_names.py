@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import re
 
-from torch import nn
-
 from ._registry import ModelEntry, register_name_rule
-from .hot import JOINTS, pose_tags
+from .hot import JOINTS, PrunableHost, pose_tags
 from .mhformer import Mhformer, MhformerConfig
 from .mixste import Mixste, MixsteConfig
 from .motionagformer import Motionagformer, MotionagformerConfig
@@ -20,7 +18,7 @@ from .motionbert import FULL, Motionbert, MotionbertConfig
 
 # host as it is named: (family, model, config, fields, published n). Unpruned MotionBERT is called lite where it is; pruned, it is
 # lite unless it is called full.
-_HOSTS: dict[str, tuple[str, type[nn.Module], type, dict, int]] = {
+_HOSTS: dict[str, tuple[str, type[PrunableHost], type, dict, int]] = {
     "mixste": ("mixste", Mixste, MixsteConfig, {}, 3),
     "mhformer": ("mhformer", Mhformer, MhformerConfig, {}, 1),
     "motionagformer": ("motionagformer", Motionagformer, MotionagformerConfig, {}, 7),
