@@ -200,6 +200,8 @@ def test_a_person_that_is_not_there(tmp_path):
 @pytest.mark.parametrize("name, text, message", [
     ("a.json", "{", "not a readable keypoint file"),
     ("a.json", "[]", "expected keypoints"),
+    ("a.json", '{"frames": 3}', r"a.json: expected COCO results, .* got an object with \['frames'\]"),
+    ("a.json", "3", "a.json: expected COCO results, .* got int"),
     ("a.json", json.dumps({"keypoints": [[[1, 2]] * 17] * 3}), "coco or h36m order"),
     ("a.json", json.dumps({"keypoints": [[[1, 2]] * 9] * 3}), "9 joints per person"),
     ("a.csv", "1,2,3\n", "3 columns do not make"),
