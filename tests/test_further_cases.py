@@ -6,6 +6,7 @@ say that batch sizes, F, f, n, k, heads, depths, widths, grids and picture sizes
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -107,6 +108,19 @@ def test_image_to_mesh(kind, tmp_path, mesh_data):
     case = write_case(tmp_path, label, config, net, {"input.features": (batch, 40, *grid)}, run)
     case = Case(case.path, mesh_data)
     find_runner(case)(case)
+
+
+def test_a_case_of_which_nothing_is_compared_fails(tmp_path, request):
+    from conformance import fasthmr
+    from test_conformance import test_golden
+
+    net = fasthmr.ViT(fasthmr.ViTConfig(img_size=(32, 48), embed_dim=32, depth=1, num_heads=2))
+    config = dict(img_size=[32, 48], patch_size=16, embed_dim=32, depth=1, num_heads=2, mlp_ratio=4, qkv_bias=True)
+    for name, fails in (("features", False), ("misspelt", True)):
+        case = write_case(tmp_path, "hmr2.models.backbones.vit.ViT", config, net, {"img": (3, 3, 32, 48)},
+                          lambda net, t, name=name: {name: net(t["img"])})  # fmt: skip
+        with pytest.raises(AssertionError, match="nothing was compared") if fails else contextlib.nullcontext():
+            test_golden(case.path, request)
 
 
 def test_an_array_of_another_shape_is_not_passed_over(tmp_path):

@@ -17,6 +17,21 @@ class SkipCase(Exception):
     """The case cannot run here; the text says why."""
 
 
+class Arrays(dict):
+    """Stored arrays; `read` holds the names somebody looked at."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        super().__init__(arrays)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default=None):
+        return self[name] if name in self else default
+
+
 @dataclass(frozen=True)
 class Case:
     path: Path
@@ -40,12 +55,12 @@ class Case:
         return notes if isinstance(notes, str) else json.dumps(notes)
 
     @functools.cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> Arrays:
         npz = self.path.with_suffix(".npz")
         if not npz.exists():
-            return {}
+            return Arrays({})
         with np.load(npz, allow_pickle=False) as data:
-            return {k: data[k] for k in data.files}
+            return Arrays({k: data[k] for k in data.files})
 
     def stored(self, name: str) -> torch.Tensor:
         if name not in self.arrays:

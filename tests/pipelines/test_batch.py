@@ -81,7 +81,7 @@ def test_one_worker(shards, expected):
     assert len(expected) == 37
     errors = {k: v[0] for k, v in expected.items() if v[0]}
     (name,) = errors
-    assert name.endswith("000001.tar:part/004.jpg") and "not a picture that Pillow can read" in errors[name]
+    assert name.endswith("000001.tar:part/004.jpg") and "not an image that Pillow can read" in errors[name]
     assert all(len(v[1]) == (0 if k == name else 1) for k, v in expected.items())
     # the numbers are the pipeline's own
     path = next(p for p in list_pictures([shards / "photos"]) if p.name.endswith("deep/5.png"))

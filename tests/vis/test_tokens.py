@@ -42,6 +42,9 @@ def test_command(tmp_path, capsys):
     assert command("viz", "tokens", tmp_path / "p.jpg", "--model", tmp_path / "model", "--out", out, "--size", 64) == 0
     assert Image.open(out).size == (4 * 85 + 3 * 6, 64 + 16)
     assert "stage 4: 6 tokens" in capsys.readouterr().out
+    maps = tmp_path / "maps"  # a folder, like viz attention's
+    assert command("viz", "tokens", tmp_path / "p.jpg", "--model", tmp_path / "model", "--out", maps, "--size", 64) == 0
+    assert (maps / "p_tokens.png").is_file() and "p_tokens.png" in capsys.readouterr().out
     for arguments in ([str(tmp_path / "missing.jpg")], [str(tmp_path / "p.jpg"), "--model", "ppt_s"]):
         assert command("viz", "tokens", *arguments, "--out", out) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith("tore-fast viz tokens: ")

@@ -64,6 +64,12 @@ def complain(message: str) -> None:
     tqdm.write(f"{_prog}: {message}", file=sys.stderr)
 
 
+def note_random_weights(model: str, what: str) -> None:
+    """One line on stderr where `model` is a registered name, so that its weights are random and `what` mean nothing."""
+    if not os.path.exists(model):
+        print(f"note: {model} is no checkpoint but a name: its weights are random, the {what} mean nothing", file=sys.stderr)
+
+
 def sentence(error: BaseException) -> str:
     """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists: 'out.txt'"."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

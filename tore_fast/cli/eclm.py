@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import arguments
+from . import arguments, note_random_weights
 
 
 @dataclass
@@ -63,6 +63,7 @@ def run(args: Args) -> int:
         if (args.data is None) == (args.plan is None):
             raise ValueError("give --data (to search) or --plan (to apply one)")
         name, model = hosts.load_host(args.model)
+        note_random_weights(args.model, "merged layers")
         if args.plan is not None:
             return _apply(layer_merge, ECLMPlan.load(args.plan), model, name, Path(args.out))
         labelled = any(Path(args.data).glob("*.npz"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from . import FAILED, arguments, complain
+from . import FAILED, arguments, complain, note_random_weights
 
 
 @dataclass
@@ -121,6 +121,7 @@ def run(args: Args) -> int:
         pipeline = HMRPipeline.from_checkpoint(
             args.model, args.motion, args.body, options, device, args.keep_tokens, args.merge_per_block, args.fov_net
         )
+        note_random_weights(args.model, "motions")
         only = boxes is None or len(boxes.tracks) <= 1
         tracker = None if boxes is None else (lambda i, frame: boxes.at(i))
         if args.detector:
