@@ -42,7 +42,7 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
         for level in (2, 1, 0):
             packed = strassen_pack(weight, level)
             label = "tore_fast" if level == 2 else f"tore_fast, level {level}"
-            contenders.append(Contender(label, lambda x, b, w=packed, act=act: strassen_linear(x, w, b, None, act), ours=level == 2))
+            contenders.append(Contender(label, lambda x, b, w=packed, act=act: strassen_linear(x, w, b, None, act), ours=True, headline=level == 2))
         out.append(
             Case(
                 "strassen_linear", f"{name} {rows}x{k}x{n}", make, contenders,
