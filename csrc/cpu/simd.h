@@ -25,12 +25,16 @@ inline bool use_avx512() {
   return yes;
 }
 
+inline const char* simd_name() { return use_avx512() ? "avx512" : use_avx2() ? "avx2" : "none"; }
+
 #define TORE_FAST_SIMD(kernel, ...) \
   if (use_avx2()) return kernel##_avx2(__VA_ARGS__)
 #define TORE_FAST_SIMD_WIDE(kernel, ...)                  \
   if (use_avx512()) return kernel##_avx512(__VA_ARGS__); \
   TORE_FAST_SIMD(kernel, __VA_ARGS__)
 #else
+inline const char* simd_name() { return "none"; }
+
 #define TORE_FAST_SIMD(kernel, ...)
 #define TORE_FAST_SIMD_WIDE(kernel, ...)
 #endif

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "../cpu/block_cache.h"
+#include "../cpu/simd.h"
 #include "../cpu/decimate.h"
 #include "build_facts.h"
 
@@ -48,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "build_info", [] { return TORE_FAST_BUILD_FACTS; },
       "JSON text: torch headers, compiler, nvcc and CUDA architectures this binary was made with.");
+  m.def("simd", &tore_fast::cpu::simd_name, "The widest of our vector builds that runs here: avx512, avx2 or none.");
   m.def("cached_bytes", &tore_fast::cpu::cached_bytes, "Bytes kept for the next large result of a CPU kernel.");
   m.def("release_blocks", &tore_fast::cpu::release_blocks, "Gives these bytes back to the system.");
   m.def("decimate", &decimate, py::arg("vertices"), py::arg("faces"), py::arg("targets"),

@@ -112,6 +112,14 @@ def test_frozen_products_are_strassens(monkeypatch, calls):
     levels = {(192, 256, 256): 1, (191, 256, 256): None, (400, 384, 512): 2, (400, 368, 512): None, (400, 192, 512): None, (300, 1280, 5120): 1}
     assert {s: dense.strassen_level(*s) for s in levels} == levels
     monkeypatch.setattr(dense, "STRASSEN", ((1, 100, 32),))
+    monkeypatch.setattr(dense, "pays", lambda: False)  # a processor without AVX2
+    layer, (x, _) = make(), inputs()
+    layer.freeze()
+    with torch.inference_mode():
+        layer(x)
+    assert len(calls) == 1 and list(layer._kept) == [("packed", None)]
+    calls.clear()
+    monkeypatch.setattr(dense, "pays", lambda: True)
     layer, (x, residual) = make(), inputs()
     layer.freeze()
     product = lambda part=slice(None): F.linear(x.double(), layer.weight.double()[part], layer.bias.double()[part])

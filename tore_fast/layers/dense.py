@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ..ops.strassen_linear import StrassenWeight, deepest_level, strassen_linear, strassen_pack, why_not
+from ..ops.strassen_linear import StrassenWeight, deepest_level, pays, strassen_linear, strassen_pack
 from .frozen import Frozen
 
 Act = Literal["none", "gelu", "relu"]
@@ -88,7 +88,7 @@ def _strassen(
     """What strassen_linear takes beside x, kept by `owner`, or None where oneDNN's product is the better one."""
     rows = x.numel() // x.shape[-1]
     level = strassen_level(rows, *weight.shape)
-    if level is None or why_not("cpu", x) is not None:
+    if level is None or not pays():
         return None
     if norm is None:
         return owner.kept(("strassen", level, name), (weight,), lambda: strassen_pack(weight, level)), bias, None

@@ -7,11 +7,13 @@ it in frozen models. Kernel: csrc/cpu/strassen_linear_kernel.h; on a GPU the ref
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import _ext
 from ._autograd import differentiable
 from ._dispatch import backend_reason, choose, tensor_reason
 from .reference.strassen_linear import ACTS, strassen_linear_reference
@@ -35,6 +37,12 @@ def deepest_level(out_features: int, in_features: int) -> int | None:
     """How often both sizes can be halved (2 at most) into blocks the kernel takes, or None."""
     fits = [level for level in range(MAX_LEVEL + 1) if not any(n % (GRAIN << level) for n in (out_features, in_features))]
     return max(fits) if fits and out_features and in_features else None
+
+
+@functools.cache
+def pays() -> bool:
+    """Whether the kernel runs here in one of its vector builds; the portable one is slower than oneDNN."""
+    return _ext.cpu_module is not None and _ext.cpu_module.simd() != "none"
 
 
 def why_not(backend: str, x: Tensor, weight: StrassenWeight | None = None) -> str | None:
