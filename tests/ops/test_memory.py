@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tore_fast.ops.strassen_linear import why_not
 
 pytestmark = pytest.mark.skipif(why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernels: {why_not('cpu', torch.zeros(1))}")
 MB = 1 << 20
+HERE = Path(__file__).parent  # where no checkout of the package, perhaps not built, shadows the installed one
 
 
 def product(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,6 +114,6 @@ while held:
 alive = make(8)
 """
     env = {**os.environ, "TORE_FAST_CACHE_MB": "9"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=HERE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2", "6", "6"]
