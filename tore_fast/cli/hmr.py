@@ -58,7 +58,7 @@ class Args:
     overlap: int = 0
     """Frames shared by neighbouring clips of the motion decoder (27 hides seams)."""
     denoising_steps: int = 1
-    """Calls of the motion decoder's denoiser per clip."""
+    """Calls of the motion decoder's denoiser per clip; one that was trained for the last timestep (--loss.last-step 1) knows only 1."""
     seed: int = 0
     noise: str = "seeded"
     """seeded or zeros."""
