@@ -89,7 +89,9 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
             if start == name:
                 # TRA's parameters have no place in a model without it
                 other = create_model(meta["model"], **{**meta["config"], **changes}).eval()
-                other.load_state_dict(model.state_dict(), strict=False)
+                missing = other.load_state_dict(model.state_dict(), strict=False).missing_keys
+                if missing:
+                    raise ValueError(f"{title}: the weights of {run} leave {missing} untrained")
                 reused[f"{title}{f' seed {seed}' if seed else ''}"] = {
                     "title": title, "row": name, "seed": seed, "changes": changes, **cost(other), **errors(other, clips),
                 }  # fmt: skip

@@ -22,6 +22,7 @@ constexpr int kLanes = 8, kPanel = 2;  // 6 x 2, 2 and 1 in 16 registers
 constexpr int kLanes = 4, kPanel = 2;
 #endif
 constexpr int R = kStrassenRows;
+// as in attention_tile.h, but up to 16 wide: that file's helpers know 8 at most
 typedef float lanes __attribute__((vector_size(kLanes * 4)));
 typedef int32_t ilanes __attribute__((vector_size(kLanes * 4)));
 typedef float lanes_unaligned __attribute__((vector_size(kLanes * 4), aligned(4)));
@@ -347,9 +348,9 @@ inline void linear_chunk(const StrassenLinear& p, int64_t r0, int64_t rows, int6
     if (factor[r] != 0.f) continue;
     const float *from = p.x + (r0 + r) * p.in, one = 1.f;
     for (int64_t n = 0; n < p.out; ++n) {
-      float sum = 0.f;
-      for (int64_t k = 0; k < p.in; ++k) sum += from[k] * p.weight[n * p.in + k];
-      results[n] = p.norm_eps >= 0.f ? std::numeric_limits<float>::quiet_NaN() : sum;
+      float sum = p.norm_eps >= 0.f ? std::numeric_limits<float>::quiet_NaN() : 0.f;  // such a row has no norm
+      for (int64_t k = 0; k < p.in && p.norm_eps < 0.f; ++k) sum += from[k] * p.weight[n * p.in + k];
+      results[n] = sum;
     }
     for (int64_t n = 0; n < p.out; n += kLanes) emit(p, results + n, 0, &one, r0 + r, 1, n, 1, false);
   }

@@ -61,7 +61,7 @@ def _forget(module: Frozen, _) -> None:
 
 
 def freeze(model: nn.Module) -> None:
-    """Freezes every part of a model that can be; the weights then take up to four times their memory on a CPU."""
+    """Freezes every part of a model that can be; the weights then take up to five times their memory on a CPU."""
     for module in model.modules():
         if isinstance(module, Frozen):
             module.freeze()
