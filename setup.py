@@ -10,6 +10,7 @@ Respected: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, TORE_FAST_NVCC_FLAGS,
 The torch found at build time lends only its stable-ABI headers, so one build runs with every
 torch >= 2.11, with or without CUDA.
 """
+
 import ast
 import hashlib
 import importlib.util
@@ -59,8 +60,9 @@ def gencode(nvcc: str) -> list[str]:
     """-gencode flags from TORCH_CUDA_ARCH_LIST, else for the GPUs at hand, else DEFAULT_ARCHS."""
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     if not archs and shutil.which("nvidia-smi"):
-        smi = subprocess.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],
-                             capture_output=True, text=True)
+        smi = subprocess.run(
+            ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True
+        )
         archs = ";".join(sorted(set(re.findall(r"^\d+\.\d+$", smi.stdout, re.M))))
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
     flags = []
@@ -103,12 +105,18 @@ class NinjaBuildExt(build_ext):
         # alone resolves the symbols of both, and lets a CPU-only torch build the CUDA module
         libs = f"-L{torch / 'lib'} -Xlinker --no-as-needed -ltorch -ltorch_cpu"
         deps = "\n  depfile = $out.d\n  deps = gcc"
-        text = [f"rule cxx\n  command = {CXX} -MMD -MF $out.d {common} {host.replace(',', ' ')} {extra} $flags -c $in -o $out{deps}",
-                f"rule link\n  command = {CXX} -shared -o $out $in {extra} {libs}"]
+        text = [
+            f"rule cxx\n  command = {CXX} -MMD -MF $out.d {common} {host.replace(',', ' ')} {extra} $flags -c $in -o $out{deps}",
+            f"rule link\n  command = {CXX} -shared -o $out $in {extra} {libs}",
+        ]
         if nvcc:
-            nv = " ".join([nvcc, "--threads=2", *gencode(nvcc), f"-Xcompiler={host}", os.environ.get("TORE_FAST_NVCC_FLAGS", "")])
-            text += [f"rule nvcc\n  command = {nv} -MMD -MF $out.d {common} $flags -c $in -o $out{deps}",
-                     f"rule nvlink\n  command = {nvcc} -shared -cudart static -o $out $in {libs}"]
+            nv = " ".join(
+                [nvcc, "--threads=2", *gencode(nvcc), f"-Xcompiler={host}", os.environ.get("TORE_FAST_NVCC_FLAGS", "")]
+            )
+            text += [
+                f"rule nvcc\n  command = {nv} -MMD -MF $out.d {common} $flags -c $in -o $out{deps}",
+                f"rule nvlink\n  command = {nvcc} -shared -cudart static -o $out $in {libs}",
+            ]
         modules = []
         for ext in self.extensions:
             cuda, objs = ext.name.endswith("_cuda"), []
@@ -129,6 +137,7 @@ class NinjaBuildExt(build_ext):
 
 def write_build_facts(path: Path, torch: Path, nvcc: str | None) -> None:
     """What `_C.build_info()` reports: which tools made the binaries, never where they lie."""
+
     def first_line(*cmd: str) -> str:
         return subprocess.run(cmd, capture_output=True, text=True).stdout.strip().splitlines()[0]
 

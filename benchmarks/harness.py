@@ -219,8 +219,14 @@ def _time(case: Case, runnable: list, inputs: Sequence, generator: torch.Generat
         turn += 1
     for row, call, inner, samples in plans:
         q = statistics.quantiles(samples, n=5, method="inclusive")
-        row.update(median_ms=statistics.median(samples), p20_ms=q[0], p80_ms=q[3], min_ms=min(samples),
-                   samples=len(samples), inner=inner)  # fmt: skip
+        row.update(
+            median_ms=statistics.median(samples),
+            p20_ms=q[0],
+            p80_ms=q[3],
+            min_ms=min(samples),
+            samples=len(samples),
+            inner=inner,
+        )
         if case.device == "cuda" and not case.backward:
             row["graph_ms"] = _graph_ms(call, pool)
 

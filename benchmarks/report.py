@@ -69,7 +69,9 @@ def markdown(document: dict) -> str:
         "",
     ]
     for dtype, c in document["ceilings"].items():
-        lines.append(f"Measured ceilings, {dtype}: copy {c['bytes_per_s'] / 1e9:.1f} GB/s, matmul {c['macs_per_s'] / 1e9:.1f} GMAC/s.")
+        lines.append(
+            f"Measured ceilings, {dtype}: copy {c['bytes_per_s'] / 1e9:.1f} GB/s, matmul {c['macs_per_s'] / 1e9:.1f} GMAC/s."
+        )
     lines += [
         "",
         "| op | case | direction | dtype | ours ms (p20–p80) | items/s | peak MB | best baseline | its ms | ratio | ratio of minima | floor ms | % of floor |",
@@ -77,7 +79,13 @@ def markdown(document: dict) -> str:
     ]
     for r in document["results"]:
         mine = next((c for c in r["contenders"] if c.get("headline", c["ours"]) and "median_ms" in c), None)
-        ours = "wrong" if r["wrong"] else "-" if mine is None else f"{_ms(mine['median_ms'])} ({_ms(mine['p20_ms'])}–{_ms(mine['p80_ms'])})"
+        ours = (
+            "wrong"
+            if r["wrong"]
+            else "-"
+            if mine is None
+            else f"{_ms(mine['median_ms'])} ({_ms(mine['p20_ms'])}–{_ms(mine['p80_ms'])})"
+        )
         ratio = "-" if r["speedup"] is None else f"{r['speedup']:.2f}×" + ("" if r["speedup"] >= 1 else " (loss)")
         least = "-" if r["speedup"] is None else f"{r['speedup_of_minima']:.2f}×"
         share = f"{100 * r['floor_ms'] / r['ours_ms']:.0f}" if r.get("floor_ms") and r["ours_ms"] else "-"
@@ -87,10 +95,15 @@ def markdown(document: dict) -> str:
             f"{_ms(r['best_baseline_ms'])} | {ratio} | {least} | {_ms(r.get('floor_ms'))} | {share} |"
         )
     losses = [r for r in document["results"] if r["speedup"] is not None and r["speedup"] < 1]
-    lines += ["", f"Losses: {len(losses)} of {len(document['results'])} cases." if losses else "Losses: none.", "",
-              "<details><summary>Every contender</summary>", "",
-              "| op | case | direction | dtype | contender | median ms | p20 | p80 | graph ms | peak MB | error | note |",
-              "|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        f"Losses: {len(losses)} of {len(document['results'])} cases." if losses else "Losses: none.",
+        "",
+        "<details><summary>Every contender</summary>",
+        "",
+        "| op | case | direction | dtype | contender | median ms | p20 | p80 | graph ms | peak MB | error | note |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for r in document["results"]:
         for c in r["contenders"]:
             error = "-" if c["error"] is None else f"{c['error']:.1e}"
@@ -121,10 +134,18 @@ def charts(document: dict, folder: Path, prefix: str = "") -> list[Path]:
             at = [y + i * height for y, c in enumerate(rows) if c]
             times = [c["median_ms"] for c in rows if c]
             ours = any(c["ours"] for c in rows if c)
-            axis.barh(at, times, height, label=name, color="#c0392b" if ours else plt.cm.Greys(0.35 + 0.5 * i / len(names)))
+            axis.barh(
+                at, times, height, label=name, color="#c0392b" if ours else plt.cm.Greys(0.35 + 0.5 * i / len(names))
+            )
         for y, r in enumerate(results):
             if r.get("floor_ms"):
-                axis.plot([r["floor_ms"]] * 2, [y - height / 2, y + 0.8], color="#2980b9", lw=1.5, label="floor" if y == 0 else None)
+                axis.plot(
+                    [r["floor_ms"]] * 2,
+                    [y - height / 2, y + 0.8],
+                    color="#2980b9",
+                    lw=1.5,
+                    label="floor" if y == 0 else None,
+                )
         axis.set_yticks([y + 0.4 for y in range(len(results))])
         axis.set_yticklabels([f"{r['case']} {r['direction']} {r['dtype']}" for r in results], fontsize=7)
         axis.invert_yaxis()

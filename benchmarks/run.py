@@ -150,7 +150,9 @@ def check(options: Options) -> None:
     if options.append and not options.json:
         raise ValueError("--append goes on with the file of --json, which was not given")
     if options.threads < 0 or options.seconds <= 0:
-        raise ValueError(f"--threads and --seconds: expected positive numbers, got {options.threads} and {options.seconds}")
+        raise ValueError(
+            f"--threads and --seconds: expected positive numbers, got {options.threads} and {options.seconds}"
+        )
 
 
 def run(options: Options) -> int:

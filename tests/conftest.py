@@ -17,10 +17,19 @@ from conformance.paths import mesh_data_dir  # noqa: E402
 
 def pytest_addoption(parser):
     group = parser.getgroup("tore_fast")
-    group.addoption("--golden-dir", action="append", default=[], metavar="DIR",
-                    help="folder with golden cases (*.json + *.npz, searched recursively); repeatable")
-    group.addoption("--mesh-data", default=None, metavar="DIR",
-                    help="folder with the SMPL/MANO topology files of the official repositories")
+    group.addoption(
+        "--golden-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder with golden cases (*.json + *.npz, searched recursively); repeatable",
+    )
+    group.addoption(
+        "--mesh-data",
+        default=None,
+        metavar="DIR",
+        help="folder with the SMPL/MANO topology files of the official repositories",
+    )
 
 
 @pytest.fixture(scope="session")

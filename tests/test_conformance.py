@@ -20,7 +20,8 @@ NOT_COMPARED = {
     "tpc_idx_cluster",  # computed upstream and never used: frames are dropped, not merged
     "gt_rot_mats",  # what the noisy joints of the IK cases were made from; no result of it
     "unm_idx",  # its order is the implementation's own; rows are compared by the token that heads them
-    "index_down", "idx_cluster",  # raw order, comparable where the case says so; else the canonical numbering is
+    "index_down",
+    "idx_cluster",  # raw order, comparable where the case says so; else the canonical numbering is
 }
 FAMILIES = ("kernels", "hmr", "tcformer", "vpt", "fasthmr")
 
@@ -53,6 +54,8 @@ def test_golden(path, request):
         find_runner(case)(case)
     except SkipCase as why:
         pytest.skip(str(why))
-    assert case.arrays.read or not case.arrays, f"{case.path.name}: nothing was compared, it stores {sorted(case.arrays)}"
+    assert case.arrays.read or not case.arrays, (
+        f"{case.path.name}: nothing was compared, it stores {sorted(case.arrays)}"
+    )
     if left := sorted(set(case.arrays) - case.arrays.read - NOT_COMPARED):
         warnings.warn(f"{case.path.name}: stored arrays nobody looked at: {left}")

@@ -40,27 +40,77 @@ def write_case(folder, model: str, config: dict, net, inputs: dict[str, tuple[in
 
 
 LIFT = {  # registered name, our fields, the upstream project's config, batch
-    "mixste F9": ("mixste_9", dict(frames=9, channels=32, depth=3, heads=2, mlp_hidden=64),
-                  dict(frames=9, channel=32, d_hid=64, depth=3, heads=2), 3),
-    "mixste even F": ("mixste_9", dict(frames=16, channels=48, depth=1, heads=3, mlp_hidden=96),
-                      dict(frames=16, channel=48, d_hid=96, depth=1, heads=3), 1),
-    "hot mixste": ("hot_mixste_27", dict(frames=21, channels=32, depth=4, heads=4, mlp_hidden=64, keep_frames=5, prune_block=2, knn=3),
-                   dict(frames=21, token_num=5, layer_index=2, channel=32, depth=4, heads=4, knn_k=3), 2),
-    "hot mixste last block": ("hot_mixste_27", dict(frames=9, channels=32, depth=3, heads=8, mlp_hidden=64, keep_frames=4, prune_block=2, knn=1),
-                              dict(frames=9, token_num=4, layer_index=2, channel=32, depth=3, heads=8, knn_k=1, center=None), 1),
-    "tpc mixste": ("tpc_mixste_27", dict(frames=15, channels=32, depth=3, heads=4, mlp_hidden=64, keep_frames=1, prune_block=1),
-                   dict(frames=15, token_num=1, layer_index=1, channel=32, depth=3, heads=4, knn_k=2, center=7), 2),
-    "motionbert": ("motionbert_lite_27", dict(frames=12, max_frames=20, channels=32, rep_channels=24, depth=2, heads=4, mlp_hidden=40),
-                   dict(frames=12, maxlen=20, dim_feat=32, mlp_hidden=40, dim_rep=24, depth=2, heads=4), 2),
-    "hot motionbert": ("hot_motionbert_27", dict(frames=10, max_frames=10, channels=32, rep_channels=24, depth=3, heads=2, mlp_hidden=64, keep_frames=3, prune_block=2),
-                       dict(frames=10, token_num=3, layer_index=2, dim_feat=32, mlp_hidden=64, dim_rep=24, depth=3, heads=2, knn_k=2), 3),
-    "mhformer": ("mhformer_27", dict(frames=18, channels=32, layers=2, heads=4, mlp_hidden=48),
-                 dict(frames=18, channel=32, d_hid=48, layers=2, heads=4), 2),
-    "tpc mhformer": ("tpc_mhformer_27", dict(frames=27, channels=32, layers=4, heads=2, mlp_hidden=48, keep_frames=4, prune_block=1),
-                     dict(frames=27, token_num=4, layer_index=1, channel=32, d_hid=48, layers=4, heads=2, knn_k=2, center=13), 1),
-    "hot motionagformer": ("hot_motionagformer_27", dict(frames=9, channels=32, rep_channels=24, depth=4, heads=4, keep_frames=4, prune_block=3),
-                           dict(frames=9, token_num=4, layer_index=3, dim_feat=32, dim_rep=24, n_layers=4, num_heads=4, knn_k=2), 2),
-}  # fmt: skip
+    "mixste F9": (
+        "mixste_9",
+        dict(frames=9, channels=32, depth=3, heads=2, mlp_hidden=64),
+        dict(frames=9, channel=32, d_hid=64, depth=3, heads=2),
+        3,
+    ),
+    "mixste even F": (
+        "mixste_9",
+        dict(frames=16, channels=48, depth=1, heads=3, mlp_hidden=96),
+        dict(frames=16, channel=48, d_hid=96, depth=1, heads=3),
+        1,
+    ),
+    "hot mixste": (
+        "hot_mixste_27",
+        dict(frames=21, channels=32, depth=4, heads=4, mlp_hidden=64, keep_frames=5, prune_block=2, knn=3),
+        dict(frames=21, token_num=5, layer_index=2, channel=32, depth=4, heads=4, knn_k=3),
+        2,
+    ),
+    "hot mixste last block": (
+        "hot_mixste_27",
+        dict(frames=9, channels=32, depth=3, heads=8, mlp_hidden=64, keep_frames=4, prune_block=2, knn=1),
+        dict(frames=9, token_num=4, layer_index=2, channel=32, depth=3, heads=8, knn_k=1, center=None),
+        1,
+    ),
+    "tpc mixste": (
+        "tpc_mixste_27",
+        dict(frames=15, channels=32, depth=3, heads=4, mlp_hidden=64, keep_frames=1, prune_block=1),
+        dict(frames=15, token_num=1, layer_index=1, channel=32, depth=3, heads=4, knn_k=2, center=7),
+        2,
+    ),
+    "motionbert": (
+        "motionbert_lite_27",
+        dict(frames=12, max_frames=20, channels=32, rep_channels=24, depth=2, heads=4, mlp_hidden=40),
+        dict(frames=12, maxlen=20, dim_feat=32, mlp_hidden=40, dim_rep=24, depth=2, heads=4),
+        2,
+    ),
+    "hot motionbert": (
+        "hot_motionbert_27",
+        dict(
+            frames=10,
+            max_frames=10,
+            channels=32,
+            rep_channels=24,
+            depth=3,
+            heads=2,
+            mlp_hidden=64,
+            keep_frames=3,
+            prune_block=2,
+        ),
+        dict(frames=10, token_num=3, layer_index=2, dim_feat=32, mlp_hidden=64, dim_rep=24, depth=3, heads=2, knn_k=2),
+        3,
+    ),
+    "mhformer": (
+        "mhformer_27",
+        dict(frames=18, channels=32, layers=2, heads=4, mlp_hidden=48),
+        dict(frames=18, channel=32, d_hid=48, layers=2, heads=4),
+        2,
+    ),
+    "tpc mhformer": (
+        "tpc_mhformer_27",
+        dict(frames=27, channels=32, layers=4, heads=2, mlp_hidden=48, keep_frames=4, prune_block=1),
+        dict(frames=27, token_num=4, layer_index=1, channel=32, d_hid=48, layers=4, heads=2, knn_k=2, center=13),
+        1,
+    ),
+    "hot motionagformer": (
+        "hot_motionagformer_27",
+        dict(frames=9, channels=32, rep_channels=24, depth=4, heads=4, keep_frames=4, prune_block=3),
+        dict(frames=9, token_num=4, layer_index=3, dim_feat=32, dim_rep=24, n_layers=4, num_heads=4, knn_k=2),
+        2,
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", LIFT)
@@ -83,15 +133,68 @@ def test_pose_lifting(kind, tmp_path):
 
 
 MESH = {  # our fields, the upstream config, rows and columns of the features, batch
-    "fastmetro narrow": ("fastmetro_s_r50", dict(dim_1=64, dim_2=32, feedforward_1=48, feedforward_2=40, heads=4),
-                         dict(model_dim_1=64, model_dim_2=32, feedforward_dim_1=48, feedforward_dim_2=40, transformer_nhead=4), (7, 7), 1),
-    "fastmetro wide picture": ("fastmetro_m_r50", dict(dim_1=64, dim_2=32, feedforward_1=48, feedforward_2=40, heads=8, image_size=(256, 192)),
-                               dict(model_dim_1=64, model_dim_2=32, feedforward_dim_1=48, feedforward_dim_2=40), (8, 6), 2),
-    "tore keep 0.5": ("fastmetro_tore_s_r50", dict(dim_1=64, dim_2=32, dim_3=32, feedforward_1=48, feedforward_2=40, feedforward_3=40, keep_ratio=0.5, selector_dim=16),
-                      dict(model_dim_1=64, model_dim_2=32, model_dim_3=32, feedforward_dim_1=48, feedforward_dim_2=40, feedforward_dim_3=40, keep_ratio=0.5), (7, 7), 3),
-    "tore on 6 x 8": ("fastmetro_tore_s_r50", dict(dim_1=64, dim_2=32, dim_3=32, feedforward_1=48, feedforward_2=40, feedforward_3=40, keep_ratio=0.25, image_size=(192, 256)),
-                      dict(model_dim_1=64, model_dim_2=32, model_dim_3=32, feedforward_dim_1=48, feedforward_dim_2=40, feedforward_dim_3=40), (6, 8), 1),
-}  # fmt: skip
+    "fastmetro narrow": (
+        "fastmetro_s_r50",
+        dict(dim_1=64, dim_2=32, feedforward_1=48, feedforward_2=40, heads=4),
+        dict(model_dim_1=64, model_dim_2=32, feedforward_dim_1=48, feedforward_dim_2=40, transformer_nhead=4),
+        (7, 7),
+        1,
+    ),
+    "fastmetro wide picture": (
+        "fastmetro_m_r50",
+        dict(dim_1=64, dim_2=32, feedforward_1=48, feedforward_2=40, heads=8, image_size=(256, 192)),
+        dict(model_dim_1=64, model_dim_2=32, feedforward_dim_1=48, feedforward_dim_2=40),
+        (8, 6),
+        2,
+    ),
+    "tore keep 0.5": (
+        "fastmetro_tore_s_r50",
+        dict(
+            dim_1=64,
+            dim_2=32,
+            dim_3=32,
+            feedforward_1=48,
+            feedforward_2=40,
+            feedforward_3=40,
+            keep_ratio=0.5,
+            selector_dim=16,
+        ),
+        dict(
+            model_dim_1=64,
+            model_dim_2=32,
+            model_dim_3=32,
+            feedforward_dim_1=48,
+            feedforward_dim_2=40,
+            feedforward_dim_3=40,
+            keep_ratio=0.5,
+        ),
+        (7, 7),
+        3,
+    ),
+    "tore on 6 x 8": (
+        "fastmetro_tore_s_r50",
+        dict(
+            dim_1=64,
+            dim_2=32,
+            dim_3=32,
+            feedforward_1=48,
+            feedforward_2=40,
+            feedforward_3=40,
+            keep_ratio=0.25,
+            image_size=(192, 256),
+        ),
+        dict(
+            model_dim_1=64,
+            model_dim_2=32,
+            model_dim_3=32,
+            feedforward_dim_1=48,
+            feedforward_dim_2=40,
+            feedforward_dim_3=40,
+        ),
+        (6, 8),
+        1,
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", MESH)
@@ -117,8 +220,14 @@ def test_a_case_of_which_nothing_is_compared_fails(tmp_path, request):
     net = fasthmr.ViT(fasthmr.ViTConfig(img_size=(32, 48), embed_dim=32, depth=1, num_heads=2))
     config = dict(img_size=[32, 48], patch_size=16, embed_dim=32, depth=1, num_heads=2, mlp_ratio=4, qkv_bias=True)
     for name, fails in (("features", False), ("misspelt", True)):
-        case = write_case(tmp_path, "hmr2.models.backbones.vit.ViT", config, net, {"img": (3, 3, 32, 48)},
-                          lambda net, t, name=name: {name: net(t["img"])})  # fmt: skip
+        case = write_case(
+            tmp_path,
+            "hmr2.models.backbones.vit.ViT",
+            config,
+            net,
+            {"img": (3, 3, 32, 48)},
+            lambda net, t, name=name: {name: net(t["img"])},
+        )
         with pytest.raises(AssertionError, match="nothing was compared") if fails else contextlib.nullcontext():
             test_golden(case.path, request)
 
@@ -126,7 +235,13 @@ def test_a_case_of_which_nothing_is_compared_fails(tmp_path, request):
 def test_an_array_of_another_shape_is_not_passed_over(tmp_path):
     name, fields, config, batch = LIFT["mixste F9"]
     net = create_model(name, **fields)
-    case = write_case(tmp_path, "model.mixste.mixste.Model", config, net, {"input.x": (batch, 9, 17, 2)},
-                      lambda net, t: {"output": net(t["input.x"]).pose[:, :1]})  # fmt: skip
+    case = write_case(
+        tmp_path,
+        "model.mixste.mixste.Model",
+        config,
+        net,
+        {"input.x": (batch, 9, 17, 2)},
+        lambda net, t: {"output": net(t["input.x"]).pose[:, :1]},
+    )
     with pytest.raises(AssertionError, match="output has shape"):
         find_runner(case)(case)

@@ -17,21 +17,28 @@ LEFT_RIGHT = (("L", ".L"), ("R", ".R"))
 # SMPL joint -> (bones folded into it; its place is the mean of the heads named in HEADS or of the first bone)
 FOLD = {
     "Pelvis": ["root", "pelvis.L", "pelvis.R", "spine05"],
-    "Spine1": ["spine04", "spine03"], "Spine2": ["spine02"], "Spine3": ["spine01"],
-    "Neck": ["neck01", "neck02", "neck03"], "Head": ["head", "eye.L", "eye.R"],
-}  # fmt: skip
+    "Spine1": ["spine04", "spine03"],
+    "Spine2": ["spine02"],
+    "Spine3": ["spine01"],
+    "Neck": ["neck01", "neck02", "neck03"],
+    "Head": ["head", "eye.L", "eye.R"],
+}
 for _s, _e in LEFT_RIGHT:
     FOLD |= {
         f"{_s}_Hip": [f"upperleg01{_e}", f"upperleg02{_e}"],
         f"{_s}_Knee": [f"lowerleg01{_e}", f"lowerleg02{_e}"],
-        f"{_s}_Ankle": [f"foot{_e}"], f"{_s}_Collar": [f"clavicle{_e}", f"shoulder01{_e}"],
+        f"{_s}_Ankle": [f"foot{_e}"],
+        f"{_s}_Collar": [f"clavicle{_e}", f"shoulder01{_e}"],
         f"{_s}_Shoulder": [f"upperarm01{_e}", f"upperarm02{_e}"],
         f"{_s}_Elbow": [f"lowerarm01{_e}", f"lowerarm02{_e}"],
-        f"{_s}_Wrist": [f"wrist{_e}", *(f"metacarpal{i}{_e}" for i in range(1, 5)),
-                        *(f"finger1-{k}{_e}" for k in (1, 2, 3))],
+        f"{_s}_Wrist": [
+            f"wrist{_e}",
+            *(f"metacarpal{i}{_e}" for i in range(1, 5)),
+            *(f"finger1-{k}{_e}" for k in (1, 2, 3)),
+        ],
         f"{_s}_Hand": [f"finger{i}-{k}{_e}" for i in (2, 3, 4, 5) for k in (1, 2, 3)],
         f"{_s}_Foot": [f"toe{i}-{k}{_e}" for i in range(1, 6) for k in range(1, 4 - (i == 1))],
-    }  # fmt: skip
+    }
 HEADS = {f"{s}_Hand": [f"finger{i}-1{e}" for i in (2, 3, 4, 5)] for s, e in LEFT_RIGHT}
 HEADS |= {f"{s}_Foot": [f"toe{i}-1{e}" for i in (1, 2, 3, 4, 5)] for s, e in LEFT_RIGHT}
 FINGERS = {"Index": 2, "Middle": 3, "Pinky": 5, "Ring": 4, "Thumb": 1}
@@ -102,17 +109,16 @@ def straighten(vertices, joints, weights, parents, aims) -> tuple[np.ndarray, np
             else:
                 now = (above @ (end - start)[..., None])[..., 0]
                 world[:, j] = turn_between(now, np.asarray(direction, float)) @ above
-    local = np.stack([world[:, j] if p < 0 else world[:, p].transpose(0, 2, 1) @ world[:, j]
-                      for j, p in enumerate(parents)], 1)  # fmt: skip
+    local = np.stack(
+        [world[:, j] if p < 0 else world[:, p].transpose(0, 2, 1) @ world[:, j] for j, p in enumerate(parents)], 1
+    )
     out_v = np.empty_like(vertices)
     out_j = np.empty_like(joints)
     levels = ancestor_table(tuple(parents))
     for s in range(0, n, 50):
         rest = torch.from_numpy(joints[s : s + 50]).double()
         r, t = forward_kinematics(torch.from_numpy(local[s : s + 50]), rest, levels)
-        v = skin_vertices(
-            torch.from_numpy(vertices[s : s + 50]).double(), torch.from_numpy(weights), r, t, rest
-        )
+        v = skin_vertices(torch.from_numpy(vertices[s : s + 50]).double(), torch.from_numpy(weights), r, t, rest)
         out_v[s : s + 50], out_j[s : s + 50] = v.numpy(), t.numpy()
     return out_v, out_j
 

@@ -56,14 +56,9 @@ class Sampler:
 
     def __init__(self, template, shape_dirs, joints, joint_dirs, weights, parents, spread, points):
         self.t = [
-            torch.from_numpy(np.ascontiguousarray(x))
-            for x in (template, shape_dirs, joints, joint_dirs, weights)
+            torch.from_numpy(np.ascontiguousarray(x)) for x in (template, shape_dirs, joints, joint_dirs, weights)
         ]
-        self.ancestors, self.spread, self.points = (
-            ancestor_table(tuple(parents)),
-            torch.tensor(spread),
-            points,
-        )
+        self.ancestors, self.spread, self.points = (ancestor_table(tuple(parents)), torch.tensor(spread), points)
 
     def __call__(self, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         g = torch.Generator().manual_seed(seed)

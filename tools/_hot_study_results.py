@@ -39,13 +39,24 @@ REUSED = {
     "MixSTE, F = 243, weights + TPC + linear": ("mixste_243", {**_AFTERWARDS, "keep_frames": 81}),
 }
 TITLES = {
-    "warm_mixste": "MixSTE, 3 frames (the warm start)", "mixste": "MixSTE", "hot_mixste": "HoT w. MixSTE (TPC + TRA)",
-    "tpc_mixste": "TPC w. MixSTE (seq2frame)", "uniform_tra": "uniform + TRA", "attention_tra": "attention + TRA",
-    "motion_tra": "motion + TRA", "tpc_nearest": "TPC + nearest", "tpc_linear": "TPC + linear",
-    "warm_motionbert": "MotionBERT, 3 frames (warm start)", "motionbert": "MotionBERT", "hot_motionbert": "HoT w. MotionBERT",
-    "tpc_motionbert": "TPC w. MotionBERT (seq2frame)", "tpc_linear_motionbert": "MotionBERT, TPC + linear",
-    "mixste_243": "MixSTE, F = 243", "hot_mixste_243": "HoT w. MixSTE, F = 243, f = 81", "tpc_linear_243": "TPC + linear, F = 243, f = 81",
-}  # fmt: skip
+    "warm_mixste": "MixSTE, 3 frames (the warm start)",
+    "mixste": "MixSTE",
+    "hot_mixste": "HoT w. MixSTE (TPC + TRA)",
+    "tpc_mixste": "TPC w. MixSTE (seq2frame)",
+    "uniform_tra": "uniform + TRA",
+    "attention_tra": "attention + TRA",
+    "motion_tra": "motion + TRA",
+    "tpc_nearest": "TPC + nearest",
+    "tpc_linear": "TPC + linear",
+    "warm_motionbert": "MotionBERT, 3 frames (warm start)",
+    "motionbert": "MotionBERT",
+    "hot_motionbert": "HoT w. MotionBERT",
+    "tpc_motionbert": "TPC w. MotionBERT (seq2frame)",
+    "tpc_linear_motionbert": "MotionBERT, TPC + linear",
+    "mixste_243": "MixSTE, F = 243",
+    "hot_mixste_243": "HoT w. MixSTE, F = 243, f = 81",
+    "tpc_linear_243": "TPC + linear, F = 243, f = 81",
+}
 
 
 def base_of(name: str) -> str:
@@ -66,10 +77,20 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
     before = json.loads(target.read_text()) if target.is_file() else {}
     old, rows, reused = before.get("rows", {}), dict(before.get("rows", {})), dict(before.get("reused", {}))
     train = np.concatenate([c.pose for c in film(resampled(found.items["train"], FPS), 0.0, 1)])
-    facts = {"test_frames": sum(len(c) for c in clips), "test_clips": len(clips), "noise_px": NOISE_PX, "fps": FPS,
-             "train_clips": len(found.items["train"]), "validation_clips": len(found.items["validation"]),
-             "torch": torch.__version__}  # fmt: skip
-    around = {"facts": facts, "baseline": {"constant mean pose": constant(clips, train.mean(0))}, "maps": maps(out, clips)}
+    facts = {
+        "test_frames": sum(len(c) for c in clips),
+        "test_clips": len(clips),
+        "noise_px": NOISE_PX,
+        "fps": FPS,
+        "train_clips": len(found.items["train"]),
+        "validation_clips": len(found.items["validation"]),
+        "torch": torch.__version__,
+    }
+    around = {
+        "facts": facts,
+        "baseline": {"constant mean pose": constant(clips, train.mean(0))},
+        "maps": maps(out, clips),
+    }
     for run, command in commands.items():
         export = out / run / "export"
         if not (export / "config.json").is_file():
@@ -78,10 +99,19 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
         model = load_pretrained(export)
         meta = json.loads((export / "config.json").read_text())
         rows[run] = {
-            "title": TITLES[name], "row": name, "seed": seed, "command": command, "model": meta["model"], "config": meta["config"],
-            "validation": meta["validation"], "best_step": meta["step"], **cost(model), **errors(model, clips),
-            "curve": curve(out / run / "metrics.jsonl"), "times": old.get(run, {}).get("times"),
-        }  # fmt: skip
+            "title": TITLES[name],
+            "row": name,
+            "seed": seed,
+            "command": command,
+            "model": meta["model"],
+            "config": meta["config"],
+            "validation": meta["validation"],
+            "best_step": meta["step"],
+            **cost(model),
+            **errors(model, clips),
+            "curve": curve(out / run / "metrics.jsonl"),
+            "times": old.get(run, {}).get("times"),
+        }
         if name in ("mixste", "hot_mixste", "motionbert"):
             rows[run]["middle_mpjpe"] = middle_frames(model, clips)
         print(f"{run}: test {rows[run]['test']['mpjpe']:.1f} mm", flush=True)
@@ -93,13 +123,20 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
                 if missing:
                     raise ValueError(f"{title}: the weights of {run} leave {missing} untrained")
                 reused[f"{title}{f' seed {seed}' if seed else ''}"] = {
-                    "title": title, "row": name, "seed": seed, "changes": changes, **cost(other), **errors(other, clips),
-                }  # fmt: skip
+                    "title": title,
+                    "row": name,
+                    "seed": seed,
+                    "changes": changes,
+                    **cost(other),
+                    **errors(other, clips),
+                }
         write(target, rows, reused, around)  # after every run: a kill costs one
 
 
 def write(target: Path, rows: dict, reused: dict, around: dict) -> None:
-    order = lambda entries, names: dict(sorted(entries.items(), key=lambda e: (names.index(e[1]["title"]), e[1]["seed"])))
+    order = lambda entries, names: dict(
+        sorted(entries.items(), key=lambda e: (names.index(e[1]["title"]), e[1]["seed"]))
+    )
     result = {**around, "rows": order(rows, [*TITLES.values()]), "reused": order(reused, [*REUSED])}
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
@@ -179,13 +216,22 @@ def maps(out: Path, clips) -> dict:
     windows = torch.from_numpy(clip.keypoints[:length]).reshape(SPREAD_SHOWN, 27, 17, -1)
     speed = np.linalg.norm(np.diff(clip.pose[:length], axis=0, prepend=clip.pose[:1]), axis=-1).mean(-1) * FPS
     kept = {}
-    for rule, row in (("TPC", "hot_mixste"), ("uniform", "uniform_tra"), ("attention", "attention_tra"), ("motion", "motion_tra")):
+    for rule, row in (
+        ("TPC", "hot_mixste"),
+        ("uniform", "uniform_tra"),
+        ("attention", "attention_tra"),
+        ("motion", "motion_tra"),
+    ):
         if (out / row / "export").is_dir():
             with torch.inference_mode():
                 index = load_pretrained(out / row / "export")(windows).index
             kept[rule] = (index + 27 * torch.arange(SPREAD_SHOWN)[:, None]).flatten().tolist()
-    return {"clip": f"{clip.subject}: {clip.action}", "speed_m_s": speed.round(3).tolist(), "kept": kept,
-            "motion_score": motion_score(windows).flatten().tolist()}  # fmt: skip
+    return {
+        "clip": f"{clip.subject}: {clip.action}",
+        "speed_m_s": speed.round(3).tolist(),
+        "kept": kept,
+        "motion_score": motion_score(windows).flatten().tolist(),
+    }
 
 
 def time_rows(target: Path, rounds: int = 9) -> None:
@@ -248,21 +294,48 @@ def grouped(result: dict) -> dict[str, list[dict]]:
 
 
 def table(result: dict) -> str:
-    head = ["row", "seeds", "MPJPE", "to its base", "P-MPJPE", "MPJVE", "strict", "GMACs", "params k", "MB", "MB in training", "frames/s b1", "many"]
+    head = [
+        "row",
+        "seeds",
+        "MPJPE",
+        "to its base",
+        "P-MPJPE",
+        "MPJVE",
+        "strict",
+        "GMACs",
+        "params k",
+        "MB",
+        "MB in training",
+        "frames/s b1",
+        "many",
+    ]
     number = lambda v, d=1: "-" if v is None else f"{v:.{d}f}"
     constant_pose = [number(result["baseline"]["constant mean pose"][m]) for m in ("mpjpe", "p_mpjpe", "mpjve")]
     body = [["constant mean pose", "-", constant_pose[0], "-", *constant_pose[1:], *["-"] * 7]]
     for title, entries in grouped(result).items():
-        of = lambda metric, d=1, entries=entries: spread([e["test"][metric] for e in entries if e["test"][metric] is not None], d)
+        of = lambda metric, d=1, entries=entries: spread(
+            [e["test"][metric] for e in entries if e["test"][metric] is not None], d
+        )
         strict = [statistics.mean(e["per_subject"][s] for s in STRICT if s in e["per_subject"]) for e in entries]
         first, apart = entries[0], against_base(entries, result)
         times = first.get("times") or {}
-        body.append([
-            title, str(len(entries)), of("mpjpe"), "-" if not apart else ("+" if statistics.mean(apart) > 0 else "") + spread(apart),
-            of("p_mpjpe"), of("mpjve", 2), spread(strict), number(first["gmacs"], 3), number(first["params"] / 1e3, 0),
-            number(first["memory_mb"]), number(first.get("training_mb")),
-            number(times.get("frames_per_s_b1"), 0), number(times.get("frames_per_s_many"), 0),
-        ])  # fmt: skip
+        body.append(
+            [
+                title,
+                str(len(entries)),
+                of("mpjpe"),
+                "-" if not apart else ("+" if statistics.mean(apart) > 0 else "") + spread(apart),
+                of("p_mpjpe"),
+                of("mpjve", 2),
+                spread(strict),
+                number(first["gmacs"], 3),
+                number(first["params"] / 1e3, 0),
+                number(first["memory_mb"]),
+                number(first.get("training_mb")),
+                number(times.get("frames_per_s_b1"), 0),
+                number(times.get("frames_per_s_many"), 0),
+            ]
+        )
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
 
 
@@ -280,7 +353,9 @@ def plot(result: dict, images: Path) -> None:
         color, row = plt.get_cmap("tab20")(number), entries[0]
         mean = statistics.mean(e["test"]["mpjpe"] for e in entries)
         left.plot([mean, mean], [number - 0.35, number + 0.35], color=color, lw=3)
-        left.plot([e["test"]["mpjpe"] for e in entries], [number] * len(entries), "o", color=color, ms=6, mec="black", mew=0.6)
+        left.plot(
+            [e["test"]["mpjpe"] for e in entries], [number] * len(entries), "o", color=color, ms=6, mec="black", mew=0.6
+        )
         labels.append(f"{title}: {row['gmacs'] / row['config']['frames'] * 1e3:.1f} M")
         if row["curve"] and not row["row"].endswith("_243"):
             steps = [step for step, _ in row["curve"]]
@@ -289,8 +364,12 @@ def plot(result: dict, images: Path) -> None:
             right.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
     left.set_yticks(range(len(labels)), labels, fontsize=7)
     left.invert_yaxis()
-    left.set(xlabel="test MPJPE, mm: a dot per seed, bars are means", title="unseen subjects; M: multiply-adds per frame")
-    right.set(xlabel="step after the warm start", ylabel="validation MPJPE, mm", title="held-out training subjects, F = 27")
+    left.set(
+        xlabel="test MPJPE, mm: a dot per seed, bars are means", title="unseen subjects; M: multiply-adds per frame"
+    )
+    right.set(
+        xlabel="step after the warm start", ylabel="validation MPJPE, mm", title="held-out training subjects, F = 27"
+    )
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()

@@ -32,7 +32,9 @@ def frozen_trunk() -> nn.Module:
     return load_pretrained(default_folder()).backbone.eval().requires_grad_(False)
 
 
-def load_or_make(protocol: Protocol, body, folder: Path, split: str, log: Callable[[str], None] = print) -> dict[str, Tensor]:
+def load_or_make(
+    protocol: Protocol, body, folder: Path, split: str, log: Callable[[str], None] = print
+) -> dict[str, Tensor]:
     """The images of `split` ("train", "easy", "hard") as float16 features [N, 208, 7, 7] and labels, vertices at level 2.
 
     Files are named after everything that decides their content, so another protocol never reads them.
@@ -65,7 +67,11 @@ def _chunk(trunk: nn.Module, generator: SynthGenerator, index: int, size: int) -
     made = generator.batch(index, size)
     images = normalize_images(made["images"]).contiguous(memory_format=torch.channels_last)
     features = torch.cat([trunk(part) for part in images.split(32)]).contiguous()
-    kept = {"features": features.half(), "coarse": generator.body.coarse(made["vertices"], 2), **{k: made[k] for k in LABELS}}
+    kept = {
+        "features": features.half(),
+        "coarse": generator.body.coarse(made["vertices"], 2),
+        **{k: made[k] for k in LABELS},
+    }
     return {k: v.clone() for k, v in kept.items()}  # clone: a view would save its whole storage
 
 
@@ -80,9 +86,14 @@ def study_body(body: Body, vertices: int, samples: Tensor) -> Body:
     rest = body.template.double().numpy()[h.vertex_index(top)]
     if vertices == len(rest):
         return body
-    (kept, faces), = decimate(rest, h.faces[top], [vertices])
+    ((kept, faces),) = decimate(rest, h.faces[top], [vertices])
     up = fit_upsampling(rest, h.faces[top], kept, samples.double().numpy(), ridge=1e-3)
-    hierarchy = dataclasses.replace(h, faces=(*h.faces, faces), picks=(*h.picks, kept.astype(np.int32)), ups=(*h.ups, up))
+    hierarchy = dataclasses.replace(
+        h, faces=(*h.faces, faces), picks=(*h.picks, kept.astype(np.int32)), ups=(*h.ups, up)
+    )
     parts = ("template", "shape_dirs", "weights", "joints", "joint_dirs", "joint_names", "parents", "part_names")
-    return Body(dataclasses.replace(body.topology, hierarchy=hierarchy), parts=body.part_labels,
-                **{k: getattr(body, k) for k in parts})  # fmt: skip
+    return Body(
+        dataclasses.replace(body.topology, hierarchy=hierarchy),
+        parts=body.part_labels,
+        **{k: getattr(body, k) for k in parts},
+    )

@@ -60,11 +60,24 @@ class Protocol:
 
 PROTOCOLS = {
     "cpu": Protocol(),
-    "tiny": Protocol(images=64, eval_images=20, vertices=40, steps=4, batch_size=8, warmup=1, dim_1=16, dim_2=16, heads=2),
+    "tiny": Protocol(
+        images=64, eval_images=20, vertices=40, steps=4, batch_size=8, warmup=1, dim_1=16, dim_2=16, heads=2
+    ),
     # the papers' widths on a GPU; not run so far
-    "gpu": Protocol(images=131_072, steps=20_480, batch_size=128, vertices=431, lr=3e-4, warmup=500, query_init=1.0, dim_1=512, dim_2=128, heads=8,
-                    bert_layers=4),
-}  # fmt: skip
+    "gpu": Protocol(
+        images=131_072,
+        steps=20_480,
+        batch_size=128,
+        vertices=431,
+        lr=3e-4,
+        warmup=500,
+        query_init=1.0,
+        dim_1=512,
+        dim_2=128,
+        heads=8,
+        bert_layers=4,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -96,17 +109,30 @@ def _rows() -> dict[str, Row]:
     }
     for size, layers in (("s", 1), ("l", 3)):
         for tag, selector, keep in (
-            ("gtr", "none", 1.0), ("soft100", "soft", 1.0), ("soft80", "soft", 0.8), ("soft50", "soft", 0.5),
-            ("soft25", "soft", 0.25), ("cluster80", "cluster", 0.8), ("cluster50", "cluster", 0.5),
+            ("gtr", "none", 1.0),
+            ("soft100", "soft", 1.0),
+            ("soft80", "soft", 0.8),
+            ("soft50", "soft", 0.5),
+            ("soft25", "soft", 0.25),
+            ("cluster80", "cluster", 0.8),
+            ("cluster50", "cluster", 0.5),
             ("attention80", "attention", 0.8),
-        ):  # fmt: skip
+        ):
             label = f"TORE-{size.upper()}: GTR" + ("" if selector == "none" else f" + ITP {selector} keep {keep:g}")
             overrides = {"selector": selector, "keep_ratio": keep}
             full = (f"fastmetro_tore_{size}_r50", overrides)
-            rows[f"tore_{size}_{tag}"] = Row("tore", layers, selector, keep, seeds=3 if size == "s" else 2, label=label, full=full)
+            rows[f"tore_{size}_{tag}"] = Row(
+                "tore", layers, selector, keep, seeds=3 if size == "s" else 2, label=label, full=full
+            )
     for percent in (5, 7.5, 10):
         name = f"tore_s_gtr_noise{percent:g}"
-        rows[name] = Row("tore", train_noise=percent / 100, seeds=2, later=1, label=f"TORE-S: GTR, trained with {percent:g} % NSR noise")
+        rows[name] = Row(
+            "tore",
+            train_noise=percent / 100,
+            seeds=2,
+            later=1,
+            label=f"TORE-S: GTR, trained with {percent:g} % NSR noise",
+        )
     for base in ("mlp", "fastmetro_s", "metro_gtr", "tcformer", *(n for n in rows if n.startswith("tore_s_"))):
         row = rows[base]
         if not row.train_noise:
@@ -114,8 +140,15 @@ def _rows() -> dict[str, Row]:
     for base, factors in (("fastmetro_s", (0.5, 2.0)), ("tore_s_gtr", (0.5, 2.0)), ("metro", (0.25, 0.5))):
         for factor in factors:
             row = rows[base]
-            rows[f"{base}_lr{factor:g}"] = Row(row.family, row.layers, row.selector, lr_factor=factor, seeds=1, later=1,
-                                               label=f"{row.label}, learning rate x{factor:g}")  # fmt: skip
+            rows[f"{base}_lr{factor:g}"] = Row(
+                row.family,
+                row.layers,
+                row.selector,
+                lr_factor=factor,
+                seeds=1,
+                later=1,
+                label=f"{row.label}, learning rate x{factor:g}",
+            )
     return rows
 
 
@@ -155,8 +188,11 @@ class StudyHead(nn.Module):
         out = self.net((x.mean((2, 3)), x) if self.graph else x, fine=False, **extra)
         if self.parametric:  # it starts from the mean parameters itself
             return out
-        return out._replace(camera=out.camera + self.mean_camera, joints=out.joints + self.mean_joints,
-                            vertices_coarse=out.vertices_coarse + self.mean_coarse)  # fmt: skip
+        return out._replace(
+            camera=out.camera + self.mean_camera,
+            joints=out.joints + self.mean_joints,
+            vertices_coarse=out.vertices_coarse + self.mean_coarse,
+        )
 
 
 class MlpHead(nn.Module):
@@ -207,7 +243,9 @@ class ClusterStages(nn.Module):
         coarse = body(params.rotations, params.shape, level=body.hierarchy.num_levels - 1).vertices
         joints = body.regress("h36m17", coarse)
         coarse = coarse - joints[:, :1]
-        return HMROutput(params.camera, body.regress("j14", coarse), coarse, None, None, None, params.rotations, params.shape)
+        return HMROutput(
+            params.camera, body.regress("j14", coarse), coarse, None, None, None, params.rotations, params.shape
+        )
 
 
 def build(row: Row, protocol: Protocol, body) -> StudyHead:
@@ -216,10 +254,17 @@ def build(row: Row, protocol: Protocol, body) -> StudyHead:
     mesh = mesh_from_topology(body.topology, body.template.numpy(force=True) * [1.0, -1.0, -1.0])  # queries: y down
     mesh = dataclasses.replace(mesh, ups=mesh.ups[:1])  # up-sampling is not the model's business here
     count = mesh.counts[0]
-    shared = dict(backbone=None, feature_dim=channels, image_size=p.image_size, stride=p.image_size // GRID[0], dropout=0.0)
+    shared = dict(
+        backbone=None, feature_dim=channels, image_size=p.image_size, stride=p.image_size // GRID[0], dropout=0.0
+    )
     two = dict(dim_1=p.dim_1, dim_2=p.dim_2, feedforward_1=4 * p.dim_1, feedforward_2=4 * p.dim_2, heads=p.heads)
-    bert = dict(hidden=(2 * p.dim_1, 2 * p.dim_2, p.dim_2), widths=(p.dim_1, p.dim_2), layers=p.bert_layers, heads=4,
-                feedforward=(4 * p.dim_1,) * 3)  # fmt: skip
+    bert = dict(
+        hidden=(2 * p.dim_1, 2 * p.dim_2, p.dim_2),
+        widths=(p.dim_1, p.dim_2),
+        layers=p.bert_layers,
+        heads=4,
+        feedforward=(4 * p.dim_1,) * 3,
+    )
     nsr = dict(dim_3=p.dim_2, feedforward_3=4 * p.dim_2)
     if row.family == "mlp":
         net = MlpHead(channels, count)

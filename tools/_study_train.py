@@ -64,7 +64,9 @@ class Study:
         return self._truth[split]
 
     @torch.inference_mode()
-    def errors(self, model: nn.Module, split: str, nsr_noise: float = 0.0, images: int | None = None) -> dict[str, float]:
+    def errors(
+        self, model: nn.Module, split: str, nsr_noise: float = 0.0, images: int | None = None
+    ) -> dict[str, float]:
         data, errors = self.data[split], HeldOutErrors(self.body, self.protocol.image_size, self.device)
         torch.manual_seed(0)  # of the noise
         count = min(len(data["camera"]), images or self.protocol.eval_images)
@@ -73,7 +75,12 @@ class Study:
             rows = slice(start, min(start + 50, count))
             out = model(data["features"][rows].to(self.device), nsr_noise)
             tokens.append(out.joints)
-            errors.add(self.fine(out.vertices_coarse), out.camera, self.truth(split)[rows], data["camera"][rows].to(self.device))
+            errors.add(
+                self.fine(out.vertices_coarse),
+                out.camera,
+                self.truth(split)[rows],
+                data["camera"][rows].to(self.device),
+            )
         tokens, truth = torch.cat(tokens), data["joints3d"][:count].to(self.device)
         aligned = (similarity_align(tokens, truth) - truth).norm(dim=-1).mean()
         return {**errors.result(), "token_pa_mpjpe_mm": 1000 * float(aligned)}  # of the joint tokens, not the mesh
@@ -144,16 +151,27 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
         done = json.loads(path.read_text())
         # fields that came later have their defaults in an older file
         if Protocol(**done["protocol"]) != study.protocol or _facts(Row(**done["row"])) != _facts(row):
-            raise ValueError(f"{path}: made with another protocol or row definition; remove it or name another --results")
+            raise ValueError(
+                f"{path}: made with another protocol or row definition; remove it or name another --results"
+            )
         return done
     p = study.protocol
     steps = p.steps * row.budget
     task = RowTask(study, row, seed)
     config = TrainConfig(
-        out=str(runs / f"{name}_s{seed}"), steps=steps, batch_size=p.batch_size, lr=p.lr * row.lr_factor, warmup=p.warmup,
-        weight_decay=p.weight_decay, clip_norm=p.clip_norm, ema=0.0, seed=seed, eval_every=steps, log_every=max(1, steps // 8),
+        out=str(runs / f"{name}_s{seed}"),
+        steps=steps,
+        batch_size=p.batch_size,
+        lr=p.lr * row.lr_factor,
+        warmup=p.warmup,
+        weight_decay=p.weight_decay,
+        clip_norm=p.clip_norm,
+        ema=0.0,
+        seed=seed,
+        eval_every=steps,
+        log_every=max(1, steps // 8),
         checkpoint_minutes=1.0,
-    )  # fmt: skip
+    )
     counts = count(task, study)  # before training: a row that cannot be counted should fail at once
     last = Path(config.out) / "last.pt"
     if last.exists() and torch.load(last, weights_only=True)["step"] == steps:  # killed between checkpoint and result
@@ -163,8 +181,15 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
         started = time.process_time()
         metrics = train(task, config, study.log)
         counts["train_cpu_s"] = time.process_time() - started  # of the last, unbroken part of the run
-    result = {"name": name, "seed": seed, "row": _facts(row), "protocol": dataclasses.asdict(p), **counts, **metrics,
-              "torch": torch.__version__}  # fmt: skip
+    result = {
+        "name": name,
+        "seed": seed,
+        "row": _facts(row),
+        "protocol": dataclasses.asdict(p),
+        **counts,
+        **metrics,
+        "torch": torch.__version__,
+    }
     results.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1) + "\n")

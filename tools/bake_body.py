@@ -28,30 +28,44 @@ from tore_fast.body import assets
 from tore_fast.body.decimate import decimate
 from tore_fast.body.fit import closest_on_surface
 from tore_fast.body.hierarchy import MeshHierarchy
-from tore_fast.body.joints import (
-    H36M17,
-    MANO16,
-    MANO16_PARENTS,
-    MANO21_TO_HAND21,
-    SMPL24,
-    SMPL24_PARENTS,
-)
+from tore_fast.body.joints import H36M17, MANO16, MANO16_PARENTS, MANO21_TO_HAND21, SMPL24, SMPL24_PARENTS
 
 SHAPES, SEED = 1600, 20240
 FINGERS = ("Thumb", "Index", "Middle", "Ring", "Pinky")
 # standard deviation (radians) of random joint rotations for the fits: wide, so that bent limbs are covered
 SPREAD = {
-    "Pelvis": 0.0, "Hip": 0.55, "Knee": 0.6, "Ankle": 0.3, "Foot": 0.25, "Spine": 0.15, "Neck": 0.2,
-    "Head": 0.25, "Collar": 0.15, "Shoulder": 0.6, "Elbow": 0.6, "Wrist": 0.35, "Hand": 0.3,
-}  # fmt: skip
+    "Pelvis": 0.0,
+    "Hip": 0.55,
+    "Knee": 0.6,
+    "Ankle": 0.3,
+    "Foot": 0.25,
+    "Spine": 0.15,
+    "Neck": 0.2,
+    "Head": 0.25,
+    "Collar": 0.15,
+    "Shoulder": 0.6,
+    "Elbow": 0.6,
+    "Wrist": 0.35,
+    "Hand": 0.3,
+}
 HAND_SPREAD = {"Wrist": 0.0, "Index": 0.45, "Middle": 0.45, "Pinky": 0.45, "Ring": 0.45, "Thumb": 0.35}
 SIDED_PARTS = ("upper_arm", "lower_arm", "hand", "upper_leg", "lower_leg", "shoe")
 PARTS = ("skin_head", "hair", "torso", *(f"{part}_{side}" for part in SIDED_PARTS for side in "lr"))
 PART_OF_JOINT = {
-    "Pelvis": "torso", "Spine": "torso", "Neck": "skin_head", "Head": "skin_head", "Collar": "torso",
-    "Shoulder": "upper_arm", "Elbow": "lower_arm", "Wrist": "hand", "Hand": "hand", "Hip": "upper_leg",
-    "Knee": "lower_leg", "Ankle": "shoe", "Foot": "shoe",
-}  # fmt: skip
+    "Pelvis": "torso",
+    "Spine": "torso",
+    "Neck": "skin_head",
+    "Head": "skin_head",
+    "Collar": "torso",
+    "Shoulder": "upper_arm",
+    "Elbow": "lower_arm",
+    "Wrist": "hand",
+    "Hand": "hand",
+    "Hip": "upper_leg",
+    "Knee": "lower_leg",
+    "Ankle": "shoe",
+    "Foot": "shoe",
+}
 
 
 @dataclass
@@ -67,9 +81,7 @@ class Recipe:
     spread: list[float]  # of random poses per joint, radians
     noise: float  # metres, see fit_levels
     aims: Callable  # (joints, bone heads, vertices, weights) -> straighten's aims
-    points: (
-        Callable  # (template, weights, joints, full mesh) -> (names, owner joints, vertex sets [P, n], parts)
-    )
+    points: Callable  # (template, weights, joints, full mesh) -> (names, owner joints, vertex sets [P, n], parts)
     regressors: Callable  # (rows [J + P, V], vertex sets) -> {name: rows}
     part_names: tuple[str, ...] = ("skin",)
     heads: dict[str, list[str]] = field(default_factory=dict)
@@ -96,9 +108,7 @@ def bake(r: Recipe, coefficients: torch.Tensor, compare: bool) -> None:
     sample = Sampler(*model, r.parents, r.spread, {"joint": owners, "near": near})
     ups = fit_levels(sample, template, level_faces, picks, r.noise)
     rest = np.concatenate([rest_joints, template[near].mean(1)])
-    rows, errors = fit_regressors(
-        sample, template, weights, r.parents, rest, [*range(len(r.joints)), *owners]
-    )
+    rows, errors = fit_regressors(sample, template, weights, r.parents, rest, [*range(len(r.joints)), *owners])
     print("regressors (held-out mean, mm):", dict(zip([*r.joints, *names], (1e3 * errors).round(1).tolist())))
     path = assets.FOLDER / f"{r.name}.npz"
     assets.save(
@@ -123,8 +133,10 @@ def bake(r: Recipe, coefficients: torch.Tensor, compare: bool) -> None:
     keys = ("template", "shape_dirs", "joints", "joint_dirs", "weights")
     again = Sampler(*(packed[k] for k in keys), r.parents, r.spread, {"joint": owners, "near": near})
     loss = 1e3 * np.linalg.norm(again(50, 6)[0] - sample(50, 6)[0], axis=2)
-    print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB; packing moves vertices by "
-          f"mean {loss.mean():.3f} max {loss.max():.2f} mm")  # fmt: skip
+    print(
+        f"{path.name}: {path.stat().st_size / 1e3:.0f} kB; packing moves vertices by "
+        f"mean {loss.mean():.3f} max {loss.max():.2f} mm"
+    )
 
 
 def part_labels(weights, template, names, eye_height):
@@ -182,17 +194,23 @@ def body_recipe(model, coco: dict[str, np.ndarray]) -> Recipe:
 
     def regressors(rows, near):  # Human3.6M's Torso is the middle of the spine, its Head the crown
         special = {"Torso": SMPL24.index("Spine2"), "Nose": 24, "Head": 25}
-        return {
-            "smpl24": rows[:24],
-            "h36m17": rows[[special[n] if n in special else SMPL24.index(n) for n in H36M17]],
-        }
+        return {"smpl24": rows[:24], "h36m17": rows[[special[n] if n in special else SMPL24.index(n) for n in H36M17]]}
 
     return Recipe(
-        "free_body", model, SMPL24, SMPL24_PARENTS, FOLD, (6890, 1723, 431),
-        [SPREAD[n.rpartition("_")[2].rstrip("0123456789")] for n in SMPL24], 5e-3,
+        "free_body",
+        model,
+        SMPL24,
+        SMPL24_PARENTS,
+        FOLD,
+        (6890, 1723, 431),
+        [SPREAD[n.rpartition("_")[2].rstrip("0123456789")] for n in SMPL24],
+        5e-3,
         lambda joints, heads, *_: body_aims(joints, heads, model.bone_labels),
-        points, regressors, PARTS, HEADS,
-    )  # fmt: skip
+        points,
+        regressors,
+        PARTS,
+        HEADS,
+    )
 
 
 def hand_recipe(model) -> Recipe:
@@ -219,15 +237,22 @@ def hand_recipe(model) -> Recipe:
         return {"mano16": rows[:16], "hand21": sp.vstack([rows[:16], tips]).tocsr()[list(MANO21_TO_HAND21)]}
 
     return Recipe(
-        "free_hand", model, MANO16, MANO16_PARENTS, HAND_FOLD, (778, 195),
-        [HAND_SPREAD[n.rstrip("0123456789")] for n in MANO16], 1e-3, aims, points, regressors,
-    )  # fmt: skip
+        "free_hand",
+        model,
+        MANO16,
+        MANO16_PARENTS,
+        HAND_FOLD,
+        (778, 195),
+        [HAND_SPREAD[n.rstrip("0123456789")] for n in MANO16],
+        1e-3,
+        aims,
+        points,
+        regressors,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", action="store_true", help="also print pymeshlab's decimation figures")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="Fallback to lbs skinning")

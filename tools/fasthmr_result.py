@@ -18,8 +18,15 @@ import sys
 from pathlib import Path
 
 # sizes of the small motion models: 81 frames (2.7 s at 30 per second) in 9 latents of 128, three layers each
-MOTION_SIZES = {"latent_tokens": 9, "latent_dim": 128, "ff_size": 256, "heads": 4, "encoder_layers": 3, "decoder_layers": 3,
-                "dist_mlp": 1}  # fmt: skip
+MOTION_SIZES = {
+    "latent_tokens": 9,
+    "latent_dim": 128,
+    "ff_size": 256,
+    "heads": 4,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "dist_mlp": 1,
+}
 FRAMES = 81
 LARGER_TAUS = (0.5, 1.0, 2.0)  # mm, beside the paper's 0.1
 DECODERS = (  # folder, denoising steps, overlap of the clips in frames, words
@@ -33,14 +40,21 @@ KEEP, PER_BLOCK = 24, 10  # of 48 tokens, in the proportions of the paper (90 of
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="motion files: a folder with clips.npz + index.json, .bvh or .amc")
+    parser.add_argument(
+        "--data", required=True, help="motion files: a folder with clips.npz + index.json, .bvh or .amc"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/fasthmr"))
     parser.add_argument("--steps", choices=list(STEPS), nargs="*", default=list(STEPS), help="only these steps")
     parser.add_argument("--host-steps", type=int, default=3200)
     parser.add_argument("--vae-steps", type=int, default=2600)
     parser.add_argument("--denoiser-steps", type=int, default=2000)
     parser.add_argument("--corrector-steps", type=int, default=300)
-    parser.add_argument("--views", type=int, default=6, help="renderings of every training motion for the decoder that corrects the host")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=6,
+        help="renderings of every training motion for the decoder that corrects the host",
+    )
     parser.add_argument("--tau", type=float, default=0.1, help="ECLM's tolerance in mm")
     args = parser.parse_args()
     for name in args.steps:
@@ -56,8 +70,18 @@ def tore_fast(*words: object) -> None:
 
 def clips(args) -> None:
     for split, frames in (("train", 300), ("test", 243)):
-        tore_fast("train", "fasthmr_clips", "--data", args.data, "--out", args.out / f"clips_{split}", "--split", split,
-                  "--frames", frames)  # fmt: skip
+        tore_fast(
+            "train",
+            "fasthmr_clips",
+            "--data",
+            args.data,
+            "--out",
+            args.out / f"clips_{split}",
+            "--split",
+            split,
+            "--frames",
+            frames,
+        )
 
 
 def _done(folder: Path, steps: int) -> bool:
@@ -71,11 +95,45 @@ def host(args) -> None:
     if _done(folder, args.host_steps):
         return
     tore_fast(
-        "train", "fasthmr", "--stage", "host", "--model", "hmr2_vitt", "--data", args.data, "--train.out", folder,
-        "--host.joints-2d", 0.05, "--host.orientation", 0.005, "--host.pose", 0.005, "--host.cache", args.out / "stills", "--host.cache-batches", 1400, "--train.steps", args.host_steps,
-        "--train.batch-size", 24, "--train.lr", 1e-3, "--train.warmup", 100, "--train.weight-decay", 0.01,
-        "--train.clip-norm", 5.0, "--train.ema", 0.998, "--train.eval-every", 400, "--train.checkpoint-minutes", 3,
-    )  # fmt: skip
+        "train",
+        "fasthmr",
+        "--stage",
+        "host",
+        "--model",
+        "hmr2_vitt",
+        "--data",
+        args.data,
+        "--train.out",
+        folder,
+        "--host.joints-2d",
+        0.05,
+        "--host.orientation",
+        0.005,
+        "--host.pose",
+        0.005,
+        "--host.cache",
+        args.out / "stills",
+        "--host.cache-batches",
+        1400,
+        "--train.steps",
+        args.host_steps,
+        "--train.batch-size",
+        24,
+        "--train.lr",
+        1e-3,
+        "--train.warmup",
+        100,
+        "--train.weight-decay",
+        0.01,
+        "--train.clip-norm",
+        5.0,
+        "--train.ema",
+        0.998,
+        "--train.eval-every",
+        400,
+        "--train.checkpoint-minutes",
+        3,
+    )
 
 
 def eclm(args) -> None:
@@ -89,15 +147,46 @@ def taus(args) -> None:
 
 def _merge_layers(args, folder: Path, tau: float, *more: str) -> None:
     if not (folder / "model" / "config.json").exists():
-        tore_fast("eclm", "--model", args.out / "host" / "model", "--data", args.out / "clips_train", "--limit", 670,
-                  "--tau", tau, "--out", folder, "--batch-size", 67, *more)  # fmt: skip
+        tore_fast(
+            "eclm",
+            "--model",
+            args.out / "host" / "model",
+            "--data",
+            args.out / "clips_train",
+            "--limit",
+            670,
+            "--tau",
+            tau,
+            "--out",
+            folder,
+            "--batch-size",
+            67,
+            *more,
+        )
 
 
 def tokens(args) -> None:
     for split, frames in (("train", 300), ("test", 243)):
-        tore_fast("train", "fasthmr_clips", "--data", args.data, "--out", args.out / f"clips_{split}", "--split", split,
-                  "--frames", frames, "--host", args.out / "eclm" / "model", "--tokens", args.out / f"tokens_{split}",
-                  "--keep-tokens", KEEP, "--merge-per-block", PER_BLOCK)  # fmt: skip
+        tore_fast(
+            "train",
+            "fasthmr_clips",
+            "--data",
+            args.data,
+            "--out",
+            args.out / f"clips_{split}",
+            "--split",
+            split,
+            "--frames",
+            frames,
+            "--host",
+            args.out / "eclm" / "model",
+            "--tokens",
+            args.out / f"tokens_{split}",
+            "--keep-tokens",
+            KEEP,
+            "--merge-per-block",
+            PER_BLOCK,
+        )
 
 
 def vae(args) -> None:
@@ -105,14 +194,55 @@ def vae(args) -> None:
     if _done(folder, args.vae_steps):
         return
     sizes = [w for k, v in MOTION_SIZES.items() for w in (k, v)]
-    tore_fast("train", "fasthmr", "--stage", "vae", "--data", args.out / "clips_train", "--up", "camera", "--frames", FRAMES,
-              "--train.out", folder, "--train.warmup", 30, "--train.steps", args.vae_steps, "--train.lr", 1e-3, "--train.batch-size", 16,
-              "--train.eval-every", 100, "--extra", *sizes)  # fmt: skip
+    tore_fast(
+        "train",
+        "fasthmr",
+        "--stage",
+        "vae",
+        "--data",
+        args.out / "clips_train",
+        "--up",
+        "camera",
+        "--frames",
+        FRAMES,
+        "--train.out",
+        folder,
+        "--train.warmup",
+        30,
+        "--train.steps",
+        args.vae_steps,
+        "--train.lr",
+        1e-3,
+        "--train.batch-size",
+        16,
+        "--train.eval-every",
+        100,
+        "--extra",
+        *sizes,
+    )
 
 
 def views(args) -> None:
-    tore_fast("train", "fasthmr_clips", "--data", args.data, "--split", "train", "--frames", 300, "--host", args.out / "eclm" / "model",
-              "--tokens", args.out / "tokens_views", "--keep-tokens", KEEP, "--merge-per-block", PER_BLOCK, "--views", args.views)  # fmt: skip
+    tore_fast(
+        "train",
+        "fasthmr_clips",
+        "--data",
+        args.data,
+        "--split",
+        "train",
+        "--frames",
+        300,
+        "--host",
+        args.out / "eclm" / "model",
+        "--tokens",
+        args.out / "tokens_views",
+        "--keep-tokens",
+        KEEP,
+        "--merge-per-block",
+        PER_BLOCK,
+        "--views",
+        args.views,
+    )
 
 
 def denoiser(args) -> None:
@@ -120,16 +250,57 @@ def denoiser(args) -> None:
 
 
 def corrector(args) -> None:
-    _stage2(args, "corrector", args.corrector_steps, "tokens_views", "--correct", args.out / "eclm" / "model", "--loss.last-step", 1,
-            "--loss.joints", 1, "--train.ema", 0.98, lr=5e-4, every=50)  # fmt: skip
+    _stage2(
+        args,
+        "corrector",
+        args.corrector_steps,
+        "tokens_views",
+        "--correct",
+        args.out / "eclm" / "model",
+        "--loss.last-step",
+        1,
+        "--loss.joints",
+        1,
+        "--train.ema",
+        0.98,
+        lr=5e-4,
+        every=50,
+    )
 
 
 def _stage2(args, name: str, steps: int, tokens: str, *more: object, lr: float = 1e-3, every: int = 100) -> None:
     folder = args.out / name
     if not _done(folder, steps):
-        tore_fast("train", "fasthmr", "--stage", "denoiser", "--data", args.out / tokens, "--up", "camera", "--frames", FRAMES,
-                  "--vae", args.out / "vae" / "model", "--train.out", folder, "--train.warmup", 50, "--train.steps", steps, "--train.lr", lr,
-                  "--train.batch-size", 16, "--train.eval-every", every, "--extra", "denoiser_layers", 3, *more)  # fmt: skip
+        tore_fast(
+            "train",
+            "fasthmr",
+            "--stage",
+            "denoiser",
+            "--data",
+            args.out / tokens,
+            "--up",
+            "camera",
+            "--frames",
+            FRAMES,
+            "--vae",
+            args.out / "vae" / "model",
+            "--train.out",
+            folder,
+            "--train.warmup",
+            50,
+            "--train.steps",
+            steps,
+            "--train.lr",
+            lr,
+            "--train.batch-size",
+            16,
+            "--train.eval-every",
+            every,
+            "--extra",
+            "denoiser_layers",
+            3,
+            *more,
+        )
 
 
 def table(args) -> None:
@@ -152,7 +323,9 @@ def table(args) -> None:
         return out.eval().fold()
 
     merged = {"keep_tokens": KEEP, "merge_per_block": PER_BLOCK}
-    made = ComponentTable(load_body("free"), sorted((args.out / "clips_test").glob("*.npz")), lambda x: tqdm(x, leave=False))
+    made = ComponentTable(
+        load_body("free"), sorted((args.out / "clips_test").glob("*.npz")), lambda x: tqdm(x, leave=False)
+    )
     path = args.out / "table.json"
     known = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
 
@@ -193,8 +366,18 @@ def table(args) -> None:
     print(text)
 
 
-STEPS = {"clips": clips, "host": host, "eclm": eclm, "taus": taus, "tokens": tokens, "vae": vae, "denoiser": denoiser,
-         "views": views, "corrector": corrector, "table": table}  # fmt: skip
+STEPS = {
+    "clips": clips,
+    "host": host,
+    "eclm": eclm,
+    "taus": taus,
+    "tokens": tokens,
+    "vae": vae,
+    "denoiser": denoiser,
+    "views": views,
+    "corrector": corrector,
+    "table": table,
+}
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -66,10 +66,25 @@ def train_command(name: str, data: Path, out: Path) -> list[str]:
     model, fields, seed, start = RUNS[name]
     budget = WARM if not start else LONG if name.endswith("_243") else BUDGET
     return [
-        "-m", "tore_fast", "train", "hot", "--data", str(data), "--model", model, "--train.out", str(out / name), "--train.seed", str(seed),
-        *budget.split(), *(["--init", str(out / start / "export")] if start else []),
-        "--export", str(out / name / "export"), "--extra", *fields.split(),
-    ]  # fmt: skip
+        "-m",
+        "tore_fast",
+        "train",
+        "hot",
+        "--data",
+        str(data),
+        "--model",
+        model,
+        "--train.out",
+        str(out / name),
+        "--train.seed",
+        str(seed),
+        *budget.split(),
+        *(["--init", str(out / start / "export")] if start else []),
+        "--export",
+        str(out / name / "export"),
+        "--extra",
+        *fields.split(),
+    ]
 
 
 def run(data: Path, out: Path, names: list[str]) -> int:
@@ -91,7 +106,9 @@ def main() -> int:
     for verb in ("all", "run", "measure", "time", "plot"):
         sub = verbs.add_parser(verb)
         if verb in ("all", "run", "measure"):
-            sub.add_argument("--data", type=Path, required=True, help="folder with clips.npz + index.json, or BVH / AMC files")
+            sub.add_argument(
+                "--data", type=Path, required=True, help="folder with clips.npz + index.json, or BVH / AMC files"
+            )
             sub.add_argument("--out", type=Path, default=Path("runs/hot_study"))
             sub.add_argument("--rows", nargs="*", default=list(RUNS), choices=list(RUNS))
         if verb != "run":

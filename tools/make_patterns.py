@@ -63,7 +63,9 @@ def picture(field: Field, rng: np.random.Generator) -> Image.Image:
     inside = (value > np.quantile(value, rng.uniform(0.35, 0.65)))[..., None]
     dark = rng.uniform(0, 110, 3)
     bright = dark + rng.uniform(70, 140, 3)
-    light = 1 + 0.3 * (np.linspace(-1, 1, SIZE)[:, None] * rng.uniform(-1, 1) + np.linspace(-1, 1, SIZE) * rng.uniform(-1, 1))
+    light = 1 + 0.3 * (
+        np.linspace(-1, 1, SIZE)[:, None] * rng.uniform(-1, 1) + np.linspace(-1, 1, SIZE) * rng.uniform(-1, 1)
+    )
     canvas = np.where(inside, bright, dark) * light[..., None] + rng.normal(0, 12, (SIZE, SIZE, 3))
     return Image.fromarray(canvas.clip(0, 255).round().astype(np.uint8))
 
@@ -115,7 +117,9 @@ def main() -> None:
                 picture(field, np.random.default_rng((args.seed, stream, label, i))).save(place / f"{i:05}.png")
     print(f"{args.out}: {len(PATTERNS)} classes, {args.train} + {args.val} pictures each")
     if args.baseline:
-        print(f"linear classifier on colour statistics: {colour_baseline(args.out):.1f} % (chance {100 / len(PATTERNS):.0f} %)")
+        print(
+            f"linear classifier on colour statistics: {colour_baseline(args.out):.1f} % (chance {100 / len(PATTERNS):.0f} %)"
+        )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def main() -> None:
         found = sorted(found[:AMONG], key=lambda pair: -pair[0])[:COUNT]
     print("PA-MPJPE mm: " + ", ".join(f"{error:.0f}" for error, _ in found))
     faces = pipeline.topology.hierarchy.faces[0]
-    rows = [panel(r.pixels, [p.vertices for p in r.people], faces, [p.camera_image for p in r.people]) for _, r in found]
+    rows = [
+        panel(r.pixels, [p.vertices for p in r.people], faces, [p.camera_image for p in r.people]) for _, r in found
+    ]
     columns = [np.concatenate(rows[i::2], 0) for i in range(2)]
     Image.fromarray(np.concatenate(columns, 1)).save(args.path, quality=72)
 

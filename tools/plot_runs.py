@@ -57,7 +57,9 @@ def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
     left.plot([r["step"] for r in rows if "loss" in r], [r["loss"] for r in rows if "loss" in r], lw=1)
     left.set(xlabel="step", ylabel="training loss")
-    right.plot([r["step"] for r in tested], [r[metric] for r in tested], marker="o", ms=3, label=f"{args.metric}, held out")
+    right.plot(
+        [r["step"] for r in tested], [r[metric] for r in tested], marker="o", ms=3, label=f"{args.metric}, held out"
+    )
     for colour, (name, value) in zip(("tab:red", "tab:gray", "tab:olive"), levels.items()):
         right.axhline(value, ls="--", color=colour, label=f"{name} {value:.3g}")
     right.set(xlabel="step")
@@ -69,7 +71,9 @@ def main() -> None:
     figure.savefig(args.png, dpi=110)
     if args.csv is not None:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(rows, ["step", "loss", "lr", *sorted({k for r in tested for k in r if k.startswith("eval/")})], args.csv)
+        write_csv(
+            rows, ["step", "loss", "lr", *sorted({k for r in tested for k in r if k.startswith("eval/")})], args.csv
+        )
 
 
 if __name__ == "__main__":

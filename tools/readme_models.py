@@ -1,7 +1,7 @@
 """Counts every registered model, writes models/assets/counts.json and the model table between the README's marks.
 
-    python tools/readme_models.py            # count, write both (half a minute)
-    python tools/readme_models.py --table    # only print the table from the counts in the tree
+python tools/readme_models.py            # count, write both (half a minute)
+python tools/readme_models.py --table    # only print the table from the counts in the tree
 """
 
 from __future__ import annotations
@@ -18,21 +18,56 @@ from tore_fast.models._count import count_model
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- models: tools/readme_models.py -->\n", "<!-- end of models -->\n"
 NAMES = [
-    "fastmetro_s_r50", "fastmetro_l_r50", "fastmetro_l_h64", "fastmetro_l_eb0", "fastmetro_s_r50_paper",
-    "fastmetro_m_r50_paper", "fastmetro_l_r50_paper", "fastmetro_tore_l_r50", "fastmetro_tore_l_h64", "fastmetro_tore_l_eb0",
-    "fastmetro_tore_l_eb0_itp50", "fastmetro_tore_l_eb0_itp75", "metro_r50", "metro_h64", "metro_tore_r50", "metro_tore_h64",
-    "graphormer_h64", "tcformer_light",
-    "tcformer_base", "tcformer_large", "mixste_243", "hot_mixste_243", "motionbert_lite_243", "hot_motionbert_243",
-    "mhformer_351", "tpc_mhformer_351", "hmr2_vith", "fasthmr_hmr2", "camerahmr_vith", "fasthmr_camerahmr", "tore_default",
-]  # fmt: skip
+    "fastmetro_s_r50",
+    "fastmetro_l_r50",
+    "fastmetro_l_h64",
+    "fastmetro_l_eb0",
+    "fastmetro_s_r50_paper",
+    "fastmetro_m_r50_paper",
+    "fastmetro_l_r50_paper",
+    "fastmetro_tore_l_r50",
+    "fastmetro_tore_l_h64",
+    "fastmetro_tore_l_eb0",
+    "fastmetro_tore_l_eb0_itp50",
+    "fastmetro_tore_l_eb0_itp75",
+    "metro_r50",
+    "metro_h64",
+    "metro_tore_r50",
+    "metro_tore_h64",
+    "graphormer_h64",
+    "tcformer_light",
+    "tcformer_base",
+    "tcformer_large",
+    "mixste_243",
+    "hot_mixste_243",
+    "motionbert_lite_243",
+    "hot_motionbert_243",
+    "mhformer_351",
+    "tpc_mhformer_351",
+    "hmr2_vith",
+    "fasthmr_hmr2",
+    "camerahmr_vith",
+    "fasthmr_camerahmr",
+    "tore_default",
+]
 
 
 def table() -> str:
     """The README's table (Markdown)."""
-    lines = ["| model | parameters M | counted as the paper does | paper | GMACs | as the paper does | paper | paper's table |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model | parameters M | counted as the paper does | paper | GMACs | as the paper does | paper | paper's table |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows(NAMES):
         paper = row["paper"] or {}
-        cells = [row["params_m"], row["params_as_paper_m"], paper.get("params_m"), row["gmacs"], row["gmacs_as_paper"], paper.get("gmacs")]
+        cells = [
+            row["params_m"],
+            row["params_as_paper_m"],
+            paper.get("params_m"),
+            row["gmacs"],
+            row["gmacs_as_paper"],
+            paper.get("gmacs"),
+        ]
         text = " | ".join("-" if v is None else f"{v:.2f}" for v in cells)
         source = (paper.get("source") or "").split(";")[0] or ("ours" if row["name"] == "tore_default" else "")
         lines.append(f"| `{row['name']}` | {text} | {source} |")

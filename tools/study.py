@@ -25,10 +25,29 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "study"
 # Most informative first, so that a study that is cut short is still a comparison: base rows, then seeds, then variants.
 PRIORITY = (
-    "fastmetro_s", "tore_s_gtr", "mlp", "tore_s_soft80", "metro_gtr", "tcformer", "tore_s_cluster80", "tore_s_attention80",
-    "tore_s_soft50", "tore_s_soft25", "tore_s_soft100", "tore_s_cluster50", "fastmetro_l", "tore_l_gtr", "tore_l_soft80",
-    "metro", "graphormer", "*_x4", "metro_lr*", "tore_s_gtr_lr*", "fastmetro_s_lr*", "tore_s_gtr_noise*",
-)  # fmt: skip
+    "fastmetro_s",
+    "tore_s_gtr",
+    "mlp",
+    "tore_s_soft80",
+    "metro_gtr",
+    "tcformer",
+    "tore_s_cluster80",
+    "tore_s_attention80",
+    "tore_s_soft50",
+    "tore_s_soft25",
+    "tore_s_soft100",
+    "tore_s_cluster50",
+    "fastmetro_l",
+    "tore_l_gtr",
+    "tore_l_soft80",
+    "metro",
+    "graphormer",
+    "*_x4",
+    "metro_lr*",
+    "tore_s_gtr_lr*",
+    "fastmetro_s_lr*",
+    "tore_s_gtr_noise*",
+)
 
 
 @dataclass
@@ -104,8 +123,11 @@ def run(args: Run) -> int:
             print(f"stopped after {args.max_minutes} minutes; the same command goes on")
             break
         got = run_row(study, name, ROWS[name], seed, args.runs / args.protocol, args.results)
-        print(f"{name} seed {seed}: PA-MPJPE {got['easy_pa_mpjpe_mm']:.1f}  MPJPE {got['easy_mpjpe_mm']:.1f}  "
-              f"MPVPE {got['easy_mpvpe_mm']:.1f} mm", flush=True)  # fmt: skip
+        print(
+            f"{name} seed {seed}: PA-MPJPE {got['easy_pa_mpjpe_mm']:.1f}  MPJPE {got['easy_mpjpe_mm']:.1f}  "
+            f"MPVPE {got['easy_mpvpe_mm']:.1f} mm",
+            flush=True,
+        )
     return 0
 
 

@@ -39,5 +39,7 @@ def select(score: torch.Tensor, keep: int, sort_by_position: bool) -> torch.Tens
     block = 64
     blocks = -(-tokens // block)
     with torch.cuda.device(score.device) if score.is_cuda else contextlib.nullcontext():
-        ppt_select_fwd_kernel[(blocks, batch)](score, out, score.stride(0), tokens, keep, BLOCK=block, NUM_BLOCKS=blocks)
+        ppt_select_fwd_kernel[(blocks, batch)](
+            score, out, score.stride(0), tokens, keep, BLOCK=block, NUM_BLOCKS=blocks
+        )
     return out.sort(1).values if sort_by_position else out

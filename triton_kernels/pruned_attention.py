@@ -32,13 +32,40 @@ def _item_rows(LEN, CU, item, size, HAS_LEN: tl.constexpr, PACKED: tl.constexpr)
 
 @triton.jit
 def pruned_attention_fwd_kernel(
-    Q, K, V, BIAS, KEY_LEN, QUERY_LEN, CU_Q, CU_K, OUT, LSE,
-    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    num_queries, num_keys, scale,
-    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    NUM_K_BLOCKS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KEY_LEN: tl.constexpr, HAS_QUERY_LEN: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    BIAS,
+    KEY_LEN,
+    QUERY_LEN,
+    CU_Q,
+    CU_K,
+    OUT,
+    LSE,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    num_queries,
+    num_keys,
+    scale,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    NUM_K_BLOCKS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_KEY_LEN: tl.constexpr,
+    HAS_QUERY_LEN: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     head, item = tl.program_id(1), tl.program_id(2)
     q_entry, q_first, q_count = _item_rows(QUERY_LEN, CU_Q, item, num_queries, HAS_QUERY_LEN, PACKED)
     k_entry, k_first, k_count = _item_rows(KEY_LEN, CU_K, item, num_keys, HAS_KEY_LEN, PACKED)
@@ -54,8 +81,9 @@ def pruned_attention_fwd_kernel(
     v_base = V + k_entry * stride_vb + head * stride_vh
     q = tl.load(  # [BLOCK_M, BLOCK_D]
         Q + q_entry * stride_qb + head * stride_qh + q_row[:, None] * stride_qn + d[None, :],
-        mask=(m < q_count)[:, None] & d_ok[None, :], other=0.0,
-    )  # fmt: skip
+        mask=(m < q_count)[:, None] & d_ok[None, :],
+        other=0.0,
+    )
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -97,13 +125,51 @@ def _weights_and_gradient(q, k, v_t, g, lse, delta, bias, k_ok, alive, scale, PR
 
 @triton.jit
 def pruned_attention_dkv_kernel(
-    Q, K, V, G, BIAS, DELTA, LSE, KEY_LEN, QUERY_LEN, CU_Q, CU_K, DQ, DK, DV, DBIAS,
-    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    stride_gb, stride_gh, stride_gn, num_queries, num_keys, split_stride, scale,
-    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCKS_PER_SPLIT: tl.constexpr, SPLITS: tl.constexpr, WRITE_DQ: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_KEY_LEN: tl.constexpr, HAS_QUERY_LEN: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    G,
+    BIAS,
+    DELTA,
+    LSE,
+    KEY_LEN,
+    QUERY_LEN,
+    CU_Q,
+    CU_K,
+    DQ,
+    DK,
+    DV,
+    DBIAS,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_gb,
+    stride_gh,
+    stride_gn,
+    num_queries,
+    num_keys,
+    split_stride,
+    scale,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCKS_PER_SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WRITE_DQ: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_KEY_LEN: tl.constexpr,
+    HAS_QUERY_LEN: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     key_block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
     head, item = tl.program_id(1), tl.program_id(2)
     q_entry, q_first, q_count = _item_rows(QUERY_LEN, CU_Q, item, num_queries, HAS_QUERY_LEN, PACKED)
@@ -116,8 +182,12 @@ def pruned_attention_dkv_kernel(
     d = tl.arange(0, BLOCK_D)
     d_ok, k_ok = d < D, key < k_count
     kd_ok = k_ok[:, None] & d_ok[None, :]
-    k = tl.load(K + k_entry * stride_kb + head * stride_kh + k_row[:, None] * stride_kn + d[None, :], mask=kd_ok, other=0.0)
-    v = tl.load(V + k_entry * stride_vb + head * stride_vh + k_row[:, None] * stride_vn + d[None, :], mask=kd_ok, other=0.0)
+    k = tl.load(
+        K + k_entry * stride_kb + head * stride_kh + k_row[:, None] * stride_kn + d[None, :], mask=kd_ok, other=0.0
+    )
+    v = tl.load(
+        V + k_entry * stride_vb + head * stride_vh + k_row[:, None] * stride_vn + d[None, :], mask=kd_ok, other=0.0
+    )
     bias = tl.zeros([BLOCK_N], tl.float32)
     if HAS_BIAS:
         bias = tl.load(BIAS + k_entry * num_keys + k_row, mask=k_ok, other=0.0)
@@ -129,12 +199,18 @@ def pruned_attention_dkv_kernel(
         q_row = tl.cast(q_first, tl.int64) + m
         q_ok = m < q_count
         qd_ok = q_ok[:, None] & d_ok[None, :]
-        q = tl.load(Q + q_entry * stride_qb + head * stride_qh + q_row[:, None] * stride_qn + d[None, :], mask=qd_ok, other=0.0)
-        g = tl.load(G + q_entry * stride_gb + head * stride_gh + q_row[:, None] * stride_gn + d[None, :], mask=qd_ok, other=0.0)
+        q = tl.load(
+            Q + q_entry * stride_qb + head * stride_qh + q_row[:, None] * stride_qn + d[None, :], mask=qd_ok, other=0.0
+        )
+        g = tl.load(
+            G + q_entry * stride_gb + head * stride_gh + q_row[:, None] * stride_gn + d[None, :], mask=qd_ok, other=0.0
+        )
         stat = (q_entry * H + head) * num_queries + q_row
         lse = tl.load(LSE + stat, mask=q_ok, other=float("-inf"))
         delta = tl.load(DELTA + stat, mask=q_ok, other=0.0)
-        p, ds = _weights_and_gradient(q, tl.trans(k), tl.trans(v), g, lse, delta, bias, k_ok, lse > float("-inf"), scale, PRECISION)
+        p, ds = _weights_and_gradient(
+            q, tl.trans(k), tl.trans(v), g, lse, delta, bias, k_ok, lse > float("-inf"), scale, PRECISION
+        )
         dv += tl.dot(tl.trans(p.to(g.dtype)), g, input_precision=PRECISION)
         dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
         dbias += tl.sum(ds, 0)
@@ -153,13 +229,45 @@ def pruned_attention_dkv_kernel(
 
 @triton.jit
 def pruned_attention_dq_kernel(
-    Q, K, V, G, BIAS, DELTA, LSE, KEY_LEN, QUERY_LEN, CU_Q, CU_K, DQ,
-    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    stride_gb, stride_gh, stride_gn, num_queries, num_keys, scale,
-    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    NUM_K_BLOCKS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KEY_LEN: tl.constexpr, HAS_QUERY_LEN: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    G,
+    BIAS,
+    DELTA,
+    LSE,
+    KEY_LEN,
+    QUERY_LEN,
+    CU_Q,
+    CU_K,
+    DQ,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_gb,
+    stride_gh,
+    stride_gn,
+    num_queries,
+    num_keys,
+    scale,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    NUM_K_BLOCKS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_KEY_LEN: tl.constexpr,
+    HAS_QUERY_LEN: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     head, item = tl.program_id(1), tl.program_id(2)
     q_entry, q_first, q_count = _item_rows(QUERY_LEN, CU_Q, item, num_queries, HAS_QUERY_LEN, PACKED)
     k_entry, k_first, k_count = _item_rows(KEY_LEN, CU_K, item, num_keys, HAS_KEY_LEN, PACKED)
@@ -170,8 +278,12 @@ def pruned_attention_dq_kernel(
     d = tl.arange(0, BLOCK_D)
     d_ok, q_ok = d < D, m < q_count
     qd_ok = q_ok[:, None] & d_ok[None, :]
-    q = tl.load(Q + q_entry * stride_qb + head * stride_qh + q_row[:, None] * stride_qn + d[None, :], mask=qd_ok, other=0.0)
-    g = tl.load(G + q_entry * stride_gb + head * stride_gh + q_row[:, None] * stride_gn + d[None, :], mask=qd_ok, other=0.0)
+    q = tl.load(
+        Q + q_entry * stride_qb + head * stride_qh + q_row[:, None] * stride_qn + d[None, :], mask=qd_ok, other=0.0
+    )
+    g = tl.load(
+        G + q_entry * stride_gb + head * stride_gh + q_row[:, None] * stride_gn + d[None, :], mask=qd_ok, other=0.0
+    )
     stat = (q_entry * H + head) * num_queries + q_row
     lse = tl.load(LSE + stat, mask=q_ok, other=float("-inf"))
     delta = tl.load(DELTA + stat, mask=q_ok, other=0.0)
@@ -181,12 +293,18 @@ def pruned_attention_dq_kernel(
         k_row = tl.cast(k_first, tl.int64) + key
         k_ok = key < k_count
         kd_ok = k_ok[:, None] & d_ok[None, :]
-        k = tl.load(K + k_entry * stride_kb + head * stride_kh + k_row[:, None] * stride_kn + d[None, :], mask=kd_ok, other=0.0)
-        v = tl.load(V + k_entry * stride_vb + head * stride_vh + k_row[:, None] * stride_vn + d[None, :], mask=kd_ok, other=0.0)
+        k = tl.load(
+            K + k_entry * stride_kb + head * stride_kh + k_row[:, None] * stride_kn + d[None, :], mask=kd_ok, other=0.0
+        )
+        v = tl.load(
+            V + k_entry * stride_vb + head * stride_vh + k_row[:, None] * stride_vn + d[None, :], mask=kd_ok, other=0.0
+        )
         bias = tl.zeros([BLOCK_N], tl.float32)
         if HAS_BIAS:
             bias = tl.load(BIAS + k_entry * num_keys + k_row, mask=k_ok, other=0.0)
-        _, ds = _weights_and_gradient(q, tl.trans(k), tl.trans(v), g, lse, delta, bias, k_ok, lse > float("-inf"), scale, PRECISION)
+        _, ds = _weights_and_gradient(
+            q, tl.trans(k), tl.trans(v), g, lse, delta, bias, k_ok, lse > float("-inf"), scale, PRECISION
+        )
         dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
     o = DQ + ((q_entry * num_queries + q_row) * H + head)[:, None] * D + d[None, :]
     tl.store(o, (dq * scale).to(DQ.dtype.element_ty), mask=(m < q_stored)[:, None] & d_ok[None, :])
@@ -233,11 +351,32 @@ def fwd(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q: int, max_k: in
     c = _configs.pruned_attention_fwd(max_q, max_k, block_d, q.element_size() == 4)
     with _guard(q):
         pruned_attention_fwd_kernel[(_cdiv(max_q, c.block_m), heads, items)](
-            q, k, v, bias, key_len, query_len, cu_q, cu_k, out, lse,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], queries, k.shape[2], scale,
-            H=heads, D=dim, BLOCK_D=block_d, BLOCK_M=c.block_m, BLOCK_N=c.block_n, NUM_K_BLOCKS=_cdiv(max_k, c.block_n),
-            **_flags(q, key_bias, key_len, query_len, cu_q), num_warps=c.warps, num_stages=c.stages,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            bias,
+            key_len,
+            query_len,
+            cu_q,
+            cu_k,
+            out,
+            lse,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            queries,
+            k.shape[2],
+            scale,
+            H=heads,
+            D=dim,
+            BLOCK_D=block_d,
+            BLOCK_M=c.block_m,
+            BLOCK_N=c.block_n,
+            NUM_K_BLOCKS=_cdiv(max_k, c.block_n),
+            **_flags(q, key_bias, key_len, query_len, cu_q),
+            num_warps=c.warps,
+            num_stages=c.stages,
+        )
     return out, lse
 
 
@@ -273,17 +412,58 @@ def bwd(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max
     flags = _flags(q, key_bias, key_len, query_len, cu_q)
     with _guard(q):
         pruned_attention_dkv_kernel[(k_blocks * splits, heads, items)](
-            q, k, v, grad, bias, delta, lse, key_len, query_len, cu_q, cu_k, dq, dk, dv, dbias,
-            *strides, queries, keys, batch * keys * heads * dim, scale,
-            BLOCKS_PER_SPLIT=per_split, SPLITS=splits, WRITE_DQ=fused, **shape, **flags,
-            num_warps=c.warps, num_stages=c.stages,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            grad,
+            bias,
+            delta,
+            lse,
+            key_len,
+            query_len,
+            cu_q,
+            cu_k,
+            dq,
+            dk,
+            dv,
+            dbias,
+            *strides,
+            queries,
+            keys,
+            batch * keys * heads * dim,
+            scale,
+            BLOCKS_PER_SPLIT=per_split,
+            SPLITS=splits,
+            WRITE_DQ=fused,
+            **shape,
+            **flags,
+            num_warps=c.warps,
+            num_stages=c.stages,
+        )
         if not fused:
             pruned_attention_dq_kernel[(q_blocks, heads, items)](
-                q, k, v, grad, bias, delta, lse, key_len, query_len, cu_q, cu_k, dq,
-                *strides, queries, keys, scale, NUM_K_BLOCKS=k_blocks, **shape, **flags,
-                num_warps=c.warps, num_stages=c.stages,
-            )  # fmt: skip
+                q,
+                k,
+                v,
+                grad,
+                bias,
+                delta,
+                lse,
+                key_len,
+                query_len,
+                cu_q,
+                cu_k,
+                dq,
+                *strides,
+                queries,
+                keys,
+                scale,
+                NUM_K_BLOCKS=k_blocks,
+                **shape,
+                **flags,
+                num_warps=c.warps,
+                num_stages=c.stages,
+            )
     dk, dv = (t[0] if splits == 1 else t.sum(0).to(q.dtype) for t in (dk, dv))
     dbias = q.new_zeros(batch, keys, dtype=torch.float32) if dbias is None else dbias.sum((0, 2))
     return dq, dk, dv, dbias

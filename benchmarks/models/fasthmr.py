@@ -68,7 +68,11 @@ class _ExplicitAttention(torch.nn.Module):
         self.qkv, self.proj, self.num_heads = own.qkv, own.proj, own.num_heads
 
     def forward(
-        self, x: torch.Tensor, log_size: None = None, residual: torch.Tensor | None = None, norm: torch.nn.Module | None = None
+        self,
+        x: torch.Tensor,
+        log_size: None = None,
+        residual: torch.Tensor | None = None,
+        norm: torch.nn.Module | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x = x if norm is None else norm(x)
         b, n, c = x.shape
@@ -106,7 +110,16 @@ def _contender(label: str, variant: str, name: str, device: str, dtype: torch.dt
 def _case(name: str, batch: int, device: str, dtype: torch.dtype) -> Case:
     contenders = [
         _contender("eager", "eager", name, device, dtype, note="all weights, no folding"),
-        _contender("folded", "folded", name, device, dtype, ours=True, note="constant query, dead q/k dropped, weights packed", headline=True),
+        _contender(
+            "folded",
+            "folded",
+            name,
+            device,
+            dtype,
+            ours=True,
+            note="constant query, dead q/k dropped, weights packed",
+            headline=True,
+        ),
         _contender("folded + compile", "compiled", name, device, dtype, ours=True, heavy=True),
     ]
     if device == "cpu" and name == "vith":
@@ -121,7 +134,15 @@ def _reduction(name: str, batch: int, device: str, dtype: torch.dtype) -> Case:
     """Merged against full host. They answer differently, so what is checked is that both answer at all."""
     contenders = [
         _contender("full host", "folded", FULL[name], device, dtype, note="all blocks and tokens, folded"),
-        _contender("merged host", "folded", name, device, dtype, ours=True, note="another model on purpose: errors in docs/fasthmr.md"),
+        _contender(
+            "merged host",
+            "folded",
+            name,
+            device,
+            dtype,
+            ours=True,
+            note="another model on purpose: errors in docs/fasthmr.md",
+        ),
     ]
     case = _host_case("fasthmr_reduction", name, batch, device, dtype, contenders)
     case.check = lambda got, want: 0.0 if got.shape == want[0].shape and bool(got.isfinite().all()) else float("inf")

@@ -44,11 +44,26 @@ class Variant(NamedTuple):
         return self.name + itp + ("" if self.image else " features")
 
 
-FEATURE_FED = tuple(map(Variant, (
-    "fastmetro_s_r50", "fastmetro_tore_s_r50", "fastmetro_l_r50", "fastmetro_tore_l_r50_gtr", "fastmetro_tore_l_r50",
-    "metro_r50", "metro_tore_r50", "metro_tore_r50_itp20", "graphormer_h64",
-    "fastmetro_s_r50_hand", "fastmetro_tore_s_r50_hand", "metro_r50_hand", "metro_tore_r50_hand",
-)))  # fmt: skip
+FEATURE_FED = tuple(
+    map(
+        Variant,
+        (
+            "fastmetro_s_r50",
+            "fastmetro_tore_s_r50",
+            "fastmetro_l_r50",
+            "fastmetro_tore_l_r50_gtr",
+            "fastmetro_tore_l_r50",
+            "metro_r50",
+            "metro_tore_r50",
+            "metro_tore_r50_itp20",
+            "graphormer_h64",
+            "fastmetro_s_r50_hand",
+            "fastmetro_tore_s_r50_hand",
+            "metro_r50_hand",
+            "metro_tore_r50_hand",
+        ),
+    )
+)
 FROM_IMAGE = tuple(Variant(name, image=True) for name in ("fastmetro_l_r50", "fastmetro_tore_l_r50", "tore_default"))
 ITP = tuple(  # without GTR; with it: "fastmetro_tore_*", "metro_tore_*_itp20"
     Variant(name, selector=selector, keep_ratio=keep)
@@ -148,17 +163,25 @@ def _case(variant: Variant, batch: int, device: str, dtype: torch.dtype, few: bo
         return torch.compile(lambda *x: outputs(net, x), fullgraph=True, mode="reduce-overhead")
 
     contenders = [
-        Contender("masked SDPA", masked, note="torch's fused attention, with a dense mask where the mesh asks for one, and torch's products"),
+        Contender(
+            "masked SDPA",
+            masked,
+            note="torch's fused attention, with a dense mask where the mesh asks for one, and torch's products",
+        ),
         Contender("tore_fast fused", fused, ours=True, note="model.fuse()", headline=True),
     ]
     if not few:
         note = "explicit softmax over a dense mask, mean weights formed, learned queries per image"
         contenders.insert(0, Contender("official-style eager", eager, note=note))
         if config is not METROConfig:  # it runs none of our ops: one contender per code path
-            contenders.append(Contender("reference ops", reference, note="the same model on the package's plain torch references"))
+            contenders.append(
+                Contender("reference ops", reference, note="the same model on the package's plain torch references")
+            )
         contenders.append(Contender("tore_fast", plain, ours=True))
     if device == "cuda":
-        contenders.append(Contender("tore_fast fused, compiled", lambda *x: compiled_model()(*x), ours=True, heavy=True))
+        contenders.append(
+            Contender("tore_fast fused, compiled", lambda *x: compiled_model()(*x), ours=True, heavy=True)
+        )
     return Case(
         op="hmr",
         name=f"{variant.label} b{batch}",
@@ -169,5 +192,10 @@ def _case(variant: Variant, batch: int, device: str, dtype: torch.dtype, few: bo
         macs=float(macs) * batch,
         items=batch,
         error_limit={torch.float32: 2e-4}.get(dtype, 6e-2),
-        params={"model": variant.name, **variant.fields, "batch": batch, "from": "image" if variant.image else "features"},
+        params={
+            "model": variant.name,
+            **variant.fields,
+            "batch": batch,
+            "from": "image" if variant.image else "features",
+        },
     )

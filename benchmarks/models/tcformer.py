@@ -47,7 +47,9 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
             if name.startswith("base"):
                 out.append(_clustering(name, model, size, batch, device, dtype))
     if not quick:
-        out += [_ppt(keep, batch, device, dtype) for keep in (1.0, 0.7) for batch in ((1,) if device == "cpu" else (1, 64))]
+        out += [
+            _ppt(keep, batch, device, dtype) for keep in (1.0, 0.7) for batch in ((1,) if device == "cpu" else (1, 64))
+        ]
     return out
 
 
@@ -134,7 +136,9 @@ def _clustering(name: str, model_name: str, size: tuple[int, int], batch: int, d
 
     def ours(*tokens):
         # the call that layers/ctm.py makes: one launch on a GPU for up to 256 tokens
-        return tuple(dpc_knn_cluster_merge(x, -(-x.shape[1] // 4), 5, w).merged for x, w in zip(tokens[::2], tokens[1::2]))
+        return tuple(
+            dpc_knn_cluster_merge(x, -(-x.shape[1] // 4), 5, w).merged for x, w in zip(tokens[::2], tokens[1::2])
+        )
 
     def theirs(*tokens):
         out = []

@@ -19,9 +19,14 @@ from tore_fast.models._count import count_model
 from ..harness import Case, Contender
 
 NAMES = (
-    "mixste_243", "hot_mixste_243", "tpc_mixste_243", "motionbert_lite_243", "hot_motionbert_243", "mhformer_351",
+    "mixste_243",
+    "hot_mixste_243",
+    "tpc_mixste_243",
+    "motionbert_lite_243",
+    "hot_motionbert_243",
+    "mhformer_351",
     "tpc_mhformer_351",
-)  # fmt: skip
+)
 QUICK = ("mixste_27", "hot_mixste_27")
 # (base, HoT): how much of the saved multiply-adds is saved time; both ours, in the same rounds
 PAIRS = (("mixste_243", "hot_mixste_243"), ("motionbert_lite_243", "hot_motionbert_243"))
@@ -49,7 +54,9 @@ def _self_attention(attention, x: Tensor) -> Tensor:
 
 
 def _cross_attention(attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (_linear(layer, t) for layer, t in ((attention.linear_q, q), (attention.linear_k, k), (attention.linear_v, v)))
+    q, k, v = (
+        _linear(layer, t) for layer, t in ((attention.linear_q, q), (attention.linear_k, k), (attention.linear_v, v))
+    )
     return _linear(attention.proj, _attend(q, k, v, attention.heads))
 
 
@@ -123,7 +130,10 @@ def motionbert(model, x: Tensor, noise: Tensor) -> Tensor:
 
     def stream(block, x: Tensor) -> Tensor:
         for axis in block.order:
-            a, n1, n2, m = (getattr(block, f"{p}_{axis[0].replace('j', 's').replace('f', 't')}") for p in ("attn", "norm1", "norm2", "mlp"))
+            a, n1, n2, m = (
+                getattr(block, f"{p}_{axis[0].replace('j', 's').replace('f', 't')}")
+                for p in ("attn", "norm1", "norm2", "mlp")
+            )
             h = _fold(x, axis)
             h = h + _self_attention(a, n1(h))
             x = _unfold(h + _mlp(m, n2(h)), b, axis)
@@ -154,7 +164,10 @@ def mhformer(model, x: Tensor, noise: Tensor) -> Tensor:
         if i == model.config.prune_block:
             index = _tpc(torch.cat(h, dim=-1), noise, model.config.keep_frames, model.selector.center)
             h = [_pick(v, index) for v in h]
-        h = [v + _self_attention(getattr(block, f"attn_{j}"), getattr(block, f"norm1_{j}")(v)) for j, v in enumerate(h, 1)]
+        h = [
+            v + _self_attention(getattr(block, f"attn_{j}"), getattr(block, f"norm1_{j}")(v))
+            for j, v in enumerate(h, 1)
+        ]
         h = _joint_mlp(block, h)
     for block in t.CHI_blocks:
         for j, order in enumerate(((1, 2, 0), (0, 2, 1), (0, 1, 2)), 1):
@@ -200,7 +213,9 @@ def _case(name: str, batch: int, device: str, dtype: torch.dtype, autocast: bool
     shape = entry.input_shape
 
     def ours(x, noise):
-        if autocast and pruned:  # the frames float32 chooses: rounding moves TPC's near-ties, which is no error of the products
+        if (
+            autocast and pruned
+        ):  # the frames float32 chooses: rounding moves TPC's near-ties, which is no error of the products
             index = model(x, density_noise=noise).index
             with torch.autocast(device, torch.bfloat16):
                 return model(x, index=index).pose
@@ -213,12 +228,17 @@ def _case(name: str, batch: int, device: str, dtype: torch.dtype, autocast: bool
     ]
     limit = 3e-2 if autocast else {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
     return Case(
-        "vpt", name + (f" b{batch}" if batch > 1 else "") + (" bf16 autocast" if autocast else ""),
-        _inputs(batch, shape, device, dtype), contenders, device=device, dtype=dtype,
+        "vpt",
+        name + (f" b{batch}" if batch > 1 else "") + (" bf16 autocast" if autocast else ""),
+        _inputs(batch, shape, device, dtype),
+        contenders,
+        device=device,
+        dtype=dtype,
         macs=0.0 if entry.paper is None else entry.paper.gmacs * 1e9 * batch,
-        items=batch * (shape[0] if model.config.output_frames == shape[0] else 1), error_limit=limit,
+        items=batch * (shape[0] if model.config.output_frames == shape[0] else 1),
+        error_limit=limit,
         params={"frames": shape[0], "keep_frames": model.config.keep_frames, "prune_block": model.config.prune_block},
-    )  # fmt: skip
+    )
 
 
 def _pair(base: str, hot: str, device: str, dtype: torch.dtype) -> Case:
@@ -227,13 +247,24 @@ def _pair(base: str, hot: str, device: str, dtype: torch.dtype) -> Case:
     macs = [count_model(n).macs for n in (base, hot)]
     shape = model_entry(base).input_shape
     # two different models: what can be checked is that both give a pose for every frame, and no NaN
-    same_frames = lambda got, want: 0.0 if got.shape == want[0].shape and bool(torch.isfinite(got).all()) else float("inf")
+    same_frames = lambda got, want: (
+        0.0 if got.shape == want[0].shape and bool(torch.isfinite(got).all()) else float("inf")
+    )
     return Case(
-        "vpt", f"{hot} v {base}", _inputs(1, shape, device, dtype),
-        [Contender(f"tore_fast {base}", lambda x, noise: slow(x).pose),
-         Contender(f"tore_fast {hot}", lambda x, noise: fast(x, density_noise=noise).pose, ours=True)],
-        device=device, dtype=dtype, macs=macs[1], items=shape[0], check=same_frames, params={"mac_ratio": macs[0] / macs[1]},
-    )  # fmt: skip
+        "vpt",
+        f"{hot} v {base}",
+        _inputs(1, shape, device, dtype),
+        [
+            Contender(f"tore_fast {base}", lambda x, noise: slow(x).pose),
+            Contender(f"tore_fast {hot}", lambda x, noise: fast(x, density_noise=noise).pose, ours=True),
+        ],
+        device=device,
+        dtype=dtype,
+        macs=macs[1],
+        items=shape[0],
+        check=same_frames,
+        params={"mac_ratio": macs[0] / macs[1]},
+    )
 
 
 def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:

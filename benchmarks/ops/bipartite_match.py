@@ -47,7 +47,9 @@ def onehot_merge(x: torch.Tensor, plan, size: torch.Tensor) -> torch.Tensor:
     even.scatter_(1, unm[..., 0], torch.arange(kept, device=x.device).expand(batch, -1))
     even.scatter_(1, src[..., 0], dst[..., 0] + kept)
     owner[:, 0::2] = even
-    share = torch.zeros(batch, rows, tokens, dtype=x.dtype, device=x.device).scatter_(1, owner[:, None], size.transpose(1, 2).to(x.dtype))
+    share = torch.zeros(batch, rows, tokens, dtype=x.dtype, device=x.device).scatter_(
+        1, owner[:, None], size.transpose(1, 2).to(x.dtype)
+    )
     return (share @ x) / share.sum(-1, keepdim=True)
 
 
@@ -74,16 +76,24 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
             size = torch.empty((), dtype=dtype).element_size()
             out.append(
                 Case(
-                    "bipartite_match", f"{name} B{batch} T{tokens} r{r} C{channels}", make,
+                    "bipartite_match",
+                    f"{name} B{batch} T{tokens} r{r} C{channels}",
+                    make,
                     [
                         Contender("tore_fast", ours, ours=True),
                         Contender("eager, as the official code", eager),
-                        Contender("eager match + one-hot bmm", lambda m, x, s, r=r: onehot_merge(x, eager_match(m, r), s)),
+                        Contender(
+                            "eager match + one-hot bmm", lambda m, x, s, r=r: onehot_merge(x, eager_match(m, r), s)
+                        ),
                         Contender("compile(eager)", torch.compile(eager, fullgraph=True), heavy=True),
                     ],
-                    reference, False, device, dtype,
+                    reference,
+                    False,
+                    device,
+                    dtype,
                     bytes=batch * (tokens * dim + (2 * tokens - r) * channels) * size,
-                    macs=batch * (tokens // 2) ** 2 * dim, items=batch,
+                    macs=batch * (tokens // 2) ** 2 * dim,
+                    items=batch,
                 )
-            )  # fmt: skip
+            )
     return out

@@ -32,7 +32,9 @@ def segments(x: Tensor, cluster: Tensor, weight: Tensor) -> Tensor:
     w = weight.flatten()[order]
     total = torch.segment_reduce(w, "sum", lengths=lengths) + 1e-6
     rows = x.reshape(-1, channels)[order].float() * w[:, None]
-    return (torch.segment_reduce(rows, "sum", lengths=lengths) / total[:, None]).to(x.dtype).view(batch, count, channels)
+    return (
+        (torch.segment_reduce(rows, "sum", lengths=lengths) / total[:, None]).to(x.dtype).view(batch, count, channels)
+    )
 
 
 def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
@@ -49,7 +51,11 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
 
         contenders = [
             Contender("tore_fast", lambda x, c, w, m=count: cluster_merge(x, c, m, w).merged, ours=True),
-            Contender("index_add", lambda x, c, w, m=count: cluster_merge_reference(x, c, m, w)[0], note="the official code's way"),
+            Contender(
+                "index_add",
+                lambda x, c, w, m=count: cluster_merge_reference(x, c, m, w)[0],
+                note="the official code's way",
+            ),
             Contender("one-hot product", one_hot),
             Contender("sort + segment_reduce", segments),
         ]
@@ -57,9 +63,17 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
             traffic = batch * ((tokens + count) * channels * size + tokens * 16)
             out.append(
                 Case(
-                    "cluster_merge", f"B{batch} N{tokens} C{channels}", make, contenders,
-                    lambda x, c, w, m=count: cluster_merge_reference(x, c, m, w)[0], backward, device, dtype,
-                    bytes=traffic * (3 if backward else 1), macs=batch * tokens * channels * (3 if backward else 1), items=batch,
+                    "cluster_merge",
+                    f"B{batch} N{tokens} C{channels}",
+                    make,
+                    contenders,
+                    lambda x, c, w, m=count: cluster_merge_reference(x, c, m, w)[0],
+                    backward,
+                    device,
+                    dtype,
+                    bytes=traffic * (3 if backward else 1),
+                    macs=batch * tokens * channels * (3 if backward else 1),
+                    items=batch,
                 )
-            )  # fmt: skip
+            )
     return out

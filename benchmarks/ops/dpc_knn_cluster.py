@@ -13,7 +13,15 @@ from ..harness import Case, Contender, relative_error
 
 SHAPES = {  # batch, tokens, channels: CTM stages of TCFormer at 224, HoT's frames
     "cpu": ((1, 3136, 64), (8, 196, 128), (1, 784, 128), (4, 784, 320), (8, 49, 512), (1, 243, 512), (1, 81, 512)),
-    "cuda": ((64, 3136, 64), (64, 784, 320), (64, 196, 512), (256, 49, 512), (1, 3136, 64), (1, 243, 512), (32, 12544, 64)),
+    "cuda": (
+        (64, 3136, 64),
+        (64, 784, 320),
+        (64, 196, 512),
+        (256, 49, 512),
+        (1, 3136, 64),
+        (1, 243, 512),
+        (32, 12544, 64),
+    ),
 }
 QUICK = ((1, 784, 128), (8, 196, 128))
 K, RATIO = 5, 0.25
@@ -112,10 +120,20 @@ def clustering_cases(
         traffic = batch * tokens * channels * size * (2 + RATIO) + batch * tokens * 32
         out.append(
             Case(
-                op, f"B{batch} N{tokens} C{channels}", make, contenders,
-                None if big else lambda x: ours(x, "reference"), False, device, dtype, bytes=traffic, macs=macs, items=batch,
-                error_limit=2e-4 if dtype == torch.float32 else 2e-2, check=check,
+                op,
+                f"B{batch} N{tokens} C{channels}",
+                make,
+                contenders,
+                None if big else lambda x: ours(x, "reference"),
+                False,
+                device,
+                dtype,
+                bytes=traffic,
+                macs=macs,
+                items=batch,
+                error_limit=2e-4 if dtype == torch.float32 else 2e-2,
+                check=check,
                 params={"k": K, "ratio": RATIO},
             )
-        )  # fmt: skip
+        )
     return out

@@ -27,5 +27,8 @@ def one_call(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
-    mine = [Contender("tore_fast", one_call, ours=True, headline=True), Contender("tore_fast, two ops", two_ops, ours=True)]
+    mine = [
+        Contender("tore_fast", one_call, ours=True, headline=True),
+        Contender("tore_fast, two ops", two_ops, ours=True),
+    ]
     return clustering_cases("dpc_knn_cluster_merge", mine, QUICK[1:] if quick else SHAPES[device], device, dtype)

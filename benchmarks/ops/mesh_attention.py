@@ -63,7 +63,9 @@ def _contenders(topology: MeshTopology, device: str, dtype: torch.dtype, shape: 
         Contender("compile(eager)", torch.compile(eager, fullgraph=True), heavy=True),
     ]
     if device == "cuda":
-        base.append(Contender("compile max-autotune", torch.compile(eager, mode="max-autotune", fullgraph=True), heavy=True))
+        base.append(
+            Contender("compile max-autotune", torch.compile(eager, mode="max-autotune", fullgraph=True), heavy=True)
+        )
     base += _flex(allowed, device)
     return ours + base
 
@@ -71,7 +73,13 @@ def _contenders(topology: MeshTopology, device: str, dtype: torch.dtype, shape: 
 def _flex(allowed: torch.Tensor, device: str) -> list[Contender]:
     """FlexAttention with vertices in reverse Cuthill-McKee order (permutation not timed), two block sizes."""
     if device != "cuda":
-        return [Contender("FlexAttention", lambda *a: None, why_not="FlexAttention has no fast CPU backward and is benched on CUDA")]
+        return [
+            Contender(
+                "FlexAttention",
+                lambda *a: None,
+                why_not="FlexAttention has no fast CPU backward and is benched on CUDA",
+            )
+        ]
     import scipy.sparse as sp
     from scipy.sparse.csgraph import reverse_cuthill_mckee
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -85,7 +93,9 @@ def _flex(allowed: torch.Tensor, device: str) -> list[Contender]:
     flex = torch.compile(flex_attention, dynamic=False)
 
     def make(block: int) -> Contender:
-        mask = create_block_mask(lambda b, h, i, j: table[i, j], None, None, *table.shape, device=device, BLOCK_SIZE=block)
+        mask = create_block_mask(
+            lambda b, h, i, j: table[i, j], None, None, *table.shape, device=device, BLOCK_SIZE=block
+        )
         return Contender(
             f"FlexAttention {block}",
             lambda q, k, v: flex(q[:, :, perm], k[:, :, perm], v[:, :, perm], block_mask=mask)[:, :, inverse],
@@ -109,20 +119,32 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
             def make(generator, shape=shape):
                 # as a model makes them: one projection [B, T, H, D], heads seen through a transpose
                 b, h, t, d = shape
-                return [torch.randn(b, t, h, d, device=device, generator=generator).to(dtype).transpose(1, 2) for _ in range(3)]
+                return [
+                    torch.randn(b, t, h, d, device=device, generator=generator).to(dtype).transpose(1, 2)
+                    for _ in range(3)
+                ]
 
             def reference(q, k, v, topology=topology):
-                return mesh_attention_reference(q, k, v, topology.row_ptr, topology.col_idx, topology.joints, q.shape[-1] ** -0.5)[0]
+                return mesh_attention_reference(
+                    q, k, v, topology.row_ptr, topology.col_idx, topology.joints, q.shape[-1] ** -0.5
+                )[0]
 
             for backward in (False, True):
                 size = batch * heads * tokens * dim * torch.empty((), dtype=dtype).element_size()
                 out.append(
                     Case(
-                        "mesh_attention", f"{name} B{batch} H{heads} T{tokens} D{dim}", make,
-                        _contenders(topology, device, dtype, shape), reference, backward, device, dtype,
+                        "mesh_attention",
+                        f"{name} B{batch} H{heads} T{tokens} D{dim}",
+                        make,
+                        _contenders(topology, device, dtype, shape),
+                        reference,
+                        backward,
+                        device,
+                        dtype,
                         bytes=size * (12 if backward else 4),
                         macs=batch * heads * pairs * dim * (7 if backward else 2),
-                        items=batch, params={"joints": joints, "pairs": pairs},
+                        items=batch,
+                        params={"joints": joints, "pairs": pairs},
                     )
-                )  # fmt: skip
+                )
     return out

@@ -29,7 +29,10 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
         ours = csr_matrix(matrix).to(device)
         dense = torch.from_numpy(matrix.toarray()).to(device, dtype)
         sparse = torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr), torch.from_numpy(matrix.indices), torch.from_numpy(matrix.data).float(), size=matrix.shape
+            torch.from_numpy(matrix.indptr),
+            torch.from_numpy(matrix.indices),
+            torch.from_numpy(matrix.data).float(),
+            size=matrix.shape,
         ).to(device)
         coo = sparse.to_sparse_coo().coalesce()
 
@@ -57,9 +60,17 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
                 traffic = batch * (rows + cols) * 3 * size + rows * 3 * 8
                 out.append(
                     Case(
-                        "mesh_upsample", f"{name} B{batch}", make, contenders,
-                        lambda x, u=ours: mesh_upsample_reference(x, *u[:3]), backward, device, dtype,
-                        bytes=traffic * (2 if backward else 1), macs=batch * rows * 9 * (2 if backward else 1), items=batch,
+                        "mesh_upsample",
+                        f"{name} B{batch}",
+                        make,
+                        contenders,
+                        lambda x, u=ours: mesh_upsample_reference(x, *u[:3]),
+                        backward,
+                        device,
+                        dtype,
+                        bytes=traffic * (2 if backward else 1),
+                        macs=batch * rows * 9 * (2 if backward else 1),
+                        items=batch,
                     )
-                )  # fmt: skip
+                )
     return out

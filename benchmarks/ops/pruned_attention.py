@@ -51,7 +51,9 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
 
             def make(generator, shape=(batch, heads, dim), rows=(queries, keys, keys), with_bias=with_bias):
                 b, h, d = shape
-                qkv = [torch.randn(b, n, h, d, device=device, generator=generator).to(dtype).transpose(1, 2) for n in rows]
+                qkv = [
+                    torch.randn(b, n, h, d, device=device, generator=generator).to(dtype).transpose(1, 2) for n in rows
+                ]
                 return [*qkv, torch.randn(b, rows[1], device=device, generator=generator)] if with_bias else qkv
 
             def sdpa(q, k, v, bias=None):
@@ -77,10 +79,17 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
             for backward in (False, True):
                 out.append(
                     Case(
-                        "pruned_attention", f"{name} B{batch} H{heads} {queries}x{keys} D{dim}{' bias' if with_bias else ''}",
-                        make, contenders, reference, backward, device, dtype,
+                        "pruned_attention",
+                        f"{name} B{batch} H{heads} {queries}x{keys} D{dim}{' bias' if with_bias else ''}",
+                        make,
+                        contenders,
+                        reference,
+                        backward,
+                        device,
+                        dtype,
                         bytes=2 * (queries + keys) * batch * heads * dim * size * (3 if backward else 1),
-                        macs=batch * heads * queries * keys * dim * (7 if backward else 2), items=batch,
+                        macs=batch * heads * queries * keys * dim * (7 if backward else 2),
+                        items=batch,
                     )
-                )  # fmt: skip
+                )
     return out

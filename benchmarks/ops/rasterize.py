@@ -49,8 +49,18 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
         traffic = count * (unit.shape[1] * 12 + size * size * 20) + faces.numel() * 4
         out.append(
             Case(
-                "rasterize", f"{size} px B{count}", make, contenders, reference, False, device, dtype,
-                bytes=traffic, items=count, check=_difference, error_limit=1e-9,
+                "rasterize",
+                f"{size} px B{count}",
+                make,
+                contenders,
+                reference,
+                False,
+                device,
+                dtype,
+                bytes=traffic,
+                items=count,
+                check=_difference,
+                error_limit=1e-9,
             )
-        )  # fmt: skip
+        )
     return out

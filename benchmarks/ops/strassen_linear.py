@@ -36,18 +36,39 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
         def make(generator, rows=rows, k=k, n=n):
             return [torch.randn(rows, k, generator=generator), torch.randn(n, generator=generator)]
 
-        contenders = [Contender("F.linear", lambda x, b, w=weight, act=act: strassen_linear_reference(x, w, b, None, act), note="MKL in torch's wheels")]
+        contenders = [
+            Contender(
+                "F.linear",
+                lambda x, b, w=weight, act=act: strassen_linear_reference(x, w, b, None, act),
+                note="MKL in torch's wheels",
+            )
+        ]
         if torch.backends.mkldnn.is_available():
             contenders.append(Contender("oneDNN, packed", _onednn(weight, rows, act)))
         for level in (2, 1, 0):
             packed = strassen_pack(weight, level)
             label = "tore_fast" if level == 2 else f"tore_fast, level {level}"
-            contenders.append(Contender(label, lambda x, b, w=packed, act=act: strassen_linear(x, w, b, None, act), ours=True, headline=level == 2))
+            contenders.append(
+                Contender(
+                    label,
+                    lambda x, b, w=packed, act=act: strassen_linear(x, w, b, None, act),
+                    ours=True,
+                    headline=level == 2,
+                )
+            )
         out.append(
             Case(
-                "strassen_linear", f"{name} {rows}x{k}x{n}", make, contenders,
-                lambda x, b, w=weight, act=act: strassen_linear_reference(x, w.to(x.dtype), b, None, act), False, device, dtype,
-                bytes=4 * (rows * (k + n) + k * n), macs=rows * k * n, items=rows,
+                "strassen_linear",
+                f"{name} {rows}x{k}x{n}",
+                make,
+                contenders,
+                lambda x, b, w=weight, act=act: strassen_linear_reference(x, w.to(x.dtype), b, None, act),
+                False,
+                device,
+                dtype,
+                bytes=4 * (rows * (k + n) + k * n),
+                macs=rows * k * n,
+                items=rows,
             )
-        )  # fmt: skip
+        )
     return out

@@ -60,8 +60,10 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
         cells, pixels = GRID[0] * GRID[1], size[0] * size[1]
         for kind in KINDS:
             rows_in, rows_out = {
-                "token2map": (tokens, pixels), "map2token": (pixels, tokens), "resample up": (tokens, cells),
-            }[kind]  # fmt: skip
+                "token2map": (tokens, pixels),
+                "map2token": (pixels, tokens),
+                "resample up": (tokens, cells),
+            }[kind]
 
             def make(generator, batch=batch, tokens=tokens, channels=channels, rows=rows_in, cells=cells):
                 x = torch.randn(batch, rows, channels, device=device, generator=generator).to(dtype)
@@ -77,9 +79,17 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
                 traffic = batch * (cells * 8 + (rows_in + rows_out) * channels * size_of)
                 out.append(
                     Case(
-                        "token_map", f"{kind} B{batch} N{tokens} C{channels}", make, contenders,
-                        theirs(kind, size, tokens, cell_mean_reference), backward, device, dtype,
-                        bytes=traffic * (2 if backward else 1), macs=batch * cells * channels * (2 if backward else 1), items=batch,
+                        "token_map",
+                        f"{kind} B{batch} N{tokens} C{channels}",
+                        make,
+                        contenders,
+                        theirs(kind, size, tokens, cell_mean_reference),
+                        backward,
+                        device,
+                        dtype,
+                        bytes=traffic * (2 if backward else 1),
+                        macs=batch * cells * channels * (2 if backward else 1),
+                        items=batch,
                     )
-                )  # fmt: skip
+                )
     return out

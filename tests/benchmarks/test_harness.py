@@ -16,7 +16,9 @@ from tore_fast.benchmarks.models import fasthmr, hmr
 
 from tore_fast import cli
 
-ENVIRONMENT = dict.fromkeys(("gpu", "triton", "commit", "dirty")) | dict.fromkeys(("cpu", "threads", "torch", "tore_fast", "date"), "x")
+ENVIRONMENT = dict.fromkeys(("gpu", "triton", "commit", "dirty")) | dict.fromkeys(
+    ("cpu", "threads", "torch", "tore_fast", "date"), "x"
+)
 
 
 def make(generator):
@@ -47,8 +49,10 @@ def test_a_wrong_answer_gets_no_time_and_no_ratio():
 
 
 def test_the_ratio_quotes_the_headline_not_the_best_of_ours():
-    mine = [Contender("slow of ours", lambda x: (time.sleep(0.004), x @ x)[1], ours=True, headline=True),
-            Contender("fast of ours", lambda x: x @ x, ours=True)]  # fmt: skip
+    mine = [
+        Contender("slow of ours", lambda x: (time.sleep(0.004), x @ x)[1], ours=True, headline=True),
+        Contender("fast of ours", lambda x: x @ x, ours=True),
+    ]
     base = Contender("base", lambda x: (time.sleep(0.002), x @ x)[1])
     result = run_case(Case("square", "64", make, [*mine, base], lambda x: x @ x), seconds=0.05)
     assert result["ours"] == "slow of ours" and result["speedup"] < 1
@@ -107,7 +111,9 @@ def test_image_to_mesh_rows_with_and_without_gtr_and_itp():
     assert [c.name for c in metro.contenders] == ["official-style eager", "masked SDPA", "tore_fast fused", "tore_fast"]
     gpu = hmr._case(hmr.Variant("graphormer_h64"), 64, "cuda", torch.bfloat16, few=True)
     assert gpu.name == "graphormer_h64 features b64" and [c.heavy for c in gpu.contenders] == [False, False, True]
-    default = run_case(hmr._case(hmr.Variant("tore_default", image=True), 2, "cpu", torch.float32, few=False), seconds=0.01)
+    default = run_case(
+        hmr._case(hmr.Variant("tore_default", image=True), 2, "cpu", torch.float32, few=False), seconds=0.01
+    )
     assert not default["wrong"] and all("median_ms" in c for c in default["contenders"])
 
 
@@ -152,18 +158,32 @@ def test_failing_and_skipped_contenders_are_listed():
     def broken(x):
         raise RuntimeError("no such kernel")
 
-    extra = [Contender("broken", broken), Contender("compiled", broken, heavy=True), Contender("absent", broken, why_not="no GPU")]
+    extra = [
+        Contender("broken", broken),
+        Contender("compiled", broken, heavy=True),
+        Contender("absent", broken, why_not="no GPU"),
+    ]
     c = case(lambda x: x @ x)
     c.contenders = [*c.contenders, *extra]
     notes = {r["name"]: r["note"] for r in run_case(c, seconds=0.02)["contenders"]}
-    assert "no such kernel" in notes["broken"] and "--baselines all" in notes["compiled"] and "no GPU" in notes["absent"]
+    assert (
+        "no such kernel" in notes["broken"] and "--baselines all" in notes["compiled"] and "no GPU" in notes["absent"]
+    )
 
 
 def test_command_writes_json_and_report(tmp_path, capsys):
     assert {"mesh_attention", "pruned_attention", "mesh_upsample", "bipartite_match"} <= set(registry.names("ops"))
     with pytest.raises(ValueError, match="no ops benchmark 'nothing'"):
         list(registry.cases("ops", ["nothing"], "cpu", torch.float32, True))
-    options = run.Options("ops", op=["bipartite_match"], device="cpu", quick=True, seconds=0.02, json=tmp_path / "r.json", report=tmp_path / "report")
+    options = run.Options(
+        "ops",
+        op=["bipartite_match"],
+        device="cpu",
+        quick=True,
+        seconds=0.02,
+        json=tmp_path / "r.json",
+        report=tmp_path / "report",
+    )
     assert run.run(options) == 0
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["environment"]["torch"] == torch.__version__ and document["ceilings"]["float32"]["macs_per_s"] > 0
@@ -182,8 +202,16 @@ def test_peak_memory_is_that_of_the_call():
     if peak is None:
         pytest.skip("this system does not tell a process its peak memory")
     assert 0.9 * size < peak < 1.5 * size and nothing < 0.2 * size
-    result = run_case(Case("ones", "64 MB", make, [Contender("ones", lambda x: torch.ones(size // 4) * x[0, 0], ours=True)],
-                           lambda x: torch.ones(size // 4) * x[0, 0]), seconds=0.01)  # fmt: skip
+    result = run_case(
+        Case(
+            "ones",
+            "64 MB",
+            make,
+            [Contender("ones", lambda x: torch.ones(size // 4) * x[0, 0], ours=True)],
+            lambda x: torch.ones(size // 4) * x[0, 0],
+        ),
+        seconds=0.01,
+    )
     assert result["contenders"][0]["peak_bytes"] > 1.9 * size and "MB" in report.text_block(result)
 
 
@@ -205,8 +233,13 @@ def test_the_largest_batch_becomes_a_case(monkeypatch):
     class Module:
         @staticmethod
         def sized(device, dtype, quick):
-            yield lambda batch: Case("square", f"b{batch}", lambda g: [torch.randn(batch, 64, 64)],
-                                     [Contender("ours", lambda x: x @ x, ours=True)], items=batch)  # fmt: skip
+            yield lambda batch: Case(
+                "square",
+                f"b{batch}",
+                lambda g: [torch.randn(batch, 64, 64)],
+                [Contender("ours", lambda x: x @ x, ours=True)],
+                items=batch,
+            )
 
     monkeypatch.setattr(registry, "_modules", lambda kind, only: [Module])
     monkeypatch.setattr(registry, "peak_growth", lambda call, device: (call(), 10 * call().shape[0])[1])
@@ -251,10 +284,17 @@ def test_bench_without_a_kind_says_what_there_is(capsys):
 
 def test_hosts_have_rows_on_every_device(monkeypatch):
     """ViT-S at batch 1, 16, 64 everywhere, ViT-H on a GPU, and at batch 1 on a CPU with memory; nothing is built before a case runs."""
-    for device, room, hosts in (("cpu", False, {"vits": (1, 16, 64)}), ("cpu", True, {"vits": (1, 16, 64), "vith": (1,)}),
-                                ("cuda", False, {h: (1, 16, 64) for h in ("vits", "vith")})):  # fmt: skip
+    for device, room, hosts in (
+        ("cpu", False, {"vits": (1, 16, 64)}),
+        ("cpu", True, {"vits": (1, 16, 64), "vith": (1,)}),
+        ("cuda", False, {h: (1, 16, 64) for h in ("vits", "vith")}),
+    ):
         monkeypatch.setattr(fasthmr, "_room_for_vith", lambda room=room: room)
-        names = {c.name for c in fasthmr.cases(device, torch.float32, False) if c.op == "fasthmr_host" and "merged" not in c.name}
+        names = {
+            c.name
+            for c in fasthmr.cases(device, torch.float32, False)
+            if c.op == "fasthmr_host" and "merged" not in c.name
+        }
         assert names == {f"{h} batch {b}" for h, batches in hosts.items() for b in batches}
     assert fasthmr._model.cache_info().currsize == 0
     small = {"img_size": (64, 48), "embed_dim": 32, "num_heads": 2, "decoder_depth": 1, "decoder_dim": 32}

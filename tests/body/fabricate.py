@@ -48,17 +48,13 @@ def model_fields(name: str, rng: np.random.Generator) -> dict:
         "posedirs": 1e-3 * rng.normal(size=(count, 3, 9 * (bones - 1))),
         "J_regressor": sp.csc_matrix(free.topology.regressor("smpl24" if name == "smpl" else "mano16")),
         "weights": free.weights.double().numpy(),
-        "kintree_table": np.stack([np.where(parents < 0, 2**32 - 1, parents), np.arange(bones)]).astype(
-            np.uint32
-        ),
+        "kintree_table": np.stack([np.where(parents < 0, 2**32 - 1, parents), np.arange(bones)]).astype(np.uint32),
         "f": free.faces().astype(np.uint32),
     }
     return fields if name == "smpl" else fields | {"hands_mean": 0.2 * rng.normal(size=45)}
 
 
-def write_pickle(
-    path, fields: dict, protocol: int, wrap=("v_template", "shapedirs", "posedirs", "weights")
-) -> None:
+def write_pickle(path, fields: dict, protocol: int, wrap=("v_template", "shapedirs", "posedirs", "weights")) -> None:
     with fake_chumpy() as ch:
         data = {k: chumpy_array(ch, v) if k in wrap else v for k, v in fields.items()}
         path.write_bytes(pickle.dumps(data | {"bs_style": "lbs"}, protocol=protocol))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def grid(
-    rows: int, cols: int, wrap_rows: bool = False, wrap_cols: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def grid(rows: int, cols: int, wrap_rows: bool = False, wrap_cols: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """A bumpy sheet [rows * cols, 3]; wrapped both ways it is a torus, one way a tube."""
     i, j = np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij")
     if wrap_rows and wrap_cols:
@@ -50,9 +48,7 @@ def facts(faces: np.ndarray) -> dict:
         assert not left, f"vertex {v} joins two fans"
     edges = {tuple(sorted(e)) for e in half}
     border = (
-        sum((b, a) not in set(half) for a, b in half)
-        if len(half) < 500
-        else len(half) - 2 * (len(half) - len(edges))
+        sum((b, a) not in set(half) for a, b in half) if len(half) < 500 else len(half) - 2 * (len(half) - len(edges))
     )
     return {"vertices": len(ring), "euler": len(ring) - len(edges) + len(faces), "border": border}
 

@@ -73,11 +73,7 @@ def _sphere():
 
 # mean / max distance (mm) of the fine vertices from the coarse surface, pymeshlab 2025.7, optimalplacement=False,
 # preservetopology, preserveboundary, preservenormal, run in a chain on the same meshes (tools/bake_body.py --compare)
-PYMESHLAB = {
-    ("free", 1723): (0.915, 8.00),
-    ("free", 431): (3.996, 56.6),
-    ("free_hand", 195): (0.632, 4.11),
-}
+PYMESHLAB = {("free", 1723): (0.915, 8.00), ("free", 431): (3.996, 56.6), ("free_hand", 195): (0.632, 4.11)}
 
 
 @pytest.mark.parametrize("name", ["free", "free_hand"])
@@ -97,10 +93,7 @@ def test_no_worse_than_pymeshlab(name):
 
 def test_face_order_and_dtype_do_not_matter():
     vertices, faces = grid(14, 14)
-    (kept, coarse), (again, _) = (
-        decimate(vertices, faces, [60])[0],
-        decimate(vertices.astype("f4"), faces, [60])[0],
-    )
+    (kept, coarse), (again, _) = (decimate(vertices, faces, [60])[0], decimate(vertices.astype("f4"), faces, [60])[0])
     assert kept.dtype == coarse.dtype == np.int32
     shuffled, _ = decimate(vertices, np.random.default_rng(0).permutation(faces).astype(np.int64), [60])[0]
     assert len(set(kept) ^ set(shuffled)) <= 4  # summation order may swap a near-tie, no more
@@ -127,15 +120,18 @@ def _broken(what):
     return vertices, faces
 
 
-@pytest.mark.parametrize("what,words", [
-    ("flipped face", "belongs to two faces"),
-    ("third face on an edge", "belongs to two faces"),
-    ("loose vertex", "vertex 25 belongs to no face"),
-    ("double vertex in a face", "names one vertex twice"),
-    ("index out of range", "names vertex 25 of 25"),
-    ("nan", "vertex 7 is not finite"),
-    ("two fans", "around vertex 24 are no single fan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what,words",
+    [
+        ("flipped face", "belongs to two faces"),
+        ("third face on an edge", "belongs to two faces"),
+        ("loose vertex", "vertex 25 belongs to no face"),
+        ("double vertex in a face", "names one vertex twice"),
+        ("index out of range", "names vertex 25 of 25"),
+        ("nan", "vertex 7 is not finite"),
+        ("two fans", "around vertex 24 are no single fan"),
+    ],
+)
 def test_refuses_broken_meshes(what, words):
     with pytest.raises(ValueError, match=words):
         decimate(*_broken(what), [10])

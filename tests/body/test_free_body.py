@@ -9,16 +9,7 @@ import pytest
 import torch
 
 from tore_fast.body import assets, load_body
-from tore_fast.body.joints import (
-    H36M17,
-    H36M17_TO_J14,
-    HAND21,
-    J14,
-    MANO16,
-    MANO16_PARENTS,
-    SMPL24,
-    SMPL24_PARENTS,
-)
+from tore_fast.body.joints import H36M17, H36M17_TO_J14, HAND21, J14, MANO16, MANO16_PARENTS, SMPL24, SMPL24_PARENTS
 
 from .meshes import facts
 
@@ -79,17 +70,12 @@ def test_regressed_joints_follow_the_skeleton(name, limit_mm):
         coarse = body.coarse(out.vertices, body.hierarchy.num_levels - 1)
         from_coarse = body.regress({"free": "smpl24", "free_hand": "mano16"}[name], coarse)
     for joints, slack in ((skeleton, 1.0), (from_coarse, 1.2)):
-        error = 1e3 * (joints - out.joints).norm(dim=2).mean(
-            0
-        )  # worst joint: middle of the chest, the hand's root
+        error = 1e3 * (joints - out.joints).norm(dim=2).mean(0)  # worst joint: middle of the chest, the hand's root
         assert error.max() < slack * limit_mm and error.mean() < 0.45 * slack * limit_mm
 
 
 def test_regressor_rows(body, hand):
-    for topology, names in (
-        (body.topology, ("smpl24", "h36m17", "j14")),
-        (hand.topology, ("mano16", "hand21")),
-    ):
+    for topology, names in ((body.topology, ("smpl24", "h36m17", "j14")), (hand.topology, ("mano16", "hand21"))):
         for name in names:
             rows = topology.regressor(name)
             np.testing.assert_allclose(rows.sum(1), 1, atol=1e-6)

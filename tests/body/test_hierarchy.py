@@ -87,18 +87,19 @@ def test_fit_beats_barycentric_on_held_out_bodies():
     pick = h.picks[0]
     fitted = fit_upsampling(fine, h.faces[0], pick, bodies[:40], 8, 1e-6)
     plain = barycentric_upsampling(fine, fine[pick], h.faces[1], pick)
-    error = [
-        np.linalg.norm(u @ b[pick] - b, axis=1).mean() for u in (fitted, plain, h.ups[0]) for b in bodies[40:]
-    ]
+    error = [np.linalg.norm(u @ b[pick] - b, axis=1).mean() for u in (fitted, plain, h.ups[0]) for b in bodies[40:]]
     fitted, plain, shipped = np.reshape(error, (3, -1)).mean(1)
     assert fitted < 0.6 * plain and shipped < 0.5 * plain
 
 
-@pytest.mark.parametrize("change,words", [
-    ({"samples": np.zeros((4, 5, 3))}, r"samples must be \[S, 72, 3\]"),
-    ({"neighbors": 25}, r"neighbors must be 1..24"),
-    ({"ridge": 0.0}, "ridge must be positive"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"samples": np.zeros((4, 5, 3))}, r"samples must be \[S, 72, 3\]"),
+        ({"neighbors": 25}, r"neighbors must be 1..24"),
+        ({"ridge": 0.0}, "ridge must be positive"),
+    ],
+)
 def test_fit_refuses(small, change, words):
     vertices, faces, kept, _ = small
     args = {"samples": np.zeros((4, len(vertices), 3)), "neighbors": 4, "ridge": 1e-4} | change

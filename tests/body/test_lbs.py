@@ -58,9 +58,7 @@ def test_against_smplx():
     template = torch.cat([body.template, body.joints])
     dirs = torch.cat([body.shape_dirs, body.joint_dirs])
     weights = torch.cat([body.weights, torch.eye(24).double()])
-    pose_dirs = torch.cat(
-        [body.pose_dirs.unflatten(1, (-1, 3)), torch.zeros(207, 24, 3).double()], 1
-    ).flatten(1)
+    pose_dirs = torch.cat([body.pose_dirs.unflatten(1, (-1, 3)), torch.zeros(207, 24, 3).double()], 1).flatten(1)
     regressor = torch.zeros(24, len(template)).double()
     regressor[torch.arange(24), len(body.template) + torch.arange(24)] = 1
     parents = torch.tensor(body.parents)
@@ -178,13 +176,16 @@ def test_whole_graph_compiles():
     torch.testing.assert_close(compiled(pose, betas), joints(pose, betas))
 
 
-@pytest.mark.parametrize("args,words", [
-    ({"pose": torch.zeros(2, 23, 3)}, r"pose must be \[B, 72\] or \[B, 24, 3\]"),
-    ({"betas": torch.zeros(2, 11)}, r"betas must be \[2, <= 10\], got \[2, 11\]"),
-    ({"betas": torch.zeros(3, 10)}, r"betas must be \[2, <= 10\], got \[3, 10\]"),
-    ({"transl": torch.zeros(3)}, r"transl must be \[2, 3\]"),
-    ({"level": 3}, r"level must be 0..2, got 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "args,words",
+    [
+        ({"pose": torch.zeros(2, 23, 3)}, r"pose must be \[B, 72\] or \[B, 24, 3\]"),
+        ({"betas": torch.zeros(2, 11)}, r"betas must be \[2, <= 10\], got \[2, 11\]"),
+        ({"betas": torch.zeros(3, 10)}, r"betas must be \[2, <= 10\], got \[3, 10\]"),
+        ({"transl": torch.zeros(3)}, r"transl must be \[2, 3\]"),
+        ({"level": 3}, r"level must be 0..2, got 3"),
+    ],
+)
 def test_refuses(args, words):
     with pytest.raises(ValueError, match=words):
         load_body("free")(**({"pose": torch.zeros(2, 24, 3)} | args))
@@ -192,9 +193,6 @@ def test_refuses(args, words):
 
 def test_skin_vertices_keeps_dtype():
     v = skin_vertices(
-        *(
-            torch.zeros(s, dtype=torch.float64)
-            for s in ((1, 4, 3), (4, 2), (1, 2, 3, 3), (1, 2, 3), (1, 2, 3))
-        )
+        *(torch.zeros(s, dtype=torch.float64) for s in ((1, 4, 3), (4, 2), (1, 2, 3, 3), (1, 2, 3), (1, 2, 3)))
     )
     assert v.dtype == torch.float64

@@ -20,8 +20,7 @@ def own_topology(name: str, fields: dict, folder, object_arrays: bool) -> None:
     counts = {"smpl": (1723, 431), "mano": (195,)}[name]
     h = build_hierarchy(fields["v_template"], fields["f"].astype(np.int32), counts)
     down = [
-        sp.csc_matrix((np.ones(len(p)), (np.arange(len(p)), p)), shape=(len(p), n))
-        for p, n in zip(h.picks, h.counts)
+        sp.csc_matrix((np.ones(len(p)), (np.arange(len(p)), p)), shape=(len(p), n)) for p, n in zip(h.picks, h.counts)
     ]
     if object_arrays:
         parts = {"U": [sp.csc_matrix(u) for u in h.ups], "D": down, "F": list(h.faces)}
@@ -154,18 +153,14 @@ def test_without_topology_files_a_hierarchy_is_made(fabricated, tmp_path):
     body = load_body(name, file)
     assert body.hierarchy.counts == (778, 195)
     np.testing.assert_allclose(np.asarray(body.hierarchy.ups[0].sum(1)).ravel(), 1, atol=1e-9)
-    np.savez(
-        tmp_path / "MANO_RIGHT.npz", **{k: v.toarray() if sp.issparse(v) else v for k, v in fields.items()}
-    )
+    np.savez(tmp_path / "MANO_RIGHT.npz", **{k: v.toarray() if sp.issparse(v) else v for k, v in fields.items()})
     again = load_body(name, tmp_path)  # .npz, dense regressor, found by name
     torch.testing.assert_close(again.joints, body.joints)
 
 
 def test_smpl_pickle_of_python2_protocol(tmp_path):
     fields = model_fields("smpl", np.random.default_rng(9))
-    fields["posedirs"] = np.zeros_like(
-        fields["posedirs"]
-    )  # protocol 0 writes numbers as text; zeros are short
+    fields["posedirs"] = np.zeros_like(fields["posedirs"])  # protocol 0 writes numbers as text; zeros are short
     write_pickle(tmp_path / "m.pkl", fields, protocol=2, wrap=())
     from tore_fast.body.official import load_topology as topology
 
@@ -187,12 +182,15 @@ def _change(fields, what):
     return fields
 
 
-@pytest.mark.parametrize("what,error,words", [
-    ("missing", ValueError, "no field 'weights'; is this an official MANO model file"),
-    ("count", ValueError, r"v_template must be \[778, 3\], got \[777, 3\]"),
-    ("tree", ValueError, "kintree_table is not MANO's tree"),
-    ("code", pickle.UnpicklingError, "refused to load numpy.random"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what,error,words",
+    [
+        ("missing", ValueError, "no field 'weights'; is this an official MANO model file"),
+        ("count", ValueError, r"v_template must be \[778, 3\], got \[777, 3\]"),
+        ("tree", ValueError, "kintree_table is not MANO's tree"),
+        ("code", pickle.UnpicklingError, "refused to load numpy.random"),
+    ],
+)
 def test_refuses_wrong_files(tmp_path, what, error, words):
     fields = _change(model_fields("mano", np.random.default_rng(1)), what)
     write_pickle(tmp_path / "bad.pkl", fields, 2, wrap=())
@@ -201,7 +199,9 @@ def test_refuses_wrong_files(tmp_path, what, error, words):
 
 
 def test_refuses_missing_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a model file nor a folder with one of.*register at the SMPL page"):
+    with pytest.raises(
+        FileNotFoundError, match="neither a model file nor a folder with one of.*register at the SMPL page"
+    ):
         load_body("smpl", tmp_path)
     with pytest.raises(FileNotFoundError, match="neither mesh_sampling_plain.npz nor mesh_downsampling.npz.*FastMETRO"):
         load_topology("smpl", tmp_path)
@@ -212,7 +212,9 @@ def test_refuses_missing_files(tmp_path):
 def test_refuses_other_files_under_the_official_names(tmp_path):
     """Always a ValueError, which commands print as one line."""
     np.savez(tmp_path / "mesh_downsampling.npz", A=np.zeros(3))
-    with pytest.raises(ValueError, match="mesh_downsampling.npz: not the mesh sampling file of SMPL .*no array 'U'; there is A"):
+    with pytest.raises(
+        ValueError, match="mesh_downsampling.npz: not the mesh sampling file of SMPL .*no array 'U'; there is A"
+    ):
         load_topology("smpl", tmp_path)
     np.savez(tmp_path / "mano_downsampling.npz", U=np.zeros(3), D=np.zeros(3), F=np.zeros(3))
     with pytest.raises(ValueError, match="mano_downsampling.npz: |down-sampling"):

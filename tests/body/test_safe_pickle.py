@@ -23,8 +23,17 @@ def test_reads_arrays_sparse_and_chumpy(tmp_path, protocol):
     with fake_chumpy() as ch:
         select = ch.Select()
         select.__dict__.update(a=chumpy_array(ch, big), idxs=np.array([0, 1, 6, 7]), preferred_shape=(2, 2))
-        data = {"a": a, "m": m, "r": m.tocsr(), "ch": chumpy_array(ch, a), "pick": select, "s": np.float32(2.5),
-                "text": "lbs", "list": [chumpy_array(ch, a), 3], "object": np.array([m, a, None], dtype=object)}  # fmt: skip
+        data = {
+            "a": a,
+            "m": m,
+            "r": m.tocsr(),
+            "ch": chumpy_array(ch, a),
+            "pick": select,
+            "s": np.float32(2.5),
+            "text": "lbs",
+            "list": [chumpy_array(ch, a), 3],
+            "object": np.array([m, a, None], dtype=object),
+        }
         path = tmp_path / "x.pkl"
         path.write_bytes(pickle.dumps(data, protocol=protocol))
     assert "chumpy" not in sys.modules
@@ -74,9 +83,7 @@ def _attacks(marker):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-@pytest.mark.parametrize(
-    "attack", ["os.system", "eval", "open", "partial", "numpy.load", "numpy function", "getattr"]
-)
+@pytest.mark.parametrize("attack", ["os.system", "eval", "open", "partial", "numpy.load", "numpy function", "getattr"])
 def test_refuses_code(tmp_path, attack, protocol):
     marker, path = tmp_path / "marker", tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps({"v_template": _attacks(marker)[attack]}, protocol=protocol))
@@ -92,17 +99,20 @@ def test_the_attacks_would_work_elsewhere(tmp_path):
     assert marker.exists()
 
 
-@pytest.mark.parametrize("data", [
-    b"ccopy_reg\n_reconstructor\n(cnumpy\nndarray\nc__builtin__\nobject\nNtR.",  # builds something that is no payload
-    b"cnumpy\ndtype\n(Vos\ntR.",  # no such dtype
-    b"cchumpy.ch\nCh\n)\x81.",  # chumpy without a state
-    b"cchumpy.ch\nCh\n)\x81}b.",  # chumpy without x
-    b"\x80\x02]q",  # cut off
-    b"",
-    b"\x8c\x08builtins\x8c\x04exec\x93\x8c\x01a\x85R.",  # STACK_GLOBAL
-    b"Q.",  # persistent id
-    b"\x82\x01.",  # extension registry
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"ccopy_reg\n_reconstructor\n(cnumpy\nndarray\nc__builtin__\nobject\nNtR.",  # builds something that is no payload
+        b"cnumpy\ndtype\n(Vos\ntR.",  # no such dtype
+        b"cchumpy.ch\nCh\n)\x81.",  # chumpy without a state
+        b"cchumpy.ch\nCh\n)\x81}b.",  # chumpy without x
+        b"\x80\x02]q",  # cut off
+        b"",
+        b"\x8c\x08builtins\x8c\x04exec\x93\x8c\x01a\x85R.",  # STACK_GLOBAL
+        b"Q.",  # persistent id
+        b"\x82\x01.",  # extension registry
+    ],
+)
 def test_refuses_forged_bytes(tmp_path, data):
     path = tmp_path / "forged.pkl"
     path.write_bytes(data)

@@ -85,7 +85,7 @@ def test_compiles_inside_the_budget(source, tmp_path):
     kernels = re.findall(
         r"entry function '(\S+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers([^\n]*)",
         run.stderr, re.S,
-    )  # fmt: skip
+    )
     assert {arch for _, arch, *_ in kernels} == {f"sm_{a}" for a in archs}
     for name, arch, stack, spill, registers, rest in kernels:
         shared = int((re.findall(r"(\d+) bytes smem", rest) or [0])[0])

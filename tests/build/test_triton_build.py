@@ -14,9 +14,9 @@ pytest.importorskip("triton")
 
 SHARED_LIMIT = 227 * 1024  # bytes one sm_90 block may use
 POINTERS = {"BIAS": "*fp32", "DELTA": "*fp32", "LSE": "*fp32", "DBIAS": "*fp32", "KEY_LEN": "*i32", "QUERY_LEN": "*i32",
-            "CU_Q": "*i32", "CU_K": "*i32"}  # fmt: skip
+            "CU_Q": "*i32", "CU_K": "*i32"}
 OPTIONAL = {"BIAS": "HAS_BIAS", "DBIAS": "HAS_BIAS", "KEY_LEN": "HAS_KEY_LEN", "QUERY_LEN": "HAS_QUERY_LEN", "CU_Q": "PACKED",
-            "CU_K": "PACKED"}  # fmt: skip
+            "CU_K": "PACKED"}
 
 
 def compile_for_sm90(fn, constants: dict, dtype: str, warps: int, stages: int, folder: Path) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def spilled(ptx: str, folder: Path) -> int:
 @pytest.mark.parametrize("kernel", ["fwd", "dkv", "dq"])
 @pytest.mark.parametrize("dtype,dim,queries,keys,options", [
     ("bf16", 64, 784, 49, True), ("fp16", 24, 273, 273, False), ("fp32", 80, 192, 90, True), ("bf16", 256, 64, 300, False),
-])  # fmt: skip
+])
 def test_pruned_attention_compiles(kernel, dtype, dim, queries, keys, options, tmp_path, monkeypatch):
     assert os.environ.get("TRITON_INTERPRET") != "1"
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -71,7 +71,7 @@ def test_pruned_attention_compiles(kernel, dtype, dim, queries, keys, options, t
     block_d = _configs.next_power_of_2(dim)
     c = (_configs.pruned_attention_fwd if kernel == "fwd" else _configs.pruned_attention_bwd)(queries, keys, block_d, dtype == "fp32")
     constants = dict(H=8, D=dim, BLOCK_D=block_d, BLOCK_M=c.block_m, BLOCK_N=c.block_n, HAS_BIAS=options, HAS_KEY_LEN=options,
-                     HAS_QUERY_LEN=options, PACKED=False, PRECISION="tf32x3" if dtype == "fp32" else "ieee")  # fmt: skip
+                     HAS_QUERY_LEN=options, PACKED=False, PRECISION="tf32x3" if dtype == "fp32" else "ieee")
     blocks = -(-keys // c.block_n)
     if kernel == "dkv":
         constants |= dict(BLOCKS_PER_SPLIT=-(-queries // c.block_m), SPLITS=1, WRITE_DQ=blocks == 1)
@@ -89,7 +89,7 @@ def test_packed_variant_compiles(tmp_path, monkeypatch):
     from tore_fast.triton_kernels.pruned_attention import pruned_attention_fwd_kernel as fn
 
     constants = dict(H=8, D=64, BLOCK_D=64, BLOCK_M=64, BLOCK_N=64, NUM_K_BLOCKS=2, HAS_BIAS=False, HAS_KEY_LEN=False,
-                     HAS_QUERY_LEN=False, PACKED=True, PRECISION="ieee")  # fmt: skip
+                     HAS_QUERY_LEN=False, PACKED=True, PRECISION="ieee")
     shared, _ = compile_for_sm90(fn, constants, "bf16", 4, 2, tmp_path)
     assert shared <= SHARED_LIMIT
 

@@ -44,8 +44,15 @@ def mocap(tmp_path):
         t = np.arange(frames)[:, None, None] / 8
         rest, phase = rng.normal(0, 0.3, (17, 3)) + [0, 0, 1], rng.uniform(0, 6, (17, 3))
         clips[subject] = (rest + 0.05 * np.sin(t + phase)).astype(np.float32)
-        rows.append({"id": subject, "subject": subject, "description": f"move {subject}", "fps": 50.0,
-                     "split": "test" if subject == "d" else "train"})  # fmt: skip
+        rows.append(
+            {
+                "id": subject,
+                "subject": subject,
+                "description": f"move {subject}",
+                "fps": 50.0,
+                "split": "test" if subject == "d" else "train",
+            }
+        )
     folder = tmp_path / "mocap"
     folder.mkdir()
     np.savez(folder / "clips.npz", **clips)
@@ -60,14 +67,37 @@ def curve(out) -> dict[int, float]:
 
 def test_a_killed_process_resumes_on_the_same_curve(mocap, tmp_path, capsys):
     pytest.importorskip("accelerate")
-    options = ["train", "hot", "--data", str(mocap), "--train.steps", "8", "--train.batch-size", "2", "--train.log-every", "1",
-               "--train.eval-every", "4", "--train.checkpoint-minutes", "0", "--threads", "1", "--extra", *FIELDS]  # fmt: skip
+    options = [
+        "train",
+        "hot",
+        "--data",
+        str(mocap),
+        "--train.steps",
+        "8",
+        "--train.batch-size",
+        "2",
+        "--train.log-every",
+        "1",
+        "--train.eval-every",
+        "4",
+        "--train.checkpoint-minutes",
+        "0",
+        "--threads",
+        "1",
+        "--extra",
+        *FIELDS,
+    ]
     where = lambda name: ["--train.out", str(tmp_path / name)]
     # workers=0 batches are slowed by nothing, so the victim is stopped as soon as it wrote its third step
-    victim = subprocess.Popen([sys.executable, "-m", "tore_fast", *options, *where("killed")], env={**os.environ, "OMP_NUM_THREADS": "1"},
-                              stdout=subprocess.DEVNULL)  # fmt: skip
+    victim = subprocess.Popen(
+        [sys.executable, "-m", "tore_fast", *options, *where("killed")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
     log, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 120
-    while (not log.is_file() or log.read_text().count("\n") < 3) and victim.poll() is None and time.monotonic() < deadline:
+    while (
+        (not log.is_file() or log.read_text().count("\n") < 3) and victim.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.005)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
@@ -84,60 +114,96 @@ def test_a_killed_process_resumes_on_the_same_curve(mocap, tmp_path, capsys):
 
 def test_train_test_export_eval_lift(mocap, tmp_path, capsys):
     pytest.importorskip("accelerate")
-    code, out, _ = call(capsys, "train", "hot", "--data", mocap, "--train.out", tmp_path / "run", "--train.steps", 2,
-                        "--train.batch-size", 2, "--train.eval-every", 2, "--windows.zoom", 2, "--windows.shift", 0.3, "--threads", 1,
-                        "--test", "--export", tmp_path / "model", "--extra", *FIELDS)  # fmt: skip
+    code, out, _ = call(
+        capsys,
+        "train",
+        "hot",
+        "--data",
+        mocap,
+        "--train.out",
+        tmp_path / "run",
+        "--train.steps",
+        2,
+        "--train.batch-size",
+        2,
+        "--train.eval-every",
+        2,
+        "--windows.zoom",
+        2,
+        "--windows.shift",
+        0.3,
+        "--threads",
+        1,
+        "--test",
+        "--export",
+        tmp_path / "model",
+        "--extra",
+        *FIELDS,
+    )
     assert code == 0 and "clips: train 2  validation 1  test 1" in out
     measured = json.loads((tmp_path / "run" / "test.json").read_text())["test"]
     code, out, _ = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--json", tmp_path / "e.json")
     got = json.loads((tmp_path / "e.json").read_text())
     assert code == 0 and set(got["per_action"]) == {"move d"} and set(got["per_subject"]) == {"d"} and got["clips"] == 1
     assert got["mpjpe"] == pytest.approx(measured["mpjpe"], rel=0.01)  # the export is rounded to 16 bit
-    assert {"mpjpe", "p_mpjpe", "n_mpjpe", "mpjve", "pck150", "auc"} <= got.keys() and "p_mpjpe" in out and "move d" in out
+    assert (
+        {"mpjpe", "p_mpjpe", "n_mpjpe", "mpjve", "pck150", "auc"} <= got.keys() and "p_mpjpe" in out and "move d" in out
+    )
     code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--options", "colour", "red")
     assert code == 2 and "no option 'colour'" in err
     code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--options", "subjects", "z")
     assert code == 2 and "no test clips of z" in err
     np.savez(tmp_path / "k.npz", keypoints=np.random.rand(20, 17, 2) * 500, order="h36m", fps=25.0)
-    code, out, _ = call(capsys, "lift", tmp_path / "k.npz", "--model", tmp_path / "model", "--out", tmp_path, "--format", "npz")
+    code, out, _ = call(
+        capsys, "lift", tmp_path / "k.npz", "--model", tmp_path / "model", "--out", tmp_path, "--format", "npz"
+    )
     assert code == 0 and "lifted at 50 frames/s" in out and np.load(tmp_path / "k_npz.npz")["pose"].shape == (20, 17, 3)
 
 
-@pytest.mark.parametrize("change, message", [
-    (["--extra", "colour", "red"], "no field 'colour'; its fields: prune_block"),
-    (["--extra", "frames", "nine"], "--extra frames: expected a number like 27, got 'nine'"),
-    (["--extra", "recover_frames", "5"], "recover_frames must be 27"),
-    (["--extra", "prune_block", "0"], "prune_block must be in 1..7"),
-    (["--windows.zoom", "0.5"], "zoom must be at least 1"),
-    (["--model", "fastmetro_s_r50"], "not a video pose model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--extra", "colour", "red"], "no field 'colour'; its fields: prune_block"),
+        (["--extra", "frames", "nine"], "--extra frames: expected a number like 27, got 'nine'"),
+        (["--extra", "recover_frames", "5"], "recover_frames must be 27"),
+        (["--extra", "prune_block", "0"], "prune_block must be in 1..7"),
+        (["--windows.zoom", "0.5"], "zoom must be at least 1"),
+        (["--model", "fastmetro_s_r50"], "not a video pose model"),
+    ],
+)
 def test_bad_settings_are_one_line(mocap, tmp_path, capsys, change, message):
     code, _, err = call(capsys, "train", "hot", "--data", mocap, "--train.out", tmp_path / "x", *change)
     assert code == 2 and message in err and err.count("\n") == 1 and not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("pair, message", [
-    (["stride", "-3"], "--options stride: expected a whole number from 0 on, got '-3'"),
-    (["limit", "1.5"], "--options limit: expected a whole number"),
-    (["views", "0"], "--options views: expected a whole number from 1 on"),
-    (["fps", "0"], "--options fps: expected a positive number"),
-    (["noise_px", "much"], "--options noise_px: expected a number from 0 on, got 'much'"),
-    (["flip", "maybe"], "--options flip: expected true or false, got 'maybe'"),
-    (["split", "dev"], "split must be one of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pair, message",
+    [
+        (["stride", "-3"], "--options stride: expected a whole number from 0 on, got '-3'"),
+        (["limit", "1.5"], "--options limit: expected a whole number"),
+        (["views", "0"], "--options views: expected a whole number from 1 on"),
+        (["fps", "0"], "--options fps: expected a positive number"),
+        (["noise_px", "much"], "--options noise_px: expected a number from 0 on, got 'much'"),
+        (["flip", "maybe"], "--options flip: expected true or false, got 'maybe'"),
+        (["split", "dev"], "split must be one of"),
+    ],
+)
 def test_bad_evaluation_options_are_one_line(mocap, capsys, pair, message):
     code, _, err = call(capsys, "eval", "--data", mocap, "--options", *pair)
     assert code == 2 and message in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--overlap", "1"], "--overlap: expected a share"),
-    (["--fps", "0"], "--fps: expected a positive number, got 0"),
-    (["--width", "-3"], "--width: expected a positive number"),
-    (["--model", "tore_default", "--checkpoint", "w.pth"], "tore_default: not a video pose model"),
-    (["--checkpoint", "w.pth"], "say with --model which registered model"),
-    (["--model", "mixste_243"], "give --checkpoint"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--overlap", "1"], "--overlap: expected a share"),
+        (["--fps", "0"], "--fps: expected a positive number, got 0"),
+        (["--width", "-3"], "--width: expected a positive number"),
+        (["--model", "tore_default", "--checkpoint", "w.pth"], "tore_default: not a video pose model"),
+        (["--checkpoint", "w.pth"], "say with --model which registered model"),
+        (["--model", "mixste_243"], "give --checkpoint"),
+    ],
+)
 def test_bad_lift_options_are_one_line(tmp_path, capsys, words, message):
     np.savez(tmp_path / "k.npz", keypoints=np.zeros((3, 17, 2)), order="h36m")
     code, _, err = call(capsys, "lift", tmp_path / "k.npz", "--out", tmp_path / "out", *words)
@@ -187,7 +253,11 @@ def test_start_weights(tmp_path):
     assert model.pos_embed_token.abs().max() == 0
     other = create_model("mixste_27", **{**TINY, "channels": 8, "mlp_hidden": 8, "frames": 5})
     with pytest.raises(ValueError, match="none of its tensors fits"):
-        save_pretrained(create_model("motionbert_lite_27", channels=4, depth=1, heads=1, mlp_hidden=4, rep_channels=4), tmp_path / "o", "motionbert_lite_27")
+        save_pretrained(
+            create_model("motionbert_lite_27", channels=4, depth=1, heads=1, mlp_hidden=4, rep_channels=4),
+            tmp_path / "o",
+            "motionbert_lite_27",
+        )
         start_weights(other, tmp_path / "o")
 
 
@@ -199,7 +269,13 @@ def test_frame_waves_tell_neighbours_from_the_rest():
 
 
 def test_values_of_a_command_line():
-    assert config_values({"a": "3", "b": "0.5", "c": "uniform", "d": "null", "e": "true"}) == {"a": 3, "b": 0.5, "c": "uniform", "d": None, "e": True}
+    assert config_values({"a": "3", "b": "0.5", "c": "uniform", "d": "null", "e": "true"}) == {
+        "a": 3,
+        "b": 0.5,
+        "c": "uniform",
+        "d": None,
+        "e": True,
+    }
 
 
 def test_lifting_at_another_rate():
@@ -221,7 +297,12 @@ def test_outputs_never_hit_an_input_or_each_other(tmp_path):
     names = ["a.json", "a.csv", "b.npz", "c.json"]
     got = output_stems([tmp_path / n for n in names], tmp_path)
     assert [g.name for g in got] == ["a", "a_csv", "b_npz", "c"]
-    assert output_stems([tmp_path / "x" / "a.json", tmp_path / "y" / "a.json", tmp_path / "z" / "a.json"], tmp_path)[2].name == "a_2"
+    assert (
+        output_stems([tmp_path / "x" / "a.json", tmp_path / "y" / "a.json", tmp_path / "z" / "a.json"], tmp_path)[
+            2
+        ].name
+        == "a_2"
+    )
 
 
 def test_lifting_needs_nothing_but_keypoints(tmp_path, capsys):
@@ -235,7 +316,9 @@ def test_lifting_needs_nothing_but_keypoints(tmp_path, capsys):
     seen = camera.to_camera(body)
     pixels = camera.project(seen) * 960 + [960, 540]
     clip = np.broadcast_to(pixels, (40, 17, 2)).tolist()
-    (tmp_path / "k.json").write_text(json.dumps({"keypoints": clip, "order": "h36m", "width": 1920, "height": 1080, "fps": 50}))
+    (tmp_path / "k.json").write_text(
+        json.dumps({"keypoints": clip, "order": "h36m", "width": 1920, "height": 1080, "fps": 50})
+    )
     code, out, _ = call(capsys, "lift", tmp_path / "k.json", "--out", tmp_path, "--format", "npz")
     assert code == 0 and "normalisation image" in out
     error = np.linalg.norm(np.load(tmp_path / "k.npz")["pose"] - (seen - seen[:1]), axis=-1).mean()

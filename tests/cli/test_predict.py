@@ -36,10 +36,18 @@ def test_predict_writes_every_format(checkpoint, photo, tmp_path, capsys):
     boxes = tmp_path / "boxes.json"
     boxes.write_text(json.dumps({"photo.jpg": [[5, 5, 60, 80], [0, 0, 30, 40]]}))
     out = tmp_path / "out"
-    assert command("predict", photo, "--model", checkpoint, "--boxes", boxes, "--out", out, "--format", "png,glb,obj,npz") == 0
+    assert (
+        command("predict", photo, "--model", checkpoint, "--boxes", boxes, "--out", out, "--format", "png,glb,obj,npz")
+        == 0
+    )
     assert {p.name for p in out.iterdir()} == {
-        "photo_overlay.png", "photo_0.glb", "photo_1.glb", "photo_0.obj", "photo_1.obj", "photo.npz"
-    }  # fmt: skip
+        "photo_overlay.png",
+        "photo_0.glb",
+        "photo_1.glb",
+        "photo_0.obj",
+        "photo_1.obj",
+        "photo.npz",
+    }
     with Image.open(out / "photo_overlay.png") as picture:
         assert picture.size == (70, 90)
     with np.load(out / "photo.npz", allow_pickle=False) as data:
@@ -57,22 +65,43 @@ def test_bad_inputs_are_named_and_the_rest_is_done(checkpoint, photo, tmp_path, 
     (tmp_path / "notes.jpg").write_text("no picture")
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
-    code = command("predict", tmp_path / "broken.png", photo, tmp_path / "notes.jpg", tmp_path / "empty", "--model", checkpoint,
-                "--out", out, "--format", "npz", "--boxes", "full")
+    code = command(
+        "predict",
+        tmp_path / "broken.png",
+        photo,
+        tmp_path / "notes.jpg",
+        tmp_path / "empty",
+        "--model",
+        checkpoint,
+        "--out",
+        out,
+        "--format",
+        "npz",
+        "--boxes",
+        "full",
+    )
     err = capsys.readouterr().err
     assert code == 1 and [p.name for p in out.iterdir()] == ["photo.npz"]
-    for word in ("broken.png: damaged or truncated", "notes.jpg: not an image", "empty: the folder holds no image", "3 of 4"):
+    for word in (
+        "broken.png: damaged or truncated",
+        "notes.jpg: not an image",
+        "empty: the folder holds no image",
+        "3 of 4",
+    ):
         assert word in err, err
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("extra,words", [
-    (["--format", "fbx"], "--format: expected some of png"),
-    (["--boxes", "nowhere.json"], "no such box file"),
-    (["--model", "fastmetro_xl"], "no model 'fastmetro_xl'"),
-    (["--device", "cuda:0"], "no CUDA device"),
-    (["--batch-size", "0"], "batch_size must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra,words",
+    [
+        (["--format", "fbx"], "--format: expected some of png"),
+        (["--boxes", "nowhere.json"], "no such box file"),
+        (["--model", "fastmetro_xl"], "no model 'fastmetro_xl'"),
+        (["--device", "cuda:0"], "no CUDA device"),
+        (["--batch-size", "0"], "batch_size must be at least 1"),
+    ],
+)
 def test_usage_errors(checkpoint, photo, tmp_path, capsys, extra, words):
     if "cuda:0" in extra and torch.cuda.is_available():
         pytest.skip("a GPU is there")

@@ -52,16 +52,32 @@ SAID = {  # one mistake per verb and what the line must say
     ("train", "classify", "nowhere"): "nowhere",
     ("train", "keypoints", "--data", "wflw"): "--val-annotations",
     ("train", "smpl", "--model", "nothing"): "no model 'nothing'",
-    ("batch", "x", "--out", "y", "--extra", "colour", "red"): "options (--extra): expected upstream, mesh_data, got 'colour'",
+    (
+        "batch",
+        "x",
+        "--out",
+        "y",
+        "--extra",
+        "colour",
+        "red",
+    ): "options (--extra): expected upstream, mesh_data, got 'colour'",
     ("bench", "ops", "--op", "nothing"): "no ops benchmark 'nothing'",
-    ("bench", "ops", "--op", "bipartite_match", "--quick", "--match", "nothing"): "no case of ops bipartite_match fits 'nothing'",
+    (
+        "bench",
+        "ops",
+        "--op",
+        "bipartite_match",
+        "--quick",
+        "--match",
+        "nothing",
+    ): "no case of ops bipartite_match fits 'nothing'",
     ("predict", "x", "--nope", "3"): "Unrecognized options: --nope, 3 (tore-fast predict --help",
     ("predict", "x", "--batch-size", "abc"): "--batch-size: invalid literal",
     ("synth",): "Missing from tore-fast synth: --out PATH",
     ("synth", "--out", "x", "--split", "foo"): "invalid choice 'foo' for argument '--split'",
     ("viz", "nothing"): "no job 'nothing'; expected one of tokens",
     ("nothing",): "no verb 'nothing'; expected one of info",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -94,7 +110,9 @@ def test_failed_work_is_1(folder, capsys):
     assert command("convert", "text.bin", "out") == 1
     assert command("predict", "text.bin", "--out", "a/b") == 1
     err = capsys.readouterr().err.splitlines()
-    assert err[0].startswith("tore-fast convert: text.bin: not") and err[-1].startswith("tore-fast predict: 1 of 1 inputs")
+    assert err[0].startswith("tore-fast convert: text.bin: not") and err[-1].startswith(
+        "tore-fast predict: 1 of 1 inputs"
+    )
     assert not (folder / "a").exists() and not (folder / "out").exists()  # nothing to put there
 
 
@@ -109,7 +127,10 @@ def test_errors_of_the_work_and_of_arguments(monkeypatch, capsys, folder):
         return command("info"), capsys.readouterr().err
 
     assert fail(ValueError("seven is odd")) == (1, "tore-fast info: seven is odd\n")
-    assert fail(OSError(28, "No space left on device", "x.npz")) == (1, "tore-fast info: x.npz: No space left on device\n")
+    assert fail(OSError(28, "No space left on device", "x.npz")) == (
+        1,
+        "tore-fast info: x.npz: No space left on device\n",
+    )
     assert fail(UsageError("--x: no")) == (2, "tore-fast info: --x: no\n")
     assert fail(KeyboardInterrupt()) == (130, "tore-fast info: interrupted\n")
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
@@ -148,10 +169,17 @@ def test_list(capsys):
     assert command("list", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [r["name"] for r in found] == list_models()
-    assert command("list", "metro*", "fastmetro_tore_s_eb0*", "--family", "metro", "tore", "--tag", "hand", "--names-only") == 0
+    assert (
+        command("list", "metro*", "fastmetro_tore_s_eb0*", "--family", "metro", "tore", "--tag", "hand", "--names-only")
+        == 0
+    )
     assert capsys.readouterr().out.split() == [
-        "fastmetro_tore_s_eb0_hand", "metro_h64_hand", "metro_r50_hand", "metro_tore_h64_hand", "metro_tore_r50_hand"
-    ]  # fmt: skip
+        "fastmetro_tore_s_eb0_hand",
+        "metro_h64_hand",
+        "metro_r50_hand",
+        "metro_tore_h64_hand",
+        "metro_tore_r50_hand",
+    ]
     assert command("list", "*tore*", "--paper", "--sort", "macs", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert all(r["paper"] for r in found) and [r["gmacs"] for r in found] == sorted(r["gmacs"] for r in found)

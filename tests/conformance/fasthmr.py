@@ -49,10 +49,16 @@ def ready(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 def vit_config(cfg: dict) -> ViTConfig:
     return ViTConfig(
-        img_size=tuple(cfg["img_size"]), patch_size=cfg["patch_size"], embed_dim=cfg["embed_dim"], depth=cfg["depth"],
-        num_heads=cfg["num_heads"], mlp_ratio=cfg["mlp_ratio"], qkv_bias=cfg["qkv_bias"],
-        drop_path_rate=cfg.get("drop_path_rate", 0.0), ratio=cfg.get("ratio", 1),
-    )  # fmt: skip
+        img_size=tuple(cfg["img_size"]),
+        patch_size=cfg["patch_size"],
+        embed_dim=cfg["embed_dim"],
+        depth=cfg["depth"],
+        num_heads=cfg["num_heads"],
+        mlp_ratio=cfg["mlp_ratio"],
+        qkv_bias=cfg["qkv_bias"],
+        drop_path_rate=cfg.get("drop_path_rate", 0.0),
+        ratio=cfg.get("ratio", 1),
+    )
 
 
 def decoder_config(cfg: dict) -> DecoderConfig:
@@ -84,10 +90,13 @@ def run_tome_vit(case: Case) -> None:
     cfg = vit_config(case.config["VIT"])
     r = case.config["r"]
     merging = MergeConfig(
-        r=[r] * cfg.depth if isinstance(r, int) else r, prop_attn=case.config["prop_attn"], order="tome",
-        class_token=case.config.get("class_token", False), distill_token=case.config.get("distill_token", False),
+        r=[r] * cfg.depth if isinstance(r, int) else r,
+        prop_attn=case.config["prop_attn"],
+        order="tome",
+        class_token=case.config.get("class_token", False),
+        distill_token=case.config.get("distill_token", False),
         track_source=True,
-    )  # fmt: skip
+    )
     vit = ready(ViT(cfg, merging), case.state_dict())
     seen = block_outputs(vit)
     out = vit.forward_tokens(case.input("img"))
@@ -112,9 +121,12 @@ def run_hmr2_head(case: Case) -> None:
     c = case.config
     query = {"zero": "zero", "mean_shape": "mean_shape"}[c.get("TRANSFORMER_INPUT", "zero")]
     head = SMPLHead(
-        decoder_config(c["TRANSFORMER_DECODER"]), query, c.get("JOINT_REP", "6d"), c.get("IEF_ITERS", 1),
+        decoder_config(c["TRANSFORMER_DECODER"]),
+        query,
+        c.get("JOINT_REP", "6d"),
+        c.get("IEF_ITERS", 1),
         c.get("NUM_BODY_JOINTS", 23),
-    )  # fmt: skip
+    )
     ready(head, case.state_dict())
     out = head(tokens(case.input("features")))
     check_head(case, out)
@@ -125,9 +137,14 @@ def run_camera_head(case: Case) -> None:
     c = case.config
     keypoints = case.meta["state_dict"]["deckp.bias"][0] // 2
     head = SMPLHead(
-        decoder_config(c["HEAD"]), "bbox", "6d", c.get("IEF_ITERS", 1), c.get("NUM_POSE_PARAMS", 23),
-        c.get("NUM_BETAS", 10), keypoints,
-    )  # fmt: skip
+        decoder_config(c["HEAD"]),
+        "bbox",
+        "6d",
+        c.get("IEF_ITERS", 1),
+        c.get("NUM_POSE_PARAMS", 23),
+        c.get("NUM_BETAS", 10),
+        keypoints,
+    )
     ready(head, case.state_dict())
     check_head(case, head(tokens(case.input("features")), bbox_info=case.input("bbox_info")))
 
@@ -141,10 +158,16 @@ def run_densekp_head(case: Case) -> None:
 def full_config(cls: type, case: Case, **extra):
     v, h = case.config["VIT"], case.config["HEAD"]
     return cls(
-        embed_dim=v["embed_dim"], depth=v["depth"], num_heads=v["num_heads"], mlp_ratio=v["mlp_ratio"],
-        decoder_depth=h["depth"], decoder_heads=h["heads"], decoder_dim_head=h["dim_head"], decoder_mlp_dim=h["mlp_dim"],
+        embed_dim=v["embed_dim"],
+        depth=v["depth"],
+        num_heads=v["num_heads"],
+        mlp_ratio=v["mlp_ratio"],
+        decoder_depth=h["depth"],
+        decoder_heads=h["heads"],
+        decoder_dim_head=h["dim_head"],
+        decoder_mlp_dim=h["mlp_dim"],
         **extra,
-    )  # fmt: skip
+    )
 
 
 def run_hmr2_full(case: Case) -> None:
@@ -189,11 +212,19 @@ def _run_vae(case: Case) -> None:
     tokens_, dim = c["latent_dim"]
     vae = MotionVAE(
         MotionVAEConfig(
-            arch=c["arch"], num_features=c["nfeats"], latent_tokens=tokens_, latent_dim=dim, ff_size=c["ff_size"],
-            encoder_layers=c["num_layers"], decoder_layers=c["num_layers"], heads=c["num_heads"],
-            activation=c["activation"], pre_norm=c["normalize_before"], dist_mlp=c["ablation"].get("MLP_DIST", False),
+            arch=c["arch"],
+            num_features=c["nfeats"],
+            latent_tokens=tokens_,
+            latent_dim=dim,
+            ff_size=c["ff_size"],
+            encoder_layers=c["num_layers"],
+            decoder_layers=c["num_layers"],
+            heads=c["num_heads"],
+            activation=c["activation"],
+            pre_norm=c["normalize_before"],
+            dist_mlp=c["ablation"].get("MLP_DIST", False),
         )
-    )  # fmt: skip
+    )
     ready(vae, case.state_dict())
     pose = case.input("pose")
     mean, log_var = vae.encode(pose)
@@ -208,11 +239,20 @@ def _run_denoiser(case: Case) -> None:
         raise NotImplementedError("MotionDenoiser is the trans_enc form only")
     tokens_, dim = c["latent_dim"]
     cfg = DenoiserConfig(
-        latent_tokens=tokens_, latent_dim=dim, condition_dim=c["text_encoded_dim"], time_dim=c["text_encoded_dim"],
-        ff_size=c["ff_size"], layers=c["num_layers"], heads=c["num_heads"], activation=c["activation"],
-        pre_norm=c["normalize_before"], skip=c["ablation"].get("SKIP_CONNECT", True), condition_relu=True,
-        flip_sin_to_cos=c["flip_sin_to_cos"], freq_shift=c["freq_shift"],
-    )  # fmt: skip
+        latent_tokens=tokens_,
+        latent_dim=dim,
+        condition_dim=c["text_encoded_dim"],
+        time_dim=c["text_encoded_dim"],
+        ff_size=c["ff_size"],
+        layers=c["num_layers"],
+        heads=c["num_heads"],
+        activation=c["activation"],
+        pre_norm=c["normalize_before"],
+        skip=c["ablation"].get("SKIP_CONNECT", True),
+        condition_relu=True,
+        flip_sin_to_cos=c["flip_sin_to_cos"],
+        freq_shift=c["freq_shift"],
+    )
     model = ready(MotionDenoiser(cfg), convert.mld_denoiser_state(case.state_dict()))
     t = case.input("timestep")
     check(case, "out", model(case.input("z"), t, case.input("cond")))
@@ -220,9 +260,11 @@ def _run_denoiser(case: Case) -> None:
 
 
 def run_ik(case: Case) -> None:
-    tree = ik.IKTree(
-        tuple(case.arrays["parents"].tolist()), tuple(case.arrays["children"].tolist())
-    ) if "parents" in case.arrays else ik.SMPL_TREE  # fmt: skip
+    tree = (
+        ik.IKTree(tuple(case.arrays["parents"].tolist()), tuple(case.arrays["children"].tolist()))
+        if "parents" in case.arrays
+        else ik.SMPL_TREE
+    )
     got = ik.hybrik_ik(
         case.input("joints"), case.input("phis"), case.input("rest_pose"), case.config["mode"], tree=tree
     )
@@ -245,6 +287,7 @@ def run_schedule(case: Case) -> None:
 
 def run_traces(case: Case) -> None:
     for name, c in case.meta["cases"].items():
+
         def error(groups, c=c):
             return c["base"] + sum(c["w"][g[-1]] * (len(g) - 1) for g in groups)
 
@@ -284,5 +327,3 @@ def runner(case: Case) -> Callable[[Case], None] | None:
         if case.model.startswith(start):
             return lambda c, run=run: _guarded(run, c)
     return None
-
-

@@ -80,7 +80,9 @@ def model_input(case: Case) -> torch.Tensor:
 def picture_size(case: Case) -> tuple[int, int]:
     """Height and width in pixels; of the picture that feature-fed cases stand for."""
     inputs = case.meta["inputs"]
-    spec, stride = next(((inputs[k], n) for k, n in (("features", 32), ("input.features", 32), ("images", 1)) if k in inputs), ({}, 1))
+    spec, stride = next(
+        ((inputs[k], n) for k, n in (("features", 32), ("input.features", 32), ("images", 1)) if k in inputs), ({}, 1)
+    )
     height, width = (spec.get("shape") or [224, 224])[-2:] if isinstance(spec, dict) else (224, 224)
     return height * stride, width * stride
 
@@ -220,7 +222,12 @@ def run_tore(case: Case) -> None:
     model = load(FastMETRO_TORE(config, mesh), case)
     assert model.keep_num == c.get("keep_num", keep)
     atol = ATOL if config.backbone is None else ATOL_E2E
-    names = ["transformer_2", "transformer_3", *(["layer_norm"] if soft else []), *(["backbone"] if config.backbone else [])]
+    names = [
+        "transformer_2",
+        "transformer_3",
+        *(["layer_norm"] if soft else []),
+        *(["backbone"] if config.backbone else []),
+    ]
     taps = Taps(model, *names)
     with torch.no_grad():
         out = model(model_input(case))

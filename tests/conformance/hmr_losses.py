@@ -61,7 +61,11 @@ def run_losses(case: Case) -> None:
         "projection": project(pred_joints, cam),
         "rodrigues": axis_angle_to_matrix(axis_angle),
         "smpl_param_loss": losses.smpl_parameter_loss(
-            _input("pred_rotmat", 4, 24, 3, 3, scale=0.5), _input("pred_betas", 4, 10), rotmat, _input("gt_betas", 4, 10), has
+            _input("pred_rotmat", 4, 24, 3, 3, scale=0.5),
+            _input("pred_betas", 4, 10),
+            rotmat,
+            _input("gt_betas", 4, 10),
+            has,
         ),
     }
     for name in case.meta["outputs"]:

@@ -80,7 +80,11 @@ def run_chained_matching(case) -> None:
         for step, r in enumerate(cfg["r"]):
             metric = case.input(f"metric_{step}")
             plan = bipartite_soft_matching(
-                metric, r, class_token=bool(cfg.get("class_token")), distill_token=bool(cfg.get("distill_token")), impl=impl
+                metric,
+                r,
+                class_token=bool(cfg.get("class_token")),
+                distill_token=bool(cfg.get("distill_token")),
+                impl=impl,
             )
             for name in ("unm_idx", "src_idx", "dst_idx"):
                 assert torch.equal(getattr(plan, name).int(), case.stored(f"{name}_{step}").int()), (impl, name, step)
@@ -106,9 +110,14 @@ def run_matching(case) -> None:
     protected = case.input("person").bool() if "person" in case.meta["inputs"] else None
     for impl in _impls(_module(bipartite_soft_matching), metric):
         plan = bipartite_soft_matching(
-            metric, cfg["r"], protected=protected, protect="never", class_token=bool(cfg.get("class_token")),
-            distill_token=bool(cfg.get("distill_token")), impl=impl,
-        )  # fmt: skip
+            metric,
+            cfg["r"],
+            protected=protected,
+            protect="never",
+            class_token=bool(cfg.get("class_token")),
+            distill_token=bool(cfg.get("distill_token")),
+            impl=impl,
+        )
         want_pairs, got_pairs = (
             [dict(zip(s.tolist(), d.tolist())) for s, d in zip(src, dst)]
             for src, dst in ((case.stored("src_idx"), case.stored("dst_idx")), (plan.src_idx, plan.dst_idx))
@@ -121,7 +130,9 @@ def run_matching(case) -> None:
             want = case.stored(name)
             rows = want_order[..., None].expand(-1, -1, want.shape[2])
             mine = order[..., None].expand(-1, -1, want.shape[2])
-            torch.testing.assert_close(got.gather(1, mine), want.gather(1, rows), msg=lambda m: f"{impl} {name}: {m}", **MERGE_TOL)
+            torch.testing.assert_close(
+                got.gather(1, mine), want.gather(1, rows), msg=lambda m: f"{impl} {name}: {m}", **MERGE_TOL
+            )
 
         merged, size = merge(plan, x, "wavg", impl=impl)
         same("x_wavg", merged)
@@ -143,7 +154,8 @@ def run_token_recovery(case) -> None:
         return t.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     q, k, v = (
-        split(F.linear(t, state[f"linear_{n}.weight"], state.get(f"linear_{n}.bias"))) for n, t in zip("qkv", (x_token, x, x))
+        split(F.linear(t, state[f"linear_{n}.weight"], state.get(f"linear_{n}.bias")))
+        for n, t in zip("qkv", (x_token, x, x))
     )
     for impl in _impls(_module(pruned_attention), q):
         out = pruned_attention(q, k, v, impl=impl).transpose(1, 2).flatten(2)

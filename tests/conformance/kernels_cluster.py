@@ -95,9 +95,7 @@ def dpc_selection(case) -> None:
     x, count, k = case.input("x"), case.config["cluster_num"], case.config["k"]
     noise, mask, center = optional(case, "noise"), optional(case, "token_mask"), case.config.get("center")
     for impl in impls("dpc_knn_cluster", x, k):
-        clusters = ops.dpc_knn_cluster(
-            x, count, k, mask=mask, noise=noise, exclude=center, order="score", impl=impl
-        )
+        clusters = ops.dpc_knn_cluster(x, count, k, mask=mask, noise=noise, exclude=center, order="score", impl=impl)
         statistics(case, "", clusters, DELTA_OF_PRODUCT_FORM)
         exact(case, "index_down", clusters.centers)
         exact(case, "idx_cluster", clusters.cluster)
@@ -114,8 +112,13 @@ def token_map(case) -> None:
         for level in (1, 2):
             features, idx_token, agg_weight = levels[-1]
             out = ops.cluster_merge_tokens(
-                features, case.input(f"idx_cluster_{level}"), case.config[f"N{level}"],
-                case.input(f"weight_{level}")[..., 0], idx_token, agg_weight, impl=impl,
+                features,
+                case.input(f"idx_cluster_{level}"),
+                case.config[f"N{level}"],
+                case.input(f"weight_{level}")[..., 0],
+                idx_token,
+                agg_weight,
+                impl=impl,
             )
             levels.append((out.merged, out.idx_token, out.agg_weight))
             case.close(f"x_{level}", out.merged, **FEATURES)

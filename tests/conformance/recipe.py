@@ -40,8 +40,14 @@ def weight(name: str, shape) -> np.ndarray:
     return np.asarray(value, np.float32)
 
 
-_BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-           ast.Mod: operator.mod, ast.Pow: operator.pow}
+_BINARY = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
 _NUMPY = {"float32", "float64", "int64", "arange", "abs", "sqrt", "exp", "cumsum", "repeat", "concatenate"}
 
 

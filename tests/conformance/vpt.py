@@ -12,11 +12,23 @@ from tore_fast.models.hot import center_pose
 
 HOST_WORDS = ("mixste", "motionbert", "mhformer", "motionagformer")
 FIELD_OF = {
-    "frames": "frames", "token_num": "keep_frames", "layer_index": "prune_block", "channel": "channels",
-    "dim_feat": "channels", "d_hid": "mlp_hidden", "mlp_hidden": "mlp_hidden", "dim_rep": "rep_channels", "depth": "depth",
-    "n_layers": "depth", "layers": "layers", "heads": "heads", "num_heads": "heads", "knn_k": "knn", "k": "knn",
+    "frames": "frames",
+    "token_num": "keep_frames",
+    "layer_index": "prune_block",
+    "channel": "channels",
+    "dim_feat": "channels",
+    "d_hid": "mlp_hidden",
+    "mlp_hidden": "mlp_hidden",
+    "dim_rep": "rep_channels",
+    "depth": "depth",
+    "n_layers": "depth",
+    "layers": "layers",
+    "heads": "heads",
+    "num_heads": "heads",
+    "knn_k": "knn",
+    "k": "knn",
     "maxlen": "max_frames",
-}  # fmt: skip
+}
 RTOL = 1e-4  # of the largest magnitude; float32 and float64 references agree to 2.3e-6
 
 

@@ -57,7 +57,9 @@ def test_masks_follow_their_box():
 
 
 def test_overlap_and_forms():
-    np.testing.assert_allclose(box_overlap(np.array([[0, 0, 2, 2.0]]), np.array([[1, 0, 3, 2.0], [5, 5, 6, 6]])), [[1 / 3, 0]])
+    np.testing.assert_allclose(
+        box_overlap(np.array([[0, 0, 2, 2.0]]), np.array([[1, 0, 3, 2.0], [5, 5, 6, 6]])), [[1 / 3, 0]]
+    )
     assert as_detections([], (60, 80)).boxes.shape == (0, 4)
     assert as_detections(Detections(np.ones((1, 4)), None), (60, 80)).scores.tolist() == [1]
     with pytest.raises(ValueError, match=r"boxes \[N, 4\] or \[N, 5\]"):
@@ -68,9 +70,15 @@ def test_overlap_and_forms():
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("numpy", "MODULE:CALLABLE"), ("numpy:nothing", "no attribute"), ("no_such_module:f", "No module"), ("math:pi", "not callable"),
-     ("torchvision:fasterrcnn_resnet50_fpn", "nothing is downloaded"), ("torchvision:yolo", "no detection model")],
-)  # fmt: skip
+    [
+        ("numpy", "MODULE:CALLABLE"),
+        ("numpy:nothing", "no attribute"),
+        ("no_such_module:f", "No module"),
+        ("math:pi", "not callable"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "nothing is downloaded"),
+        ("torchvision:yolo", "no detection model"),
+    ],
+)
 def test_detectors_that_cannot_be_had(source, message):
     if source.startswith("torchvision"):
         pytest.importorskip("torchvision")

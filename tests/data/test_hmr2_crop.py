@@ -31,7 +31,13 @@ def picture(h: int, w: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "square",
-    [Square(150.0, 110.0, 120.0), Square(150.3, 110.7, 256.0), Square(300.0, 200.0, 900.0), Square(5.0, 3.0, 700.0), Square(390.5, 299.0, 1500.0)],
+    [
+        Square(150.0, 110.0, 120.0),
+        Square(150.3, 110.7, 256.0),
+        Square(300.0, 200.0, 900.0),
+        Square(5.0, 3.0, 700.0),
+        Square(390.5, 299.0, 1500.0),
+    ],
 )
 def test_crops_are_those_of_blurring_and_sampling_the_whole_picture(square):
     img = picture(300, 400)
@@ -94,9 +100,13 @@ def test_box_files(tmp_path):
     js.write_text('{"1": [[0, 1, 2, 30, 40], [1, 1, 2, 30, 40]]}')
     assert TrackBoxes.read(js).at(1) == {1: (1, 2, 30, 40)}
     for text, message in (
-        ("0,0,1,2,30", "line 1: expected frame"), ("0,0,5,2,3,40\n", "x0 < x1"), ("", "holds no box"),
-        ("0,0,1,2,30,40\n0,0,1,2,30,40", "two boxes"), ("0,0,nan,2,30,40", "x0 < x1"), ("-1,0,1,2,30,40", "count from 0"),
-    ):  # fmt: skip
+        ("0,0,1,2,30", "line 1: expected frame"),
+        ("0,0,5,2,3,40\n", "x0 < x1"),
+        ("", "holds no box"),
+        ("0,0,1,2,30,40\n0,0,1,2,30,40", "two boxes"),
+        ("0,0,nan,2,30,40", "x0 < x1"),
+        ("-1,0,1,2,30,40", "count from 0"),
+    ):
         csv.write_text(text)
         with pytest.raises(ImageError, match=message):
             TrackBoxes.read(csv)

@@ -18,8 +18,20 @@ def picture():
     return Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("mode,suffix", [("RGB", "png"), ("L", "png"), ("RGBA", "png"), ("P", "gif"), ("CMYK", "jpg"),
-                                         ("1", "png"), ("LA", "png"), ("I;16", "png"), ("F", "tiff")])
+@pytest.mark.parametrize(
+    "mode,suffix",
+    [
+        ("RGB", "png"),
+        ("L", "png"),
+        ("RGBA", "png"),
+        ("P", "gif"),
+        ("CMYK", "jpg"),
+        ("1", "png"),
+        ("LA", "png"),
+        ("I;16", "png"),
+        ("F", "tiff"),
+    ],
+)
 def test_modes(tmp_path, picture, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     if mode == "I;16":
@@ -51,8 +63,13 @@ def test_bad_files(tmp_path, picture):
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.png").touch()
-    for name, words in [("cut.jpg", "truncated"), ("text.jpg", "not an image"), ("empty.png", "empty"),
-                        ("gone.jpg", "no such file"), (".", "folder")]:
+    for name, words in [
+        ("cut.jpg", "truncated"),
+        ("text.jpg", "not an image"),
+        ("empty.png", "empty"),
+        ("gone.jpg", "no such file"),
+        (".", "folder"),
+    ]:
         with pytest.raises(ImageError, match=words) as e:
             read_image(tmp_path / name)
         assert "\n" not in str(e.value)

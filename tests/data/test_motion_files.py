@@ -79,7 +79,9 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 def test_bvh_by_hand(tmp_path):
     motion = read_bvh(write(tmp_path, "a.bvh", BVH))
-    assert motion.names == ["hip", "knee", "End_knee"] and motion.parents == [-1, 0, 1] and motion.fps == pytest.approx(50)
+    assert (
+        motion.names == ["hip", "knee", "End_knee"] and motion.parents == [-1, 0, 1] and motion.fps == pytest.approx(50)
+    )
     got = motion.positions()
     np.testing.assert_allclose(got[0], [[1, 3, 3], [1, 1, 3], [1, 0, 3]], atol=1e-12)
     # root turned 90 degrees about z takes -y to +x; then the knee about its x axis takes its -y to -z
@@ -144,7 +146,9 @@ def test_written_bvh_moves_like_the_poses(tmp_path):
     assert motion.fps == pytest.approx(30, rel=1e-5)
 
 
-@pytest.mark.skipif(not (MOCAP / "raw" / "expected_positions.npz").is_file(), reason="needs the motion-capture sample files")
+@pytest.mark.skipif(
+    not (MOCAP / "raw" / "expected_positions.npz").is_file(), reason="needs the motion-capture sample files"
+)
 def test_real_files():
     want = np.load(MOCAP / "raw" / "expected_positions.npz")
     for name in ("cmu_12_01", "cmu_14_08_first400"):
@@ -172,7 +176,9 @@ def test_lost_thorax_is_given_back(tmp_path):
     joint = "JOINT {0}\n{{\nOFFSET {1}\nCHANNELS 3 Zrotation Xrotation Yrotation\n{2}\n}}"
     end = "End Site\n{\nOFFSET 0 0 0\n}"
     for offset, lost in (("0 0 0", True), ("0 1 0", False)):
-        above = [joint.format(n, offset if n == "Neck" else "0 0 0", end) for n in ("Neck", "LeftShoulder", "RightShoulder")]
+        above = [
+            joint.format(n, offset if n == "Neck" else "0 0 0", end) for n in ("Neck", "LeftShoulder", "RightShoulder")
+        ]
         body = joint.format("Spine1", "0 2 0.5", "\n".join(above))
         text = f"HIERARCHY\nROOT Hips\n{{\nOFFSET 0 0 0\nCHANNELS 3 Xposition Yposition Zposition\n{body}\n}}\nMOTION\nFrames: 1\n"
         (tmp_path / "a.bvh").write_text(text + "Frame Time: 0.01\n" + " ".join(["0"] * 15) + "\n")
@@ -192,8 +198,10 @@ def motion(subject="a", frames=40, split="train", seed=0) -> Motion:
 def test_archive_and_split(tmp_path):
     clips = {f"c{i}": random_poses(10 + i, i).astype(np.float32) for i in range(5)}
     np.savez(tmp_path / "clips.npz", **clips)
-    rows = [{"id": k, "subject": s, "split": "test" if s == "z" else "train", "fps": 60, "description": "walk - slow"}
-            for k, s in zip(clips, "aabcz")]  # fmt: skip
+    rows = [
+        {"id": k, "subject": s, "split": "test" if s == "z" else "train", "fps": 60, "description": "walk - slow"}
+        for k, s in zip(clips, "aabcz")
+    ]
     (tmp_path / "index.json").write_text(json.dumps({"clips": rows}))
     motions = read_motions(tmp_path)
     assert [m.action for m in motions] == ["walk"] * 5

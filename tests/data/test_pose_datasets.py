@@ -35,7 +35,9 @@ def h36m(tmp_path):
     world = {"S9": {"Walking 1": rng.normal(size=(12, 32, 3)).astype(np.float32)}}
     points = {"S9": {"Walking 1": [rng.uniform(0, 1000, (13, 17, 2)).astype(np.float32) for _ in range(4)]}}
     np.savez_compressed(tmp_path / "data_3d_h36m.npz", positions_3d=world)
-    np.savez_compressed(tmp_path / "data_2d_h36m_gt.npz", positions_2d=points, metadata={"keypoints_symmetry": [[4], [1]]})
+    np.savez_compressed(
+        tmp_path / "data_2d_h36m_gt.npz", positions_2d=points, metadata={"keypoints_symmetry": [[4], [1]]}
+    )
     q = rng.normal(size=(4, 4))
     q /= np.linalg.norm(q, axis=1, keepdims=True)
     rig = [{"orientation": list(q[i]), "translation": [1.0, 2.0, 3.0 + i]} for i in range(4)]
@@ -56,7 +58,9 @@ def test_h36m(h36m, cameras):
     for i, clip in enumerate(clips):
         assert len(clip) == 12  # the longer 2D is cut
         inverse = np.array(rig[i]["orientation"]) * [1, -1, -1, -1]
-        seen = quaternion_rotate(inverse, world["S9"]["Walking 1"][:, list(H36M_32_TO_17)].astype(float) - rig[i]["translation"])
+        seen = quaternion_rotate(
+            inverse, world["S9"]["Walking 1"][:, list(H36M_32_TO_17)].astype(float) - rig[i]["translation"]
+        )
         np.testing.assert_allclose(clip.pose, seen - seen[:, :1], atol=1e-5)
         pixels = points["S9"]["Walking 1"][i][:12]
         np.testing.assert_allclose(clip.keypoints[..., 0], pixels[..., 0] / 500 - 1, atol=1e-5)

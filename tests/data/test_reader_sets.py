@@ -8,14 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from made_up.sets import (
-    hmr2_person,
-    picture,
-    python2_pickle,
-    write_3dpw,
-    write_freihand,
-    write_hmr2_tar,
-)
+from made_up.sets import hmr2_person, picture, python2_pickle, write_3dpw, write_freihand, write_hmr2_tar
 from PIL import Image
 
 from tore_fast.body import load_body
@@ -58,9 +51,12 @@ def test_3dpw(tmp_path, body):
     assert isinstance(reader, ThreeDPWReader) and len(reader) == 5
     assert len(open_dataset(tmp_path, valid_only=False)) == 6
     assert [(r.sequence, r.frame) for r in reader] == [
-        ("downtown_made_up_00_0", 0), ("downtown_made_up_00_0", 2), ("downtown_made_up_00_1", 0),
-        ("downtown_made_up_00_1", 1), ("downtown_made_up_00_1", 2),
-    ]  # fmt: skip
+        ("downtown_made_up_00_0", 0),
+        ("downtown_made_up_00_0", 2),
+        ("downtown_made_up_00_1", 0),
+        ("downtown_made_up_00_1", 1),
+        ("downtown_made_up_00_1", 2),
+    ]
     assert [r.gender for r in reader] == ["male", "male", "female", "female", "female"]
     record, person, frame = reader[3], 1, 1
     assert record.image.shape == (128, 96, 3)
@@ -100,11 +96,21 @@ def test_3dpw_missing(tmp_path):
 
 
 def test_amass(tmp_path, rng):
-    for name, count, numbers, rate in (("S1/walk_poses", 25, 156, "mocap_framerate"), ("S2/run_stageii", 11, 165, "mocap_frame_rate")):
+    for name, count, numbers, rate in (
+        ("S1/walk_poses", 25, 156, "mocap_framerate"),
+        ("S2/run_stageii", 11, 165, "mocap_frame_rate"),
+    ):
         file = tmp_path / f"{name}.npz"
         file.parent.mkdir()
-        np.savez(file, poses=rng.normal(size=(count, numbers)), trans=rng.normal(size=(count, 3)), betas=np.arange(16.0),
-                 gender=np.array("female"), dmpls=np.zeros((count, 8)), **{rate: np.array(120.0)})  # fmt: skip
+        np.savez(
+            file,
+            poses=rng.normal(size=(count, numbers)),
+            trans=rng.normal(size=(count, 3)),
+            betas=np.arange(16.0),
+            gender=np.array("female"),
+            dmpls=np.zeros((count, 8)),
+            **{rate: np.array(120.0)},
+        )
     np.savez(tmp_path / "S1" / "shape.npz", betas=np.zeros(16), gender=np.array("male"))
     data = open_dataset(tmp_path, frames_per_s=30)
     assert isinstance(data, AmassReader) and data.num_motions == 2 and len(data) == 7 + 3
@@ -157,10 +163,19 @@ def test_csv_folder(tmp_path, rng, text):
 
 def test_json_folders(tmp_path, rng):
     rows = [
-        {"image": "a.png", "box": [10, 20, 50, 100], "keypoints_2d": [[1, 2]] * 17, "pose": [0.1] * 72, "betas": [0.2] * 10,
-         "gender": "female", "camera": [[500, 0, 48], [0, 500, 64], [0, 0, 1]], "sequence": "s", "frame": 3},
+        {
+            "image": "a.png",
+            "box": [10, 20, 50, 100],
+            "keypoints_2d": [[1, 2]] * 17,
+            "pose": [0.1] * 72,
+            "betas": [0.2] * 10,
+            "gender": "female",
+            "camera": [[500, 0, 48], [0, 500, 64], [0, 0, 1]],
+            "sequence": "s",
+            "frame": 3,
+        },
         {"image": "b.png", "box": [0, 0, 5, 5], "keypoints_3d": [[1, 2, 3, 1]] * 24, "keypoints_3d_set": "smpl24"},
-    ]  # fmt: skip
+    ]
     (tmp_path / "t.json").write_text(json.dumps(rows))
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for name in ("t.json", "t.jsonl"):
@@ -168,13 +183,25 @@ def test_json_folders(tmp_path, rng):
         assert first.keypoints_2d_set == "coco17" and first.has_smpl and first.frame == 3 and first.gender == "female"
         assert second.keypoints_3d_set == "smpl24" and not second.has_smpl and second.has_3d
     coco = {
-        "images": [{"id": 7, "file_name": "image_00012.jpg", "sequence": "office", "cam_param": {"focal": [500, 501], "princpt": [48, 64]}}],
+        "images": [
+            {
+                "id": 7,
+                "file_name": "image_00012.jpg",
+                "sequence": "office",
+                "cam_param": {"focal": [500, 501], "princpt": [48, 64]},
+            }
+        ],
         "annotations": [
-            {"id": 1, "image_id": 7, "bbox": [10, 20, 40, 80], "keypoints": [5, 6, 2] * 17,
-             "smpl_param": {"pose": [0.1] * 72, "shape": [0.0] * 10, "trans": [0, 0, 3], "gender": "male"}},
+            {
+                "id": 1,
+                "image_id": 7,
+                "bbox": [10, 20, 40, 80],
+                "keypoints": [5, 6, 2] * 17,
+                "smpl_param": {"pose": [0.1] * 72, "shape": [0.0] * 10, "trans": [0, 0, 3], "gender": "male"},
+            },
             {"id": 2, "image_id": 7, "bbox": [10, 20, 0, 80]},
         ],
-    }  # fmt: skip
+    }
     (tmp_path / "3DPW_test.json").write_text(json.dumps(coco))
     (record,) = open_dataset(tmp_path / "3DPW_test.json", images=tmp_path)
     assert record.has_smpl and record.gender == "male" and (record.sequence, record.frame) == ("office_0", 12)
@@ -187,7 +214,10 @@ def test_json_folders(tmp_path, rng):
         open_dataset(tmp_path / "broken.json")
 
 
-@pytest.mark.parametrize(("name", "whose"), [("3DPW", "3DPW page"), ("amass", "AMASS page"), ("FreiHAND_v2", "Freiburg"), ("Human3.6M", "METRO")])
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [("3DPW", "3DPW page"), ("amass", "AMASS page"), ("FreiHAND_v2", "Freiburg"), ("Human3.6M", "METRO")],
+)
 def test_a_missing_folder_called_after_a_data_set_says_whose_it_is(tmp_path, name, whose):
     with pytest.raises(MissingData, match=whose):
         open_dataset(tmp_path / name)
@@ -208,7 +238,9 @@ def test_unknown_data(tmp_path):
 def test_evaluation_crop_is_the_official_one(tmp_path, rng):
     write_hmr2_tar(tmp_path / "a.tar", [("x", picture(rng), [hmr2_person(rng)])])
     record = open_dataset(tmp_path / "a.tar")[0]
-    np.testing.assert_array_equal(evaluation_crop(record, 64), training_crop(record.image, record.center, 0.5, None, 64))
+    np.testing.assert_array_equal(
+        evaluation_crop(record, 64), training_crop(record.image, record.center, 0.5, None, 64)
+    )
     # 256 x 192: the box 60 x 100 fits the aspect ratio by its height; the sides of the square are cut off
     tall = evaluation_crop(record, (64, 48))
     np.testing.assert_array_equal(tall, training_crop(record.image, record.center, 0.5, None, 64)[:, :, 8:56])

@@ -9,25 +9,11 @@ import pickle
 
 import numpy as np
 import pytest
-from made_up.sets import (
-    body_label,
-    hmr2_person,
-    picture,
-    write_hmr2_tar,
-    write_tar,
-    write_tsv,
-    write_tsv_set,
-)
+from made_up.sets import body_label, hmr2_person, picture, write_hmr2_tar, write_tar, write_tsv, write_tsv_set
 from PIL import Image
 
 from tore_fast.body.joints import J24
-from tore_fast.data.readers import (
-    DataError,
-    MissingData,
-    TsvReader,
-    open_dataset,
-    to_j24,
-)
+from tore_fast.data.readers import DataError, MissingData, TsvReader, open_dataset, to_j24
 from tore_fast.data.readers.hmr2_tar import expand_tars
 
 
@@ -50,7 +36,9 @@ def test_tsv(tmp_path, rng, lineidx):
     labels[2] |= {"has_smpl": 0, "has_3d_joints": 0, "gender": ""}
     write_tsv_set(tmp_path, labels, pictures, lineidx=lineidx)
     write_tsv(tmp_path / "test.linelist.tsv", [["3"], ["2"], ["0"]])
-    (tmp_path / "test.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\nlinelist: test.linelist.tsv\n")
+    (tmp_path / "test.yaml").write_text(
+        "img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\nlinelist: test.linelist.tsv\n"
+    )
     data = open_dataset(tmp_path / "test.yaml")
     assert isinstance(data, TsvReader) and len(data) == 3 and len(list(data)) == 3
     for i, source in enumerate((3, 2, 0)):
@@ -79,14 +67,21 @@ def test_tsv_composite_set(tmp_path, rng):
     )
     data = open_dataset(tmp_path / "mixed.yaml")
     assert [r.name for r in data] == [
-        "coco/train.hw.tsv_train/00002.jpg", "h36m/train.hw.tsv_train/00001.jpg", "coco/train.hw.tsv_train/00000.jpg",
-    ]  # fmt: skip
+        "coco/train.hw.tsv_train/00002.jpg",
+        "h36m/train.hw.tsv_train/00001.jpg",
+        "coco/train.hw.tsv_train/00000.jpg",
+    ]
     assert [round(r.scale, 6) for r in data] == [0.3, 0.2, 0.3]
 
 
 def test_tsv_hands_and_old_size_column(tmp_path, rng):
     label = body_label(rng)
-    label |= {"2d_joints": [[[1.0, 2.0, 1.0]] * 21], "3d_joints": [[[0.1, 0.2, 0.3, 1.0]] * 21], "pose": [0.1] * 48, "scale": 0.9}
+    label |= {
+        "2d_joints": [[[1.0, 2.0, 1.0]] * 21],
+        "3d_joints": [[[0.1, 0.2, 0.3, 1.0]] * 21],
+        "pose": [0.1] * 48,
+        "scale": 0.9,
+    }
     del label["gender"]
     write_tsv_set(tmp_path, [label], [picture(rng, 224, 224)])
     write_tsv(tmp_path / "test.hw.tsv", [["hand", "224 223"]])
@@ -145,7 +140,9 @@ def test_readers_work_in_other_processes(tmp_path, rng):
 def test_hmr2_tars(tmp_path, rng):
     pictures = [picture(rng) for _ in range(3)]
     first, second = hmr2_person(rng), hmr2_person(rng, has_betas=np.array(0.0))
-    write_hmr2_tar(tmp_path / "000000.tar", [("set/a.b", pictures[0], [first]), ("set/c", pictures[1], [first, second])])
+    write_hmr2_tar(
+        tmp_path / "000000.tar", [("set/a.b", pictures[0], [first]), ("set/c", pictures[1], [first, second])]
+    )
     write_hmr2_tar(tmp_path / "000001.tar", [("set/d", pictures[2], [second])])
     data = open_dataset(str(tmp_path / "{000000..000001}.tar"))
     # webdataset cuts names at the first dot: the key is "set/a", its label "b.data.pyd"; such a sample has no data.pyd
@@ -209,11 +206,20 @@ def test_hmr2_npz(tmp_path, rng, pixels):
     body3d, extra3d = rng.random((n, 25, 4)), rng.random((n, 19, 4))
     scale = np.array([[120.0, 200.0], [60, 80], [300, 100]])
     np.savez(
-        tmp_path / "val.npz", imgname=np.array(["im/a.jpg", "im/a.jpg", "im/b.jpg"]), center=rng.random((n, 2)) * 90,
-        scale=scale if pixels else scale / 200, body_keypoints_2d=body2d, extra_keypoints_2d=extra2d,
-        body_keypoints_3d=body3d, extra_keypoints_3d=extra3d, body_pose=rng.random((n, 72)), betas=rng.random((n, 10)),
-        has_body_pose=np.array([1, 0, 1]), has_betas=np.array([1, 1, 1]), gender=np.array(["m", "f", "x"]),
-    )  # fmt: skip
+        tmp_path / "val.npz",
+        imgname=np.array(["im/a.jpg", "im/a.jpg", "im/b.jpg"]),
+        center=rng.random((n, 2)) * 90,
+        scale=scale if pixels else scale / 200,
+        body_keypoints_2d=body2d,
+        extra_keypoints_2d=extra2d,
+        body_keypoints_3d=body3d,
+        extra_keypoints_3d=extra3d,
+        body_pose=rng.random((n, 72)),
+        betas=rng.random((n, 10)),
+        has_body_pose=np.array([1, 0, 1]),
+        has_betas=np.array([1, 1, 1]),
+        gender=np.array(["m", "f", "x"]),
+    )
     (tmp_path / "pics" / "im").mkdir(parents=True)
     Image.fromarray(picture(rng)).save(tmp_path / "pics" / "im" / "b.jpg")
     data = open_dataset(tmp_path / "val.npz", images=tmp_path / "pics")
@@ -223,14 +229,24 @@ def test_hmr2_npz(tmp_path, rng, pixels):
     # in 3D the limbs and neck of OpenPose are not trusted, the rest is
     trusted = data[1].keypoints_3d[:, 3] > 0
     assert trusted[0] and not trusted[1:15].any() and trusted[15:].all()
-    assert [r.has_smpl for r in data] == [True, False, True] and [r.gender for r in data] == ["male", "female", "neutral"]
+    assert [r.has_smpl for r in data] == [True, False, True] and [r.gender for r in data] == [
+        "male",
+        "female",
+        "neutral",
+    ]
 
 
 def test_spin_npz(tmp_path, rng):
     np.savez(
-        tmp_path / "3dpw_test.npz", imgname=np.array(["a.jpg"]), center=np.array([[10.0, 20]]), scale=np.array([1.5]),
-        pose=rng.random((1, 72)), shape=rng.random((1, 10)), part=rng.random((1, 24, 3)), S=rng.random((1, 24, 4)),
-    )  # fmt: skip
+        tmp_path / "3dpw_test.npz",
+        imgname=np.array(["a.jpg"]),
+        center=np.array([[10.0, 20]]),
+        scale=np.array([1.5]),
+        pose=rng.random((1, 72)),
+        shape=rng.random((1, 10)),
+        part=rng.random((1, 24, 3)),
+        S=rng.random((1, 24, 4)),
+    )
     record = open_dataset(tmp_path / "3dpw_test.npz")[0]
     assert record.scale == 1.5 and record.has_smpl and record.keypoints_3d_set == record.keypoints_2d_set == "j24"
     np.savez(tmp_path / "bad.npz", imgname=np.array(["a"]), center=np.zeros((2, 2)), scale=np.ones(1))

@@ -26,7 +26,13 @@ from tore_fast.data.synth.rotation import matrix_to_axis_angle, random_rotation,
 SIZE = 64
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))])  # fmt: skip
+@pytest.fixture(
+    scope="module",
+    params=[
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
+    ],
+)
 def generator(request, body):
     return SynthGenerator(body, SIZE, seed=7, device=request.param)
 
@@ -38,9 +44,20 @@ def hard(generator):
 
 def test_shapes_and_types(hard):
     b = 24
-    shapes = {"images": (b, 3, SIZE, SIZE), "pose": (b, 24, 3), "betas": (b, 10), "vertices": (b, 6890, 3), "joints3d": (b, 14, 3),
-              "joints2d": (b, 14, 2), "camera": (b, 3), "visible2d": (b, 14), "mask": (b, SIZE, SIZE), "box": (b, 4),
-              "translation": (b, 3), "crop": (b, 3)}  # fmt: skip
+    shapes = {
+        "images": (b, 3, SIZE, SIZE),
+        "pose": (b, 24, 3),
+        "betas": (b, 10),
+        "vertices": (b, 6890, 3),
+        "joints3d": (b, 14, 3),
+        "joints2d": (b, 14, 2),
+        "camera": (b, 3),
+        "visible2d": (b, 14),
+        "mask": (b, SIZE, SIZE),
+        "box": (b, 4),
+        "translation": (b, 3),
+        "crop": (b, 3),
+    }
     assert {k: tuple(v.shape) for k, v in hard.items()} == shapes
     assert hard["images"].dtype == torch.uint8 and hard["mask"].dtype == torch.uint8
     assert all(torch.isfinite(v).all() for v in hard.values() if v.is_floating_point())
@@ -94,9 +111,10 @@ def test_same_seed_same_bytes(generator, body, hard):
     generator.batch(5, 8)
     assert torch.equal(generator.batch(0, 24)["images"].cpu(), hard["images"])
     pairs = [
-        generator.batch(1, 24), SynthGenerator(body, SIZE, seed=8, device=generator.device).batch(0, 24),
+        generator.batch(1, 24),
+        SynthGenerator(body, SIZE, seed=8, device=generator.device).batch(0, 24),
         SynthGenerator(body, SIZE, seed=7, split="test", device=generator.device).batch(0, 24),
-    ]  # fmt: skip
+    ]
     for other in pairs:
         assert (other["pose"].cpu() - hard["pose"]).abs().amax((1, 2)).min() > 0.05
 
@@ -116,7 +134,9 @@ def test_easy_images_are_upright_whole_and_seen_from_the_front(generator, hard):
 
 def test_held_out_sets_are_fixed(body):
     assert {k: tuple(v) for k, v in HELD_OUT.items()} == {
-        "hard": (20_261_121, 1.0, 30, 50), "easy": (20_261_122, 0.3, 20, 50)}  # fmt: skip
+        "hard": (20_261_121, 1.0, 30, 50),
+        "easy": (20_261_122, 0.3, 20, 50),
+    }
     made = SynthGenerator(body, 32, HELD_OUT["hard"].seed, split="test").batch(0, 50)
     # a change of the prior changes these; then say in CHANGELOG that older numbers do not compare
     torch.testing.assert_close(made["pose"][0, 16], torch.tensor(HELD_OUT_SHOULDER), atol=1e-4, rtol=0)
@@ -127,8 +147,15 @@ def test_normalize():
     torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([2.2489, 2.4286, 2.64]), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("options,text", [({"image_size": 8}, "image_size"), ({"difficulty": 2.0}, "difficulty"), ({"split": "val"}, "split"),
-                                          ({"backgrounds": "no/such"}, "no pictures in background folder")])  # fmt: skip
+@pytest.mark.parametrize(
+    "options,text",
+    [
+        ({"image_size": 8}, "image_size"),
+        ({"difficulty": 2.0}, "difficulty"),
+        ({"split": "val"}, "split"),
+        ({"backgrounds": "no/such"}, "no pictures in background folder"),
+    ],
+)
 def test_bad_arguments(body, options, text):
     with pytest.raises(ValueError, match=text):
         SynthGenerator(body, **options)
@@ -220,7 +247,9 @@ def test_pose_bank_from_motion_files(body, tmp_path):
     want = body.regress("h36m17", body(pose).vertices)  # y up
     z_up = (want @ turn("x", torch.tensor(90.0)).T).numpy()
     np.savez(tmp_path / "clips.npz", a=z_up)
-    (tmp_path / "index.json").write_text(json.dumps({"clips": [{"id": "a", "subject": "1", "fps": 60, "split": "train"}]}))
+    (tmp_path / "index.json").write_text(
+        json.dumps({"clips": [{"id": "a", "subject": "1", "fps": 60, "split": "train"}]})
+    )
     bank = load_pose_bank([tmp_path], stride=3)
     got = body.regress("h36m17", body(bank.poses).vertices)
     error = ((want - want[:, :1])[::3] - (got - got[:, :1])).norm(dim=-1)

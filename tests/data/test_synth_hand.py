@@ -34,7 +34,9 @@ def test_labels_follow_from_pose_and_shape(made, hand):
 def test_picture_shows_the_labels(made, hand):
     """Every pixel of a finger or the palm lies where the exact camera puts the hand's 778 vertices; the forearm goes beyond."""
     vertices = made["vertices"]
-    points = torch.cat((vertices, vertices[:, torch.from_numpy(hand.faces().astype(np.int64))].mean(2)), 1)  # and face centres
+    points = torch.cat(
+        (vertices, vertices[:, torch.from_numpy(hand.faces().astype(np.int64))].mean(2)), 1
+    )  # and face centres
     x = points + made["translation"][:, None]
     exact = (x[..., :2] / x[..., 2:] - made["crop"][:, None, :2]) / made["crop"][:, None, 2:]
     centre, forearm = (torch.arange(SIZE) + 0.5) * 2 / SIZE - 1, 0
@@ -113,7 +115,9 @@ def test_streams_and_held_out_sets(made, hand):
     assert not torch.equal(made["images"], SynthHandGenerator(hand, SIZE, seed=3, split="test").batch(0, 24)["images"])
     assert generator_class(hand) is SynthHandGenerator and held_out(hand) is HELD_OUT_HAND
     assert {k: tuple(v) for k, v in HELD_OUT_HAND.items()} == {
-        "hard": (20_261_123, 1.0, 20, 50), "easy": (20_261_124, 0.3, 20, 50)}  # fmt: skip
+        "hard": (20_261_123, 1.0, 20, 50),
+        "easy": (20_261_124, 0.3, 20, 50),
+    }
     fixed = SynthHandGenerator(hand, 32, HELD_OUT_HAND["hard"].seed, split="test").batch(0, 50)["pose"]
     # a change of the prior changes this; then say in CHANGELOG that older numbers do not compare
     torch.testing.assert_close(fixed[0, 4], torch.tensor(HELD_OUT_MIDDLE), atol=1e-4, rtol=0)

@@ -22,14 +22,27 @@ def coco(tmp_path):
     def triples(n, v=2):
         return np.concatenate([rng.uniform((60, 40), (200, 200), (n, 2)), np.full((n, 1), v)], 1).ravel().tolist()
 
-    person = {"id": 5, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [50, 30, 170, 190], "area": 20000.0,
-              "keypoints": triples(17), "foot_kpts": triples(6), "face_kpts": triples(68),
-              "lefthand_kpts": triples(21), "righthand_kpts": triples(21, 0)}  # fmt: skip
+    person = {
+        "id": 5,
+        "image_id": 1,
+        "category_id": 1,
+        "iscrowd": 0,
+        "bbox": [50, 30, 170, 190],
+        "area": 20000.0,
+        "keypoints": triples(17),
+        "foot_kpts": triples(6),
+        "face_kpts": triples(68),
+        "lefthand_kpts": triples(21),
+        "righthand_kpts": triples(21, 0),
+    }
     crowd = {**person, "id": 6, "iscrowd": 1}
     empty = {**person, "id": 7, **{f: [0] * len(person[f]) for f in wholebody.FIELDS}}
     data = {"images": [{"id": 1, "file_name": "000000000001.jpg"}], "annotations": [person, crowd, empty]}
     (tmp_path / "ann.json").write_text(json.dumps(data))
-    boxes = [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.7}, {"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.9}]
+    boxes = [
+        {"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.7},
+        {"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.9},
+    ]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     return tmp_path
 
@@ -113,7 +126,10 @@ def test_wholebody_errors(coco):
     [
         (lambda d: d["annotations"][0].pop("bbox"), r"annotation 5: expected an object with 'bbox', got \{"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2]), "annotation 5: bbox must have 4 numbers, got 2"),
-        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), "annotation 5: bbox must be finite numbers"),
+        (
+            lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]),
+            "annotation 5: bbox must be finite numbers",
+        ),
         (lambda d: d["annotations"][0].update(keypoints=["a"] * 51), "annotation 5: keypoints must be finite numbers"),
         (lambda d: d["annotations"][0].pop("image_id"), "annotation 5: expected an object with 'image_id'"),
         (lambda d: d["annotations"].insert(0, 3), "entry 0 of 'annotations': expected an object with 'id', got 3"),
@@ -154,7 +170,9 @@ def test_wflw_reader(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "a").mkdir()
     Image.fromarray(rng.integers(0, 255, (200, 210, 3), dtype=np.uint8)).save(tmp_path / "a" / "x.jpg")
-    (tmp_path / "list.txt").write_text(wflw_line(rng, "a/x.jpg") + "\n" + wflw_line(rng, "a/x.jpg", "0 0 0 0 0 1") + "\n")
+    (tmp_path / "list.txt").write_text(
+        wflw_line(rng, "a/x.jpg") + "\n" + wflw_line(rng, "a/x.jpg", "0 0 0 0 0 1") + "\n"
+    )
     faces, attributes = wflw.read_wflw(tmp_path / "list.txt", tmp_path)
     assert len(faces) == 2 and attributes.tolist() == [[True, False, False, True, False, False], [False] * 5 + [True]]
     assert faces[0].box == (20, 25, 160, 165) and faces[0].points.shape == (98, 3)

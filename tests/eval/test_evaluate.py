@@ -73,8 +73,16 @@ def threedpw(tmp_path_factory, body):
 
 
 def score(root, folder, **options):
-    return evaluate(Oracle(), open_dataset(root), BodyProtocol({"neutral": load_body("free")}), folder, image_size=32, batch_size=2,
-                    log=lambda _: None, **options)  # fmt: skip
+    return evaluate(
+        Oracle(),
+        open_dataset(root),
+        BodyProtocol({"neutral": load_body("free")}),
+        folder,
+        image_size=32,
+        batch_size=2,
+        log=lambda _: None,
+        **options,
+    )
 
 
 def numbers(metrics):
@@ -135,7 +143,9 @@ if result:
 def launch(tmp_path, args, **environment):
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER.format(tests=str(TESTS))))
-    return subprocess.Popen([sys.executable, str(script), *map(str, args)], env={**os.environ, **environment}, cwd=tmp_path)
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, args)], env={**os.environ, **environment}, cwd=tmp_path
+    )
 
 
 def test_kill_and_resume_gives_the_same_numbers(tmp_path, threedpw):
@@ -151,7 +161,12 @@ def test_kill_and_resume_gives_the_same_numbers(tmp_path, threedpw):
 def test_two_processes_weigh_items_not_processes(tmp_path, threedpw):
     """Nine items in two processes (5 + 4): the means are those of one process (up to the rounding of other batches)."""
     out = tmp_path / "out.json"
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 2000), "GLOO_SOCKET_IFNAME": "lo"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29500 + os.getpid() % 2000),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     both = [launch(tmp_path, [threedpw, tmp_path / "rows", out, 0], RANK=str(rank), **shared) for rank in range(2)]
     assert [p.wait(180) for p in both] == [0, 0]
     parts = {p.name.split("-")[1] for p in (tmp_path / "rows").glob("part-*.npz")}
@@ -180,8 +195,23 @@ def test_eval_of_an_official_checkpoint_on_3dpw(tmp_path, threedpw, monkeypatch,
     torch.save({f"module.{k}": v for k, v in official.items()}, tmp_path / "FastMETRO-S-R50.bin")
     convert(tmp_path / "FastMETRO-S-R50.bin", tmp_path / "converted")
     monkeypatch.setenv("TORE_FAST_MESH_DATA", str(tmp_path / "topology"))
-    command = ["eval", "--data", str(threedpw), "--checkpoint", str(tmp_path / "converted"), "--body", str(tmp_path / "topology"),
-               "--json", str(tmp_path / "m.json"), "--batch-size", "4", "--workers", "0", "--device", "cpu"]  # fmt: skip
+    command = [
+        "eval",
+        "--data",
+        str(threedpw),
+        "--checkpoint",
+        str(tmp_path / "converted"),
+        "--body",
+        str(tmp_path / "topology"),
+        "--json",
+        str(tmp_path / "m.json"),
+        "--batch-size",
+        "4",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(SystemExit) as e:
         main(command)
     text = capsys.readouterr().out
@@ -197,7 +227,12 @@ def test_eval_of_an_official_checkpoint_on_3dpw(tmp_path, threedpw, monkeypatch,
     for record in open_dataset(threedpw):
         with torch.inference_mode():
             guess = model(torch.from_numpy(evaluation_crop(record, 224))[None]).vertices[0].double().numpy()
-            mesh = body(torch.from_numpy(record.pose)[None], torch.from_numpy(record.betas)[None]).vertices[0].double().numpy()
+            mesh = (
+                body(torch.from_numpy(record.pose)[None], torch.from_numpy(record.betas)[None])
+                .vertices[0]
+                .double()
+                .numpy()
+            )
         hips = lambda x: x - x[[2, 3]].mean(0)
         pelvis = lambda x: x - body.topology.regressor("h36m17")[0].astype(np.float64) @ x
         mm = lambda x, y: 1000 * np.linalg.norm(x - y, axis=1).mean()
@@ -224,13 +259,46 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "load_model", lambda name, *more, **options: models[name]())
     write_freihand(tmp_path, hand)
     with pytest.raises(SystemExit) as e:
-        main(["eval", "--data", str(tmp_path), "--model", "hand", "--json", str(tmp_path / "h.json"), "--pred-json",
-              str(tmp_path / "pred.json"), "--workers", "0", "--options", "split", "evaluation"])  # fmt: skip
+        main(
+            [
+                "eval",
+                "--data",
+                str(tmp_path),
+                "--model",
+                "hand",
+                "--json",
+                str(tmp_path / "h.json"),
+                "--pred-json",
+                str(tmp_path / "pred.json"),
+                "--workers",
+                "0",
+                "--options",
+                "split",
+                "evaluation",
+            ]
+        )
     assert e.value.code == 0, capsys.readouterr()
     metrics = json.loads((tmp_path / "h.json").read_text())
     with pytest.raises(SystemExit) as e:
-        main(["eval", "--data", str(tmp_path), "--model", "hand", "--json", str(tmp_path / "tta.json"), "--multiscale",
-              "--limit", "1", "--workers", "0", "--options", "split", "evaluation"])  # fmt: skip
+        main(
+            [
+                "eval",
+                "--data",
+                str(tmp_path),
+                "--model",
+                "hand",
+                "--json",
+                str(tmp_path / "tta.json"),
+                "--multiscale",
+                "--limit",
+                "1",
+                "--workers",
+                "0",
+                "--options",
+                "split",
+                "evaluation",
+            ]
+        )
     assert e.value.code == 0, capsys.readouterr()
     averaged = json.loads((tmp_path / "tta.json").read_text())
     assert averaged["identity"]["views"] == 95 and averaged["items"] == 1
@@ -240,7 +308,19 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
     write_tsv_set(tmp_path / "tsv", [body_label(rng) for _ in range(3)], [picture(rng)] * 3)
     (tmp_path / "tsv" / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\n")
     with pytest.raises(SystemExit) as e:
-        main(["eval", "--data", str(tmp_path / "tsv" / "t.yaml"), "--model", "body", "--json", str(tmp_path / "t.json"), "--workers", "0"])
+        main(
+            [
+                "eval",
+                "--data",
+                str(tmp_path / "tsv" / "t.yaml"),
+                "--model",
+                "body",
+                "--json",
+                str(tmp_path / "t.json"),
+                "--workers",
+                "0",
+            ]
+        )
     assert e.value.code == 0, capsys.readouterr()
     metrics = json.loads((tmp_path / "t.json").read_text())
     assert metrics["true_joints_from_annotation"] == 3 and metrics["counts"]["mpvpe_mm"] == 3
@@ -277,7 +357,16 @@ def test_models_of_body_parameters(body):
         mesh_of(SimpleNamespace(keypoints=1), body)
 
 
-TINY = dict(img_size=(64, 48), embed_dim=32, depth=1, num_heads=2, decoder_depth=1, decoder_heads=2, decoder_mlp_dim=32, decoder_dim=32)
+TINY = dict(
+    img_size=(64, 48),
+    embed_dim=32,
+    depth=1,
+    num_heads=2,
+    decoder_depth=1,
+    decoder_heads=2,
+    decoder_mlp_dim=32,
+    decoder_dim=32,
+)
 
 
 def test_crops_of_models_of_body_parameters():
@@ -292,7 +381,9 @@ def test_camerahmr_hears_where_the_crop_lies(tmp_path, threedpw, body):
     asked = []
     model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs))
     data, protocol = open_dataset(threedpw), BodyProtocol({"neutral": body})
-    result, rows = evaluate(model, data, protocol, tmp_path / "a", image_size=64, batch_size=4, scoring=CameraScoring, log=lambda _: None)
+    result, rows = evaluate(
+        model, data, protocol, tmp_path / "a", image_size=64, batch_size=4, scoring=CameraScoring, log=lambda _: None
+    )
     _, _, center, side, size, focal = asked[0]
     record = data[1]
     assert center[1].tolist() == pytest.approx(record.center.tolist()) and side[1] == pytest.approx(200 * record.scale)
@@ -300,7 +391,9 @@ def test_camerahmr_hears_where_the_crop_lies(tmp_path, threedpw, body):
     crop = torch.from_numpy(evaluation_crop(record, 64))[None]
     with torch.inference_mode():
         out = model(crop, None, center[1:2], side[1:2], size[1:2], focal[1:2])
-        mine = protocol.rows(mesh_of(out, body), {k: torch.as_tensor(v)[None] for k, v in protocol.truth(record).items()})
+        mine = protocol.rows(
+            mesh_of(out, body), {k: torch.as_tensor(v)[None] for k, v in protocol.truth(record).items()}
+        )
     assert result["items"] == 9 and rows["mpjpe_mm"][1] == pytest.approx(float(mine["mpjpe_mm"]), rel=1e-4)
     unknown = [replace(r, camera=None) for r in data]
     scoring = CameraScoring(protocol, 64, False)
@@ -322,7 +415,22 @@ def test_command_on_a_registered_model_of_body_parameters(tmp_path, threedpw, ca
     write_smpl(tmp_path / "topology")
     files = ["--body", "topology", "--mesh-data", "topology"]
     with pytest.raises(SystemExit) as e:
-        main(["eval", "--model", "hmr2_vitt", "--data", str(threedpw), *files, "--limit", "2", "--workers", "0", "--json", "m.json"])
+        main(
+            [
+                "eval",
+                "--model",
+                "hmr2_vitt",
+                "--data",
+                str(threedpw),
+                *files,
+                "--limit",
+                "2",
+                "--workers",
+                "0",
+                "--json",
+                "m.json",
+            ]
+        )
     said = capsys.readouterr()
     assert e.value.code == 0 and "random weights" in said.err, said
     assert json.loads((tmp_path / "m.json").read_text())["identity"]["image_size"] == [128, 96]

@@ -19,7 +19,9 @@ def test_the_views_of_the_paper():
     assert len(VIEWS) == len(set(VIEWS)) == 5 * 19 and VIEWS[0] == PLAIN
     assert {s for s, _ in VIEWS} == {0.7, 0.8, 0.9, 1.0, 1.1} and {r for _, r in VIEWS} == set(range(-90, 91, 10))
     rng = np.random.default_rng(0)
-    record = SimpleNamespace(image=rng.integers(0, 255, (60, 50, 3)).astype(np.uint8), center=np.array([24.0, 30.0]), scale=0.2)
+    record = SimpleNamespace(
+        image=rng.integers(0, 255, (60, 50, 3)).astype(np.uint8), center=np.array([24.0, 30.0]), scale=0.2
+    )
     crops = view_crops(record, 32, [(1.0, 0), (0.7, 20), (1.1, -90)])
     np.testing.assert_array_equal(crops[0], training_crop(record.image, record.center, record.scale, None, 32))
     assert crops.shape == (3, 3, 32, 32) and np.abs(crops[1] - crops[0]).mean() > 0.1
@@ -55,7 +57,9 @@ def test_the_model_runs_once_per_view():
     out = MultiScale(Model(), lambda vertices: regressor @ vertices)(crops)
     meshes = torch.stack([crops[:, k].flatten(1)[:, :12].unflatten(1, (4, 3)) for k in range(3)])
     torch.testing.assert_close(out.vertices, aligned_mean(meshes))
-    torch.testing.assert_close(out.mesh_joints, aligned_mean(regressor @ meshes))  # aligned by themselves, as officially
+    torch.testing.assert_close(
+        out.mesh_joints, aligned_mean(regressor @ meshes)
+    )  # aligned by themselves, as officially
     assert not torch.allclose(out.mesh_joints, regressor @ out.vertices, atol=1e-3)
 
 

@@ -37,9 +37,13 @@ def people(rng, images=12, joints=17):
     annotations = KeypointTable(*(np.array(c) for c in zip(*rows)))
     points = np.array([f[1] for f in found])
     detections = KeypointTable(
-        np.array([f[0] for f in found]), points, extent_area(points), np.array([f[2] for f in found]),
-        np.zeros(len(found), bool), np.zeros((len(found), 4)),
-    )  # fmt: skip
+        np.array([f[0] for f in found]),
+        points,
+        extent_area(points),
+        np.array([f[2] for f in found]),
+        np.zeros(len(found), bool),
+        np.zeros((len(found), 4)),
+    )
     return annotations, detections
 
 
@@ -56,19 +60,30 @@ def test_matches_pycocotools(seed):
         "categories": [{"id": 1}],
         "annotations": [
             {
-                "id": n + 1, "image_id": int(annotations.image_id[n]), "category_id": 1, "iscrowd": int(annotations.ignore[n]),
-                "keypoints": annotations.points[n].ravel().tolist(), "area": float(annotations.area[n]),
-                "num_keypoints": int((annotations.points[n, :, 2] > 0).sum()), "bbox": annotations.box[n].tolist(),
+                "id": n + 1,
+                "image_id": int(annotations.image_id[n]),
+                "category_id": 1,
+                "iscrowd": int(annotations.ignore[n]),
+                "keypoints": annotations.points[n].ravel().tolist(),
+                "area": float(annotations.area[n]),
+                "num_keypoints": int((annotations.points[n, :, 2] > 0).sum()),
+                "bbox": annotations.box[n].tolist(),
             }
             for n in range(len(annotations.score))
         ],
-    }  # fmt: skip
+    }
     coco.createIndex()
-    results = coco.loadRes([
-        {"image_id": int(detections.image_id[n]), "category_id": 1, "score": float(detections.score[n]),
-         "keypoints": detections.points[n].ravel().tolist()}
-        for n in range(len(detections.score))
-    ])  # fmt: skip
+    results = coco.loadRes(
+        [
+            {
+                "image_id": int(detections.image_id[n]),
+                "category_id": 1,
+                "score": float(detections.score[n]),
+                "keypoints": detections.points[n].ravel().tolist(),
+            }
+            for n in range(len(detections.score))
+        ]
+    )
     run = COCOeval(coco, results, "keypoints")
     run.evaluate()
     run.accumulate()
@@ -92,9 +107,13 @@ def test_wholebody_parts_are_separate():
     rng = np.random.default_rng(0)
     xy = rng.uniform(0, 200, (3, 133, 2))
     truth = KeypointTable(
-        np.arange(3), np.concatenate([xy, np.full((3, 133, 1), 2.0)], 2), np.full(3, 4e4), np.ones(3),
-        np.zeros(3, bool), np.tile([0.0, 0, 200, 200], (3, 1)),
-    )  # fmt: skip
+        np.arange(3),
+        np.concatenate([xy, np.full((3, 133, 1), 2.0)], 2),
+        np.full(3, 4e4),
+        np.ones(3),
+        np.zeros(3, bool),
+        np.tile([0.0, 0, 200, 200], (3, 1)),
+    )
     bad_hand = truth.points.copy()
     bad_hand[:, 91:112, :2] += 150
     found = truth._replace(points=bad_hand)

@@ -33,7 +33,14 @@ def stack(protocol, records):
 def posed(rng, set_name="j24", **changes):
     """A record with pose, betas and annotated joints that do not follow from them."""
     joints = np.concatenate([rng.normal(0, 0.4, (24, 3)), np.ones((24, 1))], 1).astype(np.float32)
-    base = Record("r", keypoints_3d=joints, keypoints_3d_set=set_name, pose=rng.normal(0, 0.3, 72), betas=rng.normal(0, 0.5, 10), has_smpl=True)
+    base = Record(
+        "r",
+        keypoints_3d=joints,
+        keypoints_3d_set=set_name,
+        pose=rng.normal(0, 0.3, 72),
+        betas=rng.normal(0, 0.5, 10),
+        has_smpl=True,
+    )
     return replace(base, **changes)
 
 
@@ -51,14 +58,24 @@ def distance(x, y):
 
 def test_body_numbers_against_numpy(body):
     rng = np.random.default_rng(0)
-    records = [posed(rng), posed(rng, keypoints_3d=None), posed(rng, has_smpl=False), posed(rng, keypoints_3d=None, has_smpl=False)]
-    truth_mesh = body(torch.tensor(np.stack([r.pose for r in records])).float(), torch.tensor(np.stack([r.betas for r in records])).float()).vertices
+    records = [
+        posed(rng),
+        posed(rng, keypoints_3d=None),
+        posed(rng, has_smpl=False),
+        posed(rng, keypoints_3d=None, has_smpl=False),
+    ]
+    truth_mesh = body(
+        torch.tensor(np.stack([r.pose for r in records])).float(),
+        torch.tensor(np.stack([r.betas for r in records])).float(),
+    ).vertices
     pred = (truth_mesh + 0.03 * torch.randn(truth_mesh.shape) + 5.0).detach()  # far away: everything is centred
     pred[0] = pred[0] * 1.3
     # annotated joints near the truth, so that the alignment needs no reflection
     regressor = body.topology.regressor("h36m17")[list(H36M17_TO_J14)]
     for i in (0, 2):
-        records[i].keypoints_3d[list(J24_TO_J14), :3] = regressor @ truth_mesh[i].numpy() + 0.02 * rng.normal(size=(14, 3)) + [1, 2, 3]
+        records[i].keypoints_3d[list(J24_TO_J14), :3] = (
+            regressor @ truth_mesh[i].numpy() + 0.02 * rng.normal(size=(14, 3)) + [1, 2, 3]
+        )
     protocol = BodyProtocol({"neutral": body})
     rows = {k: v.numpy() for k, v in protocol.rows(pred, stack(protocol, records)).items()}
     h36m = body.topology.regressor("h36m17")
@@ -80,7 +97,9 @@ def test_body_numbers_against_numpy(body):
         assert rows["pa_mpvpe_mm"][i] == pytest.approx(distance(align(guess, mesh), mesh), rel=1e-4)
     result = protocol.summary(rows, [""] * 4, [-1] * 4)
     assert result["counts"] == {"mpjpe_mm": 3, "pa_mpjpe_mm": 3, "mpvpe_mm": 2, "pa_mpvpe_mm": 2}
-    assert result["mpjpe_mm"] == pytest.approx(np.nanmean(rows["mpjpe_mm"])) and result["true_joints_from_annotation"] == 2
+    assert (
+        result["mpjpe_mm"] == pytest.approx(np.nanmean(rows["mpjpe_mm"])) and result["true_joints_from_annotation"] == 2
+    )
 
 
 def test_truth_choices(body):
@@ -108,11 +127,16 @@ def test_gendered_bodies(body, tmp_path):
     write_topology(tmp_path)
     for gender, stretch in (("NEUTRAL", 1.0), ("MALE", 1.1), ("FEMALE", 0.9)):
         write_smpl(tmp_path, gender, stretch)
-    bodies = {g: load_body("smpl", tmp_path / f"SMPL_{g.upper()}.pkl", topology=tmp_path) for g in ("neutral", "male", "female")}
+    bodies = {
+        g: load_body("smpl", tmp_path / f"SMPL_{g.upper()}.pkl", topology=tmp_path)
+        for g in ("neutral", "male", "female")
+    }
     rng = np.random.default_rng(2)
     records = [replace(posed(rng, keypoints_3d=None), gender=g) for g in ("female", "neutral", "male", "female")]
     pose, betas = (torch.tensor(np.stack([getattr(r, k) for r in records])).float() for k in ("pose", "betas"))
-    exact = torch.cat([bodies[r.gender](pose[i : i + 1], betas[i : i + 1]).vertices for i, r in enumerate(records)]).detach()
+    exact = torch.cat(
+        [bodies[r.gender](pose[i : i + 1], betas[i : i + 1]).vertices for i, r in enumerate(records)]
+    ).detach()
     by_gender, neutral = BodyProtocol(bodies, gendered=True), BodyProtocol(bodies)
     assert by_gender.rows(exact, stack(by_gender, records))["mpvpe_mm"].max() < 1e-3
     errors = neutral.rows(exact, stack(neutral, records))["mpvpe_mm"]
@@ -177,6 +201,8 @@ def test_hand_protocol(hand, tmp_path):
     assert np.shape(vertices) == (3, 778, 3)
     # with the pose alone the mesh is made from it; without both there is no number
     posed_only = [replace(r, vertices=None, keypoints_3d=None) for r in records]
-    np.testing.assert_allclose(protocol.rows(pred, stack(protocol, posed_only))["mpvpe_mm"], rows["mpvpe_mm"], rtol=1e-3)
+    np.testing.assert_allclose(
+        protocol.rows(pred, stack(protocol, posed_only))["mpvpe_mm"], rows["mpvpe_mm"], rtol=1e-3
+    )
     blind = [replace(r, vertices=None, keypoints_3d=None, has_smpl=False) for r in records]
     assert protocol.rows(pred, stack(protocol, blind))["pa_mpjpe_mm"].isnan().all()

@@ -36,17 +36,32 @@ def coco(tmp_path):
     rng = np.random.default_rng(0)
     annotations = []
     for n, image in enumerate((1, 1, 2, 3, 3, 2)):
-        person = {"id": 10 + n, "image_id": image, "category_id": 1, "iscrowd": int(n == 4), "bbox": [10.0 + n, 12.0, 140.0, 140.0],
-                  "area": 15000.0, "keypoints": triples(rng, 17), "foot_kpts": triples(rng, 6), "face_kpts": triples(rng, 68),
-                  "lefthand_kpts": triples(rng, 21), "righthand_kpts": triples(rng, 21)}  # fmt: skip
+        person = {
+            "id": 10 + n,
+            "image_id": image,
+            "category_id": 1,
+            "iscrowd": int(n == 4),
+            "bbox": [10.0 + n, 12.0, 140.0, 140.0],
+            "area": 15000.0,
+            "keypoints": triples(rng, 17),
+            "foot_kpts": triples(rng, 6),
+            "face_kpts": triples(rng, 68),
+            "lefthand_kpts": triples(rng, 21),
+            "righthand_kpts": triples(rng, 21),
+        }
         if n == 5:
             person |= {f: [0.0] * len(person[f]) for f in wholebody.FIELDS}
         annotations.append(person)
     images = [{"id": i, "file_name": f"{i:012}.png"} for i in (1, 2, 3)]
     for image in images:
         Image.fromarray(rng.integers(0, 255, (160, 170, 3), dtype=np.uint8)).save(tmp_path / image["file_name"])
-    (tmp_path / "ann.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1}]}))
-    boxes = [{"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.5 + 0.1 * i} for i, a in enumerate(annotations)]
+    (tmp_path / "ann.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1}]})
+    )
+    boxes = [
+        {"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.5 + 0.1 * i}
+        for i, a in enumerate(annotations)
+    ]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     return tmp_path
 
@@ -71,11 +86,21 @@ def test_wholebody_counts_crowds_and_unlabelled_people_as_ignored(coco, tmp_path
     assert len(found) == 6 and len(everybody) == 6 and [p.ignore for p in everybody].count(True) == 1
     assert len(wholebody.read_wholebody(coco / "ann.json", coco)) == 4
     shown = wholebody.wholebody_dataset(found, (256, 192))
-    told = wholebody.wholebody_dataset([f._replace(points=np.where(e.points[..., 2:] > 0, e.points, (50, 50, 2)))
-                                        for f, e in zip(found, everybody)], (256, 192))  # fmt: skip
-    scoring = task_scoring.KeypointScoring("wholebody", shown, WholeBodyMetric(everybody), flip_test=False, refine="none")
-    metrics, rows = evaluate_rows(Teller(shown, told), task_scoring.ListedItems("wholebody", shown), scoring, tmp_path / "w", batch_size=4,
-                                  log=lambda _: None)  # fmt: skip
+    told = wholebody.wholebody_dataset(
+        [f._replace(points=np.where(e.points[..., 2:] > 0, e.points, (50, 50, 2))) for f, e in zip(found, everybody)],
+        (256, 192),
+    )
+    scoring = task_scoring.KeypointScoring(
+        "wholebody", shown, WholeBodyMetric(everybody), flip_test=False, refine="none"
+    )
+    metrics, rows = evaluate_rows(
+        Teller(shown, told),
+        task_scoring.ListedItems("wholebody", shown),
+        scoring,
+        tmp_path / "w",
+        batch_size=4,
+        log=lambda _: None,
+    )
     assert rows["points"].shape == (6, 133, 2)
     assert metrics["body_AP"] == pytest.approx(1.0) and metrics["foot_AP"] == pytest.approx(1.0)
     assert metrics["whole_AP"] >= 0.89  # sigmas of the face are smaller than a pixel of the map
@@ -86,11 +111,29 @@ def test_wholebody_counts_crowds_and_unlabelled_people_as_ignored(coco, tmp_path
 
 @pytest.mark.parametrize("form", ["wholebody", "coco"])
 def test_command_on_coco_files(coco, tmp_path, capsys, form):
-    name, count, field = {"wholebody": ("tcformer_light_wholebody", 133, "whole_AP"), "coco": ("tcformer_light_wholebody", 17, "AP")}[form]
+    name, count, field = {
+        "wholebody": ("tcformer_light_wholebody", 133, "whole_AP"),
+        "coco": ("tcformer_light_wholebody", 17, "AP"),
+    }[form]
     torch.manual_seed(0)
     save_pretrained(create_model(name, num_keypoints=count, neck_channels=32, **TINY), tmp_path / "model", name)
-    common = ["--data", coco / "ann.json", "--images", coco, "--checkpoint", tmp_path / "model", "--json", tmp_path / "out.json",
-              "--boxes", coco / "boxes.json", "--image-size", 64, 64, "--workers", 0]  # fmt: skip
+    common = [
+        "--data",
+        coco / "ann.json",
+        "--images",
+        coco,
+        "--checkpoint",
+        tmp_path / "model",
+        "--json",
+        tmp_path / "out.json",
+        "--boxes",
+        coco / "boxes.json",
+        "--image-size",
+        64,
+        64,
+        "--workers",
+        0,
+    ]
     assert run(*common, "--pred-json", tmp_path / "results.json") == 0
     out = capsys.readouterr().out
     assert field in out and f"6 items of {coco / 'ann.json'}, {form} protocol" in out
@@ -127,7 +170,9 @@ def test_a_killed_run_goes_on(coco, tmp_path):
     def scores(module, folder):
         data = coco_body.coco_body_dataset(people, (64, 64))
         scoring = task_scoring.KeypointScoring("coco", data, OksMetric())
-        return evaluate_rows(module, task_scoring.ListedItems("coco", data), scoring, folder, batch_size=1, log=lambda _: None)
+        return evaluate_rows(
+            module, task_scoring.ListedItems("coco", data), scoring, folder, batch_size=1, log=lambda _: None
+        )
 
     whole, rows = scores(model, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +206,9 @@ def faces(tmp_path):
 
 def test_wflw_command(faces, tmp_path, capsys):
     torch.manual_seed(0)
-    save_pretrained(create_model("tcformer_light_wflw", neck_channels=32, **TINY), tmp_path / "model", "tcformer_light_wflw")
+    save_pretrained(
+        create_model("tcformer_light_wflw", neck_channels=32, **TINY), tmp_path / "model", "tcformer_light_wflw"
+    )
     common = ["--data", faces / "list.txt", "--checkpoint", tmp_path / "model", "--image-size", 64, 64, "--workers", 0]
     assert run(*common, "--json", tmp_path / "all.json") == 0
     metrics = json.loads((tmp_path / "all.json").read_text())
@@ -194,7 +241,11 @@ def test_attributes_stay_with_their_faces(faces):
     data = wflw.wflw_dataset(instances)
     scoring = task_scoring.KeypointScoring("wflw", data, LandmarkMetric(attributes, wflw.SUBSETS))
     truth = np.stack([i.points[:, :2] for i in instances])
-    rows = {"index": np.array([0, 2]), "points": truth[[0, 2]] + np.array([[[0.0, 0]], [[5.0, 0]]]), "scores": np.ones((2, 98))}
+    rows = {
+        "index": np.array([0, 2]),
+        "points": truth[[0, 2]] + np.array([[[0.0, 0]], [[5.0, 0]]]),
+        "scores": np.ones((2, 98)),
+    }
     metrics = scoring.summary(rows, ["", ""], [-1, -1])
     assert metrics["nme_pose"] == pytest.approx(0, abs=1e-6) and metrics["nme_blur"] == pytest.approx(0.1, rel=1e-5)
 
@@ -204,7 +255,9 @@ def test_imagenet_command(tmp_path, capsys):
     for label, name in enumerate(("cat", "dog", "eel")):
         (tmp_path / "val" / name).mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(rng.integers(0, 85 + 85 * label, (50, 60, 3), dtype=np.uint8)).save(tmp_path / "val" / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 85 + 85 * label, (50, 60, 3), dtype=np.uint8)).save(
+                tmp_path / "val" / name / f"{i}.png"
+            )
     torch.manual_seed(0)
     model = create_model("tcformer_light", num_classes=3, **TINY).eval()
     save_pretrained(model, tmp_path / "model", "tcformer_light")
@@ -241,8 +294,27 @@ def test_bad_options_are_one_line(coco, capsys, arguments, words):
 
 def test_synthetic_people(tmp_path, capsys):
     torch.manual_seed(0)
-    save_pretrained(create_model("tcformer_light_wholebody", num_keypoints=14, neck_channels=32, **TINY), tmp_path / "m", "tcformer_light_wholebody")
-    assert run("--data", "synth", "--checkpoint", tmp_path / "m", "--image-size", 64, 64, "--limit", 32, "--json", tmp_path / "s.json") == 0
+    save_pretrained(
+        create_model("tcformer_light_wholebody", num_keypoints=14, neck_channels=32, **TINY),
+        tmp_path / "m",
+        "tcformer_light_wholebody",
+    )
+    assert (
+        run(
+            "--data",
+            "synth",
+            "--checkpoint",
+            tmp_path / "m",
+            "--image-size",
+            64,
+            64,
+            "--limit",
+            32,
+            "--json",
+            tmp_path / "s.json",
+        )
+        == 0
+    )
     metrics = json.loads((tmp_path / "s.json").read_text())
     assert metrics["error_px"] > metrics["mean_point_error_px"] > 0  # random weights know nothing
     assert "mean_point_error_px" in capsys.readouterr().out

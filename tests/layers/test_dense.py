@@ -38,7 +38,8 @@ def calls(monkeypatch):
 
 
 needs_onednn = pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")), reason="torch without oneDNN"
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
+    reason="torch without oneDNN",
 )
 
 
@@ -70,7 +71,9 @@ def test_fused_product_is_linear(what, bias, frozen, calls):
             got, want = layer(x, residual), want + residual.double()
             assert torch.equal(residual, before)
         close(got, want)
-        again = layer(x, residual if what in ("residual", "strided") else None, act="gelu" if what == "gelu" else "none")
+        again = layer(
+            x, residual if what in ("residual", "strided") else None, act="gelu" if what == "gelu" else "none"
+        )
         assert torch.equal(got, again) or what == "part"
     assert len(calls) == (1 if what == "part" else 2)  # halves are too small for it
 
@@ -109,7 +112,14 @@ def test_training_drops_before_the_residual():
 @needs_onednn
 def test_frozen_products_are_strassens(monkeypatch, calls):
     """Which level for which sizes, one packed weight per level and slice, the same function, forgotten with the weight."""
-    levels = {(192, 256, 256): 1, (191, 256, 256): None, (400, 384, 512): 2, (400, 368, 512): None, (400, 192, 512): None, (300, 1280, 5120): 1}
+    levels = {
+        (192, 256, 256): 1,
+        (191, 256, 256): None,
+        (400, 384, 512): 2,
+        (400, 368, 512): None,
+        (400, 192, 512): None,
+        (300, 1280, 5120): 1,
+    }
     assert {s: dense.strassen_level(*s) for s in levels} == levels
     monkeypatch.setattr(dense, "STRASSEN", ((1, 100, 32),))
     monkeypatch.setattr(dense, "pays", lambda: False)  # a processor without AVX2
@@ -183,10 +193,22 @@ def test_a_frozen_model_gives_the_same_poses():
 @pytest.mark.parametrize(
     ("name", "sizes", "shape"),
     [
-        ("fastmetro_tore_s_r50", dict(backbone=None, feature_dim=64, dim_1=64, dim_2=32, dim_3=32, heads=4), (64, 7, 7)),
-        ("metro_r50", dict(backbone=None, feature_dim=64, hidden=(64, 32, 32), widths=(32, 32), feedforward=(64, 64, 64)), (64, 7, 7)),
+        (
+            "fastmetro_tore_s_r50",
+            dict(backbone=None, feature_dim=64, dim_1=64, dim_2=32, dim_3=32, heads=4),
+            (64, 7, 7),
+        ),
+        (
+            "metro_r50",
+            dict(backbone=None, feature_dim=64, hidden=(64, 32, 32), widths=(32, 32), feedforward=(64, 64, 64)),
+            (64, 7, 7),
+        ),
         ("hmr2_vits", dict(embed_dim=48, depth=3, num_heads=3, decoder_depth=1, keep_tokens=90), (3, 256, 256)),
-        ("tcformer_light", dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1)), (3, 96, 96)),
+        (
+            "tcformer_light",
+            dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1)),
+            (3, 96, 96),
+        ),
     ],
 )
 def test_models_take_it_and_answer_the_same(name, sizes, shape, calls, monkeypatch):

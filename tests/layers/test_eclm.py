@@ -14,7 +14,16 @@ from tore_fast.layers.eclm import ECLMPlan, Evaluation, cka_matrix, eclm_search,
 from tore_fast.models import create_model, load_pretrained, save_pretrained
 from tore_fast.pipelines import layer_merge
 
-HOST = dict(embed_dim=32, depth=6, num_heads=2, decoder_depth=1, decoder_heads=2, decoder_dim_head=8, decoder_mlp_dim=16, decoder_dim=24)
+HOST = dict(
+    embed_dim=32,
+    depth=6,
+    num_heads=2,
+    decoder_depth=1,
+    decoder_heads=2,
+    decoder_dim_head=8,
+    decoder_mlp_dim=16,
+    decoder_dim=24,
+)
 
 
 def test_merge_formula():
@@ -139,7 +148,9 @@ def test_a_stack_of_anything_residual_can_be_merged():
 
     blocks = nn.ModuleList(Half() for _ in range(5))
     batches = [torch.randn(7, 5)]
-    calibration = layer_merge.StackCalibration(blocks, lambda b: b, lambda x, b: x, batches, lambda a, b: (a - b).norm(dim=-1))
+    calibration = layer_merge.StackCalibration(
+        blocks, lambda b: b, lambda x, b: x, batches, lambda a, b: (a - b).norm(dim=-1)
+    )
     result = layer_merge.run_search(calibration, tau=0.5)
     assert result.base == 0 and calibration.error(result.plan.groups) < 0.5
 

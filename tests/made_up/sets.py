@@ -45,17 +45,29 @@ def body_label(rng: np.random.Generator, **changes) -> dict:
     joints_2d = np.concatenate([rng.uniform(10, 80, (24, 2)), np.ones((24, 1))], 1)
     joints_3d = np.concatenate([rng.normal(size=(24, 3)), np.ones((24, 1))], 1)
     return {
-        "center": [48.25, 64.5], "scale": 0.55, "2d_joints": [joints_2d.tolist()], "has_2d_joints": 1,
-        "3d_joints": [joints_3d.tolist()], "has_3d_joints": 1, "pose": rng.normal(0, 0.3, 72).tolist(),
-        "betas": rng.normal(size=10).tolist(), "has_smpl": 1, "gender": "f", **changes,
-    }  # fmt: skip
+        "center": [48.25, 64.5],
+        "scale": 0.55,
+        "2d_joints": [joints_2d.tolist()],
+        "has_2d_joints": 1,
+        "3d_joints": [joints_3d.tolist()],
+        "has_3d_joints": 1,
+        "pose": rng.normal(0, 0.3, 72).tolist(),
+        "betas": rng.normal(size=10).tolist(),
+        "has_smpl": 1,
+        "gender": "f",
+        **changes,
+    }
 
 
-def write_tsv_set(folder, labels: list[dict], pictures: list[np.ndarray], name: str = "test", lineidx: bool = True) -> None:
+def write_tsv_set(
+    folder, labels: list[dict], pictures: list[np.ndarray], name: str = "test", lineidx: bool = True
+) -> None:
     """img/hw/label TSVs named as the official sets name them."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = [f"{name}/{i:05d}.jpg" for i in range(len(labels))]
-    write_tsv(folder / f"{name}.img.tsv", [[k, base64.b64encode(jpeg(p)).decode()] for k, p in zip(keys, pictures)], lineidx)
+    write_tsv(
+        folder / f"{name}.img.tsv", [[k, base64.b64encode(jpeg(p)).decode()] for k, p in zip(keys, pictures)], lineidx
+    )
     write_tsv(folder / f"{name}.label.tsv", [[k, json.dumps([label])] for k, label in zip(keys, labels)], lineidx)
     hw = [[k, json.dumps([{"height": p.shape[0], "width": p.shape[1]}])] for k, p in zip(keys, pictures)]
     write_tsv(folder / f"{name}.hw.tsv", hw, lineidx)
@@ -66,13 +78,17 @@ def write_tsv_set(folder, labels: list[dict], pictures: list[np.ndarray], name: 
 
 def hmr2_person(rng: np.random.Generator, **changes) -> dict:
     return {
-        "center": np.array([40.0, 60.0]), "scale": np.array([60.0, 100.0]) / 200.0,
+        "center": np.array([40.0, 60.0]),
+        "scale": np.array([60.0, 100.0]) / 200.0,
         "keypoints_2d": np.concatenate([rng.uniform(0, 90, (44, 2)), np.ones((44, 1))], 1).astype(np.float32),
         "keypoints_3d": np.concatenate([rng.normal(size=(44, 3)), np.ones((44, 1))], 1).astype(np.float32),
-        "body_pose": rng.normal(0, 0.2, 72).astype(np.float32), "betas": rng.normal(size=10).astype(np.float32),
-        "has_body_pose": np.array(1.0), "has_betas": np.array(1.0),
-        "extra_info": {"fitting_loss": np.array({"reprojection_loss": 3.0}, dtype=object)}, **changes,
-    }  # fmt: skip
+        "body_pose": rng.normal(0, 0.2, 72).astype(np.float32),
+        "betas": rng.normal(size=10).astype(np.float32),
+        "has_body_pose": np.array(1.0),
+        "has_betas": np.array(1.0),
+        "extra_info": {"fitting_loss": np.array({"reprojection_loss": 3.0}, dtype=object)},
+        **changes,
+    }
 
 
 def write_tar(path, members: list[tuple[str, bytes]]) -> None:
@@ -131,8 +147,16 @@ def python2_pickle(value) -> bytes:
     return out.getvalue()
 
 
-def write_3dpw(root, body, people: int = 2, frames: int = 3, split: str = "test", sequence: str = "downtown_made_up_00", seed: int = 0,
-               invalid: tuple[tuple[int, int], ...] = ()) -> dict:  # fmt: skip
+def write_3dpw(
+    root,
+    body,
+    people: int = 2,
+    frames: int = 3,
+    split: str = "test",
+    sequence: str = "downtown_made_up_00",
+    seed: int = 0,
+    invalid: tuple[tuple[int, int], ...] = (),
+) -> dict:
     """One sequence of `people` posed bodies seen by a moving camera; pictures are made up. Returns the pickled dict.
 
     `body` is used as 3DPW's gendered SMPL; `invalid` lists (person, frame) whose camera is not aligned.
@@ -141,23 +165,38 @@ def write_3dpw(root, body, people: int = 2, frames: int = 3, split: str = "test"
     from scipy.spatial.transform import Rotation
 
     rng = np.random.default_rng(seed)
-    turns = Rotation.from_euler("xyz", np.stack([np.pi + 0.05 * np.arange(frames), 0.1 * np.arange(frames), np.zeros(frames)], 1))
+    turns = Rotation.from_euler(
+        "xyz", np.stack([np.pi + 0.05 * np.arange(frames), 0.1 * np.arange(frames), np.zeros(frames)], 1)
+    )
     poses_cam = np.tile(np.eye(4), (frames, 1, 1))
     poses_cam[:, :3, :3] = turns.as_matrix()
     poses_cam[:, :3, 3] = [0.1, 0.2, 6.0]
     intrinsics = np.array([[120.0, 0, 48], [0, 120.0, 64], [0, 0, 1]])
     data: dict = {
-        "sequence": sequence, "cam_poses": poses_cam, "cam_intrinsics": intrinsics, "img_frame_ids": np.arange(frames) * 2,
-        "genders": ["m", "f"][:people], "texture_maps": [np.zeros((2, 2, 3), np.uint8)] * people,
-        "poses": [], "trans": [], "betas": [], "jointPositions": [], "campose_valid": [], "poses2d": [],
-    }  # fmt: skip
+        "sequence": sequence,
+        "cam_poses": poses_cam,
+        "cam_intrinsics": intrinsics,
+        "img_frame_ids": np.arange(frames) * 2,
+        "genders": ["m", "f"][:people],
+        "texture_maps": [np.zeros((2, 2, 3), np.uint8)] * people,
+        "poses": [],
+        "trans": [],
+        "betas": [],
+        "jointPositions": [],
+        "campose_valid": [],
+        "poses2d": [],
+    }
     for person in range(people):
         start, step = rng.normal(0, 0.25, 72), rng.normal(0, 0.05, 72)
         pose = start + step * np.arange(frames)[:, None]
         betas = rng.normal(0, 0.7, 10)
         trans = rng.normal(0, 0.2, (frames, 3))
         with torch.no_grad():
-            joints = body(torch.from_numpy(pose).float(), torch.from_numpy(betas).float().expand(frames, -1), torch.from_numpy(trans).float()).joints
+            joints = body(
+                torch.from_numpy(pose).float(),
+                torch.from_numpy(betas).float().expand(frames, -1),
+                torch.from_numpy(trans).float(),
+            ).joints
         valid = np.ones(frames, np.int64)
         for p, f in invalid:
             valid[f] = 0 if p == person else valid[f]
@@ -166,8 +205,14 @@ def write_3dpw(root, body, people: int = 2, frames: int = 3, split: str = "test"
         pixels = pixels[:, :18, :2] / pixels[:, :18, 2:]
         detected = np.concatenate([pixels, rng.integers(0, 2, (frames, 18, 1)) * 0.9], 2).transpose(0, 2, 1)
         detected[-1] = 0  # no detection in the last frame
-        for key, value in (("poses", pose), ("trans", trans), ("betas", betas), ("jointPositions", joints.double().numpy().reshape(frames, 72)),
-                           ("campose_valid", valid), ("poses2d", detected)):  # fmt: skip
+        for key, value in (
+            ("poses", pose),
+            ("trans", trans),
+            ("betas", betas),
+            ("jointPositions", joints.double().numpy().reshape(frames, 72)),
+            ("campose_valid", valid),
+            ("poses2d", detected),
+        ):
             data[key].append(value)
     folder = root / "sequenceFiles" / split
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,8 +239,13 @@ def write_freihand(root, body, hands: int = 3, split: str = "evaluation", seed: 
         vertices = body(pose, betas, torch.tensor([[0.0, 0.0, 0.6]]).expand(hands, 3)).vertices
         xyz = body.regress("hand21", vertices)
     mano = np.concatenate([pose.numpy(), betas.numpy(), np.full((hands, 2), 112.0), np.full((hands, 1), 0.03)], 1)
-    for key, value in (("K", [k] * hands), ("xyz", xyz.tolist()), ("verts", vertices.tolist()), ("scale", [0.03] * hands),
-                       ("mano", [[m.tolist()] for m in mano])):  # fmt: skip
+    for key, value in (
+        ("K", [k] * hands),
+        ("xyz", xyz.tolist()),
+        ("verts", vertices.tolist()),
+        ("scale", [0.03] * hands),
+        ("mano", [[m.tolist()] for m in mano]),
+    ):
         (root / f"{split}_{key}.json").write_text(json.dumps(value))
     pictures = root / split / "rgb"
     pictures.mkdir(parents=True)

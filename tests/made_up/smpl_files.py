@@ -19,7 +19,12 @@ def write_topology(folder) -> None:
     for i, (up, picks) in enumerate(zip(h.ups, h.picks)):
         down = sp.csr_matrix((np.ones(len(picks)), (np.arange(len(picks)), picks)), shape=(len(picks), h.counts[i]))
         for key, m in ((f"smpl_U{i}", sp.csr_matrix(up)), (f"smpl_D{i}", down)):
-            arrays |= {f"{key}_indptr": m.indptr, f"{key}_indices": m.indices, f"{key}_data": m.data, f"{key}_shape": m.shape}
+            arrays |= {
+                f"{key}_indptr": m.indptr,
+                f"{key}_indices": m.indices,
+                f"{key}_data": m.data,
+                f"{key}_shape": m.shape,
+            }
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "mesh_sampling_plain.npz", **arrays)
     np.save(folder / "J_regressor_h36m_correct.npy", body.topology.regressor("h36m17").astype(np.float64))
@@ -35,7 +40,9 @@ def write_smpl(folder, gender: str = "NEUTRAL", stretch: float = 1.0) -> None:
         "posedirs": np.zeros((count, 3, 207)),
         "J_regressor": sp.csc_matrix(body.topology.regressor("smpl24").astype(np.float64)),
         "weights": body.weights.double().numpy(),
-        "kintree_table": np.stack([np.where(np.array(SMPL24_PARENTS) < 0, 2**32 - 1, SMPL24_PARENTS), np.arange(24)]).astype(np.uint32),
+        "kintree_table": np.stack(
+            [np.where(np.array(SMPL24_PARENTS) < 0, 2**32 - 1, SMPL24_PARENTS), np.arange(24)]
+        ).astype(np.uint32),
         "f": body.faces().astype(np.uint32),
         "bs_style": "lbs",
     }

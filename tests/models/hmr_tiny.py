@@ -37,7 +37,8 @@ BERT = dict(**COMMON, hidden=(32, 16, 16), widths=(12, 8), feedforward=(48, 32, 
 TORE = dict(**TRANSFORMER, dim_3=16, feedforward_3=32, selector_dim=8)
 METRO_GTR = {**BERT, "dim_3": 16, "feedforward_3": 32, "heads_3": 4, "layers_3": 2, "selector_dim": 8}
 SOFT, CLUSTER, ATTENTION = (
-    {"selector": s, "keep_ratio": r, "selector_dim": 8} for s, r in (("soft", 0.8), ("cluster", 0.5), ("attention", 0.25))
+    {"selector": s, "keep_ratio": r, "selector_dim": 8}
+    for s, r in (("soft", 0.8), ("cluster", 0.5), ("attention", 0.25))
 )
 
 BUILDERS = {
@@ -63,7 +64,9 @@ BUILDERS = {
     "metro_tore": lambda: models.METRO_TORE(models.METROToreConfig(**METRO_GTR), tiny_mesh()),
     "metro_tore_soft": lambda: models.METRO_TORE(models.METROToreConfig(**{**METRO_GTR, **SOFT}), tiny_mesh()),
     "metro_tore_cluster": lambda: models.METRO_TORE(models.METROToreConfig(**{**METRO_GTR, **CLUSTER}), tiny_mesh()),
-    "metro_tore_attention": lambda: models.METRO_TORE(models.METROToreConfig(**{**METRO_GTR, **ATTENTION}), tiny_mesh(2)),
+    "metro_tore_attention": lambda: models.METRO_TORE(
+        models.METROToreConfig(**{**METRO_GTR, **ATTENTION}), tiny_mesh(2)
+    ),
     "graphormer": lambda: models.MeshGraphormer(models.MeshGraphormerConfig(**BERT, grid_dim=20), tiny_mesh()),
     "graphormer_hand": lambda: models.MeshGraphormer(
         models.MeshGraphormerConfig(**BERT, grid_dim=20, camera_from_joints=True), tiny_mesh(2)

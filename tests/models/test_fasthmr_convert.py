@@ -13,7 +13,16 @@ from tore_fast.models import create_model, load_pretrained
 from tore_fast.models.convert import fasthmr as convert
 from tore_fast.pipelines.hosts import load_host
 
-TINY = dict(embed_dim=64, depth=2, num_heads=1, decoder_depth=2, decoder_heads=2, decoder_mlp_dim=32, decoder_dim=48, drop_path_rate=0.0)
+TINY = dict(
+    embed_dim=64,
+    depth=2,
+    num_heads=1,
+    decoder_depth=2,
+    decoder_heads=2,
+    decoder_mlp_dim=32,
+    decoder_dim=48,
+    drop_path_rate=0.0,
+)
 
 
 class Settings:
@@ -28,9 +37,11 @@ class Settings:
 
 def lightning_file(path, state, tmp_path):
     data = {
-        "state_dict": state, "epoch": 3, "hyper_parameters": {"cfg": Settings(f"touch {tmp_path / 'executed'}")},
+        "state_dict": state,
+        "epoch": 3,
+        "hyper_parameters": {"cfg": Settings(f"touch {tmp_path / 'executed'}")},
         "callbacks": [Settings(f"touch {tmp_path / 'executed'}")],
-    }  # fmt: skip
+    }
     torch.save(data, path)
     return path
 
@@ -73,7 +84,9 @@ def test_camerahmr_with_its_fov_file(tmp_path, capsys):
     fov = {k.removeprefix("cam_model."): v for k, v in state.items() if k.startswith("cam_model.")}
     assert len(fov) == 1874
     torch.save({"state_dict": fov}, tmp_path / "fov.ckpt")
-    torch.save({"state_dict": {k: v for k, v in state.items() if not k.startswith("cam_model.")}}, tmp_path / "cam.ckpt")
+    torch.save(
+        {"state_dict": {k: v for k, v in state.items() if not k.startswith("cam_model.")}}, tmp_path / "cam.ckpt"
+    )
     loaded = convert.load_camerahmr(tmp_path / "cam.ckpt", tmp_path / "fov.ckpt", num_heads=1)
     assert loaded.state_dict().keys() == state.keys()
     assert all(torch.equal(v, state[k]) for k, v in loaded.state_dict().items())

@@ -18,7 +18,16 @@ from tore_fast.models.backbones.vit import ViT, ViTConfig, embed_macs
 from tore_fast.models.hmr2 import SMPLHead
 from tore_fast.pipelines.layer_merge import apply_plan
 
-TINY = dict(embed_dim=48, depth=3, num_heads=3, decoder_depth=2, decoder_heads=2, decoder_dim_head=16, decoder_mlp_dim=32, decoder_dim=64)
+TINY = dict(
+    embed_dim=48,
+    depth=3,
+    num_heads=3,
+    decoder_depth=2,
+    decoder_heads=2,
+    decoder_dim_head=16,
+    decoder_mlp_dim=32,
+    decoder_dim=64,
+)
 PAPER = ["hmr2_vith", "camerahmr_vith", "fasthmr_hmr2", "fasthmr_camerahmr", "fasthmr_motion_d5"]
 
 
@@ -199,7 +208,9 @@ def test_host_with_masks_keeps_more_person_tokens_than_without():
 @pytest.mark.parametrize("query", ["zero", "mean_shape", "bbox"])
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_folding_changes_nothing(query, iterations):
-    head = SMPLHead(DecoderConfig(depth=3, heads=2, dim_head=16, mlp_dim=32, dim=48, context_dim=40), query, ief_iters=iterations)
+    head = SMPLHead(
+        DecoderConfig(depth=3, heads=2, dim_head=16, mlp_dim=32, dim=48, context_dim=40), query, ief_iters=iterations
+    )
     randomise(head).eval()
     context, size, box = torch.randn(2, 17, 40), torch.rand(2, 17) * 2, torch.randn(2, 3)
     with torch.no_grad():
@@ -214,7 +225,9 @@ def test_folding_changes_nothing(query, iterations):
 
 
 def test_query_and_key_weights_of_a_single_token_are_dead():
-    decoder = randomise(CrossAttentionDecoder(1, DecoderConfig(depth=2, heads=2, dim_head=8, mlp_dim=16, dim=24, context_dim=20)))
+    decoder = randomise(
+        CrossAttentionDecoder(1, DecoderConfig(depth=2, heads=2, dim_head=8, mlp_dim=16, dim=24, context_dim=20))
+    )
     token, context = torch.zeros(2, 1, 1), torch.randn(2, 9, 20)
     want = decoder(token, context)
     for layer in decoder.transformer.layers:
@@ -241,7 +254,11 @@ def test_fold_of_a_whole_model_and_its_checkpoint(tmp_path):
 def test_camerahmr_needs_complete_boxes_and_uses_them():
     model = randomise(tiny("camerahmr_vits"))
     img = torch.randn(2, 3, 256, 256)
-    where = dict(box_center=torch.tensor([[300.0, 200], [100, 90]]), box_size=torch.tensor([220.0, 90]), image_size=torch.tensor([[640.0, 480]] * 2))
+    where = dict(
+        box_center=torch.tensor([[300.0, 200], [100, 90]]),
+        box_size=torch.tensor([220.0, 90]),
+        image_size=torch.tensor([[640.0, 480]] * 2),
+    )
     with torch.no_grad():
         near = model(img, **where, focal=torch.full((2,), 500.0))
         far = model(img, **where, focal=torch.full((2,), 1500.0))
@@ -252,7 +269,9 @@ def test_camerahmr_needs_complete_boxes_and_uses_them():
         model(img)
 
 
-@pytest.mark.parametrize("field", [{"merge_order": "tome"}, {"merge_src": "odd"}, {"merge_avg": "mean"}, {"prop_attn": False}])
+@pytest.mark.parametrize(
+    "field", [{"merge_order": "tome"}, {"merge_src": "odd"}, {"merge_avg": "mean"}, {"prop_attn": False}]
+)
 def test_merge_options_train(field):
     model = tiny(keep_tokens=90, **field).train()
     out = model(torch.randn(2, 3, 256, 256), torch.rand(2, 256, 256) > 0.5)
@@ -278,7 +297,9 @@ def test_errors_name_what_is_wrong():
 def test_timm_vit_merges_and_can_be_restored():
     import timm
 
-    vit = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, global_pool="avg", class_token=True).eval()
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=5, img_size=64, global_pool="avg", class_token=True
+    ).eval()
     randomise(vit)
     img = torch.randn(2, 3, 64, 64)
     keys = list(vit.state_dict())
@@ -319,12 +340,16 @@ def test_timm_registers_and_hybrids():
         mask[:, :, 28:] = 1
         handle.set_mask(mask)
         assert vit.forward_features(img).shape[1] == 10 and handle.size.sum(1).eq(21).all()  # 1 class + 4 registers + 5
-        assert torch.equal(handle.source[:, :5, :5], torch.eye(5).expand(2, 5, 5)) and handle.source[:, 5:, :5].eq(0).all()
+        assert (
+            torch.equal(handle.source[:, :5, :5], torch.eye(5).expand(2, 5, 5)) and handle.source[:, 5:, :5].eq(0).all()
+        )
         handle.set(MergeConfig(r=(8,), track_source=True))
         vit(img)
         groups = handle.source[0][handle.source[0].sum(-1) > 1].bool()
         person = torch.cat((torch.zeros(5, dtype=torch.bool), torch.arange(16) % 4 >= 2))
-        assert len(groups) and not (groups[:, :5].any() or (groups & person).any(1).sum() > 4)  # 4 pairs of background only
+        assert len(groups) and not (
+            groups[:, :5].any() or (groups & person).any(1).sum() > 4
+        )  # 4 pairs of background only
     hybrid = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, depth=2).eval()
     patch_token_merging(hybrid, r=(1,)).set_mask(torch.ones(1, 64, 64))
     with torch.no_grad():
@@ -336,7 +361,9 @@ def test_timm_registers_and_hybrids():
 def test_timm_pool_is_the_mean_over_original_tokens():
     import timm
 
-    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, global_pool="avg", class_token=False, fc_norm=False).eval()
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=64, global_pool="avg", class_token=False, fc_norm=False
+    ).eval()
     handle = patch_token_merging(vit, r=(5,))
     x = torch.randn(1, 11, 192)
     handle._shared.state.size = torch.tensor([[1.0] * 6 + [2.0] * 5])

@@ -15,7 +15,16 @@ from tore_fast.models.fasthmr import OnlineMotion, feature_statistics, motion_ro
 from tore_fast.models.motion_diffusion import Diffusion, clip_noise
 from tore_fast.models.motion_vae import MotionVAE, MotionVAEConfig, vae_losses
 
-SMALL = dict(frames=24, condition_dim=20, latent_tokens=3, latent_dim=32, ff_size=48, heads=2, denoiser_layers=3, decoder_layers=3)
+SMALL = dict(
+    frames=24,
+    condition_dim=20,
+    latent_tokens=3,
+    latent_dim=32,
+    ff_size=48,
+    heads=2,
+    denoiser_layers=3,
+    decoder_layers=3,
+)
 
 
 def small_motion(**fields):
@@ -172,7 +181,11 @@ def test_both_training_stages_learn_and_the_vae_decoder_moves_over():
     mean, std = feature_statistics(features.reshape(-1, 133))
     assert torch.all(mean[87:] == 0) and torch.all(std[87:] == 1)
     scaled = (features - mean) / std
-    vae = MotionVAE(MotionVAEConfig(latent_tokens=3, latent_dim=32, ff_size=48, encoder_layers=3, decoder_layers=3, heads=2, dropout=0.0))
+    vae = MotionVAE(
+        MotionVAEConfig(
+            latent_tokens=3, latent_dim=32, ff_size=48, encoder_layers=3, decoder_layers=3, heads=2, dropout=0.0
+        )
+    )
     optimiser = torch.optim.Adam(vae.parameters(), 3e-3)
     history = []
     for _ in range(110):

@@ -27,7 +27,15 @@ from .hmr_tiny import BERT, BUILDERS, JOINTS, METRO_GTR, TORE, TRANSFORMER, VERT
 
 NAMES = list(BUILDERS)
 # every class, selector and kind of mesh once: what compile and export see differs there
-FAMILIES = ("fastmetro_smpl", "fastmetro_attention", "tore_cluster", "tore_hand", "metro_hand", "metro_tore_soft", "graphormer")
+FAMILIES = (
+    "fastmetro_smpl",
+    "fastmetro_attention",
+    "tore_cluster",
+    "tore_hand",
+    "metro_hand",
+    "metro_tore_soft",
+    "graphormer",
+)
 
 
 def build(name: str):
@@ -83,7 +91,10 @@ def test_fuse_changes_nothing_but_the_work(name):
 
 
 SHORTCUTS = {  # what one shortcut of fuse() caches, and the models that have it
-    "constant first decoder self-attention": (("fused_x", "fused_query"), ("fastmetro", "fastmetro_hand", "tore", "metro_tore")),
+    "constant first decoder self-attention": (
+        ("fused_x", "fused_query"),
+        ("fastmetro", "fastmetro_hand", "tore", "metro_tore"),
+    ),
     "projected position encodings": (("fused_qkv", "fused_kv"), ("fastmetro_soft", "tore", "tore_none", "metro_tore")),
     "embedding of image tokens, not of queries": (
         ("fused_in", "fused_const", "fused_grid", "fused_grid_const"),
@@ -210,7 +221,9 @@ def test_dropout_acts_in_training_only():
 def test_compiles_without_breaks(name, fused):
     model, x = build(name).requires_grad_(False), tiny_input(name)
     plain = tensors(model(x))
-    compiled = torch.compile(model.fuse() if fused else model, fullgraph=True, backend="eager" if fused else "aot_eager")
+    compiled = torch.compile(
+        model.fuse() if fused else model, fullgraph=True, backend="eager" if fused else "aot_eager"
+    )
     for key, value in tensors(compiled(x)).items():
         torch.testing.assert_close(value, plain[key], atol=1e-5, rtol=1e-4)
 
@@ -281,7 +294,9 @@ def test_selectors_at_the_ratios_of_the_paper(host, selector):
 
 def test_no_selection_is_the_plain_model():
     for name in ("fastmetro", "metro"):
-        assert "token" not in " ".join(k for k in build(name).state_dict() if "token_embed" not in k and "learn_tokens" not in k)
+        assert "token" not in " ".join(
+            k for k in build(name).state_dict() if "token_embed" not in k and "learn_tokens" not in k
+        )
     with pytest.raises(ValueError, match="pooled model has no image tokens"):
         METRO(METROConfig(**BERT, pooled=True, selector="soft"), tiny_mesh(2))
     with pytest.raises(ValueError, match="grid tokens are not pruned"):
@@ -305,7 +320,9 @@ def test_inputs_of_another_shape_or_type(name):
 def test_images_of_another_size():
     model = create_model("tore_default")
     for shape in ((1, 3, 224, 224), (1, 112, 112, 3), (3, 112, 112)):
-        with pytest.raises(ValueError, match=r"FastMETRO_TORE: images must be \[B, 3, 112, 112\] \(normalised.*got \[" + str(shape[0])):
+        with pytest.raises(
+            ValueError, match=r"FastMETRO_TORE: images must be \[B, 3, 112, 112\] \(normalised.*got \[" + str(shape[0])
+        ):
             model(torch.zeros(shape))
     with pytest.raises(TypeError, match="got torch.uint8"):
         model(torch.zeros(1, 3, 112, 112, dtype=torch.uint8))
@@ -320,7 +337,9 @@ def test_classes_without_arguments_are_the_published_defaults():
 
 
 def test_any_grid_mesh_and_timm_backbone():
-    config = FastMETROToreConfig(**{**TORE, "backbone": "resnet18", "feature_dim": 0, "stride": 16, "image_size": (64, 96)})
+    config = FastMETROToreConfig(
+        **{**TORE, "backbone": "resnet18", "feature_dim": 0, "stride": 16, "image_size": (64, 96)}
+    )
     model = FastMETRO_TORE(config, tiny_mesh(2))
     assert model.config.feature_dim == 256 and model.grid == (4, 6)
     assert model(torch.randn(2, 3, 64, 96)).vertices.shape == (2, 2 * VERTICES, 3)

@@ -28,7 +28,9 @@ BERT = dict(backbone=None, feature_dim=24, hidden=(32, 16, 16), widths=(12, 8), 
 HAND = dict(mesh="free_hand", num_joints=21)
 MODELS = {
     "FastMETRO": lambda: models.FastMETRO(models.FastMETROConfig(**SMALL, layers=2)),
-    "FastMETRO paper era": lambda: models.FastMETRO(models.FastMETROConfig(**SMALL, shared_reduction=True, learned_upsample=False)),
+    "FastMETRO paper era": lambda: models.FastMETRO(
+        models.FastMETROConfig(**SMALL, shared_reduction=True, learned_upsample=False)
+    ),
     "FastMETRO with SMPL head": lambda: models.FastMETRO(models.FastMETROConfig(**SMALL, smpl_head=True)),
     "FastMETRO hand": lambda: models.FastMETRO(models.FastMETROConfig(**SMALL, **HAND)),
     "TORE on FastMETRO": lambda: models.FastMETRO_TORE(
@@ -97,7 +99,9 @@ def test_wrong_files_name_the_nearest_layout(tmp_path):
         del state[k]
     state["module.extra.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "broken.bin")
-    with pytest.raises(ValueError, match=r"broken.bin: no known layout; nearest is TORE on FastMETRO .*lacks.*and has extra"):
+    with pytest.raises(
+        ValueError, match=r"broken.bin: no known layout; nearest is TORE on FastMETRO .*lacks.*and has extra"
+    ):
         from_pretrained(tmp_path / "broken.bin", mesh="free")
     torch.save(official(MODELS["METRO"]()), tmp_path / "metro.bin")
     with pytest.raises(ValueError, match=r"no layout of 'fastmetro'; nearest is METRO"):
@@ -142,10 +146,18 @@ def efficientnet_names() -> list[str]:
 
 
 NAMED = {  # config fields besides those of the registered model -> the name that a converted file is given
-    "fastmetro_l_h64": {}, "fastmetro_s_r50_smpl": {}, "fastmetro_m_r50_paper": {}, "fastmetro_s_eb0_hand": {},
-    "fastmetro_tore_l_eb0_itp75": {}, "fastmetro_tore_s_r50_gtr": {}, "fastmetro_tore_m_r50_hand": {"keep_ratio": 0.5},
-    "metro_r50_hand": {}, "metro_tore_h64_itp20": {}, "metro_tore_r50": {"dim_3": 128}, "graphormer_h64": {},
-}  # fmt: skip
+    "fastmetro_l_h64": {},
+    "fastmetro_s_r50_smpl": {},
+    "fastmetro_m_r50_paper": {},
+    "fastmetro_s_eb0_hand": {},
+    "fastmetro_tore_l_eb0_itp75": {},
+    "fastmetro_tore_s_r50_gtr": {},
+    "fastmetro_tore_m_r50_hand": {"keep_ratio": 0.5},
+    "metro_r50_hand": {},
+    "metro_tore_h64_itp20": {},
+    "metro_tore_r50": {"dim_3": 128},
+    "graphormer_h64": {},
+}
 
 
 @pytest.mark.parametrize("name", list(NAMED))
@@ -171,7 +183,9 @@ def test_efficientnet_names_map_one_to_one():
 def test_efficientnet_checkpoint(tmp_path):
     """TORE with EfficientNet-b0 as efficientnet_pytorch names its weights, wrapped and with its unused classifier."""
     small = {**SMALL, "backbone": "efficientnet_b0", "feature_dim": 0}
-    model = models.FastMETRO_TORE(models.FastMETROToreConfig(**small, dim_3=16, feedforward_3=32, selector_dim=8)).eval()
+    model = models.FastMETRO_TORE(
+        models.FastMETROToreConfig(**small, dim_3=16, feedforward_3=32, selector_dim=8)
+    ).eval()
     state = official(model)
     for name in efficientnet_names():
         state[f"module.backbone.{name}"] = state.pop(f"module.backbone.{efficientnet_key(name)}")
@@ -194,7 +208,18 @@ def test_a_converted_checkpoint_predicts_from_the_command_line(tmp_path, capsys)
     Image.fromarray(picture).save(tmp_path / "p.png")
     assert command("convert", file, tmp_path / "ours", "--mesh-data", smpl) == 0
     assert "loads with the topology files" in capsys.readouterr().out
-    predict = ("predict", tmp_path / "p.png", "--format", "npz", "--boxes", "full", "--mesh-data", smpl, "--device", "cpu")
+    predict = (
+        "predict",
+        tmp_path / "p.png",
+        "--format",
+        "npz",
+        "--boxes",
+        "full",
+        "--mesh-data",
+        smpl,
+        "--device",
+        "cpu",
+    )
     for out, source in (("a", ("--model", tmp_path / "ours")), ("b", ("--checkpoint", file))):
         assert command(*predict, *source, "--out", tmp_path / out) == 0
     a, b = (np.load(tmp_path / out / "p.npz")["vertices"] for out in "ab")
@@ -208,7 +233,17 @@ def test_a_converted_checkpoint_predicts_from_the_command_line(tmp_path, capsys)
         np.testing.assert_allclose(pipeline.predict([picture], "full")[0].people[0].vertices, a[0], atol=1e-6)
     fused = [any("fused_" in name for name, _ in p.model.named_buffers()) for p in again]
     assert fused == [False, True, True]  # a module handed in stays as it is
-    attention = ("viz", "attention", tmp_path / "p.png", "--checkpoint", file, "--mesh-data", smpl, "--layer", "cross_1")
+    attention = (
+        "viz",
+        "attention",
+        tmp_path / "p.png",
+        "--checkpoint",
+        file,
+        "--mesh-data",
+        smpl,
+        "--layer",
+        "cross_1",
+    )
     assert command(*attention, "--out", tmp_path / "maps") == 0
     assert (tmp_path / "maps/cross_1.1_picture.png").is_file() and "random weights" not in capsys.readouterr().err
     assert command(*predict[:2], "--model", tmp_path / "ours", "--out", tmp_path / "c") == 2  # no topology files
@@ -227,7 +262,9 @@ def test_mesh_of_an_official_file_loaded_into_a_named_model(tmp_path):
 
 
 def test_round_trip_of_every_config_field(tmp_path):
-    model = models.FastMETRO_TORE(models.FastMETROToreConfig(**SMALL, dim_3=16, selector="cluster", image_size=(224, 192), heads=4))
+    model = models.FastMETRO_TORE(
+        models.FastMETROToreConfig(**SMALL, dim_3=16, selector="cluster", image_size=(224, 192), heads=4)
+    )
     save_pretrained(model, tmp_path, "fastmetro_tore_s_r50")
     assert load_pretrained(tmp_path).config == model.config
 

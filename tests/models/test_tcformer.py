@@ -257,7 +257,14 @@ def test_official_layouts_load_strictly():
 
 @pytest.mark.parametrize("kind", ["classification", "pose", "mmpose"])
 def test_official_file_tells_its_own_config(tmp_path, kind):
-    dims = dict(embed_dims=(64, 128), num_heads=(1, 2), mlp_ratios=(2, 3), depths=(1, 2), sr_ratios=(8, 4), sample_ratios=(0.25,))
+    dims = dict(
+        embed_dims=(64, 128),
+        num_heads=(1, 2),
+        mlp_ratios=(2, 3),
+        depths=(1, 2),
+        sr_ratios=(8, 4),
+        sample_ratios=(0.25,),
+    )
     if kind == "classification":
         model = create_model("tcformer_light", num_classes=5, **dims).eval()
         file = {"model": model.state_dict(), "args": argparse.Namespace(lr=1e-3), "epoch": 3}
@@ -266,7 +273,9 @@ def test_official_file_tells_its_own_config(tmp_path, kind):
         eps = 1e-6 if kind == "mmpose" else 1e-5
         model = create_model("tcformer_light_wflw", num_keypoints=6, stem_norm_eps=eps, **neck, **dims).eval()
         rename = {"patch_embed1.proj.": "patch_embed1.projection."} if kind == "mmpose" else {}
-        state = {functools.reduce(lambda k, r: k.replace(*r), rename.items(), k): v for k, v in model.state_dict().items()}
+        state = {
+            functools.reduce(lambda k, r: k.replace(*r), rename.items(), k): v for k, v in model.state_dict().items()
+        }
         file = {"state_dict": state, "meta": {"epoch": 210}}
     torch.save(file, tmp_path / "official.pth")
     again = load_tcformer(tmp_path / "official.pth")

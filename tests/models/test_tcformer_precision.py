@@ -46,7 +46,9 @@ def agreement(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_clusters_of_rounded_tokens_agree_with_float32(light, people, dtype):
     """By rate, at least 97 % (measured here 99.8 % and more)."""
     caught = []
-    hooks = [getattr(light, f"ctm{i}").register_forward_hook(lambda m, a, out: caught.append(out[1].x)) for i in (1, 2, 3)]
+    hooks = [
+        getattr(light, f"ctm{i}").register_forward_hook(lambda m, a, out: caught.append(out[1].x)) for i in (1, 2, 3)
+    ]
     with torch.no_grad():
         light(people)
     for hook in hooks:
@@ -87,9 +89,18 @@ def test_memory_is_linear_in_the_tokens_up_to_a_megapixel():
 
 def test_command_line_overrides(tmp_path):
     assert config_overrides({"depths": "1,2,3", "reduction": "conv", "drop_path_rate": "0.5", "qkv_bias": "False"}) == {
-        "depths": (1, 2, 3), "reduction": "conv", "drop_path_rate": 0.5, "qkv_bias": False,
-    }  # fmt: skip
-    text = {"embed_dims": "16,32,48,64", "num_heads": "1,2,3,4", "mlp_ratios": "2,2,2,2", "depths": "1,1,1,1", "neck_channels": "32"}
+        "depths": (1, 2, 3),
+        "reduction": "conv",
+        "drop_path_rate": 0.5,
+        "qkv_bias": False,
+    }
+    text = {
+        "embed_dims": "16,32,48,64",
+        "num_heads": "1,2,3,4",
+        "mlp_ratios": "2,2,2,2",
+        "depths": "1,1,1,1",
+        "neck_channels": "32",
+    }
     for changes in ({"reduction": "conv", "neck": "none"}, {"reduction": "topk"}, {"parts": "2,2,1,1,1,1"}):
         model = start_model("tcformer_light_wholebody", None, text | changes, num_keypoints=14).train()
         maps = model(torch.rand(2, 3, 64, 64))

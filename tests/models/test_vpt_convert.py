@@ -51,7 +51,9 @@ def test_missing_and_unexpected_keys_are_named():
     whole = create_model("mixste_9", **HOSTS["mixste_9"]).state_dict()
     state = {**whole, "extra.weight": torch.zeros(1)}
     del state["head.1.bias"]
-    with pytest.raises(ValueError, match=r"does not fit mixste: 1 keys missing, first: head.1.bias; 1 keys unexpected, first: extra.w"):
+    with pytest.raises(
+        ValueError, match=r"does not fit mixste: 1 keys missing, first: head.1.bias; 1 keys unexpected, first: extra.w"
+    ):
         model_from_state(state)
     with pytest.raises(ValueError, match=r"1 keys of another shape, first: head.1.bias \[4\] \(expected \[3\]\)"):
         model_from_state({**whole, "head.1.bias": torch.zeros(4)})

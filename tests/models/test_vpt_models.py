@@ -186,11 +186,19 @@ def test_wrong_input_is_refused():
 PAPER_NAMES = [n for n in list_models() if model_entry(n).family in TINY and model_entry(n).paper is not None]
 # 2 x multiply-adds (G) that the official modules were measured to have, by the papers' rule and of all products
 OFFICIAL = {
-    "mixste_243": (277.248, 294.85), "mixste_81": (92.416, 94.63), "mixste_147": (167.718, 174.43),
-    "hot_mixste_243": (167.516, 176.18), "tpc_mixste_243": (161.733, 169.71), "tpc_mixste_243_n7f61": (251.288, 266.85),
-    "motionbert_lite_243": (131.094, 142.09), "hot_motionbert_243": (63.211, 66.86), "tpc_motionbert_243": (61.037, None),
-    "tpc_motionbert_243_n2f121": (91.388, None), "mhformer_351": (14.146, 16.44), "tpc_mhformer_351": (8.220, 9.17),
-}  # fmt: skip
+    "mixste_243": (277.248, 294.85),
+    "mixste_81": (92.416, 94.63),
+    "mixste_147": (167.718, 174.43),
+    "hot_mixste_243": (167.516, 176.18),
+    "tpc_mixste_243": (161.733, 169.71),
+    "tpc_mixste_243_n7f61": (251.288, 266.85),
+    "motionbert_lite_243": (131.094, 142.09),
+    "hot_motionbert_243": (63.211, 66.86),
+    "tpc_motionbert_243": (61.037, None),
+    "tpc_motionbert_243_n2f121": (91.388, None),
+    "mhformer_351": (14.146, 16.44),
+    "tpc_mhformer_351": (8.220, 9.17),
+}
 
 
 def test_the_paper_rows_are_registered():

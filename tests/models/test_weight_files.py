@@ -10,12 +10,28 @@ from safetensors.torch import save_file
 from tore_fast.models import create_model, from_pretrained, load_pretrained, save_pretrained
 
 TINY = {
-    "tcformer": ("tcformer_light", dict(embed_dims=(16, 32), num_heads=(1, 1), mlp_ratios=(2, 2), depths=(1, 1), sr_ratios=(8, 4),
-                                        sample_ratios=(0.25,), num_classes=3)),
+    "tcformer": (
+        "tcformer_light",
+        dict(
+            embed_dims=(16, 32),
+            num_heads=(1, 1),
+            mlp_ratios=(2, 2),
+            depths=(1, 1),
+            sr_ratios=(8, 4),
+            sample_ratios=(0.25,),
+            num_classes=3,
+        ),
+    ),
     "hot": ("mixste_9", dict(frames=9, channels=32, depth=1, heads=4, mlp_hidden=48)),
-    "hmr2": ("hmr2_vits", dict(embed_dim=64, depth=1, num_heads=1, decoder_depth=1, decoder_heads=1, decoder_mlp_dim=8, decoder_dim=16)),
-    "fastmetro": ("fastmetro_s_eb0", dict(backbone=None, feature_dim=8, dim_1=16, dim_2=8, feedforward_1=8, feedforward_2=8)),
-}  # fmt: skip
+    "hmr2": (
+        "hmr2_vits",
+        dict(embed_dim=64, depth=1, num_heads=1, decoder_depth=1, decoder_heads=1, decoder_mlp_dim=8, decoder_dim=16),
+    ),
+    "fastmetro": (
+        "fastmetro_s_eb0",
+        dict(backbone=None, feature_dim=8, dim_1=16, dim_2=8, feedforward_1=8, feedforward_2=8),
+    ),
+}
 NO_WEIGHTS = {
     "empty": (b"", "the file is empty"),
     "text": (b"hello", "a text file"),
@@ -55,9 +71,15 @@ def test_a_tensor_too_many_too_few_or_of_another_shape(upstream, tmp_path):
     first = next(k for k in state if state[k].dim() == 1 and k.endswith("bias"))
     path = tmp_path / "w.safetensors"
     cases = {
-        f"1 keys unexpected, first: {last.rpartition('.')[0]}.spare": {**state, f"{last.rpartition('.')[0]}.spare": torch.ones(2)},
+        f"1 keys unexpected, first: {last.rpartition('.')[0]}.spare": {
+            **state,
+            f"{last.rpartition('.')[0]}.spare": torch.ones(2),
+        },
         f"1 keys missing, first: {first}": {k: v for k, v in state.items() if k != first},
-        f"1 keys of another shape, first: {first} [{len(state[first]) + 1}]": {**state, first: torch.ones(len(state[first]) + 1)},
+        f"1 keys of another shape, first: {first} [{len(state[first]) + 1}]": {
+            **state,
+            first: torch.ones(len(state[first]) + 1),
+        },
     }
     for said, tensors in cases.items():
         save_file(tensors, path)
@@ -70,7 +92,9 @@ def test_our_folder_says_the_same(tmp_path):
     save_pretrained(model, tmp_path, name)
     weights = tmp_path / "model.safetensors"
     save_file({**model.state_dict(), "head.1.bias": torch.zeros(4)}, weights)
-    with pytest.raises(ValueError, match=r"does not fit mixste_9: 1 keys of another shape, first: head.1.bias \[4\] \(expected \[3\]\)"):
+    with pytest.raises(
+        ValueError, match=r"does not fit mixste_9: 1 keys of another shape, first: head.1.bias \[4\] \(expected \[3\]\)"
+    ):
         load_pretrained(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"model.safetensors: not a readable weight file \(damaged or cut off"):
@@ -83,7 +107,9 @@ def test_our_folder_says_the_same(tmp_path):
 def test_a_damaged_file_is_one_line_of_the_command(tmp_path, capsys):
     (tmp_path / "cut.safetensors").write_bytes(b"\x09")
     assert command("convert", tmp_path / "cut.safetensors", tmp_path / "out") == 1
-    assert "Traceback" not in (said := capsys.readouterr().err) and "cut.safetensors: not a readable weight file" in said
+    assert (
+        "Traceback" not in (said := capsys.readouterr().err) and "cut.safetensors: not a readable weight file" in said
+    )
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.bin")
     with pytest.raises(ValueError, match="mixste_9 regresses no mesh, mesh_data cannot be given"):
         from_pretrained(tmp_path / "a.bin", model="mixste_9", mesh_data=tmp_path)

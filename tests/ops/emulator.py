@@ -19,7 +19,15 @@ missing = shutil.which("g++") is None or not (HERE.parent.parent / "csrc" / "cud
 def build(source: str, folder: Path) -> ctypes.CDLL:
     """The emulated launchers of cuda_emulator/<source>.cpp; TORE_FAST_EMULATOR_FLAGS adds flags (tools/sanitize_cpu.sh)."""
     path = folder / "libemulated.so"
-    flags = ["-std=c++17", "-O1", "-fno-strict-aliasing", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-fno-strict-aliasing",
+        "-shared",
+        "-fPIC",
+        "-Wno-unknown-pragmas",
+        "-U_FORTIFY_SOURCE",
+    ]
     # _FORTIFY_SOURCE takes the emulator's jumps between stacks for an attack
     flags += os.environ.get("TORE_FAST_EMULATOR_FLAGS", "").split()
     subprocess.run(["g++", *flags, f"-I{HERE}", HERE / f"{source}.cpp", "-o", path], check=True)

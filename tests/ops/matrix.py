@@ -120,7 +120,9 @@ def packed(b: int, n: int, c: int) -> Tensors:
 
 def packed_attention(t: Tensors, impl: str) -> tuple:
     longest = t["q"].shape[0]
-    return (ops.pruned_attention_packed(t["q"], t["k"], t["v"], t["cu"], t["cu"], longest, longest, t["bias"], impl=impl),)
+    return (
+        ops.pruned_attention_packed(t["q"], t["k"], t["v"], t["cu"], t["cu"], longest, longest, t["bias"], impl=impl),
+    )
 
 
 def sparse_matrix(b: int, n: int, c: int) -> Tensors:
@@ -131,7 +133,12 @@ def sparse_matrix(b: int, n: int, c: int) -> Tensors:
 
 def linear_layer(b: int, n: int, c: int) -> Tensors:
     k, m = 64 * (1 + c % 2), 64 * (1 + n % 3)
-    return {"x": torch.randn(b, n, k), "w": torch.randn(m, k) / k**0.5, "bias": torch.randn(m), "residual": torch.randn(b, n, m)}
+    return {
+        "x": torch.randn(b, n, k),
+        "w": torch.randn(m, k) / k**0.5,
+        "bias": torch.randn(m),
+        "residual": torch.randn(b, n, m),
+    }
 
 
 def strassen_linear(t: Tensors, impl: str) -> tuple:
@@ -144,48 +151,169 @@ def triangles(b: int, n: int, c: int) -> Tensors:
 
 
 CASES = (
-    Case("knn_density", "knn_density", tokens_only, lambda t, i: (ops.knn_density(t["x"], neighbours(t["x"]), impl=i),), spoil="x"),
-    Case("density_delta", "density_delta", with_density,
-         lambda t, i: ops.density_delta(t["x"], t["rho"], t["mask"], impl=i), indices=lambda t: {1: t["x"].shape[1]}, spoil="x"),
-    Case("dpc_knn_cluster", "dpc_knn_cluster", tokens_only,
-         lambda t, i: ops.dpc_knn_cluster(t["x"], quarter(t["x"]), neighbours(t["x"]), impl=i),
-         indices=lambda t: {0: t["x"].shape[1], 1: quarter(t["x"])}, spoil="x"),
-    Case("dpc_knn_cluster-ties", "dpc_knn_cluster", lambda b, n, c: {"x": grid_points(b, n, 4, seed=c)},
-         lambda t, i: ops.dpc_knn_cluster(t["x"], quarter(t["x"]), min(2, t["x"].shape[1]), tie="strict", order="score", impl=i)[3:4]),
-    Case("dpc_knn_cluster-options", "dpc_knn_cluster", with_options,
-         lambda t, i: ops.dpc_knn_cluster(t["x"], 2, neighbours(t["x"], 2), t["mask"], t["x"].shape[1] - 1 if t["x"].shape[1] > 2 else None,
-                                          noise=t["noise"], parts=2, masked=-1, impl=i),
-         indices=lambda t: {0: t["x"].shape[1], 1: 2}, spoil="x"),
-    Case("cluster_merge", "cluster_merge", with_clusters,
-         lambda t, i: ops.cluster_merge_tokens(t["x"], t["cluster"], quarter(t["x"]), t["weight"], t["idx"], t["agg"], impl=i),
-         ("x", "weight"), lambda t: {2: quarter(t["x"])}, spoil="x"),
-    Case("dpc_knn_cluster_merge", "dpc_knn_cluster_merge", with_clusters,
-         lambda t, i: ops.dpc_knn_cluster_merge(t["x"], quarter(t["x"]), neighbours(t["x"]), t["weight"], t["idx"], t["agg"], impl=i),
-         ("x", "weight"), lambda t: {2: quarter(t["x"]), 4: t["x"].shape[1], 5: quarter(t["x"])}, spoil="x"),
-    Case("token2map", "token_map", with_cells, lambda t, i: (ops.token2map(t["x"], t["idx"], (8, 6), (4, 3), impl=i),), ("x",)),
-    Case("map2token", "token_map", with_cells,
-         lambda t, i: (ops.map2token(t["map"], t["idx"], (8, 6), t["x"].shape[1], impl=i),), ("map",)),
-    Case("token_resample", "token_map", with_cells,
-         lambda t, i: (ops.token_resample(t["x"], t["idx"], t["other"], 5, t["agg"], impl=i),), ("x",)),
+    Case(
+        "knn_density",
+        "knn_density",
+        tokens_only,
+        lambda t, i: (ops.knn_density(t["x"], neighbours(t["x"]), impl=i),),
+        spoil="x",
+    ),
+    Case(
+        "density_delta",
+        "density_delta",
+        with_density,
+        lambda t, i: ops.density_delta(t["x"], t["rho"], t["mask"], impl=i),
+        indices=lambda t: {1: t["x"].shape[1]},
+        spoil="x",
+    ),
+    Case(
+        "dpc_knn_cluster",
+        "dpc_knn_cluster",
+        tokens_only,
+        lambda t, i: ops.dpc_knn_cluster(t["x"], quarter(t["x"]), neighbours(t["x"]), impl=i),
+        indices=lambda t: {0: t["x"].shape[1], 1: quarter(t["x"])},
+        spoil="x",
+    ),
+    Case(
+        "dpc_knn_cluster-ties",
+        "dpc_knn_cluster",
+        lambda b, n, c: {"x": grid_points(b, n, 4, seed=c)},
+        lambda t, i: ops.dpc_knn_cluster(
+            t["x"], quarter(t["x"]), min(2, t["x"].shape[1]), tie="strict", order="score", impl=i
+        )[3:4],
+    ),
+    Case(
+        "dpc_knn_cluster-options",
+        "dpc_knn_cluster",
+        with_options,
+        lambda t, i: ops.dpc_knn_cluster(
+            t["x"],
+            2,
+            neighbours(t["x"], 2),
+            t["mask"],
+            t["x"].shape[1] - 1 if t["x"].shape[1] > 2 else None,
+            noise=t["noise"],
+            parts=2,
+            masked=-1,
+            impl=i,
+        ),
+        indices=lambda t: {0: t["x"].shape[1], 1: 2},
+        spoil="x",
+    ),
+    Case(
+        "cluster_merge",
+        "cluster_merge",
+        with_clusters,
+        lambda t, i: ops.cluster_merge_tokens(
+            t["x"], t["cluster"], quarter(t["x"]), t["weight"], t["idx"], t["agg"], impl=i
+        ),
+        ("x", "weight"),
+        lambda t: {2: quarter(t["x"])},
+        spoil="x",
+    ),
+    Case(
+        "dpc_knn_cluster_merge",
+        "dpc_knn_cluster_merge",
+        with_clusters,
+        lambda t, i: ops.dpc_knn_cluster_merge(
+            t["x"], quarter(t["x"]), neighbours(t["x"]), t["weight"], t["idx"], t["agg"], impl=i
+        ),
+        ("x", "weight"),
+        lambda t: {2: quarter(t["x"]), 4: t["x"].shape[1], 5: quarter(t["x"])},
+        spoil="x",
+    ),
+    Case(
+        "token2map",
+        "token_map",
+        with_cells,
+        lambda t, i: (ops.token2map(t["x"], t["idx"], (8, 6), (4, 3), impl=i),),
+        ("x",),
+    ),
+    Case(
+        "map2token",
+        "token_map",
+        with_cells,
+        lambda t, i: (ops.map2token(t["map"], t["idx"], (8, 6), t["x"].shape[1], impl=i),),
+        ("map",),
+    ),
+    Case(
+        "token_resample",
+        "token_map",
+        with_cells,
+        lambda t, i: (ops.token_resample(t["x"], t["idx"], t["other"], 5, t["agg"], impl=i),),
+        ("x",),
+    ),
     Case("token_csr", "token_map", with_cells, lambda t, i: ops.token_csr(t["idx"], t["x"].shape[1], impl=i)),
-    Case("bipartite_soft_matching", "bipartite_match", tokens_only,
-         lambda t, i: ops.bipartite_soft_matching(t["x"], t["x"].shape[1] // 3, class_token=True, impl=i)[:4],
-         indices=lambda t: {n: t["x"].shape[1] for n in range(4)}, spoil="x"),
-    Case("merge", "bipartite_match", with_plan, lambda t, i: ops.merge(plan_of(t), t["x"], "wavg", t["size"], impl=i), ("x",)),
+    Case(
+        "bipartite_soft_matching",
+        "bipartite_match",
+        tokens_only,
+        lambda t, i: ops.bipartite_soft_matching(t["x"], t["x"].shape[1] // 3, class_token=True, impl=i)[:4],
+        indices=lambda t: {n: t["x"].shape[1] for n in range(4)},
+        spoil="x",
+    ),
+    Case(
+        "merge",
+        "bipartite_match",
+        with_plan,
+        lambda t, i: ops.merge(plan_of(t), t["x"], "wavg", t["size"], impl=i),
+        ("x",),
+    ),
     Case("unmerge", "bipartite_match", with_plan, lambda t, i: (ops.unmerge(plan_of(t), t["y"]),), ("y",)),
     Case("mesh_attention", "mesh_attention", on_a_mesh, mesh_attention, ("q", "k", "v"), casts=True, tol=2e-5),
-    Case("pruned_attention", "pruned_attention", with_lengths, pruned_attention, ("q", "k", "v", "bias"), casts=True, tol=2e-5),
-    Case("pruned_attention_packed", "pruned_attention", packed, packed_attention, ("q", "k", "v", "bias"), casts=True, tol=2e-5),
-    Case("ppt_select", "ppt_select", lambda b, n, c: {"score": torch.rand(b, n)},
-         lambda t, i: (ops.ppt_select(t["score"], -(-t["score"].shape[1] // 2), impl=i),),
-         indices=lambda t: {0: t["score"].shape[1]}, spoil="score"),
-    Case("mesh_upsample", "mesh_upsample", sparse_matrix,
-         lambda t, i: (ops.mesh_upsample(t["x"], ops.CsrMatrix(*(t[n] for n in "abcdef")), impl=i),), ("x",)),
-    Case("strassen_linear", "strassen_linear", linear_layer, strassen_linear, ("x", "w", "bias", "residual"), spoil="x"),
-    Case("strassen_linear-norm", "strassen_linear", linear_layer,
-         lambda t, i: ops.strassen_linear(t["x"], ops.strassen_pack(t["w"]), t["bias"], act="relu", split=2, norm_eps=1e-5, impl=i),
-         ("x", "w", "bias"), spoil="x", tol=2e-5),
-    Case("rasterize", "rasterize", triangles, lambda t, i: ops.rasterize(t["x"], t["faces"], 16, 14, impl=i),
-         indices=lambda t: {0: max(t["faces"].shape[0], 1)}, spoil="x"),
-)  # fmt: skip
-
+    Case(
+        "pruned_attention",
+        "pruned_attention",
+        with_lengths,
+        pruned_attention,
+        ("q", "k", "v", "bias"),
+        casts=True,
+        tol=2e-5,
+    ),
+    Case(
+        "pruned_attention_packed",
+        "pruned_attention",
+        packed,
+        packed_attention,
+        ("q", "k", "v", "bias"),
+        casts=True,
+        tol=2e-5,
+    ),
+    Case(
+        "ppt_select",
+        "ppt_select",
+        lambda b, n, c: {"score": torch.rand(b, n)},
+        lambda t, i: (ops.ppt_select(t["score"], -(-t["score"].shape[1] // 2), impl=i),),
+        indices=lambda t: {0: t["score"].shape[1]},
+        spoil="score",
+    ),
+    Case(
+        "mesh_upsample",
+        "mesh_upsample",
+        sparse_matrix,
+        lambda t, i: (ops.mesh_upsample(t["x"], ops.CsrMatrix(*(t[n] for n in "abcdef")), impl=i),),
+        ("x",),
+    ),
+    Case(
+        "strassen_linear", "strassen_linear", linear_layer, strassen_linear, ("x", "w", "bias", "residual"), spoil="x"
+    ),
+    Case(
+        "strassen_linear-norm",
+        "strassen_linear",
+        linear_layer,
+        lambda t, i: ops.strassen_linear(
+            t["x"], ops.strassen_pack(t["w"]), t["bias"], act="relu", split=2, norm_eps=1e-5, impl=i
+        ),
+        ("x", "w", "bias"),
+        spoil="x",
+        tol=2e-5,
+    ),
+    Case(
+        "rasterize",
+        "rasterize",
+        triangles,
+        lambda t, i: ops.rasterize(t["x"], t["faces"], 16, 14, impl=i),
+        indices=lambda t: {0: max(t["faces"].shape[0], 1)},
+        spoil="x",
+    ),
+)

@@ -30,10 +30,19 @@ def lib(tmp_path_factory):
     return emulator.build("attention", tmp_path_factory.mktemp("emulator"))
 
 
-@pytest.mark.parametrize("joints,vertices,dim,dtype,dropout", [
-    (14, 70, 64, torch.float32, 0.0), (14, 70, 64, torch.bfloat16, 0.2), (5, 67, 16, torch.float16, 0.0), (0, 65, 24, torch.float32, 0.3),
-    (33, 20, 32, torch.float32, 0.2), (3, 9, 13, torch.float32, 0.0), (2, 0, 8, torch.float32, 0.0), (4, 40, 48, torch.float32, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "joints,vertices,dim,dtype,dropout",
+    [
+        (14, 70, 64, torch.float32, 0.0),
+        (14, 70, 64, torch.bfloat16, 0.2),
+        (5, 67, 16, torch.float16, 0.0),
+        (0, 65, 24, torch.float32, 0.3),
+        (33, 20, 32, torch.float32, 0.2),
+        (3, 9, 13, torch.float32, 0.0),
+        (2, 0, 8, torch.float32, 0.0),
+        (4, 40, 48, torch.float32, 0.0),
+    ],
+)
 def test_mesh_attention(lib, joints, vertices, dim, dtype, dropout):
     batch, heads, tokens = 2, 2, joints + vertices
     degree = 6 if joints != 33 else 80  # once more than 32 neighbours: several rounds
@@ -41,7 +50,9 @@ def test_mesh_attention(lib, joints, vertices, dim, dtype, dropout):
     q, k, v, g = (torch.randn(batch, tokens, heads, dim).to(dtype) for _ in range(4))
     seed = torch.tensor([987654321012])
     leaves = [t.double().transpose(1, 2).requires_grad_() for t in (q, k, v)]
-    want, want_lse, _ = mesh_attention_reference(*leaves, topology.row_ptr, topology.col_idx, joints, 0.4, dropout, seed)
+    want, want_lse, _ = mesh_attention_reference(
+        *leaves, topology.row_ptr, topology.col_idx, joints, 0.4, dropout, seed
+    )
     grads = torch.autograd.grad(want, leaves, g.double().transpose(1, 2))
     out, lse = nan(batch, tokens, heads, dim, dtype=dtype), nan(batch, heads, tokens)
     common = (dtype, batch, heads, joints, vertices, dim, q, k, v, *topology[:4], 0.4, dropout, seed)
@@ -56,9 +67,16 @@ def test_mesh_attention(lib, joints, vertices, dim, dtype, dropout):
         torch.testing.assert_close(got.double().transpose(1, 2), exact, rtol=3 * limit, atol=3 * limit)
 
 
-@pytest.mark.parametrize("tokens,channels,r,parity,dtype", [
-    (97, 40, 13, 0, torch.float32), (66, 80, 33, 1, torch.float32), (35, 33, 5, 1, torch.float16), (2, 4, 1, 0, torch.float32), (1, 4, 0, 0, torch.float32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens,channels,r,parity,dtype",
+    [
+        (97, 40, 13, 0, torch.float32),
+        (66, 80, 33, 1, torch.float32),
+        (35, 33, 5, 1, torch.float16),
+        (2, 4, 1, 0, torch.float32),
+        (1, 4, 0, 0, torch.float32),
+    ],
+)
 @pytest.mark.parametrize("options", ["plain", "forced", "never", "special"])
 def test_bipartite_match(lib, tokens, channels, r, parity, dtype, options):
     metric = torch.randn(2, tokens, channels).to(dtype)
@@ -71,9 +89,29 @@ def test_bipartite_match(lib, tokens, channels, r, parity, dtype, options):
     num_a = tokens // 2 if parity else tokens - tokens // 2
     unm, src, dst = (torch.full((2, n), -9, dtype=torch.int32) for n in (num_a - r, r, r))
     best = nan(2, num_a)
-    call(lib.emulated_bipartite_match, dtype, metric, protected, coverage, 2, tokens, channels, r, parity, special, special,
-         options == "forced", by_index, unm, src, dst, best)  # fmt: skip
-    want = bipartite_match_reference(metric, protected, coverage, r, parity, special, special, int(options == "forced"), by_index)
+    call(
+        lib.emulated_bipartite_match,
+        dtype,
+        metric,
+        protected,
+        coverage,
+        2,
+        tokens,
+        channels,
+        r,
+        parity,
+        special,
+        special,
+        options == "forced",
+        by_index,
+        unm,
+        src,
+        dst,
+        best,
+    )
+    want = bipartite_match_reference(
+        metric, protected, coverage, r, parity, special, special, int(options == "forced"), by_index
+    )
     torch.testing.assert_close(best, want[3], rtol=1e-5, atol=1e-6)
     # equal tokens have equal scores here, but the two products round differently: compare by the kernel's own scores
     for b in range(2):

@@ -34,6 +34,8 @@ def test_a_stale_binary_is_not_called(monkeypatch):
     monkeypatch.setattr(_ext, "cpu_reason", reason)
     u = csr_matrix(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
     x = torch.rand(1, 2, 3)
-    with pytest.raises(BackendUnavailable, match="mesh_upsample: impl='cpu' cannot run here: tore_fast._C was built from other sources"):
+    with pytest.raises(
+        BackendUnavailable, match="mesh_upsample: impl='cpu' cannot run here: tore_fast._C was built from other sources"
+    ):
         mesh_upsample(x, u, impl="cpu")
     assert torch.equal(mesh_upsample(x, u), mesh_upsample(x, u, impl="reference"))

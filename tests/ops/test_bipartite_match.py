@@ -57,7 +57,9 @@ def test_special_tokens_stay_in_front(device, class_token, distill_token, src):
     metric = torch.randn(3, 21, 8, device=device)
     x = torch.randn(3, 21, 5, device=device)
     for impl in impls(metric):
-        plan = bipartite_soft_matching(metric, 10, class_token=class_token, distill_token=distill_token, src=src, impl=impl)
+        plan = bipartite_soft_matching(
+            metric, 10, class_token=class_token, distill_token=distill_token, src=src, impl=impl
+        )
         for b in range(3):
             order, dst, _ = by_loops(metric[b], 10, None, None, False, class_token, distill_token, int(src == "odd"))
             assert plan.src_idx[b].tolist() == order[: plan.src_idx.shape[1]]
@@ -93,7 +95,12 @@ def test_protected_tokens(device, forced):
             if not forced:
                 assert not protected[b, plan.src_idx[b] * 2].any() and not protected[b, plan.dst_idx[b] * 2 + 1].any()
         if not forced:
-            available = [sum(v > -math.inf for v in by_loops(metric[b], 15, protected[b], coverage[b], False, False, False, 0)[2]) for b in range(4)]
+            available = [
+                sum(
+                    v > -math.inf for v in by_loops(metric[b], 15, protected[b], coverage[b], False, False, False, 0)[2]
+                )
+                for b in range(4)
+            ]
             assert r == min(15, *available)
 
 
@@ -103,7 +110,9 @@ def test_ragged(device, keep_order):
     protected = torch.zeros(3, 30, dtype=torch.bool, device=device)
     protected[1, :20], protected[2] = True, True
     for impl in impls(metric):
-        plan = bipartite_soft_matching(metric, 12, protected, protect="never", ragged=True, keep_order=keep_order, impl=impl)
+        plan = bipartite_soft_matching(
+            metric, 12, protected, protect="never", ragged=True, keep_order=keep_order, impl=impl
+        )
         y, size = merge(plan, x, "wavg", impl=impl)
         assert plan.lengths.tolist()[0] == 18 and plan.lengths.tolist()[2] == 30
         for b in range(3):
@@ -151,8 +160,12 @@ def test_merge_modes_and_gradients(device, order, keep_order):
                 for row in range(22):
                     group = (plan.owner[b] == row).nonzero()[:, 0]
                     part = x[b, group]
-                    want = {"sum": part.sum(0), "mean": part.mean(0), "amax": part.amax(0),
-                            "wavg": (part * size[b, group, None]).sum(0) / size[b, group].sum()}[mode]  # fmt: skip
+                    want = {
+                        "sum": part.sum(0),
+                        "mean": part.mean(0),
+                        "amax": part.amax(0),
+                        "wavg": (part * size[b, group, None]).sum(0) / size[b, group].sum(),
+                    }[mode]
                     torch.testing.assert_close(y[b, row].double(), want, rtol=1e-5, atol=1e-6)
             g = torch.randn_like(y)
             (grad,) = torch.autograd.grad(y, leaf, g)
@@ -172,7 +185,9 @@ def test_gradcheck_opcheck_compile():
     if why_not("cpu", metric) is not None:
         pytest.skip(f"no compiled kernel: {why_not('cpu', metric)}")
     flag = torch.rand(2, 13) < 0.3
-    torch.library.opcheck(torch.ops.tore_fast.bipartite_match, (metric, flag, torch.rand(2, 13), 4, 0, False, False, 1, False))
+    torch.library.opcheck(
+        torch.ops.tore_fast.bipartite_match, (metric, flag, torch.rand(2, 13), 4, 0, False, False, 1, False)
+    )
     weight = torch.rand(2, 13) + 0.5
     leaf = torch.randn(2, 13, 3, requires_grad=True)
     torch.library.opcheck(torch.ops.tore_fast.bipartite_merge, (leaf, plan.owner, plan.num_out, True, weight))

@@ -27,9 +27,10 @@ def case(batch, tokens, channels, count, device="cpu", dtype=torch.float32):
     return x, cluster, torch.randn(batch, tokens, device=device).exp()
 
 
-@pytest.mark.parametrize("batch,tokens,channels,count", [
-    (1, 1, 1, 1), (2, 17, 3, 5), (3, 196, 130, 49), (2, 300, 64, 1), (1, 33, 7, 200), (0, 5, 3, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "batch,tokens,channels,count",
+    [(1, 1, 1, 1), (2, 17, 3, 5), (3, 196, 130, 49), (2, 300, 64, 1), (1, 33, 7, 200), (0, 5, 3, 2)],
+)
 def test_against_one_hot(device, batch, tokens, channels, count):
     x, cluster, weight = case(batch, tokens, channels, count, device)
     for w in (None, weight):

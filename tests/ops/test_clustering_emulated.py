@@ -31,8 +31,23 @@ def lib(tmp_path_factory):
 def dpc(lib, x, count, k, mask=None, exclude=None, noise=None, strict=False, by_index=True, masked=0):
     batch, tokens, channels = x.shape
     out = [torch.full((batch, count), -9), torch.full((batch, tokens), -9), *(nan(batch, tokens) for _ in range(3))]
-    call(lib.emulated_dpc_knn_cluster, x, x.dtype, mask, batch, tokens, channels, count, k, exclude, noise, strict,
-         by_index, masked, *out)  # fmt: skip
+    call(
+        lib.emulated_dpc_knn_cluster,
+        x,
+        x.dtype,
+        mask,
+        batch,
+        tokens,
+        channels,
+        count,
+        k,
+        exclude,
+        noise,
+        strict,
+        by_index,
+        masked,
+        *out,
+    )
     return out
 
 
@@ -61,15 +76,28 @@ def test_density_and_delta(lib, tokens, channels, k, masked):
         torch.testing.assert_close(delta.double(), want_delta, rtol=5e-6, atol=0)
 
 
-@pytest.mark.parametrize("tokens,channels,k", [
-    (1, 3, 1), (2, 4, 2), (31, 8, 5), (49, 70, 5), (64, 32, 2), (81, 130, 2), (96, 3, 5), (97, 40, 5), (243, 36, 2), (256, 12, 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens,channels,k",
+    [
+        (1, 3, 1),
+        (2, 4, 2),
+        (31, 8, 5),
+        (49, 70, 5),
+        (64, 32, 2),
+        (81, 130, 2),
+        (96, 3, 5),
+        (97, 40, 5),
+        (243, 36, 2),
+        (256, 12, 8),
+    ],
+)
 def test_one_launch(lib, tokens, channels, k):
     assert lib.emulated_one_launch(ctypes.c_int64(tokens))
     x, count = torch.randn(2, tokens, channels), -(-tokens // 4)
     for by_index in (True, False):
-        compare(dpc(lib, x, count, k, by_index=by_index),
-                dpc_knn_cluster_reference(x.double(), count, k, by_index=by_index))  # fmt: skip
+        compare(
+            dpc(lib, x, count, k, by_index=by_index), dpc_knn_cluster_reference(x.double(), count, k, by_index=by_index)
+        )
 
 
 def test_one_launch_options(lib):
@@ -90,10 +118,19 @@ def test_streamed(lib, tokens, masked):
     compare(dpc(lib, x, *args), dpc_knn_cluster_reference(x.double(), *args))
 
 
-@pytest.mark.parametrize("kind,k,dtype", [
-    ("random", 1, torch.float32), ("random", 5, torch.float32), ("walk", 5, torch.float32), ("grid", 2, torch.float32),
-    ("grid", 5, torch.float32), ("copies", 8, torch.float32), ("walk", 5, torch.float16), ("copies", 5, torch.float16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind,k,dtype",
+    [
+        ("random", 1, torch.float32),
+        ("random", 5, torch.float32),
+        ("walk", 5, torch.float32),
+        ("grid", 2, torch.float32),
+        ("grid", 5, torch.float32),
+        ("copies", 8, torch.float32),
+        ("walk", 5, torch.float16),
+        ("copies", 5, torch.float16),
+    ],
+)
 def test_neighbour_lists_decide_what_full_passes_decide(lib, kind, k, dtype):
     """Bit for bit: a mask of all tokens takes the way without lists."""
     x = {
@@ -199,8 +236,25 @@ def test_merge(lib, dtype, tol, tokens, channels, count):
     for w in (None, weight):
         merged, share, total = nan(2, count, channels).to(dtype), nan(2, tokens), nan(2, count)
         new_idx, new_agg = torch.full((2, 150), -9), nan(2, 150)
-        call(lib.emulated_cluster_merge, x, dtype, cluster, w, 2, tokens, count, channels, merged, share, total, 150,
-             idx_token, agg_weight, new_idx, new_agg)  # fmt: skip
+        call(
+            lib.emulated_cluster_merge,
+            x,
+            dtype,
+            cluster,
+            w,
+            2,
+            tokens,
+            count,
+            channels,
+            merged,
+            share,
+            total,
+            150,
+            idx_token,
+            agg_weight,
+            new_idx,
+            new_agg,
+        )
         leaves = x.double().requires_grad_(), (torch.ones(2, tokens) if w is None else w).double().requires_grad_()
         want, want_share = cluster_merge_reference(leaves[0], cluster, count, leaves[1])
         torch.testing.assert_close(merged.double(), want, rtol=tol, atol=tol)
@@ -210,8 +264,22 @@ def test_merge(lib, dtype, tol, tokens, channels, count):
 
         grad = torch.randn(2, count, channels).to(dtype)
         grad_x, grad_weight = nan(*x.shape).to(dtype), nan(2, tokens)
-        call(lib.emulated_cluster_merge_backward, grad, x, dtype, cluster, share, total, merged, 2, tokens, count,
-             channels, grad_x, grad_weight)  # fmt: skip
+        call(
+            lib.emulated_cluster_merge_backward,
+            grad,
+            x,
+            dtype,
+            cluster,
+            share,
+            total,
+            merged,
+            2,
+            tokens,
+            count,
+            channels,
+            grad_x,
+            grad_weight,
+        )
         want_x, want_weight = torch.autograd.grad(want, leaves, grad.double())
         torch.testing.assert_close(grad_x.double(), want_x, rtol=tol, atol=tol)
         scale = want_weight.abs().amax() + 1
@@ -246,8 +314,26 @@ def test_token_map(lib, grid, size, channels):
 
     def run(source, ptr, members, src, w, src_scale, num_dst, normalize):
         out, norm = nan(2, num_dst, channels), nan(2, num_dst)
-        call(lib.emulated_token_map, source, source.dtype, ptr, members, src, w, src_scale, 2, cells, source.shape[1],
-             num_dst, channels, *grid, *size, normalize, out, norm)  # fmt: skip
+        call(
+            lib.emulated_token_map,
+            source,
+            source.dtype,
+            ptr,
+            members,
+            src,
+            w,
+            src_scale,
+            2,
+            cells,
+            source.shape[1],
+            num_dst,
+            channels,
+            *grid,
+            *size,
+            normalize,
+            out,
+            norm,
+        )
         return out.double()
 
     tol = dict(rtol=1e-5, atol=1e-6)
@@ -269,18 +355,41 @@ def dpc_merge(lib, x, count, k, weight=None, cells=0, mask=None, masked=0):
     """All eleven results of dpc_knn_cluster_merge, and the token dictionary that went in."""
     batch, tokens, channels = x.shape
     idx_token, agg_weight = torch.randint(0, tokens, (batch, cells)), torch.rand(batch, cells)
-    out = [torch.full((batch, count), -9), torch.full((batch, tokens), -9), *(nan(batch, tokens) for _ in range(3)),
-           nan(batch, count, channels, dtype=x.dtype), nan(batch, tokens), nan(batch, count),
-           torch.full((batch, cells), -9), nan(batch, cells)]  # fmt: skip
-    call(lib.emulated_dpc_knn_cluster_merge, x, x.dtype, mask, batch, tokens, channels, count, k, masked, weight, cells,
-         idx_token, agg_weight, *out)  # fmt: skip
+    out = [
+        torch.full((batch, count), -9),
+        torch.full((batch, tokens), -9),
+        *(nan(batch, tokens) for _ in range(3)),
+        nan(batch, count, channels, dtype=x.dtype),
+        nan(batch, tokens),
+        nan(batch, count),
+        torch.full((batch, cells), -9),
+        nan(batch, cells),
+    ]
+    call(
+        lib.emulated_dpc_knn_cluster_merge,
+        x,
+        x.dtype,
+        mask,
+        batch,
+        tokens,
+        channels,
+        count,
+        k,
+        masked,
+        weight,
+        cells,
+        idx_token,
+        agg_weight,
+        *out,
+    )
     return out, idx_token, agg_weight
 
 
 @pytest.mark.parametrize("dtype,tol", [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
-@pytest.mark.parametrize("tokens,channels,weighted", [
-    (1, 1, False), (49, 130, True), (96, 32, False), (97, 7, True), (200, 24, True), (256, 5, False), (270, 9, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens,channels,weighted",
+    [(1, 1, False), (49, 130, True), (96, 32, False), (97, 7, True), (200, 24, True), (256, 5, False), (270, 9, True)],
+)
 def test_one_launch_merge(lib, dtype, tol, tokens, channels, weighted):
     """Clusters as without the merge, bit for bit; merged tokens, shares and dictionary as the reference has them."""
     x, count, k = torch.randn(2, tokens, channels).to(dtype), -(-tokens // 4), min(5, tokens)

@@ -29,10 +29,18 @@ def check_consistent(x, out, num_clusters, impl):
     assert np.array_equal(out.cluster.cpu().numpy(), want), impl
 
 
-@pytest.mark.parametrize("batch,tokens,channels,count,k", [
-    (1, 1, 1, 1, 1), (2, 17, 3, 5, 2), (2, 49, 512, 13, 5), (3, 100, 20, 100, 5), (2, 385, 32, 97, 5), (1, 700, 9, 175, 2),
-    (0, 9, 4, 3, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "batch,tokens,channels,count,k",
+    [
+        (1, 1, 1, 1, 1),
+        (2, 17, 3, 5, 2),
+        (2, 49, 512, 13, 5),
+        (3, 100, 20, 100, 5),
+        (2, 385, 32, 97, 5),
+        (1, 700, 9, 175, 2),
+        (0, 9, 4, 3, 2),
+    ],
+)
 def test_against_formulas(device, batch, tokens, channels, count, k):
     x = torch.randn(batch, tokens, channels)
     rho = density(x.numpy(), k)
@@ -187,7 +195,9 @@ def test_portable_loops(tmp_path):
     )
     torch.save(x, tmp_path / "x.pt")
     env = {**os.environ, "TORE_FAST_CPU": "portable"}
-    subprocess.run([sys.executable, "-c", code, tmp_path / "x.pt", tmp_path / "y.pt"], check=True, env=env, cwd=tmp_path)
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x.pt", tmp_path / "y.pt"], check=True, env=env, cwd=tmp_path
+    )
     for n, got in zip((200, 420), torch.load(tmp_path / "y.pt"), strict=True):
         want = dpc_knn_cluster(x[:, :n], 60, impl="cpu")
         assert torch.equal(got[0], want.centers) and torch.equal(got[1], want.cluster)

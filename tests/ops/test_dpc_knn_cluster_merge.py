@@ -21,9 +21,10 @@ def case(batch, tokens, channels, cells=0, device="cpu", dtype=torch.float32):
     return x, torch.randn(batch, tokens, device=device).exp(), *(dictionary if cells else (None, None))
 
 
-@pytest.mark.parametrize("batch,tokens,channels,count", [
-    (1, 1, 1, 1), (2, 17, 3, 5), (2, 49, 130, 13), (1, 196, 8, 49), (2, 300, 20, 75), (0, 9, 4, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "batch,tokens,channels,count",
+    [(1, 1, 1, 1), (2, 17, 3, 5), (2, 49, 130, 13), (1, 196, 8, 49), (2, 300, 20, 75), (0, 9, 4, 3)],
+)
 def test_equals_the_two_ops(device, batch, tokens, channels, count):
     x, weight, idx_token, agg_weight = case(batch, tokens, channels, 90, device)
     k = min(5, tokens)
@@ -60,7 +61,9 @@ def test_gradients(device):
     x, weight, idx_token, agg_weight = case(2, 40, 6, 50, device)
     g = torch.randn(2, 7, 6, device=device)
     tiny = [t[:1, :9, :n].double().contiguous().requires_grad_() for t, n in ((x, 2), (weight[..., None], 1))]
-    assert torch.autograd.gradcheck(lambda a, b: dpc_knn_cluster_merge(a, 3, 2, b[..., 0], impl="reference").merged, tiny)
+    assert torch.autograd.gradcheck(
+        lambda a, b: dpc_knn_cluster_merge(a, 3, 2, b[..., 0], impl="reference").merged, tiny
+    )
     exact = [t.double().requires_grad_() for t in (x, weight)]
     chosen = dpc_knn_cluster(x, 7, 5).cluster
     want = torch.autograd.grad(one_hot_merge(exact[0], chosen, 7, exact[1])[0], exact, g.double())
@@ -97,7 +100,9 @@ def test_half_types_strided_and_non_finite(device):
         for impl in impls(OP, x):
             out = dpc_knn_cluster_merge(x, 16, impl=impl)
             assert out.merged.dtype == dtype
-            torch.testing.assert_close(out.merged.double(), one_hot_merge(x, out.cluster, 16, None)[0], rtol=tol, atol=tol)
+            torch.testing.assert_close(
+                out.merged.double(), one_hot_merge(x, out.cluster, 16, None)[0], rtol=tol, atol=tol
+            )
             bad = dpc_knn_cluster_merge(spoilt, 16, impl=impl)
             assert ((bad.cluster >= 0) & (bad.cluster < 16)).all() and bad.norm_weight.isfinite().all()
 

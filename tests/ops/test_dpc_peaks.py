@@ -16,7 +16,9 @@ from ops.clustering import cluster_by_rank, grid_points, walk
 from tore_fast.ops import density_delta, dpc_knn_cluster
 from tore_fast.ops.dpc_knn_cluster import why_not
 
-pytestmark = pytest.mark.skipif(why_not("cpu", torch.empty(1, 1, 1)) is not None, reason="the CPU kernels are not built")
+pytestmark = pytest.mark.skipif(
+    why_not("cpu", torch.empty(1, 1, 1)) is not None, reason="the CPU kernels are not built"
+)
 
 
 def points(kind: str, batch: int, tokens: int, channels: int) -> torch.Tensor:
@@ -43,7 +45,9 @@ def check(x: torch.Tensor, count: int, k: int, tie: str = "index", mask=None, no
         assert not different.any()
     else:  # only where two centres are as near as float32 can tell
         for b, i in different.nonzero().tolist():
-            near, other = (x[b, out.centers[b, c]].double().sub(x[b, i]).norm() for c in (out.cluster[b, i], want[b, i]))
+            near, other = (
+                x[b, out.centers[b, c]].double().sub(x[b, i]).norm() for c in (out.cluster[b, i], want[b, i])
+            )
             assert abs(near - other) <= 3e-7 * other
 
 
@@ -69,10 +73,17 @@ def test_masks_noise_and_exclusion(kind):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    batch=st.integers(1, 3), tokens=st.integers(385, 700), channels=st.integers(1, 20), k=st.integers(1, 32),
-    share=st.floats(0.01, 1), kind=st.sampled_from(["normal", "walk", "grid", "copies"]), tie=st.sampled_from(["index", "strict"]),
-    seed=st.integers(0, 99), masked=st.booleans(), noisy=st.booleans(),
-)  # fmt: skip
+    batch=st.integers(1, 3),
+    tokens=st.integers(385, 700),
+    channels=st.integers(1, 20),
+    k=st.integers(1, 32),
+    share=st.floats(0.01, 1),
+    kind=st.sampled_from(["normal", "walk", "grid", "copies"]),
+    tie=st.sampled_from(["index", "strict"]),
+    seed=st.integers(0, 99),
+    masked=st.booleans(),
+    noisy=st.booleans(),
+)
 def test_any_input(batch, tokens, channels, k, share, kind, tie, seed, masked, noisy):
     torch.manual_seed(seed)
     mask = torch.rand(batch, tokens) < 0.8 if masked else None
@@ -87,4 +98,6 @@ def test_parts_are_the_op_on_each_part():
     for part in range(2):
         own = slice(500 * part, 500 * part + 500)
         alone = dpc_knn_cluster(x[:, own].contiguous(), 100, impl="cpu")
-        assert torch.equal(whole.cluster[:, own], alone.cluster + 100 * part) and torch.equal(whole.delta[:, own], alone.delta)
+        assert torch.equal(whole.cluster[:, own], alone.cluster + 100 * part) and torch.equal(
+            whole.delta[:, own], alone.delta
+        )

@@ -35,7 +35,15 @@ def check_close(case: Case, got, want, tol: float | None = None) -> None:
 
 def test_the_table_has_every_op():
     """A new op that is not in the table, or an export that is neither op nor type, fails here."""
-    helpers = {"csr_matrix", "mesh_topology", "gather_tokens", "cluster_merge_tokens", "strassen_pack", "kept_memory", "release_memory"}
+    helpers = {
+        "csr_matrix",
+        "mesh_topology",
+        "gather_tokens",
+        "cluster_merge_tokens",
+        "strassen_pack",
+        "kept_memory",
+        "release_memory",
+    }
     public = {n for n in ops.__all__ if not isinstance(getattr(ops, n), type)} - helpers
     named = {c.name.split("-")[0] for c in CASES}
     assert public == named
@@ -59,7 +67,9 @@ def test_gradients(case):
     t = case.make(1, 6, 2)
     exact = {n: v.requires_grad_(n in case.grads) for n, v in doubled(t).items()}
     leaves = [exact[n] for n in case.grads]
-    assert torch.autograd.gradcheck(lambda *v: case.call(exact | dict(zip(case.grads, v, strict=True)), "reference")[0], leaves)
+    assert torch.autograd.gradcheck(
+        lambda *v: case.call(exact | dict(zip(case.grads, v, strict=True)), "reference")[0], leaves
+    )
     out = case.call(exact, "reference")[0]
     g = torch.randn_like(out)
     want = torch.autograd.grad(out, leaves, g)
@@ -129,7 +139,11 @@ def test_export(case):
     impl = case.backend(t)
     batch = torch.export.Dim("batch", min=1, max=64)
     fixed = case.name == "pruned_attention_packed"
-    dynamic = None if fixed else ({n: {0: batch} if v.shape[0] == 2 and more[n].shape[0] == 3 else None for n, v in t.items()},)
+    dynamic = (
+        None
+        if fixed
+        else ({n: {0: batch} if v.shape[0] == 2 and more[n].shape[0] == 3 else None for n, v in t.items()},)
+    )
     program = torch.export.export(Program(case, "auto"), (t,), dynamic_shapes=dynamic)
     nodes = {str(node.target) for node in program.graph.nodes}
     if impl != "reference" and case.name != "unmerge":  # unmerge is a gather

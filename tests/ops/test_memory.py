@@ -15,7 +15,9 @@ from tore_fast.ops import kept_memory, mesh_upsample, release_memory, strassen_l
 from tore_fast.ops._sparse import csr_matrix
 from tore_fast.ops.strassen_linear import why_not
 
-pytestmark = pytest.mark.skipif(why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernels: {why_not('cpu', torch.zeros(1))}")
+pytestmark = pytest.mark.skipif(
+    why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernels: {why_not('cpu', torch.zeros(1))}"
+)
 MB = 1 << 20
 HERE = Path(__file__).parent  # where no checkout of the package, perhaps not built, shadows the installed one
 
@@ -90,7 +92,9 @@ def test_a_forked_worker_can_go_on():
         for _ in range(10):
             child = os.fork()
             if child == 0:
-                ok = torch.equal(mesh_upsample(torch.ones(40, 3000, 3), csr_matrix(torch.eye(3000))), torch.ones(40, 3000, 3))
+                ok = torch.equal(
+                    mesh_upsample(torch.ones(40, 3000, 3), csr_matrix(torch.eye(3000))), torch.ones(40, 3000, 3)
+                )
                 os._exit(0 if ok else 1)
             assert os.waitpid(child, 0)[1] == 0
     finally:

@@ -35,9 +35,20 @@ def dense(q, k, v, topology):
     return F.scaled_dot_product_attention(*(t.double() for t in (q, k, v)), attn_mask=topology.dense_mask())
 
 
-@pytest.mark.parametrize("joints,vertices,dim,batch", [
-    (14, 431, 64, 1), (14, 431, 16, 2), (0, 431, 16, 1), (21, 195, 24, 1), (3, 17, 20, 2), (1, 1, 8, 1), (2, 0, 8, 1), (5, 63, 13, 1), (14, 30, 32, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "joints,vertices,dim,batch",
+    [
+        (14, 431, 64, 1),
+        (14, 431, 16, 2),
+        (0, 431, 16, 1),
+        (21, 195, 24, 1),
+        (3, 17, 20, 2),
+        (1, 1, 8, 1),
+        (2, 0, 8, 1),
+        (5, 63, 13, 1),
+        (14, 30, 32, 0),
+    ],
+)
 def test_forward_and_gradients(device, joints, vertices, dim, batch):
     topology = random_topology(vertices, joints).to(device)
     q, k, v = qkv(batch, 3, joints + vertices, dim, device)
@@ -64,7 +75,9 @@ def test_asymmetric_rows_and_rows_without_keys(device):
     adjacency[rows[keep], topology.col_idx.cpu().long()[keep]] = 1
     t = mesh_topology(adjacency.T, 0)  # transposed here, and back below: mesh_topology would add row 7's self loop
     row_ptr = torch.cat([torch.zeros(1), adjacency.sum(1).cumsum(0)]).int()
-    empty = MeshTopology(row_ptr.to(device), adjacency.nonzero()[:, 1].int().to(device), t.row_ptr.to(device), t.col_idx.to(device), 0)
+    empty = MeshTopology(
+        row_ptr.to(device), adjacency.nonzero()[:, 1].int().to(device), t.row_ptr.to(device), t.col_idx.to(device), 0
+    )
     q, k, v = qkv(1, 2, 40, 16, device)
     for impl in impls(q):
         if impl == "cuda":
@@ -73,9 +86,13 @@ def test_asymmetric_rows_and_rows_without_keys(device):
         if impl != "reference":
             assert (r.out[:, :, 7] == 0).all() and (r.lse[:, :, 7] == float("-inf")).all()
         others = [i for i in range(40) if i != 7]
-        torch.testing.assert_close(r.out.double()[:, :, others], dense(q, k, v, empty)[:, :, others], rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(
+            r.out.double()[:, :, others], dense(q, k, v, empty)[:, :, others], rtol=1e-5, atol=2e-6
+        )
     for impl in impls(q):
-        torch.testing.assert_close(mesh_attention(q, k, v, topology, impl=impl).double(), dense(q, k, v, topology), rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(
+            mesh_attention(q, k, v, topology, impl=impl).double(), dense(q, k, v, topology), rtol=1e-5, atol=2e-6
+        )
 
 
 @pytest.mark.parametrize("dtype,limit", [(torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
@@ -135,7 +152,10 @@ def test_dropout_words():
         return lo
 
     keep = dropout_keep(torch.tensor([-77]), 3, 5, 40, 0.25)
-    want = [[[philox(r * 40 + c, g, -77 & 0xFFFFFFFF) >= drop_threshold(0.25) for c in range(40)] for r in range(5)] for g in range(3)]
+    want = [
+        [[philox(r * 40 + c, g, -77 & 0xFFFFFFFF) >= drop_threshold(0.25) for c in range(40)] for r in range(5)]
+        for g in range(3)
+    ]
     assert keep.tolist() == want
     assert abs(dropout_keep(torch.tensor([1]), 8, 100, 100, 0.1).float().mean() - 0.9) < 0.005
 
@@ -144,7 +164,9 @@ def test_equals_full_attention_and_follows_permutations():
     full = mesh_topology(torch.ones(30, 30), 2)
     q, k, v = qkv(1, 2, 32, 16)
     for impl in impls(q):
-        torch.testing.assert_close(mesh_attention(q, k, v, full, impl=impl), F.scaled_dot_product_attention(q, k, v), rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(
+            mesh_attention(q, k, v, full, impl=impl), F.scaled_dot_product_attention(q, k, v), rtol=1e-5, atol=2e-6
+        )
     adjacency = random_topology(30, 2).dense_mask()[2:, 2:]
     order = torch.randperm(30)
     tokens = torch.cat([torch.arange(2), 2 + order])

@@ -18,9 +18,19 @@ def impls(q):
     return ["auto", "reference", *(b for b in BACKENDS if why_not(b, q) is None)]
 
 
-@pytest.mark.parametrize("queries,keys,dim,batch", [
-    (196, 49, 64, 2), (50, 50, 16, 2), (445, 14, 64, 1), (17, 273, 24, 1), (90, 90, 80, 1), (1, 1, 7, 3), (63, 17, 20, 2), (5, 9, 8, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "queries,keys,dim,batch",
+    [
+        (196, 49, 64, 2),
+        (50, 50, 16, 2),
+        (445, 14, 64, 1),
+        (17, 273, 24, 1),
+        (90, 90, 80, 1),
+        (1, 1, 7, 3),
+        (63, 17, 20, 2),
+        (5, 9, 8, 0),
+    ],
+)
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_forward_and_gradients(device, queries, keys, dim, batch, with_bias):
     q, k, v = qkv(batch, 3, queries, keys, dim, device)
@@ -55,10 +65,14 @@ def test_lengths_are_slices(device):
             if nk == 0:
                 assert (r.out[b] == 0).all() and (r.lse[b] == float("-inf")).all()
                 continue
-            want = F.scaled_dot_product_attention(q[b, :, :nq], k[b, :, :nk], v[b, :, :nk], attn_mask=bias[b, :nk].expand(nq, nk))
+            want = F.scaled_dot_product_attention(
+                q[b, :, :nq], k[b, :, :nk], v[b, :, :nk], attn_mask=bias[b, :nk].expand(nq, nk)
+            )
             torch.testing.assert_close(r.out[b, :, :nq], want, rtol=1e-5, atol=2e-6)
         if impl != "reference":  # autograd through masked NaN is not defined for the plain formula
-            for grad, axis, length in zip(torch.autograd.grad(r.out.sum(), leaves), (2, 2, 2, 1), (query_len, key_len, key_len, key_len)):
+            for grad, axis, length in zip(
+                torch.autograd.grad(r.out.sum(), leaves), (2, 2, 2, 1), (query_len, key_len, key_len, key_len)
+            ):
                 assert grad.isfinite().all()
                 for b in range(4):
                     assert (grad[b].narrow(axis - 1, int(length[b]), grad.shape[axis] - int(length[b])) == 0).all()
@@ -74,7 +88,9 @@ def test_excluded_keys_and_lse_gradient(device):
         r = pruned_attention(*leaves, return_lse=True, impl=impl)
         assert (r.out[1] == 0).all() and (r.lse[1] == float("-inf")).all()
         kept = [i for i in range(16) if i != 3]
-        part = F.scaled_dot_product_attention(q[0], k[0][:, kept], v[0][:, kept], attn_mask=bias[0, kept].expand(12, 15))
+        part = F.scaled_dot_product_attention(
+            q[0], k[0][:, kept], v[0][:, kept], attn_mask=bias[0, kept].expand(12, 15)
+        )
         torch.testing.assert_close(r.out[0], part, rtol=1e-5, atol=2e-6)
         grads = torch.autograd.grad(r.out.square().sum() + r.lse[0].sin().sum(), leaves)
         want = want or grads
@@ -118,7 +134,10 @@ def test_half_types_and_autocast(device, dtype, limit):
 
 def test_packed_equals_items_one_by_one(device):
     lengths = [(3, 5), (0, 4), (7, 0), (7, 11), (1, 1)]
-    cu_q, cu_k = (torch.tensor([0, *torch.tensor([x[i] for x in lengths]).cumsum(0)], dtype=torch.int32, device=device) for i in (0, 1))
+    cu_q, cu_k = (
+        torch.tensor([0, *torch.tensor([x[i] for x in lengths]).cumsum(0)], dtype=torch.int32, device=device)
+        for i in (0, 1)
+    )
     q = torch.randn(18, 2, 24, device=device)
     k, v = (torch.randn(21, 2, 24, device=device) for _ in range(2))
     bias = torch.randn(21, device=device)
@@ -147,9 +166,7 @@ def test_gradcheck_opcheck_compile():
     if why_not("cpu", q) is not None:
         pytest.skip(f"no compiled kernel: {why_not('cpu', q)}")
     mine = [t.detach().requires_grad_() for t in (q, k, v, bias)]
-    torch.library.opcheck(
-        torch.ops.tore_fast.pruned_attention_fwd, (*mine, key_len.int(), None, None, None, 5, 7, 0.5)
-    )  # fmt: skip
+    torch.library.opcheck(torch.ops.tore_fast.pruned_attention_fwd, (*mine, key_len.int(), None, None, None, 5, 7, 0.5))
 
     def step(*x):
         return pruned_attention(*x, key_len, impl="cpu").square().sum()

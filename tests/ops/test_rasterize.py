@@ -23,14 +23,20 @@ def random_mesh(batch: int, count: int, faces: int, size: float, seed: int = 0, 
 
 def slow(v: np.ndarray, faces: np.ndarray, height: int, width: int):
     """float64 loop with plain half-plane tests: no snapping, no fill rule."""
-    best, depth, margin = -np.ones((height, width), int), np.full((height, width), np.inf), np.full((height, width), 9e9)
+    best, depth, margin = (
+        -np.ones((height, width), int),
+        np.full((height, width), np.inf),
+        np.full((height, width), 9e9),
+    )
     for f, (i, j, k) in enumerate(faces):
         a, b, c = v[i].astype(float), v[j].astype(float), v[k].astype(float)
         area = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
         for y in range(height):
             for x in range(width):
                 p = np.array([x + 0.5, y + 0.5])
-                w = np.array([(q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0]) for q, r in ((b, c), (c, a), (a, b))])
+                w = np.array(
+                    [(q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0]) for q, r in ((b, c), (c, a), (a, b))]
+                )
                 margin[y, x] = min(margin[y, x], np.abs(w).min() / np.hypot(*(b - a)[:2]))
                 w = w / area
                 if (w >= 0).all() and (z := w @ np.array([a[2], b[2], c[2]])) < depth[y, x]:
@@ -46,11 +52,22 @@ def test_against_plain_loop(device):
     for impl in impls(v):
         got = rasterize(v, faces, 11, 13, impl=impl)
         assert torch.equal(got.face_index[0].cpu()[clear].long(), torch.from_numpy(best)[clear])
-        torch.testing.assert_close(got.depth[0].cpu()[clear].double(), torch.from_numpy(depth)[clear], atol=0.02, rtol=0)
+        torch.testing.assert_close(
+            got.depth[0].cpu()[clear].double(), torch.from_numpy(depth)[clear], atol=0.02, rtol=0
+        )
 
 
-@pytest.mark.parametrize("batch,count,faces,height,width", [(1, 3, 1, 1, 1), (3, 40, 63, 17, 31), (2, 300, 445, 128, 64),
-                                                            (0, 5, 4, 8, 8), (2, 5, 0, 8, 8), (1, 60, 30, 600, 40)])  # fmt: skip
+@pytest.mark.parametrize(
+    "batch,count,faces,height,width",
+    [
+        (1, 3, 1, 1, 1),
+        (3, 40, 63, 17, 31),
+        (2, 300, 445, 128, 64),
+        (0, 5, 4, 8, 8),
+        (2, 5, 0, 8, 8),
+        (1, 60, 30, 600, 40),
+    ],
+)
 def test_implementations_agree_bit_for_bit(device, batch, count, faces, height, width):
     v, f = random_mesh(batch, count, faces, float(max(height, width)), seed=faces, device=device)
     want = rasterize(v, f, height, width, impl="reference")
@@ -101,7 +118,9 @@ def test_bad_corners_are_left_out(device):
     v = torch.tensor([[0.0, 0, 1], [9, 0, 1], [0, 9, 1]], device=device).repeat(4, 1, 1)
     v[1, 0, 0], v[2, 1, 2], v[3, 2, 1] = torch.nan, torch.inf, 3e6
     for impl in impls(v):
-        hit = (rasterize(v, torch.tensor([[0, 1, 2]], device=device), 4, 4, impl=impl).face_index >= 0).flatten(1).any(1)
+        hit = (
+            (rasterize(v, torch.tensor([[0, 1, 2]], device=device), 4, 4, impl=impl).face_index >= 0).flatten(1).any(1)
+        )
         assert hit.tolist() == [True, False, False, False]
 
 

@@ -15,7 +15,9 @@ from tore_fast.ops import BackendUnavailable, strassen_linear, strassen_pack
 from tore_fast.ops.strassen_linear import deepest_level, why_not
 
 ACTS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
-needs_kernel = pytest.mark.skipif(why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernel: {why_not('cpu', torch.zeros(1))}")
+needs_kernel = pytest.mark.skipif(
+    why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernel: {why_not('cpu', torch.zeros(1))}"
+)
 
 
 def make(rows: int, k: int, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -50,7 +52,10 @@ def test_errors_stay_near_those_of_a_plain_product():
     """The figure the docstring gives, at a size that models have."""
     x, w, _, _ = make(1000, 512, 512)
     want = exact(x, w)
-    error = [float((strassen_linear(x, strassen_pack(w, level), impl="cpu").double() - want).norm() / want.norm()) for level in range(3)]
+    error = [
+        float((strassen_linear(x, strassen_pack(w, level), impl="cpu").double() - want).norm() / want.norm())
+        for level in range(3)
+    ]
     assert error[0] < 6e-7 and error[1] < 2 * error[0] and error[2] < 3 * error[0], error
 
 
@@ -136,7 +141,12 @@ def test_opcheck():
 
 
 def test_what_cannot_be_packed_takes_the_reference():
-    assert (deepest_level(64, 128), deepest_level(96, 64), deepest_level(48, 48), deepest_level(50, 64)) == (2, 1, 0, None)
+    assert (deepest_level(64, 128), deepest_level(96, 64), deepest_level(48, 48), deepest_level(50, 64)) == (
+        2,
+        1,
+        0,
+        None,
+    )
     for w in (torch.randn(50, 64), torch.randn(64, 64, dtype=torch.float64), torch.randn(64, 64, device="meta")):
         packed = strassen_pack(w)
         assert packed.packed is None
@@ -153,7 +163,9 @@ def test_errors():
         strassen_linear(torch.zeros(2, 64), w)
     with pytest.raises(ValueError, match=r"strassen_linear: residual must be \[2, 64\], got \[64\]"):
         strassen_linear(torch.zeros(2, 128), w, residual=torch.zeros(64))
-    with pytest.raises(ValueError, match="split must divide N into multiples of 16 and goes without residual, got 3 for N 64"):
+    with pytest.raises(
+        ValueError, match="split must divide N into multiples of 16 and goes without residual, got 3 for N 64"
+    ):
         strassen_linear(torch.zeros(2, 128), w, split=3)
     with pytest.raises(ValueError, match="act must be one of"):
         strassen_linear(torch.zeros(2, 128), w, act="tanh")
@@ -170,8 +182,21 @@ def test_errors():
 def test_narrower_vectors(width):
     """The builds that this processor would not choose, through the same tests."""
     chosen = "levels_and_ragged_rows and (25 or 193) or huge_one or other or gelu or range"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", f"({chosen}) and not narrower"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        f"({chosen}) and not narrower",
+    ]
     here = Path(__file__).parent  # where no checkout of the package, perhaps not built, shadows the installed one
-    done = subprocess.run(command, env={**os.environ, "TORE_FAST_SIMD": width}, capture_output=True, text=True, cwd=here)
+    done = subprocess.run(
+        command, env={**os.environ, "TORE_FAST_SIMD": width}, capture_output=True, text=True, cwd=here
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout

@@ -13,7 +13,14 @@ from tore_fast.ops import map2token, token2map, token_csr, token_resample
 from tore_fast.ops.reference.token_map import cell_pixels
 from tore_fast.ops.token_map import BACKENDS, why_not
 
-GRIDS = [((8, 6), (8, 6)), ((15, 11), (8, 6)), ((16, 12), (4, 3)), ((7, 5), (1, 1)), ((1, 9), (1, 4)), ((14, 10), (13, 9))]
+GRIDS = [
+    ((8, 6), (8, 6)),
+    ((15, 11), (8, 6)),
+    ((16, 12), (4, 3)),
+    ((7, 5), (1, 1)),
+    ((1, 9), (1, 4)),
+    ((14, 10), (13, 9)),
+]
 
 
 def pixel_of(cell: int, grid, size) -> int:

@@ -50,12 +50,17 @@ def everything(out) -> dict[str, tuple]:
         for i, name in enumerate(part["image_name"]):
             mine = part["image_index"] == i
             assert name not in table
-            table[str(name)] = (str(part["image_error"][i]), part["joints_3d"][mine], part["box"][mine], part["vertices_coarse"][mine])
+            table[str(name)] = (
+                str(part["image_error"][i]),
+                part["joints_3d"][mine],
+                part["box"][mine],
+                part["vertices_coarse"][mine],
+            )
     return table
 
 
 def same(a: dict, b: dict) -> str:
-    """"" where both hold the same pictures and numbers (up to the rounding of other batches), else what differs."""
+    """ "" where both hold the same pictures and numbers (up to the rounding of other batches), else what differs."""
     if a.keys() != b.keys():
         return f"pictures: {sorted(a.keys() ^ b.keys())}"
     for name in a:
@@ -133,8 +138,11 @@ if __name__ == "__main__":
 def driver(tmp_path, shards, engine="processes", **environment):
     script = tmp_path / "driver.py"
     script.write_text(DRIVER.format(tests=str(TESTS)))
-    return subprocess.Popen([sys.executable, str(script), str(shards), str(tmp_path / "out"), engine],
-                            env={**os.environ, **environment}, stdout=subprocess.DEVNULL)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, str(script), str(shards), str(tmp_path / "out"), engine],
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def wait_for(condition, seconds=120.0):
@@ -159,7 +167,9 @@ def test_kill_everything_and_go_on(shards, expected, tmp_path):
         folder.verify()
     summary = run([shards], folder.root, Factory(), BatchConfig(unit_pictures=5), **QUIET)
     assert summary.fresh_pictures == 37 - 5 * len(done) and same(everything(folder.root), expected) == ""
-    assert all(folder.result_path(u).stat().st_mtime_ns == t for u, t in times.items())  # finished units were not touched
+    assert all(
+        folder.result_path(u).stat().st_mtime_ns == t for u, t in times.items()
+    )  # finished units were not touched
     again = run([shards], folder.root, Factory(), BatchConfig(unit_pictures=5), **QUIET)
     assert again.fresh_pictures == 0
 
@@ -168,7 +178,12 @@ def test_torchrun_processes_share_the_work(shards, expected, tmp_path):
     """Independent processes, as a launcher starts them; one is killed for good, the other finishes its unit too."""
     processes = [driver(tmp_path, shards, "torchrun", RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2") for r in range(2)]
     folder = BatchFolder(tmp_path / "out")
-    wait_for(lambda: folder.claims.is_dir() and any(f'"pid": {processes[1].pid},' in _text(c) for c in folder.claims.glob("unit-*.json")))
+    wait_for(
+        lambda: (
+            folder.claims.is_dir()
+            and any(f'"pid": {processes[1].pid},' in _text(c) for c in folder.claims.glob("unit-*.json"))
+        )
+    )
     processes[1].kill()
     assert processes[0].wait(180) == 0 and processes[1].wait() == -signal.SIGKILL
     assert same(everything(folder.root), expected) == ""
@@ -188,7 +203,9 @@ def test_a_picture_that_kills_is_found(tmp_path):
     for i in range(6):
         pixels = np.full((40, 40, 3), 255, np.uint8) if i == 3 else picture(rng, 40, 40) // 2
         Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
-    summary = run([tmp_path / "in"], tmp_path / "out", Factory(deadly=True), BatchConfig(boxes="full", unit_pictures=6), **QUIET)
+    summary = run(
+        [tmp_path / "in"], tmp_path / "out", Factory(deadly=True), BatchConfig(boxes="full", unit_pictures=6), **QUIET
+    )
     assert (summary.deaths, summary.people, summary.failed) == (2, 5, 1)  # once as a unit, once alone
     errors = {Path(k).name: v[0] for k, v in everything(tmp_path / "out").items() if v[0]}
     assert errors == {"3.png": "the process died on this picture"}
@@ -253,11 +270,18 @@ def test_many_claim_one_unit(tmp_path):
 def test_boxes(tmp_path):
     rng = np.random.default_rng(0)
     box = [5.0, 6.0, 25.0, 36.0]
-    write_tar(tmp_path / "a.tar", [
-        ("one.jpg", jpeg(picture(rng, 40, 48))), ("one.json", json.dumps({"boxes": [box, [0, 0, 20, 20]]}).encode()),
-        ("two.jpg", jpeg(picture(rng, 40, 48))), ("three.jpg", jpeg(picture(rng, 40, 48))), ("three.json", b"[]"),
-        ("four.jpg", jpeg(picture(rng, 40, 48))), ("four.json", json.dumps({"boxes": [[9, 9, 1, 1]]}).encode()),
-    ])  # fmt: skip
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("one.jpg", jpeg(picture(rng, 40, 48))),
+            ("one.json", json.dumps({"boxes": [box, [0, 0, 20, 20]]}).encode()),
+            ("two.jpg", jpeg(picture(rng, 40, 48))),
+            ("three.jpg", jpeg(picture(rng, 40, 48))),
+            ("three.json", b"[]"),
+            ("four.jpg", jpeg(picture(rng, 40, 48))),
+            ("four.json", json.dumps({"boxes": [[9, 9, 1, 1]]}).encode()),
+        ],
+    )
     pictures, pipeline = list_pictures([tmp_path / "a.tar"]), Factory()(0)
     one, two, three, four = predict_pictures(pictures, pipeline, "sidecar", None)
     assert [p.box for p in one.people] == [tuple(box), (0, 0, 20, 20)] and two.people[0].box_source == "auto"
@@ -275,8 +299,17 @@ def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
     folder.make(list_pictures([tmp_path / "a.jpg", tmp_path / "b.jpg"]), 1, {})
     work(folder, factory, config)
     units = list(results(out))
-    shapes = {k: np.concatenate([u[k] for u in units]).shape for k in ("joints_3d", "joints_2d", "vertices_coarse", "vertices", "box")}
-    assert shapes == {"joints_3d": (1, 21, 3), "joints_2d": (1, 21, 2), "vertices_coarse": (1, 195, 3), "vertices": (1, 778, 3), "box": (1, 4)}
+    shapes = {
+        k: np.concatenate([u[k] for u in units]).shape
+        for k in ("joints_3d", "joints_2d", "vertices_coarse", "vertices", "box")
+    }
+    assert shapes == {
+        "joints_3d": (1, 21, 3),
+        "joints_2d": (1, 21, 2),
+        "vertices_coarse": (1, 195, 3),
+        "vertices": (1, 778, 3),
+        "box": (1, 4),
+    }
     assert [e.partition(": ")[2] for e in failures(out)] == ["not an image that Pillow can read"]
 
 
@@ -302,7 +335,17 @@ def test_wrong_inputs(tmp_path, shards):
 
 def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tore_fast.pipelines.batch.ModelFactory", lambda *a, **k: Factory())
-    command = ["batch", str(shards), "--out", str(tmp_path / "out"), "--unit", "20", "--save-vertices", "--engine", "torchrun"]
+    command = [
+        "batch",
+        str(shards),
+        "--out",
+        str(tmp_path / "out"),
+        "--unit",
+        "20",
+        "--save-vertices",
+        "--engine",
+        "torchrun",
+    ]
     with pytest.raises(SystemExit) as e:
         main(command)
     text, complaints = capsys.readouterr()
@@ -338,7 +381,15 @@ def test_ray_with_a_killed_worker(shards, expected, tmp_path, monkeypatch):
     thread.start()
     try:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        summary = run([shards], tmp_path / "out", Factory(delay_s=0.2), BatchConfig(unit_pictures=5), workers=1, engine="ray", **QUIET)
+        summary = run(
+            [shards],
+            tmp_path / "out",
+            Factory(delay_s=0.2),
+            BatchConfig(unit_pictures=5),
+            workers=1,
+            engine="ray",
+            **QUIET,
+        )
     finally:
         ray.shutdown()
         thread.join()

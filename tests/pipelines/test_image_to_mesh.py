@@ -30,8 +30,9 @@ class Fixed(nn.Module):
         level = images.mean((1, 2, 3))[:, None, None] * 1e-3
         camera = torch.tensor([[0.5, 0.05, -0.02]]).expand(len(images), 3)
         vertices, coarse = self.vertices + level, self.coarse + level
-        return SimpleNamespace(camera=camera, joints=coarse[:, :14], vertices_coarse=coarse,
-                               vertices_intermediate=None, vertices=vertices)
+        return SimpleNamespace(
+            camera=camera, joints=coarse[:, :14], vertices_coarse=coarse, vertices_intermediate=None, vertices=vertices
+        )
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,26 @@ from tore_fast.pipelines import overlay_video
 from tore_fast.pipelines.track_store import NpzRows
 from tore_fast.pipelines.video_to_mesh import HMRPipeline, PipelineOptions
 
-HOST = dict(img_size=(64, 48), embed_dim=32, depth=2, num_heads=2, decoder_depth=1, decoder_heads=2, decoder_dim=24, merge_r=(4,))
-MOTION = dict(frames=27, condition_dim=24, latent_tokens=2, latent_dim=16, ff_size=16, heads=2, denoiser_layers=1, decoder_layers=1)
+HOST = dict(
+    img_size=(64, 48),
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    decoder_depth=1,
+    decoder_heads=2,
+    decoder_dim=24,
+    merge_r=(4,),
+)
+MOTION = dict(
+    frames=27,
+    condition_dim=24,
+    latent_tokens=2,
+    latent_dim=16,
+    ff_size=16,
+    heads=2,
+    denoiser_layers=1,
+    decoder_layers=1,
+)
 
 
 def networks():
@@ -68,7 +86,9 @@ def test_a_thousand_frames_of_two_people_in_flat_memory(scene, tmp_path):
         if frame in (300, 999):
             used[frame] = memory_mb()
 
-    store = pipe.encode_video(source, tmp_path / "w", lambda i, f: source.at(i).boxes, lambda i, f, b: source.at(i).masks, on_frame=note)
+    store = pipe.encode_video(
+        source, tmp_path / "w", lambda i, f: source.at(i).boxes, lambda i, f, b: source.at(i).masks, on_frame=note
+    )
     before = memory_mb()
     paths = [p for t in store.tracks for p in pipe.decode_track(store, t, tmp_path, 30.0, ("npz", "bvh", "glb"))]
     growth, decoding = used[999] - used[300], memory_mb() - before
@@ -110,16 +130,23 @@ def test_command_with_masks_and_overlay(folders, tmp_path, capsys):
     pytest.importorskip("imageio_ffmpeg")
     import imageio.v2 as imageio
 
-    common = dict(video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True)
-    args = hmr_cli.Args(**common, out=str(tmp_path), masks=str(folders / "masks"), format="mp4,bvh", principal=(70.0, 55.0), focal=170.0)
+    common = dict(
+        video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True
+    )
+    args = hmr_cli.Args(
+        **common, out=str(tmp_path), masks=str(folders / "masks"), format="mp4,bvh", principal=(70.0, 55.0), focal=170.0
+    )
     assert hmr_cli.run(args) == 0
     text = capsys.readouterr().out
     assert "overlay.mp4" in text and "overlay" in text and (tmp_path / "track_001.bvh").exists()
     assert np.load(tmp_path / "track_000.npz")["cam_K"][:2, 2].tolist() == [70, 55]
     frames = imageio.mimread(tmp_path / "overlay.mp4", format="ffmpeg")
     assert len(frames) == 14 and frames[0].shape == (120, 160, 3)
-    drawn = dict(overlay_video.overlay_frames(iter([(3, read_image(folders / "frames" / "000003.png"))]),
-                                              [tmp_path / "track_000.npz"], load_body("free")))  # fmt: skip
+    drawn = dict(
+        overlay_video.overlay_frames(
+            iter([(3, read_image(folders / "frames" / "000003.png"))]), [tmp_path / "track_000.npz"], load_body("free")
+        )
+    )
     assert (drawn[3] != read_image(folders / "frames" / "000003.png")).any()
 
 
@@ -133,16 +160,30 @@ def around(index: int, frame: np.ndarray, boxes: dict) -> dict:
 
 
 def test_command_takes_masks_from_a_folder_a_function_or_nowhere(folders, tmp_path):
-    common = dict(video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True, limit=3)
-    sources = {"none": {}, "folder": {"masks": str(folders / "masks")}, "function": {"masks": f"{__name__}:around"},
-               "ellipse": {"mask_source": "ellipse"}, "ignored": {"masks": str(folders / "masks"), "mask_source": "none"}}  # fmt: skip
+    common = dict(
+        video=str(folders / "frames"),
+        model=str(folders / "host"),
+        boxes=str(folders / "boxes.csv"),
+        quiet=True,
+        limit=3,
+    )
+    sources = {
+        "none": {},
+        "folder": {"masks": str(folders / "masks")},
+        "function": {"masks": f"{__name__}:around"},
+        "ellipse": {"mask_source": "ellipse"},
+        "ignored": {"masks": str(folders / "masks"), "mask_source": "none"},
+    }
     poses = {}
     for name, change in sources.items():
         assert hmr_cli.run(hmr_cli.Args(**common, out=str(tmp_path / name), **change)) == 0
         poses[name] = np.concatenate([np.load(tmp_path / name / f"track_00{t}.npz")["poses"] for t in (0, 1)])
     assert np.array_equal(poses.pop("ignored"), poses["none"])
     assert len({p.tobytes() for p in poses.values()}) == 4
-    for wrong, message in ((f"{__name__}:nothing", "--masks .*no attribute 'nothing'"), ("nowhere", "no such mask folder")):
+    for wrong, message in (
+        (f"{__name__}:nothing", "--masks .*no attribute 'nothing'"),
+        ("nowhere", "no such mask folder"),
+    ):
         with pytest.raises(UsageError, match=message):
             hmr_cli.run(hmr_cli.Args(**common, out=str(tmp_path / "x"), masks=wrong))
 
@@ -151,7 +192,9 @@ def test_a_killed_overlay_goes_on_and_is_the_same(folders, tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     import imageio.v2 as imageio
 
-    common = dict(video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True)
+    common = dict(
+        video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True
+    )
     assert hmr_cli.run(hmr_cli.Args(**common, out=str(tmp_path))) == 0
     source, body, tracks = open_video(folders / "frames"), load_body("free"), sorted(tmp_path.glob("track_*.npz"))
 

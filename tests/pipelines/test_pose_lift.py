@@ -30,7 +30,9 @@ def lifter(kind: str):
 
 def walk(frames: int, joints: int = 17) -> np.ndarray:
     rng = np.random.default_rng(1)
-    xy = rng.uniform(300, 700, (1, joints, 2)) + 20 * np.sin(np.arange(frames)[:, None, None] / 5 + rng.uniform(0, 6, (joints, 2)))
+    xy = rng.uniform(300, 700, (1, joints, 2)) + 20 * np.sin(
+        np.arange(frames)[:, None, None] / 5 + rng.uniform(0, 6, (joints, 2))
+    )
     return np.concatenate([xy, rng.uniform(0.5, 1, (frames, joints, 1))], axis=-1)
 
 
@@ -104,17 +106,60 @@ def test_stream_refuses():
 
 
 def test_orders_agree_where_they_name_the_same_joints():
-    body = {name: np.array([[10.0 * i, 5.0 * i + 1, 0.9]]) for i, name in enumerate(
-        ["nose", "leye", "reye", "lear", "rear", "lsho", "rsho", "lelb", "relb", "lwri", "rwri", "lhip", "rhip", "lkne",
-         "rkne", "lank", "rank"])}  # fmt: skip
+    body = {
+        name: np.array([[10.0 * i, 5.0 * i + 1, 0.9]])
+        for i, name in enumerate(
+            [
+                "nose",
+                "leye",
+                "reye",
+                "lear",
+                "rear",
+                "lsho",
+                "rsho",
+                "lelb",
+                "relb",
+                "lwri",
+                "rwri",
+                "lhip",
+                "rhip",
+                "lkne",
+                "rkne",
+                "lank",
+                "rank",
+            ]
+        )
+    }
     coco = np.stack(list(body.values()), axis=1)
     mid = lambda a, b: (body[a] + body[b]) / 2
-    op18 = np.stack([body["nose"], mid("lsho", "rsho"), body["rsho"], body["relb"], body["rwri"], body["lsho"], body["lelb"],
-                     body["lwri"], body["rhip"], body["rkne"], body["rank"], body["lhip"], body["lkne"], body["lank"],
-                     body["reye"], body["leye"], body["rear"], body["lear"]], axis=1)  # fmt: skip
+    op18 = np.stack(
+        [
+            body["nose"],
+            mid("lsho", "rsho"),
+            body["rsho"],
+            body["relb"],
+            body["rwri"],
+            body["lsho"],
+            body["lelb"],
+            body["lwri"],
+            body["rhip"],
+            body["rkne"],
+            body["rank"],
+            body["lhip"],
+            body["lkne"],
+            body["lank"],
+            body["reye"],
+            body["leye"],
+            body["rear"],
+            body["lear"],
+        ],
+        axis=1,
+    )
     op25 = np.concatenate([op18[:, :8], mid("lhip", "rhip")[:, None], op18[:, 8:], np.zeros((1, 6, 3))], axis=1)
-    halpe = np.concatenate([coco, body["nose"][:, None], mid("lsho", "rsho")[:, None], mid("lhip", "rhip")[:, None],
-                            np.zeros((1, 6, 3))], axis=1)  # fmt: skip
+    halpe = np.concatenate(
+        [coco, body["nose"][:, None], mid("lsho", "rsho")[:, None], mid("lhip", "rhip")[:, None], np.zeros((1, 6, 3))],
+        axis=1,
+    )
     want = to_h36m(coco, "coco")
     for name, points in (("openpose18", op18), ("openpose25", op25), ("halpe", halpe)):
         got = to_h36m(points, name)
@@ -132,7 +177,11 @@ def write(path, points, form):
         path.write_text(json.dumps({"keypoints": rows, "order": "h36m", "width": 1000, "height": 800, "fps": 30}))
     elif form == "coco":
         flat = points.reshape(len(points), -1).tolist()
-        path.write_text(json.dumps([{"image_id": f"{i:06d}.jpg", "category_id": 1, "keypoints": k, "score": 1} for i, k in enumerate(flat)]))
+        path.write_text(
+            json.dumps(
+                [{"image_id": f"{i:06d}.jpg", "category_id": 1, "keypoints": k, "score": 1} for i, k in enumerate(flat)]
+            )
+        )
     elif form == "npz":
         np.savez(path, keypoints=points, order="h36m", fps=25.0)
     elif form == "csv":
@@ -141,14 +190,24 @@ def write(path, points, form):
     elif form == "openpose":
         path.mkdir()
         for i, k in enumerate(points):
-            (path / f"v_{i:012d}_keypoints.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": k.ravel().tolist()}]}))
+            (path / f"v_{i:012d}_keypoints.json").write_text(
+                json.dumps({"people": [{"pose_keypoints_2d": k.ravel().tolist()}]})
+            )
     return path
 
 
-@pytest.mark.parametrize("form, name, joints, order", [
-    ("plain", "a.json", 17, "h36m"), ("coco", "a.json", 17, "coco"), ("coco", "a.json", 26, "halpe"), ("npz", "a.npz", 17, "h36m"),
-    ("csv", "a.csv", 26, "halpe"), ("openpose", "folder", 25, "openpose25"), ("openpose", "folder", 18, "openpose18"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "form, name, joints, order",
+    [
+        ("plain", "a.json", 17, "h36m"),
+        ("coco", "a.json", 17, "coco"),
+        ("coco", "a.json", 26, "halpe"),
+        ("npz", "a.npz", 17, "h36m"),
+        ("csv", "a.csv", 26, "halpe"),
+        ("openpose", "folder", 25, "openpose25"),
+        ("openpose", "folder", 18, "openpose18"),
+    ],
+)
 def test_file_forms(tmp_path, form, name, joints, order):
     points = walk(6, joints)
     clip = read_keypoints(write(tmp_path / name, points, form))
@@ -171,8 +230,12 @@ def test_gaps_are_filled_and_counted(tmp_path):
 
 def test_people_are_followed(tmp_path):
     a, b = walk(5), walk(5) + [100, 0, 0]
-    rows = [{"image_id": i, "category_id": 1, "idx": t, "keypoints": p[i].ravel().tolist()}
-            for i in range(5) for t, p in ((3, a), (8, b)) if not (t == 8 and i == 2)]  # fmt: skip
+    rows = [
+        {"image_id": i, "category_id": 1, "idx": t, "keypoints": p[i].ravel().tolist()}
+        for i in range(5)
+        for t, p in ((3, a), (8, b))
+        if not (t == 8 and i == 2)
+    ]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     np.testing.assert_allclose(read_keypoints(tmp_path / "a.json").keypoints, to_h36m(a, "coco"), rtol=1e-5)
     other = read_keypoints(tmp_path / "a.json", person=8)
@@ -182,7 +245,10 @@ def test_people_are_followed(tmp_path):
 
 
 def test_a_person_that_is_not_there(tmp_path):
-    seen = lambda p, score: {"person_id": [-1], "pose_keypoints_2d": np.concatenate([p, np.full((25, 1), score)], 1).ravel().tolist()}
+    seen = lambda p, score: {
+        "person_id": [-1],
+        "pose_keypoints_2d": np.concatenate([p, np.full((25, 1), score)], 1).ravel().tolist(),
+    }
     far, near = np.full((25, 2), 5.0), np.full((25, 2), 9.0)
     (tmp_path / "f.json").write_text(json.dumps([{"people": [seen(far, 0.3), seen(near, 0.9)]}] * 3))
     clip = read_keypoints(tmp_path / "f.json")  # OpenPose's -1 is no track: the most confident, and it is said
@@ -197,17 +263,20 @@ def test_a_person_that_is_not_there(tmp_path):
             read_keypoints(tmp_path / name, order="h36m", person=3)
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("a.json", "{", "not a readable keypoint file"),
-    ("a.json", "[]", "expected keypoints"),
-    ("a.json", '{"frames": 3}', r"a.json: expected COCO results, .* got an object with \['frames'\]"),
-    ("a.json", "3", "a.json: expected COCO results, .* got int"),
-    ("a.json", json.dumps({"keypoints": [[[1, 2]] * 17] * 3}), "coco or h36m order"),
-    ("a.json", json.dumps({"keypoints": [[[1, 2]] * 9] * 3}), "9 joints per person"),
-    ("a.csv", "1,2,3\n", "3 columns do not make"),
-    ("a.txt", "", "expected .json, .npz, .csv"),
-    ("a.npz", "nonsense", "not a readable keypoint file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.json", "{", "not a readable keypoint file"),
+        ("a.json", "[]", "expected keypoints"),
+        ("a.json", '{"frames": 3}', r"a.json: expected COCO results, .* got an object with \['frames'\]"),
+        ("a.json", "3", "a.json: expected COCO results, .* got int"),
+        ("a.json", json.dumps({"keypoints": [[[1, 2]] * 17] * 3}), "coco or h36m order"),
+        ("a.json", json.dumps({"keypoints": [[[1, 2]] * 9] * 3}), "9 joints per person"),
+        ("a.csv", "1,2,3\n", "3 columns do not make"),
+        ("a.txt", "", "expected .json, .npz, .csv"),
+        ("a.npz", "nonsense", "not a readable keypoint file"),
+    ],
+)
 def test_bad_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(KeypointError, match=message):
@@ -223,7 +292,16 @@ def test_bad_files(tmp_path, name, text, message):
 def test_lift_command(tmp_path, capsys):
     save_pretrained(lifter("hot"), tmp_path / "model", "hot_mixste_27")
     write(tmp_path / "a.json", walk(20), "plain")
-    code = command("lift", tmp_path / "a.json", "--model", tmp_path / "model", "--out", tmp_path / "out", "--format", "npz,bvh,html,gif")
+    code = command(
+        "lift",
+        tmp_path / "a.json",
+        "--model",
+        tmp_path / "model",
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "npz,bvh,html,gif",
+    )
     text = capsys.readouterr().out
     assert code == 0 and "order h36m, normalisation image (1000 x 800)" in text
     with np.load(tmp_path / "out" / "a.npz") as data:
@@ -290,12 +368,17 @@ def test_a_checkpoint_is_of_the_named_host_and_window(tmp_path):
     bert = create_model("motionbert_lite_27", **small).eval()  # 243 embeddings, of which 27 are used
     torch.save({"model_pos": bert.state_dict()}, tmp_path / "bert.bin")
     pruned = dict(depth=2, heads=2)
-    base, tpc = load_lifter("motionbert_lite_27", tmp_path / "bert.bin", **pruned), load_lifter("tpc_motionbert_27", tmp_path / "bert.bin", **pruned)
+    base, tpc = (
+        load_lifter("motionbert_lite_27", tmp_path / "bert.bin", **pruned),
+        load_lifter("tpc_motionbert_27", tmp_path / "bert.bin", **pruned),
+    )
     x = torch.randn(1, 27, 17, 3)
     with torch.inference_mode():
         assert torch.equal(base(x).pose, bert(x).pose)
         assert tpc(x).pose.shape == (1, 9, 17, 3) and tpc.config.keep_center
-    assert load_lifter("tpc_motionbert_27", tmp_path / "bert.bin", **pruned, pruning="uniform").config.pruning == "uniform"
+    assert (
+        load_lifter("tpc_motionbert_27", tmp_path / "bert.bin", **pruned, pruning="uniform").config.pruning == "uniform"
+    )
     with pytest.raises(ValueError, match="holds weights of motionbert, --model mixste_27 is mixste"):
         load_lifter("mixste_27", tmp_path / "bert.bin")
     mixste = lifter("base")
@@ -308,7 +391,9 @@ def test_a_checkpoint_is_of_the_named_host_and_window(tmp_path):
         load_lifter("mixste_27", tmp_path / "folder")
     with pytest.raises(ValueError, match="holds weights of mixste for 9 frames, --model is mhformer_9"):
         load_lifter("mhformer_9", tmp_path / "folder")
-    afterwards = load_lifter("tpc_mixste_9_n1f4", tmp_path / "folder").config  # the base's weights, pruned as the name says
+    afterwards = load_lifter(
+        "tpc_mixste_9_n1f4", tmp_path / "folder"
+    ).config  # the base's weights, pruned as the name says
     assert (afterwards.prune_block, afterwards.keep_frames, afterwards.keep_center) == (1, 4, True)
     save_pretrained(lifter("hot"), tmp_path / "kept4", "hot_mixste_27")
     with pytest.raises(ValueError, match="does not fit hot_mixste_27: 1 keys of another shape, first: pos_embed_token"):

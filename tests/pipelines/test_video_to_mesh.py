@@ -25,8 +25,27 @@ from tore_fast.pipelines.track_store import NpzStream, TrackStore
 from tore_fast.pipelines.video_to_mesh import HMRPipeline, PipelineOptions
 from tore_fast.vis.bvh import euler_zxy
 
-HOST = dict(embed_dim=32, depth=2, num_heads=2, decoder_depth=1, decoder_heads=2, decoder_dim_head=8, decoder_mlp_dim=16, decoder_dim=24, merge_r=(60, 42))
-MOTION = dict(frames=12, condition_dim=24, latent_tokens=2, latent_dim=16, ff_size=16, heads=2, denoiser_layers=1, decoder_layers=1)
+HOST = dict(
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    decoder_depth=1,
+    decoder_heads=2,
+    decoder_dim_head=8,
+    decoder_mlp_dim=16,
+    decoder_dim=24,
+    merge_r=(60, 42),
+)
+MOTION = dict(
+    frames=12,
+    condition_dim=24,
+    latent_tokens=2,
+    latent_dim=16,
+    ff_size=16,
+    heads=2,
+    denoiser_layers=1,
+    decoder_layers=1,
+)
 FRAMES = 30
 
 
@@ -135,7 +154,11 @@ def test_bvh_moves_like_the_joints(result):
     out, _, _ = result
     z = np.load(out / "track_001.npz")
     positions, names = bvh_positions(out / "track_001.bvh")
-    order = [list(load_body("free").joint_names).index(n) for n in names] if set(names) == set(load_body("free").joint_names) else None
+    order = (
+        [list(load_body("free").joint_names).index(n) for n in names]
+        if set(names) == set(load_body("free").joint_names)
+        else None
+    )
     if order is None:
         from tore_fast.body.joints import SMPL24
 
@@ -186,9 +209,13 @@ def test_glb_is_a_skinned_animation(result):
     homogeneous = np.concatenate([vertices, np.ones((len(vertices), 1))], 1)
     posed = np.einsum("vk,vkij,vj->vi", weights, skin[joints], homogeneous)[:, :3]
     betas = torch.from_numpy(z["betas"])[None]
-    want = body(torch.from_numpy(z["poses"][frame : frame + 1]), betas, torch.from_numpy(z["trans"][frame : frame + 1])).vertices
+    want = body(
+        torch.from_numpy(z["poses"][frame : frame + 1]), betas, torch.from_numpy(z["trans"][frame : frame + 1])
+    ).vertices
     want = want[0].numpy() * [1, -1, -1]
-    assert np.abs(posed - want).max() < 0.02 and np.abs(posed - want).mean() < 1e-3  # the 4 largest weights of at most 6
+    assert (
+        np.abs(posed - want).max() < 0.02 and np.abs(posed - want).mean() < 1e-3
+    )  # the 4 largest weights of at most 6
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same(clip, tmp_path, result):
@@ -236,14 +263,20 @@ def test_pictures(clip):
     frames = [f for _, f in open_video(clip).frames(28)]
     k = np.array([[400.0, 0, 60], [0, 400, 40], [0, 0, 1]])
     people = pipe.predict(frames, boxes=[[(10, 10, 50, 90), (60, 5, 110, 80)], []], intrinsics=[k, k])
-    assert [len(p) for p in people] == [2, 0] and people[0][0].vertices.shape == (6890, 3) and people[0][0].focal_px == 400
+    assert (
+        [len(p) for p in people] == [2, 0] and people[0][0].vertices.shape == (6890, 3) and people[0][0].focal_px == 400
+    )
     whole = pipe.predict(frames[:1], vertices=False)
     assert len(whole[0]) == 1 and whole[0][0].vertices is None
 
 
 def test_pipeline_from_files(clip, folders):
-    pipe = HMRPipeline.from_checkpoint(str(folders / "host"), str(folders / "motion"), keep_tokens=120, merge_per_block=50)
-    assert pipe.name == "hmr2_vits" and pipe.host.backbone.merging.schedule(192, 2) == (50, 22) and pipe.motion is not None
+    pipe = HMRPipeline.from_checkpoint(
+        str(folders / "host"), str(folders / "motion"), keep_tokens=120, merge_per_block=50
+    )
+    assert (
+        pipe.name == "hmr2_vits" and pipe.host.backbone.merging.schedule(192, 2) == (50, 22) and pipe.motion is not None
+    )
     frame = next(open_video(clip).frames())[1]
     k = np.array([[150.0, 0, 60], [0, 150, 50], [0, 0, 1]])
     people = pipe.predict([frame], boxes=[[(5, 10, 45, 90), (70, 5, 110, 80)]], intrinsics=[k])[0]
@@ -292,7 +325,14 @@ def folders(tmp_path_factory):
 
 
 def test_hmr_command(clip, folders, tmp_path, capsys):
-    common = dict(video=str(clip), model=str(folders / "host"), out=str(tmp_path), boxes=str(clip / "boxes.csv"), quiet=True, limit=12)
+    common = dict(
+        video=str(clip),
+        model=str(folders / "host"),
+        out=str(tmp_path),
+        boxes=str(clip / "boxes.csv"),
+        quiet=True,
+        limit=12,
+    )
     assert hmr_cli.run(hmr_cli.Args(**common, motion=str(folders / "motion"), format="npz,bvh", keep_tokens=100)) == 0
     text = capsys.readouterr().out
     assert "100 tokens kept" in text and "persons/s" in text and "track_001.bvh" in text
@@ -329,7 +369,9 @@ def test_hmr_command(clip, folders, tmp_path, capsys):
     ],
 )
 def test_hmr_command_errors(change, message, clip, folders, tmp_path):
-    change = {k: {"HOST": str(folders / "host"), "MOTION": str(folders / "motion")}.get(v, v) for k, v in change.items()}
+    change = {
+        k: {"HOST": str(folders / "host"), "MOTION": str(folders / "motion")}.get(v, v) for k, v in change.items()
+    }
     args = {"video": str(clip), "model": str(folders / "host"), "out": str(tmp_path), **change}
     with pytest.raises(UsageError, match=message):
         hmr_cli.run(hmr_cli.Args(**args))
@@ -337,14 +379,20 @@ def test_hmr_command_errors(change, message, clip, folders, tmp_path):
 
 def test_hmr_command_decodes_again_with_other_settings(clip, folders, tmp_path):
     """Settings of the second stage leave the encoded rows alone and make the files anew; the first stage's refuse."""
-    common = dict(video=str(clip), model=str(folders / "host"), out=str(tmp_path), boxes=str(clip / "boxes.csv"), quiet=True)
+    common = dict(
+        video=str(clip), model=str(folders / "host"), out=str(tmp_path), boxes=str(clip / "boxes.csv"), quiet=True
+    )
     common |= dict(motion=str(folders / "motion"), keep_tokens=100, merge_per_block=30)
     got = []
     for change in ({}, {"denoising_steps": 4}, {"ik": "naive"}, {"max_gap": 1}, {"overlap": 3}, {}):
         assert hmr_cli.run(hmr_cli.Args(**common, **change)) == 0
         got.append(sorted(p.name for p in tmp_path.glob("*.npz")))
         got.append(np.load(tmp_path / "track_000.npz")["poses"])
-    assert got[0] == ["track_000.npz", "track_001.npz"] and got[6] == ["track_000.npz", "track_001_0.npz", "track_001_1.npz"]
+    assert got[0] == ["track_000.npz", "track_001.npz"] and got[6] == [
+        "track_000.npz",
+        "track_001_0.npz",
+        "track_001_1.npz",
+    ]
     assert not np.allclose(got[3], got[1]) and not np.allclose(got[5], got[1]) and not np.allclose(got[9], got[1])
     np.testing.assert_array_equal(got[11], got[1])
     with pytest.raises(UsageError, match=r"other settings \(per_block\)"):
@@ -352,7 +400,9 @@ def test_hmr_command_decodes_again_with_other_settings(clip, folders, tmp_path):
 
 
 def test_eclm_command(clip, folders, tmp_path, capsys):
-    args = dict(model=str(folders / "host"), data=str(clip), out=str(tmp_path), tau=1e6, limit=4, batch_size=3, device="cpu")
+    args = dict(
+        model=str(folders / "host"), data=str(clip), out=str(tmp_path), tau=1e6, limit=4, batch_size=3, device="cpu"
+    )
     assert eclm_cli.run(eclm_cli.Args(**args, cka=True)) == 0
     text = capsys.readouterr().out
     assert "2 -> 1 blocks" in text and (tmp_path / "cka.npy").exists() and (tmp_path / "model" / "config.json").exists()

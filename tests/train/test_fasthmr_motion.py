@@ -25,8 +25,19 @@ from tore_fast.train.fasthmr_motion import (
 )
 from tore_fast.train.loop import TrainConfig, train
 
-VAE = MotionVAEConfig(latent_tokens=2, latent_dim=16, ff_size=32, encoder_layers=1, decoder_layers=1, heads=2, dropout=0.0)
-MOTION = dict(frames=16, condition_dim=12, latent_tokens=2, latent_dim=16, ff_size=32, heads=2, denoiser_layers=1, decoder_layers=1)
+VAE = MotionVAEConfig(
+    latent_tokens=2, latent_dim=16, ff_size=32, encoder_layers=1, decoder_layers=1, heads=2, dropout=0.0
+)
+MOTION = dict(
+    frames=16,
+    condition_dim=12,
+    latent_tokens=2,
+    latent_dim=16,
+    ff_size=32,
+    heads=2,
+    denoiser_layers=1,
+    decoder_layers=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +48,13 @@ def files(tmp_path_factory):
         t = np.linspace(0, 6, 61)[:, None]
         poses = (0.3 * np.sin(t * rng.rand(72) + rng.rand(72) * 6)).astype(np.float32)
         tokens = poses[:, :12] * 3
-        np.savez(folder / f"{i}.npz", poses=poses, betas=rng.randn(10).astype(np.float32) * 0.5, mocap_framerate=60.0, tokens=tokens)
+        np.savez(
+            folder / f"{i}.npz",
+            poses=poses,
+            betas=rng.randn(10).astype(np.float32) * 0.5,
+            mocap_framerate=60.0,
+            tokens=tokens,
+        )
     return sorted(folder.glob("*.npz"))
 
 
@@ -71,7 +88,13 @@ def test_a_folder_as_amass_lays_it_out(tmp_path):
     """Subjects in folders, shape files between the motions, both spellings of the frame rate."""
     (tmp_path / "s1").mkdir()
     np.savez(tmp_path / "s1" / "shape.npz", betas=np.zeros(16), gender=np.array("female"))
-    old = dict(poses=np.zeros((9, 156)), betas=np.ones(16), trans=np.zeros((9, 3)), gender=np.array("male"), mocap_framerate=120.0)
+    old = dict(
+        poses=np.zeros((9, 156)),
+        betas=np.ones(16),
+        trans=np.zeros((9, 3)),
+        gender=np.array("male"),
+        mocap_framerate=120.0,
+    )
     np.savez(tmp_path / "s1" / "walk_poses.npz", **old)
     np.savez(tmp_path / "s1" / "run_stageii.npz", poses=np.zeros((9, 165)), betas=np.ones(16), mocap_frame_rate=60.0)
     with pytest.warns(UserWarning, match="1 of 3 .npz files hold no `poses`"):
@@ -100,7 +123,10 @@ def test_batches_follow_from_the_index(clips, rest):
     assert a["features"].shape == (4, 16, 133)
 
 
-@pytest.mark.parametrize("loss, correct", [(Stage2Config(), False), (Stage2Config(last_step=1.0, joints=1.0), False), (Stage2Config(1.0, 1.0), True)])
+@pytest.mark.parametrize(
+    "loss, correct",
+    [(Stage2Config(), False), (Stage2Config(last_step=1.0, joints=1.0), False), (Stage2Config(1.0, 1.0), True)],
+)
 def test_both_stages_through_the_loop(clips, rest, tmp_path, loss, correct):
     torch.manual_seed(0)
     quiet = lambda text: None
@@ -110,9 +136,13 @@ def test_both_stages_through_the_loop(clips, rest, tmp_path, loss, correct):
     before = stage1.evaluate(vae.eval())["joints_mm"]
     after = train(stage1, TrainConfig(out=str(tmp_path / "1"), **config), quiet)["joints_mm"]
     assert after < before
-    motion = create_model("fasthmr_motion", encoder_layers=1, correct_host=correct, **MOTION).use_vae(vae.cpu(), stage1.mean, stage1.std)
+    motion = create_model("fasthmr_motion", encoder_layers=1, correct_host=correct, **MOTION).use_vae(
+        vae.cpu(), stage1.mean, stage1.std
+    )
     decoder = {k: v.clone() for k, v in motion.motion_decoder.state_dict().items()}
-    stage2 = MotionDenoiserTask(motion, vae, clips[:2], clips[:2], rest, loss=loss)  # three clips cannot show more than memory
+    stage2 = MotionDenoiserTask(
+        motion, vae, clips[:2], clips[:2], rest, loss=loss
+    )  # three clips cannot show more than memory
     batch = stage2.batch(10**6, 32, 0)
     before, _ = stage2.loss(motion.eval(), batch, 0)
     train(stage2, TrainConfig(out=str(tmp_path / "2"), **config), quiet)
@@ -136,7 +166,9 @@ def test_correcting_a_host_starts_at_the_hosts_own_motion(rest):
     torch.nn.init.normal_(host.smpl_head.decpose.weight, std=0.1)  # it starts at nearly one pose for all
     vae = MotionVAE(VAE).eval()
     skeleton = rest(torch.zeros(1, 10))[0]
-    motion = create_model("fasthmr_motion", encoder_layers=1, correct_host=True, **{**MOTION, "condition_dim": host.config.decoder_dim})
+    motion = create_model(
+        "fasthmr_motion", encoder_layers=1, correct_host=True, **{**MOTION, "condition_dim": host.config.decoder_dim}
+    )
     motion.use_vae(vae, torch.full((133,), 0.1), torch.full((133,), 0.7)).host_motion.use_head(host.smpl_head, skeleton)
     crops = torch.randn(16, 3, host.config.img_size[0], host.config.img_size[0])
     with torch.no_grad():
@@ -163,9 +195,24 @@ def test_both_stages_by_command(files, tmp_path):
 
     small = dict(latent_tokens=2, latent_dim=16, ff_size=32, heads=2, decoder_layers=1)
     loop = dict(steps=2, batch_size=2, eval_every=2)
-    first = command.Args(files[0].parent, up="camera", held_out=3, frames=16, extra={**small, "encoder_layers": 1}, train=TrainConfig(out=str(tmp_path / "1"), **loop))
+    first = command.Args(
+        files[0].parent,
+        up="camera",
+        held_out=3,
+        frames=16,
+        extra={**small, "encoder_layers": 1},
+        train=TrainConfig(out=str(tmp_path / "1"), **loop),
+    )
     assert command.run(first) == 0
-    second = command.Args(files[0].parent, vae=tmp_path / "1" / "model", up="camera", held_out=3, frames=16, extra={"denoiser_layers": 1}, train=TrainConfig(out=str(tmp_path / "2"), **loop))
+    second = command.Args(
+        files[0].parent,
+        vae=tmp_path / "1" / "model",
+        up="camera",
+        held_out=3,
+        frames=16,
+        extra={"denoiser_layers": 1},
+        train=TrainConfig(out=str(tmp_path / "2"), **loop),
+    )
     assert command.run(second) == 0
     motion = load_pretrained(tmp_path / "2" / "model")
     stats = torch.load(tmp_path / "1" / "model" / "statistics.pt", weights_only=True)

@@ -39,10 +39,27 @@ HOST = dict(img_size=(64, 48), embed_dim=32, depth=3, num_heads=2, decoder_depth
 def walk(name: str, frames: int, split: str) -> Motion:
     """17 joints of somebody swinging the arms, 60 frames a second."""
     rest = np.array(
-        [[0, 0, 1], [-0.1, 0, 1], [-0.1, 0, 0.55], [-0.1, 0, 0.1], [0.1, 0, 1], [0.1, 0, 0.55], [0.1, 0, 0.1], [0, 0, 1.2],
-         [0, 0, 1.4], [0, 0, 1.5], [0, 0, 1.7], [0.2, 0, 1.4], [0.25, 0, 1.15], [0.25, 0, 0.9], [-0.2, 0, 1.4],
-         [-0.25, 0, 1.15], [-0.25, 0, 0.9]], np.float32,
-    )  # fmt: skip
+        [
+            [0, 0, 1],
+            [-0.1, 0, 1],
+            [-0.1, 0, 0.55],
+            [-0.1, 0, 0.1],
+            [0.1, 0, 1],
+            [0.1, 0, 0.55],
+            [0.1, 0, 0.1],
+            [0, 0, 1.2],
+            [0, 0, 1.4],
+            [0, 0, 1.5],
+            [0, 0, 1.7],
+            [0.2, 0, 1.4],
+            [0.25, 0, 1.15],
+            [0.25, 0, 0.9],
+            [-0.2, 0, 1.4],
+            [-0.25, 0, 1.15],
+            [-0.25, 0, 0.9],
+        ],
+        np.float32,
+    )
     joints = np.repeat(rest[None], frames, 0)
     swing = np.sin(np.arange(frames) / 12)
     joints[:, 13, 1] += 0.2 * swing
@@ -67,7 +84,18 @@ def test_loss_reaches_every_weight_and_truth_lies_on_the_person(body):
     hits = [batch["mask"][i, y, x] > 0 for i in range(8) for x, y in at[i].tolist()]
     assert np.mean([bool(h) for h in hits]) > 0.8
     total, parts = task.loss(task.model, batch, 0)
-    assert set(parts) >= {"2d", "3d", "root", "pose", "betas", "heatmap", "parts", "adversarial", "critic", "train_mpjpe_mm"}
+    assert set(parts) >= {
+        "2d",
+        "3d",
+        "root",
+        "pose",
+        "betas",
+        "heatmap",
+        "parts",
+        "adversarial",
+        "critic",
+        "train_mpjpe_mm",
+    }
     total.backward()
     # with one query token its q and k are dead
     silent = {n for n, p in task.model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
@@ -135,7 +163,9 @@ def test_more_renderings_of_a_motion(body, clips, tmp_path):
     seen = [read_motion(p, up="camera") for p in paths]
     torch.testing.assert_close(seen[0].tokens, first.tokens)
     assert [m.motion for m in seen] == ["a"] * 3 and not torch.equal(seen[1].betas, seen[2].betas)
-    swing = [(m.rotations[:, 16] - m.rotations[:1, 16]).norm() for m in seen]  # left shoulder; the arms do not swing alike
+    swing = [
+        (m.rotations[:, 16] - m.rotations[:1, 16]).norm() for m in seen
+    ]  # left shoulder; the arms do not swing alike
     right = [(m.rotations[:, 17] - m.rotations[:1, 17]).norm() for m in seen]
     torch.testing.assert_close(swing[1], right[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(swing[2], swing[0], atol=1e-4, rtol=1e-4)
@@ -157,14 +187,21 @@ def test_component_table_rows(body, clips):
         made.host(masks, host, masks)
     with pytest.raises(ValueError, match="masks must be given, ellipse or none"):
         made.host("no row", host, masks="user")
-    motion = create_model("fasthmr_motion", frames=12, condition_dim=32, latent_tokens=2, latent_dim=16, ff_size=16, heads=2)
+    motion = create_model(
+        "fasthmr_motion", frames=12, condition_dim=32, latent_tokens=2, latent_dim=16, ff_size=16, heads=2
+    )
     host.set_merging(None)
     made.motion("motion", host, seen, motion.eval())
     made.motion("motion, 4 steps", host, seen, motion, num_steps=4)
     rows = {r["name"]: r for r in made.rows}
     assert list(rows) == ["mean pose", "host", "smoothed", "given", "ellipse", "none", "motion", "motion, 4 steps"]
     assert all(np.isfinite(r["mpjpe_mm"]) and r["frames"] == 50 for r in made.rows)
-    assert rows["motion, 4 steps"]["gmacs"] > rows["motion"]["gmacs"] > rows["host"]["gmacs"] == sum(host_macs(host.config)) / 1e9
+    assert (
+        rows["motion, 4 steps"]["gmacs"]
+        > rows["motion"]["gmacs"]
+        > rows["host"]["gmacs"]
+        == sum(host_macs(host.config)) / 1e9
+    )
     assert rows["motion"]["mpjpe_mm"] != rows["motion, 4 steps"]["mpjpe_mm"]
     assert len({rows[m]["mpjpe_mm"] for m in ("given", "ellipse", "none")}) == 3 and rows["given"]["tokens"] == 8
     assert markdown(made.rows).count("\n") == 9
@@ -182,7 +219,9 @@ def test_errors_of_known_offsets():
     torch.testing.assert_close(smooth(line)[8:-8], line[8:-8], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("blocks", "keep", "linear", "both"), [(32, None, 122.5, 125.5), (28, 90, 52.8, 53.5), (26, 64, 37.1, 37.5)])
+@pytest.mark.parametrize(
+    ("blocks", "keep", "linear", "both"), [(32, None, 122.5, 125.5), (28, 90, 52.8, 53.5), (26, 64, 37.1, 37.5)]
+)
 def test_macs_of_the_specs_table(blocks, keep, linear, both):
     a, b = host_macs(HMR2Config(depth=blocks, keep_tokens=keep))
     assert a / 1e9 == pytest.approx(linear, abs=0.05) and (a + b) / 1e9 == pytest.approx(both, abs=0.06)
@@ -191,7 +230,9 @@ def test_macs_of_the_specs_table(blocks, keep, linear, both):
 def test_list_prints_the_reduction_table():
     rows = {(r["blocks"], r["tokens"]): r for r in list_cli.reductions()}
     assert rows[28, 90]["linear_gmacs"] == pytest.approx(52.8, abs=0.05) == rows[28, 90]["paper_gmacs"]
-    assert rows[24, 90]["factor"] == pytest.approx(2.71, abs=0.005) and "2.35x" in list_cli.reduction_table(list(rows.values()))
+    assert rows[24, 90]["factor"] == pytest.approx(2.71, abs=0.005) and "2.35x" in list_cli.reduction_table(
+        list(rows.values())
+    )
 
 
 def test_commands_from_motion_to_merged_host(tmp_path, capsys):
@@ -210,7 +251,14 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     assert train_fasthmr.run(args) == 0
     host = load_pretrained(tmp_path / "host" / "model")
     assert host.config.depth == 4 and host.config.img_size == (128, 96)
-    search = eclm_cli.Args(str(tmp_path / "host" / "model"), str(tmp_path / "clips"), out=str(tmp_path / "eclm"), tau=1e6, limit=8, device="cpu")
+    search = eclm_cli.Args(
+        str(tmp_path / "host" / "model"),
+        str(tmp_path / "clips"),
+        out=str(tmp_path / "eclm"),
+        tau=1e6,
+        limit=8,
+        device="cpu",
+    )
     assert eclm_cli.run(search) == 0
     assert "4 -> 1 blocks" in capsys.readouterr().out
     trace = tmp_path / "eclm" / "trace.jsonl"
@@ -230,19 +278,31 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     stage1 = TrainConfig(out=str(tmp_path / "vae"), steps=2, batch_size=2, eval_every=2)
     assert train_fasthmr.run(train_fasthmr.Args(data=data, frames=8, extra=sizes, held_out=2, train=stage1)) == 0
     stage2 = TrainConfig(out=str(tmp_path / "denoiser"), steps=2, batch_size=2, eval_every=2)
-    args = train_fasthmr.Args(data=tmp_path / "tokens", vae=tmp_path / "vae" / "model", frames=8, up="camera", held_out=2, train=stage2)
+    args = train_fasthmr.Args(
+        data=tmp_path / "tokens", vae=tmp_path / "vae" / "model", frames=8, up="camera", held_out=2, train=stage2
+    )
     assert train_fasthmr.run(args) == 0
     motion = load_pretrained(tmp_path / "denoiser" / "model")
     assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
     only = dict(data=data, image_size=128, host=tmp_path / "eclm" / "model", tokens=tmp_path / "views")
     assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**only, views=2)) == 0
-    args = dataclasses.replace(args, data=tmp_path / "views", correct=tmp_path / "eclm" / "model", loss=Stage2Config(1.0, 1.0),
-                               train=dataclasses.replace(stage2, out=str(tmp_path / "corrector")))  # fmt: skip
+    args = dataclasses.replace(
+        args,
+        data=tmp_path / "views",
+        correct=tmp_path / "eclm" / "model",
+        loss=Stage2Config(1.0, 1.0),
+        train=dataclasses.replace(stage2, out=str(tmp_path / "corrector")),
+    )
     assert train_fasthmr.run(args) == 0
     motion = load_pretrained(tmp_path / "corrector" / "model")
-    torch.testing.assert_close(motion.host_motion.weight, load_pretrained(tmp_path / "eclm" / "model").smpl_head.decpose.weight)
+    torch.testing.assert_close(
+        motion.host_motion.weight, load_pretrained(tmp_path / "eclm" / "model").smpl_head.decpose.weight
+    )
     assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
-    for wrong, words in ((dict(views=2, out=tmp_path), "1 with --out"), (dict(host=None, tokens=None), "give --out for the pictures")):
+    for wrong, words in (
+        (dict(views=2, out=tmp_path), "1 with --out"),
+        (dict(host=None, tokens=None), "give --out for the pictures"),
+    ):
         with pytest.raises(UsageError, match=words):
             train_fasthmr_clips.run(train_fasthmr_clips.Args(**{**only, **wrong}))
     with pytest.raises(UsageError, match="--stage must be host, vae or denoiser"):

@@ -29,8 +29,9 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def config(out, **changes):
-    base = TrainConfig(out=str(out), steps=60, batch_size=16, lr=1e-2, warmup=5, log_every=1, eval_every=30,
-                       clip_norm=1.0, ema=0.9)
+    base = TrainConfig(
+        out=str(out), steps=60, batch_size=16, lr=1e-2, warmup=5, log_every=1, eval_every=30, clip_norm=1.0, ema=0.9
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -77,7 +78,9 @@ def test_kill_9_and_resume_follow_the_same_curve(tmp_path):
     killed = config(tmp_path / "killed", checkpoint_minutes=60)
     assert start({"kill_at": 41}, killed).wait(120) == -signal.SIGKILL
     log = tmp_path / "killed" / "metrics.jsonl"
-    assert max(curve(tmp_path / "killed")) == 41 and torch.load(log.with_name("last.pt"), weights_only=True)["step"] == 1
+    assert (
+        max(curve(tmp_path / "killed")) == 41 and torch.load(log.with_name("last.pt"), weights_only=True)["step"] == 1
+    )
     with open(log, "a") as f:
         f.write('{"step": 42, "lo')
     train(LineFit(), killed, log=lambda _: None)
@@ -111,8 +114,12 @@ class Deep(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Flatten(), nn.Linear(144, 8))
-        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Dropout(0.2), nn.Linear(32, 8)) for _ in range(3))
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Flatten(), nn.Linear(144, 8)
+        )
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Dropout(0.2), nn.Linear(32, 8)) for _ in range(3)
+        )
         self.head = nn.Linear(8, 2)
 
     def forward(self, x):
@@ -161,7 +168,9 @@ def test_memory_report():
     low = 3 * 4096 * (32 * (4 + 4) + 8 * 4) / 1e6
     assert low < kept(text, "layers") < 2.5 * low and "sum, 4096 items in fp32" in text
     checkpoint_activations(saving.model)
-    assert kept(memory_report(saving, TrainConfig(batch_size=4096), torch.device("cpu")), "layers") < 0.5 * kept(text, "layers")
+    assert kept(memory_report(saving, TrainConfig(batch_size=4096), torch.device("cpu")), "layers") < 0.5 * kept(
+        text, "layers"
+    )
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -197,7 +206,11 @@ def test_bf16_follows_the_float32_curve(tmp_path):
 
     for precision in ("no", "bf16"):
         AcceleratorState._reset_state(True)  # a process keeps its first precision otherwise
-        train(LineFit(dropout=0.0), config(tmp_path / precision, steps=20, precision=precision, eval_every=20), log=lambda _: None)
+        train(
+            LineFit(dropout=0.0),
+            config(tmp_path / precision, steps=20, precision=precision, eval_every=20),
+            log=lambda _: None,
+        )
     AcceleratorState._reset_state(True)
     whole, half = curve(tmp_path / "no"), curve(tmp_path / "bf16")
     assert whole != half and half == pytest.approx(whole, rel=0.1, abs=0.02)
@@ -222,7 +235,10 @@ def test_clip_by_value_limits_every_number(tmp_path):
 
     task, seen = Steep(), []
     step = torch.optim.AdamW.step
-    torch.optim.AdamW.step = lambda self, *a, **k: (seen.extend(float(p.grad.abs().max()) for g in self.param_groups for p in g["params"]), step(self, *a, **k))[1]
+    torch.optim.AdamW.step = lambda self, *a, **k: (
+        seen.extend(float(p.grad.abs().max()) for g in self.param_groups for p in g["params"]),
+        step(self, *a, **k),
+    )[1]
     try:
         train(task, config(tmp_path, steps=2, clip_norm=0.0, clip_value=0.3, eval_every=9), log=lambda _: None)
     finally:

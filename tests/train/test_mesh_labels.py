@@ -36,7 +36,10 @@ def sets(tmp_path_factory):
     write_tsv_set(root / "tsv", [body_label(rng) for _ in range(6)], [picture(rng) for _ in range(6)])
     (root / "tsv" / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\n")
     points = np.concatenate([rng.uniform(10, 80, (24, 2)), np.ones((24, 1))], 1).tolist()
-    rows = [{"image": f"{i}.png", "box": [10, 20, 80, 110], "keypoints_2d": points, "keypoints_2d_set": "j24"} for i in range(4)]
+    rows = [
+        {"image": f"{i}.png", "box": [10, 20, 80, 110], "keypoints_2d": points, "keypoints_2d_set": "j24"}
+        for i in range(4)
+    ]
     (root / "flat").mkdir()
     for i in range(4):
         Image.fromarray(picture(rng)).save(root / "flat" / f"{i}.png")
@@ -143,7 +146,10 @@ FAMILIES = {
     "fastmetro_s_r50_smpl": ("fastmetro", TRANSFORMER),
     "fastmetro_tore_s_r50": ("tore_fastmetro", {**TRANSFORMER, "dim_3": 16, "feedforward_3": 32, "selector_dim": 8}),
     "metro_r50": ("metro", BERT),
-    "metro_tore_r50": ("tore_metro", {**BERT, "dim_3": 16, "feedforward_3": 32, "heads_3": 4, "layers_3": 1, "selector_dim": 8}),
+    "metro_tore_r50": (
+        "tore_metro",
+        {**BERT, "dim_3": 16, "feedforward_3": 32, "heads_3": 4, "layers_3": 1, "selector_dim": 8},
+    ),
 }
 
 
@@ -175,8 +181,15 @@ def test_smpl_head_terms(sets, body):
     joints = (t.loss_of.regressor @ mesh)[:, 1:]
     batch["joints_3d"][:, list(J24_TO_J14), :3] = joints
     batch["joints_2d"][..., 2] = 0
-    out = HMROutput(torch.ones(6, 3), joints + torch.randn(6, 14, 3), body.coarse(mesh, 2), body.coarse(mesh, 1), mesh + 1,
-                    rotmat=pose_matrices(batch["pose"], 24), betas=batch["betas"])  # fmt: skip
+    out = HMROutput(
+        torch.ones(6, 3),
+        joints + torch.randn(6, 14, 3),
+        body.coarse(mesh, 2),
+        body.coarse(mesh, 1),
+        mesh + 1,
+        rotmat=pose_matrices(batch["pose"], 24),
+        betas=batch["betas"],
+    )
     total, parts = t.loss(lambda images: out, batch, 0)
     assert max(float(parts[k]) for k in parts if k.startswith("smpl")) < 1e-5 and float(parts["joints"]) > 100
     assert float(total) < 0.05
@@ -232,9 +245,29 @@ def test_train_eval_export_on_data_sets(sets, tmp_path, capsys, monkeypatch):
     from tore_fast.models import load_pretrained
 
     out = tmp_path / "run"
-    command = ["--model", "tore_default", "--data", f"{sets}/tsv/t.yaml@0.7", f"{sets}/flat/boxes.json@0.3", "--val", sets / "3dpw",
-               "--labels.loss", "tore_fastmetro", "--train.out", out, "--train.epochs", "1.2", "--train.batch-size", "4",
-               "--train.eval-every", "2", "--train.log-every", "1", "--export", tmp_path / "model"]  # fmt: skip
+    command = [
+        "--model",
+        "tore_default",
+        "--data",
+        f"{sets}/tsv/t.yaml@0.7",
+        f"{sets}/flat/boxes.json@0.3",
+        "--val",
+        sets / "3dpw",
+        "--labels.loss",
+        "tore_fastmetro",
+        "--train.out",
+        out,
+        "--train.epochs",
+        "1.2",
+        "--train.batch-size",
+        "4",
+        "--train.eval-every",
+        "2",
+        "--train.log-every",
+        "1",
+        "--export",
+        tmp_path / "model",
+    ]
     assert call(*command) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert max(r["step"] for r in rows) == 3 and all("itp" in r or "eval/mpjpe_mm" in r or r["loss"] > 0 for r in rows)

@@ -63,9 +63,14 @@ def batch(levels: int, dtype=torch.float64):
     out = HMROutput(camera, joints, vertices[0], vertices[1] if levels == 3 else None, vertices[-1], heat)
     one = torch.ones(2)
     target = MeshTargets(
-        torch.randn(2, 5, 3), torch.ones(2, 5), torch.randn(2, 5, 2), torch.ones(2, 5),
-        tuple(torch.randn(2, n, 3) for n in sizes), one, one,
-    )  # fmt: skip
+        torch.randn(2, 5, 3),
+        torch.ones(2, 5),
+        torch.randn(2, 5, 2),
+        torch.ones(2, 5),
+        tuple(torch.randn(2, n, 3) for n in sizes),
+        one,
+        one,
+    )
     return out, target, regressor.float()
 
 

@@ -96,7 +96,18 @@ def test_built_in_hand_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(default.BUILT_IN, "tore_default_hand", str(tmp_path / "hand"))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)).save(tmp_path / "hand.jpg")
     with pytest.raises(SystemExit) as e:
-        main(["predict", str(tmp_path / "hand.jpg"), "--model", "tore_default_hand", "--out", str(tmp_path / "out"), "--device", "cpu"])
+        main(
+            [
+                "predict",
+                str(tmp_path / "hand.jpg"),
+                "--model",
+                "tore_default_hand",
+                "--out",
+                str(tmp_path / "out"),
+                "--device",
+                "cpu",
+            ]
+        )
     assert e.value.code == 0, capsys.readouterr()
     with np.load(next((tmp_path / "out").rglob("*.npz"))) as made:
         assert made["joints_3d"].shape[-2:] == (21, 3) and made["vertices"].shape[-2:] == (778, 3)
@@ -126,13 +137,26 @@ def test_shipped_weights_are_not_called_random(tmp_path, capfd):
 
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "hand.jpg")
     with pytest.raises(SystemExit):
-        main(["predict", str(tmp_path / "hand.jpg"), "--model", "tore_default_hand", "--boxes", "full", "--out", str(tmp_path / "o")])
+        main(
+            [
+                "predict",
+                str(tmp_path / "hand.jpg"),
+                "--model",
+                "tore_default_hand",
+                "--boxes",
+                "full",
+                "--out",
+                str(tmp_path / "o"),
+            ]
+        )
     assert "random weights" not in capfd.readouterr().err
 
 
 def test_the_shipped_hand_weights_beat_the_mean_pose():
     from tore_fast.pipelines.image_to_mesh import load_model
 
-    found = evaluate_held_out(load_model("tore_default_hand").eval(), load_body("free_hand"), "easy", image_size=112, images=60)
+    found = evaluate_held_out(
+        load_model("tore_default_hand").eval(), load_body("free_hand"), "easy", image_size=112, images=60
+    )
     assert found["pa_mpjpe_mm"] < 0.75 * found["mean_pose_pa_mpjpe_mm"]
     assert found["mpjpe_mm"] < 0.6 * found["constant_mean_mpjpe_mm"]

@@ -29,7 +29,14 @@ def motion(subject: str, seed: int, frames: int = 60) -> Motion:
     rest = rng.normal(0, 0.3, (17, 3)) + [0, 0, 1]
     phase, size = rng.uniform(0, 6, (17, 3)), rng.uniform(0.02, 0.1, (17, 3))
     t = np.arange(frames)[:, None, None] / 8
-    return Motion(f"{subject}{seed}", subject, f"act{seed % 2}", "train", (rest + size * np.sin(t + phase)).astype(np.float32), 50.0)
+    return Motion(
+        f"{subject}{seed}",
+        subject,
+        f"act{seed % 2}",
+        "train",
+        (rest + size * np.sin(t + phase)).astype(np.float32),
+        50.0,
+    )
 
 
 def task(name="hot_mixste_27", **fields) -> PoseLifting:
@@ -40,7 +47,9 @@ def task(name="hot_mixste_27", **fields) -> PoseLifting:
 
 
 def config(out, **changes) -> TrainConfig:
-    base = TrainConfig(out=str(out), steps=6, batch_size=4, lr=3e-3, warmup=1, log_every=1, eval_every=3, ema=0.9, clip_norm=1.0)
+    base = TrainConfig(
+        out=str(out), steps=6, batch_size=4, lr=3e-3, warmup=1, log_every=1, eval_every=3, ema=0.9, clip_norm=1.0
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -120,7 +129,10 @@ def clips(frames=30) -> list[PoseClip]:
     rng = np.random.default_rng(0)
     make = lambda: rng.normal(size=(frames, 17, 3)).astype(np.float32)
     poses = [make(), make()]
-    return [PoseClip("s", f"act{i}", "", rng.normal(size=(frames, 17, 2)).astype(np.float32), p - p[:, :1]) for i, p in enumerate(poses)]
+    return [
+        PoseClip("s", f"act{i}", "", rng.normal(size=(frames, 17, 2)).astype(np.float32), p - p[:, :1])
+        for i, p in enumerate(poses)
+    ]
 
 
 @pytest.mark.parametrize("name, centered", [("mixste_27", False), ("tpc_mixste_27", True)])

@@ -50,11 +50,14 @@ def rate(train, epoch, per_epoch=100):
 def test_schedules_of_the_papers():
     """The numbers as the papers and released scripts have them, at epochs before and after each change."""
     wanted = {
-        "fastmetro_h36m_mixed": {0: 1e-4, 59: 1e-4}, "fastmetro_3dpw_finetune": {0: 2e-5, 7: 2e-5},
-        "metro_h36m_mixed": {99: 1e-4, 101: 1e-5}, "tore_fastmetro_h36m_mixed": {29: 1e-4, 31: 1e-5},
-        "hot_mixste": {0: 4e-5, 1: 4e-5 * 0.99, 100: 4e-5 * 0.99**100}, "hot_motionbert": {60: 5e-4 * 0.99**60},
+        "fastmetro_h36m_mixed": {0: 1e-4, 59: 1e-4},
+        "fastmetro_3dpw_finetune": {0: 2e-5, 7: 2e-5},
+        "metro_h36m_mixed": {99: 1e-4, 101: 1e-5},
+        "tore_fastmetro_h36m_mixed": {29: 1e-4, 31: 1e-5},
+        "hot_mixste": {0: 4e-5, 1: 4e-5 * 0.99, 100: 4e-5 * 0.99**100},
+        "hot_motionbert": {60: 5e-4 * 0.99**60},
         "tcformer_wflw": {29: 1e-4, 31: 1e-5, 51: 1e-6},
-    }  # fmt: skip
+    }
     for name, points in wanted.items():
         _, args = args_of(name)
         for epoch, value in points.items():
@@ -85,12 +88,29 @@ def test_a_recipe_runs_and_its_values_can_be_changed(tmp_path, capsys, monkeypat
     """One step of TORE's recipe, the model and the number of steps taken from the command line."""
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.uniform(10, 90, (24, 2)), np.ones((24, 1))], 1).tolist()
-    rows = [{"image": f"{i}.png", "box": [10, 20, 50, 100], "keypoints_2d": points, "keypoints_2d_set": "j24"} for i in range(2)]
+    rows = [
+        {"image": f"{i}.png", "box": [10, 20, 50, 100], "keypoints_2d": points, "keypoints_2d_set": "j24"}
+        for i in range(2)
+    ]
     (tmp_path / "t.json").write_text(json.dumps(rows))
     for i in range(2):
         Image.fromarray(rng.integers(0, 255, (128, 96, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    command = ["train", "--recipe", "tore_fastmetro_h36m_mixed", "--model", "tore_default", "--no-pretrained-backbone",
-               "--data", tmp_path / "t.json", "--train.out", tmp_path / "run", "--train.epochs", "1", "--train.batch-size", "2"]  # fmt: skip
+    command = [
+        "train",
+        "--recipe",
+        "tore_fastmetro_h36m_mixed",
+        "--model",
+        "tore_default",
+        "--no-pretrained-backbone",
+        "--data",
+        tmp_path / "t.json",
+        "--train.out",
+        tmp_path / "run",
+        "--train.epochs",
+        "1",
+        "--train.batch-size",
+        "2",
+    ]
     with pytest.raises(SystemExit) as e:
         main([str(c) for c in command])
     text = capsys.readouterr().out
@@ -118,17 +138,24 @@ def test_mistakes(argv, words, capsys):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("job =", "not TOML"), ('job = "mesh"', "no 'about'"), ('job = "mesh"\nabout = ""\nsource = ""\nspeed = 3', "'speed'"),
+        ("job =", "not TOML"),
+        ('job = "mesh"', "no 'about'"),
+        ('job = "mesh"\nabout = ""\nsource = ""\nspeed = 3', "'speed'"),
         ('job = "mesh"\nabout = ""\nsource = ""\n[args.train]\nlearning_rate = 1e-3', "no field 'learning_rate'"),
-        ('job = "mesh"\nabout = ""\nsource = ""\n[args.train]\nlr = "fast"', "args.train.lr: expected float, got 'fast'"),
+        (
+            'job = "mesh"\nabout = ""\nsource = ""\n[args.train]\nlr = "fast"',
+            "args.train.lr: expected float, got 'fast'",
+        ),
         ('job = "mesh"\nabout = ""\nsource = ""\n[args]\ntrain = 3', "expected a table"),
     ],
-)  # fmt: skip
+)
 def test_own_recipe_files(text, words, tmp_path):
     path = tmp_path / "own.toml"
     path.write_text(text)
     with pytest.raises(RecipeError, match=words.replace("(", r"\(")):
         args_of(path)
-    path.write_text('job = "mesh"\nabout = "mine"\nsource = "me"\n[args]\nmodel = "x"\n[args.train]\nlr = 1\nout = "runs/x"\n')
+    path.write_text(
+        'job = "mesh"\nabout = "mine"\nsource = "me"\n[args]\nmodel = "x"\n[args.train]\nlr = 1\nout = "runs/x"\n'
+    )
     recipe, args = args_of(path)
     assert (recipe.name, args.train.lr, args.train.batch_size, json.dumps(args.model)) == ("own", 1.0, 32, '"x"')

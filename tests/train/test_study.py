@@ -43,11 +43,24 @@ def made_up(study, tmp_path):
     from _study_rows import Protocol
 
     def write(name, seed, pa, protocol=None, **extra):
-        row = {"name": name, "seed": seed, "protocol": dataclasses.asdict(protocol or Protocol()), "head_macs": 9_000_000,
-               "trunk_macs": 66_000_000, "train_bytes": 7 * 2**20, "hard_pa_mpjpe_mm": pa + 50, "easy_mpjpe_mm": pa + 30,
-               "easy_pa_mpjpe_mm": pa, "easy_token_pa_mpjpe_mm": pa - 1, "easy_mpvpe_mm": pa + 40, "easy_mean_pose_pa_mpjpe_mm": 136.7,
-               "easy_constant_mean_mpjpe_mm": 213.1, "hard_mean_pose_pa_mpjpe_mm": 203.1,
-               **{f"noise{n}_pa_mpjpe": pa + i for i, n in enumerate(("0", "5", "7.5", "10"))}, **extra}  # fmt: skip
+        row = {
+            "name": name,
+            "seed": seed,
+            "protocol": dataclasses.asdict(protocol or Protocol()),
+            "head_macs": 9_000_000,
+            "trunk_macs": 66_000_000,
+            "train_bytes": 7 * 2**20,
+            "hard_pa_mpjpe_mm": pa + 50,
+            "easy_mpjpe_mm": pa + 30,
+            "easy_pa_mpjpe_mm": pa,
+            "easy_token_pa_mpjpe_mm": pa - 1,
+            "easy_mpvpe_mm": pa + 40,
+            "easy_mean_pose_pa_mpjpe_mm": 136.7,
+            "easy_constant_mean_mpjpe_mm": 213.1,
+            "hard_mean_pose_pa_mpjpe_mm": 203.1,
+            **{f"noise{n}_pa_mpjpe": pa + i for i, n in enumerate(("0", "5", "7.5", "10"))},
+            **extra,
+        }
         (tmp_path / f"{name}_s{seed}.json").write_text(json.dumps(row))
 
     write("fastmetro_s", 0, 100.0)
@@ -105,15 +118,28 @@ def test_results_of_two_protocols_are_not_mixed(study, made_up):
 def test_plots(study, made_up, tmp_path):
     pytest.importorskip("matplotlib")
     folder, _ = made_up
-    (folder / "timings.json").write_text(json.dumps({"rows": {"fastmetro_s": {"head_images_per_s": 50.0, "images_per_s": 40.0}}}))
+    (folder / "timings.json").write_text(
+        json.dumps({"rows": {"fastmetro_s": {"head_images_per_s": 50.0, "images_per_s": 40.0}}})
+    )
     assert study.main(["plot", "--results", str(folder), "--out", str(tmp_path / "png")]) == 0
     sizes = [(tmp_path / "png" / f"study_{n}.png").stat().st_size for n in ("pareto", "tore")]
     assert all(5_000 < s < 150_000 for s in sizes)
 
 
 def test_one_row_end_to_end_and_resumed(study, tmp_path, monkeypatch):
-    command = ["run", "--protocol", "tiny", "--rows", "tore_s_soft80", "--seeds", "0", "--runs", str(tmp_path / "runs"),
-               "--results", str(tmp_path / "results")]  # fmt: skip
+    command = [
+        "run",
+        "--protocol",
+        "tiny",
+        "--rows",
+        "tore_s_soft80",
+        "--seeds",
+        "0",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--results",
+        str(tmp_path / "results"),
+    ]
     assert study.main(command) == 0
     path = tmp_path / "results" / "tore_s_soft80_s0.json"
     whole = json.loads(path.read_text())
@@ -139,12 +165,19 @@ def test_one_row_end_to_end_and_resumed(study, tmp_path, monkeypatch):
         study.main(command)
 
 
-@pytest.mark.parametrize("name", ["fastmetro_s", "metro", "metro_gtr", "graphormer", "tcformer", "tore_s_cluster80", "tore_s_attention80", "mlp"])
+@pytest.mark.parametrize(
+    "name",
+    ["fastmetro_s", "metro", "metro_gtr", "graphormer", "tcformer", "tore_s_cluster80", "tore_s_attention80", "mlp"],
+)
 def test_every_family_gives_camera_joints_and_coarse_mesh(study, tiny_body, name):
     import torch
     from _study_rows import PROTOCOLS, ROWS, build
 
     p = PROTOCOLS["tiny"]
     out = build(ROWS[name], p, tiny_body)(torch.randn(2, 208, 7, 7))
-    assert out.camera.shape == (2, 3) and out.joints.shape == (2, 14, 3) and out.vertices_coarse.shape == (2, p.vertices, 3)
+    assert (
+        out.camera.shape == (2, 3)
+        and out.joints.shape == (2, 14, 3)
+        and out.vertices_coarse.shape == (2, p.vertices, 3)
+    )
     assert out.vertices is None

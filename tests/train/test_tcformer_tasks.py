@@ -99,7 +99,16 @@ def test_keypoints_learn_and_are_scored(people):
 
 def test_ppt_prunes_by_its_schedule(people):
     """Everything is kept for ten epochs, 0.85 at epoch 60, 0.7 from 110 on; evaluation prunes to 0.7 at once."""
-    small = dict(image_size=(64, 48), dim=16, depth=2, heads=2, mlp_dim=16, pruning_layers=(0,), stem_channels=8, heatmap_hidden=8)
+    small = dict(
+        image_size=(64, 48),
+        dim=16,
+        depth=2,
+        heads=2,
+        mlp_dim=16,
+        pruning_layers=(0,),
+        stem_channels=8,
+        heatmap_hidden=8,
+    )
     model = create_model("ppt_s", num_keypoints=133, **small)
     data = wholebody.wholebody_dataset(people, (64, 48))
     task = tasks.Keypoints(model, data, data, WholeBodyMetric())
@@ -177,8 +186,13 @@ def body_batch(body, images=2):
     from tore_fast.body.lbs import axis_angle_to_matrix
 
     rotations = axis_angle_to_matrix(angle)
-    batch = {"image": torch.rand(images, 3, 64, 64, generator=g), "rotations": rotations, "shape": shape,
-             "joints3d": joints, "joints2d": joints2d}  # fmt: skip
+    batch = {
+        "image": torch.rand(images, 3, 64, 64, generator=g),
+        "rotations": rotations,
+        "shape": shape,
+        "joints3d": joints,
+        "joints2d": joints2d,
+    }
     return batch, BodyParameters(rotations, shape, camera, rotations[..., :2].flatten(2))
 
 
@@ -236,7 +250,9 @@ def sets(tmp_path_factory):
 
 def test_hmr_losses_on_labelled_sets(sets, body):
     """True parameters cost nothing where labels agree; items without a label count in the 2D term alone."""
-    crops = LabelledCrops([open_dataset(sets / n / "t.yaml") for n in ("full", "flat")], None, AugmentConfig(flip=0, upright=1.0), 64)
+    crops = LabelledCrops(
+        [open_dataset(sets / n / "t.yaml") for n in ("full", "flat")], None, AugmentConfig(flip=0, upright=1.0), 64
+    )
     task = tasks.labelled_body_recovery(torch.nn.Identity(), body, crops)
     batch = task.batch(0, 8, 0)
     assert task.items_per_epoch == 8 and batch["has_smpl"].sum() == batch["has_3d"].sum() == 4
@@ -248,7 +264,9 @@ def test_hmr_losses_on_labelled_sets(sets, body):
     truth = BodyParameters(batch["rotations"], batch["shape"], camera, batch["rotations"][..., :2].flatten(2))
     losses = tasks.hmr_losses(truth, batch, body, "j14")
     assert all(float(losses[k]) < 1e-8 for k in ("joints2d", "joints3d", "pose", "shape"))
-    off = truth._replace(rotations=torch.where(batch["has_smpl"][:, None, None, None] > 0, truth.rotations, torch.eye(3)))
+    off = truth._replace(
+        rotations=torch.where(batch["has_smpl"][:, None, None, None] > 0, truth.rotations, torch.eye(3))
+    )
     losses = tasks.hmr_losses(off, batch, body, "j14")
     assert all(float(losses[k]) < 1e-8 for k in ("joints3d", "pose", "shape"))
     far = truth._replace(shape=truth.shape + 1)
@@ -272,13 +290,46 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
     model = load_pretrained(tmp_path / "model")
     torch.testing.assert_close(model.backbone.ctm1.conv.weight, classifier.ctm1.conv.weight, atol=1e-6, rtol=0)
     assert model.config.image_size == 64
-    assert command("eval", "--data", sets / "3dpw", "--checkpoint", tmp_path / "model", "--json", tmp_path / "e.json", "--workers", 0) == 0
+    assert (
+        command(
+            "eval",
+            "--data",
+            sets / "3dpw",
+            "--checkpoint",
+            tmp_path / "model",
+            "--json",
+            tmp_path / "e.json",
+            "--workers",
+            0,
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "e.json").read_text())["identity"]["image_size"] == 64
-    assert command("predict", tmp_path / "p.png", "--model", tmp_path / "model", "--out", tmp_path / "o", "--format", "png,npz") == 0
+    assert (
+        command(
+            "predict", tmp_path / "p.png", "--model", tmp_path / "model", "--out", tmp_path / "o", "--format", "png,npz"
+        )
+        == 0
+    )
     with np.load(tmp_path / "o" / "p.npz") as found:
         assert found["vertices"].shape[1:] == (6890, 3) and np.isfinite(found["vertices"]).all()
     # without a set to test on the last weights are exported
-    assert command("train", "smpl", *small, *data[:3], "--train.steps", 1, *train[:2], "--train.out", tmp_path / "b", "--export", tmp_path / "m") == 0
+    assert (
+        command(
+            "train",
+            "smpl",
+            *small,
+            *data[:3],
+            "--train.steps",
+            1,
+            *train[:2],
+            "--train.out",
+            tmp_path / "b",
+            "--export",
+            tmp_path / "m",
+        )
+        == 0
+    )
     assert load_pretrained(tmp_path / "m").config.image_size == 64
     capsys.readouterr()
     for arguments, words in (
@@ -303,11 +354,32 @@ def test_commands(tmp_path, capsys):
     (tmp_path / "list.txt").write_text(line * 2)
     model = create_model("tcformer_light_wflw", neck_channels=32, **TINY)
     save_pretrained(model, tmp_path / "start", "tcformer_light_wflw")
-    files = ["--data", "wflw", "--val-annotations", str(tmp_path / "list.txt"), "--images", str(tmp_path), "--image-size", "64", "64"]
+    files = [
+        "--data",
+        "wflw",
+        "--val-annotations",
+        str(tmp_path / "list.txt"),
+        "--images",
+        str(tmp_path),
+        "--image-size",
+        "64",
+        "64",
+    ]
     steps = ["--train.steps", "1", "--train.batch-size", "2", "--train.out", str(tmp_path / "run"), "--train.ema", "0"]
     common = ["train", "keypoints", "--model", "tcformer_light_wflw", *files]
     with pytest.raises(SystemExit) as end:
-        main([*common, "--annotations", str(tmp_path / "list.txt"), "--checkpoint", str(tmp_path / "start"), *steps, "--export", str(tmp_path / "out")])
+        main(
+            [
+                *common,
+                "--annotations",
+                str(tmp_path / "list.txt"),
+                "--checkpoint",
+                str(tmp_path / "start"),
+                *steps,
+                "--export",
+                str(tmp_path / "out"),
+            ]
+        )
     assert end.value.code == 0
     with pytest.raises(SystemExit) as end:
         main([*common, "--checkpoint", str(tmp_path / "out"), "--test"])

@@ -126,9 +126,14 @@ def test_command(tmp_path, capsys):
     assert code == 0 and "random weights" not in said.err  # tore_default is trained
     files = {p.name for p in out.iterdir()}
     assert files == {
-        "decoder_1.1_joints.png", "decoder_2.1_joints.png", "encoder_3.1_joints.png", "cross_1.1_picture.png",
-        "cross_2.1_picture.png", "decoder_3.1_vertices.png", "cross_3.1_joints_on_mesh.png",
-    }  # fmt: skip
+        "decoder_1.1_joints.png",
+        "decoder_2.1_joints.png",
+        "encoder_3.1_joints.png",
+        "cross_1.1_picture.png",
+        "cross_2.1_picture.png",
+        "decoder_3.1_vertices.png",
+        "cross_3.1_joints_on_mesh.png",
+    }
     assert len(said.out.splitlines()) == len(files)
     assert Image.open(out / "cross_1.1_picture.png").size == (3 * 230 - 6, 224 + 16)  # crop, Head, L_Wrist
     for extra, text in (

@@ -59,9 +59,7 @@ def _unpack_up(cols: np.ndarray, whole: np.ndarray, pick: np.ndarray, count: int
     return m
 
 
-def save(
-    path: Path, *, template, shape_dirs, joints, joint_dirs, weights, hierarchy, regressors, parts, meta
-) -> None:
+def save(path: Path, *, template, shape_dirs, joints, joint_dirs, weights, hierarchy, regressors, parts, meta) -> None:
     """Packs one body; arguments as `load` returns them. `weights` may have at most four non-zeros a row."""
     count = len(template)
     index = np.argsort(-weights, axis=1, kind="stable")[:, :4]
@@ -87,9 +85,7 @@ def save(
         arrays[f"regressor_{name}_ptr"] = m.indptr.astype(np.uint16)
         arrays[f"regressor_{name}_cols"] = m.indices.astype(np.uint16)
         arrays[f"regressor_{name}_values"] = m.data.astype(np.float32)
-    text = json.dumps(
-        {**meta, "format": _FORMAT, "vertices": count, "regressors": list(regressors)}, sort_keys=True
-    )
+    text = json.dumps({**meta, "format": _FORMAT, "vertices": count, "regressors": list(regressors)}, sort_keys=True)
     arrays["meta"] = np.frombuffer(text.encode(), np.uint8)
     np.savez_compressed(path, **arrays)
 
@@ -105,9 +101,7 @@ def load(path: Path) -> dict:
         a = {k: file[k] for k in file.files}
     meta = json.loads(bytes(a["meta"]))
     if meta.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path.name}: format {meta.get('format')}, this version of tore_fast reads {_FORMAT}"
-        )
+        raise ValueError(f"{path.name}: format {meta.get('format')}, this version of tore_fast reads {_FORMAT}")
     count, joints = meta["vertices"], len(a["joints"])
     weights = np.zeros((count, joints))
     np.add.at(weights, (np.arange(count)[:, None], a["weight_index"].T), a["weight_value"].T / 255.0)
@@ -118,11 +112,7 @@ def load(path: Path) -> dict:
     ups = tuple(_unpack_up(a[f"up{i}_cols"], a[f"up{i}_values"], picks[i], sizes[i]) for i in range(levels))
     regressors = {
         name: sp.csr_matrix(
-            (
-                a[f"regressor_{name}_values"].astype(np.float64),
-                a[f"regressor_{name}_cols"],
-                a[f"regressor_{name}_ptr"],
-            ),
+            (a[f"regressor_{name}_values"].astype(np.float64), a[f"regressor_{name}_cols"], a[f"regressor_{name}_ptr"]),
             shape=(len(a[f"regressor_{name}_ptr"]) - 1, count),
         )
         for name in meta["regressors"]

@@ -27,9 +27,7 @@ class BodyTopology:
     name: str
     hierarchy: MeshHierarchy
     regressors: dict[str, sp.csr_matrix] = field(default_factory=dict)  # name -> [K, V_0]
-    loss_faces: dict[int, np.ndarray] = field(
-        default_factory=dict
-    )  # level -> faces an official loss uses instead
+    loss_faces: dict[int, np.ndarray] = field(default_factory=dict)  # level -> faces an official loss uses instead
 
     @property
     def regressor_names(self) -> tuple[str, ...]:
@@ -99,9 +97,7 @@ class Body(nn.Module):
         }
         for key, (value, shape) in expected.items():
             if np.shape(value) != shape:
-                raise ValueError(
-                    f"Body {topology.name}: {key} must be {list(shape)}, got {list(np.shape(value))}"
-                )
+                raise ValueError(f"Body {topology.name}: {key} must be {list(shape)}, got {list(np.shape(value))}")
             self._constant(key, value)
         if topology.hierarchy.num_vertices(0) != count:
             raise ValueError(
@@ -148,9 +144,7 @@ class Body(nn.Module):
         """Named joints from the vertices of any level (the level is told by the vertex count)."""
         counts = self.hierarchy.counts
         if vertices.dim() != 3 or vertices.shape[1] not in counts:
-            raise ValueError(
-                f"Body.regress: vertices must be [B, V, 3] with V in {counts}, got {list(vertices.shape)}"
-            )
+            raise ValueError(f"Body.regress: vertices must be [B, V, 3] with V in {counts}, got {list(vertices.shape)}")
         matrix = getattr(self, f"regressor_{name}_{counts.index(vertices.shape[1])}", None)
         if matrix is None:
             self.topology.regressor(name)  # raises with the names there are
@@ -165,9 +159,7 @@ class Body(nn.Module):
             return template.expand(batch, -1, -1), self.joints.expand(batch, -1, -1)
         n = betas.shape[1] if betas.dim() == 2 else -1
         if not 0 <= n <= self.num_betas or betas.shape[0] not in (1, batch):
-            raise ValueError(
-                f"Body.forward: betas must be [{batch}, <= {self.num_betas}], got {list(betas.shape)}"
-            )
+            raise ValueError(f"Body.forward: betas must be [{batch}, <= {self.num_betas}], got {list(betas.shape)}")
         betas = betas.expand(batch, -1).to(self.template.dtype)
         vertices = template + (betas @ dirs[..., :n].flatten(0, 1).T).unflatten(1, (-1, 3))
         joints = self.joints + (betas @ self.joint_dirs[..., :n].flatten(0, 1).T).unflatten(1, (-1, 3))
@@ -213,9 +205,7 @@ class Body(nn.Module):
         vertices, rest_joints = self.rest(betas, batch, level)
         index = slice(None) if level == 0 else getattr(self, f"index{level}")
         if self.pose_dirs is not None:
-            bend = (rotations[:, 1:] - torch.eye(3, dtype=rotations.dtype, device=rotations.device)).flatten(
-                1
-            )
+            bend = (rotations[:, 1:] - torch.eye(3, dtype=rotations.dtype, device=rotations.device)).flatten(1)
             dirs = self.pose_dirs if level == 0 else self.pose_dirs.unflatten(1, (-1, 3))[:, index].flatten(1)
             vertices = vertices + (bend @ dirs).unflatten(1, (-1, 3))
         world, joints = forward_kinematics(rotations, rest_joints, self.ancestors)

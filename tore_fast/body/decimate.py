@@ -46,6 +46,4 @@ def decimate(
         raise ValueError(f"decimate: vertices must be [V, 3], got {list(vertices.shape)}")
     if faces.ndim != 2 or faces.shape[1] != 3 or not np.issubdtype(faces.dtype, np.integer):
         raise ValueError(f"decimate: faces must be [F, 3] integers, got {list(faces.shape)} {faces.dtype}")
-    return _ext.cpu_module.decimate(
-        vertices.astype(np.float64), faces.astype(np.int32), [int(c) for c in counts]
-    )
+    return _ext.cpu_module.decimate(vertices.astype(np.float64), faces.astype(np.int32), [int(c) for c in counts])

@@ -30,9 +30,7 @@ def nearest_coarse(
     reach = np.full((len(vertices), len(picks)), np.inf)
     for start in range(0, len(picks), 256):
         reach[:, start : start + 256] = dijkstra(graph, directed=False, indices=picks[start : start + 256]).T
-    straight = (
-        np.linalg.norm(vertices[:, None] - vertices[picks][None], axis=2) if np.isinf(reach).any() else 0.0
-    )
+    straight = np.linalg.norm(vertices[:, None] - vertices[picks][None], axis=2) if np.isinf(reach).any() else 0.0
     reach = np.where(np.isinf(reach), 1e6 + straight, reach)  # other components last
     return np.argsort(reach, axis=1, kind="stable")[:, :neighbors]
 
@@ -58,9 +56,7 @@ def fit_upsampling(
         ValueError: fewer coarse vertices than `neighbors`, samples of another topology, ridge not positive.
     """
     if samples.ndim != 3 or samples.shape[1:] != vertices.shape:
-        raise ValueError(
-            f"fit_upsampling: samples must be [S, {len(vertices)}, 3], got {list(samples.shape)}"
-        )
+        raise ValueError(f"fit_upsampling: samples must be [S, {len(vertices)}, 3], got {list(samples.shape)}")
     if not 1 <= neighbors <= len(picks):
         raise ValueError(f"fit_upsampling: neighbors must be 1..{len(picks)}, got {neighbors}")
     if ridge <= 0:
@@ -135,9 +131,7 @@ def _closest_in_triangles(p: np.ndarray, triangles: np.ndarray) -> tuple[np.ndar
     return best, distance
 
 
-def _assemble(
-    count: int, picks: np.ndarray, free: np.ndarray, near: np.ndarray, weights: np.ndarray
-) -> sp.csr_matrix:
+def _assemble(count: int, picks: np.ndarray, free: np.ndarray, near: np.ndarray, weights: np.ndarray) -> sp.csr_matrix:
     rows = np.concatenate([picks, np.repeat(free, near.shape[1])])
     cols = np.concatenate([np.arange(len(picks)), near.reshape(-1)])
     data = np.concatenate([np.ones(len(picks)), weights.reshape(-1)])

@@ -33,9 +33,7 @@ class MeshHierarchy:
             )
         for level, (pick, up) in enumerate(zip(self.picks, self.ups)):
             if up.shape[1] != len(pick) or (len(pick) and pick.max() >= up.shape[0]):
-                raise ValueError(
-                    f"MeshHierarchy: level {level}: {len(pick)} picks do not fit the up matrix {up.shape}"
-                )
+                raise ValueError(f"MeshHierarchy: level {level}: {len(pick)} picks do not fit the up matrix {up.shape}")
         for level, faces in enumerate(self.faces):
             if faces.size and faces.max() >= self.num_vertices(level):
                 raise ValueError(
@@ -61,9 +59,7 @@ class MeshHierarchy:
         """Where the vertices of a coarse level are in a finer one: coarse = fine_vertices[:,
         vertex_index]."""
         if not 0 <= fine <= level < self.num_levels:
-            raise ValueError(
-                f"vertex_index: need 0 <= fine <= level < {self.num_levels}, got {fine=}, {level=}"
-            )
+            raise ValueError(f"vertex_index: need 0 <= fine <= level < {self.num_levels}, got {fine=}, {level=}")
         index = np.arange(self.num_vertices(level))
         for pick in reversed(self.picks[fine:level]):
             index = pick[index].astype(np.int64)
@@ -72,9 +68,7 @@ class MeshHierarchy:
     def up_matrix(self, coarse: int, fine: int = 0) -> sp.csr_matrix:  # [V_fine, V_coarse]
         """Product of the up-sampling matrices between two levels, as scipy CSR (float64)."""
         if not 0 <= fine <= coarse < self.num_levels:
-            raise ValueError(
-                f"up_matrix: need 0 <= fine <= coarse < {self.num_levels}, got {fine=}, {coarse=}"
-            )
+            raise ValueError(f"up_matrix: need 0 <= fine <= coarse < {self.num_levels}, got {fine=}, {coarse=}")
         matrix = sp.identity(self.num_vertices(fine), format="csr")
         for up in self.ups[fine:coarse]:
             matrix = (matrix @ up).tocsr()
@@ -88,9 +82,7 @@ class MeshHierarchy:
         """The 0/1 matrix that picks the vertices of level + 1 out of level (indexing by `picks` is
         faster)."""
         n, pick = self.num_vertices(level), self.picks[level]
-        return csr_matrix(
-            sp.csr_matrix((np.ones(len(pick)), (np.arange(len(pick)), pick)), shape=(len(pick), n))
-        )
+        return csr_matrix(sp.csr_matrix((np.ones(len(pick)), (np.arange(len(pick)), pick)), shape=(len(pick), n)))
 
     def edges(self, level: int = 0) -> np.ndarray:  # [E, 2] int64, i < j, sorted
         """Undirected edges of a level."""
@@ -142,9 +134,7 @@ def build_hierarchy(
         if samples is None:
             ups.append(barycentric_upsampling(vertices[above], vertices[kept], coarse_faces, pick))
         else:
-            ups.append(
-                fit_upsampling(vertices[above], all_faces[-1], pick, samples[:, above], neighbors, ridge)
-            )
+            ups.append(fit_upsampling(vertices[above], all_faces[-1], pick, samples[:, above], neighbors, ridge))
         all_faces.append(coarse_faces)
         picks.append(pick)
         above = kept

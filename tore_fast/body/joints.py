@@ -42,8 +42,7 @@ SMPL38_TO_J24 = (8, 5, 29, 30, 4, 7, 21, 19, 17, 16, 18, 20, *range(31, 38), 24,
 
 MANO16 = tuple(
     (
-        "Wrist Index1 Index2 Index3 Middle1 Middle2 Middle3 Pinky1 Pinky2 Pinky3 Ring1 Ring2 Ring3 "
-        "Thumb1 Thumb2 Thumb3"
+        "Wrist Index1 Index2 Index3 Middle1 Middle2 Middle3 Pinky1 Pinky2 Pinky3 Ring1 Ring2 Ring3 Thumb1 Thumb2 Thumb3"
     ).split()
 )
 MANO16_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_CHUNK_ELEMENTS = (
-    1 << 16
-)  # floats of blended transforms alive at once on the no-grad CPU path (fits the L2 cache)
+_CHUNK_ELEMENTS = 1 << 16  # floats of blended transforms alive at once on the no-grad CPU path (fits the L2 cache)
 
 
 def axis_angle_to_matrix(

@@ -16,23 +16,12 @@ import torch
 
 from .body import Body, BodyTopology
 from .hierarchy import MeshHierarchy, build_hierarchy
-from .joints import (
-    MANO16,
-    MANO16_PARENTS,
-    MANO21_TO_HAND21,
-    MANO_FINGERTIPS,
-    SMPL24,
-    SMPL24_PARENTS,
-    SMPL38_TO_J24,
-)
+from .joints import MANO16, MANO16_PARENTS, MANO21_TO_HAND21, MANO_FINGERTIPS, SMPL24, SMPL24_PARENTS, SMPL38_TO_J24
 from .safe_pickle import read_npz, read_pickle
 
 LEVELS = {"smpl": (6890, 1723, 431), "mano": (778, 195)}
 _SAMPLING = {"smpl": "mesh_downsampling.npz", "mano": "mano_downsampling.npz"}
-_REGRESSORS = {
-    "smpl": {"h36m17": "J_regressor_h36m_correct.npy", "extra14": "J_regressor_extra.npy"},
-    "mano": {},
-}
+_REGRESSORS = {"smpl": {"h36m17": "J_regressor_h36m_correct.npy", "extra14": "J_regressor_extra.npy"}, "mano": {}}
 _MODEL_FILES = {
     "smpl": ("SMPL_NEUTRAL.pkl", "SMPL_NEUTRAL.npz", "basicModel_neutral_lbs_10_207_0_v1.0.0.pkl"),
     "mano": ("MANO_RIGHT.pkl", "MANO_RIGHT.npz"),
@@ -42,10 +31,7 @@ _MODEL_SOURCES = {
     "mano": "MANO is licensed for research: register at the MANO page of MPI for Intelligent Systems",
 }
 _TOPOLOGY_SOURCE = "the METRO and FastMETRO projects have these files in their folder src/modeling/data"
-_FIT_BODIES, _FIT_SPREAD = (
-    300,
-    0.35,
-)  # random poses (radians per axis) behind the up-sampling of a bare model file
+_FIT_BODIES, _FIT_SPREAD = (300, 0.35)  # random poses (radians per axis) behind the up-sampling of a bare model file
 
 
 def _check_name(function: str, name: str) -> None:
@@ -160,9 +146,7 @@ def load_model(
             raise ValueError(f"{file.name}: no field {key!r}; is this an official {name.upper()} model file?")
         value = raw[key].toarray() if sp.issparse(raw[key]) else np.asarray(raw[key])
         if value.ndim != len(shape) or any(w is not None and w != g for w, g in zip(shape, value.shape)):
-            raise ValueError(
-                f"{file.name}: {key} must be {[w or 'any' for w in shape]}, got {list(value.shape)}"
-            )
+            raise ValueError(f"{file.name}: {key} must be {[w or 'any' for w in shape]}, got {list(value.shape)}")
         return value.astype(np.float64)
 
     template, weights = get("v_template", count, 3), get("weights", count, bones)
@@ -219,21 +203,14 @@ def _model_regressors(name: str, regressor: np.ndarray, topology: BodyTopology) 
         return {"mano16": own, "hand21": sp.vstack([own, tips]).tocsr()[list(MANO21_TO_HAND21)]}
     if "extra14" not in topology.regressors:
         return {"smpl24": own}
-    return {
-        "smpl24": own,
-        "j24": sp.vstack([own, topology.regressors["extra14"]]).tocsr()[list(SMPL38_TO_J24)],
-    }
+    return {"smpl24": own, "j24": sp.vstack([own, topology.regressors["extra14"]]).tocsr()[list(SMPL38_TO_J24)]}
 
 
-def _own_hierarchy(
-    make: Callable, template: np.ndarray, faces: np.ndarray, counts: tuple[int, ...]
-) -> MeshHierarchy:
+def _own_hierarchy(make: Callable, template: np.ndarray, faces: np.ndarray, counts: tuple[int, ...]) -> MeshHierarchy:
     body = make(BodyTopology("bare", MeshHierarchy((faces,), (), ())))
     g = torch.Generator().manual_seed(0)
     pose = torch.randn(_FIT_BODIES, body.num_joints, 3, generator=g) * _FIT_SPREAD
     betas = torch.randn(_FIT_BODIES, body.num_betas, generator=g).clamp(-2.5, 2.5)
     with torch.no_grad():
-        samples = np.concatenate(
-            [body(p, b).vertices.numpy() for p, b in zip(pose.split(25), betas.split(25))]
-        )
+        samples = np.concatenate([body(p, b).vertices.numpy() for p, b in zip(pose.split(25), betas.split(25))])
     return build_hierarchy(template, faces, counts, samples)

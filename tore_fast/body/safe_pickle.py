@@ -164,9 +164,7 @@ def read_npz(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, n
 def _read_npy(data: bytes, source: str) -> np.ndarray:
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
-        version
-    )
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if header is None:
         raise ValueError(f"{source}: .npy version {version} is not read here")
     shape, _, dtype = header(stream)
@@ -174,7 +172,5 @@ def _read_npy(data: bytes, source: str) -> np.ndarray:
         return np.load(io.BytesIO(data), allow_pickle=False)
     value = _load(stream, source)
     if not isinstance(value, np.ndarray) or value.shape != shape:
-        raise RefusedPickle(
-            f"{source}: the header promises an object array {shape}, the pickle holds something else"
-        )
+        raise RefusedPickle(f"{source}: the header promises an object array {shape}, the pickle holds something else")
     return value

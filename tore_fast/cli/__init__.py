@@ -38,7 +38,11 @@ VERBS = {
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 _WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-EXPECTED = (ValueError, OSError, ImportError)  # with a message for users; anything else is a bug and shows its traceback
+EXPECTED = (
+    ValueError,
+    OSError,
+    ImportError,
+)  # with a message for users; anything else is a bug and shows its traceback
 
 _prog = "tore-fast"  # the verb that runs, for messages
 
@@ -67,7 +71,10 @@ def complain(message: str) -> None:
 def note_random_weights(model: str, what: str) -> None:
     """One line on stderr where `model` is a registered name, so that its weights are random and `what` mean nothing."""
     if not os.path.exists(model):
-        print(f"note: {model} is no checkpoint but a name: its weights are random, the {what} mean nothing", file=sys.stderr)
+        print(
+            f"note: {model} is no checkpoint but a name: its weights are random, the {what} mean nothing",
+            file=sys.stderr,
+        )
 
 
 def sentence(error: BaseException) -> str:
@@ -150,7 +157,9 @@ def _parse(kind: type, rest: list[str], default=None):
     words = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone)  # in the help: IMAGES, --fps FLOAT
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=_prog, args=rest, config=words, **({} if default is None else {"default": default}))
+            return tyro.cli(
+                kind, prog=_prog, args=rest, config=words, **({} if default is None else {"default": default})
+            )
     except SystemExit as e:
         if e.code in (None, 0):  # --help
             raise

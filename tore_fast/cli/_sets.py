@@ -45,7 +45,9 @@ def open_sets(texts: Sequence[str]) -> tuple[list, list[float] | None]:
     return readers, None if weights[0] is None else weights
 
 
-def validation(text: str, protocol, *, image_size: int, batch_size: int, items: int, smpl_head: bool = False) -> Callable | None:
+def validation(
+    text: str, protocol, *, image_size: int, batch_size: int, items: int, smpl_head: bool = False
+) -> Callable | None:
     """model -> metrics on the set that --val names; None without one."""
     from ..data.readers import open_dataset
     from ..eval.evaluate import score
@@ -56,7 +58,9 @@ def validation(text: str, protocol, *, image_size: int, batch_size: int, items: 
     held_out = open_dataset(path, **options)
 
     def validate(model) -> dict[str, float]:
-        return score(model, held_out, protocol, image_size=image_size, batch_size=batch_size, limit=items, smpl_head=smpl_head)
+        return score(
+            model, held_out, protocol, image_size=image_size, batch_size=batch_size, limit=items, smpl_head=smpl_head
+        )
 
     return validate
 

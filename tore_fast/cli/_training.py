@@ -76,7 +76,9 @@ def check_crops(model, size: tuple[int, int]) -> None:
     for stage, ratio in enumerate(getattr(model.config, "sr_ratios", ()), start=1):
         least = 4 * (ratio - 1) * 2 ** (stage - 1) + 1  # ceil(ceil(side / 4) / 2^(stage - 1)) >= ratio
         if min(size) < least:
-            raise ValueError(f"--image-size: stage {stage} of the model needs sides of at least {least}, got {size[0]} {size[1]}")
+            raise ValueError(
+                f"--image-size: stage {stage} of the model needs sides of at least {least}, got {size[0]} {size[1]}"
+            )
 
 
 def take_backbone(model, path: Path) -> None:
@@ -98,7 +100,9 @@ def take_backbone(model, path: Path) -> None:
     own = model.backbone.state_dict()
     bad = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]
     if bad:
-        raise ValueError(f"--pretrained: {path}: {len(bad)} of {len(own)} tensors do not fit the backbone (first: {min(bad)})")
+        raise ValueError(
+            f"--pretrained: {path}: {len(bad)} of {len(own)} tensors do not fit the backbone (first: {min(bad)})"
+        )
     model.backbone.load_state_dict(state)
     print(f"{path}: {len(state)} tensors for the backbone")
 
@@ -133,8 +137,17 @@ def tested_model(name: str, checkpoint: Path | None, tag: str):
         model, entry = from_pretrained(checkpoint, model=name), model_entry(name)
     else:
         model = from_pretrained(checkpoint, "tcformer")
-        keypoints, size = getattr(model.config, "num_keypoints", 0), "large" if model.config.depths == DEPTHS["large"] else "base"
-        entry = model_entry(f"tcformer_{size}" if not keypoints else "tcformer_light_wflw" if keypoints == 98 else f"tcformer_{size}_wholebody")
+        keypoints, size = (
+            getattr(model.config, "num_keypoints", 0),
+            "large" if model.config.depths == DEPTHS["large"] else "base",
+        )
+        entry = model_entry(
+            f"tcformer_{size}"
+            if not keypoints
+            else "tcformer_light_wflw"
+            if keypoints == 98
+            else f"tcformer_{size}_wholebody"
+        )
     check_tag(entry, tag)
     own = getattr(model.config, "image_size", None)  # (H, W) of PPT, which reads no other
     size = tuple(own) if isinstance(own, (tuple, list)) else tuple(entry.input_shape[1:])

@@ -58,7 +58,9 @@ def run(args: Args) -> int:
         print(f"{args.out}: every picture is there once: " + "  ".join(f"{k} {v}" for k, v in counts.items()))
         return 0
     with arguments():  # a killed run, too: the same command goes on
-        engine = args.engine if args.engine != "auto" else "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "processes"
+        engine = (
+            args.engine if args.engine != "auto" else "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "processes"
+        )
         threads = args.threads or max(1, (os.cpu_count() or 1) // max(1, args.workers))
         factory = ModelFactory(args.model, args.checkpoint, args.device, args.batch_size, threads, args.extra)
         config = BatchConfig(args.boxes, args.save_vertices, args.unit)

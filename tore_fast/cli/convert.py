@@ -43,10 +43,14 @@ def run(args: Args) -> int:
         from_pretrained(args.out, mesh_data=args.mesh_data)
     print(f"{args.source}: {done.layout} layout, {done.keys} tensors kept")
     if done.dropped:
-        print(f"dropped {len(done.dropped)} tensors that no forward pass reads ({done.dropped_params / 1e6:.1f} M numbers)")
+        print(
+            f"dropped {len(done.dropped)} tensors that no forward pass reads ({done.dropped_params / 1e6:.1f} M numbers)"
+        )
     print(f"written: {args.out}/model.safetensors, config.json (model {done.name})")
     if of_mesh and args.mesh_data is not None:
         print(f"checked: {args.out} loads with the topology files in {args.mesh_data}")
     if of_mesh:
-        print("weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or TORE_FAST_MESH_DATA)")
+        print(
+            "weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or TORE_FAST_MESH_DATA)"
+        )
     return 0

@@ -73,11 +73,15 @@ def run(args: Args) -> int:
         targets = None
         if labelled:
             if hasattr(model, "cam_model"):
-                raise ValueError("--data: labelled clips are for HMR2 hosts (CameraHMR needs the camera of every picture)")
+                raise ValueError(
+                    "--data: labelled clips are for HMR2 hosts (CameraHMR needs the camera of every picture)"
+                )
             found = synth_clips.labelled_crops(args.data, args.limit, hosts.body_joints(args.body, "cpu"))
             targets = [found.joints[i : i + args.batch_size] for i in range(0, len(found.crops), args.batch_size)]
         else:
-            found = hosts.picture_crops(args.data, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin)
+            found = hosts.picture_crops(
+                args.data, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin
+            )
     model = model.to(device).eval()
     model.set_merging(None)
     crops, starts = found.crops, range(0, len(found.crops), args.batch_size)
@@ -104,7 +108,9 @@ def run(args: Args) -> int:
     result.plan.save(out / "plan.json")
     save_pretrained(merged, out / "model", name, eclm=result.to_json())
     final = calibration.error(result.plan.groups)
-    print(f"base error {result.base:.4f} {unit}; merged {final:.4f} {unit}; {layers} -> {result.plan.num_layers} blocks")
+    print(
+        f"base error {result.base:.4f} {unit}; merged {final:.4f} {unit}; {layers} -> {result.plan.num_layers} blocks"
+    )
     for line in describe(result.plan):
         print(f"  {line}")
     if args.cka:
@@ -137,7 +143,9 @@ def _write_cka(matrix, out) -> None:
         print("cka.png needs matplotlib; cka.npy is written")
         return
     fig, ax = plt.subplots(figsize=(5, 4.4))
-    lowest = np.floor(10 * matrix.numpy().min()) / 10  # residual blocks are all alike to some degree: 0..1 would show one colour
+    lowest = (
+        np.floor(10 * matrix.numpy().min()) / 10
+    )  # residual blocks are all alike to some degree: 0..1 would show one colour
     shown = ax.imshow(matrix.numpy(), origin="lower", vmin=lowest, vmax=1, cmap="viridis")
     ax.set_xlabel("block")
     ax.set_ylabel("block")

@@ -138,8 +138,11 @@ def table(metrics: dict) -> str:
         for name, row in per_sequence.items():
             lines.append(f"{name:{width}}" + "".join(f"{row[m]:14.2f}" if m in row else f"{'-':>14}" for m in columns))
     identity = metrics["identity"]
-    lines += ["", f"{metrics['items']} items of {identity.get('data', '?')}, {identity['protocol']} protocol, "
-              f"weights {identity['weights']}, {metrics['images_per_s']:.1f} images/s in this run"]  # fmt: skip
+    lines += [
+        "",
+        f"{metrics['items']} items of {identity.get('data', '?')}, {identity['protocol']} protocol, "
+        f"weights {identity['weights']}, {metrics['images_per_s']:.1f} images/s in this run",
+    ]
     return "\n".join(lines)
 
 

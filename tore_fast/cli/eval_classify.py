@@ -38,8 +38,15 @@ def _evaluate(args: Args) -> int:
     check_crops(model, (side, side))
     data = imagenet_folder(args.data, False, side)
     result = evaluate_rows(
-        model, ListedItems("class folders", data), ClassScoring(data.classes, side), work_folder(args),
-        batch_size=args.batch_size, device=device_of(args.device), precision=args.precision, workers=args.workers,
-        limit=args.limit, label={"data": str(args.data), "model": str(args.checkpoint or args.model)},
-    )  # fmt: skip
+        model,
+        ListedItems("class folders", data),
+        ClassScoring(data.classes, side),
+        work_folder(args),
+        batch_size=args.batch_size,
+        device=device_of(args.device),
+        precision=args.precision,
+        workers=args.workers,
+        limit=args.limit,
+        label={"data": str(args.data), "model": str(args.checkpoint or args.model)},
+    )
     return 0 if result is None else report(result[0], args.json)

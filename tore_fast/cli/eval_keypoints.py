@@ -56,10 +56,16 @@ def _evaluate(args: Args) -> int:
     check_crops(model, size)
     scoring = _scoring(args, _format(args, model), size)
     result = evaluate_rows(
-        model, ListedItems(scoring.name, scoring.data), scoring, work_folder(args), batch_size=args.batch_size,
-        device=device_of(args.device), precision=args.precision, workers=args.workers,
+        model,
+        ListedItems(scoring.name, scoring.data),
+        scoring,
+        work_folder(args),
+        batch_size=args.batch_size,
+        device=device_of(args.device),
+        precision=args.precision,
+        workers=args.workers,
         label={"data": args.data, "model": str(args.checkpoint or args.model)},
-    )  # fmt: skip
+    )
     if result is None:
         return 0  # rank 0 reports
     metrics, rows = result
@@ -78,7 +84,9 @@ def _format(args: Args, model) -> str:
             raise ValueError(f"--format: cannot tell the data of a model with {points} key points; known: {forms}")
         form = forms[points]
     if forms.get(points) != form:
-        raise ValueError(f"--format {form}: has {next(k for k, v in forms.items() if v == form)} key points, the model {points}")
+        raise ValueError(
+            f"--format {form}: has {next(k for k, v in forms.items() if v == form)} key points, the model {points}"
+        )
     return form
 
 
@@ -103,7 +111,9 @@ def _scoring(args: Args, form: str, size: tuple[int, int]):
         }[form]
         people = read(args.data, images, args.boxes)[: args.limit]
         if not people:
-            raise ValueError(f"--data {args.data}: nobody to test" + (f" in {args.boxes}" if args.boxes else ": no labelled point"))
+            raise ValueError(
+                f"--data {args.data}: nobody to test" + (f" in {args.boxes}" if args.boxes else ": no labelled point")
+            )
         data = make(people, size)
         everybody = read(args.data, images, everybody=True)
         metric = kind(everybody if args.limit is None else in_images_of(everybody, people), size)

@@ -10,8 +10,13 @@ from .eval import guarded, write_json
 
 YES, NO = ("true", "1", "yes"), ("false", "0", "no")
 _WHOLE = (int, 0, "a whole number from 0 on")
-_NUMBERS = {"noise_px": (float, 0, "a number from 0 on"), "fps": (float, 1e-6, "a positive number"),
-            "views": (int, 1, "a whole number from 1 on"), "stride": _WHOLE, "limit": _WHOLE}  # fmt: skip
+_NUMBERS = {
+    "noise_px": (float, 0, "a number from 0 on"),
+    "fps": (float, 1e-6, "a positive number"),
+    "views": (int, 1, "a whole number from 1 on"),
+    "stride": _WHOLE,
+    "limit": _WHOLE,
+}
 OPTIONS = {
     "cameras": "Human3.6M: JSON of the camera parameters",
     "split": "train, validation or test (default test)",
@@ -89,7 +94,9 @@ def _evaluate(args: Args) -> int:
         wanted = option["subjects"].split(",")
         items = [i for i in items if i.subject in wanted]
     if not items:
-        raise ValueError(f"--data {args.data}: no {split} clips" + (f" of {option['subjects']}" if "subjects" in option else ""))
+        raise ValueError(
+            f"--data {args.data}: no {split} clips" + (f" of {option['subjects']}" if "subjects" in option else "")
+        )
     facts = {"data": args.data, "kind": found.kind, "split": split, "model": str(args.checkpoint or args.model)}
     if isinstance(items[0], Motion):
         fps = float(option.get("fps", trained_fps(args.model, args.checkpoint) or 50.0))
@@ -98,18 +105,28 @@ def _evaluate(args: Args) -> int:
     facts |= {"flip": option.get("flip", "true").lower() in YES, "stride": int(option.get("stride", 0))}
     by_action, by_subject = PoseMeter(found.pck_joints), PoseMeter(found.pck_joints)
     start, frames = time.perf_counter(), 0
-    pairs = lifted_pairs(model, items, facts["flip"], facts["stride"], int(option.get("limit", args.limit or 0)), args.batch_size)
+    pairs = lifted_pairs(
+        model, items, facts["flip"], facts["stride"], int(option.get("limit", args.limit or 0)), args.batch_size
+    )
     with torch.inference_mode():
         for clip, pred, target in pairs:
             by_action.add(clip.action, pred, target)
             by_subject.add(clip.subject or "-", pred, target)
             frames += len(pred)
     seconds = time.perf_counter() - start
-    metrics = {**by_action.result(), "frames": frames, "clips": len(items), "per_action": by_action.per_action(),
-               "per_subject": by_subject.per_action(), "identity": facts}  # fmt: skip
+    metrics = {
+        **by_action.result(),
+        "frames": frames,
+        "clips": len(items),
+        "per_action": by_action.per_action(),
+        "per_subject": by_subject.per_action(),
+        "identity": facts,
+    }
     print(table(metrics))
     if found.kind == "motionbert":
-        print("note: MotionBERT's clips hold image units, not metres: read 'mm' as thousandths of half the picture's width")
+        print(
+            "note: MotionBERT's clips hold image units, not metres: read 'mm' as thousandths of half the picture's width"
+        )
     print(f"{frames} frames of {len(items)} clips in {seconds:.1f} s ({frames / seconds:.0f} frames/s)")
     write_json(metrics, args.json)
     return 0

@@ -74,10 +74,21 @@ def _evaluate(args: Args) -> int:
         joints = functools.partial(protocol.body.regress, "hand21")
         model, crop, label = MultiScale(model, joints), view_crops, {**label, "views": len(VIEWS)}
     result = evaluate(
-        model, reader, protocol, work, image_size=size, batch_size=args.batch_size, device=device_of(args.device),
-        precision=args.precision, workers=args.workers, limit=args.limit, smpl_head=args.smpl_head, crop=crop,
-        scoring=scoring, label=label,
-    )  # fmt: skip
+        model,
+        reader,
+        protocol,
+        work,
+        image_size=size,
+        batch_size=args.batch_size,
+        device=device_of(args.device),
+        precision=args.precision,
+        workers=args.workers,
+        limit=args.limit,
+        smpl_head=args.smpl_head,
+        crop=crop,
+        scoring=scoring,
+        label=label,
+    )
     if result is None:
         return 0  # rank 0 reports
     metrics, rows = result
@@ -118,7 +129,9 @@ def _model(args: Args):
         model = create_model(args.model)
         print("note: random weights (no --checkpoint)", file=sys.stderr)
     else:
-        model = load_model(args.model, args.checkpoint, upstream=args.upstream, mesh_data=args.mesh_data if meshed else None)
+        model = load_model(
+            args.model, args.checkpoint, upstream=args.upstream, mesh_data=args.mesh_data if meshed else None
+        )
     if entry is not None and not is_scored(model):
         raise ValueError(f"{source}: expected a model of meshes or body parameters, got {type(model).__name__}")
     return model, args.image_size or crop_size(model)
@@ -137,7 +150,9 @@ def _synthetic(args: Args) -> int:
         raise ValueError(f"--data synth shows the free body or hand, the model speaks of {name!r}")
     body = load_body(name).to(device_of(args.device))
     side = size if isinstance(size, int) else size[0]
-    metrics = {name: evaluate_held_out(model, body, name, image_size=side, images=args.limit) for name in held_out(body)}
+    metrics = {
+        name: evaluate_held_out(model, body, name, image_size=side, images=args.limit) for name in held_out(body)
+    }
     print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics))
     for key in next(iter(metrics.values())):
         print(f"{key:28}" + "".join(f"{values[key]:10.2f}" for values in metrics.values()))

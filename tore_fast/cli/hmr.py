@@ -113,11 +113,23 @@ def run(args: Args) -> int:
         called = args.masks and ":" in args.masks and not Path(args.masks).exists()
         folder = MaskFolder(args.masks) if args.masks and not called else None
         options = PipelineOptions(
-            batch_size=args.batch_size, chunk_frames=args.chunk, box_rule=args.box_rule, masks=args.mask_source,
-            focal_px=args.focal, fov_deg=args.fov, principal_px=args.principal, overlap=args.overlap, noise=args.noise, seed=args.seed,
-            betas_mode=args.betas_mode, rotmats=args.rotmats, precision=args.precision, denoising_steps=args.denoising_steps,
-            ik_mode=args.ik, max_gap=args.max_gap,
-        )  # fmt: skip
+            batch_size=args.batch_size,
+            chunk_frames=args.chunk,
+            box_rule=args.box_rule,
+            masks=args.mask_source,
+            focal_px=args.focal,
+            fov_deg=args.fov,
+            principal_px=args.principal,
+            overlap=args.overlap,
+            noise=args.noise,
+            seed=args.seed,
+            betas_mode=args.betas_mode,
+            rotmats=args.rotmats,
+            precision=args.precision,
+            denoising_steps=args.denoising_steps,
+            ik_mode=args.ik,
+            max_gap=args.max_gap,
+        )
         pipeline = HMRPipeline.from_checkpoint(
             args.model, args.motion, args.body, options, device, args.keep_tokens, args.merge_per_block, args.fov_net
         )
@@ -132,25 +144,57 @@ def run(args: Args) -> int:
             return {t: m for t, m in got.items() if m is not None}
 
         out = Path(args.out)
-        masks = folder_masks if folder else load_callable(args.masks, "--masks") if called else tracker.masks if args.detector else None
-        settings = {"model": args.model, "keep": args.keep_tokens, "per_block": args.merge_per_block, "boxes": args.boxes,
-                    "mask_folder": args.masks, "detector": args.detector, "detector_weights": args.detector_weights,
-                    "principal": args.principal and list(args.principal), "precision": args.precision, "fov": args.fov,
-                    "fov_net": args.fov_net, "focal": args.focal, "limit": args.limit}  # fmt: skip
+        masks = (
+            folder_masks
+            if folder
+            else load_callable(args.masks, "--masks")
+            if called
+            else tracker.masks
+            if args.detector
+            else None
+        )
+        settings = {
+            "model": args.model,
+            "keep": args.keep_tokens,
+            "per_block": args.merge_per_block,
+            "boxes": args.boxes,
+            "mask_folder": args.masks,
+            "detector": args.detector,
+            "detector_weights": args.detector_weights,
+            "principal": args.principal and list(args.principal),
+            "precision": args.precision,
+            "fov": args.fov,
+            "fov_net": args.fov_net,
+            "focal": args.focal,
+            "limit": args.limit,
+        }
         with tqdm(desc="frames", unit="frame", disable=args.quiet or None) as bar:
             store = pipeline.encode_video(
                 source, out / ".work", tracker, masks, args.limit, settings, lambda i: bar.update(1)
             )
-        decoding = {"motion": args.motion, "overlap": args.overlap, "steps": args.denoising_steps, "seed": args.seed,
-                    "noise": args.noise, "ik": args.ik, "max_gap": args.max_gap, "body": args.body, "rotmats": args.rotmats,
-                    "betas_mode": args.betas_mode, "fps": source.fps}  # fmt: skip
+        decoding = {
+            "motion": args.motion,
+            "overlap": args.overlap,
+            "steps": args.denoising_steps,
+            "seed": args.seed,
+            "noise": args.noise,
+            "ik": args.ik,
+            "max_gap": args.max_gap,
+            "body": args.body,
+            "rotmats": args.rotmats,
+            "betas_mode": args.betas_mode,
+            "fps": source.fps,
+        }
         _drop_stale(out, decoding)
         written = []
         for track in tqdm(store.tracks, desc="tracks", disable=args.quiet or None):
             written += pipeline.decode_track(store, track, out, source.fps, per_track)
         if "mp4" in formats and store.tracks and not (out / "overlay.mp4").exists():
             files = [p for p in written if p.suffix == ".npz"]
-            with tqdm(desc="overlay", unit="frame", disable=args.quiet or None) as bar, pipeline.timing.stage("overlay"):
+            with (
+                tqdm(desc="overlay", unit="frame", disable=args.quiet or None) as bar,
+                pipeline.timing.stage("overlay"),
+            ):
                 write_overlay(source, files, pipeline.body, out / "overlay.mp4", args.limit, lambda i: bar.update(1))
     if not store.tracks:
         complain("no box in any frame that was read")

@@ -91,7 +91,11 @@ def output_stems(inputs: list[Path], out: Path) -> list[Path]:
     taken = {p.resolve() for p in inputs}
     stems: list[Path] = []
     for path in inputs:
-        names = [path.stem, f"{path.stem}_{path.suffix[1:] or '3d'}", *(f"{path.stem}_{n}" for n in range(2, 3 + len(inputs)))]
+        names = [
+            path.stem,
+            f"{path.stem}_{path.suffix[1:] or '3d'}",
+            *(f"{path.stem}_{n}" for n in range(2, 3 + len(inputs))),
+        ]
         free = lambda s: s not in stems and not any(Path(f"{s}.{f}").resolve() in taken for f in FORMATS)
         stems.append(next(s for s in (out / n for n in names) if free(s)))
     return stems
@@ -122,9 +126,16 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     written = []
     if "npz" in formats:
         np.savez_compressed(
-            f"{stem}.npz", pose=lifted.pose, keypoints=clip.keypoints, normalised=x, kept=lifted.kept,
-            joints=np.array(H36M_JOINTS), fps=fps, normalisation=how, order=clip.order,
-        )  # fmt: skip
+            f"{stem}.npz",
+            pose=lifted.pose,
+            keypoints=clip.keypoints,
+            normalised=x,
+            kept=lifted.kept,
+            joints=np.array(H36M_JOINTS),
+            fps=fps,
+            normalisation=how,
+            order=clip.order,
+        )
         written.append(f"{stem}.npz")
     if "bvh" in formats:
         written.append(str(write_bvh(f"{stem}.bvh", lifted.pose, fps)))
@@ -145,7 +156,9 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     elif not known_fps:
         lines.append(f"  note: frame rate unknown (--fps), {fps:g} frames/s are written to the files")
     if args.normalise == "auto" and how == "crop" and facts.get("windows", {}).get("zoom", 1.0) <= 1.0:
-        lines.append("  note: these weights know figures as large as a picture shows them; --width and --height give better poses")
+        lines.append(
+            "  note: these weights know figures as large as a picture shows them; --width and --height give better poses"
+        )
     if clip.filled:
         lines.append(f"  note: {clip.filled} joint positions were not detected and interpolated in time")
     if clip.note:

@@ -105,29 +105,66 @@ def table(found: list[dict]) -> str:
     def number(x: float | None) -> str:
         return "-" if x is None else f"{x:.2f}"
 
-    head = ["model", "params M", "w/o backbone", "as paper", "paper M", "GMACs", "w/o backbone", "as paper", "paper G", "source"]
+    head = [
+        "model",
+        "params M",
+        "w/o backbone",
+        "as paper",
+        "paper M",
+        "GMACs",
+        "w/o backbone",
+        "as paper",
+        "paper G",
+        "source",
+    ]
     body = []
     for r in found:
         paper = r["paper"] or {}
         body.append(
-            [r["name"], number(r["params_m"]), number(r["params_without_backbone_m"]), number(r["params_as_paper_m"]),
-             number(paper.get("params_m")), number(r["gmacs"]), number(r["gmacs_without_backbone"]),
-             number(r["gmacs_as_paper"]), number(paper.get("gmacs")),
-             "; ".join(filter(None, (paper.get("source"), paper.get("note"))))]
-        )  # fmt: skip
+            [
+                r["name"],
+                number(r["params_m"]),
+                number(r["params_without_backbone_m"]),
+                number(r["params_as_paper_m"]),
+                number(paper.get("params_m")),
+                number(r["gmacs"]),
+                number(r["gmacs_without_backbone"]),
+                number(r["gmacs_as_paper"]),
+                number(paper.get("gmacs")),
+                "; ".join(filter(None, (paper.get("source"), paper.get("note")))),
+            ]
+        )
     width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     numeric = range(1, len(head) - 1)
     return "\n".join(
-        "  ".join(cell.rjust(w) if i in numeric else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, width))).rstrip()
+        "  ".join(
+            cell.rjust(w) if i in numeric else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, width))
+        ).rstrip()
         for line in [head, *body]
     )
 
 
 # blocks left, tokens kept: the full host, both published hosts and their neighbourhood
 REDUCTIONS = (
-    (32, 192), (32, 128), (32, 90), (32, 64), (28, 192), (28, 150), (28, 128), (28, 110), (28, 102), (28, 90), (28, 80), (28, 64),
-    (28, 48), (26, 192), (26, 128), (26, 90), (26, 64), (24, 90),
-)  # fmt: skip
+    (32, 192),
+    (32, 128),
+    (32, 90),
+    (32, 64),
+    (28, 192),
+    (28, 150),
+    (28, 128),
+    (28, 110),
+    (28, 102),
+    (28, 90),
+    (28, 80),
+    (28, 64),
+    (28, 48),
+    (26, 192),
+    (26, 128),
+    (26, 90),
+    (26, 64),
+    (24, 90),
+)
 PAPER_GMACS = {(32, 192): 122.6, (28, 192): 107.5, (28, 90): 52.8}  # FastHMR Table 12: linear, convolution, norm layers
 
 
@@ -139,17 +176,29 @@ def reductions() -> list[dict]:
     out = []
     for blocks, tokens in REDUCTIONS:
         linear, attention = host_macs(HMR2Config(depth=blocks, keep_tokens=None if tokens == 192 else tokens))
-        out.append({"blocks": blocks, "tokens": tokens, "linear_gmacs": linear / 1e9, "gmacs": (linear + attention) / 1e9,
-                    "factor": full / (linear + attention), "paper_gmacs": PAPER_GMACS.get((blocks, tokens))})  # fmt: skip
+        out.append(
+            {
+                "blocks": blocks,
+                "tokens": tokens,
+                "linear_gmacs": linear / 1e9,
+                "gmacs": (linear + attention) / 1e9,
+                "factor": full / (linear + attention),
+                "paper_gmacs": PAPER_GMACS.get((blocks, tokens)),
+            }
+        )
     return out
 
 
 def reduction_table(found: list[dict]) -> str:
-    lines = ["HMR2.0 (ViT-H/16, 256 x 192) with ECLM and Mask-ToMe, one crop; the paper counts no attention products",
-             f"{'blocks':>6} {'tokens':>6} {'linear G':>9} {'+ attention':>11} {'factor':>7} {'paper G':>8}"]  # fmt: skip
+    lines = [
+        "HMR2.0 (ViT-H/16, 256 x 192) with ECLM and Mask-ToMe, one crop; the paper counts no attention products",
+        f"{'blocks':>6} {'tokens':>6} {'linear G':>9} {'+ attention':>11} {'factor':>7} {'paper G':>8}",
+    ]
     for r in found:
         paper = "-" if r["paper_gmacs"] is None else f"{r['paper_gmacs']:.1f}"
-        lines.append(f"{r['blocks']:6} {r['tokens']:6} {r['linear_gmacs']:9.1f} {r['gmacs']:11.1f} {r['factor']:6.2f}x {paper:>8}")
+        lines.append(
+            f"{r['blocks']:6} {r['tokens']:6} {r['linear_gmacs']:9.1f} {r['gmacs']:11.1f} {r['factor']:6.2f}x {paper:>8}"
+        )
     return "\n".join(lines)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
 
 
-def protocol_of(hand: bool, body: str = "auto", mesh_data: str | None = None, truth: str = "auto", gendered: bool = False):
+def protocol_of(
+    hand: bool, body: str = "auto", mesh_data: str | None = None, truth: str = "auto", gendered: bool = False
+):
     """Evaluation protocol with its body (`.body`).
 
     Args:
@@ -32,7 +34,9 @@ def protocol_of(hand: bool, body: str = "auto", mesh_data: str | None = None, tr
         for gender, stem in GENDER_FILES.items():
             file = next((folder / f"{stem}{s}" for s in (".pkl", ".npz") if (folder / f"{stem}{s}").is_file()), None)
             if file is None:
-                raise FileNotFoundError(f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems")
+                raise FileNotFoundError(
+                    f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems"
+                )
             bodies[gender] = load_body("smpl", file, topology=topology)
     return BodyProtocol(bodies, truth, gendered)
 
@@ -43,5 +47,7 @@ def smpl_topology(mesh_data: str | None):
 
     folder = mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
     if not folder:
-        raise ValueError("--body with an SMPL file needs --mesh-data: the folder with J_regressor_h36m_correct.npy and mesh files")
+        raise ValueError(
+            "--body with an SMPL file needs --mesh-data: the folder with J_regressor_h36m_correct.npy and mesh files"
+        )
     return load_topology("smpl", folder)

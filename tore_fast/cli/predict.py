@@ -59,7 +59,11 @@ def run(args: Args) -> int:
         raise UsageError("no picture to work on")
     with arguments():
         pipeline = Pipeline(
-            args.model, checkpoint=args.checkpoint, mesh_data=args.mesh_data, device=args.device, batch_size=args.batch_size
+            args.model,
+            checkpoint=args.checkpoint,
+            mesh_data=args.mesh_data,
+            device=args.device,
+            batch_size=args.batch_size,
         )
     if args.checkpoint is None and args.model not in BUILT_IN and not Path(args.model).is_dir():
         print(f"note: {args.model} without --checkpoint has random weights: the meshes mean nothing", file=sys.stderr)
@@ -127,5 +131,7 @@ def _summary(pipeline, writing: float, written: list[Path], out: Path) -> None:
     seconds = {**pipeline.seconds, "write": writing}
     seconds = {k: v for k, v in seconds.items() if v > 0}
     counts = pipeline.counts
-    print(f"{counts['people']} people in {counts['pictures']} pictures on {pipeline.device}: {len(written)} files in {out}/")
+    print(
+        f"{counts['people']} people in {counts['pictures']} pictures on {pipeline.device}: {len(written)} files in {out}/"
+    )
     print("seconds per stage: " + "  ".join(f"{k} {v:.2f}" for k, v in seconds.items()))

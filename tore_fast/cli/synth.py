@@ -43,14 +43,24 @@ def run(args: Args) -> int:
 
     from ..data.synth.shards import SynthSettings, write_shards
 
-    settings = SynthSettings(args.seed, args.size, args.difficulty, args.split, args.backgrounds, args.poses,
-                             args.bank_share, args.shard_size)  # fmt: skip
+    settings = SynthSettings(
+        args.seed,
+        args.size,
+        args.difficulty,
+        args.split,
+        args.backgrounds,
+        args.poses,
+        args.bank_share,
+        args.shard_size,
+    )
     start = time.perf_counter()
     with tqdm(total=args.n, unit="img", desc=str(args.out), disable=None) as bar:
         with arguments():
             made = write_shards(args.out, args.n, settings, args.workers, bar.update)
     time_s = time.perf_counter() - start
     size_mb = sum(p.stat().st_size for p in args.out.glob("shard-*.npz")) / 1e6
-    print(f"{args.n} images in {args.out} ({size_mb:.0f} MB); made {made} in {time_s:.1f} s = "
-          f"{made / time_s:.0f} img/s with {args.workers} worker(s), start-up included")  # fmt: skip
+    print(
+        f"{args.n} images in {args.out} ({size_mb:.0f} MB); made {made} in {time_s:.1f} s = "
+        f"{made / time_s:.0f} img/s with {args.workers} worker(s), start-up included"
+    )
     return 0

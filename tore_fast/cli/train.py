@@ -81,4 +81,3 @@ def _load(name: str):
         return load_recipe(name)
     except RecipeError as e:
         raise UsageError(str(e)) from e
-

@@ -31,7 +31,9 @@ class Args:
     """Start from (or test) a folder of ours or an official file."""
     test: bool = False
     """Only print the metrics on val/."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, lr=1.25e-4, weight_decay=0.05, clip_norm=0.0))
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(batch_size=128, lr=1.25e-4, weight_decay=0.05, clip_norm=0.0)
+    )
     """The official rate is 5e-4 x (items of a step) / 512; far above it the full-width models stay at chance (docs/tcformer.md)."""
     export: Path | None = None
     """Write the trained model here as a checkpoint folder."""
@@ -52,9 +54,13 @@ def run(args: Args) -> int:
         if training.classes != held_out.classes:
             raise ValueError(f"{args.data}: train/ and val/ hold different classes")
         if args.mixup and not args.test and args.train.batch_size % 2:
-            raise ValueError(f"--train.batch-size: mixup takes pictures in pairs, so an even number (or --no-mixup), got {args.train.batch_size}")
+            raise ValueError(
+                f"--train.batch-size: mixup takes pictures in pairs, so an even number (or --no-mixup), got {args.train.batch_size}"
+            )
         model = start_model(args.model, args.checkpoint, args.options, tag="classification", num_classes=classes)
         check_crops(model, (args.image_size, args.image_size))
     mixup = imagenet_mixup(classes) if args.mixup else None
     task = Classification(model, training, held_out, mixup, args.train.seed)
-    return finish(task, args, {"data": str(args.data), "classes": held_out.classes, "image_size": [args.image_size] * 2})
+    return finish(
+        task, args, {"data": str(args.data), "classes": held_out.classes, "image_size": [args.image_size] * 2}
+    )

@@ -42,7 +42,9 @@ class Args:
     """Write the best weights here (default: OUT/model)."""
     extra: dict[str, int] = field(default_factory=dict)
     """Integer config fields of the model to change, KEY VALUE pairs."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(out="runs/fasthmr", lr=1e-4, weight_decay=0.0, clip_norm=1.0))
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(out="runs/fasthmr", lr=1e-4, weight_decay=0.0, clip_norm=1.0)
+    )
 
 
 def run(args: Args) -> int:
@@ -73,9 +75,16 @@ def run(args: Args) -> int:
                 raise ValueError(f"--vae: {args.vae} is not a motion VAE")
             stats = torch.load(args.vae / "statistics.pt", weights_only=True)
             own = vae.config
-            sizes = {"latent_tokens": own.latent_tokens, "latent_dim": own.latent_dim, "ff_size": own.ff_size,
-                     "heads": own.heads, "decoder_layers": own.decoder_layers, "encoder_layers": own.encoder_layers,
-                     "dist_mlp": own.dist_mlp, "correct_host": args.correct is not None}  # fmt: skip
+            sizes = {
+                "latent_tokens": own.latent_tokens,
+                "latent_dim": own.latent_dim,
+                "ff_size": own.ff_size,
+                "heads": own.heads,
+                "decoder_layers": own.decoder_layers,
+                "encoder_layers": own.encoder_layers,
+                "dist_mlp": own.dist_mlp,
+                "correct_host": args.correct is not None,
+            }
             width = clips[0].tokens.shape[1] if clips[0].tokens is not None else 1024
             model = create_model("fasthmr_motion", frames=args.frames, condition_dim=width, **{**sizes, **args.extra})
             model.use_vae(vae, stats["mean"], stats["std"])
@@ -111,7 +120,11 @@ def _train_host(args: Args) -> int:
         motions = read_motions(args.data)
         test = [i for i, m in enumerate(motions) if m.split == "test"] or list(range(0, len(motions), args.held_out))
         banks = [
-            PoseBank(torch.cat([motion_rotations(m, max(1, round(m.fps / 10))) for i, m in enumerate(motions) if (i in test) == t]))
+            PoseBank(
+                torch.cat(
+                    [motion_rotations(m, max(1, round(m.fps / 10))) for i, m in enumerate(motions) if (i in test) == t]
+                )
+            )
             for t in (False, True)
         ]
         torch.manual_seed(args.train.seed)

@@ -64,19 +64,28 @@ def run(args: Args) -> int:
         motions = [m for m in read_motions(args.data) if (m.split or "train") == args.split][: args.motions]
         if not motions:
             raise ValueError(f"{args.data}: no motion of the split {args.split!r}")
-        crops = ClipCrops(load_body("free"), args.image_size, args.seed, args.difficulty, split=args.split, margin=args.margin)
+        crops = ClipCrops(
+            load_body("free"), args.image_size, args.seed, args.difficulty, split=args.split, margin=args.margin
+        )
         host = load_host(str(args.host))[1] if args.host is not None else None
     if host is not None:
         if args.keep_tokens is not None:
             host.keep_tokens(args.keep_tokens, args.merge_per_block)
         host.fold()
     if args.out is None:
-        written = synth_clips.write_view_tokens(host, motions, crops, args.tokens, args.views, args.fps, args.frames,
-                                                lambda x: tqdm(x, desc="views"))  # fmt: skip
+        written = synth_clips.write_view_tokens(
+            host, motions, crops, args.tokens, args.views, args.fps, args.frames, lambda x: tqdm(x, desc="views")
+        )
     else:
-        paths = synth_clips.write_clips(motions, crops, args.out, args.fps, args.frames, lambda x: tqdm(x, desc="clips"))
+        paths = synth_clips.write_clips(
+            motions, crops, args.out, args.fps, args.frames, lambda x: tqdm(x, desc="clips")
+        )
         print(f"{args.out}: {len(paths)} clips")
-        written = synth_clips.write_tokens(host, paths, args.tokens, each=lambda x: tqdm(x, desc="tokens")) if host is not None else []
+        written = (
+            synth_clips.write_tokens(host, paths, args.tokens, each=lambda x: tqdm(x, desc="tokens"))
+            if host is not None
+            else []
+        )
     if written:
         print(f"{args.tokens}: tokens of {len(written)} clips")
     return 0

@@ -26,7 +26,9 @@ class Args:
     """Registered model (tore-fast list)."""
     cameras: Path | None = None
     """Human3.6M only: JSON with the camera parameters."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(out="runs/hot", lr=4e-4, weight_decay=0.1, clip_norm=1.0))
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(out="runs/hot", lr=4e-4, weight_decay=0.1, clip_norm=1.0)
+    )
     windows: PoseDataConfig = field(default_factory=PoseDataConfig)
     extra: dict[str, str] = field(default_factory=dict)
     """Config fields of the model to change, KEY VALUE pairs: frames 81 depth 4 prune_block 1 keep_frames 27 pruning uniform ..."""
@@ -67,7 +69,9 @@ def run(args: Args) -> int:
         check_fields(args.model, args.extra)
         model = create_model(args.model, **config_values(args.extra))
         if type(model).__name__.lower() not in LOSSES:
-            raise ValueError(f"--model: {args.model} is not a video pose model; expected one of the hosts {', '.join(LOSSES)}")
+            raise ValueError(
+                f"--model: {args.model} is not a video pose model; expected one of the hosts {', '.join(LOSSES)}"
+            )
         print(start_weights(model, args.init, args.embed_std, args.train.seed), end="")
         task = PoseLifting(model, splits["train"], splits["validation"], args.windows, args.train.seed)
     print("clips: " + "  ".join(f"{name} {len(items)}" for name, items in splits.items()))
@@ -77,8 +81,14 @@ def run(args: Args) -> int:
     best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(best["model"])
     model.cpu().eval()
-    facts = {"validation": best["metrics"], "step": best["step"], "windows": dataclasses.asdict(args.windows),
-             "training": dataclasses.asdict(args.train), "normalise": "image", "fps": args.windows.fps}  # fmt: skip
+    facts = {
+        "validation": best["metrics"],
+        "step": best["step"],
+        "windows": dataclasses.asdict(args.windows),
+        "training": dataclasses.asdict(args.train),
+        "normalise": "image",
+        "fps": args.windows.fps,
+    }
     if args.test:
         clips = film(resampled(splits["test"], args.windows.fps), args.windows.noise_px, CAMERA_SEED)
         meter = evaluate_clips(model, clips, args.windows.flip, pck_joints=found.pck_joints)

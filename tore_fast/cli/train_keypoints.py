@@ -42,7 +42,9 @@ class Args:
     """Start from (or test) a folder of ours or an official file."""
     test: bool = False
     """Only print the metrics."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=5e-4, weight_decay=0.01, schedule="cosine", clip_norm=0.0))
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(lr=5e-4, weight_decay=0.01, schedule="cosine", clip_norm=0.0)
+    )
     export: Path | None = None
     """Write the trained model here as a checkpoint folder."""
 
@@ -67,7 +69,9 @@ def _synth(args: Args):
     size = args.image_size[0] or (trained_size(args.checkpoint) or (128, 128))[0]
     if args.image_size[0] != args.image_size[1]:
         raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
-    model = start_model(args.model, args.checkpoint, args.options, args.pretrained, "keypoints", num_keypoints=NUM_JOINTS)
+    model = start_model(
+        args.model, args.checkpoint, args.options, args.pretrained, "keypoints", num_keypoints=NUM_JOINTS
+    )
     check_crops(model, (size, size))
     return SynthKeypoints(model, load_body("free"), size, args.difficulty, seed=args.train.seed + 1)
 
@@ -85,7 +89,11 @@ def _annotated(args: Args):
     missing = [flag for flag, value in needed.items() if value is None]
     if missing:
         raise ValueError(f"--data {args.data} needs {', '.join(missing)}")
-    size = args.image_size if args.image_size[0] else trained_size(args.checkpoint) or tuple(model_entry(args.model).input_shape[1:])
+    size = (
+        args.image_size
+        if args.image_size[0]
+        else trained_size(args.checkpoint) or tuple(model_entry(args.model).input_shape[1:])
+    )
     val_images, seed = args.val_images or args.images, args.train.seed
     if args.data == "wflw":
         held_out, attributes = wflw.read_wflw(args.val_annotations, val_images)

@@ -57,7 +57,11 @@ def run(args: Args) -> int:
         out.mkdir(parents=True, exist_ok=True)
     if not args.export_only:
         with arguments():
-            task = _labelled(args, model, protocol) if args.sets else _synthetic(args, model, protocol.body, local_device())
+            task = (
+                _labelled(args, model, protocol)
+                if args.sets
+                else _synthetic(args, model, protocol.body, local_device())
+            )
             if args.init is not None and not (out / "last.pt").exists():
                 take_over(task.model, args.init, args.mesh_data)
         train(task, args.train)
@@ -89,7 +93,9 @@ def _synthetic(args: Args, model, body, device: str):
     if args.body != "auto":
         raise ValueError("--body: synthetic images show the free body or hand; leave it at auto, or give --data")
     # no worker process may touch the GPU: they render on the CPU; without workers the training process renders on the GPU
-    return MeshRecovery(model, body.to(device), args.data, args.train.steps, device, "cpu" if args.train.workers else device)
+    return MeshRecovery(
+        model, body.to(device), args.data, args.train.steps, device, "cpu" if args.train.workers else device
+    )
 
 
 def _labelled(args: Args, model, protocol):
@@ -97,9 +103,13 @@ def _labelled(args: Args, model, protocol):
 
     readers, weights = open_sets(args.sets)
     validate = validation(
-        args.val, protocol, image_size=model.config.image_size, batch_size=args.train.batch_size, items=args.val_items,
+        args.val,
+        protocol,
+        image_size=model.config.image_size,
+        batch_size=args.train.batch_size,
+        items=args.val_items,
         smpl_head=getattr(model.config, "smpl_head", False),
-    )  # fmt: skip
+    )
     return LabelledMeshes(model, protocol.body, readers, weights, args.labels, args.train.seed, validate)
 
 
@@ -123,7 +133,9 @@ def _export(args: Args, model, protocol) -> None:
     else:
         body = protocol.body.cpu()
         facts["data"] = dataclasses.asdict(args.data)
-        metrics = {name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in held_out(body)}
+        metrics = {
+            name: evaluate_held_out(model, body, name, image_size=args.data.image_size) for name in held_out(body)
+        }
     save_pretrained(model, args.export, args.model, torch.float16, metrics=metrics, trained_on=facts)
     for name, values in metrics.items():
         print(f"{args.export} ({name}): " + "  ".join(f"{k} {v:.1f}" for k, v in values.items()))

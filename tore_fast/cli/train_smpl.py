@@ -29,7 +29,9 @@ class Args(SetArgs):
     """Start from (or test) a folder of ours."""
     test: bool = False
     """Only print the metrics on held-out images (--val, or synthetic ones)."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=2.5e-4, schedule="constant", weight_decay=0.0, clip_norm=1.0))
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(lr=2.5e-4, schedule="constant", weight_decay=0.0, clip_norm=1.0)
+    )
     export: Path | None = None
     """Write the trained model here as a checkpoint folder."""
 
@@ -46,7 +48,9 @@ def run(args: Args) -> int:
         model = start_model(args.model, args.checkpoint, options, backbone=args.pretrained, tag="smpl")
         check_crops(model, (size, size))
         task = _labelled(args, model, size) if args.sets or args.val else _synthetic(args, model, size)
-    return finish(task, args, {"data": list(args.sets) or "synth", "difficulty": None if args.sets else args.difficulty})
+    return finish(
+        task, args, {"data": list(args.sets) or "synth", "difficulty": None if args.sets else args.difficulty}
+    )
 
 
 def _synthetic(args: Args, model, size: int):
@@ -71,4 +75,6 @@ def _labelled(args: Args, model, size: int):
     if not args.sets and not args.test:
         raise ValueError("--val: give --data, too: the data sets to train on")
     readers, weights = open_sets(args.sets or (args.val,))
-    return labelled_body_recovery(model, protocol.body, LabelledCrops(readers, weights, AugmentConfig(), size, args.train.seed), validate)
+    return labelled_body_recovery(
+        model, protocol.body, LabelledCrops(readers, weights, AugmentConfig(), size, args.train.seed), validate
+    )

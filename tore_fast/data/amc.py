@@ -121,7 +121,9 @@ def read_amc(path: str | Path, skeleton: AsfSkeleton) -> np.ndarray:
             frames.append({})
             continue
         if not frames or len(row) - 1 != width.get(row[0], -1):
-            raise ValueError(f"{path}:{number}: expected a frame number or a bone of the skeleton with its values, got {line[:60]!r}")
+            raise ValueError(
+                f"{path}:{number}: expected a frame number or a bone of the skeleton with its values, got {line[:60]!r}"
+            )
         try:
             frames[-1][row[0]] = [float(v) for v in row[1:]]
         except ValueError:

@@ -42,7 +42,9 @@ def _from_json(path: Path, text: str) -> dict[str, list[Box]]:
     except json.JSONDecodeError as e:
         raise BoxFileError(f"{path}: not JSON (line {e.lineno}: {e.msg})") from None
     if not isinstance(data, dict):
-        raise BoxFileError(f'{path}: expected an object {{"image.jpg": [[x0, y0, x1, y1], ...]}}, got {type(data).__name__}')
+        raise BoxFileError(
+            f'{path}: expected an object {{"image.jpg": [[x0, y0, x1, y1], ...]}}, got {type(data).__name__}'
+        )
     table: dict[str, list[Box]] = {}
     for name, rows in data.items():
         if isinstance(rows, list) and len(rows) == 4 and all(isinstance(v, (int, float)) for v in rows):

@@ -9,9 +9,24 @@ from __future__ import annotations
 import numpy as np
 
 H36M_JOINTS = (
-    "pelvis", "r_hip", "r_knee", "r_ankle", "l_hip", "l_knee", "l_ankle", "spine", "thorax", "neck", "head",
-    "l_shoulder", "l_elbow", "l_wrist", "r_shoulder", "r_elbow", "r_wrist",
-)  # fmt: skip
+    "pelvis",
+    "r_hip",
+    "r_knee",
+    "r_ankle",
+    "l_hip",
+    "l_knee",
+    "l_ankle",
+    "spine",
+    "thorax",
+    "neck",
+    "head",
+    "l_shoulder",
+    "l_elbow",
+    "l_wrist",
+    "r_shoulder",
+    "r_elbow",
+    "r_wrist",
+)
 H36M_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15)
 LEFT, RIGHT = (4, 5, 6, 11, 12, 13), (1, 2, 3, 14, 15, 16)  # H36M order
 FLIP_ORDER = (0, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 14, 15, 16, 11, 12, 13)
@@ -25,7 +40,9 @@ def window_bounds(length: int, frames: int, stride: int) -> list[tuple[int, int]
     length <= frames - stride gives none.
     """
     if length < 0 or frames < 1 or stride < 1:
-        raise ValueError(f"window_bounds: expected length >= 0, frames >= 1, stride >= 1, got {length}, {frames}, {stride}")
+        raise ValueError(
+            f"window_bounds: expected length >= 0, frames >= 1, stride >= 1, got {length}, {frames}, {stride}"
+        )
     if stride == 1:
         return [(t, t + 1) for t in range(length)]
     count = -((frames - length) // stride) + 1  # ceil((length - frames) / stride) + 1

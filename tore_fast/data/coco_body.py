@@ -20,15 +20,16 @@ def read_coco_body(
     annotations: str | Path, images: str | Path, boxes: str | Path | None = None, everybody: bool = False
 ) -> list[Instance]:
     """As `read_wholebody`, with [17, 3] points; annotated people need a labelled body point unless `everybody`."""
-    people = [p._replace(points=p.points[:NUM_KEYPOINTS]) for p in read_wholebody(annotations, images, boxes, everybody)]
+    people = [
+        p._replace(points=p.points[:NUM_KEYPOINTS]) for p in read_wholebody(annotations, images, boxes, everybody)
+    ]
     return people if everybody or boxes is not None else [p for p in people if (p.points[:, 2] > 0).any()]
 
 
 def coco_body_dataset(
-    people: list[Instance],
-    image_size: tuple[int, int] = (256, 192),
-    augment: CropAugment | None = None,
-    seed: int = 0,
+    people: list[Instance], image_size: tuple[int, int] = (256, 192), augment: CropAugment | None = None, seed: int = 0
 ) -> TopDownDataset:
     """Crops with 17 targets of sigma 2; `augment=CropAugment()` is the usual top-down recipe."""
-    return TopDownDataset(people, image_size, FLIP_INDEX, augment, sigma=2.0, upper_body=UPPER_BODY[:NUM_KEYPOINTS], seed=seed)
+    return TopDownDataset(
+        people, image_size, FLIP_INDEX, augment, sigma=2.0, upper_body=UPPER_BODY[:NUM_KEYPOINTS], seed=seed
+    )

@@ -95,7 +95,9 @@ def _neighbours(v: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return low, np.minimum(low + 1, n - 1), v - low
 
 
-def _resize(image: np.ndarray, rows, cols, extent=None, have_y=None, have_x=None) -> np.ndarray:  # [len(rows), len(cols), 3]
+def _resize(
+    image: np.ndarray, rows, cols, extent=None, have_y=None, have_x=None
+) -> np.ndarray:  # [len(rows), len(cols), 3]
     """Bilinear samples at rows x cols of an image of `extent`, of which `image` holds the lines have_y and have_x (None: all)."""
     height, width = image.shape[:2] if extent is None else extent
     y0, y1, fy = _neighbours(rows, height)
@@ -108,7 +110,9 @@ def _resize(image: np.ndarray, rows, cols, extent=None, have_y=None, have_x=None
     return top * (1 - fy) + (lower[:, x0] * (1 - fx) + lower[:, x1] * fx) * fy
 
 
-def _rotate(image: np.ndarray, degrees: float, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:  # [len(rows), len(cols), 3]
+def _rotate(
+    image: np.ndarray, degrees: float, rows: np.ndarray, cols: np.ndarray
+) -> np.ndarray:  # [len(rows), len(cols), 3]
     """Pixels rows x cols of the picture turned counter-clockwise about its middle pixel, zero outside."""
     h, w = image.shape[:2]
     a, cx, cy = np.deg2rad(degrees), (w - 1) / 2, (h - 1) / 2

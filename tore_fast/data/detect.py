@@ -51,7 +51,7 @@ def as_detections(value: object, shape: tuple[int, int]) -> Detections:
 
 
 def load_detector(source: str, weights: str | None = None, device: str = "cpu") -> Detector:
-    """"MODULE:NAME" (a callable of yours: frame -> boxes) or "torchvision:MODEL" with the weights file of that model.
+    """ "MODULE:NAME" (a callable of yours: frame -> boxes) or "torchvision:MODEL" with the weights file of that model.
 
     Raises:
         ValueError: no such callable or model; torchvision or the weights are missing.
@@ -97,7 +97,9 @@ class TorchvisionDetector:
         except ImportError:
             raise ValueError("--detector torchvision needs torchvision: pip install tore_fast[detect]") from None
         if model not in list_models(module=detection):
-            raise ValueError(f"--detector torchvision: no detection model {model!r}; there are {', '.join(list_models(module=detection))}")
+            raise ValueError(
+                f"--detector torchvision: no detection model {model!r}; there are {', '.join(list_models(module=detection))}"
+            )
         if weights is None or not Path(weights).is_file():
             raise ValueError(
                 f"--detector torchvision:{model}: give its weights file with --detector-weights (nothing is downloaded), got {weights}"
@@ -153,7 +155,9 @@ class BoxTracker:
         tracks = sorted(self._last)
         overlap = box_overlap(found.boxes, np.array([self._last[t][1] for t in tracks], np.float32).reshape(-1, 4))
         out: dict[int, int] = {}
-        pairs = sorted(((overlap[i, k], i, k) for i in rows for k in range(len(tracks))), key=lambda p: (-p[0], p[1], p[2]))
+        pairs = sorted(
+            ((overlap[i, k], i, k) for i in rows for k in range(len(tracks))), key=lambda p: (-p[0], p[1], p[2])
+        )
         taken: set[int] = set()
         for value, i, k in pairs:
             if value >= self.min_overlap and i not in taken and tracks[k] not in out:

@@ -40,7 +40,9 @@ def read_cameras(path: str | Path) -> dict[str, list[dict]]:
     try:
         raw = json.loads(path.read_text())
         if "extrinsics" in raw:
-            return {s: [_from_matrix(i, by_id[i]) for i in CAMERA_IDS] for s, by_id in raw["extrinsics"].items() if by_id}
+            return {
+                s: [_from_matrix(i, by_id[i]) for i in CAMERA_IDS] for s, by_id in raw["extrinsics"].items() if by_id
+            }
         return {s: [_from_quaternion(i, c) for i, c in zip(CAMERA_IDS, rows)] for s, rows in raw.items()}
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
         raise ValueError(f"{path}: not a camera file of the two known layouts ({type(e).__name__}: {e})") from e
@@ -64,12 +66,14 @@ def _from_quaternion(camera: str, entry: dict) -> dict:
 
 def _quaternion(r: np.ndarray) -> np.ndarray:
     """Unit quaternion (w, x, y, z) of a rotation matrix."""
-    candidates = np.array([
-        [1 + r[0, 0] + r[1, 1] + r[2, 2], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
-        [r[2, 1] - r[1, 2], 1 + r[0, 0] - r[1, 1] - r[2, 2], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
-        [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], 1 - r[0, 0] + r[1, 1] - r[2, 2], r[1, 2] + r[2, 1]],
-        [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], 1 - r[0, 0] - r[1, 1] + r[2, 2]],
-    ])  # fmt: skip
+    candidates = np.array(
+        [
+            [1 + r[0, 0] + r[1, 1] + r[2, 2], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
+            [r[2, 1] - r[1, 2], 1 + r[0, 0] - r[1, 1] - r[2, 2], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
+            [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], 1 - r[0, 0] + r[1, 1] - r[2, 2], r[1, 2] + r[2, 1]],
+            [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], 1 - r[0, 0] - r[1, 1] + r[2, 2]],
+        ]
+    )
     best = candidates[np.argmax(np.diag(candidates))]
     q = best / np.linalg.norm(best)
     assert np.allclose(quaternion_rotate(q, np.eye(3)), r.T, atol=1e-5), "not a rotation matrix"
@@ -77,10 +81,7 @@ def _quaternion(r: np.ndarray) -> np.ndarray:
 
 
 def read_h36m(
-    path_3d: str | Path,
-    path_2d: str | Path,
-    cameras: str | Path,
-    subjects: Iterable[str] = TRAIN_SUBJECTS,
+    path_3d: str | Path, path_2d: str | Path, cameras: str | Path, subjects: Iterable[str] = TRAIN_SUBJECTS
 ) -> list[PoseClip]:
     """Clips of data_3d_h36m.npz + data_2d_h36m_*.npz: one per subject, action and camera; 2D is cut to the 3D's length."""
     poses = _member(path_3d, "positions_3d")
@@ -101,7 +102,9 @@ def read_h36m(
             for camera, pixels, rig in zip(CAMERA_IDS, views, rigs[subject]):
                 length = min(len(world), len(pixels))
                 if len(pixels) < len(world):
-                    raise ValueError(f"{path_2d}: {subject}/{action}/{camera} has {len(pixels)} frames, the 3D file {len(world)}")
+                    raise ValueError(
+                        f"{path_2d}: {subject}/{action}/{camera} has {len(pixels)} frames, the 3D file {len(world)}"
+                    )
                 seen = world_to_camera(world[:length], rig["orientation"], rig["translation"])
                 keypoints = normalise_2d(np.asarray(pixels[:length], np.float32), rig["width"], rig["height"])
                 out.append(PoseClip(subject, action.split(" ")[0], camera, keypoints, root_relative(seen)))
@@ -166,6 +169,14 @@ def read_3dhp(path: str | Path, split: str) -> list[PoseClip]:
             size = (1920, 1080) if split == "test" and name in ("TS5", "TS6") else (2048, 2048)
             valid = np.asarray(view["valid"]).reshape(-1) == 1 if "valid" in view else None
             subject, _, action = name.partition(" ")
-            out.append(PoseClip(subject, action or name, str(camera), normalise_2d(pixels, *size)[..., :2],
-                                root_relative(pose / 1000.0), valid))  # fmt: skip
+            out.append(
+                PoseClip(
+                    subject,
+                    action or name,
+                    str(camera),
+                    normalise_2d(pixels, *size)[..., :2],
+                    root_relative(pose / 1000.0),
+                    valid,
+                )
+            )
     return out

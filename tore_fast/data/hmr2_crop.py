@@ -63,7 +63,9 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
         at = torch.arange(-radius, n + radius, device=x.device) % (2 * n)
         x = x.index_select(dim, torch.where(at >= n, 2 * n - 1 - at, at))
         shape = (c, 1, -1, 1) if dim == 2 else (c, 1, 1, -1)
-        x = F.conv2d(x, kernel.reshape(1, 1, *shape[2:]).expand(c, 1, *(s if s > 0 else len(t) for s in shape[2:])), groups=c)
+        x = F.conv2d(
+            x, kernel.reshape(1, 1, *shape[2:]).expand(c, 1, *(s if s > 0 else len(t) for s in shape[2:])), groups=c
+        )
     return x
 
 

@@ -69,7 +69,9 @@ def _decoded(data: bytes, name: str) -> np.ndarray:
             return _from_pil(image, name)
     except UnidentifiedImageError:
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
-            raise ImageError(f"{name}: a HEIC picture; `pip install pillow-heif` makes them readable, or save it as JPEG") from None
+            raise ImageError(
+                f"{name}: a HEIC picture; `pip install pillow-heif` makes them readable, or save it as JPEG"
+            ) from None
         raise ImageError(f"{name}: not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
         if isinstance(e, ImageError):

@@ -21,13 +21,24 @@ def imagenet_transform(training: bool, image_size: int = 224, augment: str = "of
         raise ValueError(f"imagenet_transform: augment must be official or light, got {augment!r}")
     if training and augment == "light":
         return create_transform(
-            image_size, is_training=True, scale=(0.8, 1.0), color_jitter=None, auto_augment=None, interpolation="bicubic"
+            image_size,
+            is_training=True,
+            scale=(0.8, 1.0),
+            color_jitter=None,
+            auto_augment=None,
+            interpolation="bicubic",
         )
     if training:
         return create_transform(
-            image_size, is_training=True, color_jitter=0.4, auto_augment="rand-m9-mstd0.5-inc1",
-            re_prob=0.25, re_mode="pixel", re_count=1, interpolation="bicubic",
-        )  # fmt: skip
+            image_size,
+            is_training=True,
+            color_jitter=0.4,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            re_prob=0.25,
+            re_mode="pixel",
+            re_count=1,
+            interpolation="bicubic",
+        )
     return create_transform(image_size, is_training=False, crop_pct=224 / 256, interpolation="bicubic")
 
 

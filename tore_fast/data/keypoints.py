@@ -20,15 +20,83 @@ _BY_COUNT = {26: "halpe", 25: "openpose25", 18: "openpose18"}
 # above the mean of eyes and ears. Neck/nose (9) is the nose, as detectors of Human3.6M label it.
 _TABLES: dict[str, tuple[tuple[int, ...], ...]] = {
     "h36m": tuple((i,) for i in range(17)),
-    "coco": ((11, 12), (12,), (14,), (16,), (11,), (13,), (15,), (5, 6, 11, 12), (5, 6), (0,), (1, 2, 3, 4),
-             (5,), (7,), (9,), (6,), (8,), (10,)),
-    "halpe": ((19,), (12,), (14,), (16,), (11,), (13,), (15,), (18, 19), (18,), (0,), (17,),
-              (5,), (7,), (9,), (6,), (8,), (10,)),
-    "openpose25": ((8,), (9,), (10,), (11,), (12,), (13,), (14,), (1, 8), (1,), (0,), (15, 16, 17, 18),
-                   (5,), (6,), (7,), (2,), (3,), (4,)),
-    "openpose18": ((8, 11), (8,), (9,), (10,), (11,), (12,), (13,), (1, 8, 1, 11), (1,), (0,), (14, 15, 16, 17),
-                   (5,), (6,), (7,), (2,), (3,), (4,)),
-}  # fmt: skip
+    "coco": (
+        (11, 12),
+        (12,),
+        (14,),
+        (16,),
+        (11,),
+        (13,),
+        (15,),
+        (5, 6, 11, 12),
+        (5, 6),
+        (0,),
+        (1, 2, 3, 4),
+        (5,),
+        (7,),
+        (9,),
+        (6,),
+        (8,),
+        (10,),
+    ),
+    "halpe": (
+        (19,),
+        (12,),
+        (14,),
+        (16,),
+        (11,),
+        (13,),
+        (15,),
+        (18, 19),
+        (18,),
+        (0,),
+        (17,),
+        (5,),
+        (7,),
+        (9,),
+        (6,),
+        (8,),
+        (10,),
+    ),
+    "openpose25": (
+        (8,),
+        (9,),
+        (10,),
+        (11,),
+        (12,),
+        (13,),
+        (14,),
+        (1, 8),
+        (1,),
+        (0,),
+        (15, 16, 17, 18),
+        (5,),
+        (6,),
+        (7,),
+        (2,),
+        (3,),
+        (4,),
+    ),
+    "openpose18": (
+        (8, 11),
+        (8,),
+        (9,),
+        (10,),
+        (11,),
+        (12,),
+        (13,),
+        (1, 8, 1, 11),
+        (1,),
+        (0,),
+        (14, 15, 16, 17),
+        (5,),
+        (6,),
+        (7,),
+        (2,),
+        (3,),
+        (4,),
+    ),
+}
 _RAISED_HEAD = ("coco", "openpose25", "openpose18")
 COUNTS = {"h36m": 17, "coco": 17, "halpe": 26, "openpose25": 25, "openpose18": 18}
 
@@ -108,7 +176,11 @@ def read_keypoints(path: str | Path, order: str = "auto", person: int | None = N
         raise KeypointError(f"order must be one of {ORDERS}, got {order!r}")
     if not path.exists():
         raise KeypointError(f"{path}: no such file")
-    reader = _read_folder if path.is_dir() else {".json": _read_json, ".npz": _read_npz, ".csv": _read_csv}.get(path.suffix.lower())
+    reader = (
+        _read_folder
+        if path.is_dir()
+        else {".json": _read_json, ".npz": _read_npz, ".csv": _read_csv}.get(path.suffix.lower())
+    )
     if reader is None:
         raise KeypointError(f"{path}: expected .json, .npz, .csv or a folder of OpenPose .json files")
     try:
@@ -179,7 +251,14 @@ def _read_csv(path: Path, person: int | None):
         letters = ["x", "y"] + (["c" if confidence == "c" else "score"] if confidence else [])
         columns = [header.index(f"{letter}{j}") for j in range(joints) for letter in letters]
         return values[:, columns].reshape(len(values), joints, len(letters)), None, {"alone": True}
-    if values.shape[1] % 17 == 1 or values.shape[1] in (1 + 26 * 3, 1 + 25 * 3, 1 + 18 * 3, 1 + 26 * 2, 1 + 25 * 2, 1 + 18 * 2):
+    if values.shape[1] % 17 == 1 or values.shape[1] in (
+        1 + 26 * 3,
+        1 + 25 * 3,
+        1 + 18 * 3,
+        1 + 26 * 2,
+        1 + 25 * 2,
+        1 + 18 * 2,
+    ):
         values = values[:, 1:]
     for joints in (17, 26, 25, 18):
         for width in (3, 2):
@@ -210,7 +289,7 @@ def _read_json(path: Path, person: int | None):
         return _detections(data, path, person)
     if not isinstance(data, list):
         raise KeypointError(
-            f"{path}: expected COCO results, AlphaPose, OpenPose, {{\"keypoints\": ...}} or a list [frames, joints, 2 or 3]; "
+            f'{path}: expected COCO results, AlphaPose, OpenPose, {{"keypoints": ...}} or a list [frames, joints, 2 or 3]; '
             f"got {f'an object with {list(data)[:3]}' if isinstance(data, dict) else type(data).__name__}"
         )
     return np.array(data, np.float64), None, {"alone": True}
@@ -225,9 +304,12 @@ def _read_folder(path: Path, person: int | None):
 
 def _openpose(frames: list[dict], path: Path, person: int | None):
     people = [
-        [(_openpose_id(p.get("person_id")), np.array(p["pose_keypoints_2d"], np.float64).reshape(-1, 3)) for p in frame["people"]]
+        [
+            (_openpose_id(p.get("person_id")), np.array(p["pose_keypoints_2d"], np.float64).reshape(-1, 3))
+            for p in frame["people"]
+        ]
         for frame in frames
-    ]  # fmt: skip
+    ]
     return _follow(people, list(range(len(frames))), path, person, None)
 
 

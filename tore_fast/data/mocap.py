@@ -22,14 +22,44 @@ from .pose_clip import PoseClip, root_relative
 
 # Source joints of the 17 (in H36M order); a tuple is averaged. ASF names are bone ends.
 ASF_JOINTS = (
-    ("lhipjoint", "rhipjoint"), "rhipjoint", "rfemur", "rtibia", "lhipjoint", "lfemur", "ltibia", "upperback", "lowerneck",
-    "upperneck", "head", "lclavicle", "lhumerus", "lradius", "rclavicle", "rhumerus", "rradius",
-)  # fmt: skip
+    ("lhipjoint", "rhipjoint"),
+    "rhipjoint",
+    "rfemur",
+    "rtibia",
+    "lhipjoint",
+    "lfemur",
+    "ltibia",
+    "upperback",
+    "lowerneck",
+    "upperneck",
+    "head",
+    "lclavicle",
+    "lhumerus",
+    "lradius",
+    "rclavicle",
+    "rhumerus",
+    "rradius",
+)
 # cgspeed's conversion of the CMU files; `with_thorax` gives back the bone that it lost
 CGSPEED_JOINTS = (
-    ("LeftUpLeg", "RightUpLeg"), "RightUpLeg", "RightLeg", "RightFoot", "LeftUpLeg", "LeftLeg", "LeftFoot", "Spine1", "Neck1",
-    "Head", "End_Head", "LeftArm", "LeftForeArm", "LeftHand", "RightArm", "RightForeArm", "RightHand",
-)  # fmt: skip
+    ("LeftUpLeg", "RightUpLeg"),
+    "RightUpLeg",
+    "RightLeg",
+    "RightFoot",
+    "LeftUpLeg",
+    "LeftLeg",
+    "LeftFoot",
+    "Spine1",
+    "Neck1",
+    "Head",
+    "End_Head",
+    "LeftArm",
+    "LeftForeArm",
+    "LeftHand",
+    "RightArm",
+    "RightForeArm",
+    "RightHand",
+)
 CMU_UNIT_M = 0.0254 / 0.45
 CAMERA_SEED = 12345  # of the cameras that film test motions: the same for every model
 
@@ -129,7 +159,9 @@ def _read_archive(path: Path) -> list[Motion]:
             if joints.ndim != 3 or joints.shape[1:] != (17, 3):
                 raise ValueError(f"{path / 'clips.npz'}: {row['id']} must be [T, 17, 3], got {list(joints.shape)}")
             action = row.get("description", "").split(" - ")[0].split(",")[0]
-            out.append(Motion(row["id"], row["subject"], action, row.get("split", ""), joints.astype(np.float32), row["fps"]))
+            out.append(
+                Motion(row["id"], row["subject"], action, row.get("split", ""), joints.astype(np.float32), row["fps"])
+            )
     return out
 
 
@@ -162,7 +194,9 @@ def film(items: Sequence[Motion] | Sequence[PoseClip], noise_px: float, seed: in
     return out
 
 
-def split_subjects(motions: list[Motion], validation_share: float = 0.12) -> tuple[list[Motion], list[Motion], list[Motion]]:
+def split_subjects(
+    motions: list[Motion], validation_share: float = 0.12
+) -> tuple[list[Motion], list[Motion], list[Motion]]:
     """(train, validation, test). Validation takes whole *training* subjects, the smallest ones, until it has its share.
 
     Test subjects choose nothing: neither weights nor settings.
@@ -174,9 +208,13 @@ def split_subjects(motions: list[Motion], validation_share: float = 0.12) -> tup
         frames[m.subject] = frames.get(m.subject, 0) + len(m.joints)
     held_out: set[str] = set()
     for subject in sorted(frames, key=lambda s: (frames[s], s)):
-        if sum(frames[s] for s in held_out) >= validation_share * sum(frames.values()) or len(held_out) + 1 >= len(frames):
+        if sum(frames[s] for s in held_out) >= validation_share * sum(frames.values()) or len(held_out) + 1 >= len(
+            frames
+        ):
             break
         held_out.add(subject)
     if not held_out:
-        raise ValueError(f"split_subjects: {len(frames)} training subject(s) cannot be split into training and validation")
+        raise ValueError(
+            f"split_subjects: {len(frames)} training subject(s) cannot be split into training and validation"
+        )
     return [m for m in rest if m.subject not in held_out], [m for m in rest if m.subject in held_out], test

@@ -22,7 +22,11 @@ class PoseClip:
 
     def __post_init__(self) -> None:
         t = len(self.keypoints)
-        if self.keypoints.shape[:2] != (t, 17) or self.keypoints.shape[2] not in (2, 3) or self.pose.shape != (t, 17, 3):
+        if (
+            self.keypoints.shape[:2] != (t, 17)
+            or self.keypoints.shape[2] not in (2, 3)
+            or self.pose.shape != (t, 17, 3)
+        ):
             raise ValueError(
                 f"{self.subject}/{self.action}/{self.camera}: keypoints must be [T, 17, 2 or 3] and pose [T, 17, 3], "
                 f"got {list(self.keypoints.shape)} and {list(self.pose.shape)}"

@@ -84,7 +84,10 @@ def _3dhp(path: Path, splits: Sequence[str]) -> dict[str, Items]:
     if {"train", "validation"} & set(splits):
         clips = read_3dhp(folder / f"data_train_3dhp{suffix}", "train")
         held_out = sorted({c.subject for c in clips})[-1]
-        out |= {"train": [c for c in clips if c.subject != held_out], "validation": [c for c in clips if c.subject == held_out]}
+        out |= {
+            "train": [c for c in clips if c.subject != held_out],
+            "validation": [c for c in clips if c.subject == held_out],
+        }
     test = folder / f"data_test_3dhp{suffix}"
     if "test" in splits and test.is_file():
         out["test"] = read_3dhp(test, "test")

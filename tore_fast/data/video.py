@@ -70,14 +70,18 @@ def open_video(path: str | Path, fps: float | None = None) -> VideoSource:
     try:
         import imageio.v2 as imageio
     except ImportError:
-        raise ImageError(f"{path}: reading videos needs imageio; pip install tore_fast[video], or give a folder of frames") from None
+        raise ImageError(
+            f"{path}: reading videos needs imageio; pip install tore_fast[video], or give a folder of frames"
+        ) from None
     try:
         with imageio.get_reader(path, format="ffmpeg") as reader:
             rate = float(reader.get_meta_data().get("fps") or 30.0)
     except ImportError:
         raise ImageError(f"{path}: reading videos needs imageio-ffmpeg; pip install tore_fast[video]") from None
     except (OSError, RuntimeError, ValueError, SyntaxError, KeyError) as e:
-        raise ImageError(f"{path}: not a video that ffmpeg can read ({str(e).splitlines()[0] if str(e) else e})") from None
+        raise ImageError(
+            f"{path}: not a video that ffmpeg can read ({str(e).splitlines()[0] if str(e) else e})"
+        ) from None
     return VideoSource(path, fps or rate, False)
 
 
@@ -181,7 +185,9 @@ class MaskFolder:
             raise ImageError(f"{path}: not a readable mask ({e})") from None
         values = values[..., 0] if values.ndim == 3 else values
         if values.shape != shape:
-            raise ImageError(f"{path}: the mask is {values.shape[1]}x{values.shape[0]}, the frame {shape[1]}x{shape[0]}")
+            raise ImageError(
+                f"{path}: the mask is {values.shape[1]}x{values.shape[0]}, the frame {shape[1]}x{shape[0]}"
+            )
         if own or (only_track and len(np.unique(values[values > 0])) <= 1):
             return values > 0
         return values == track + 1

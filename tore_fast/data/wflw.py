@@ -21,12 +21,36 @@ FLIP_INDEX = flip_index_from_pairs(
     NUM_KEYPOINTS,
     [
         *((i, 32 - i) for i in range(16)),  # contour
-        (33, 46), (34, 45), (35, 44), (36, 43), (37, 42), (38, 50), (39, 49), (40, 48), (41, 47),  # brows
-        (55, 59), (56, 58),  # nose
-        (60, 72), (61, 71), (62, 70), (63, 69), (64, 68), (65, 75), (66, 74), (67, 73), (96, 97),  # eyes, pupils
-        (76, 82), (77, 81), (78, 80), (83, 87), (84, 86), (88, 92), (89, 91), (93, 95),  # mouth
+        (33, 46),
+        (34, 45),
+        (35, 44),
+        (36, 43),
+        (37, 42),
+        (38, 50),
+        (39, 49),
+        (40, 48),
+        (41, 47),  # brows
+        (55, 59),
+        (56, 58),  # nose
+        (60, 72),
+        (61, 71),
+        (62, 70),
+        (63, 69),
+        (64, 68),
+        (65, 75),
+        (66, 74),
+        (67, 73),
+        (96, 97),  # eyes, pupils
+        (76, 82),
+        (77, 81),
+        (78, 80),
+        (83, 87),
+        (84, 86),
+        (88, 92),
+        (89, 91),
+        (93, 95),  # mouth
     ],
-)  # fmt: skip
+)
 
 
 class WFLWError(ValueError):
@@ -70,10 +94,7 @@ def read_wflw(annotations: str | Path, images: str | Path) -> tuple[list[Instanc
 
 
 def wflw_dataset(
-    faces: list[Instance],
-    image_size: tuple[int, int] = (256, 256),
-    augment: CropAugment | None = None,
-    seed: int = 0,
+    faces: list[Instance], image_size: tuple[int, int] = (256, 256), augment: CropAugment | None = None, seed: int = 0
 ) -> TopDownDataset:
     """Crops with 98 targets of sigma 1.5; `augment=AUGMENT` is the recipe of the HRNet landmark code."""
     return TopDownDataset(faces, image_size, FLIP_INDEX, augment, sigma=1.5, seed=seed)

@@ -21,10 +21,25 @@ _BODY_PAIRS = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15,
 _FOOT_PAIRS = [(17, 20), (18, 21), (19, 22)]
 # of the 68 face points, counted from 0
 _FACE_PAIRS = [
-    *((i, 16 - i) for i in range(8)), *((17 + i, 26 - i) for i in range(5)), (31, 35), (32, 34),
-    (36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46),
-    (48, 54), (49, 53), (50, 52), (55, 59), (56, 58), (60, 64), (61, 63), (65, 67),
-]  # fmt: skip
+    *((i, 16 - i) for i in range(8)),
+    *((17 + i, 26 - i) for i in range(5)),
+    (31, 35),
+    (32, 34),
+    (36, 45),
+    (37, 44),
+    (38, 43),
+    (39, 42),
+    (40, 47),
+    (41, 46),
+    (48, 54),
+    (49, 53),
+    (50, 52),
+    (55, 59),
+    (56, 58),
+    (60, 64),
+    (61, 63),
+    (65, 67),
+]
 FLIP_INDEX = flip_index_from_pairs(
     NUM_KEYPOINTS,
     [*_BODY_PAIRS, *_FOOT_PAIRS, *((23 + a, 23 + b) for a, b in _FACE_PAIRS), *((91 + i, 112 + i) for i in range(21))],
@@ -154,10 +169,7 @@ def _detected(boxes: Path, files: dict, annotations: Path) -> list[Instance]:
 
 
 def wholebody_dataset(
-    people: list[Instance],
-    image_size: tuple[int, int] = (256, 192),
-    augment: CropAugment | None = None,
-    seed: int = 0,
+    people: list[Instance], image_size: tuple[int, int] = (256, 192), augment: CropAugment | None = None, seed: int = 0
 ) -> TopDownDataset:
     """Crops with 133 targets of sigma 2; `augment=CropAugment()` is the official training recipe."""
     return TopDownDataset(people, image_size, FLIP_INDEX, augment, sigma=2.0, upper_body=UPPER_BODY, seed=seed)

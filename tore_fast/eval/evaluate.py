@@ -38,10 +38,15 @@ def mesh_of(output: Any, body: Body, smpl_head: bool = False) -> Tensor:  # [B, 
 
     smpl_head: take the SMPL parameters of a FastMETRO with parameter head instead of its vertices.
     """
-    vertices, rotations = getattr(output, "vertices", None), getattr(output, "rotations", getattr(output, "rotmat", None))
+    vertices, rotations = (
+        getattr(output, "vertices", None),
+        getattr(output, "rotations", getattr(output, "rotmat", None)),
+    )
     if smpl_head or vertices is None:
         if rotations is None:
-            raise ValueError(f"evaluate: the model returns no {'SMPL parameters' if smpl_head else 'vertices'}: {type(output).__name__}")
+            raise ValueError(
+                f"evaluate: the model returns no {'SMPL parameters' if smpl_head else 'vertices'}: {type(output).__name__}"
+            )
         return body(rotations.float(), output.betas.float()).vertices
     return vertices
 
@@ -86,7 +91,13 @@ class Items(Protocol):
 class MeshScoring:
     """A mesh protocol with the official crops and a model that returns vertices or body parameters."""
 
-    def __init__(self, protocol: BodyProtocol | HandProtocol, image_size: int | tuple[int, int], smpl_head: bool, crop=evaluation_crop):
+    def __init__(
+        self,
+        protocol: BodyProtocol | HandProtocol,
+        image_size: int | tuple[int, int],
+        smpl_head: bool,
+        crop=evaluation_crop,
+    ):
         self.crop = crop
         self.protocol, self.image_size, self.smpl_head, self.metrics = protocol, image_size, smpl_head, protocol.metrics
 
@@ -173,9 +184,18 @@ def evaluate(
     for body in {id(b): b for b in getattr(protocol, "bodies", {"": protocol.body}).values()}.values():
         body.to(torch.device(device))
     return evaluate_rows(
-        model, reader, scoring(protocol, image_size, smpl_head, crop), folder, batch_size=batch_size, device=device,
-        precision=precision, workers=workers, limit=limit, label=label, log=log,
-    )  # fmt: skip
+        model,
+        reader,
+        scoring(protocol, image_size, smpl_head, crop),
+        folder,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        workers=workers,
+        limit=limit,
+        label=label,
+        log=log,
+    )
 
 
 def evaluate_rows(
@@ -201,9 +221,13 @@ def evaluate_rows(
     device = torch.device(device)
     model = model.to(device).eval()
     identity = {
-        **(label or {}), **scoring.identity(), "weights": weights_hash(model), "format": items.format, "items": count,
+        **(label or {}),
+        **scoring.identity(),
+        "weights": weights_hash(model),
+        "format": items.format,
+        "items": count,
         "precision": precision,
-    }  # fmt: skip
+    }
     store = RowStore(Path(folder), identity, rank)
     done = store.done()
     mine = [i for i in range(rank, count, world) if i not in done]
@@ -256,9 +280,13 @@ def _join(rank: int, world: int):
 @torch.inference_mode()
 def _run(model, items, scoring, store, indices, batch_size, device, dtype, workers) -> int:
     loader = torch.utils.data.DataLoader(
-        _Items(items, indices, scoring), batch_size, collate_fn=_collate, num_workers=workers,
-        pin_memory=device.type == "cuda", multiprocessing_context="fork" if workers else None,
-    )  # fmt: skip
+        _Items(items, indices, scoring),
+        batch_size,
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="fork" if workers else None,
+    )
     seen = 0
     for bad, index, inputs, truth in loader:
         for i, reason in bad:
@@ -266,7 +294,9 @@ def _run(model, items, scoring, store, indices, batch_size, device, dtype, worke
         if inputs is None:
             continue
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            rows = scoring.rows(model, inputs.to(device, non_blocking=True), {k: v.to(device) for k, v in truth.items()})
+            rows = scoring.rows(
+                model, inputs.to(device, non_blocking=True), {k: v.to(device) for k, v in truth.items()}
+            )
         store.add(index, rows)
         seen += len(index)
     store.flush()
@@ -277,7 +307,9 @@ class Incomplete(RuntimeError):
     """Some items have neither a row nor an error: a process died."""
 
 
-def _summary(store: RowStore | MemoryRows, items: Items, scoring: Scoring, count: int) -> tuple[dict, dict[str, np.ndarray]]:
+def _summary(
+    store: RowStore | MemoryRows, items: Items, scoring: Scoring, count: int
+) -> tuple[dict, dict[str, np.ndarray]]:
     rows, failed = store.merged(), store.failures()
     keep = rows["index"] < count
     rows = {k: v[keep] for k, v in rows.items()}
@@ -299,8 +331,11 @@ def _summary(store: RowStore | MemoryRows, items: Items, scoring: Scoring, count
     if any(sequences):
         names = np.array(sequences)
         result["per_sequence"] = {
-            s: {m: float(np.nanmean(rows[m][names == s].astype(np.float64))) for m in scoring.metrics
-                if np.isfinite(rows[m][names == s]).any()}
+            s: {
+                m: float(np.nanmean(rows[m][names == s].astype(np.float64)))
+                for m in scoring.metrics
+                if np.isfinite(rows[m][names == s]).any()
+            }
             for s in sorted(set(sequences))
-        }  # fmt: skip
+        }
     return result, rows

@@ -44,8 +44,13 @@ class OksMetric:
     best = "AP_missing"
     sigmas = BODY_SIGMAS
 
-    def __init__(self, annotations: list[Instance] | None = None, image_size: tuple[int, int] = (256, 192),
-                 nms: float = 0.9, visible: float = 0.2):  # fmt: skip
+    def __init__(
+        self,
+        annotations: list[Instance] | None = None,
+        image_size: tuple[int, int] = (256, 192),
+        nms: float = 0.9,
+        visible: float = 0.2,
+    ):
         self.annotations, self.image_size, self.nms, self.visible = annotations, image_size, nms, visible
 
     def __call__(self, instances: list[Instance], points: np.ndarray, scores: np.ndarray) -> dict[str, float]:
@@ -158,7 +163,9 @@ def predict_keypoints(
     points, scores = [], []
     for batch in torch.utils.data.DataLoader(data, batch_size):
         image, center, size = (batch[k].to(device) for k in ("image", "center", "size"))
-        at, score = batch_keypoints(model, image, center, size, data.flip_index if flip_test else None, refine, half_pixel)
+        at, score = batch_keypoints(
+            model, image, center, size, data.flip_index if flip_test else None, refine, half_pixel
+        )
         points.append(at.cpu())
         scores.append(score.cpu())
     return torch.cat(points).numpy(), torch.cat(scores).numpy()

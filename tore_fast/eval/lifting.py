@@ -18,7 +18,9 @@ from ..models.hot import PrunableHost, center_pose, is_centered, lift_windows
 from .pose import PoseMeter
 
 
-def evaluation_windows(model: PrunableHost, clips: Sequence[PoseClip], stride: int = 0, limit: int = 0) -> list[tuple[int, np.ndarray]]:
+def evaluation_windows(
+    model: PrunableHost, clips: Sequence[PoseClip], stride: int = 0, limit: int = 0
+) -> list[tuple[int, np.ndarray]]:
     """(clip number, frames [F]) of every window that is evaluated.
 
     Args:
@@ -63,7 +65,9 @@ def lifted_pairs(
         for (number, slots), pose in zip(part, poses.cpu()):
             clip, wanted = clips[number], slots[middle : middle + 1] if centered else slots
             if pose.shape[0] != len(wanted):
-                raise ValueError(f"the model gives {pose.shape[0]} poses for {len(wanted)} frames (recover_frames); which, nobody says")
+                raise ValueError(
+                    f"the model gives {pose.shape[0]} poses for {len(wanted)} frames (recover_frames); which, nobody says"
+                )
             keep = slice(None) if clip.valid is None else torch.from_numpy(clip.valid[wanted])
             pair = pose[keep], torch.from_numpy(clip.pose[wanted])[keep]
             if not len(pair[0]):

@@ -28,7 +28,9 @@ VIEWS = (PLAIN, *((s, r) for s in SCALES for r in ROTATIONS_DEG if (s, r) != PLA
 def view_crops(record: Record, image_size: int, views=VIEWS) -> np.ndarray:
     """Normalised crops [K, 3, S, S] float32 of a record's box for all (scale, rotation) views."""
     crops = [
-        training_crop(record.image, record.center, record.scale, Augmentation(rotation_deg=float(r), scale=s), image_size)
+        training_crop(
+            record.image, record.center, record.scale, Augmentation(rotation_deg=float(r), scale=s), image_size
+        )
         for s, r in views
     ]
     return np.stack(crops)

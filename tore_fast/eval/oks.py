@@ -11,18 +11,119 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BODY = [.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089]  # fmt: skip
-_FOOT = [.068, .066, .066, .092, .094, .094]  # fmt: skip
+_BODY = [
+    0.026,
+    0.025,
+    0.025,
+    0.035,
+    0.035,
+    0.079,
+    0.079,
+    0.072,
+    0.072,
+    0.062,
+    0.062,
+    0.107,
+    0.107,
+    0.087,
+    0.087,
+    0.089,
+    0.089,
+]
+_FOOT = [0.068, 0.066, 0.066, 0.092, 0.094, 0.094]
 _FACE = [
-    .042, .043, .044, .043, .040, .035, .031, .025, .020, .023, .029, .032, .037, .038, .043, .041, .045,
-    .013, .012, .011, .011, .012, .012, .011, .011, .013, .015, .009, .007, .007, .007, .012, .009, .008, .016, .010,
-    .017, .011, .009, .011, .009, .007, .013, .008, .011, .012, .010, .034, .008, .008, .009, .008, .008, .007, .010,
-    .008, .009, .009, .009, .007, .007, .008, .011, .008, .008, .008, .010, .008,
-]  # fmt: skip
+    0.042,
+    0.043,
+    0.044,
+    0.043,
+    0.040,
+    0.035,
+    0.031,
+    0.025,
+    0.020,
+    0.023,
+    0.029,
+    0.032,
+    0.037,
+    0.038,
+    0.043,
+    0.041,
+    0.045,
+    0.013,
+    0.012,
+    0.011,
+    0.011,
+    0.012,
+    0.012,
+    0.011,
+    0.011,
+    0.013,
+    0.015,
+    0.009,
+    0.007,
+    0.007,
+    0.007,
+    0.012,
+    0.009,
+    0.008,
+    0.016,
+    0.010,
+    0.017,
+    0.011,
+    0.009,
+    0.011,
+    0.009,
+    0.007,
+    0.013,
+    0.008,
+    0.011,
+    0.012,
+    0.010,
+    0.034,
+    0.008,
+    0.008,
+    0.009,
+    0.008,
+    0.008,
+    0.007,
+    0.010,
+    0.008,
+    0.009,
+    0.009,
+    0.009,
+    0.007,
+    0.007,
+    0.008,
+    0.011,
+    0.008,
+    0.008,
+    0.008,
+    0.010,
+    0.008,
+]
 _HAND = [
-    .029, .022, .035, .037, .047, .026, .025, .024, .035, .018, .024, .022, .026, .017, .021, .021, .032, .020, .019,
-    .022, .031,
-]  # fmt: skip
+    0.029,
+    0.022,
+    0.035,
+    0.037,
+    0.047,
+    0.026,
+    0.025,
+    0.024,
+    0.035,
+    0.018,
+    0.024,
+    0.022,
+    0.026,
+    0.017,
+    0.021,
+    0.021,
+    0.032,
+    0.020,
+    0.019,
+    0.022,
+    0.031,
+]
 WHOLEBODY_SIGMAS = np.array(_BODY + _FOOT + _FACE + _HAND + _HAND)
 BODY_SIGMAS = np.array(_BODY)
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -98,10 +199,7 @@ def _match(similarity, gt_ignore, gt_crowd, threshold):
 
 
 def keypoint_ap(
-    annotations: KeypointTable,
-    detections: KeypointTable,
-    sigmas: np.ndarray = BODY_SIGMAS,
-    max_detections: int = 20,
+    annotations: KeypointTable, detections: KeypointTable, sigmas: np.ndarray = BODY_SIGMAS, max_detections: int = 20
 ) -> dict[str, float]:
     """COCO key-point metrics: AP, AP50, AP75, APM, APL, AR, AR50, AR75, ARM, ARL (-1 where nothing is annotated).
 
@@ -121,7 +219,11 @@ def keypoint_ap(
         g = np.flatnonzero(annotations.image_id == image)
         d = np.flatnonzero(detections.image_id == image)
         d = d[np.argsort(-detections.score[d], kind="mergesort")][:max_detections]
-        images[image] = g, d, oks(detections.points[d], annotations.points[g], annotations.area[g], sigmas, annotations.box[g])
+        images[image] = (
+            g,
+            d,
+            oks(detections.points[d], annotations.points[g], annotations.area[g], sigmas, annotations.box[g]),
+        )
     curves = {name: _curve(images, annotations, detections, no_joint, limits) for name, limits in AREAS.items()}
     precision, recall = curves["all"]
 
@@ -130,11 +232,17 @@ def keypoint_ap(
         return float(values.mean()) if values.size else -1.0
 
     return {
-        "AP": mean(precision), "AP50": mean(precision[0]), "AP75": mean(precision[5]),
-        "APM": mean(curves["medium"][0]), "APL": mean(curves["large"][0]),
-        "AR": mean(recall), "AR50": mean(recall[:1]), "AR75": mean(recall[5:6]),
-        "ARM": mean(curves["medium"][1]), "ARL": mean(curves["large"][1]),
-    }  # fmt: skip
+        "AP": mean(precision),
+        "AP50": mean(precision[0]),
+        "AP75": mean(precision[5]),
+        "APM": mean(curves["medium"][0]),
+        "APL": mean(curves["large"][0]),
+        "AR": mean(recall),
+        "AR50": mean(recall[:1]),
+        "AR75": mean(recall[5:6]),
+        "ARM": mean(curves["medium"][1]),
+        "ARL": mean(curves["large"][1]),
+    }
 
 
 def _curve(images, annotations, detections, no_joint, limits) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +281,9 @@ def _curve(images, annotations, detections, no_joint, limits) -> tuple[np.ndarra
     return precision, recall
 
 
-def oks_nms(points: np.ndarray, score: np.ndarray, area: np.ndarray, sigmas: np.ndarray, threshold: float = 0.9) -> np.ndarray:
+def oks_nms(
+    points: np.ndarray, score: np.ndarray, area: np.ndarray, sigmas: np.ndarray, threshold: float = 0.9
+) -> np.ndarray:
     """Indices of detections [D, J, >=2] of one image that stay: none is more similar than `threshold` to a better one."""
     order = list(np.argsort(-score, kind="mergesort"))
     keep = []
@@ -195,7 +305,9 @@ def rescore(box_score: np.ndarray, keypoint_score: np.ndarray, visible_threshold
     return box_score * mean
 
 
-def wholebody_ap(annotations: KeypointTable, detections: KeypointTable, parts: dict[str, tuple[int, int]]) -> dict[str, float]:
+def wholebody_ap(
+    annotations: KeypointTable, detections: KeypointTable, parts: dict[str, tuple[int, int]]
+) -> dict[str, float]:
     """AP and AR of every part and of all 133 points: {"body_AP": ..., "whole_AR": ...}.
 
     A person counts for a part only if it has a labelled joint there; sizes of detections are those of the part's points,

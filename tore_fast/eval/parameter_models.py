@@ -59,7 +59,9 @@ class CameraScoring(MeshScoring):
         unknown = focal.isnan()
         if unknown.any():
             if model.cam_model is None:
-                raise ValueError("evaluate: this CameraHMR has no field-of-view net, and the data no camera for every item")
+                raise ValueError(
+                    "evaluate: this CameraHMR has no field-of-view net, and the data no camera for every item"
+                )
             guess = focal_from_fov(model.estimate_fov(truth["picture"]).float(), truth["picture_size"][:, 1])
             focal = torch.where(unknown, guess, focal)
         output = model(inputs, None, truth["box_center"], truth["box_size"], truth["picture_size"], focal)

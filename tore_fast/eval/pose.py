@@ -106,4 +106,6 @@ class PoseMeter:
 
 def _same(name: str, pred: Tensor, target: Tensor) -> None:
     if pred.shape != target.shape or pred.shape[-1] != 3:
-        raise ValueError(f"{name}: pred and target must both be [..., J, 3], got {list(pred.shape)} and {list(target.shape)}")
+        raise ValueError(
+            f"{name}: pred and target must both be [..., J, 3], got {list(pred.shape)} and {list(target.shape)}"
+        )

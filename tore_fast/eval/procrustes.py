@@ -19,7 +19,9 @@ def similarity_align(
     Source: evaluation of METRO, FastMETRO and TORE; Umeyama 1991.
     """
     if source.shape != target.shape or source.dim() != 3:
-        raise ValueError(f"similarity_align: source and target must be [B, N, D], got {list(source.shape)}, {list(target.shape)}")
+        raise ValueError(
+            f"similarity_align: source and target must be [B, N, D], got {list(source.shape)}, {list(target.shape)}"
+        )
     x, y = source.double(), target.double()
     x_mean, y_mean = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
     x, y = x - x_mean, y - y_mean

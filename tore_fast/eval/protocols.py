@@ -136,9 +136,7 @@ class HandProtocol:
     """
 
     name = "hand"
-    metrics = (
-        "mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "pa_mpvpe_mm", "f_5mm", "f_15mm", "pa_f_5mm", "pa_f_15mm",
-    )  # fmt: skip
+    metrics = ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "pa_mpvpe_mm", "f_5mm", "f_15mm", "pa_f_5mm", "pa_f_15mm")
 
     def __init__(self, body: Body):
         body.topology.regressor("hand21")

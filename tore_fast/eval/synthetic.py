@@ -17,12 +17,7 @@ from .procrustes import similarity_align
 
 @torch.inference_mode()
 def evaluate_held_out(
-    model: nn.Module,
-    body: Body,
-    split: str = "hard",
-    *,
-    image_size: int,
-    images: int | None = None,
+    model: nn.Module, body: Body, split: str = "hard", *, image_size: int, images: int | None = None
 ) -> dict[str, float]:
     """Errors on a held-out set ("hard": the full prior, "easy": difficulty 0.3), millimetres.
 

@@ -54,26 +54,41 @@ class KeypointScoring:
 
     metrics = ()
 
-    def __init__(self, name: str, data: TopDownDataset, metric: OksMetric | LandmarkMetric, flip_test: bool = True,
-                 refine: str = "quarter", half_pixel: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        name: str,
+        data: TopDownDataset,
+        metric: OksMetric | LandmarkMetric,
+        flip_test: bool = True,
+        refine: str = "quarter",
+        half_pixel: bool = False,
+    ):
         self.name, self.data, self.metric = name, data, metric
         self.flip_test, self.refine, self.half_pixel = flip_test, refine, half_pixel
 
     def identity(self) -> dict:
         boxes = np.array([i.box for i in self.data.instances], np.float64)
         return {
-            "protocol": self.name, "image_size": list(self.data.image_size), "flip_test": self.flip_test,
-            "refine": self.refine, "half_pixel": self.half_pixel, "boxes": round(float(boxes.sum()), 3),
-        }  # fmt: skip
+            "protocol": self.name,
+            "image_size": list(self.data.image_size),
+            "flip_test": self.flip_test,
+            "refine": self.refine,
+            "half_pixel": self.half_pixel,
+            "boxes": round(float(boxes.sum()), 3),
+        }
 
     def item(self, record: dict[str, Tensor]) -> tuple[Tensor, dict[str, np.ndarray]]:
         return record["image"], {k: record[k].numpy() for k in ("center", "size")}
 
     def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         flip = self.data.flip_index if self.flip_test else None
-        points, scores = batch_keypoints(model, inputs, truth["center"], truth["size"], flip, self.refine, self.half_pixel)
+        points, scores = batch_keypoints(
+            model, inputs, truth["center"], truth["size"], flip, self.refine, self.half_pixel
+        )
         if points.shape[1] != len(self.data.flip_index):
-            raise ValueError(f"{self.name}: the model has {points.shape[1]} key points, the data {len(self.data.flip_index)}")
+            raise ValueError(
+                f"{self.name}: the model has {points.shape[1]} key points, the data {len(self.data.flip_index)}"
+            )
         return {"points": points, "scores": scores}
 
     def summary(self, rows: dict[str, np.ndarray], sequences: Sequence[str], frames: Sequence[int]) -> dict:
@@ -107,7 +122,11 @@ class ClassScoring:
         if logits.shape[1] != len(self.classes):
             raise ValueError(f"classification: the model has {logits.shape[1]} classes, the data {len(self.classes)}")
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == label[:, None]
-        return {"top1": top[:, 0], "top5": top.any(1), "cross_entropy": F.cross_entropy(logits, label, reduction="none")}
+        return {
+            "top1": top[:, 0],
+            "top5": top.any(1),
+            "cross_entropy": F.cross_entropy(logits, label, reduction="none"),
+        }
 
     def summary(self, rows: dict[str, np.ndarray], sequences: Sequence[str], frames: Sequence[int]) -> dict:
         return {

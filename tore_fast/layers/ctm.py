@@ -72,7 +72,9 @@ class CTM(nn.Module):
             merged = merge(y, cluster, num_clusters, weight, *dictionary)
         idx_token, agg_weight = (cluster, merged.norm_weight) if cells else (merged.idx_token, merged.agg_weight)
         csr = token_csr(idx_token, num_clusters)
-        out = Tokens(merged.merged, halved(tokens.map_size), tokens.init_grid, idx_token, agg_weight, csr=csr, parts=parts)
+        out = Tokens(
+            merged.merged, halved(tokens.map_size), tokens.init_grid, idx_token, agg_weight, csr=csr, parts=parts
+        )
         return out, tokens._replace(x=y, score=score)
 
     def num_clusters(self, num_tokens: int) -> int:

@@ -83,7 +83,11 @@ class FeedForward(nn.Module):
         super().__init__()
         drop = cfg.dropout
         self.net = nn.Sequential(
-            nn.Linear(cfg.dim, cfg.mlp_dim), nn.GELU(), nn.Dropout(drop), nn.Linear(cfg.mlp_dim, cfg.dim), nn.Dropout(drop)
+            nn.Linear(cfg.dim, cfg.mlp_dim),
+            nn.GELU(),
+            nn.Dropout(drop),
+            nn.Linear(cfg.mlp_dim, cfg.dim),
+            nn.Dropout(drop),
         )
 
     def forward(self, x: Tensor) -> Tensor:

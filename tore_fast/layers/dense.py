@@ -179,5 +179,6 @@ class Dense(Frozen, nn.Linear):
         bounds = [slice(i * width, (i + 1) * width) for i in range(count)]
         biases = [None if self.bias is None else self.bias[b] for b in bounds]
         return tuple(
-            product(x, self.weight[b], bias, owner=self, name=("part", b.start), strassen=False) for b, bias in zip(bounds, biases, strict=True)
+            product(x, self.weight[b], bias, owner=self, name=("part", b.start), strassen=False)
+            for b, bias in zip(bounds, biases, strict=True)
         )

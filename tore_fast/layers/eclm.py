@@ -95,7 +95,11 @@ class ECLMPlan:
         return out
 
     def to_json(self) -> dict:
-        return {"num_original": self.num_original, "num_layers": self.num_layers, "groups": [list(g) for g in self.groups]}
+        return {
+            "num_original": self.num_original,
+            "num_layers": self.num_layers,
+            "groups": [list(g) for g in self.groups],
+        }
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")

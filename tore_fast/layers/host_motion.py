@@ -36,9 +36,13 @@ class HostMotion(nn.Module):
             ValueError: its poses are no linear function of the feature, or of another width.
         """
         if head.joint_rep != "6d" or head.ief_iters != 1:
-            raise ValueError(f"HostMotion: needs a host with joint_rep '6d' and ief_iters 1, got {head.joint_rep!r}, {head.ief_iters}")
+            raise ValueError(
+                f"HostMotion: needs a host with joint_rep '6d' and ief_iters 1, got {head.joint_rep!r}, {head.ief_iters}"
+            )
         if head.decpose.weight.shape != self.weight.shape:
-            raise ValueError(f"HostMotion: read-out must be {list(self.weight.shape)}, got {list(head.decpose.weight.shape)}")
+            raise ValueError(
+                f"HostMotion: read-out must be {list(self.weight.shape)}, got {list(head.decpose.weight.shape)}"
+            )
         self.weight.copy_(head.decpose.weight)
         self.bias.copy_(head.decpose.bias + head.init_body_pose[0])
         self.rest_joints.copy_(rest_joints)

@@ -166,7 +166,9 @@ def forward_kinematics(
     """Posed joints of the tree; the root stays at its rest position."""
     batch, n = rotations.shape[0], len(tree.parents)
     if rotations.shape[1:] != (tree.num_rotations, 3, 3):
-        raise ValueError(f"forward_kinematics: rotations must be [B, {tree.num_rotations}, 3, 3], got {list(rotations.shape)}")
+        raise ValueError(
+            f"forward_kinematics: rotations must be [B, {tree.num_rotations}, 3, 3], got {list(rotations.shape)}"
+        )
     bones = tree.bones(rest_joints.expand(batch, n, 3))
     chain, position = [rotations[:, 0]], [bones[:, 0]]
     for i in range(1, n):

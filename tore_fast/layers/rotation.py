@@ -75,10 +75,16 @@ def quaternion_to_matrix(q: Tensor) -> Tensor:  # [..., 4] (w, x, y, z), any len
     """Rotation matrix of the normalised quaternion."""
     w, x, y, z = F.normalize(q, dim=-1).unbind(-1)
     rows = (
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    )  # fmt: skip
+        1 - 2 * (y * y + z * z),
+        2 * (x * y - w * z),
+        2 * (x * z + w * y),
+        2 * (x * y + w * z),
+        1 - 2 * (x * x + z * z),
+        2 * (y * z - w * x),
+        2 * (x * z - w * y),
+        2 * (y * z + w * x),
+        1 - 2 * (x * x + y * y),
+    )
     return torch.stack(rows, -1).reshape(*q.shape[:-1], 3, 3)
 
 
@@ -120,7 +126,8 @@ def swing_twist(rotation: Tensor, bone: Tensor) -> tuple[Tensor, Tensor]:  # [..
     swing = minimal_rotation(bone, (rotation @ bone[..., None])[..., 0])
     twist = swing.transpose(-1, -2) @ rotation
     vec = torch.stack(
-        (twist[..., 2, 1] - twist[..., 1, 2], twist[..., 0, 2] - twist[..., 2, 0], twist[..., 1, 0] - twist[..., 0, 1]), -1
+        (twist[..., 2, 1] - twist[..., 1, 2], twist[..., 0, 2] - twist[..., 2, 0], twist[..., 1, 0] - twist[..., 0, 1]),
+        -1,
     )
     cos = (twist.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
     sin = (vec * bone).sum(-1) / 2

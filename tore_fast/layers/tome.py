@@ -195,7 +195,9 @@ def patch_token_merging(model: nn.Module, merging: MergeConfig | None = None, **
         raise ValueError("patch_token_merging: switch timm's grad_checkpointing off; it would merge twice")
     known = {"self", "x", "attn_mask", "is_causal"}
     if extra := {p for b in blocks for p in inspect.signature(type(b).forward).parameters} - known:
-        raise ValueError(f"patch_token_merging: blocks {type(blocks[0]).__name__} with {', '.join(sorted(extra))} are not supported")
+        raise ValueError(
+            f"patch_token_merging: blocks {type(blocks[0]).__name__} with {', '.join(sorted(extra))} are not supported"
+        )
     prefix = int(getattr(vit, "num_prefix_tokens", 0))
     shared = _Shared(_for_prefix(merging, prefix), len(blocks), prefix)
     for i, block in enumerate(blocks):

@@ -113,7 +113,13 @@ class FrameSelector(nn.Module):
     """
 
     def __init__(
-        self, frames: int, keep: int, pruning: Pruning = "tpc", k: int = 2, center: int | None = None, tie: str = "index"
+        self,
+        frames: int,
+        keep: int,
+        pruning: Pruning = "tpc",
+        k: int = 2,
+        center: int | None = None,
+        tie: str = "index",
     ) -> None:
         super().__init__()
         if pruning not in get_args(Pruning):

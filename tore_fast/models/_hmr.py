@@ -112,9 +112,7 @@ class MeshModel(nn.Module):
         self.backbone = None
         channels = config.feature_dim or 2048
         if config.backbone is not None:
-            self.backbone = create_backbone(
-                config.backbone, config.stride, config.pretrained_backbone, config.dilated
-            )
+            self.backbone = create_backbone(config.backbone, config.stride, config.pretrained_backbone, config.dilated)
             channels = self.backbone.num_channels
         for name, is_set, got in (
             ("num_vertices", config.num_vertices, self.mesh.counts[0]),
@@ -125,7 +123,11 @@ class MeshModel(nn.Module):
                 raise ValueError(f"{type(self).__name__}: config.{name} is {is_set}, {source} has {got}")
         # Zeros mean "as given"; ImageNet weights are fetched once, not again when a checkpoint is loaded.
         self.config = dataclasses.replace(
-            config, num_vertices=self.mesh.counts[0], feature_dim=channels, mesh=self.mesh.name, pretrained_backbone=False
+            config,
+            num_vertices=self.mesh.counts[0],
+            feature_dim=channels,
+            mesh=self.mesh.name,
+            pretrained_backbone=False,
         )
         self._fused_from: list[nn.Parameter] = []  # what the terms of `fuse` follow from; the trunk has none
         self._fused_at: list[int] = []
@@ -160,7 +162,9 @@ class MeshModel(nn.Module):
         if self.backbone is None:
             self.check_input("features", images, (c.feature_dim, *c.grid), "config feature_dim and image_size / stride")
             return images
-        self.check_input("images", images, (3, *(s * c.stride for s in c.grid)), "normalised crops of config image_size")
+        self.check_input(
+            "images", images, (3, *(s * c.stride for s in c.grid)), "normalised crops of config image_size"
+        )
         return self.backbone(images)
 
     def check_input(self, what: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
@@ -218,7 +222,10 @@ class MeshModel(nn.Module):
         if self.training:
             raise RuntimeError(f"{type(self).__name__}.fuse: call eval() first; shortcuts would skip dropout")
         self.unfuse()
-        with torch.inference_mode(False), torch.no_grad():  # terms made in inference mode could not meet a gradient later
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # terms made in inference mode could not meet a gradient later
             self._fuse()
         freeze(self)
         self._fused_from = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]

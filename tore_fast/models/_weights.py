@@ -36,11 +36,19 @@ def unreadable(path: Path, error: Exception) -> ValueError:
     elif head.startswith(b"PK") or path.suffix == ".safetensors":
         reason = f"damaged or cut off: {text}"
     else:
-        reason = "it ends too early" if isinstance(error, EOFError) else f"{type(error).__name__}: {text}" if text else type(error).__name__
+        reason = (
+            "it ends too early"
+            if isinstance(error, EOFError)
+            else f"{type(error).__name__}: {text}"
+            if text
+            else type(error).__name__
+        )
     return ValueError(f"{path}: not a readable weight file ({reason})")
 
 
-def load_strict(model: nn.Module, state: dict[str, Tensor], source: str, what: str | None = None, assign: bool = False) -> None:
+def load_strict(
+    model: nn.Module, state: dict[str, Tensor], source: str, what: str | None = None, assign: bool = False
+) -> None:
     """Loads every key or raises one ValueError that counts and names what does not fit.
 
     Args:

@@ -67,9 +67,11 @@ class CameraHMR(HMR2):
 
 
 @register_model(
-    "camerahmr_vith", family="fasthmr", input_shape=(3, 256, 256),
+    "camerahmr_vith",
+    family="fasthmr",
+    input_shape=(3, 256, 256),
     paper=PaperRow(737.1, 144.0, "FastHMR Table 12", "with HumanFoV; ours includes its two unused layers"),
-)  # fmt: skip
+)
 def camerahmr_vith(**overrides) -> CameraHMR:
     """CameraHMR, the published ViT-H model with its field-of-view net."""
     return CameraHMR(CameraHMRConfig(**overrides))
@@ -82,11 +84,13 @@ def camerahmr_vits(**overrides) -> CameraHMR:
 
 
 @register_model(
-    "fasthmr_camerahmr", family="fasthmr", input_shape=(3, 256, 256),
-    paper=PaperRow(619.0, 70.7, "FastHMR Table 12", "ECLM 26 blocks + Mask-ToMe 90 tokens + HumanFoV, without motion decoder"),
-)  # fmt: skip
+    "fasthmr_camerahmr",
+    family="fasthmr",
+    input_shape=(3, 256, 256),
+    paper=PaperRow(
+        619.0, 70.7, "FastHMR Table 12", "ECLM 26 blocks + Mask-ToMe 90 tokens + HumanFoV, without motion decoder"
+    ),
+)
 def fasthmr_camerahmr(**overrides) -> CameraHMR:
     """CameraHMR after layer merging (26 blocks) with Mask-ToMe down to 90 tokens."""
     return CameraHMR(CameraHMRConfig(**{"depth": 26, "keep_tokens": 90, **overrides}))
-
-

@@ -37,7 +37,9 @@ class DenseKPHead(nn.Module):
         self.dec_kp = nn.Linear(cfg.dim, 3 * num_points)
 
     def forward(self, context: Tensor) -> Tensor:  # [B, N, C] -> [B, points, 3]
-        token = self.transformer(torch.zeros(context.shape[0], 1, 1, dtype=context.dtype, device=context.device), context)
+        token = self.transformer(
+            torch.zeros(context.shape[0], 1, 1, dtype=context.dtype, device=context.device), context
+        )
         return self.dec_kp(token[:, 0]).unflatten(1, (self.num_points, 3))
 
 

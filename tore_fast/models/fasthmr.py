@@ -39,22 +39,36 @@ class FastHMRMotionConfig:
     denoiser_layers: int = 5
     decoder_layers: int = 9
     diffusion_steps: int = 1000
-    correct_host: bool = False  # not in the paper: latents are differences to the host's own motion (layers/host_motion.py)
+    correct_host: bool = (
+        False  # not in the paper: latents are differences to the host's own motion (layers/host_motion.py)
+    )
     encoder_layers: int = 9  # of the VAE encoder that correct_host needs
     dist_mlp: bool = False
 
     def denoiser(self) -> DenoiserConfig:
         return DenoiserConfig(
-            self.latent_tokens, self.latent_dim, self.condition_dim + self.correct_host * self.num_features, self.latent_dim, self.ff_size, self.denoiser_layers,
-            self.heads, max_length=self.frames + self.latent_tokens + 1,
-        )  # fmt: skip
+            self.latent_tokens,
+            self.latent_dim,
+            self.condition_dim + self.correct_host * self.num_features,
+            self.latent_dim,
+            self.ff_size,
+            self.denoiser_layers,
+            self.heads,
+            max_length=self.frames + self.latent_tokens + 1,
+        )
 
     def vae(self, encoder_layers: int | None = None) -> MotionVAEConfig:
         return MotionVAEConfig(
-            num_features=self.num_features, latent_tokens=self.latent_tokens, latent_dim=self.latent_dim,
-            ff_size=self.ff_size, encoder_layers=encoder_layers or self.encoder_layers, decoder_layers=self.decoder_layers,
-            heads=self.heads, dist_mlp=self.dist_mlp, max_length=self.frames + 2 * self.latent_tokens,
-        )  # fmt: skip
+            num_features=self.num_features,
+            latent_tokens=self.latent_tokens,
+            latent_dim=self.latent_dim,
+            ff_size=self.ff_size,
+            encoder_layers=encoder_layers or self.encoder_layers,
+            decoder_layers=self.decoder_layers,
+            heads=self.heads,
+            dist_mlp=self.dist_mlp,
+            max_length=self.frames + 2 * self.latent_tokens,
+        )
 
 
 class Motion(NamedTuple):
@@ -136,7 +150,9 @@ class FastHMRMotion(nn.Module):
         """
         c = self.config
         if tokens.dim() != 3 or tokens.shape[1:] != (c.frames, c.condition_dim):
-            raise ValueError(f"FastHMRMotion: tokens must be [B, {c.frames}, {c.condition_dim}], got {list(tokens.shape)}")
+            raise ValueError(
+                f"FastHMRMotion: tokens must be [B, {c.frames}, {c.condition_dim}], got {list(tokens.shape)}"
+            )
         if noise is None:
             noise = tokens.new_zeros(tokens.shape[0], c.latent_tokens, c.latent_dim)
         condition, start = self.condition(tokens)
@@ -153,9 +169,15 @@ class FastHMRMotion(nn.Module):
 
     @torch.no_grad()
     def decode_stream(
-        self, read: Callable[[int, int], Tensor], num_frames: int, overlap: int = 0, seed: int = 0, noise: str = "seeded",
-        num_steps: int = 1, batch_size: int = 16,
-    ) -> Iterator[tuple[int, Motion]]:  # fmt: skip
+        self,
+        read: Callable[[int, int], Tensor],
+        num_frames: int,
+        overlap: int = 0,
+        seed: int = 0,
+        noise: str = "seeded",
+        num_steps: int = 1,
+        batch_size: int = 16,
+    ) -> Iterator[tuple[int, Motion]]:
         """Motion of a long track piece by piece; memory depends on batch_size, not on the track.
 
         Args:
@@ -190,9 +212,14 @@ class FastHMRMotion(nn.Module):
         return Motion(*(torch.cat(p) for p in zip(*pieces)))
 
     def stage2_losses(
-        self, vae: MotionVAE, features: Tensor, tokens: Tensor, generator: torch.Generator | None = None,
-        last_step: float = 0.0, joints_weight: float = 0.0,
-    ) -> Stage2Losses:  # fmt: skip
+        self,
+        vae: MotionVAE,
+        features: Tensor,
+        tokens: Tensor,
+        generator: torch.Generator | None = None,
+        last_step: float = 0.0,
+        joints_weight: float = 0.0,
+    ) -> Stage2Losses:
         """Training of the denoiser: latents of the frozen VAE for `features` [B, frames, 133] in metres (not z-scored),
         conditioned on the frozen host's `tokens` [B, frames, C].
 
@@ -204,7 +231,9 @@ class FastHMRMotion(nn.Module):
         condition, start = self.condition(tokens)
         with torch.no_grad():
             latent, _ = vae.encode(scaled)
-        made = self.diffusion.losses(self.denoiser, latent if start is None else latent - start, condition, generator, last_step)
+        made = self.diffusion.losses(
+            self.denoiser, latent if start is None else latent - start, condition, generator, last_step
+        )
         if not joints_weight:
             return Stage2Losses(made.total, made.velocity, made.noise, made.total.new_zeros(()))
         clean = made.clean if start is None else made.clean + start
@@ -279,9 +308,11 @@ def fasthmr_motion(**overrides) -> FastHMRMotion:
 
 
 @register_model(
-    "fasthmr_motion_d5", family="fasthmr", input_shape=(243, 1024),
+    "fasthmr_motion_d5",
+    family="fasthmr",
+    input_shape=(243, 1024),
     paper=PaperRow(29.5, 6.8, "FastHMR Table 12", "five decoder layers give the printed size; per clip of 243 frames"),
-)  # fmt: skip
+)
 def fasthmr_motion_d5(**overrides) -> FastHMRMotion:
     """Motion decoder with five decoder layers (the size of FastHMR's Table 12)."""
     return FastHMRMotion(FastHMRMotionConfig(**{"decoder_layers": 5, **overrides}))

@@ -123,7 +123,9 @@ class FastMETRO(MeshModel, TokenSelection):
         maps = {f"{k}_{i}": v for i, m in ((1, maps_1), (2, maps_2)) for k, v in (m or {}).items()}
         attention = stack_maps(maps, batch) if return_attention else None
         camera = self.cam_predictor(two.camera).squeeze(1)
-        return HMROutput(camera, xyz[:, :joints], coarse, intermediate, vertices, kept.heatmap, rotmat, betas, attention)
+        return HMROutput(
+            camera, xyz[:, :joints], coarse, intermediate, vertices, kept.heatmap, rotmat, betas, attention
+        )
 
     def queries(self) -> Tensor:  # [1, J + V, dim_1]
         return torch.cat([self.joint_token_embed.weight, self.vertex_token_embed.weight])[None]
@@ -146,7 +148,11 @@ class FastMETRO(MeshModel, TokenSelection):
 
 # Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
 _PAPER_PARAMS = {"s": 9.2, "m": 17.1, "l": 24.9}
-_PAPER_MACS = {("l", "r50"): (10.9, "TORE table B1"), ("l", "h64"): (35.7, "TORE table B1"), ("l", "eb0"): (7.1, "TORE table H7")}
+_PAPER_MACS = {
+    ("l", "r50"): (10.9, "TORE table B1"),
+    ("l", "h64"): (35.7, "TORE table B1"),
+    ("l", "eb0"): (7.1, "TORE table H7"),
+}
 
 
 def _register() -> None:

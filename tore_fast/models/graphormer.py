@@ -51,13 +51,17 @@ class MeshGraphormer(DenseUpsampling):
         super().__init__(config, mesh, mesh_data)
         c = self.config
         if self.backbone is not None and not hasattr(self.backbone, "grid_features"):
-            raise ValueError(f"MeshGraphormer: backbone must be 'hrnet_w64' (it needs grid features), got {c.backbone!r}")
+            raise ValueError(
+                f"MeshGraphormer: backbone must be 'hrnet_w64' (it needs grid features), got {c.backbone!r}"
+            )
         if c.selector != "none":
             raise ValueError(f"MeshGraphormer: its grid tokens are not pruned, config.selector is {c.selector!r}")
         points = c.num_joints + c.num_vertices
         self.register_buffer("template", self.mesh.template(), persistent=False)  # [J + V, 3]
         if self.template.shape[0] != points:
-            raise ValueError(f"MeshGraphormer: template has {self.template.shape[0]} points, joints + vertices are {points}")
+            raise ValueError(
+                f"MeshGraphormer: template has {self.template.shape[0]} points, joints + vertices are {points}"
+            )
         self.trans_encoder = bert_blocks(c, graph_last=True)
         self.adjacency = MeshUpsample(csr_matrix(self.mesh.adjacency))
         self.grid_feat_dim = nn.Linear(c.grid_dim, c.feature_dim + 3)
@@ -115,11 +119,17 @@ class MeshGraphormer(DenseUpsampling):
         c = self.config
         if self.backbone is None:
             if not isinstance(images, (tuple, list)) or len(images) != 2:
-                raise TypeError(f"MeshGraphormer: features must be the pair (pooled, grid), got {type(images).__name__}")
+                raise TypeError(
+                    f"MeshGraphormer: features must be the pair (pooled, grid), got {type(images).__name__}"
+                )
             self.check_input("pooled features", images[0], (c.feature_dim,), "config feature_dim")
-            self.check_input("grid features", images[1], (c.grid_dim, *c.grid), "config grid_dim and image_size / stride")
+            self.check_input(
+                "grid features", images[1], (c.grid_dim, *c.grid), "config grid_dim and image_size / stride"
+            )
             return images
-        self.check_input("images", images, (3, *(s * c.stride for s in c.grid)), "normalised crops of config image_size")
+        self.check_input(
+            "images", images, (3, *(s * c.stride for s in c.grid)), "normalised crops of config image_size"
+        )
         grid = self.backbone.grid_features(images)
         return self.backbone.final_layer(grid).mean((2, 3)), grid
 

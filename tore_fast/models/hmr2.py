@@ -62,23 +62,38 @@ class HMR2Config:
 
     def vit(self) -> ViTConfig:
         return ViTConfig(
-            img_size=tuple(self.img_size), embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads, mlp_ratio=self.mlp_ratio,
-            drop_path_rate=self.drop_path_rate, stem=self.stem,
-        )  # fmt: skip
+            img_size=tuple(self.img_size),
+            embed_dim=self.embed_dim,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            drop_path_rate=self.drop_path_rate,
+            stem=self.stem,
+        )
 
     def decoder(self) -> DecoderConfig:
         return DecoderConfig(
-            depth=self.decoder_depth, heads=self.decoder_heads, dim_head=self.decoder_dim_head,
-            mlp_dim=self.decoder_mlp_dim, dim=self.decoder_dim, context_dim=self.embed_dim,
-        )  # fmt: skip
+            depth=self.decoder_depth,
+            heads=self.decoder_heads,
+            dim_head=self.decoder_dim_head,
+            mlp_dim=self.decoder_mlp_dim,
+            dim=self.decoder_dim,
+            context_dim=self.embed_dim,
+        )
 
     def merging(self) -> MergeConfig | None:
         if self.keep_tokens is None and self.merge_r is None:
             return None
         return MergeConfig(
-            keep=self.keep_tokens, per_block=self.merge_per_block, r=self.merge_r, prop_attn=self.prop_attn,
-            order=self.merge_order, src=self.merge_src, avg=self.merge_avg, person_threshold=self.person_threshold,
-        )  # fmt: skip
+            keep=self.keep_tokens,
+            per_block=self.merge_per_block,
+            r=self.merge_r,
+            prop_attn=self.prop_attn,
+            order=self.merge_order,
+            src=self.merge_src,
+            avg=self.merge_avg,
+            person_threshold=self.person_threshold,
+        )
 
 
 class HMROutput(NamedTuple):
@@ -103,9 +118,15 @@ class SMPLHead(nn.Module):
     """
 
     def __init__(
-        self, cfg: DecoderConfig, query: str = "zero", joint_rep: str = "6d", ief_iters: int = 1,
-        num_body_joints: int = 23, num_betas: int = 10, keypoints: int = 0,
-    ):  # fmt: skip
+        self,
+        cfg: DecoderConfig,
+        query: str = "zero",
+        joint_rep: str = "6d",
+        ief_iters: int = 1,
+        num_body_joints: int = 23,
+        num_betas: int = 10,
+        keypoints: int = 0,
+    ):
         super().__init__()
         if query not in ("zero", "mean_shape", "bbox"):
             raise ValueError(f"SMPLHead: query must be 'zero', 'mean_shape' or 'bbox', got {query!r}")
@@ -140,7 +161,9 @@ class SMPLHead(nn.Module):
         if self.query == "mean_shape":
             return torch.cat(state, 1)[:, None]
         if box is None or box.shape != (batch, 3):
-            raise ValueError(f"SMPLHead: bbox_info must be [{batch}, 3], got {None if box is None else list(box.shape)}")
+            raise ValueError(
+                f"SMPLHead: bbox_info must be [{batch}, 3], got {None if box is None else list(box.shape)}"
+            )
         return torch.cat((box.to(state[0].dtype), *state), 1)[:, None]
 
     def forward(self, context: Tensor, log_size: Tensor | None = None, bbox_info: Tensor | None = None) -> HMROutput:
@@ -181,9 +204,14 @@ class HMR2(nn.Module):
         c = self.config
         self.backbone = ViT(c.vit(), c.merging())
         self.smpl_head = SMPLHead(
-            c.decoder(), self.head_query or c.query, c.joint_rep, c.ief_iters, c.num_body_joints, c.num_betas,
+            c.decoder(),
+            self.head_query or c.query,
+            c.joint_rep,
+            c.ief_iters,
+            c.num_body_joints,
+            c.num_betas,
             self.aux_keypoints,
-        )  # fmt: skip
+        )
 
     def set_merging(self, merging: MergeConfig | None) -> None:
         """Changes how tokens merge from the next call on (weights do not depend on it)."""
@@ -267,15 +295,23 @@ def host_macs(config: HMR2Config) -> tuple[float, float]:
 
 
 SMALL = dict(
-    embed_dim=384, depth=12, num_heads=6, drop_path_rate=0.1, decoder_depth=3, decoder_heads=4, decoder_mlp_dim=512,
+    embed_dim=384,
+    depth=12,
+    num_heads=6,
+    drop_path_rate=0.1,
+    decoder_depth=3,
+    decoder_heads=4,
+    decoder_mlp_dim=512,
     decoder_dim=512,
-)  # fmt: skip
+)
 
 
 @register_model(
-    "hmr2_vith", family="fasthmr", input_shape=(3, 256, 256),
+    "hmr2_vith",
+    family="fasthmr",
+    input_shape=(3, 256, 256),
     paper=PaperRow(670.2, 122.6, "FastHMR Table 12", "the paper leaves out position tables and attention products"),
-)  # fmt: skip
+)
 def hmr2_vith(**overrides) -> HMR2:
     """HMR2.0, the published ViT-H model."""
     return HMR2(HMR2Config(**overrides))
@@ -288,9 +324,18 @@ def hmr2_vits(**overrides) -> HMR2:
 
 
 TINY = dict(
-    img_size=(128, 96), box_margin=1.15, embed_dim=128, depth=12, num_heads=2, drop_path_rate=0.0, stem="conv",
-    decoder_depth=2, decoder_heads=2, decoder_mlp_dim=256, decoder_dim=128,
-)  # fmt: skip
+    img_size=(128, 96),
+    box_margin=1.15,
+    embed_dim=128,
+    depth=12,
+    num_heads=2,
+    drop_path_rate=0.0,
+    stem="conv",
+    decoder_depth=2,
+    decoder_heads=2,
+    decoder_mlp_dim=256,
+    decoder_dim=128,
+)
 
 
 @register_model("hmr2_vitt", family="fasthmr", input_shape=(3, 128, 128), tags=("small",))
@@ -300,9 +345,11 @@ def hmr2_vitt(**overrides) -> HMR2:
 
 
 @register_model(
-    "fasthmr_hmr2", family="fasthmr", input_shape=(3, 256, 256),
+    "fasthmr_hmr2",
+    family="fasthmr",
+    input_shape=(3, 256, 256),
     paper=PaperRow(591.5, 52.8, "FastHMR Table 12", "ECLM 28 blocks + Mask-ToMe 90 tokens, without motion decoder"),
-)  # fmt: skip
+)
 def fasthmr_hmr2(**overrides) -> HMR2:
     """HMR2.0 after layer merging (28 blocks) with Mask-ToMe down to 90 tokens."""
     return HMR2(HMR2Config(**{"depth": 28, "keep_tokens": 90, **overrides}))

@@ -26,7 +26,9 @@ _HOSTS: dict[str, tuple[str, type[PrunableHost], type, dict, int]] = {
     "motionbert_lite": ("motionbert", Motionbert, MotionbertConfig, {}, 1),
     "motionbert_full": ("motionbert", Motionbert, MotionbertConfig, FULL, 1),
 }
-_FORM = re.compile(rf"(?:(hot|tpc)_)?({'|'.join(sorted(_HOSTS, key=len, reverse=True))})_([1-9]\d*)(?:_n(\d+)f([1-9]\d*))?")
+_FORM = re.compile(
+    rf"(?:(hot|tpc)_)?({'|'.join(sorted(_HOSTS, key=len, reverse=True))})_([1-9]\d*)(?:_n(\d+)f([1-9]\d*))?"
+)
 
 
 @register_name_rule
@@ -37,7 +39,9 @@ def host_by_name(name: str) -> ModelEntry | None:
         return None
     kind, host, frames, n, f = found[1], found[2], int(found[3]), found[4], found[5]
     if n is not None and kind is None:
-        raise ValueError(f"create_model: {name!r} names a pruning; begin with hot_ (all frames recovered) or tpc_ (middle frame)")
+        raise ValueError(
+            f"create_model: {name!r} names a pruning; begin with hot_ (all frames recovered) or tpc_ (middle frame)"
+        )
     family, model, config, fields, block = _HOSTS[host]
     fields = {**fields, "frames": frames}
     if host == "motionbert" and kind is None:
@@ -45,7 +49,10 @@ def host_by_name(name: str) -> ModelEntry | None:
     if family == "motionbert":
         fields["max_frames"] = max(frames, MotionbertConfig.max_frames)  # longer windows need embeddings of their own
     if kind is not None:
-        fields |= {"prune_block": block if n is None else int(n), "keep_frames": max(frames // 3, 1) if f is None else int(f)}
+        fields |= {
+            "prune_block": block if n is None else int(n),
+            "keep_frames": max(frames // 3, 1) if f is None else int(f),
+        }
         fields |= {"recovery": "tra"} if kind == "hot" else {"keep_center": True}
     tags = pose_tags(name, seq2frame=kind == "tpc" or (family == "mhformer" and kind is None))
     shape = (frames, JOINTS, model.in_channels)

@@ -30,7 +30,11 @@ class _Residual(nn.Module):
     def __init__(self, cin: int, width: int, bottleneck: bool):
         super().__init__()
         cout = 4 * width if bottleneck else width
-        shape = ((cin, width, 1), (width, width, 3), (width, cout, 1)) if bottleneck else ((cin, width, 3), (width, cout, 3))
+        shape = (
+            ((cin, width, 1), (width, width, 3), (width, cout, 1))
+            if bottleneck
+            else ((cin, width, 3), (width, cout, 3))
+        )
         for i, (a, b, k) in enumerate(shape, 1):
             setattr(self, f"conv{i}", nn.Conv2d(a, b, k, 1, k // 2, bias=False))
             setattr(self, f"bn{i}", nn.BatchNorm2d(b))

@@ -99,7 +99,10 @@ class METRO(DenseUpsampling, TokenSelection):
     config_class = METROConfig
 
     def __init__(
-        self, config: METROConfig | None = None, mesh: str | ModelMesh | None = None, mesh_data: str | Path | None = None
+        self,
+        config: METROConfig | None = None,
+        mesh: str | ModelMesh | None = None,
+        mesh_data: str | Path | None = None,
     ):
         super().__init__(config, mesh, mesh_data)
         c = self.config
@@ -120,11 +123,7 @@ class METRO(DenseUpsampling, TokenSelection):
         self.register_buffer("fused_const", None, persistent=False)  # [J + V, dim + width]
 
     def forward(
-        self,
-        images: Tensor,
-        query_mask: Tensor | None = None,
-        return_attention: bool = False,
-        fine: bool = True,
+        self, images: Tensor, query_mask: Tensor | None = None, return_attention: bool = False, fine: bool = True
     ) -> HMROutput:
         """Regresses the mesh.
 
@@ -208,15 +207,22 @@ def mask_queries(x: Tensor, query_mask: Tensor | None) -> Tensor:
 
 
 HAND = dict(
-    mesh="free_hand", num_joints=21, pooled=True, camera_from_joints=True, camera_dim=150,
-    hidden=(1024, 256, 64), feedforward=(4096, 1024, 256),
-)  # fmt: skip
+    mesh="free_hand",
+    num_joints=21,
+    pooled=True,
+    camera_from_joints=True,
+    camera_dim=150,
+    hidden=(1024, 256, 64),
+    feedforward=(4096, 1024, 256),
+)
 
 
 def _register() -> None:
     note = "the paper counts unused weights and leaves out the 12.6 M of the up-sampling"
-    macs = {"resnet50": PaperRow(102.3, 31.6, "FastMETRO table 2, TORE table B1", note),
-            "hrnet_w64": PaperRow(102.3, 56.5, "FastMETRO table 2, TORE table B1", note)}  # fmt: skip
+    macs = {
+        "resnet50": PaperRow(102.3, 31.6, "FastMETRO table 2, TORE table B1", note),
+        "hrnet_w64": PaperRow(102.3, 56.5, "FastMETRO table 2, TORE table B1", note),
+    }
     for tag, backbone in (("r50", "resnet50"), ("h64", "hrnet_w64")):
         build = METRO.builder
         register_model(f"metro_{tag}", "metro", macs[backbone], tags=("body",))(build(backbone=backbone))

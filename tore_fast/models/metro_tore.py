@@ -57,7 +57,9 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         super().__init__(config, mesh, mesh_data)
         c = self.config
         if c.hidden[2] != c.dim_3:
-            raise ValueError(f"METRO_TORE: hidden[2] {c.hidden[2]} and dim_3 {c.dim_3} must be equal (it feeds the NSR)")
+            raise ValueError(
+                f"METRO_TORE: hidden[2] {c.hidden[2]} and dim_3 {c.dim_3} must be equal (it feeds the NSR)"
+            )
         self.register_buffer("template", self.mesh.template()[: c.num_joints], persistent=False)
         self.init_selection(c.selector, c.feature_dim, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain)
         self.trans_encoder = bert_blocks(c)

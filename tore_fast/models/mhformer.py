@@ -147,7 +147,9 @@ class Mhformer(PrunableHost):
         super().__init__()
         check_pruning("Mhformer", config, range(config.layers - 1))
         if config.frames % MHG_HEADS:
-            raise ValueError(f"Mhformer: frames must be divisible by {MHG_HEADS} (heads over time), got {config.frames}")
+            raise ValueError(
+                f"Mhformer: frames must be divisible by {MHG_HEADS} (heads over time), got {config.frames}"
+            )
         if config.layers < 2:
             raise ValueError(f"Mhformer: layers must be at least 2 (one SHR, one CHI block), got {config.layers}")
         self.config = config

@@ -141,9 +141,13 @@ class Diffusion(nn.Module):
         return a * zt - s * v
 
     def losses(
-        self, denoiser: MotionDenoiser, z0: Tensor, condition: Tensor, generator: torch.Generator | None = None,
+        self,
+        denoiser: MotionDenoiser,
+        z0: Tensor,
+        condition: Tensor,
+        generator: torch.Generator | None = None,
         last_step: float = 0.0,
-    ) -> DiffusionLosses:  # fmt: skip
+    ) -> DiffusionLosses:
         """Stage 2: |v^ - v|^2 + |eps^ - eps|^2 with eps^ = sqrt(abar) v^ + sqrt(1 - abar) z_t, weights 1 and 1.
 
         Args:

@@ -72,9 +72,7 @@ def decode_latents(model: nn.Module, z: Tensor, frames: int) -> Tensor:
     """Shared by MotionDecoder and MotionVAE (both own query_pos_decoder, decoder, final_layer)."""
     cfg = model.cfg
     if z.dim() != 3 or z.shape[1:] != (cfg.latent_tokens, cfg.latent_dim):
-        raise ValueError(
-            f"motion decoder: z must be [B, {cfg.latent_tokens}, {cfg.latent_dim}], got {list(z.shape)}"
-        )
+        raise ValueError(f"motion decoder: z must be [B, {cfg.latent_tokens}, {cfg.latent_dim}], got {list(z.shape)}")
     queries = z.new_zeros(z.shape[0], frames, cfg.latent_dim)
     if cfg.arch == "all_encoder":
         x = model.decoder(model.query_pos_decoder(torch.cat((z, queries), 1)))[:, z.shape[1] :]
@@ -83,7 +81,9 @@ def decode_latents(model: nn.Module, z: Tensor, frames: int) -> Tensor:
     return model.final_layer(x)
 
 
-START_LOG_VAR = -4.0  # of the latents with dist_mlp: at 0 the noise is as large as the latent, and a short training sees little else
+START_LOG_VAR = (
+    -4.0
+)  # of the latents with dist_mlp: at 0 the noise is as large as the latent, and a short training sees little else
 
 
 class MotionEncoder(nn.Module):
@@ -165,9 +165,14 @@ class MotionVAE(nn.Module):
 
 
 def vae_losses(
-    features: Tensor, reconstruction: Tensor, mean: Tensor, log_var: Tensor, kl_weight: float = 1e-4,
-    velocity_weight: float = 0.0, num_joint_numbers: int = 87,
-) -> VAELosses:  # fmt: skip
+    features: Tensor,
+    reconstruction: Tensor,
+    mean: Tensor,
+    log_var: Tensor,
+    kl_weight: float = 1e-4,
+    velocity_weight: float = 0.0,
+    num_joint_numbers: int = 87,
+) -> VAELosses:
     """Stage 1: MSE + kl_weight * KL(N(mean, var) || N(0, 1)) (+ MSE of the joints' frame differences).
 
     Args:
@@ -179,7 +184,9 @@ def vae_losses(
     mse = (features - reconstruction).pow(2).mean()
     kl = 0.5 * (mean.pow(2) + log_var.exp() - 1 - log_var).mean()
     d = num_joint_numbers
-    velocity = (features[:, 1:, :d] - features[:, :-1, :d] - reconstruction[:, 1:, :d] + reconstruction[:, :-1, :d]).pow(2)
+    velocity = (
+        features[:, 1:, :d] - features[:, :-1, :d] - reconstruction[:, 1:, :d] + reconstruction[:, :-1, :d]
+    ).pow(2)
     velocity = velocity.mean()
     return VAELosses(mse + kl_weight * kl + velocity_weight * velocity, mse, kl, velocity)
 

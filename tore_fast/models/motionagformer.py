@@ -22,9 +22,24 @@ from .motionbert import fuse_streams
 
 # Neighbours of each joint in the spatial graph as published: the torso's links to the left hip and to both shoulders are one-way.
 NEIGHBOURS = (
-    (1, 7), (2, 0), (3, 1), (2,), (5, 0), (6, 4), (5,), (0, 8), (7, 9), (8, 10), (9,),
-    (12, 8), (13, 11), (12,), (15, 8), (16, 14), (15,),
-)  # fmt: skip
+    (1, 7),
+    (2, 0),
+    (3, 1),
+    (2,),
+    (5, 0),
+    (6, 4),
+    (5,),
+    (0, 8),
+    (7, 9),
+    (8, 10),
+    (9,),
+    (12, 8),
+    (13, 11),
+    (12,),
+    (15, 8),
+    (16, 14),
+    (15,),
+)
 NEIGHBOUR_FRAMES = 4  # similar frames each frame listens to, itself usually among them
 
 

@@ -118,7 +118,9 @@ class PPTTransformer(nn.Module):
         kept = torch.arange(patches, device=tokens.device).expand(b, -1)
         pos = pos.expand(b, -1, -1)
         pruned = {}
-        keep_ratio = self.keep_ratio if not self.training or self.training_keep_ratio is None else self.training_keep_ratio
+        keep_ratio = (
+            self.keep_ratio if not self.training or self.training_keep_ratio is None else self.training_keep_ratio
+        )
         x = tokens
         for i, (attn, mlp) in enumerate(self.layers):
             if i > 0 and self.pos_every_layer:
@@ -155,7 +157,9 @@ class PPTConfig:
     def __post_init__(self):
         for size, patch in zip(self.image_size, self.patch_size):
             if size % (4 * patch):
-                raise ValueError(f"PPTConfig: image_size {self.image_size} is no multiple of 4 x patch_size {self.patch_size}")
+                raise ValueError(
+                    f"PPTConfig: image_size {self.image_size} is no multiple of 4 x patch_size {self.patch_size}"
+                )
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -203,11 +207,13 @@ class PPT(nn.Module):
         self.register_buffer("pos_embedding", sine_position(h // ph, w // pw, c.dim), persistent=False)
         self.transformer = PPTTransformer(
             c.dim, c.depth, c.heads, c.mlp_dim, c.num_keypoints, c.pruning_layers, c.keep_ratio
-        )  # fmt: skip
+        )
         self.mlp_head = nn.Sequential(
-            nn.LayerNorm(c.dim), nn.Linear(c.dim, c.heatmap_hidden), nn.LayerNorm(c.heatmap_hidden),
+            nn.LayerNorm(c.dim),
+            nn.Linear(c.dim, c.heatmap_hidden),
+            nn.LayerNorm(c.heatmap_hidden),
             nn.Linear(c.heatmap_hidden, h * w),
-        )  # fmt: skip
+        )
         nn.init.trunc_normal_(self.keypoint_token, std=0.02)
 
     def set_epoch(self, epoch: float) -> None:
@@ -217,7 +223,9 @@ class PPT(nn.Module):
     def forward(self, image: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, J, H/4, W/4]
         c = self.config
         if image.dim() != 4 or tuple(image.shape[2:]) != c.image_size:
-            raise ValueError(f"PPT: image must be [B, 3, {c.image_size[0]}, {c.image_size[1]}], got {list(image.shape)}")
+            raise ValueError(
+                f"PPT: image must be [B, 3, {c.image_size[0]}, {c.image_size[1]}], got {list(image.shape)}"
+            )
         y = self.bn2(self.conv2(self.bn1(self.conv1(image)).relu())).relu()
         y = self.layer1(y)
         (h, w), (ph, pw) = c.map_size, c.patch_size

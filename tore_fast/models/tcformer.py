@@ -149,9 +149,7 @@ class TCFormer(nn.Module):
         c = self.config
         if c.reduction == "conv":
             return ConvDownsample(c.embed_dims[s - 1], c.embed_dims[s])
-        return CTM(
-            c.embed_dims[s - 1], c.embed_dims[s], c.sample_ratios[s - 1], c.k, c.reduction, c.part_levels[s - 1]
-        )
+        return CTM(c.embed_dims[s - 1], c.embed_dims[s], c.sample_ratios[s - 1], c.k, c.reduction, c.part_levels[s - 1])
 
     def forward_features(self, image: Tensor) -> list[Tokens]:
         """Tokens of every stage, after the stage's norm.

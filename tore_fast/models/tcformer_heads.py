@@ -103,9 +103,15 @@ class TCFormerPose(nn.Module):
         self.backbone = TCFormer(c)
         if c.neck == "mta":
             self.neck = MTA(
-                c.embed_dims, c.neck_channels, c.neck_heads, c.neck_mlp_ratios, c.neck_sr_ratios,
-                c.neck_qkv_bias, c.neck_sr_layer, c.neck_norm_eps,
-            )  # fmt: skip
+                c.embed_dims,
+                c.neck_channels,
+                c.neck_heads,
+                c.neck_mlp_ratios,
+                c.neck_sr_ratios,
+                c.neck_qkv_bias,
+                c.neck_sr_layer,
+                c.neck_norm_eps,
+            )
             self.keypoint_head = ConvHead(c.neck_channels, c.num_keypoints)
         else:
             self.neck = None
@@ -202,7 +208,9 @@ class TCFormerHMR(nn.Module):
         super().__init__()
         self.config = c = config or TCFormerHMRConfig()
         self.backbone = TCFormer(c)
-        self.regressor = IterativeRegressor(c.embed_dims[-1], c.iterations, c.regressor_hidden, c.num_joints, c.num_shape)
+        self.regressor = IterativeRegressor(
+            c.embed_dims[-1], c.iterations, c.regressor_hidden, c.num_joints, c.num_shape
+        )
 
     def forward(self, image: Tensor) -> BodyParameters:  # [B, 3, 224, 224]
         return self.regressor(self.backbone.forward_features(image)[-1].x.mean(dim=1))
@@ -217,12 +225,8 @@ def _register_pose(name: str, size: str, keypoints: int, shape: tuple, paper: Pa
 
 _COUNTED = "parameters and multiply-adds by the official counter"
 _register_pose("tcformer_light_wholebody", "light", 133, (256, 192), None, "wholebody")
-_register_pose(
-    "tcformer_base_wholebody", "base", 133, (256, 192), PaperRow(27.782, 8.71, _COUNTED), "wholebody"
-)  # fmt: skip
-_register_pose(
-    "tcformer_large_wholebody", "large", 133, (384, 288), PaperRow(65.006, 38.65, _COUNTED), "wholebody"
-)  # fmt: skip
+_register_pose("tcformer_base_wholebody", "base", 133, (256, 192), PaperRow(27.782, 8.71, _COUNTED), "wholebody")
+_register_pose("tcformer_large_wholebody", "large", 133, (384, 288), PaperRow(65.006, 38.65, _COUNTED), "wholebody")
 _register_pose("tcformer_light_wflw", "light", 98, (256, 256), None, "face")
 
 

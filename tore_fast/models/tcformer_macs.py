@@ -72,8 +72,17 @@ def count_macs(model: nn.Module, image_size: tuple[int, int]) -> Macs:
                 total.append(2 * cells * (channels + 4))  # moved up once, laid out as a map once
 
     # a Conv2d inside TokenConv or MTA's laterals never fires its own hook: both use the weights directly
-    hooks = {TokenConv: token_conv, nn.Conv2d: conv, nn.ConvTranspose2d: conv, nn.Linear: linear, Dense: linear,
-             nn.LayerNorm: norm, ReducedAttention: attention, CTM: ctm, MTA: mta}  # fmt: skip
+    hooks = {
+        TokenConv: token_conv,
+        nn.Conv2d: conv,
+        nn.ConvTranspose2d: conv,
+        nn.Linear: linear,
+        Dense: linear,
+        nn.LayerNorm: norm,
+        ReducedAttention: attention,
+        CTM: ctm,
+        MTA: mta,
+    }
     handles = []
     for m in model.modules():
         for kind, hook in hooks.items():

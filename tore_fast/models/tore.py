@@ -160,24 +160,29 @@ def _register() -> None:
             name, base = f"fastmetro_tore_{size}_{tag}", {"backbone": backbone, "layers": layers}
             for itp, keep in _ITP.items():
                 paper = _PAPER.get((size, tag, itp))
-                register_model(name + itp, "tore", paper, tags=("body",))(
-                    build(**base, keep_ratio=keep)
-                )
+                register_model(name + itp, "tore", paper, tags=("body",))(build(**base, keep_ratio=keep))
             register_model(f"{name}_gtr", "tore", tags=("body",))(build(**base, selector="none"))
             register_model(f"{name}_hand", "tore", tags=("hand",))(build(**base, **hand))
     small = FastMETROToreConfig(
-        backbone="regnety_004", stride=16, image_size=112, layers=1, heads=4, dim_1=256, dim_2=64, dim_3=64,
-        feedforward_1=512, feedforward_2=128, feedforward_3=128,
+        backbone="regnety_004",
+        stride=16,
+        image_size=112,
+        layers=1,
+        heads=4,
+        dim_1=256,
+        dim_2=64,
+        dim_3=64,
+        feedforward_1=512,
+        feedforward_2=128,
+        feedforward_3=128,
         # Attention adds positions to queries and keys only, so a token's content must tell where it is. Features of a
         # pretrained trunk do; those of a small trunk trained from scratch do not, and the model stays at the mean pose
         # (measured after 45 k images with ITP and 12 k without).
         position_in_features=True,
         selector="none",
         dropout=0.0,  # unlimited synthetic images: nothing to regularise
-    )  # fmt: skip
-    register_model("tore_default", "tore", input_shape=(3, 112, 112), tags=("body",))(
-        build(**vars(small))
     )
+    register_model("tore_default", "tore", input_shape=(3, 112, 112), tags=("body",))(build(**vars(small)))
     register_model("tore_default_hand", "tore", input_shape=(3, 112, 112), tags=("hand",))(
         build(**{**vars(small), **hand, "dim_1": 128, "feedforward_1": 256})
     )

@@ -15,10 +15,7 @@ from ._dispatch import backend_reason, choose, tensor_reason
 from .reference.bipartite_match import FORCED, NEVER, bipartite_match_reference, segment_merge_reference
 
 BACKENDS = ("cuda", "cpu")
-_DTYPES = {
-    "cuda": (torch.float32, torch.float16, torch.bfloat16),
-    "cpu": (torch.float32,),
-}
+_DTYPES = {"cuda": (torch.float32, torch.float16, torch.bfloat16), "cpu": (torch.float32,)}
 MAX_TOKENS = 4096
 MODES = ("sum", "mean", "amax", "wavg")
 
@@ -238,11 +235,17 @@ def merge(
     if x.dim() != 3 or x.shape[:2] != plan.owner.shape:
         raise ValueError(f"merge: x must be {list(plan.owner.shape)} + [C] for this plan, got {list(x.shape)}")
     if size is not None and (mode != "wavg" or size.shape not in (x.shape[:2], (*x.shape[:2], 1))):
-        raise ValueError(f"merge: size goes with mode='wavg' and must be {list(x.shape[:2])}, got {list(size.shape)} and mode {mode!r}")
+        raise ValueError(
+            f"merge: size goes with mode='wavg' and must be {list(x.shape[:2])}, got {list(size.shape)} and mode {mode!r}"
+        )
     weight = None
     if mode == "wavg":
         acc = torch.promote_types(x.dtype, torch.float32)
-        weight = torch.ones(x.shape[:2], device=x.device, dtype=acc) if size is None else size.detach().reshape(x.shape[:2]).to(acc)
+        weight = (
+            torch.ones(x.shape[:2], device=x.device, dtype=acc)
+            if size is None
+            else size.detach().reshape(x.shape[:2]).to(acc)
+        )
     y = _segment_merge(x, plan, mode, weight, impl)
     if mode != "wavg":
         return y
@@ -260,7 +263,9 @@ def _segment_merge(x: Tensor, plan: MatchPlan, mode: str, weight: Tensor | None,
 def unmerge(plan: MatchPlan, y: Tensor) -> Tensor:
     """Copies every merged row y [B, num_out, C] back to the tokens it came from -> [B, T, C]."""
     if y.dim() != 3 or y.shape[:2] != (plan.owner.shape[0], plan.num_out):
-        raise ValueError(f"unmerge: y must be [{plan.owner.shape[0]}, {plan.num_out}, C] for this plan, got {list(y.shape)}")
+        raise ValueError(
+            f"unmerge: y must be [{plan.owner.shape[0]}, {plan.num_out}, C] for this plan, got {list(y.shape)}"
+        )
     return y.gather(1, plan.owner[..., None].expand(-1, -1, y.shape[2]))
 
 
@@ -270,12 +275,18 @@ def _check_match(metric, r, protected, coverage, protect, order, src, ragged) ->
         raise ValueError(f"{op}: metric must be [B, T, C] floating point, got {list(metric.shape)} {metric.dtype}")
     if r < 0:
         raise ValueError(f"{op}: r must be >= 0, got {r}")
-    for name, value, choices in (("protect", protect, ("forced", "never")), ("order", order, ("tome", "index")), ("src", src, ("even", "odd"))):
+    for name, value, choices in (
+        ("protect", protect, ("forced", "never")),
+        ("order", order, ("tome", "index")),
+        ("src", src, ("even", "odd")),
+    ):
         if value not in choices:
             raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
     for name, t in (("protected", protected), ("coverage", coverage)):
         if t is not None and (t.shape != metric.shape[:2] or t.device != metric.device):
-            raise ValueError(f"{op}: {name} must be {list(metric.shape[:2])} on {metric.device}, got {list(t.shape)} on {t.device}")
+            raise ValueError(
+                f"{op}: {name} must be {list(metric.shape[:2])} on {metric.device}, got {list(t.shape)} on {t.device}"
+            )
     if ragged and (protected is None or protect != "never"):
         raise ValueError(f"{op}: ragged=True goes with protected tokens and protect='never'")
 

@@ -12,14 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._cluster_args import (
-    as_mask,
-    check_neighbours,
-    check_tokens,
-    cluster_why_not,
-    density_noise,
-    kernel_input,
-)
+from ._cluster_args import as_mask, check_neighbours, check_tokens, cluster_why_not, density_noise, kernel_input
 from ._dispatch import choose
 from .reference.dpc_knn_cluster import dpc_knn_cluster_reference
 
@@ -108,7 +101,17 @@ def dpc_knn_cluster(
 
 
 def cluster_options(
-    op: str, x: Tensor, num_clusters: int, k: int, mask, exclude, tie: str, noise, order: str, masked: int, parts: int = 1
+    op: str,
+    x: Tensor,
+    num_clusters: int,
+    k: int,
+    mask,
+    exclude,
+    tie: str,
+    noise,
+    order: str,
+    masked: int,
+    parts: int = 1,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Checks the options of dpc_knn_cluster; returns mask bool [B, N], excluded bool [B, N], noise [B, N] or None each."""
     tokens = x.shape[1]
@@ -123,9 +126,7 @@ def cluster_options(
     return as_mask(op, mask, x), _exclusion(op, exclude, num_clusters, x), noise
 
 
-def _exclusion(
-    op: str, exclude: int | Sequence[int] | Tensor | None, num_clusters: int, x: Tensor
-) -> Tensor | None:
+def _exclusion(op: str, exclude: int | Sequence[int] | Tensor | None, num_clusters: int, x: Tensor) -> Tensor | None:
     """Bool [B, N] (True = must not be a centre) from indices."""
     if exclude is None:
         return None
@@ -142,7 +143,9 @@ def _exclusion(
     flags = torch.zeros(batch, tokens, dtype=torch.bool, device=x.device)
     if isinstance(listed, Tensor):
         return flags.scatter(1, listed.long().expand(batch, -1), True)
-    for i in listed:  # not as a tensor made here: on a GPU that would be a copy from the host, which no CUDA graph holds
+    for (
+        i
+    ) in listed:  # not as a tensor made here: on a GPU that would be a copy from the host, which no CUDA graph holds
         flags.select(1, i).fill_(True)
     return flags
 

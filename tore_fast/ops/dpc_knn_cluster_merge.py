@@ -106,13 +106,24 @@ def dpc_knn_cluster_merge(
     agg_weight = None if agg_weight is None else agg_weight.float()
     noise = None if noise is None else noise.float()
     out = torch.ops.tore_fast.dpc_knn_cluster_merge(
-        x.float() if backend == "cpu" else x, num_clusters, k, mask, excluded, noise, *options[5:], weight, idx_token, agg_weight
+        x.float() if backend == "cpu" else x,
+        num_clusters,
+        k,
+        mask,
+        excluded,
+        noise,
+        *options[5:],
+        weight,
+        idx_token,
+        agg_weight,
     )
     merged, share, _, idx_token, agg_weight, *clusters = out
     return DpcClusterMerge(merged.to(x.dtype), share, idx_token, agg_weight, *clusters)
 
 
-def _one_after_the_other(x, num_clusters, k, mask, exclude, noise, strict, by_index, masked, weight, idx_token, agg_weight):
+def _one_after_the_other(
+    x, num_clusters, k, mask, exclude, noise, strict, by_index, masked, weight, idx_token, agg_weight
+):
     ops = torch.ops.tore_fast
     clusters = ops.dpc_knn_cluster(x, num_clusters, k, mask, exclude, noise, strict, by_index, masked)
     return *ops.cluster_merge(x, clusters[1], num_clusters, weight, idx_token, agg_weight), *clusters

@@ -17,7 +17,10 @@ from ._sparse import MeshTopology
 from .reference.mesh_attention import mesh_attention_reference
 
 BACKENDS = ("cuda", "cpu")
-_DTYPES = {"cuda": (torch.float32, torch.float16, torch.bfloat16), "cpu": (torch.float32, torch.float16, torch.bfloat16)}
+_DTYPES = {
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
+    "cpu": (torch.float32, torch.float16, torch.bfloat16),
+}
 MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
 # bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227 KB)
 MAX_SHARED = 99 * 1024
@@ -165,9 +168,21 @@ def _backward(ctx, grad, grad_lse):
     q, k, v, out, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, seed = ctx.saved_tensors
     delta, grad = softmax_delta(grad, grad_lse, out)
     grads = torch.ops.tore_fast.mesh_attention_bwd(
-        grad.transpose(1, 2), q, k, v, delta, lse, row_ptr, col_idx, t_row_ptr, t_col_idx,
-        ctx.joints, ctx.scale, ctx.dropout_p, seed,
-    )  # fmt: skip
+        grad.transpose(1, 2),
+        q,
+        k,
+        v,
+        delta,
+        lse,
+        row_ptr,
+        col_idx,
+        t_row_ptr,
+        t_col_idx,
+        ctx.joints,
+        ctx.scale,
+        ctx.dropout_p,
+        seed,
+    )
     return *(g.transpose(1, 2) for g in grads), None, None, None, None, None, None, None, None
 
 

@@ -71,7 +71,9 @@ def ppt_select(
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x [B, P, C] at index [B, K] (unique per item) -> [B, K, C]; the gradient puts them back."""
     if x.dim() != 3 or index.dim() != 2 or x.shape[0] != index.shape[0]:
-        raise ValueError(f"gather_tokens: want x [B, P, C] and index [B, K], got {list(x.shape)} and {list(index.shape)}")
+        raise ValueError(
+            f"gather_tokens: want x [B, P, C] and index [B, K], got {list(x.shape)} and {list(index.shape)}"
+        )
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 

@@ -88,7 +88,9 @@ def pruned_attention(
     batch = q.shape[0]
     for name, t in (("key_len", key_len), ("query_len", query_len)):
         if t is not None and (t.shape != (batch,) or t.is_floating_point() or t.device != q.device):
-            raise ValueError(f"pruned_attention: {name} must be [{batch}] integers on {q.device}, got {list(t.shape)} {t.dtype} on {t.device}")
+            raise ValueError(
+                f"pruned_attention: {name} must be [{batch}] integers on {q.device}, got {list(t.shape)} {t.dtype} on {t.device}"
+            )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     plain = key_len is None and query_len is None and not return_lse and importance_rows is None
     if impl == "auto" and plain and _sdpa_is_faster(q, k, v, key_bias):
@@ -179,9 +181,16 @@ def pruned_attention_packed(
         out, lse = _packed_reference(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_bias, scale)
     else:
         out, lse = _run(
-            *(t.transpose(0, 1)[None] for t in (q, k, v)), None if key_bias is None else key_bias[None], None, None,
-            cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
-        )  # fmt: skip
+            *(t.transpose(0, 1)[None] for t in (q, k, v)),
+            None if key_bias is None else key_bias[None],
+            None,
+            None,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            max_seqlen_q,
+            max_seqlen_k,
+            scale,
+        )
         out, lse = out[0].transpose(0, 1), lse[0]
     return PrunedAttentionResult(out, lse, None) if return_lse else out
 
@@ -224,7 +233,9 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, di
     want[keys] = k.shape[keys] if k.dim() == dim else -1
     for name, t in (("k", k), ("v", v)):
         if list(t.shape) != want or t.dtype != q.dtype or t.device != q.device:
-            raise ValueError(f"{op}: {name} must be {want} {q.dtype} on {q.device}, got {list(t.shape)} {t.dtype} on {t.device}")
+            raise ValueError(
+                f"{op}: {name} must be {want} {q.dtype} on {q.device}, got {list(t.shape)} {t.dtype} on {t.device}"
+            )
     if key_bias is not None:
         bias_shape = [q.shape[0], k.shape[2]] if dim == 4 else [k.shape[0]]
         if list(key_bias.shape) != bias_shape or not key_bias.is_floating_point() or key_bias.device != q.device:
@@ -270,7 +281,20 @@ def _backward(ctx, grad, grad_lse):
     q, k, v, key_bias, out, lse, key_len, query_len, cu_q, cu_k = ctx.saved_tensors
     delta, grad = softmax_delta(grad, grad_lse, out)
     dq, dk, dv, dbias = torch.ops.tore_fast.pruned_attention_bwd(
-        grad.transpose(1, 2), q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.scale
+        grad.transpose(1, 2),
+        q,
+        k,
+        v,
+        key_bias,
+        delta,
+        lse,
+        key_len,
+        query_len,
+        cu_q,
+        cu_k,
+        ctx.max_q,
+        ctx.max_k,
+        ctx.scale,
     )
     nones = (None,) * 7
     return (*(g.transpose(1, 2) for g in (dq, dk, dv)), None if key_bias is None else dbias, *nones)

@@ -35,7 +35,9 @@ class StrassenWeight(NamedTuple):
 
 def deepest_level(out_features: int, in_features: int) -> int | None:
     """How often both sizes can be halved (2 at most) into blocks the kernel takes, or None."""
-    fits = [level for level in range(MAX_LEVEL + 1) if not any(n % (GRAIN << level) for n in (out_features, in_features))]
+    fits = [
+        level for level in range(MAX_LEVEL + 1) if not any(n % (GRAIN << level) for n in (out_features, in_features))
+    ]
     return max(fits) if fits and out_features and in_features else None
 
 
@@ -49,7 +51,9 @@ def why_not(backend: str, x: Tensor, weight: StrassenWeight | None = None) -> st
     """Why `backend` cannot multiply `x` (by `weight`), or None."""
     reason = backend_reason(backend) or tensor_reason(backend, x, (torch.float32,))
     if reason is None and weight is not None and weight.packed is None:
-        reason = f"a weight {list(weight.weight.shape)} {str(weight.weight.dtype).removeprefix('torch.')} was not packed"
+        reason = (
+            f"a weight {list(weight.weight.shape)} {str(weight.weight.dtype).removeprefix('torch.')} was not packed"
+        )
         reason += f": it takes float32 of sizes that are multiples of {GRAIN}, on the CPU"
     return reason
 
@@ -74,7 +78,9 @@ def strassen_pack(
         torch.Size([49, 512])
     """
     if weight.dim() != 2 or not weight.is_floating_point():
-        raise ValueError(f"strassen_pack: weight must be [N, K] floating point, got {list(weight.shape)} {weight.dtype}")
+        raise ValueError(
+            f"strassen_pack: weight must be [N, K] floating point, got {list(weight.shape)} {weight.dtype}"
+        )
     deepest = deepest_level(*weight.shape)
     if level is None:
         level = deepest or 0
@@ -130,7 +136,9 @@ def strassen_linear(
     """
     out_features, in_features = weight.weight.shape
     if x.dim() == 0 or x.shape[-1] != in_features:
-        raise ValueError(f"strassen_linear: x must be [..., {in_features}] for a weight {out_features}x{in_features}, got {list(x.shape)}")
+        raise ValueError(
+            f"strassen_linear: x must be [..., {in_features}] for a weight {out_features}x{in_features}, got {list(x.shape)}"
+        )
     if act not in _ACT_CODE:
         raise ValueError(f"strassen_linear: act must be one of {tuple(ACTS)}, got {act!r}")
     shape = (*x.shape[:-1], out_features)
@@ -138,7 +146,9 @@ def strassen_linear(
         if tensor is not None and tensor.shape != want:
             raise ValueError(f"strassen_linear: {name} must be {list(want)}, got {list(tensor.shape)}")
     if split < 1 or out_features % (split * GRAIN if split > 1 else 1) or (split > 1 and residual is not None):
-        raise ValueError(f"strassen_linear: split must divide N into multiples of {GRAIN} and goes without residual, got {split} for N {out_features}")
+        raise ValueError(
+            f"strassen_linear: split must divide N into multiples of {GRAIN} and goes without residual, got {split} for N {out_features}"
+        )
     backend = choose("strassen_linear", impl, BACKENDS, why_not, x, weight)
     if backend == "reference":
         out = strassen_linear_reference(x, weight.weight, bias, residual, act, norm_eps)
@@ -182,7 +192,9 @@ def _backward(ctx, grad):
     grad_bias = None if bias is None else grad.sum(0)
     grad_x = grad @ weight
     if mean is not None:
-        grad_x = torch.ops.aten.native_layer_norm_backward(grad_x, x, x.shape[1:], mean, scale, None, None, [True, False, False])[0]
+        grad_x = torch.ops.aten.native_layer_norm_backward(
+            grad_x, x, x.shape[1:], mean, scale, None, None, [True, False, False]
+        )[0]
     return grad_x, grad.t() @ rows, None, None, grad_bias, grad_residual, None, None, None, None
 
 

@@ -60,7 +60,9 @@ def token_csr(
         tensor([[0, 1, 3]], dtype=torch.int32)
     """
     if idx_token.dim() != 2 or idx_token.is_floating_point():
-        raise ValueError(f"token_csr: idx_token must be integers [B, N0], got {idx_token.dtype} {list(idx_token.shape)}")
+        raise ValueError(
+            f"token_csr: idx_token must be integers [B, N0], got {idx_token.dtype} {list(idx_token.shape)}"
+        )
     probe = torch.empty(0, device=idx_token.device)
     backend = choose("token_csr", impl, BACKENDS, why_not, probe, num_tokens)
     if backend == "reference":
@@ -287,8 +289,18 @@ def _backward(ctx, grad, _):
     if src_idx is not None and src_ptr is None:
         src_ptr, src_cells = torch.ops.tore_fast.token_map_csr(src_idx, ctx.num_src)
     grad_x, _ = torch.ops.tore_fast.token_map(
-        grad.contiguous(), src_idx, src_ptr, src_cells, dst_idx, dst_ptr, dst_cells, weight, scale,
-        ctx.grid, ctx.num_src, False,
+        grad.contiguous(),
+        src_idx,
+        src_ptr,
+        src_cells,
+        dst_idx,
+        dst_ptr,
+        dst_cells,
+        weight,
+        scale,
+        ctx.grid,
+        ctx.num_src,
+        False,
     )
     return grad_x, *(None,) * 11
 

@@ -70,7 +70,9 @@ class ModelFactory:
         device = pick_device(self.device)
         if device == "cuda":
             device = f"cuda:{worker % torch.cuda.device_count()}"
-        return Pipeline(self.model, checkpoint=self.checkpoint, device=device, batch_size=self.batch_size, **self.options)
+        return Pipeline(
+            self.model, checkpoint=self.checkpoint, device=device, batch_size=self.batch_size, **self.options
+        )
 
     def identity(self) -> dict:
         return {"model": self.model, "checkpoint": self.checkpoint, "options": self.options}
@@ -162,7 +164,9 @@ def run(
         deaths = start(folder, factory, config, workers, log)
     seconds = time.monotonic() - started
     counts = folder.verify()
-    return BatchSummary(counts["pictures"], counts["people"], counts["failed"], deaths, counts["pictures"] - before, seconds)
+    return BatchSummary(
+        counts["pictures"], counts["people"], counts["failed"], deaths, counts["pictures"] - before, seconds
+    )
 
 
 def results(out: str | Path) -> Iterator[dict[str, np.ndarray]]:
@@ -184,7 +188,11 @@ def failures(out: str | Path) -> Iterator[str]:
 
 
 def work(
-    folder: BatchFolder, factory: Callable[..., Pipeline], config: BatchConfig, worker: int = 0, parent: int | None = None,
+    folder: BatchFolder,
+    factory: Callable[..., Pipeline],
+    config: BatchConfig,
+    worker: int = 0,
+    parent: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> None:
     """Takes units until all are done; waits for those of others in case they die. `parent`: end when that process does."""
@@ -241,7 +249,9 @@ def predict_pictures(pictures: list[Picture], pipeline: Pipeline, boxes: str, ta
     given: list[Any] = []
 
     def decoded() -> Iterator[np.ndarray]:
-        for i, (pixels, box, error) in enumerate(_prefetch(lambda p: _read(p, boxes, table), pictures, 2 * pipeline.batch_size)):
+        for i, (pixels, box, error) in enumerate(
+            _prefetch(lambda p: _read(p, boxes, table), pictures, 2 * pipeline.batch_size)
+        ):
             if error is not None:
                 failed[i] = error
             else:
@@ -302,7 +312,9 @@ def person_shapes(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
     return shapes | {"vertices_coarse": (mesh.counts[-1], 3), "vertices": (mesh.counts[0], 3)}
 
 
-def unit_arrays(found: list[ImageResult], shapes: dict[str, tuple[int, ...]], save_vertices: bool) -> dict[str, np.ndarray]:
+def unit_arrays(
+    found: list[ImageResult], shapes: dict[str, tuple[int, ...]], save_vertices: bool
+) -> dict[str, np.ndarray]:
     """Results as the arrays of ARRAYS."""
     people = [(i, person) for i, result in enumerate(found) for person in result.people]
     arrays = {
@@ -383,7 +395,9 @@ def _run_processes(folder: BatchFolder, factory, config: BatchConfig, workers: i
                 log(f"worker {worker} died (exit code {process.exitcode}); its unit is done again")
                 # workers that die again and again without finishing anything: out of memory, say
                 if deaths > config.max_deaths or idle_deaths > 3 * workers + 3:
-                    raise BatchUnfinished(f"{deaths} workers died, {len(folder.pending())} units are open; the same command goes on")
+                    raise BatchUnfinished(
+                        f"{deaths} workers died, {len(folder.pending())} units are open; the same command goes on"
+                    )
                 processes[worker] = start(worker)
     finally:
         for process in processes.values():

@@ -51,9 +51,12 @@ def run_ray(folder: BatchFolder, factory, config: BatchConfig, workers: int, log
         blocks = min(len(pending), max(MAX_BLOCKS, 20 * workers))
         data = ray.data.from_items([{"unit": u} for u in pending], override_num_blocks=blocks)
         data = data.map_batches(
-            _RayWorker, fn_constructor_args=(str(folder.root.resolve()), factory, config), batch_size=1, num_gpus=gpus,
+            _RayWorker,
+            fn_constructor_args=(str(folder.root.resolve()), factory, config),
+            batch_size=1,
+            num_gpus=gpus,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(pending))),
-        )  # fmt: skip
+        )
         for count, _row in enumerate(data.iter_rows(), len(first) + 1):
             speed = pictures_in(folder, folder.done() - first) / (time.monotonic() - began)
             log(f"{count} of {folder.manifest.units} units, {speed:.1f} pictures/s")

@@ -27,7 +27,9 @@ import numpy as np
 from ..data.image import EXTENSIONS
 from ..data.readers.hmr2_tar import expand_tars, tar_samples
 
-CAREFUL_AFTER = 1  # so many workers died on a unit: from now on it is done picture by picture, to find the one that kills
+CAREFUL_AFTER = (
+    1  # so many workers died on a unit: from now on it is done picture by picture, to find the one that kills
+)
 BEAT_S = 5.0
 
 
@@ -114,7 +116,9 @@ def _tar_pictures(tars: list[Path]) -> Iterator[Picture]:
             for extension, member in members.items():
                 if f".{extension}" in EXTENSIONS:
                     beside = (boxes.offset, boxes.size) if boxes else (-1, 0)
-                    yield Picture(f"{tar.as_posix()}:{key}.{extension}", str(tar.resolve()), member.offset, member.size, *beside)
+                    yield Picture(
+                        f"{tar.as_posix()}:{key}.{extension}", str(tar.resolve()), member.offset, member.size, *beside
+                    )
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,9 @@ class BatchFolder:
         """
         pending = self.pending()
         if pending:
-            raise BatchError(f"{self.root}: {len(pending)} of {self.manifest.units} units are not done (first: {pending[0]})")
+            raise BatchError(
+                f"{self.root}: {len(pending)} of {self.manifest.units} units are not done (first: {pending[0]})"
+            )
         seen: set[str] = set()
         counts = {"pictures": 0, "people": 0, "failed": 0}
         for unit in range(self.manifest.units):
@@ -223,7 +229,9 @@ class BatchFolder:
             counts["people"] += len(result["image_index"])
             counts["failed"] += int((result["image_error"] != "").sum())
         if counts["pictures"] != self.manifest.pictures:
-            raise BatchError(f"{self.root}: {counts['pictures']} pictures in the results, {self.manifest.pictures} planned")
+            raise BatchError(
+                f"{self.root}: {counts['pictures']} pictures in the results, {self.manifest.pictures} planned"
+            )
         return counts
 
     # ---- claims ----------------------------------------------------------------------------------------------------

@@ -89,12 +89,20 @@ class ComponentTable:
 
     @torch.inference_mode()
     def motion(
-        self, name: str, host: HMR2, made: Sequence[HostClip], motion: FastHMRMotion, overlap: int = 0, num_steps: int = 1
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        host: HMR2,
+        made: Sequence[HostClip],
+        motion: FastHMRMotion,
+        overlap: int = 0,
+        num_steps: int = 1,
+    ) -> None:
         """A row for the motion decoder on a host's tokens (zero noise, IK with the median shape)."""
         posed, start = [], time.process_time()
         for m in made:
-            pieces = motion.decode_stream(lambda a, b, t=m.tokens: t[a:b], len(m.tokens), overlap, noise="zeros", num_steps=num_steps)
+            pieces = motion.decode_stream(
+                lambda a, b, t=m.tokens: t[a:b], len(m.tokens), overlap, noise="zeros", num_steps=num_steps
+            )
             shape = m.betas.median(0).values
             rest = self.rest(shape[None])
             turned = torch.cat([motion_rotations(p, rest.expand(len(p.joints), -1, -1)) for _, p in pieces])
@@ -103,8 +111,14 @@ class ComponentTable:
         base = next(r for r in self.rows if r.get("blocks") == host.config.depth and r["tokens"] == _kept(host))
         ms = base["cpu_ms"] + 1000 * (time.process_time() - start) / frames
         joints = [self.joints(*p) for p in posed]
-        self._add(name, joints, gmacs=base["gmacs"] + motion_macs(motion, num_steps, overlap) / 1e9, blocks=base["blocks"],
-                  tokens=base["tokens"], cpu_ms=ms)  # fmt: skip
+        self._add(
+            name,
+            joints,
+            gmacs=base["gmacs"] + motion_macs(motion, num_steps, overlap) / 1e9,
+            blocks=base["blocks"],
+            tokens=base["tokens"],
+            cpu_ms=ms,
+        )
 
 
 def _kept(host: HMR2) -> int:
@@ -130,7 +144,12 @@ def markdown(rows: Sequence[dict]) -> str:
     head = ["", "blocks", "tokens", "MMACs / frame", "CPU ms / frame", "MPJPE mm", "PA-MPJPE mm", "accel mm/frame^2"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for r in rows:
-        cells = [r["name"], r.get("blocks", "-"), r.get("tokens", "-"), f"{1000 * r['gmacs']:.0f}" if "gmacs" in r else "-"]
+        cells = [
+            r["name"],
+            r.get("blocks", "-"),
+            r.get("tokens", "-"),
+            f"{1000 * r['gmacs']:.0f}" if "gmacs" in r else "-",
+        ]
         cells.append(f"{r['cpu_ms']:.2f}" if "cpu_ms" in r else "-")
         cells += [f"{r[k]:.1f}" for k in ("mpjpe_mm", "pa_mpjpe_mm", "accel_mm_per_frame2")]
         lines.append("| " + " | ".join(map(str, cells)) + " |")

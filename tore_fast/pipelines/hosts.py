@@ -26,7 +26,13 @@ from ..models.convert.others import recognise_other
 from ..models.humanfov import HumanFoV
 
 # joint a leaf hangs on -> direction (T-pose, y up, facing +z) in which its tip lies
-_LEAVES = ((15, (0.0, 1.0, 0.0)), (22, (1.0, 0.0, 0.0)), (23, (-1.0, 0.0, 0.0)), (10, (0.0, 0.0, 1.0)), (11, (0.0, 0.0, 1.0)))
+_LEAVES = (
+    (15, (0.0, 1.0, 0.0)),
+    (22, (1.0, 0.0, 0.0)),
+    (23, (-1.0, 0.0, 0.0)),
+    (10, (0.0, 0.0, 1.0)),
+    (11, (0.0, 0.0, 1.0)),
+)
 
 
 def load_host(source: str, fov_net: str | None = None) -> tuple[str, nn.Module]:
@@ -97,14 +103,16 @@ def picture_crops(
 
 
 def load_named_body(source: str) -> Body:
-    """"free", or the path of a SMPL model file."""
+    """ "free", or the path of a SMPL model file."""
     return load_body("free") if source == "free" else load_body("smpl", source)
 
 
 def body_joints(source: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
     """(rotations, betas) -> 24 joints [B, 24, 3] in metres."""
     body = load_named_body(source).to(device)
-    return lambda rotations, betas: body(rotations, betas[:, : body.num_betas], level=body.hierarchy.num_levels - 1).joints
+    return lambda rotations, betas: (
+        body(rotations, betas[:, : body.num_betas], level=body.hierarchy.num_levels - 1).joints
+    )
 
 
 def leaf_vertices(body: Body) -> list[int]:

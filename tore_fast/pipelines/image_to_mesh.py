@@ -138,7 +138,9 @@ class Pipeline:
                 boxes = [boxes]
         images = list(images)
         if boxes is not None and not isinstance(boxes, str) and len(boxes) != len(images):
-            raise ValueError(f"Pipeline.predict: boxes must have one entry per picture ({len(images)}), got {len(boxes)}")
+            raise ValueError(
+                f"Pipeline.predict: boxes must have one entry per picture ({len(images)}), got {len(boxes)}"
+            )
         return list(self.stream(images, boxes))
 
     def stream(self, images: Iterable[Any], boxes: Any = None) -> Iterator[ImageResult]:

@@ -195,7 +195,9 @@ def run_search(
             path.write_text("".join(whole))
             lines = [json.loads(line) for line in whole]
             if lines and lines[0].get("settings") != settings:
-                raise ValueError(f"{path}: belongs to a run with {lines[0].get('settings')}, this one has {settings}; choose another folder")
+                raise ValueError(
+                    f"{path}: belongs to a run with {lines[0].get('settings')}, this one has {settings}; choose another folder"
+                )
             base = lines[0]["base"] if lines else None
             known = [Evaluation(**line) for line in lines[1:]]
         log = path.open("a")

@@ -76,20 +76,30 @@ def overlay_frames(
     try:
         for index, frame in frames:
             shown = [(t, v) for t in opened if (v := t.at(index)) is not None]
-            yield index, draw_people(
-                frame, [v for _, v in shown], body.faces(0),
-                [PerspectiveCamera(t.focal, (0.0, 0.0, 0.0), tuple(t.centre)) for t, _ in shown],
-                colours=[PALETTE[t.number % len(PALETTE)] for t, _ in shown] or PALETTE,
-            )  # fmt: skip
+            yield (
+                index,
+                draw_people(
+                    frame,
+                    [v for _, v in shown],
+                    body.faces(0),
+                    [PerspectiveCamera(t.focal, (0.0, 0.0, 0.0), tuple(t.centre)) for t, _ in shown],
+                    colours=[PALETTE[t.number % len(PALETTE)] for t, _ in shown] or PALETTE,
+                ),
+            )
     finally:
         for t in opened:
             t.rows.close()
 
 
 def write_overlay(
-    source: VideoSource, tracks: Sequence[Path], body: Body, path: str | Path, limit: int | None = None,
-    on_frame: Callable[[int], None] | None = None, segment: int = SEGMENT,
-) -> Path:  # fmt: skip
+    source: VideoSource,
+    tracks: Sequence[Path],
+    body: Body,
+    path: str | Path,
+    limit: int | None = None,
+    on_frame: Callable[[int], None] | None = None,
+    segment: int = SEGMENT,
+) -> Path:
     """PATH (.mp4) of the whole video; it appears when finished.
 
     Frames go to a hidden folder beside it in pieces of `segment` frames, joined at the end without encoding again. A
@@ -109,7 +119,12 @@ def write_overlay(
         frames = itertools.takewhile(lambda item: item[0] < limit, frames)
     drawn = overlay_frames(frames, tracks, body)
     for first in drawn:
-        _write_piece(folder / f"{done:05d}.mp4", itertools.chain((first,), itertools.islice(drawn, segment - 1)), source.fps, on_frame)
+        _write_piece(
+            folder / f"{done:05d}.mp4",
+            itertools.chain((first,), itertools.islice(drawn, segment - 1)),
+            source.fps,
+            on_frame,
+        )
         done += 1
     if not done:
         raise ValueError(f"write_overlay: {source.path} gave no frame")
@@ -121,7 +136,9 @@ def write_overlay(
 def _whole_pieces(folder: Path, source: VideoSource, tracks: Sequence[Path], limit: int | None, segment: int) -> int:
     """How many pieces an earlier run of the same work left; anything else in the folder is removed."""
     files = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in tracks]
-    work = json.dumps({"video": str(source.path), "fps": source.fps, "limit": limit, "frames": segment, "tracks": files})
+    work = json.dumps(
+        {"video": str(source.path), "fps": source.fps, "limit": limit, "frames": segment, "tracks": files}
+    )
     note = folder / "work.json"
     if not note.exists() or note.read_text() != work:
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,18 +149,30 @@ def _whole_pieces(folder: Path, source: VideoSource, tracks: Sequence[Path], lim
     return len(list(folder.glob("[0-9]*.mp4")))
 
 
-def _write_piece(path: Path, frames: Iterable[tuple[int, np.ndarray]], fps: float, on_frame: Callable[[int], None] | None) -> None:
+def _write_piece(
+    path: Path, frames: Iterable[tuple[int, np.ndarray]], fps: float, on_frame: Callable[[int], None] | None
+) -> None:
     import imageio.v2 as imageio
 
     hidden = path.with_name(f".{path.name}")
     # B-frames shift a piece's first time stamp, which doubles a frame at every seam
-    writer = imageio.get_writer(hidden, format="ffmpeg", fps=fps, codec="libx264", quality=7, macro_block_size=1,
-                                ffmpeg_log_level="error", output_params=["-bf", "0"])  # fmt: skip
+    writer = imageio.get_writer(
+        hidden,
+        format="ffmpeg",
+        fps=fps,
+        codec="libx264",
+        quality=7,
+        macro_block_size=1,
+        ffmpeg_log_level="error",
+        output_params=["-bf", "0"],
+    )
     try:
         with writer:
             for index, frame in frames:
                 h, w = frame.shape[:2]
-                writer.append_data(np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge"))  # H.264 wants even sides
+                writer.append_data(
+                    np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
+                )  # H.264 wants even sides
                 if on_frame is not None:
                     on_frame(index)
     except BaseException:

@@ -57,14 +57,18 @@ def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overr
         loaded = load_pretrained(BUILT_IN, **overrides)
     elif Path(model).is_dir():
         if checkpoint is not None:
-            raise ValueError(f"--checkpoint {checkpoint}: {model} is a folder with weights of its own; give a registered model name")
+            raise ValueError(
+                f"--checkpoint {checkpoint}: {model} is a folder with weights of its own; give a registered model name"
+            )
         loaded = load_pretrained(model, **overrides)
     elif checkpoint is not None and Path(checkpoint).is_dir():
         loaded = load_pretrained(checkpoint, **{**_pruning_of(str(model), checkpoint), **overrides})
     elif checkpoint is None:
         raise ValueError(f"{model}: not a folder with trained weights; give --checkpoint with a registered model name")
     elif str(model) == "default":
-        raise ValueError(f"--checkpoint {checkpoint}: say with --model which registered model it belongs to (mixste_243 ...)")
+        raise ValueError(
+            f"--checkpoint {checkpoint}: say with --model which registered model it belongs to (mixste_243 ...)"
+        )
     else:
         loaded = _load_named(str(model), checkpoint, overrides)
     _check_host(loaded, model)
@@ -82,7 +86,11 @@ def _pruning_of(model: str, folder: str | Path) -> dict:
     with torch.device("meta"):
         named, held = create_model(model), create_model(stored["model"], **stored.get("config", {}))
     if type(named) is not type(held) or named.config.frames != held.config.frames:
-        what = f"{type(held).__name__.lower()} for {held.config.frames} frames" if type(held).__name__ in HOSTS else stored["model"]
+        what = (
+            f"{type(held).__name__.lower()} for {held.config.frames} frames"
+            if type(held).__name__ in HOSTS
+            else stored["model"]
+        )
         raise ValueError(f"{folder}: holds weights of {what}, --model is {model}")
     return {f.name: getattr(named.config, f.name) for f in dataclasses.fields(PruneConfig)}
 
@@ -102,7 +110,9 @@ def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn
     if host == "motionbert":
         found["frames"] = built.config.frames  # its embeddings are sliced
     elif found["frames"] != built.config.frames:
-        raise ValueError(f"{checkpoint}: holds weights for {found['frames']} frames, --model {model} has {built.config.frames}")
+        raise ValueError(
+            f"{checkpoint}: holds weights for {found['frames']} frames, --model {model} has {built.config.frames}"
+        )
     told = {f.name: getattr(built.config, f.name) for f in dataclasses.fields(PruneConfig)}
     return model_from_state(state, str(checkpoint), frames=found["frames"], heads=built.config.heads, **told)
 
@@ -190,7 +200,9 @@ def lift_clip(
     pose = np.concatenate(poses)
     if not centered:
         if pose.shape[1] != frames:
-            raise ValueError(f"lift_clip: the model recovers {pose.shape[1]} of {frames} frames; windows cannot be joined")
+            raise ValueError(
+                f"lift_clip: the model recovers {pose.shape[1]} of {frames} frames; windows cannot be joined"
+            )
         pose = blend_windows(pose, slots, length)
     return LiftedClip(pose - pose[:, :1], kept, len(slots))
 

@@ -87,5 +87,7 @@ def npz_arrays(result: ImageResult, faces: np.ndarray, joint_names: tuple[str, .
         "image_size": np.array(result.size, np.int32),
     }
     for key in ("camera", "camera_image", "translation", "vertices", "vertices_coarse", "joints_3d", "joints_2d"):
-        arrays[key] = np.stack([getattr(p, key) for p in people]).astype(np.float32) if people else np.zeros(0, np.float32)
+        arrays[key] = (
+            np.stack([getattr(p, key) for p in people]).astype(np.float32) if people else np.zeros(0, np.float32)
+        )
     return arrays

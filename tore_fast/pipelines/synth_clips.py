@@ -40,9 +40,13 @@ class ClipPictures(NamedTuple):
 
 
 def write_clips(
-    motions: Sequence[Motion], crops: ClipCrops, folder: str | Path, fps: float = 30.0,
-    frames: int | None = None, each: Callable[[Iterable], Iterable] = lambda x: x,
-) -> list[Path]:  # fmt: skip
+    motions: Sequence[Motion],
+    crops: ClipCrops,
+    folder: str | Path,
+    fps: float = 30.0,
+    frames: int | None = None,
+    each: Callable[[Iterable], Iterable] = lambda x: x,
+) -> list[Path]:
     """FOLDER/ID.npz per motion, at `fps`, at most `frames` frames from its middle; clips that are there stay."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,8 +79,13 @@ def render_clip(
     if view % 2:
         rotations = mirror_rotations(rotations)
     clip = crops.clip(rotations, index + VIEW_STRIDE * view)
-    return ClipPictures(clip["images"].cpu(), (clip["mask"] > 0).cpu(), clip["pose"].flatten(1).cpu().numpy(),
-                        clip["betas"][0].cpu().numpy(), fps)  # fmt: skip
+    return ClipPictures(
+        clip["images"].cpu(),
+        (clip["mask"] > 0).cpu(),
+        clip["pose"].flatten(1).cpu().numpy(),
+        clip["betas"][0].cpu().numpy(),
+        fps,
+    )
 
 
 def _labels(clip: ClipPictures) -> dict[str, np.ndarray | float]:
@@ -118,8 +127,13 @@ def run_host(host: HMR2, clip: ClipPictures, masks: str = "given", batch_size: i
     return HostClip(*fields)
 
 
-def write_tokens(host: HMR2, clips: Sequence[Path], folder: str | Path, masks: str = "given",
-                 each: Callable[[Iterable], Iterable] = lambda x: x) -> list[Path]:  # fmt: skip
+def write_tokens(
+    host: HMR2,
+    clips: Sequence[Path],
+    folder: str | Path,
+    masks: str = "given",
+    each: Callable[[Iterable], Iterable] = lambda x: x,
+) -> list[Path]:
     """FOLDER/ID.npz per clip: poses, betas, mocap_framerate and the host's `tokens`; files that are there stay."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,8 +147,16 @@ def write_tokens(host: HMR2, clips: Sequence[Path], folder: str | Path, masks: s
     return paths
 
 
-def write_view_tokens(host: HMR2, motions: Sequence[Motion], crops: ClipCrops, folder: str | Path, views: int,
-                      fps: float = 30.0, frames: int | None = None, each: Callable[[Iterable], Iterable] = lambda x: x) -> list[Path]:  # fmt: skip
+def write_view_tokens(
+    host: HMR2,
+    motions: Sequence[Motion],
+    crops: ClipCrops,
+    folder: str | Path,
+    views: int,
+    fps: float = 30.0,
+    frames: int | None = None,
+    each: Callable[[Iterable], Iterable] = lambda x: x,
+) -> list[Path]:
     """As write_tokens, of `views` renderings of every motion whose pictures are not kept: FOLDER/ID.npz is the clip of
     write_clips, FOLDER/ID.vNN.npz are others (`render_clip`). The key `motion` says which clips belong together."""
     folder = Path(folder)

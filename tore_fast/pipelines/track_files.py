@@ -37,9 +37,13 @@ NPZ_KEYS = {
     "frame_ids": "[F] frame of the video",
     "detected": "[F] bool; False where the box was missing and the result is interpolated",
     "bbox": "[F, 4] x0, y0, x1, y1 px",
-    "track_id": "number", "cam_K": "[3, 3] camera matrix, px", "mocap_framerate": "frames per second",
-    "gender": "neutral", "model": "smpl, or free for the shipped body", "image_size": "[2] W, H",
-}  # fmt: skip
+    "track_id": "number",
+    "cam_K": "[3, 3] camera matrix, px",
+    "mocap_framerate": "frames per second",
+    "gender": "neutral",
+    "model": "smpl, or free for the shipped body",
+    "image_size": "[2] W, H",
+}
 
 
 def track_writers(
@@ -78,7 +82,14 @@ def track_writers(
 
 
 def _npz_writer(
-    path: Path, body_name: str, options: PipelineOptions, count: int, shape: Tensor, fps: float, store: TrackStore, track: int
+    path: Path,
+    body_name: str,
+    options: PipelineOptions,
+    count: int,
+    shape: Tensor,
+    fps: float,
+    store: TrackStore,
+    track: int,
 ) -> Callable[[dict | None], None]:
     stream = NpzStream(path, count)
     w, h = store.facts["image_size"]
@@ -86,9 +97,13 @@ def _npz_writer(
     if options.principal_px is not None:
         k[:2, 2] = torch.tensor(options.principal_px)
     facts = {
-        "track_id": track, "cam_K": k.numpy(), "mocap_framerate": float(fps), "gender": "neutral",
-        "model": body_name, "image_size": np.array([w, h], np.int32),
-    }  # fmt: skip
+        "track_id": track,
+        "cam_K": k.numpy(),
+        "mocap_framerate": float(fps),
+        "gender": "neutral",
+        "model": body_name,
+        "image_size": np.array([w, h], np.int32),
+    }
     for key, value in facts.items():
         stream.put(key, value)
     if options.betas_mode == "median":
@@ -113,5 +128,3 @@ def _npz_writer(
             stream.append("rotmats", piece["rotations"])
 
     return write
-
-

@@ -92,9 +92,12 @@ class TrackStore:
         self._pending = {}
         self.next_frame, self.finished = next_frame, finished
         note = {
-            "settings": self.settings, "next_frame": next_frame, "finished": finished, "facts": self.facts,
+            "settings": self.settings,
+            "next_frame": next_frame,
+            "finished": finished,
+            "facts": self.facts,
             "counts": {str(k): v for k, v in self.counts.items()},
-        }  # fmt: skip
+        }
         part = self._progress.with_suffix(".part")
         part.write_text(json.dumps(note))
         os.replace(part, self._progress)
@@ -142,7 +145,11 @@ class NpzStream:
             for key, (file, dtype, shape, count) in self._parts.items():
                 if count != self.length:
                     raise ValueError(f"{self.path.name}: {key} has {count} rows, expected {self.length}")
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, *shape)}
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(dtype),
+                    "fortran_order": False,
+                    "shape": (count, *shape),
+                }
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as f, open(file, "rb") as source:
                     np.lib.format.write_array_header_1_0(f, header)
                     while block := source.read(1 << 20):

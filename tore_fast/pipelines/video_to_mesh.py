@@ -64,8 +64,14 @@ class PipelineOptions:
     precision: str = "float32"  # or bfloat16, float16 (autocast of the networks)
 
     def __post_init__(self) -> None:
-        words = {"masks": MASK_SOURCES, "box_rule": RULES, "noise": ("seeded", "zeros"), "ik_mode": ("adaptive", "naive"),
-                 "betas_mode": ("median", "per_frame"), "precision": tuple(AUTOCAST)}  # fmt: skip
+        words = {
+            "masks": MASK_SOURCES,
+            "box_rule": RULES,
+            "noise": ("seeded", "zeros"),
+            "ik_mode": ("adaptive", "naive"),
+            "betas_mode": ("median", "per_frame"),
+            "precision": tuple(AUTOCAST),
+        }
         for name, allowed in words.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"PipelineOptions: {name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -135,9 +141,13 @@ class HMRPipeline:
     """
 
     def __init__(
-        self, host: HMR2, body: Body, motion: FastHMRMotion | None = None, options: PipelineOptions | None = None,
+        self,
+        host: HMR2,
+        body: Body,
+        motion: FastHMRMotion | None = None,
+        options: PipelineOptions | None = None,
         device: str | torch.device = "cpu",
-    ):  # fmt: skip
+    ):
         self.device, self.name = torch.device(device), type(host).__name__
         self.options = options or PipelineOptions()
         self.host, self.body = host.to(self.device).eval(), body.to(self.device)
@@ -148,19 +158,29 @@ class HMRPipeline:
                 f"HMRPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
             )
         if motion is not None and motion.config.correct_host and not motion.host_motion.fits(host.smpl_head):
-            raise ValueError("HMRPipeline: the motion decoder corrects the poses of another host; give the one of its --correct")
+            raise ValueError(
+                "HMRPipeline: the motion decoder corrects the poses of another host; give the one of its --correct"
+            )
         if motion is not None and self.options.overlap >= motion.config.frames:
-            raise ValueError(f"HMRPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}")
+            raise ValueError(
+                f"HMRPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}"
+            )
         self.rest = RestSkeleton(self.body)
         self.timing = Timing()
         self._warned = self._has_masks = self._over_budget = False
 
     @classmethod
     def from_checkpoint(
-        cls, host: str, motion: str | None = None, body: str = "free", options: PipelineOptions | None = None,
-        device: str | torch.device = "cpu", keep_tokens: int | None = None, merge_per_block: int | None = None,
+        cls,
+        host: str,
+        motion: str | None = None,
+        body: str = "free",
+        options: PipelineOptions | None = None,
+        device: str | torch.device = "cpu",
+        keep_tokens: int | None = None,
+        merge_per_block: int | None = None,
         fov_net: str | None = None,
-    ) -> HMRPipeline:  # fmt: skip
+    ) -> HMRPipeline:
         """Pipeline from files, folded for inference.
 
         Args:
@@ -203,7 +223,9 @@ class HMRPipeline:
     def _square(self, box: Sequence[float]) -> Square:
         return square_of_box(box, self.options.box_rule, self.host.config.box_margin)
 
-    def _crops(self, frame: np.ndarray, squares: list[Square], masks: list[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
+    def _crops(
+        self, frame: np.ndarray, squares: list[Square], masks: list[np.ndarray | None]
+    ) -> tuple[Tensor, Tensor | None]:
         picture = as_tensor(frame, self.device)
         crops = person_crops(picture, squares, size=self.host.config.img_size[0])
         if self.host.backbone.merging is None or self.options.masks == "none":
@@ -271,20 +293,27 @@ class HMRPipeline:
             f = torch.full((len(own),), focal, device=self.device)
             principal = None
             if intrinsics is not None:
-                principal = torch.as_tensor(intrinsics[n][:2, 2], dtype=torch.float32, device=self.device).expand(len(own), 2)
+                principal = torch.as_tensor(intrinsics[n][:2, 2], dtype=torch.float32, device=self.device).expand(
+                    len(own), 2
+                )
             out = self._encode(crops, mask, sq, image, f)
             trans = camera.full_translation(out.cam, sq[:, :2], sq[:, 2], image, f, principal)
             with torch.inference_mode():
-                posed = self.body(out.rotations, out.betas[:, : self.body.num_betas], trans, 0 if vertices else self._coarse)
+                posed = self.body(
+                    out.rotations, out.betas[:, : self.body.num_betas], trans, 0 if vertices else self._coarse
+                )
             results.append(
                 [
                     PersonResult(
-                        np.array(own[i], np.float32), *(t[i].cpu().numpy() for t in (out.rotations, out.betas, trans, posed.joints)),
-                        posed.vertices[i].cpu().numpy() if vertices else None, focal, out.token[i].float().cpu().numpy(),
+                        np.array(own[i], np.float32),
+                        *(t[i].cpu().numpy() for t in (out.rotations, out.betas, trans, posed.joints)),
+                        posed.vertices[i].cpu().numpy() if vertices else None,
+                        focal,
+                        out.token[i].float().cpu().numpy(),
                     )
                     for i in range(len(own))
                 ]
-            )  # fmt: skip
+            )
         return results
 
     @property
@@ -294,9 +323,15 @@ class HMRPipeline:
     # ---- videos
 
     def encode_video(
-        self, source: VideoSource, work: str | Path, tracker: Tracker | None = None, masks: Masks | None = None,
-        limit: int | None = None, settings: dict | None = None, on_frame: Callable[[int], None] | None = None,
-    ) -> TrackStore:  # fmt: skip
+        self,
+        source: VideoSource,
+        work: str | Path,
+        tracker: Tracker | None = None,
+        masks: Masks | None = None,
+        limit: int | None = None,
+        settings: dict | None = None,
+        on_frame: Callable[[int], None] | None = None,
+    ) -> TrackStore:
         """Stage 1: every person of every frame through the host; rows in `work`, resumed if they are there.
 
         Args:
@@ -306,7 +341,12 @@ class HMRPipeline:
             limit: stop after this many frames.
         """
         self._has_masks = masks is not None
-        facts = {"video": source.path.name, "box_rule": self.options.box_rule, "masks": self.options.masks, **(settings or {})}
+        facts = {
+            "video": source.path.name,
+            "box_rule": self.options.box_rule,
+            "masks": self.options.masks,
+            **(settings or {}),
+        }
         store = TrackStore(work, self.host.config.decoder_dim, facts)
         if store.finished:
             return store
@@ -340,7 +380,9 @@ class HMRPipeline:
                     found = masks(index, frame, boxes) if masks is not None else {}
                     crops, mask = self._crops(frame, squares, [found.get(t) for t in tracks])
                     for i, t in enumerate(tracks):
-                        pending.append((index, t, tuple(boxes[t]), squares[i], (w, h), crops[i], None if mask is None else mask[i]))
+                        pending.append(
+                            (index, t, tuple(boxes[t]), squares[i], (w, h), crops[i], None if mask is None else mask[i])
+                        )
             last = index + 1
             timing.frames += 1
             if len(pending) >= self.options.batch_size or last - store.next_frame >= self.options.chunk_frames:
@@ -369,7 +411,12 @@ class HMRPipeline:
             rows["frame"], rows["box"] = [p[0] for p in part], [p[2] for p in part]
             rows["square"], rows["image"] = [p[3] for p in part], [p[4] for p in part]
             rows["focal"] = store.facts["focal"]
-            for key, value in (("cam", out.cam), ("betas", out.betas), ("rotations", out.rotations), ("token", out.token)):
+            for key, value in (
+                ("cam", out.cam),
+                ("betas", out.betas),
+                ("rotations", out.rotations),
+                ("token", out.token),
+            ):
                 rows[key] = value.float().cpu().numpy()
             for i, p in enumerate(part):
                 store.append(p[1], rows[i : i + 1])
@@ -402,7 +449,9 @@ class HMRPipeline:
             paths += files
         return paths
 
-    def _decode_span(self, rows, ids: Tensor, first: int, last: int, store: TrackStore, track: int, files, fps: float) -> None:
+    def _decode_span(
+        self, rows, ids: Tensor, first: int, last: int, store: TrackStore, track: int, files, fps: float
+    ) -> None:
         o, count, device = self.options, last - first + 1, self.device
         betas = torch.from_numpy(np.array(rows["betas"]))
         shape = betas.median(0).values.to(device)[None]
@@ -422,14 +471,23 @@ class HMRPipeline:
                     square, image = every("square", start, end), every("image", start, end)
                     focal = every("focal", start, end)
                     principal = None if o.principal_px is None else square.new_tensor([o.principal_px])
-                    trans = camera.full_translation(every("cam", start, end), square[:, :2], square[:, 2], image, focal, principal)
+                    trans = camera.full_translation(
+                        every("cam", start, end), square[:, :2], square[:, 2], image, focal, principal
+                    )
                     own = shape if o.betas_mode == "median" else every("betas", start, end)
-                    posed = self.body(rotations, own[:, : self.body.num_betas].expand(len(rotations), -1), trans, self._coarse)
+                    posed = self.body(
+                        rotations, own[:, : self.body.num_betas].expand(len(rotations), -1), trans, self._coarse
+                    )
                     frames = torch.arange(first + start, first + end)
                     fields = {
-                        "rotations": rotations, "trans": trans, "joints3d": posed.joints, "betas": own,
-                        "box": every("box", start, end), "frame_ids": frames, "detected": torch.isin(frames, ids),
-                    }  # fmt: skip
+                        "rotations": rotations,
+                        "trans": trans,
+                        "joints3d": posed.joints,
+                        "betas": own,
+                        "box": every("box", start, end),
+                        "frame_ids": frames,
+                        "detected": torch.isin(frames, ids),
+                    }
                     piece = {k: v.cpu().numpy() for k, v in fields.items()}
                     for writer in writers:
                         writer(piece)
@@ -453,7 +511,13 @@ class HMRPipeline:
                 yield a, matrices
             return
         pieces = self.motion.decode_stream(
-            lambda a, b: every("token", a, b), count, o.overlap, o.seed, o.noise, o.denoising_steps, max(1, o.batch_size // 4)
+            lambda a, b: every("token", a, b),
+            count,
+            o.overlap,
+            o.seed,
+            o.noise,
+            o.denoising_steps,
+            max(1, o.batch_size // 4),
         )
         while True:
             with self.timing.stage("decode", self.device):

@@ -52,7 +52,9 @@ def load_recipe(name: str | Path) -> Recipe:
     """
     path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
-        raise RecipeError(f"--recipe {name}: no such recipe; there is {', '.join(recipe_names())}, or give a .toml file")
+        raise RecipeError(
+            f"--recipe {name}: no such recipe; there is {', '.join(recipe_names())}, or give a .toml file"
+        )
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
@@ -60,7 +62,11 @@ def load_recipe(name: str | Path) -> Recipe:
     known = {f.name for f in dataclasses.fields(Recipe)} - {"name"}
     unknown, missing = sorted(set(data) - known), sorted({"job", "about", "source"} - set(data))
     if unknown or missing:
-        raise RecipeError(f"{path}: " + (f"unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}") + f"; expected {sorted(known)}")
+        raise RecipeError(
+            f"{path}: "
+            + (f"unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}")
+            + f"; expected {sorted(known)}"
+        )
     return Recipe(path.stem, **{"items_per_step": 0, "args": {}, **data})
 
 
@@ -88,7 +94,9 @@ def _filled(cls: type, default: Any, values: dict[str, Any], where: str) -> Any:
         elif dataclasses.is_dataclass(hints[name]):
             if not isinstance(values[name], dict):
                 raise RecipeError(f"{where}.{name}: expected a table, got {values[name]!r}")
-            made[name] = _filled(hints[name], None if start is dataclasses.MISSING else start, values[name], f"{where}.{name}")
+            made[name] = _filled(
+                hints[name], None if start is dataclasses.MISSING else start, values[name], f"{where}.{name}"
+            )
         else:
             made[name] = _converted(values[name], hints[name], f"{where}.{name}")
     return cls(**made)

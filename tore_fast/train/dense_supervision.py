@@ -33,9 +33,12 @@ class DenseSupervision(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, num_joints: int, num_parts: int,
+        self,
+        model: nn.Module,
+        num_joints: int,
+        num_parts: int,
         features: tuple[nn.Module, int, tuple[int, int]] | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.model, self.num_joints = model, num_joints
         source, width, self._grid = features or (model.conv_1x1, model.conv_1x1.out_channels, None)

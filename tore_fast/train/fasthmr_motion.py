@@ -59,8 +59,14 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
         if "poses" not in data.files or data["poses"].ndim != 2 or data["poses"].shape[1] < 66:
             raise ValueError(f"{path}: needs poses [F, >= 66], has {', '.join(data.files)}")
         poses = torch.from_numpy(np.asarray(data["poses"], np.float32))
-        betas = torch.from_numpy(np.asarray(data["betas"], np.float32).reshape(-1)[:10]) if "betas" in data.files else torch.zeros(10)
-        rates = [float(data[k]) for k in ("mocap_framerate", "mocap_frame_rate") if k in data.files]  # AMASS SMPL-H, SMPL-X
+        betas = (
+            torch.from_numpy(np.asarray(data["betas"], np.float32).reshape(-1)[:10])
+            if "betas" in data.files
+            else torch.zeros(10)
+        )
+        rates = [
+            float(data[k]) for k in ("mocap_framerate", "mocap_frame_rate") if k in data.files
+        ]  # AMASS SMPL-H, SMPL-X
         rate = rates[0] if rates else fps
         tokens = torch.from_numpy(np.asarray(data["tokens"], np.float32)) if "tokens" in data.files else None
         name = str(data["motion"]) if "motion" in data.files else str(path)
@@ -89,12 +95,16 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
     path = Path(path)
     kinds = ("*.npz", "*.bvh", "*.amc")
     if not path.is_dir() or not any(next(path.rglob(k), None) for k in kinds):
-        raise FileNotFoundError(f"{path}: expected a folder with AMASS-like .npz, .bvh or .amc files, or clips.npz + index.json")
+        raise FileNotFoundError(
+            f"{path}: expected a folder with AMASS-like .npz, .bvh or .amc files, or clips.npz + index.json"
+        )
     npz = [] if (path / "index.json").is_file() else sorted(path.rglob("*.npz"))
     if npz:
         motions = [p for p in npz if _has_poses(p)]
         if len(motions) < len(npz):
-            warnings.warn(f"{path}: {len(npz) - len(motions)} of {len(npz)} .npz files hold no `poses` (AMASS's shape files) and are skipped")
+            warnings.warn(
+                f"{path}: {len(npz) - len(motions)} of {len(npz)} .npz files hold no `poses` (AMASS's shape files) and are skipped"
+            )
         clips = [read_motion(p, fps, up) for p in motions]
     else:
         clips = []
@@ -169,7 +179,9 @@ class _MotionTask:
         part = slice(start, start + length)
         tokens = None if clip.tokens is None else clip.tokens[part]
         mirrored = mirror and rng.random() < 0.5
-        features = resample(self.clip_features(number, mirrored)[part], self.frames)  # linear, as the decoder's results are
+        features = resample(
+            self.clip_features(number, mirrored)[part], self.frames
+        )  # linear, as the decoder's results are
         tokens = None if tokens is None else resample(tokens, self.frames)
         if time and rng.random() < 0.5:
             features, tokens = features.flip(0), None if tokens is None else tokens.flip(0)
@@ -212,9 +224,16 @@ class MotionVAETask(_MotionTask):
     """
 
     def __init__(
-        self, vae: MotionVAE, clips, held_out, rest, frames: int = 243, seed: int = 0, kl_weight: float = 1e-4,
+        self,
+        vae: MotionVAE,
+        clips,
+        held_out,
+        rest,
+        frames: int = 243,
+        seed: int = 0,
+        kl_weight: float = 1e-4,
         velocity_weight: float = 0.0,
-    ):  # fmt: skip
+    ):
         super().__init__(clips, held_out, rest, frames, seed)
         self.model, self.kl_weight, self.velocity_weight = vae, kl_weight, velocity_weight
         self.mean, self.std = feature_statistics(torch.cat([self.clip_features(i) for i in range(len(clips))]))
@@ -257,7 +276,16 @@ class MotionDenoiserTask(_MotionTask):
         loss: options of FastHMRMotion.stage2_losses.
     """
 
-    def __init__(self, motion: FastHMRMotion, vae: MotionVAE, clips, held_out, rest, seed: int = 0, loss: Stage2Config | None = None):
+    def __init__(
+        self,
+        motion: FastHMRMotion,
+        vae: MotionVAE,
+        clips,
+        held_out,
+        rest,
+        seed: int = 0,
+        loss: Stage2Config | None = None,
+    ):
         super().__init__(clips, held_out, rest, motion.config.frames, seed)
         if any(c.tokens is None for c in (*clips, *held_out)):
             raise ValueError("MotionDenoiserTask: every clip needs `tokens` [F, C], the host's per-frame features")
@@ -268,14 +296,24 @@ class MotionDenoiserTask(_MotionTask):
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         windows = self._windows(index, batch_size, mirror=False, time=True)
         noise_seed = torch.tensor((self.seed * 1_000_003 + index) % 2**31)
-        return {"features": torch.stack([f for f, _ in windows]), "tokens": torch.stack([t for _, t in windows]), "seed": noise_seed}
+        return {
+            "features": torch.stack([f for f, _ in windows]),
+            "tokens": torch.stack([t for _, t in windows]),
+            "seed": noise_seed,
+        }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         plain = getattr(model, "module", model)
         device = batch["features"].device
         generator = torch.Generator(device=device).manual_seed(int(batch["seed"]))
-        losses = plain.stage2_losses(self.vae.to(device), batch["features"], batch["tokens"], generator, self.options.last_step,
-                                     self.options.joints)  # fmt: skip
+        losses = plain.stage2_losses(
+            self.vae.to(device),
+            batch["features"],
+            batch["tokens"],
+            generator,
+            self.options.last_step,
+            self.options.joints,
+        )
         logs = {"velocity": losses.velocity.detach(), "noise": losses.noise.detach()}
         return losses.total, {**logs, "decoded": losses.decoded.detach()} if self.options.joints else logs
 

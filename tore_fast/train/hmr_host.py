@@ -64,9 +64,14 @@ class HostTask:
     best_metric = "mpjpe_mm"
 
     def __init__(
-        self, model: HMR2, body: Body, config: HostConfig, train_poses: PoseBank | None = None,
-        test_poses: PoseBank | None = None, device: str = "cpu",
-    ):  # fmt: skip
+        self,
+        model: HMR2,
+        body: Body,
+        config: HostConfig,
+        train_poses: PoseBank | None = None,
+        test_poses: PoseBank | None = None,
+        device: str = "cpu",
+    ):
         self.config, self.body, self.device = config, body.to(device), device
         vit = model.backbone
         self.width = vit.cfg.img_size[1]
@@ -79,7 +84,9 @@ class HostTask:
         if config.adversarial:
             self.model["critic"] = PoseDiscriminator(body.num_joints - 1, body.num_betas)
         self.model.forward = lambda images: inner(images)  # what DDP and the loop call
-        make = dict(difficulty=config.difficulty, device=device, bank_share=config.bank_share, margin=model.config.box_margin)
+        make = dict(
+            difficulty=config.difficulty, device=device, bank_share=config.bank_share, margin=model.config.box_margin
+        )
         size = vit.cfg.img_size[0]
         self.crops = PersonCrops(body, size, config.data_seed, pose_bank=train_poses, **make)
         self.held_out = PersonCrops(body, size, config.data_seed, split="test", pose_bank=test_poses, **make)
@@ -156,7 +163,8 @@ class HostTask:
         got, want = (torch.cat(r) for r in zip(*rows))
         mean = want.mean(0, keepdim=True).expand_as(want)
         return {
-            "mpjpe_mm": 1000 * float(mpjpe(got, want).mean()), "pa_mpjpe_mm": 1000 * float(p_mpjpe(got, want).mean()),
+            "mpjpe_mm": 1000 * float(mpjpe(got, want).mean()),
+            "pa_mpjpe_mm": 1000 * float(p_mpjpe(got, want).mean()),
             "mean_mpjpe_mm": 1000 * float(mpjpe(mean, want).mean()),
             "mean_pa_mpjpe_mm": 1000 * float(p_mpjpe(mean, want).mean()),
-        }  # fmt: skip
+        }

@@ -191,9 +191,15 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
 
     def checkpoint() -> None:
         if accelerator.is_main_process:
-            state = {"model": plain.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "best": best,
-                     "ema": ema.state_dict() if ema else {}, "config": asdict(config),
-                     "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {}}  # fmt: skip
+            state = {
+                "model": plain.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+                "best": best,
+                "ema": ema.state_dict() if ema else {},
+                "config": asdict(config),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+            }
             save_atomically(state, last)
 
     def evaluate() -> dict[str, float]:
@@ -214,9 +220,15 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
         return metrics
 
     stream = _Stream(task, config, step, config.steps, accelerator.process_index, accelerator.num_processes)
-    loader = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=config.workers,
-                                              prefetch_factor=4 if config.workers else None,
-                                              pin_memory=accelerator.device.type == "cuda" and config.workers > 0))
+    loader = iter(
+        torch.utils.data.DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=config.workers,
+            prefetch_factor=4 if config.workers else None,
+            pin_memory=accelerator.device.type == "cuda" and config.workers > 0,
+        )
+    )
     batches = Prefetch(loader, accelerator.device)
     model.train()
     metrics: dict[str, float] = {}

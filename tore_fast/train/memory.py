@@ -29,7 +29,9 @@ def checkpoint_activations(model: nn.Module) -> int:
 def _stacked(module: nn.Module):
     for child in module.children():
         # timm's feature extractors are dictionaries of stages
-        stack = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or (isinstance(child, nn.Sequential) and len(child) > 1)
+        stack = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or (
+            isinstance(child, nn.Sequential) and len(child) > 1
+        )
         if stack:
             yield from (c for c in child.children() if any(True for _ in c.parameters()))
         else:
@@ -39,7 +41,9 @@ def _stacked(module: nn.Module):
 def _recomputed(module: nn.Module, forward, *args, **kwargs):
     if not (torch.is_grad_enabled() and module.training):
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module)), **kwargs)
+    return checkpoint(
+        forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module)), **kwargs
+    )
 
 
 @contextmanager
@@ -118,11 +122,18 @@ def memory_report(task: Task, config: TrainConfig, device: torch.device) -> str:
     saved.close()
     model.load_state_dict(state)
     model.zero_grad(set_to_none=True)
-    rows = [("parameters", parameters), ("buffers", buffers), ("gradients", trained), ("optimiser (2 moments)", 2 * trained),
-            ("averaged weights", parameters + buffers if config.ema else 0),
-            ("batch", sum(v.numel() * v.element_size() for v in batch.values()))]  # fmt: skip
+    rows = [
+        ("parameters", parameters),
+        ("buffers", buffers),
+        ("gradients", trained),
+        ("optimiser (2 moments)", 2 * trained),
+        ("averaged weights", parameters + buffers if config.ema else 0),
+        ("batch", sum(v.numel() * v.element_size() for v in batch.values())),
+    ]
     rows += [(f"kept by {name}", size) for name, size in sorted(kept.items(), key=lambda kv: -kv[1])]
-    rows.append((f"sum, {config.batch_size} items in {config.precision if dtype else 'fp32'}", sum(size for _, size in rows)))
+    rows.append(
+        (f"sum, {config.batch_size} items in {config.precision if dtype else 'fp32'}", sum(size for _, size in rows))
+    )
     if device.type == "cuda":
         rows.append(("measured peak of forward + backward", torch.cuda.max_memory_allocated(device)))
     width = max(len(name) for name, _ in rows)

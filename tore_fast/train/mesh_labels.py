@@ -26,9 +26,12 @@ from .stream import Mixture
 
 # model class -> loss of its project; "_hand" is added for hands
 LOSS_OF_MODEL = {
-    "FastMETRO": "fastmetro", "FastMETRO_TORE": "tore_fastmetro", "METRO": "metro", "METRO_TORE": "tore_metro",
+    "FastMETRO": "fastmetro",
+    "FastMETRO_TORE": "tore_fastmetro",
+    "METRO": "metro",
+    "METRO_TORE": "tore_metro",
     "MeshGraphormer": "graphormer",
-}  # fmt: skip
+}
 MAX_BAD_IN_A_ROW = 20
 
 
@@ -67,8 +70,15 @@ class LabelledCrops:
         hand: the items must be hands (else bodies).
     """
 
-    def __init__(self, readers: list[Reader], weights: list[float] | None, augmentation: AugmentConfig, image_size: int,
-                 seed: int = 0, hand: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        readers: list[Reader],
+        weights: list[float] | None,
+        augmentation: AugmentConfig,
+        image_size: int,
+        seed: int = 0,
+        hand: bool = False,
+    ):
         self.readers, self.augmentation, self.image_size = readers, augmentation, image_size
         self.seed, self.hand = seed, hand
         self.mixture = Mixture([len(r) for r in readers], weights, seed)
@@ -94,8 +104,12 @@ class LabelledCrops:
             except (ImageError, DataError) as e:
                 warnings.warn(f"training item left out: {e}", stacklevel=2)
                 continue
-            raise DataError(f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for {'hands' if self.hand else 'bodies'}")
-        raise DataError(f"{reader.format} data: {MAX_BAD_IN_A_ROW} items in a row cannot be read (the last: item {item + attempt})")
+            raise DataError(
+                f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for {'hands' if self.hand else 'bodies'}"
+            )
+        raise DataError(
+            f"{reader.format} data: {MAX_BAD_IN_A_ROW} items in a row cannot be read (the last: item {item + attempt})"
+        )
 
 
 class LabelledMeshes:
@@ -126,7 +140,9 @@ class LabelledMeshes:
         counts, own = body.hierarchy.counts, tuple(reversed(model.mesh.counts))
         if counts != own:
             raise ValueError(f"train mesh: the model has {own} vertices per level, the body {body.name} {counts}")
-        self.crops = LabelledCrops(readers, weights, self.config.augmentation(self.hand), model.config.image_size, seed, self.hand)
+        self.crops = LabelledCrops(
+            readers, weights, self.config.augmentation(self.hand), model.config.image_size, seed, self.hand
+        )
         self.items_per_epoch, self.steps_per_epoch = len(self.crops), 1.0
         self.loss_of = make_mesh_loss(self.loss_name(), body, model)
         takes_mask = "query_mask" in inspect.signature(model.forward).parameters
@@ -159,7 +175,13 @@ class LabelledMeshes:
         levels = range(self.body.hierarchy.num_levels - 1, -1, -1)
         meshes = tuple(self.body.coarse(vertices, level) if level else vertices for level in levels)
         return MeshTargets(
-            joints_3d[..., :3], joints_3d[..., 3], joints_2d[..., :2], joints_2d[..., 2], meshes, batch["has_3d"], batch["has_smpl"]
+            joints_3d[..., :3],
+            joints_3d[..., 3],
+            joints_2d[..., :2],
+            joints_2d[..., 2],
+            meshes,
+            batch["has_3d"],
+            batch["has_smpl"],
         )
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -190,7 +212,9 @@ class LabelledMeshes:
         truth = pose_matrices(batch["pose"], self.body.num_joints)
         terms = {
             "smpl": losses.smpl_parameter_loss(rotmat, betas, truth, batch["betas"], has),
-            "smpl_joints": losses.joints_3d_loss(joints, target.joints_3d, target.joints_3d_confidence, target.has_joints_3d),
+            "smpl_joints": losses.joints_3d_loss(
+                joints, target.joints_3d, target.joints_3d_confidence, target.has_joints_3d
+            ),
             "smpl_projection": losses.joints_2d_loss(
                 project(joints - pelvis, out.camera.float().detach()), target.joints_2d, target.joints_2d_visibility
             ),

@@ -59,7 +59,14 @@ METRO = MeshLossConfig(kind="mse", levels=(0.33, 0.33, 0.33), centred=False, sur
 METRO_HAND = replace(METRO, joints=1.0, vertices=1.0, projection=1.0, levels=(0.5, 0.5), origin=(0,))
 TORE_FASTMETRO = replace(METRO, kind="l1", itp=1e-3)
 TORE_FASTMETRO_SURFACE = replace(
-    TORE_FASTMETRO, surface=1.0, edge=1000.0, edge_prior=0.0, normal=100.0, surface_level=2, per_face=True, edge_eps=1e-6
+    TORE_FASTMETRO,
+    surface=1.0,
+    edge=1000.0,
+    edge_prior=0.0,
+    normal=100.0,
+    surface_level=2,
+    per_face=True,
+    edge_eps=1e-6,
 )
 TORE_METRO = replace(
     METRO, surface=1.0, edge=1.0, edge_prior=0.0, normal=0.1, surface_level=2, per_face=True, edge_eps=1e-6
@@ -68,11 +75,18 @@ TORE_METRO = replace(
 TORE_FASTMETRO_HAND = replace(TORE_FASTMETRO, levels=(0.5, 0.5), origin=(0,))
 TORE_METRO_HAND = replace(TORE_METRO, levels=(0.5, 0.5), origin=(0,), surface_level=1)
 PRESETS = {
-    "fastmetro": FASTMETRO, "fastmetro_hand": FASTMETRO_HAND, "metro": METRO, "metro_hand": METRO_HAND,
-    "graphormer": METRO, "graphormer_hand": METRO_HAND, "tore_fastmetro": TORE_FASTMETRO,
-    "tore_fastmetro_surface": TORE_FASTMETRO_SURFACE, "tore_metro": TORE_METRO,
-    "tore_fastmetro_hand": TORE_FASTMETRO_HAND, "tore_metro_hand": TORE_METRO_HAND,
-}  # fmt: skip
+    "fastmetro": FASTMETRO,
+    "fastmetro_hand": FASTMETRO_HAND,
+    "metro": METRO,
+    "metro_hand": METRO_HAND,
+    "graphormer": METRO,
+    "graphormer_hand": METRO_HAND,
+    "tore_fastmetro": TORE_FASTMETRO,
+    "tore_fastmetro_surface": TORE_FASTMETRO_SURFACE,
+    "tore_metro": TORE_METRO,
+    "tore_fastmetro_hand": TORE_FASTMETRO_HAND,
+    "tore_metro_hand": TORE_METRO_HAND,
+}
 
 
 class MeshLoss(nn.Module):
@@ -123,13 +137,18 @@ class MeshLoss(nn.Module):
             for j in (token_joints, mesh_joints)
         )
         vertices = sum(
-            w * losses.vertices_loss(p - shift, t, target.has_mesh) for w, p, t in zip(c.levels, levels, target.vertices)
+            w * losses.vertices_loss(p - shift, t, target.has_mesh)
+            for w, p, t in zip(c.levels, levels, target.vertices)
         )
         projection = sum(
             losses.joints_2d_loss(project(j, camera), target.joints_2d, target.joints_2d_visibility, c.kind)
             for j in (token_joints, mesh_joints - shift)
         )
-        parts = {"joints": c.joints * joints, "vertices": c.vertices * vertices, "projection": c.projection * projection}
+        parts = {
+            "joints": c.joints * joints,
+            "vertices": c.vertices * vertices,
+            "projection": c.projection * projection,
+        }
         if c.surface:
             parts["surface"] = c.surface * self._surface(levels[c.surface_level], target)
         if c.itp and out.heatmap is not None:

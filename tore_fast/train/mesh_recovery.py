@@ -58,7 +58,9 @@ class MeshRecovery:
     ):
         self.body, self.config, self.total_steps, self.device = body, config, total_steps, device
         self.dense = config.heatmap_weight > 0 or config.part_weight > 0
-        self.generator = generator_class(body)(body, config.image_size, config.data_seed, device=render_device or device)
+        self.generator = generator_class(body)(
+            body, config.image_size, config.data_seed, device=render_device or device
+        )
         self.regressor, _ = joint_regressor(body, device)
         parts = len(self.generator.part_names)
         self.model = DenseSupervision(model, len(self.regressor) - 1, parts) if self.dense else model
@@ -116,7 +118,8 @@ class MeshRecovery:
         model = model.model if self.dense else model
         metrics = {}
         for name in held_out(self.body):
-            values = evaluate_held_out(model, self.body, name, image_size=self.config.image_size,
-                                       images=self.config.eval_images)
+            values = evaluate_held_out(
+                model, self.body, name, image_size=self.config.image_size, images=self.config.eval_images
+            )
             metrics |= {f"{name}_{k}": v for k, v in values.items() if k in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")}
         return metrics

@@ -18,9 +18,25 @@ LEFT_BONES = ((0, 4), (4, 5), (5, 6), (8, 11), (11, 12), (12, 13))
 RIGHT_BONES = ((0, 1), (1, 2), (2, 3), (8, 14), (14, 15), (15, 16))
 # pairs of BONES that meet in a joint
 ANGLES = (
-    (0, 3), (0, 6), (3, 6), (0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 10), (7, 13), (8, 13), (10, 13), (7, 8), (8, 9),
-    (10, 11), (11, 12), (13, 14), (14, 15),
-)  # fmt: skip
+    (0, 3),
+    (0, 6),
+    (3, 6),
+    (0, 1),
+    (1, 2),
+    (3, 4),
+    (4, 5),
+    (6, 7),
+    (7, 10),
+    (7, 13),
+    (8, 13),
+    (10, 13),
+    (7, 8),
+    (8, 9),
+    (10, 11),
+    (11, 12),
+    (13, 14),
+    (14, 15),
+)
 
 
 def weights_like(x: Tensor) -> Tensor:
@@ -111,6 +127,7 @@ def angle_velocity_error(pred: Tensor, target: Tensor) -> Tensor:
 
 def symmetry_error(pred: Tensor) -> Tensor:
     """0.01 * sum over limb pairs of the mean difference of left and right bone length."""
+
     def lengths(bones):
         return (pred[..., [i for i, _ in bones], :] - pred[..., [j for _, j in bones], :]).norm(dim=-1)
 

@@ -51,7 +51,9 @@ class Mixture:
 
     def _weigh(self, weights: np.ndarray) -> None:
         if len(weights) != len(self.sizes) or not (weights > 0).all() or not np.isfinite(weights).all():
-            raise ValueError(f"Mixture: {len(self.sizes)} data sets need as many positive weights, got {weights.tolist()}")
+            raise ValueError(
+                f"Mixture: {len(self.sizes)} data sets need as many positive weights, got {weights.tolist()}"
+            )
         exact = weights / weights.sum() * BLOCK
         counts = np.maximum(np.floor(exact).astype(int), 1)
         for i in np.argsort(counts - exact, kind="stable")[: max(0, BLOCK - counts.sum())]:

@@ -37,8 +37,9 @@ class Classification:
 
     best_metric = "top1_error"
 
-    def __init__(self, model: nn.Module, training, held_out, mixup: Callable | None = None, seed: int = 0,
-                 eval_batch: int = 64):  # fmt: skip
+    def __init__(
+        self, model: nn.Module, training, held_out, mixup: Callable | None = None, seed: int = 0, eval_batch: int = 64
+    ):
         self.model, self.training, self.held_out = model, training, held_out
         self.mixup, self.seed, self.eval_batch = mixup, seed, eval_batch
         self.items_per_epoch = len(training)
@@ -91,8 +92,17 @@ def joints_mse(heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 class Keypoints:
     """Heat-map regression on top-down crops; evaluated with the flip test and a metric of the data set."""
 
-    def __init__(self, model: nn.Module, training: TopDownDataset, held_out: TopDownDataset, metric: KeypointMetric,
-                 flip_test: bool = True, refine: str = "quarter", seed: int = 0, eval_batch: int = 32):  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        training: TopDownDataset,
+        held_out: TopDownDataset,
+        metric: KeypointMetric,
+        flip_test: bool = True,
+        refine: str = "quarter",
+        seed: int = 0,
+        eval_batch: int = 32,
+    ):
         self.model, self.training, self.held_out, self.metric = model, training, held_out, metric
         self.flip_test, self.refine, self.seed, self.eval_batch = flip_test, refine, seed, eval_batch
         self.best_metric = metric.best
@@ -125,7 +135,9 @@ HMR_WEIGHTS = {"joints2d": 5.0, "joints3d": 5.0, "pose": 1.0, "shape": 0.001, "c
 JOINT_SETS = {"h36m17": (tuple(range(17)), (0,)), "j14": (H36M17_TO_J14, (2, 3))}
 
 
-def hmr_losses(out: BodyParameters, batch: dict[str, Tensor], body: Body, joint_set: str = "h36m17") -> dict[str, Tensor]:
+def hmr_losses(
+    out: BodyParameters, batch: dict[str, Tensor], body: Body, joint_set: str = "h36m17"
+) -> dict[str, Tensor]:
     """Unweighted losses of SPIN's regressor training; what a batch does not carry is left out.
 
     Args:
@@ -168,9 +180,16 @@ class BodyRecovery:
 
     best_metric = "pa_mpjpe_mm"
 
-    def __init__(self, model: nn.Module, body: Body, source: Callable[[int, int, int], dict[str, Tensor]],
-                 held_out: Sequence[dict[str, Tensor]] | Callable[[nn.Module], dict[str, float]],
-                 weights: dict[str, float] | None = None, joint_set: str = "h36m17", items_per_epoch: int | None = None):  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        body: Body,
+        source: Callable[[int, int, int], dict[str, Tensor]],
+        held_out: Sequence[dict[str, Tensor]] | Callable[[nn.Module], dict[str, float]],
+        weights: dict[str, float] | None = None,
+        joint_set: str = "h36m17",
+        items_per_epoch: int | None = None,
+    ):
         self.model, self.body, self.source, self.held_out = model, body, source, held_out
         self.weights, self.joint_set, self.items_per_epoch = HMR_WEIGHTS | (weights or {}), joint_set, items_per_epoch
 
@@ -198,7 +217,10 @@ class BodyRecovery:
             joints, truth = joints - joints[:, :1], truth - truth[:, :1]
             error.append((joints - truth).norm(dim=2).mean(1))
             aligned.append((similarity_align(joints, truth) - truth).norm(dim=2).mean(1))
-        return {"mpjpe_mm": 1000 * float(torch.cat(error).mean()), "pa_mpjpe_mm": 1000 * float(torch.cat(aligned).mean())}
+        return {
+            "mpjpe_mm": 1000 * float(torch.cat(error).mean()),
+            "pa_mpjpe_mm": 1000 * float(torch.cat(aligned).mean()),
+        }
 
 
 def labelled_body_batch(sample: dict[str, Tensor], num_joints: int = 24) -> dict[str, Tensor]:
@@ -215,8 +237,15 @@ def labelled_body_batch(sample: dict[str, Tensor], num_joints: int = 24) -> dict
     }
 
 
-def labelled_body_recovery(model: nn.Module, body: Body, crops: LabelledCrops,
-                           validate: Callable[[nn.Module], dict[str, float]] | None = None) -> BodyRecovery:  # fmt: skip
+def labelled_body_recovery(
+    model: nn.Module, body: Body, crops: LabelledCrops, validate: Callable[[nn.Module], dict[str, float]] | None = None
+) -> BodyRecovery:
     """`BodyRecovery` on labelled data sets; `validate`: model -> metrics, where a set is held out."""
-    return BodyRecovery(model, body, lambda index, size, step: labelled_body_batch(crops.batch(index, size)),
-                        validate or (lambda model: {}), joint_set="j14", items_per_epoch=len(crops))  # fmt: skip
+    return BodyRecovery(
+        model,
+        body,
+        lambda index, size, step: labelled_body_batch(crops.batch(index, size)),
+        validate or (lambda model: {}),
+        joint_set="j14",
+        items_per_epoch=len(crops),
+    )

@@ -32,11 +32,20 @@ class SynthKeypoints:
 
     best_metric = "error_px"
 
-    def __init__(self, model: nn.Module, body: Body, image_size: int = 128, difficulty: float = 0.5, sigma: float = 2.0,
-                 seed: int = 1, eval_images: int = 256):  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        body: Body,
+        image_size: int = 128,
+        difficulty: float = 0.5,
+        sigma: float = 2.0,
+        seed: int = 1,
+        eval_images: int = 256,
+    ):
         self.model, self.image_size, self.sigma, self.eval_images = model, image_size, sigma, eval_images
         self.training, self.held_out = (
-            SynthGenerator(body, image_size, seed=seed, difficulty=difficulty, split=split) for split in ("train", "test")
+            SynthGenerator(body, image_size, seed=seed, difficulty=difficulty, split=split)
+            for split in ("train", "test")
         )
 
     def points(self, made: dict[str, Tensor]) -> Tensor:  # [B, 14, 2] pixel indices
@@ -92,10 +101,16 @@ def synth_body_batch(made: dict[str, Tensor], body: Body) -> dict[str, Tensor]:
     }
 
 
-def synth_body_recovery(model: nn.Module, body: Body, image_size: int = 112, difficulty: float = 0.5, seed: int = 1,
-                        eval_images: int = 256) -> BodyRecovery:  # fmt: skip
+def synth_body_recovery(
+    model: nn.Module, body: Body, image_size: int = 112, difficulty: float = 0.5, seed: int = 1, eval_images: int = 256
+) -> BodyRecovery:
     """`BodyRecovery` on rendered people; the task's body follows the model to its device, the one that is rendered stays."""
     training = SynthGenerator(body, image_size, seed=seed, difficulty=difficulty)
     held_out = SynthGenerator(body, image_size, seed=seed, difficulty=difficulty, split="test")
     batches = [synth_body_batch(held_out.batch(i, 32), body) for i in range(-(-eval_images // 32))]
-    return BodyRecovery(model, copy.deepcopy(body), lambda index, size, step: synth_body_batch(training.batch(index, size), body), batches)
+    return BodyRecovery(
+        model,
+        copy.deepcopy(body),
+        lambda index, size, step: synth_body_batch(training.batch(index, size), body),
+        batches,
+    )

@@ -66,7 +66,9 @@ def lifting_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Callable) -> dict
     target = y - y[:, :, :1]
     if lifted.pose.shape[1] != target.shape[1]:
         if lifted.index is None or lifted.index.shape[1] != lifted.pose.shape[1]:
-            raise ValueError(f"the model recovers {lifted.pose.shape[1]} of {y.shape[1]} frames (recover_frames); which, nobody says")
+            raise ValueError(
+                f"the model recovers {lifted.pose.shape[1]} of {y.shape[1]} frames (recover_frames); which, nobody says"
+            )
         target = gather_frames(target, lifted.index)
     return loss(lifted.pose, target)
 
@@ -140,7 +142,9 @@ class PoseLifting:
         if shared:
             raise ValueError(f"PoseLifting: subjects {sorted(shared)} are in both training and validation")
         if not train or not validation:
-            raise ValueError(f"PoseLifting: needs training and validation data, got {len(train)} and {len(validation)} clips")
+            raise ValueError(
+                f"PoseLifting: needs training and validation data, got {len(train)} and {len(validation)} clips"
+            )
         self.model, self.config, self.seed = model, config, seed
         self.frames, self.channels = model.config.frames, model.in_channels
         if model.config.recover_frames not in (None, self.frames):
@@ -194,7 +198,9 @@ class PoseLifting:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         c = self.config
-        meter = evaluate_clips(unwrapped(model), self.validation, flip=c.flip, stride=c.eval_stride, limit=c.eval_windows)
+        meter = evaluate_clips(
+            unwrapped(model), self.validation, flip=c.flip, stride=c.eval_stride, limit=c.eval_windows
+        )
         return meter.result()
 
 

@@ -34,7 +34,13 @@ class BvhWriter:
     """
 
     def __init__(
-        self, path: str | Path, rest_joints: np.ndarray, parents: Sequence[int], names: Sequence[str], num_frames: int, fps: float
+        self,
+        path: str | Path,
+        rest_joints: np.ndarray,
+        parents: Sequence[int],
+        names: Sequence[str],
+        num_frames: int,
+        fps: float,
     ):
         self.parents = tuple(int(p) for p in parents)
         if rest_joints.shape != (len(self.parents), 3) or len(names) != len(self.parents):

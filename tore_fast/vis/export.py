@@ -47,7 +47,9 @@ def save_mesh(
     for points in people:
         points = np.asarray(points)
         if points.ndim != 2 or points.shape[1] != 3 or len(points) <= faces.max(initial=-1):
-            raise ValueError(f"save_mesh: vertices must be [V, 3] with V > {faces.max(initial=-1)}, got {list(points.shape)}")
+            raise ValueError(
+                f"save_mesh: vertices must be [V, 3] with V > {faces.max(initial=-1)}, got {list(points.shape)}"
+            )
         if not np.isfinite(points).all():
             raise ValueError("save_mesh: vertices have non-finite entries")
         mesh = trimesh.Trimesh(y_up(points), faces, process=False)

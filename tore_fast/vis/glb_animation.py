@@ -48,9 +48,17 @@ class GlbAnimation:
     """
 
     def __init__(
-        self, path: str | Path, vertices: np.ndarray, faces: np.ndarray, weights: np.ndarray, joints: np.ndarray,
-        parents: Sequence[int], names: Sequence[str], num_frames: int, fps: float,
-    ):  # fmt: skip
+        self,
+        path: str | Path,
+        vertices: np.ndarray,
+        faces: np.ndarray,
+        weights: np.ndarray,
+        joints: np.ndarray,
+        parents: Sequence[int],
+        names: Sequence[str],
+        num_frames: int,
+        fps: float,
+    ):
         self.path, self.num_frames, self.fps, self.written = Path(path), num_frames, fps, 0
         self.vertices, self.faces = np.asarray(vertices, np.float32), np.asarray(faces, np.uint32)
         self.weights, self.joints = np.asarray(weights, np.float32), np.asarray(joints, np.float32)
@@ -99,7 +107,14 @@ class GlbAnimation:
         blocks += [(self._quats[j], _FLOAT, "VEC4", None) for j in range(len(self.parents))]
         views, accessors, offset = [], [], 0
         for array, kind, shape, target in blocks:
-            views.append({"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, **({"target": target} if target else {})})
+            views.append(
+                {
+                    "buffer": 0,
+                    "byteOffset": offset,
+                    "byteLength": array.nbytes,
+                    **({"target": target} if target else {}),
+                }
+            )
             entry = {"bufferView": len(views) - 1, "componentType": kind, "type": shape}
             entry["count"] = array.size if shape == "SCALAR" else len(array)
             if len(accessors) in (0, 6):  # the format wants bounds of positions and of animation times
@@ -145,4 +160,3 @@ class GlbAnimation:
             "accessors": accessors,
             "buffers": [{"byteLength": size}],
         }
-

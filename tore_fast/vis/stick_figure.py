@@ -15,7 +15,9 @@ from PIL import Image, ImageDraw
 from ..data.chunking import H36M_PARENTS, LEFT, RIGHT
 
 _COLOURS = {"left": "#1f77b4", "right": "#d62728", "middle": "#444444"}
-BONES = [(p, j, "left" if j in LEFT else "right" if j in RIGHT else "middle") for j, p in enumerate(H36M_PARENTS) if p >= 0]
+BONES = [
+    (p, j, "left" if j in LEFT else "right" if j in RIGHT else "middle") for j, p in enumerate(H36M_PARENTS) if p >= 0
+]
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>%(title)s</title>
 <style>body{font:14px sans-serif;margin:1em}canvas{border:1px solid #ccc;cursor:grab;touch-action:none}</style>
@@ -72,7 +74,9 @@ def write_mp4(path: str | Path, poses: np.ndarray, fps: float, size: int = 480) 
         import imageio.v2 as imageio
         import imageio_ffmpeg  # noqa: F401  imageio finds its encoder through it
     except ImportError as e:
-        raise ValueError(f"{path}: mp4 needs imageio and imageio-ffmpeg (pip install tore_fast[video]); gif and html need nothing") from e
+        raise ValueError(
+            f"{path}: mp4 needs imageio and imageio-ffmpeg (pip install tore_fast[video]); gif and html need nothing"
+        ) from e
     path = Path(path)
     with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=16, ffmpeg_log_level="error") as film:
         for picture in _pictures(poses, size):

@@ -22,10 +22,26 @@ from .threedpw import ThreeDPWReader
 from .tsv import TsvReader
 
 __all__ = [
-    "FORMATS", "JOINT_SETS", "AmassReader", "Camera", "DataError", "FolderReader", "FreiHandReader", "Hmr2NpzReader",
-    "Hmr2TarReader", "MissingData", "Motion", "Reader", "Record", "ThreeDPWReader", "TsvReader", "evaluation_crop",
-    "open_dataset", "to_j24", "training_sample",
-]  # fmt: skip
+    "FORMATS",
+    "JOINT_SETS",
+    "AmassReader",
+    "Camera",
+    "DataError",
+    "FolderReader",
+    "FreiHandReader",
+    "Hmr2NpzReader",
+    "Hmr2TarReader",
+    "MissingData",
+    "Motion",
+    "Reader",
+    "Record",
+    "ThreeDPWReader",
+    "TsvReader",
+    "evaluation_crop",
+    "open_dataset",
+    "to_j24",
+    "training_sample",
+]
 
 FORMATS: dict[str, type[Reader]] = {
     r.format: r
@@ -93,5 +109,10 @@ def guess_format(path: str | Path) -> str:
 def _source_by_name(path: Path) -> str:
     """Whose the data is that a missing path is called after."""
     name = path.name.lower().replace("-", "").replace("_", "")
-    sources = {"3dpw": threedpw.SOURCE, "amass": amass.SOURCE, "freihand": freihand.SOURCE, **dict.fromkeys(_TSV_SETS, tsv.SOURCE)}
+    sources = {
+        "3dpw": threedpw.SOURCE,
+        "amass": amass.SOURCE,
+        "freihand": freihand.SOURCE,
+        **dict.fromkeys(_TSV_SETS, tsv.SOURCE),
+    }
     return next((f". {source}" for word, source in sources.items() if word in name), "")

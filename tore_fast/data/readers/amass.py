@@ -126,7 +126,10 @@ class AmassReader(Reader):
             gender=m.gender,
             sequence=m.name,
             frame=frame,
-            extra={"frames_per_s": m.frames_per_s, **({} if m.hand_pose is None else {"hand_pose": m.hand_pose[frame]})},
+            extra={
+                "frames_per_s": m.frames_per_s,
+                **({} if m.hand_pose is None else {"hand_pose": m.hand_pose[frame]}),
+            },
         )
 
 

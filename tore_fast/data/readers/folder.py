@@ -70,10 +70,14 @@ class FolderReader(Reader):
             pose=pose,
             betas=None if betas is None else float_array(betas[:10], (10,), f"{what}: betas"),
             has_smpl=pose is not None and betas is not None,
-            vertices=None if row.get("vertices") is None else float_array(row["vertices"], (None, 3), f"{what}: vertices"),
+            vertices=None
+            if row.get("vertices") is None
+            else float_array(row["vertices"], (None, 3), f"{what}: vertices"),
             translation=_numbers(row, "translation", what),
             gender=gender_name(row.get("gender", "")),
-            camera=None if camera is None else Camera(float_array(camera, (3, 3), f"{what}: camera").astype(np.float64)),
+            camera=None
+            if camera is None
+            else Camera(float_array(camera, (3, 3), f"{what}: camera").astype(np.float64)),
             sequence=self.place(index)[0],
             frame=self.place(index)[1],
             **points,
@@ -131,7 +135,12 @@ def _coco_rows(path: Path, data: dict) -> list[dict]:
             row["keypoints_2d"] = points
         if "smpl_param" in label:
             smpl = label["smpl_param"]
-            row |= {"pose": smpl["pose"], "betas": smpl["shape"], "gender": smpl.get("gender", ""), "translation": smpl.get("trans")}
+            row |= {
+                "pose": smpl["pose"],
+                "betas": smpl["shape"],
+                "gender": smpl.get("gender", ""),
+                "translation": smpl.get("trans"),
+            }
         if "cam_param" in image:
             (fx, fy), (cx, cy) = image["cam_param"]["focal"], image["cam_param"]["princpt"]
             row["camera"] = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
@@ -174,7 +183,9 @@ def _points(row: dict, key: str, columns: int, what: str) -> tuple[np.ndarray | 
     points = float_array(value, (None, columns), f"{what}: {key}")
     name = str(row.get(f"{key}_set") or set_of(len(points)))
     if name not in JOINT_SETS or len(JOINT_SETS[name]) != len(points):
-        raise DataError(f"{what}: {key} has {len(points)} joints; name their order in {key}_set ({', '.join(JOINT_SETS)})")
+        raise DataError(
+            f"{what}: {key} has {len(points)} joints; name their order in {key}_set ({', '.join(JOINT_SETS)})"
+        )
     return points, name
 
 

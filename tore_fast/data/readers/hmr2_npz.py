@@ -83,17 +83,37 @@ class Hmr2NpzReader(Reader):
             spin = data.get({"2d": "part", "3d": "S"}[dims])  # SPIN: J24 joints under these names
             return None if spin is None else spin[index]
         sizes = (25, 19)
-        rows = [np.zeros((k, columns), np.float32) if p is None else np.array(p[index], np.float32) for p, k in zip(parts, sizes)]
+        rows = [
+            np.zeros((k, columns), np.float32) if p is None else np.array(p[index], np.float32)
+            for p, k in zip(parts, sizes)
+        ]
         if dims == "3d":
             rows[0][1:15, 3] = 0.0  # 4D-Humans trusts only the extra joints of limbs and neck in 3D
         return np.concatenate(rows)
 
 
 _ROWS = {
-    "body_pose": ("body_pose", "pose"), "betas": ("betas", "shape"), "hand_pose": ("hand_pose",), "right": ("right",),
+    "body_pose": ("body_pose", "pose"),
+    "betas": ("betas", "shape"),
+    "hand_pose": ("hand_pose",),
+    "right": ("right",),
     "gender": ("gender",),
-}  # fmt: skip
+}
 _KEYS = {
-    "center", "scale", "body_pose", "pose", "betas", "shape", "hand_pose", "has_body_pose", "has_betas", "has_hand_pose", "has_smpl", "gender",
-    "right", "part", "S", *(f"{p}_keypoints_{d}" for p in ("body", "extra", "hand") for d in ("2d", "3d")),
-}  # fmt: skip
+    "center",
+    "scale",
+    "body_pose",
+    "pose",
+    "betas",
+    "shape",
+    "hand_pose",
+    "has_body_pose",
+    "has_betas",
+    "has_hand_pose",
+    "has_smpl",
+    "gender",
+    "right",
+    "part",
+    "S",
+    *(f"{p}_keypoints_{d}" for p in ("body", "extra", "hand") for d in ("2d", "3d")),
+}

@@ -180,7 +180,11 @@ def person_record(name: str, opener, data: dict, what: str) -> Record:
         betas=None if betas is None else float_array(np.ravel(betas)[:10], (10,), f"{what}: betas"),
         has_smpl=has_pose and has_betas,
         gender=gender_name(data.get("gender", "")),
-        extra={"has_pose": has_pose, "has_betas": has_betas, **({"right": _true(data["right"])} if "right" in data else {})},
+        extra={
+            "has_pose": has_pose,
+            "has_betas": has_betas,
+            **({"right": _true(data["right"])} if "right" in data else {}),
+        },
     )
 
 

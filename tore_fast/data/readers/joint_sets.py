@@ -25,8 +25,10 @@ COCO17 = (
     "L_Ankle R_Ankle"
 ).split()
 # Hips mean different places: detectors (COCO, OpenPose) put them at the hip bones' outside, J24's are LSP's
-_DETECTED = {name: tuple(f"{n}*" if n in ("L_Hip", "R_Hip", "Neck") else n for n in table)
-             for name, table in (("openpose25", OPENPOSE25), ("openpose18", OPENPOSE18), ("coco17", COCO17))}
+_DETECTED = {
+    name: tuple(f"{n}*" if n in ("L_Hip", "R_Hip", "Neck") else n for n in table)
+    for name, table in (("openpose25", OPENPOSE25), ("openpose18", OPENPOSE18), ("coco17", COCO17))
+}
 
 JOINT_SETS: dict[str, tuple[str, ...]] = {
     "j24": J24,
@@ -35,14 +37,19 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
     "h36m17": tuple(f"h36m {n}" for n in H36M17),
     "hand21": HAND21,
     # 4D-Humans: OpenPose's 25, then the first 19 of J24
-    "body44": (*(n if n in ("Nose", "R_Eye", "L_Eye", "R_Ear", "L_Ear") else f"openpose {n}" for n in OPENPOSE25), *J24[:19]),
+    "body44": (
+        *(n if n in ("Nose", "R_Eye", "L_Eye", "R_Ear", "L_Ear") else f"openpose {n}" for n in OPENPOSE25),
+        *J24[:19],
+    ),
     **_DETECTED,
 }
 
 
 def set_of(count: int) -> str:
     """Name of the set that has `count` joints where only the number is known ("" if none)."""
-    return {24: "j24", 14: "j14", 21: "hand21", 44: "body44", 17: "coco17", 25: "openpose25", 18: "openpose18"}.get(count, "")
+    return {24: "j24", 14: "j14", 21: "hand21", 44: "body44", 17: "coco17", 25: "openpose25", 18: "openpose18"}.get(
+        count, ""
+    )
 
 
 def to_j24(keypoints: np.ndarray, source: str) -> np.ndarray:  # [K, D] -> [24, D]

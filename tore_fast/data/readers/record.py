@@ -64,7 +64,9 @@ class Record:
     @property
     def is_hand(self) -> bool:
         """The labels speak of a hand (21 points or MANO pose)."""
-        return "hand21" in (self.keypoints_2d_set, self.keypoints_3d_set) or (self.pose is not None and len(self.pose) == 48)
+        return "hand21" in (self.keypoints_2d_set, self.keypoints_3d_set) or (
+            self.pose is not None and len(self.pose) == 48
+        )
 
     @property
     def has_2d(self) -> bool:

@@ -55,7 +55,9 @@ def training_sample(
     hand = record.is_hand
     config = config or (AugmentConfig.hand() if hand else AugmentConfig())
     if hand and config.flip:
-        raise ValueError("training_sample: hands are never mirrored (the models are for right hands); use AugmentConfig.hand()")
+        raise ValueError(
+            "training_sample: hands are never mirrored (the models are for right hands); use AugmentConfig.hand()"
+        )
     change = draw_augmentation(rng, config)
     count = 21 if hand else 24
     points_2d, points_3d = np.zeros((count, 3), np.float32), np.zeros((count, 4), np.float32)

@@ -15,7 +15,9 @@ from ...body.safe_pickle import read_pickle
 from ..person_crop import BOX_MARGIN
 from .record import Camera, DataError, Reader, Record, float_array, gender_name, plain_data, require, stored_image
 
-SOURCE = "3DPW is licensed for research: register at the 3DPW page of the Virtual Humans group (MPI Informatics / Tübingen)"
+SOURCE = (
+    "3DPW is licensed for research: register at the 3DPW page of the Virtual Humans group (MPI Informatics / Tübingen)"
+)
 SPLITS = ("train", "validation", "test")
 BOXES = ("detected", "projected")
 _KEYS = ("sequence", "poses", "trans", "betas", "jointPositions", "cam_poses", "cam_intrinsics", "campose_valid")

@@ -128,7 +128,9 @@ class TsvReader(Reader):
             return np.stack([np.zeros(rows, np.int64), np.arange(rows)], 1)
         path = require(_find(name, self.root), "the line list of the set", SOURCE)
         try:
-            lines = np.array([[int(v) for v in line.split()] for line in path.read_text().splitlines() if line.strip()], np.int64)
+            lines = np.array(
+                [[int(v) for v in line.split()] for line in path.read_text().splitlines() if line.strip()], np.int64
+            )
         except ValueError:
             raise DataError(f"{path}: expected whole numbers, one row of the set per line") from None
         if lines.ndim != 2 or lines.shape[1] != (2 if composite else 1):
@@ -234,5 +236,9 @@ def _names(value, root: Path) -> list[str]:
         return [str(v) for v in value]
     path = _find(str(value), root)
     if path.suffix == ".txt":
-        return [line.strip() for line in require(path, "a list of TSV files", SOURCE).read_text().splitlines() if line.strip()]
+        return [
+            line.strip()
+            for line in require(path, "a list of TSV files", SOURCE).read_text().splitlines()
+            if line.strip()
+        ]
     return [str(value)]

@@ -18,10 +18,19 @@ from ..image import find_images, read_image
 from .draw import Draw
 
 PHOTOGRAPHS = {
-    "train": ("chelsea.png", "rocket.jpg", "brick.png", "grass.png", "coins.png", "text.png", "hubble_deep_field.jpg",
-              "ihc.png", "cell.png"),
+    "train": (
+        "chelsea.png",
+        "rocket.jpg",
+        "brick.png",
+        "grass.png",
+        "coins.png",
+        "text.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "cell.png",
+    ),
     "test": ("coffee.png", "gravel.png", "clock_motion.png", "retina.jpg"),
-}  # fmt: skip
+}
 _SIDE = 384  # every pool picture is cut to squares of this side
 
 
@@ -86,7 +95,9 @@ def noise(draw: Draw, size: int, rows: Tensor, generator: torch.Generator) -> Te
     mean = draw.uniform(1, 1, 1, low=0.1, high=0.9) + tint * (draw.uniform(3, 1, 1) - 0.5)
     contrast = draw.uniform(1, 1, 1, low=0.02, high=0.3)
     ramp = draw.normal(2, std=0.25)
-    roughness, coloured, mean, contrast, ramp = (t[rows].to(device) for t in (roughness, coloured, mean, contrast, ramp))
+    roughness, coloured, mean, contrast, ramp = (
+        t[rows].to(device) for t in (roughness, coloured, mean, contrast, ramp)
+    )
     b = len(rows)
     k, amplitude = 4, 1.0
     x = torch.zeros(b, 3, k, k, device=device)

@@ -100,8 +100,11 @@ class ClipCrops(PersonCrops):
             draw = _SameDraw(len(piece), *key)
             draw.frames = Draw(len(piece), *key, "tracker", a)
             pixels = stream_seed("pixels", *key, a)
-            parts.append(self._render(draw, piece.to(self.device), betas.to(self.device).expand(len(piece), -1),
-                                      self.difficulty, pixels))  # fmt: skip
+            parts.append(
+                self._render(
+                    draw, piece.to(self.device), betas.to(self.device).expand(len(piece), -1), self.difficulty, pixels
+                )
+            )
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0] if k != "vertices"}
 
     def _jitter(self, draw: Draw) -> tuple[Tensor, Tensor]:

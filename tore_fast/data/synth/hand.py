@@ -94,8 +94,15 @@ class HandSurface(Surface):
         owner = np.array([_part_of(name) for name in body.joint_names])[body.weights.cpu().numpy().argmax(1)]
         parts = np.concatenate([owner, np.full(len(along), _FOREARM)])
         all_faces = np.concatenate([faces, *new_faces])
-        super().__init__(all_faces, all_faces, torch.from_numpy(parts), PARTS, torch.from_numpy(attributes),
-                         body.topology.regressors["hand21"], shadow_bias=0.006)  # fmt: skip
+        super().__init__(
+            all_faces,
+            all_faces,
+            torch.from_numpy(parts),
+            PARTS,
+            torch.from_numpy(attributes),
+            body.topology.regressors["hand21"],
+            shadow_bias=0.006,
+        )
         self.face_part[len(faces) :] = _FOREARM  # the first strip has two of its corners on the wrist
         back = self.normals(self.rest[None, :, :3])[0, :count]
         for i, tip in enumerate(tips):  # nails: the back of each last finger bone's end
@@ -116,7 +123,9 @@ class HandSurface(Surface):
         for reach, wide, share in _RINGS:
             turned = turn("z", bend * share) @ turn("y", side * share)  # [B, 3, 3]
             place = place + (reach - before) * turned[:, None, :, 0]
-            rings.append((loop - centre) * (1 + (wide * width - 1) * (share if reach > 0.03 else 0.0)) @ turned.mT + place)
+            rings.append(
+                (loop - centre) * (1 + (wide * width - 1) * (share if reach > 0.03 else 0.0)) @ turned.mT + place
+            )
             before = reach
         return torch.cat((vertices, torch.cat(rings, 1) @ root.mT), 1)
 
@@ -176,7 +185,9 @@ def _thumb(draw: Draw, curl: Tensor, d: float) -> Tensor:  # [B, 3, 3, 3]
     towards = torch.tensor([-0.35, -0.2, -1.0])  # where the tip goes when the thumb bends: across the palm
     axis = torch.nn.functional.normalize(torch.linalg.cross(bone, towards), dim=0)
     out = [turn("x", oppose) @ turn("y", inward) @ _about(axis, (12 * curl + 6 * noise[:, 2]).clamp(-12, 30))]
-    out += [_about(axis, (a * curl + 9 * noise[:, 3 + i]).clamp(-12, b)) for i, (a, b) in enumerate(((42, 62), (58, 82)))]
+    out += [
+        _about(axis, (a * curl + 9 * noise[:, 3 + i]).clamp(-12, b)) for i, (a, b) in enumerate(((42, 62), (58, 82)))
+    ]
     return torch.stack(out, 1)
 
 
@@ -218,7 +229,19 @@ class Coat:
         band = draw.uniform(3) * 0.6
         mottle = draw.uniform(1, low=0.01, high=0.05)
         frequency = draw.uniform(3, low=90, high=320)
-        columns = (skin, palm, nail, sleeve, stripe, band, frequency, mottle, sleeve_at[:, None], wave[:, None], band_at[:, None])
+        columns = (
+            skin,
+            palm,
+            nail,
+            sleeve,
+            stripe,
+            band,
+            frequency,
+            mottle,
+            sleeve_at[:, None],
+            wave[:, None],
+            band_at[:, None],
+        )
         self.table = torch.cat(columns, 1).clamp(min=-20).to(device)
         assert self.table.shape == (b, 25)
 

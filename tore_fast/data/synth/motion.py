@@ -38,7 +38,11 @@ def load_pose_bank(paths: Sequence[str | Path], stride: int = 6) -> PoseBank:
         files = [path] if path.suffix == ".npz" else sorted(path.rglob("*.npz")) if folder and not archive else []
         found = [_parameters(f, stride, required=not folder) for f in files]
         poses += [p for p in found if p is not None]
-        if archive or path.suffix in (".bvh", ".amc") or (folder and any(p.suffix in (".bvh", ".amc") for p in path.rglob("*"))):
+        if (
+            archive
+            or path.suffix in (".bvh", ".amc")
+            or (folder and any(p.suffix in (".bvh", ".amc") for p in path.rglob("*")))
+        ):
             poses += _from_motions(path, stride)
         elif not folder and not files or folder and not any(p is not None for p in found):
             raise FileNotFoundError(f"{path}: expected AMASS-like .npz, .bvh or .amc files, or a folder with them")
@@ -67,7 +71,9 @@ def _parameters(path: Path, stride: int, required: bool) -> Tensor | None:  # [T
         if key is None and not required:
             return None
         if key is None:
-            raise ValueError(f"{path}: expected an array 'poses' (AMASS) or 'pose', got {', '.join(file.files) or 'nothing'}")
+            raise ValueError(
+                f"{path}: expected an array 'poses' (AMASS) or 'pose', got {', '.join(file.files) or 'nothing'}"
+            )
         angles = np.asarray(file[key], dtype=np.float32)
     if angles.ndim == 3 and angles.shape[2] == 3:
         angles = angles.reshape(len(angles), -1)
@@ -107,7 +113,9 @@ def pose_from_joints(
     return out
 
 
-def _limb(parent: Tensor, first: Tensor, second: Tensor, hinge: Tensor, rest: Tensor, axis: str) -> tuple[Tensor, Tensor]:
+def _limb(
+    parent: Tensor, first: Tensor, second: Tensor, hinge: Tensor, rest: Tensor, axis: str
+) -> tuple[Tensor, Tensor]:
     """Rotations of a limb's two joints, from bone directions in the world."""
     to_parent = parent.mT
     first, second, hinge = ((to_parent @ v[..., None])[..., 0] for v in (first, second, hinge))

@@ -114,7 +114,9 @@ def _mix(draw: Draw, count: int, weights: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _arms(draw: Draw, d: float) -> Tensor:  # [B, 2, 5]
-    mean, std, easy, full = (torch.tensor([row[i] for row in _ARM_KEYS.values()], dtype=torch.float32) for i in range(4))
+    mean, std, easy, full = (
+        torch.tensor([row[i] for row in _ARM_KEYS.values()], dtype=torch.float32) for i in range(4)
+    )
     first, second, share = _mix(draw, 2, easy * (1 - d) + full * d)
     share = share[..., None]
     arms = mean[first] * (1 - share) + mean[second] * share

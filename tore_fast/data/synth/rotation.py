@@ -26,10 +26,16 @@ def random_rotation(normal: Tensor) -> Tensor:  # [..., 4] standard normal -> [.
 def quaternion_to_matrix(q: Tensor) -> Tensor:  # [..., 4] w, x, y, z of length one -> [..., 3, 3]
     w, x, y, z = q.unbind(-1)
     rows = (
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    )  # fmt: skip
+        1 - 2 * (y * y + z * z),
+        2 * (x * y - w * z),
+        2 * (x * z + w * y),
+        2 * (x * y + w * z),
+        1 - 2 * (x * x + z * z),
+        2 * (y * z - w * x),
+        2 * (x * z - w * y),
+        2 * (y * z + w * x),
+        1 - 2 * (x * x + y * y),
+    )
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
@@ -41,10 +47,15 @@ def matrix_to_axis_angle(m: Tensor) -> Tensor:  # [..., 3, 3] -> [..., 3] radian
     squares = torch.stack((one + x + y + z, one + x - y - z, one - x + y - z, one - x - y + z), -1)  # 4 q_i^2
     a, b, c = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
     p, q, r = m[..., 1, 0] + m[..., 0, 1], m[..., 0, 2] + m[..., 2, 0], m[..., 2, 1] + m[..., 1, 2]
-    rows = torch.stack((  # 4 q_i q_j
-        torch.stack((squares[..., 0], a, b, c), -1), torch.stack((a, squares[..., 1], p, q), -1),
-        torch.stack((b, p, squares[..., 2], r), -1), torch.stack((c, q, r, squares[..., 3]), -1),
-    ), -2)  # fmt: skip
+    rows = torch.stack(
+        (  # 4 q_i q_j
+            torch.stack((squares[..., 0], a, b, c), -1),
+            torch.stack((a, squares[..., 1], p, q), -1),
+            torch.stack((b, p, squares[..., 2], r), -1),
+            torch.stack((c, q, r, squares[..., 3]), -1),
+        ),
+        -2,
+    )
     best = squares.argmax(-1)[..., None, None].expand(*squares.shape[:-1], 1, 4)
     quat = rows.gather(-2, best)[..., 0, :]
     quat = quat / quat.norm(dim=-1, keepdim=True)

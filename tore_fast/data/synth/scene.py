@@ -42,14 +42,22 @@ class Scene:
     """
 
     def __init__(
-        self, body: Body, people: int = 2, motions: Sequence[Tensor] | None = None, size: tuple[int, int] = (480, 360),
-        focal_px: float = 500.0, seed: int = 0, level: int = 1,
-    ):  # fmt: skip
+        self,
+        body: Body,
+        people: int = 2,
+        motions: Sequence[Tensor] | None = None,
+        size: tuple[int, int] = (480, 360),
+        focal_px: float = 500.0,
+        seed: int = 0,
+        level: int = 1,
+    ):
         self.body, self.size, self.focal_px, self.level = body, size, focal_px, level
         draw = Draw(1, seed, "scene")
-        self.motions = list(motions) if motions is not None else [
-            sample_pose(Draw(8, seed, "person", k), 0.2) for k in range(people)
-        ]  # fmt: skip
+        self.motions = (
+            list(motions)
+            if motions is not None
+            else [sample_pose(Draw(8, seed, "person", k), 0.2) for k in range(people)]
+        )
         self._blend = motions is None
         self.betas = [draw.normal(body.num_betas).clamp(-2, 2) for _ in self.motions]
         self.phase = [float(draw.uniform()[0]) for _ in self.motions]
@@ -127,8 +135,9 @@ def write_scene(scene: Scene, folder: str | Path, frames: int, fps: float | None
     if fps is not None:
         import imageio.v2 as imageio
 
-        writer = imageio.get_writer(folder / "clip.mp4", format="ffmpeg", fps=fps, codec="libx264", macro_block_size=1,
-                                    ffmpeg_log_level="error")  # fmt: skip
+        writer = imageio.get_writer(
+            folder / "clip.mp4", format="ffmpeg", fps=fps, codec="libx264", macro_block_size=1, ffmpeg_log_level="error"
+        )
     for index, made in scene.frames(0, frames):
         if writer is not None:
             writer.append_data(made.picture)

@@ -57,12 +57,25 @@ class SynthSettings:
 
     def generator(self) -> SynthGenerator:
         bank = load_pose_bank([self.poses]) if self.poses else None
-        return SynthGenerator(load_body("free"), self.size, self.seed, self.difficulty, self.split, "cpu",
-                              backgrounds=self.backgrounds, pose_bank=bank, bank_share=self.bank_share)  # fmt: skip
+        return SynthGenerator(
+            load_body("free"),
+            self.size,
+            self.seed,
+            self.difficulty,
+            self.split,
+            "cpu",
+            backgrounds=self.backgrounds,
+            pose_bank=bank,
+            bank_share=self.bank_share,
+        )
 
 
 def write_shards(
-    folder: str | Path, count: int, settings: SynthSettings, workers: int = 1, progress: Callable[[int], None] = lambda n: None
+    folder: str | Path,
+    count: int,
+    settings: SynthSettings,
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda n: None,
 ) -> int:
     """Writes what is missing of a data set of `count` images; returns how many images it made.
 
@@ -188,7 +201,9 @@ def _check_manifest(folder: Path, settings: SynthSettings) -> None:
         have = json.loads(path.read_text())
         if have != want:
             other = ", ".join(f"{k} {have.get(k)!r}" for k in want if have.get(k) != want[k])
-            raise ValueError(f"synth: {folder} was made with other settings ({other}); give them again or another folder")
+            raise ValueError(
+                f"synth: {folder} was made with other settings ({other}); give them again or another folder"
+            )
         return
     if any(folder.glob("shard-*.npz")):
         raise ValueError(f"synth: {folder} has shards but no synth.json; give another folder")
@@ -225,7 +240,9 @@ class SynthShards(Dataset):
         counts = [_rows(p) for p in paths]
         bad = [p.name for p, n in zip(paths, counts) if not n]
         if bad:
-            raise ValueError(f"SynthShards: {self.folder}: cannot read {', '.join(bad)}; run the same synth command again")
+            raise ValueError(
+                f"SynthShards: {self.folder}: cannot read {', '.join(bad)}; run the same synth command again"
+            )
         if not paths:
             raise ValueError(f"SynthShards: {self.folder} has no finished shard yet")
         self._paths, self._first = paths, np.cumsum([0, *counts])

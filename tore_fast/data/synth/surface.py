@@ -28,7 +28,9 @@ class Surface(nn.Module):
         shadow_bias: metres that a point may lie behind the shadow map's surface and still be lit.
     """
 
-    def __init__(self, faces, shadow_faces, parts: Tensor, part_names, attributes: Tensor, regressor, shadow_bias: float):
+    def __init__(
+        self, faces, shadow_faces, parts: Tensor, part_names, attributes: Tensor, regressor, shadow_bias: float
+    ):
         super().__init__()
         count, num_faces = len(attributes), len(faces)
         self.part_names, self.shadow_bias = tuple(part_names), shadow_bias
@@ -70,9 +72,18 @@ class ClothedSurface(Surface):
 
     def __init__(self, body):
         if not body.part_names or "h36m17" not in body.topology.regressors:
-            raise ValueError(f"SynthGenerator: body {body.name} has no part labels to dress it by; use load_body('free')")
-        super().__init__(body.faces(), body.faces(1), body.part_labels, body.part_names, body.template,
-                         body.topology.regressors["h36m17"], shadow_bias=0.035)  # fmt: skip
+            raise ValueError(
+                f"SynthGenerator: body {body.name} has no part labels to dress it by; use load_body('free')"
+            )
+        super().__init__(
+            body.faces(),
+            body.faces(1),
+            body.part_labels,
+            body.part_names,
+            body.template,
+            body.topology.regressors["h36m17"],
+            shadow_bias=0.035,
+        )
         rest, parts = self.rest, self.vertex_part
         joint = {n: body.joints[i] for i, n in enumerate(body.joint_names)}
         head = rest[self._is("skin_head")[parts]]

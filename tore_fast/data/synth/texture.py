@@ -13,9 +13,18 @@ from .draw import Draw
 from .surface import HAIR, LOWER, NUM_GARMENTS, SHOES, SKIN, UPPER, Surface
 
 SKIN_TONES = torch.tensor(
-    [[0.97, 0.82, 0.72], [0.91, 0.72, 0.58], [0.80, 0.60, 0.45], [0.64, 0.45, 0.32], [0.45, 0.30, 0.21], [0.29, 0.19, 0.14]]
+    [
+        [0.97, 0.82, 0.72],
+        [0.91, 0.72, 0.58],
+        [0.80, 0.60, 0.45],
+        [0.64, 0.45, 0.32],
+        [0.45, 0.30, 0.21],
+        [0.29, 0.19, 0.14],
+    ]
 )
-_HAIR_TONES = torch.tensor([[0.07, 0.06, 0.05], [0.20, 0.13, 0.09], [0.40, 0.26, 0.14], [0.72, 0.56, 0.33], [0.62, 0.60, 0.58]])
+_HAIR_TONES = torch.tensor(
+    [[0.07, 0.06, 0.05], [0.20, 0.13, 0.09], [0.40, 0.26, 0.14], [0.72, 0.56, 0.33], [0.62, 0.60, 0.58]]
+)
 _NOISE_SIZE = 64
 
 
@@ -48,9 +57,10 @@ class Outfit:
         self.paint = _paint(draw).to(device)  # [B * 5, 17]
         inflate = draw.uniform(2, high=0.02) * draw.uniform(2)
         self.inflate = inflate.to(device)  # [B, 2] metres: upper, lower
-        noise = torch.nn.functional.avg_pool2d(torch.randn(1, 1, _NOISE_SIZE + 2, _NOISE_SIZE + 2, generator=draw._g), 3, 1)
+        noise = torch.nn.functional.avg_pool2d(
+            torch.randn(1, 1, _NOISE_SIZE + 2, _NOISE_SIZE + 2, generator=draw._g), 3, 1
+        )
         self.noise = (noise / noise.std()).flatten().to(device)
-
 
     def thickness(self, surface: Surface) -> Tensor:  # [B, V] metres
         """How far cloth stands off the skin at every vertex: a little on trunk and arms, a little on the legs."""
@@ -83,7 +93,9 @@ def _paint(draw: Draw) -> Tensor:  # [B * 5, 17]: colour, second colour, third c
     second, third = _colour(draw, NUM_GARMENTS), _colour(draw, NUM_GARMENTS)
     # pattern: none, stripes, stripes the other way, checks, blotches
     kind = draw.choice(torch.tensor([0.5, 0.13, 0.13, 0.09, 0.15]), NUM_GARMENTS)
-    shares = torch.tensor([[0, 0, 0, -9], [0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, -0.3]], dtype=torch.float32)[kind]
+    shares = torch.tensor(
+        [[0, 0, 0, -9], [0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, -0.3]], dtype=torch.float32
+    )[kind]
     wave = 2 * torch.pi / draw.uniform(NUM_GARMENTS, 2, low=0.03, high=0.14)
     phase = draw.uniform(NUM_GARMENTS, 2, high=6.28)
     shares[:, SKIN] = torch.tensor([0.0, 0, 0, -9])

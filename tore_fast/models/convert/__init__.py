@@ -114,7 +114,9 @@ def convert(
     other = upstream if upstream in OTHERS else recognise_other(state) if upstream is None else None
     if fov_net is not None:
         if other != "camerahmr":
-            raise ValueError(f"convert: a field-of-view net belongs to CameraHMR files, {path} is {other or upstream or 'another'}")
+            raise ValueError(
+                f"convert: a field-of-view net belongs to CameraHMR files, {path} is {other or upstream or 'another'}"
+            )
         overrides["fov_path"] = fov_net
     if other is not None:
         model = load_other(path, other, **overrides)
@@ -138,10 +140,16 @@ def registered_name(model: nn.Module) -> str:
     """The registered name nearest to an image-to-mesh model: same class, trunk, size and layout, body or hand."""
     c = model.config
     stem = {
-        "FastMETRO": "fastmetro_{size}_", "FastMETRO_TORE": "fastmetro_tore_{size}_", "METRO": "metro_",
-        "METRO_TORE": "metro_tore_", "MeshGraphormer": "graphormer_",
-    }[type(model).__name__].format(size={1: "s", 2: "m", 3: "l"}.get(c.layers, "s"))  # fmt: skip
-    known, trunk = list_models(stem + "*"), {"resnet50": "r50", "hrnet_w64": "h64", "efficientnet_b0": "eb0"}.get(c.backbone)
+        "FastMETRO": "fastmetro_{size}_",
+        "FastMETRO_TORE": "fastmetro_tore_{size}_",
+        "METRO": "metro_",
+        "METRO_TORE": "metro_tore_",
+        "MeshGraphormer": "graphormer_",
+    }[type(model).__name__].format(size={1: "s", 2: "m", 3: "l"}.get(c.layers, "s"))
+    known, trunk = (
+        list_models(stem + "*"),
+        {"resnet50": "r50", "hrnet_w64": "h64", "efficientnet_b0": "eb0"}.get(c.backbone),
+    )
     base = stem + trunk if trunk and stem + trunk in known else stem + ("h64" if stem == "graphormer_" else "r50")
     candidates = [n for n in known if n.startswith(base)]
     hand = [n for n in candidates if ("hand" in model_entry(n).tags) == (c.num_joints == 21)]

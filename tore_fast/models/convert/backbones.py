@@ -6,10 +6,16 @@ In: state dicts from convert/__init__.py; out: the same tensors under the names 
 from __future__ import annotations
 
 _BLOCK = (  # efficientnet_pytorch -> timm, for a block with and without expansion
-    {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl",
-     "_bn2": "bn3"},
+    {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    },
     {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
-)  # fmt: skip
+)
 _STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 _SE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage of EfficientNet-b0; only the first stage has no expansion
@@ -37,5 +43,3 @@ def efficientnet_key(key: str) -> str | None:
         index -= count
     names = {**_BLOCK[0 if stage else 1], **_SE}
     return ".".join(["blocks", str(stage), str(block), names.get(rest[1], rest[1]), *rest[2:]])
-
-

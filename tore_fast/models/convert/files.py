@@ -42,7 +42,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{path}: not plain tensors: a whole pickled model or a damaged file is never executed; use the file with the "
             "state dict (upstream trainings write it as state_dict.bin)"
         ) from None
-    except Exception as e:  # the unpickler fails with whatever the bytes lead it to: KeyError, IndexError, struct.error ...
+    except (
+        Exception
+    ) as e:  # the unpickler fails with whatever the bytes lead it to: KeyError, IndexError, struct.error ...
         raise unreadable(path, e) from None
     return clean_state_dict(data, str(path))
 
@@ -55,7 +57,9 @@ def clean_state_dict(data: object, source: str = "checkpoint") -> dict[str, Tens
             break
     if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
         kinds = {type(v).__name__ for v in data.values()} if isinstance(data, dict) else {type(data).__name__}
-        raise ValueError(f"{source}: expected a state dict (name -> tensor) or one under {_WRAPPERS}, got {sorted(kinds)}")
+        raise ValueError(
+            f"{source}: expected a state dict (name -> tensor) or one under {_WRAPPERS}, got {sorted(kinds)}"
+        )
     state = {str(k): v for k, v in data.items()}
     while all(k.startswith("module.") for k in state):
         state = {k.removeprefix("module."): v for k, v in state.items()}

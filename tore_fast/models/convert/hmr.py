@@ -72,8 +72,11 @@ def _transformers(state: dict[str, Tensor]) -> dict:
         "num_joints": state["joint_token_embed.weight"].shape[0],
         "num_vertices": state["vertex_token_embed.weight"].shape[0],
         "layers": _layers(state, "transformer_1.encoder.layers."),
-        "dim_1": dim(1), "dim_2": dim(2), "feedforward_1": ff(1), "feedforward_2": ff(2),
-    }  # fmt: skip
+        "dim_1": dim(1),
+        "dim_2": dim(2),
+        "feedforward_1": ff(1),
+        "feedforward_2": ff(2),
+    }
 
 
 def _fastmetro(state: dict[str, Tensor]) -> dict:
@@ -200,7 +203,9 @@ def config_of(state: dict[str, Tensor], name: str, source: str, **overrides):
         raise ValueError(f"{source}: looks like {name}, but {e} is missing or misshapen; {nearest(state)}") from None
     known = {f.name for f in dataclasses.fields(layout.config)}
     if unknown := sorted(overrides.keys() - known):
-        raise ValueError(f"from_pretrained: {name} has no config field {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"from_pretrained: {name} has no config field {unknown[0]!r}; there are {', '.join(sorted(known))}"
+        )
     mesh = "mano" if fields["num_vertices"] == 195 else "smpl"
     return layout.config(**{"backbone": trunk_of(state), "mesh": mesh, **fields, **overrides})
 

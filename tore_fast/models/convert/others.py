@@ -16,10 +16,17 @@ from . import fasthmr, tcformer, vpt
 
 OTHERS = ("tcformer", "hot", "hmr2", "camerahmr", "humanfov", "densekp")
 _NAMES = {  # class -> registered names among which the nearest is looked for
-    "TCFormer": "tcformer_*", "TCFormerPose": "tcformer_*", "Mixste": "*mixste_*", "Motionbert": "*motionbert_*",
-    "Mhformer": "*mhformer_*", "Motionagformer": "*motionagformer_*", "HMR2": "hmr2_*", "CameraHMR": "camerahmr_*",
-    "HumanFoV": "humanfov", "DenseKP": "densekp_*",
-}  # fmt: skip
+    "TCFormer": "tcformer_*",
+    "TCFormerPose": "tcformer_*",
+    "Mixste": "*mixste_*",
+    "Motionbert": "*motionbert_*",
+    "Mhformer": "*mhformer_*",
+    "Motionagformer": "*motionagformer_*",
+    "HMR2": "hmr2_*",
+    "CameraHMR": "camerahmr_*",
+    "HumanFoV": "humanfov",
+    "DenseKP": "densekp_*",
+}
 
 
 def recognise_other(state: dict[str, Tensor]) -> str | None:

@@ -17,9 +17,20 @@ from ..tcformer_heads import TCFormerPose, TCFormerPoseConfig
 from .fasthmr import read_state_dict
 
 _BACKBONE_FIELDS = (
-    "embed_dims", "num_heads", "mlp_ratios", "depths", "sr_ratios", "sample_ratios", "k", "qkv_bias", "in_chans",
-    "block_norm_eps", "stem_norm_eps", "reduction", "parts",
-)  # fmt: skip
+    "embed_dims",
+    "num_heads",
+    "mlp_ratios",
+    "depths",
+    "sr_ratios",
+    "sample_ratios",
+    "k",
+    "qkv_bias",
+    "in_chans",
+    "block_norm_eps",
+    "stem_norm_eps",
+    "reduction",
+    "parts",
+)
 _NECK_FIELDS = ("out_channels", "num_heads", "mlp_ratios", "sr_ratios", "qkv_bias", "use_sr_layer", "norm_eps")
 
 
@@ -32,7 +43,9 @@ def unwrap(checkpoint: dict) -> dict[str, Tensor]:
     state = {k.removeprefix("module."): v for k, v in checkpoint.items()}
     bad = [k for k, v in state.items() if not isinstance(v, Tensor)]
     if bad:
-        raise ValueError(f"convert_tcformer: entries that are no tensors: {bad[:3]}; expected an official TCFormer file")
+        raise ValueError(
+            f"convert_tcformer: entries that are no tensors: {bad[:3]}; expected an official TCFormer file"
+        )
     return state
 
 
@@ -56,7 +69,11 @@ def tcformer_config(fields: dict, state: dict[str, Tensor]) -> TCFormerConfig | 
 
     What the fields leave out (number of classes, heads' channels) is read from the tensors.
     """
-    unused = set(fields) - set(_BACKBONE_FIELDS) - {"neck", "head", "num_classes", "return_map", "drop_path_rate", "nh_list", "nw_list"}
+    unused = (
+        set(fields)
+        - set(_BACKBONE_FIELDS)
+        - {"neck", "head", "num_classes", "return_map", "drop_path_rate", "nh_list", "nw_list"}
+    )
     if unused:
         raise ValueError(f"tcformer_config: unknown fields {sorted(unused)}")
     own = _tuples({k: v for k, v in fields.items() if k in _BACKBONE_FIELDS})

@@ -77,7 +77,9 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     except Exception as e:  # the unpickler fails with whatever the bytes lead it to
         refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(e))
         if refused:
-            raise ValueError(f"{path}: not a readable weight file (it refers to {refused[1]}, which is not plain data)") from None
+            raise ValueError(
+                f"{path}: not a readable weight file (it refers to {refused[1]}, which is not plain data)"
+            ) from None
         raise unreadable(path, e) from None
     return normalise_keys(loaded, str(path))
 
@@ -89,7 +91,9 @@ def normalise_keys(loaded: object, source: str = "state dict") -> dict[str, Tens
             loaded = loaded[key]
             break
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ValueError(f"{source}: expected a state dict or a dict with one under {_WRAPPERS}, got {type(loaded).__name__}")
+        raise ValueError(
+            f"{source}: expected a state dict or a dict with one under {_WRAPPERS}, got {type(loaded).__name__}"
+        )
     state = {str(k).removeprefix("module."): v for k, v in loaded.items()}
     return {k: v for k, v in state.items() if k.rsplit(".", 1)[-1] not in ("total_ops", "total_params")}
 
@@ -99,7 +103,9 @@ def detect_host(state: dict[str, Tensor]) -> str:
     for host, key in SIGNATURE_KEY.items():
         if key in state:
             return host
-    raise ValueError(f"no known video pose host: expected one of the keys {sorted(SIGNATURE_KEY.values())}, got {list(state)[:3]}...")
+    raise ValueError(
+        f"no known video pose host: expected one of the keys {sorted(SIGNATURE_KEY.values())}, got {list(state)[:3]}..."
+    )
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:
@@ -118,19 +124,34 @@ def config_fields(state: dict[str, Tensor]) -> tuple[str, dict]:
         elif host == "motionbert":
             hidden, dim = shape("blocks_st.0.mlp_s.fc1.weight")
             frames = shape("temp_embed")[1]
-            fields = dict(frames=frames, max_frames=frames, channels=dim, mlp_hidden=hidden,
-                          rep_channels=shape("head.weight")[1], depth=_count(state, "blocks_st."))  # fmt: skip
+            fields = dict(
+                frames=frames,
+                max_frames=frames,
+                channels=dim,
+                mlp_hidden=hidden,
+                rep_channels=shape("head.weight")[1],
+                depth=_count(state, "blocks_st."),
+            )
         elif host == "mhformer":
             hidden, dim3 = shape("Transformer_hypothesis.SHR_blocks.0.mlp.fc1.weight")
-            fields = dict(frames=shape("norm_1.weight")[0], channels=dim3 // 3, mlp_hidden=hidden,
-                          layers=_count(state, "Transformer_hypothesis.SHR_blocks.") + 1,
-                          mhg_depth=_count(state, "Transformer_encoder_1.blocks."))  # fmt: skip
+            fields = dict(
+                frames=shape("norm_1.weight")[0],
+                channels=dim3 // 3,
+                mlp_hidden=hidden,
+                layers=_count(state, "Transformer_hypothesis.SHR_blocks.") + 1,
+                mhg_depth=_count(state, "Transformer_encoder_1.blocks."),
+            )
         else:
             hidden, dim = shape("layers.0.att_spatial.mlp.fc1.weight")
             depth = _count(state, "layers.")
             lengths = [shape(f"layers.{i}.graph_temporal.mixer.batch_norm.weight")[0] for i in range(depth)]
-            fields = dict(frames=lengths[0], channels=dim, mlp_ratio=hidden // dim, depth=depth,
-                          rep_channels=shape("head.weight")[1])  # fmt: skip
+            fields = dict(
+                frames=lengths[0],
+                channels=dim,
+                mlp_ratio=hidden // dim,
+                depth=depth,
+                rep_channels=shape("head.weight")[1],
+            )
             if lengths[-1] != lengths[0]:
                 fields |= dict(prune_block=lengths.index(lengths[-1]), keep_frames=lengths[-1])
     except KeyError as e:

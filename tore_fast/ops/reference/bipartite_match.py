@@ -46,7 +46,9 @@ def bipartite_match_reference(
                 penalty = torch.full_like(scores, 4.0)
                 if coverage is not None:
                     c = coverage.to(acc)
-                    penalty = 4.0 + 4.0 * torch.maximum(c[:, source_parity::2, None], c[:, None, 1 - source_parity :: 2])
+                    penalty = 4.0 + 4.0 * torch.maximum(
+                        c[:, source_parity::2, None], c[:, None, 1 - source_parity :: 2]
+                    )
                 scores = torch.where(pair, scores - penalty, scores)
         for position, used in ((0, class_token), (1, distill_token)):
             if used and position < tokens:

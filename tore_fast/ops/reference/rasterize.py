@@ -60,11 +60,7 @@ def _one_image(vertices: Tensor, faces: Tensor, height: int, width: int) -> tupl
         won = hit & (face == winner[pixel])
         best_face[pixel[won]] = index[face[won]]
         weights[pixel[won]] = w[won]
-    return (
-        best_face.int().view(height, width),
-        best_depth.view(height, width),
-        weights.view(height, width, 3),
-    )
+    return (best_face.int().view(height, width), best_depth.view(height, width), weights.view(height, width, 3))
 
 
 def _chunks(pairs: Tensor) -> list[Tensor]:
