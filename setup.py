@@ -161,7 +161,7 @@ def write_build_facts(path: Path, torch: Path, nvcc: str | None) -> None:
 
 def schemas_id() -> str:
     """Fingerprint of the op table these kernels are written for; tore_fast/_ext.py compares it when it loads them."""
-    tree = ast.parse((ROOT / "tore_fast" / "ops" / "_schema.py").read_text())
+    tree = ast.parse((ROOT / "tore_fast" / "_schema.py").read_text())
     table = next(n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "SCHEMAS")
     return hashlib.sha256("\n".join(ast.literal_eval(table)).encode()).hexdigest()[:12]
 

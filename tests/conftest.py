@@ -11,6 +11,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:  # importlib import mode adds nothing; tests import `conformance.*` from here
     sys.path.insert(0, str(HERE))
+if str(HERE.parent) not in sys.path:  # `studies.*`; at the end, so that an installed package goes before this checkout
+    sys.path.append(str(HERE.parent))
 
 from conformance.paths import mesh_data_dir  # noqa: E402
 

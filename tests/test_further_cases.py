@@ -1,7 +1,7 @@
 """The loader of golden cases copes with other sizes than those at hand: cases of our own making in the same format.
 
 Their outputs come from our models, so they say nothing about the models' numbers (tests/test_conformance.py does); they
-say that batch sizes, F, f, n, k, heads, depths, widths, grids and picture sizes of a further case reach the model.
+say that batch sizes, F, f, n, k, heads, depths, widths, grids and image sizes of a further case reach the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from conformance.case import Case
 from test_conformance import find_runner
 
 from tore_fast.models import create_model
-from tore_fast.models.hot import center_pose
+from tore_fast.models.lifting._base import center_pose
 
 
 def write_case(folder, model: str, config: dict, net, inputs: dict[str, tuple[int, ...]], run) -> Case:
@@ -140,7 +140,7 @@ MESH = {  # our fields, the upstream config, rows and columns of the features, b
         (7, 7),
         1,
     ),
-    "fastmetro wide picture": (
+    "fastmetro wide image": (
         "fastmetro_m_r50",
         dict(dim_1=64, dim_2=32, feedforward_1=48, feedforward_2=40, heads=8, image_size=(256, 192)),
         dict(model_dim_1=64, model_dim_2=32, feedforward_dim_1=48, feedforward_dim_2=40),
@@ -214,10 +214,10 @@ def test_image_to_mesh(kind, tmp_path, mesh_data):
 
 
 def test_a_case_of_which_nothing_is_compared_fails(tmp_path, request):
-    from conformance import fasthmr
+    from conformance import smpl
     from test_conformance import test_golden
 
-    net = fasthmr.ViT(fasthmr.ViTConfig(img_size=(32, 48), embed_dim=32, depth=1, num_heads=2))
+    net = smpl.ViT(smpl.ViTConfig(img_size=(32, 48), embed_dim=32, depth=1, num_heads=2))
     config = dict(img_size=[32, 48], patch_size=16, embed_dim=32, depth=1, num_heads=2, mlp_ratio=4, qkv_bias=True)
     for name, fails in (("features", False), ("misspelt", True)):
         case = write_case(

@@ -1,6 +1,6 @@
-"""Peak memory of a TCFormer forward with part-wise clustering, by picture size: MiB above what the process held before.
+"""Peak memory of a TCFormer forward with part-wise clustering, by image size: MiB above what the process held before.
 
-Linux only: reads the kernel's high-water mark of resident memory, which can be set back. One thread, one picture.
+Linux only: reads the kernel's high-water mark of resident memory, which can be set back. One thread, one image.
 
     python tools/tcformer_memory.py --model tcformer_light --sides 256 512 1024
 """

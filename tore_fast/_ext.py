@@ -1,7 +1,7 @@
 """Loads the compiled modules and keeps the reason where one is missing.
 
 `tore_fast._C` brings the CPU kernels, `tore_fast._C_cuda` the CUDA kernels; importing either registers its kernels
-under the schemas of ops/_schema.py, so ops/__init__.py imports that table first and this file second.
+under the schemas of _schema.py, so ops/__init__.py imports that table first and this file second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 
 import torch  # its libraries must be loaded before ours
 
-from .ops._schema import SCHEMAS
+from ._schema import SCHEMAS
 
 # Fingerprint of the op table; setup.py computes the same from the same text and writes it into the binaries.
 SCHEMAS_ID = hashlib.sha256("\n".join(SCHEMAS).encode()).hexdigest()[:12]

@@ -2,7 +2,7 @@
 
 One program is one tile of query rows (forward, dq) or of keys (dk, dv, dbias) of one (item, head). Padded items have
 lengths, packed items have offsets; both become (first row, row count). Logits are kept in base 2. Launchers take and
-return what the ops of tore_fast/ops/_schema.py do; tore_fast/ops/pruned_attention.py registers them for CUDA tensors.
+return what the ops of tore_fast/_schema.py do; tore_fast/ops/pruned_attention.py registers them for CUDA tensors.
 """
 
 from __future__ import annotations

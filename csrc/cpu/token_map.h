@@ -1,5 +1,5 @@
 // Weighted mean over the cells of the initial grid, from source rows to destination rows: see
-// ops/token_map.py and the formula in ops/_schema.py. float32, contiguous.
+// ops/token_map.py and the formula in _schema.py. float32, contiguous.
 #pragma once
 #include <cstdint>
 #include <vector>

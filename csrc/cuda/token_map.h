@@ -1,5 +1,5 @@
 // Weighted mean over the cells of the initial grid, from source rows to destination rows: see
-// ops/token_map.py and the formula in ops/_schema.py.
+// ops/token_map.py and the formula in _schema.py.
 #pragma once
 #include <cuda_runtime_api.h>
 

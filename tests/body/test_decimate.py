@@ -72,7 +72,7 @@ def _sphere():
 
 
 # mean / max distance (mm) of the fine vertices from the coarse surface, pymeshlab 2025.7, optimalplacement=False,
-# preservetopology, preserveboundary, preservenormal, run in a chain on the same meshes (tools/bake_body.py --compare)
+# preservetopology, preserveboundary, preservenormal, run in a chain on the same meshes (tools/bake/body.py --compare)
 PYMESHLAB = {("free", 1723): (0.915, 8.00), ("free", 431): (3.996, 56.6), ("free_hand", 195): (0.632, 4.11)}
 
 

@@ -114,7 +114,7 @@ def test_queries_of_metro_from_a_model_file(fabricated, monkeypatch):
     """METRO's and Mesh Graphormer's template: SMPL turned by 3.1416 about x, centred on the regressed pelvis; MANO's mean
     hand, centred on the wrist, with manopth's tips (the middle one is vertex 444 there)."""
     from tore_fast.models import METRO, METROConfig
-    from tore_fast.models._mesh import resolve_mesh
+    from tore_fast.models.mesh._topology import resolve_mesh
 
     name, fields, folder, file = fabricated
     mesh = resolve_mesh(name, folder, need_template=True)
@@ -272,7 +272,7 @@ def test_real_pickled_files_equal_the_plain_ones(mesh_data, tmp_path, name, file
 
 def test_real_mesh_collection_is_refused(mesh_data):
     """Key M of upstream's file holds psbody objects: named, not built."""
-    from tore_fast.body.safe_pickle import read_npz
+    from tore_fast.io.safe_pickle import read_npz
 
     with pytest.raises(pickle.UnpicklingError, match="refused to load"):
         read_npz(mesh_data / "mesh_downsampling.npz", ("M",))

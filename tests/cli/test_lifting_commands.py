@@ -17,11 +17,11 @@ from tore_fast.cli import main
 from tore_fast.cli.eval_lift import looks_like_motion
 from tore_fast.cli.lift import output_stems
 from tore_fast.cli.train_hot import config_values
-from tore_fast.data.chunking import at_times
 from tore_fast.data.pose_sets import kind_of, read_pose_set
+from tore_fast.geometry.windows import at_times
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.pipelines.pose_lift import lift_at_rate, lift_clip
-from tore_fast.train.vpt import frame_waves, start_weights
+from tore_fast.train.lifting import frame_waves, start_weights
 
 TINY = dict(frames=9, channels=16, depth=2, heads=2, mlp_hidden=16)
 FIELDS = "frames 9 channels 16 depth 2 heads 2 mlp_hidden 16 prune_block 1 keep_frames 3".split()

@@ -48,8 +48,8 @@ def test_predict_writes_every_format(checkpoint, photo, tmp_path, capsys):
         "photo_1.obj",
         "photo.npz",
     }
-    with Image.open(out / "photo_overlay.png") as picture:
-        assert picture.size == (70, 90)
+    with Image.open(out / "photo_overlay.png") as image:
+        assert image.size == (70, 90)
     with np.load(out / "photo.npz", allow_pickle=False) as data:
         assert set(data.files) == set(NPZ_KEYS)
         assert data["vertices"].shape == (2, 6890, 3) and data["box"].tolist() == [[5, 5, 60, 80], [0, 0, 30, 40]]
@@ -57,12 +57,12 @@ def test_predict_writes_every_format(checkpoint, photo, tmp_path, capsys):
         np.testing.assert_allclose(mesh.vertices * [1, -1, -1], data["vertices"][1], atol=1e-4)
         assert np.array_equal(mesh.faces, data["faces"])
     text = capsys.readouterr().out
-    assert "2 people in 1 pictures" in text and "seconds per stage: read" in text
+    assert "2 people in 1 images" in text and "seconds per stage: read" in text
 
 
 def test_bad_inputs_are_named_and_the_rest_is_done(checkpoint, photo, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(photo.read_bytes()[:200])
-    (tmp_path / "notes.jpg").write_text("no picture")
+    (tmp_path / "notes.jpg").write_text("no image")
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
     code = command(

@@ -1,4 +1,4 @@
-"""Official training crops: geometry, augmentation draws, targets that move with the picture."""
+"""Official training crops: geometry, augmentation draws, targets that move with the image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_box_and_matrix():
     np.testing.assert_allclose(turned[:2], 112)
 
 
-def test_crop_of_the_whole_picture_is_the_picture():
+def test_crop_of_the_whole_image_is_the_image():
     pixels = RNG.integers(0, 256, (80, 80, 3)).astype(np.uint8)
     np.testing.assert_allclose(crop.crop_image(pixels, (40, 40), 0.4, 80), pixels)
     halved = crop.crop_image(pixels, (40, 40), 0.4, 40)

@@ -9,23 +9,23 @@ from PIL import Image
 from scipy import ndimage
 
 from tore_fast.data.hmr2_crop import Square, letterbox, mask_crop, normalise, person_crops, square_of_box, warp_square
-from tore_fast.data.image import ImageError
-from tore_fast.data.video import MaskFolder, TrackBoxes, open_video
+from tore_fast.io.image import ImageError
+from tore_fast.io.video import MaskFolder, TrackBoxes, open_video
 
 
-def scipy_crop(picture: np.ndarray, square: Square, size: int = 256) -> np.ndarray:
-    """Blur the WHOLE picture, then sample it: what upstream does."""
+def scipy_crop(image: np.ndarray, square: Square, size: int = 256) -> np.ndarray:
+    """Blur the WHOLE image, then sample it: what upstream does."""
     scale = square.side / size
-    picture = picture.astype(np.float64)
+    image = image.astype(np.float64)
     if scale / 2 > 1.1:
         sigma = (scale / 2 - 1) / 2
-        picture = ndimage.gaussian_filter(picture, (sigma, sigma, 0), mode="reflect", truncate=4.0)
+        image = ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="reflect", truncate=4.0)
     at = (np.arange(size) - size / 2) * scale
     ys, xs = np.meshgrid(at + square.y, at + square.x, indexing="ij")
-    return np.stack([ndimage.map_coordinates(picture[..., c], (ys, xs), order=1, mode="constant") for c in range(3)])
+    return np.stack([ndimage.map_coordinates(image[..., c], (ys, xs), order=1, mode="constant") for c in range(3)])
 
 
-def picture(h: int, w: int) -> np.ndarray:
+def image(h: int, w: int) -> np.ndarray:
     return np.random.RandomState(0).randint(0, 256, (h, w, 3), np.uint8)
 
 
@@ -39,11 +39,11 @@ def picture(h: int, w: int) -> np.ndarray:
         Square(390.5, 299.0, 1500.0),
     ],
 )
-def test_crops_are_those_of_blurring_and_sampling_the_whole_picture(square):
-    img = picture(300, 400)
+def test_crops_are_those_of_blurring_and_sampling_the_whole_image(square):
+    img = image(300, 400)
     got = warp_square(torch.from_numpy(img), square).numpy()
     want = scipy_crop(img, square)
-    # a window that reaches beyond the picture blends into black over less than a pixel, where the two libraries differ
+    # a window that reaches beyond the image blends into black over less than a pixel, where the two libraries differ
     inside = np.abs(want) > 0
     difference = np.abs(got - want)
     assert difference[inside].mean() < 0.05 and np.quantile(difference, 0.98) < 0.1
@@ -54,7 +54,7 @@ def test_crop_far_outside_is_black():
 
 
 def test_identity_crop_and_normalisation():
-    img = torch.from_numpy(picture(256, 256))
+    img = torch.from_numpy(image(256, 256))
     got = warp_square(img, Square(128.0, 128.0, 256.0))
     torch.testing.assert_close(got, img.permute(2, 0, 1).float(), atol=2e-2, rtol=0)
     grey = normalise(torch.full((1, 3, 2, 2), 0.5 * 255))

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from tore_fast.data.amc import read_amc, read_asf
-from tore_fast.data.bvh import read_bvh, write_bvh
 from tore_fast.data.cameras import crop_scale_2d, denormalise_2d, detector_noise, normalise_2d, random_camera
-from tore_fast.data.chunking import H36M_JOINTS, H36M_PARENTS
 from tore_fast.data.mocap import (
     Motion,
     read_amc_motion,
@@ -22,6 +20,8 @@ from tore_fast.data.mocap import (
     split_subjects,
     with_thorax,
 )
+from tore_fast.geometry.windows import H36M_JOINTS, H36M_PARENTS
+from tore_fast.io.bvh import read_bvh, write_bvh
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MOCAP = Path(os.environ.get("TORE_FAST_MOCAP", ROOT.parent / "shared" / "data" / "mocap"))

@@ -9,14 +9,6 @@ import numpy as np
 import pytest
 
 from tore_fast.data.cameras import quaternion_rotate
-from tore_fast.data.chunking import (
-    FLIP_ORDER,
-    blend_windows,
-    covering_indices,
-    flip_pose,
-    window_bounds,
-    window_indices,
-)
 from tore_fast.data.h36m import (
     CAMERA_IDS,
     H36M_32_TO_17,
@@ -26,6 +18,14 @@ from tore_fast.data.h36m import (
     read_cameras,
     read_h36m,
     read_motionbert_clips,
+)
+from tore_fast.geometry.windows import (
+    FLIP_ORDER,
+    blend_windows,
+    covering_indices,
+    flip_pose,
+    window_bounds,
+    window_indices,
 )
 
 

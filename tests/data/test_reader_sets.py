@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from made_up.sets import hmr2_person, picture, python2_pickle, write_3dpw, write_freihand, write_hmr2_tar
+from made_up.sets import hmr2_person, image, python2_pickle, write_3dpw, write_freihand, write_hmr2_tar
 from PIL import Image
 
 from tore_fast.body import load_body
@@ -38,7 +38,7 @@ def test_python2_pickle_is_read():
     value = {"a": [np.arange(6.0).reshape(2, 3), "text"], "b": np.float64(3.5), "c": np.array([[1, 2]], np.int64)}
     data = python2_pickle(value)
     assert b"cnumpy.core.multiarray\n_reconstruct" in data and b"_codecs" not in data
-    from tore_fast.body.safe_pickle import loads
+    from tore_fast.io.safe_pickle import loads
 
     back = loads(data, "made up")
     np.testing.assert_array_equal(back["a"][0], value["a"][0])
@@ -155,7 +155,7 @@ def test_freihand(tmp_path):
 )
 def test_csv_folder(tmp_path, rng, text):
     (tmp_path / "t.csv").write_text(text)
-    Image.fromarray(picture(rng)).save(tmp_path / "a.png")
+    Image.fromarray(image(rng)).save(tmp_path / "a.png")
     (record,) = open_dataset(tmp_path / "t.csv")
     assert record.center.tolist() == [30, 60] and record.scale == pytest.approx(0.48)
     assert record.image.shape == (128, 96, 3)
@@ -236,7 +236,7 @@ def test_unknown_data(tmp_path):
 
 
 def test_evaluation_crop_is_the_official_one(tmp_path, rng):
-    write_hmr2_tar(tmp_path / "a.tar", [("x", picture(rng), [hmr2_person(rng)])])
+    write_hmr2_tar(tmp_path / "a.tar", [("x", image(rng), [hmr2_person(rng)])])
     record = open_dataset(tmp_path / "a.tar")[0]
     np.testing.assert_array_equal(
         evaluation_crop(record, 64), training_crop(record.image, record.center, 0.5, None, 64)
@@ -249,7 +249,7 @@ def test_evaluation_crop_is_the_official_one(tmp_path, rng):
 
 
 def test_training_sample(tmp_path, rng):
-    write_hmr2_tar(tmp_path / "a.tar", [("x", picture(rng), [hmr2_person(rng)])])
+    write_hmr2_tar(tmp_path / "a.tar", [("x", image(rng), [hmr2_person(rng)])])
     record = open_dataset(tmp_path / "a.tar")[0]
     nothing = AugmentConfig(flip=0, noise=0, rotation_deg=0, scale=0)
     sample = training_sample(record, rng, nothing, 64)
@@ -267,7 +267,7 @@ def test_training_sample(tmp_path, rng):
 
 def test_training_sample_without_labels_and_hands(tmp_path, rng):
     (tmp_path / "t.csv").write_text("a.png,10,20,50,100\n")
-    Image.fromarray(picture(rng)).save(tmp_path / "a.png")
+    Image.fromarray(image(rng)).save(tmp_path / "a.png")
     sample = training_sample(open_dataset(tmp_path / "t.csv")[0], rng, image_size=32)
     assert not sample["has_2d"] and not sample["has_3d"] and not sample["has_smpl"] and sample["pose"].shape == (72,)
     write_freihand(tmp_path, load_body("free_hand"), hands=1)

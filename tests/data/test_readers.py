@@ -9,7 +9,7 @@ import pickle
 
 import numpy as np
 import pytest
-from made_up.sets import body_label, hmr2_person, picture, write_hmr2_tar, write_tar, write_tsv, write_tsv_set
+from made_up.sets import body_label, hmr2_person, image, write_hmr2_tar, write_tar, write_tsv, write_tsv_set
 from PIL import Image
 
 from tore_fast.body.joints import J24
@@ -22,7 +22,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-def close_pictures(a, b):
+def close_images(a, b):
     return a.shape == b.shape and np.abs(a.astype(int) - b).mean() < 3  # JPEG
 
 
@@ -31,10 +31,10 @@ def close_pictures(a, b):
 
 @pytest.mark.parametrize("lineidx", [True, False])
 def test_tsv(tmp_path, rng, lineidx):
-    pictures = [picture(rng) for _ in range(4)]
+    images = [image(rng) for _ in range(4)]
     labels = [body_label(rng) for _ in range(4)]
     labels[2] |= {"has_smpl": 0, "has_3d_joints": 0, "gender": ""}
-    write_tsv_set(tmp_path, labels, pictures, lineidx=lineidx)
+    write_tsv_set(tmp_path, labels, images, lineidx=lineidx)
     write_tsv(tmp_path / "test.linelist.tsv", [["3"], ["2"], ["0"]])
     (tmp_path / "test.yaml").write_text(
         "img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\nlinelist: test.linelist.tsv\n"
@@ -44,7 +44,7 @@ def test_tsv(tmp_path, rng, lineidx):
     for i, source in enumerate((3, 2, 0)):
         record, label = data[i], labels[source]
         assert record.name == f"test/{source:05d}.jpg" and data.size(i) == (96, 128)
-        assert close_pictures(record.image, pictures[source])
+        assert close_images(record.image, images[source])
         assert record.center.tolist() == label["center"] and record.scale == pytest.approx(0.55)
         np.testing.assert_allclose(record.keypoints_2d, label["2d_joints"][0], rtol=1e-6)
         np.testing.assert_allclose(record.pose, label["pose"], rtol=1e-6)
@@ -58,7 +58,7 @@ def test_tsv(tmp_path, rng, lineidx):
 
 def test_tsv_composite_set(tmp_path, rng):
     for name, count in (("h36m", 2), ("coco", 3)):
-        write_tsv_set(tmp_path / name, [body_label(rng, scale=0.1 * count)] * count, [picture(rng)] * count, "train")
+        write_tsv_set(tmp_path / name, [body_label(rng, scale=0.1 * count)] * count, [image(rng)] * count, "train")
     for kind in ("img", "label", "hw"):
         (tmp_path / f"{kind}.txt").write_text(f"h36m/train.{kind}.tsv\ncoco/train.{kind}.tsv\n")
     write_tsv(tmp_path / "mixed.linelist.tsv", [["1", "2"], ["0", "1"], ["1", "0"]])
@@ -83,7 +83,7 @@ def test_tsv_hands_and_old_size_column(tmp_path, rng):
         "scale": 0.9,
     }
     del label["gender"]
-    write_tsv_set(tmp_path, [label], [picture(rng, 224, 224)])
+    write_tsv_set(tmp_path, [label], [image(rng, 224, 224)])
     write_tsv(tmp_path / "test.hw.tsv", [["hand", "224 223"]])
     (tmp_path / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\n")
     data = open_dataset(tmp_path / "t.yaml")
@@ -92,7 +92,7 @@ def test_tsv_hands_and_old_size_column(tmp_path, rng):
 
 
 def test_tsv_damage_is_named(tmp_path, rng):
-    write_tsv_set(tmp_path, [body_label(rng)] * 2, [picture(rng)] * 2)
+    write_tsv_set(tmp_path, [body_label(rng)] * 2, [image(rng)] * 2)
     yaml = tmp_path / "t.yaml"
     with pytest.raises(MissingData, match="t.yaml: not there.*MeshTransformer"):
         open_dataset(yaml)
@@ -113,7 +113,7 @@ def test_tsv_damage_is_named(tmp_path, rng):
             open_dataset(yaml)[i]
     write_tsv(tmp_path / "test.img.tsv", [["a", "@@"], ["b", "QUJD"]])
     write_tsv(tmp_path / "test.label.tsv", [["a", json.dumps([body_label(rng)])]] * 2)
-    for i, words in enumerate(("base64", "not a picture")):
+    for i, words in enumerate(("base64", "not a image")):
         with pytest.raises(ValueError, match=words):
             open_dataset(yaml)[i].image  # noqa: B018
 
@@ -123,9 +123,9 @@ def _names_in_worker(data, indices):
 
 
 def test_readers_work_in_other_processes(tmp_path, rng):
-    write_tsv_set(tmp_path, [body_label(rng) for _ in range(6)], [picture(rng) for _ in range(6)])
+    write_tsv_set(tmp_path, [body_label(rng) for _ in range(6)], [image(rng) for _ in range(6)])
     (tmp_path / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\n")
-    write_hmr2_tar(tmp_path / "a.tar", [(f"k{i}", picture(rng), [hmr2_person(rng)]) for i in range(6)])
+    write_hmr2_tar(tmp_path / "a.tar", [(f"k{i}", image(rng), [hmr2_person(rng)]) for i in range(6)])
     for data in (open_dataset(tmp_path / "t.yaml"), open_dataset(tmp_path / "a.tar")):
         here = _names_in_worker(data, range(6))  # opens the files before the fork, too
         with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -138,17 +138,15 @@ def test_readers_work_in_other_processes(tmp_path, rng):
 
 
 def test_hmr2_tars(tmp_path, rng):
-    pictures = [picture(rng) for _ in range(3)]
+    images = [image(rng) for _ in range(3)]
     first, second = hmr2_person(rng), hmr2_person(rng, has_betas=np.array(0.0))
-    write_hmr2_tar(
-        tmp_path / "000000.tar", [("set/a.b", pictures[0], [first]), ("set/c", pictures[1], [first, second])]
-    )
-    write_hmr2_tar(tmp_path / "000001.tar", [("set/d", pictures[2], [second])])
+    write_hmr2_tar(tmp_path / "000000.tar", [("set/a.b", images[0], [first]), ("set/c", images[1], [first, second])])
+    write_hmr2_tar(tmp_path / "000001.tar", [("set/d", images[2], [second])])
     data = open_dataset(str(tmp_path / "{000000..000001}.tar"))
     # webdataset cuts names at the first dot: the key is "set/a", its label "b.data.pyd"; such a sample has no data.pyd
     assert [r.name for r in data] == ["set/c_0", "set/c_1", "set/d"]
     record = data[0]
-    assert close_pictures(record.image, pictures[1]) and close_pictures(data[2].image, pictures[2])
+    assert close_images(record.image, images[1]) and close_images(data[2].image, images[2])
     np.testing.assert_array_equal(record.keypoints_2d, first["keypoints_2d"])
     np.testing.assert_array_equal(record.pose, first["body_pose"])
     assert record.keypoints_3d_set == "body44" and record.scale == pytest.approx(0.5) and record.has_smpl
@@ -160,7 +158,7 @@ def test_hmr2_tars(tmp_path, rng):
 def test_hmr2_hand_tar(tmp_path, rng):
     person = hmr2_person(rng, hand_pose=np.zeros(48), has_hand_pose=1, right=np.array(0), keypoints_2d=np.ones((21, 3)))
     del person["body_pose"], person["keypoints_3d"]
-    write_hmr2_tar(tmp_path / "h.tar", [("x", picture(rng), [person])])
+    write_hmr2_tar(tmp_path / "h.tar", [("x", image(rng), [person])])
     record = open_dataset(tmp_path / "h.tar")[0]
     assert record.pose.shape == (48,) and record.keypoints_2d_set == "hand21" and record.extra["right"] is False
 
@@ -172,7 +170,7 @@ class _Evil:
 
 def test_pickles_are_never_executed(tmp_path, rng, monkeypatch, body):
     monkeypatch.chdir(tmp_path)
-    write_hmr2_tar(tmp_path / "bad.tar", [("x", picture(rng), [{"center": _Evil()}])])
+    write_hmr2_tar(tmp_path / "bad.tar", [("x", image(rng), [{"center": _Evil()}])])
     with pytest.raises(ValueError, match="refused to load"):
         open_dataset(tmp_path / "bad.tar")
     folder = tmp_path / "sequenceFiles" / "test"
@@ -194,9 +192,9 @@ def test_damaged_tars(tmp_path, rng):
     (tmp_path / "text.tar").write_text("no tar at all" * 100)
     with pytest.raises(DataError, match="not an .* tar"):
         open_dataset(tmp_path / "text.tar")
-    write_tar(tmp_path / "pictures.tar", [("a.jpg", b"x")])
-    with pytest.raises(DataError, match="no sample with a picture and a data.pyd"):
-        open_dataset(tmp_path / "pictures.tar")
+    write_tar(tmp_path / "images.tar", [("a.jpg", b"x")])
+    with pytest.raises(DataError, match="no sample with a image and a data.pyd"):
+        open_dataset(tmp_path / "images.tar")
 
 
 @pytest.mark.parametrize("pixels", [True, False])
@@ -221,7 +219,7 @@ def test_hmr2_npz(tmp_path, rng, pixels):
         gender=np.array(["m", "f", "x"]),
     )
     (tmp_path / "pics" / "im").mkdir(parents=True)
-    Image.fromarray(picture(rng)).save(tmp_path / "pics" / "im" / "b.jpg")
+    Image.fromarray(image(rng)).save(tmp_path / "pics" / "im" / "b.jpg")
     data = open_dataset(tmp_path / "val.npz", images=tmp_path / "pics")
     assert [r.name for r in data] == ["im/a.jpg", "im/a.jpg#1", "im/b.jpg"]
     assert [r.scale for r in data] == pytest.approx([1.0, 0.4, 1.5]) and data[2].image.shape == (128, 96, 3)

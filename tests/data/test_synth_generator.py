@@ -1,4 +1,4 @@
-"""SynthGenerator: labels against the body and the picture, reproducibility, difficulty, poses, motion."""
+"""SynthGenerator: labels against the body and the image, reproducibility, difficulty, poses, motion."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_shapes_and_types(hard):
     assert {k: tuple(v.shape) for k, v in hard.items()} == shapes
     assert hard["images"].dtype == torch.uint8 and hard["mask"].dtype == torch.uint8
     assert all(torch.isfinite(v).all() for v in hard.values() if v.is_floating_point())
-    assert hard["images"].float().std(dim=(1, 2, 3)).min() > 2  # no empty picture
+    assert hard["images"].float().std(dim=(1, 2, 3)).min() > 2  # no empty image
 
 
 def test_labels_follow_from_pose_and_shape(hard, body):
@@ -72,7 +72,7 @@ def test_labels_follow_from_pose_and_shape(hard, body):
     torch.testing.assert_close(hard["joints3d"], want, atol=2e-5, rtol=0)
 
 
-def test_picture_shows_the_labels(hard):
+def test_image_shows_the_labels(hard):
     """The part mask lies where the exact camera puts the body, and the fitted camera is close to the exact one."""
     x = hard["vertices"] + hard["translation"][:, None]
     exact = (x[..., :2] / x[..., 2:] - hard["crop"][:, None, :2]) / hard["crop"][:, None, 2:]
@@ -153,7 +153,7 @@ def test_normalize():
         ({"image_size": 8}, "image_size"),
         ({"difficulty": 2.0}, "difficulty"),
         ({"split": "val"}, "split"),
-        ({"backgrounds": "no/such"}, "no pictures in background folder"),
+        ({"backgrounds": "no/such"}, "no images in background folder"),
     ],
 )
 def test_bad_arguments(body, options, text):
@@ -194,7 +194,7 @@ def test_weak_perspective_is_exact_for_weak_perspective():
     torch.testing.assert_close(weak_perspective(x, joints.project(x, camera)), camera.contiguous())
 
 
-def test_augment_keeps_an_easy_picture():
+def test_augment_keeps_an_easy_image():
     image = torch.rand(6, 3, 40, 40)
     out = Augment(torch.device("cpu"))(Draw(6, 1), image.clone(), 0.0)  # strength 0: only blur, grey, JPEG are left
     assert out.shape == image.shape and (out.mean((1, 2, 3)) - image.mean((1, 2, 3))).abs().max() < 0.03

@@ -1,4 +1,4 @@
-"""Synthetic hands: labels follow from pose and shape, pictures show the labels, fingers bend the right way, the wrist is closed."""
+"""Synthetic hands: labels follow from pose and shape, images show the labels, fingers bend the right way, the wrist is closed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_labels_follow_from_pose_and_shape(made, hand):
     assert made["joints2d"].shape == (24, 21, 2) and made["mask"].max() <= len(PARTS)
 
 
-def test_picture_shows_the_labels(made, hand):
+def test_image_shows_the_labels(made, hand):
     """Every pixel of a finger or the palm lies where the exact camera puts the hand's 778 vertices; the forearm goes beyond."""
     vertices = made["vertices"]
     points = torch.cat(
@@ -81,7 +81,7 @@ def test_fingers_bend_towards_the_palm(hand):
 
 
 def test_palm_towards_the_camera_shows_the_thumb_right(hand):
-    """A right hand, fingers up, palm towards the camera: thumb on the right of the picture; the back mirrors it."""
+    """A right hand, fingers up, palm towards the camera: thumb on the right of the image; the back mirrors it."""
     made = SynthHandGenerator(hand, SIZE, seed=5).batch(0, 64, difficulty=0.0)
     j = made["joints3d"]
     index, pinky, thumb = (j[:, HAND21.index(n)] for n in ("Index1", "Pinky1", "Thumb2"))

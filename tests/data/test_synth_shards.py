@@ -60,7 +60,7 @@ def test_reading_back(folder):
             assert torch.equal(batch[key][row], made[b][key][r]), key
         torch.testing.assert_close(batch["vertices"][row], made[b]["vertices"][r], atol=2e-5, rtol=0)
         difference = (batch["images"][row].float() - made[b]["images"][r].float()).abs().mean()
-        assert difference < 12  # JPEG of a noisy 48-pixel picture
+        assert difference < 12  # JPEG of a noisy 48-pixel image
     seen = torch.cat([b["pose"][:, 0] for b in data.batches(8, seed=1)])
     assert len(seen.unique(dim=0)) == COUNT
     with pytest.raises(IndexError, match="0..39"):

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_up.sets import body_label, picture, write_3dpw, write_freihand, write_tsv_set
+from made_up.sets import body_label, image, write_3dpw, write_freihand, write_tsv_set
 from made_up.smpl_files import write_smpl, write_topology
 from torch import nn
 
@@ -27,9 +27,9 @@ from tore_fast.eval.evaluate import evaluate, mesh_of
 from tore_fast.eval.parameter_models import CameraScoring, crop_size, is_scored
 from tore_fast.eval.protocols import BodyProtocol
 from tore_fast.eval.rows import RowStore
-from tore_fast.models.camerahmr import CameraHMR, CameraHMRConfig
-from tore_fast.models.hmr2 import HMR2, HMR2Config
-from tore_fast.models.tcformer_heads import TCFormerHMR, TCFormerHMRConfig
+from tore_fast.models.keypoints.tcformer_heads import TCFormerHMR, TCFormerHMRConfig
+from tore_fast.models.smpl.camerahmr import CameraHMR, CameraHMRConfig
+from tore_fast.models.smpl.hmr2 import HMR2, HMR2Config
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -42,9 +42,9 @@ def test_row_store(tmp_path):
     other = RowStore(tmp_path, {"a": 1}, rank=1)
     other.add(np.array([0, 1]), {"x": torch.tensor([9.0, 1.0])})
     other.flush()
-    other.fail(3, "bad picture")
+    other.fail(3, "bad image")
     again = RowStore(tmp_path, {"a": 1})
-    assert again.done() == {0, 1, 4} and again.failures() == {3: "bad picture"}
+    assert again.done() == {0, 1, 4} and again.failures() == {3: "bad image"}
     merged = again.merged()
     assert merged["index"].tolist() == [0, 1, 4] and merged["x"][0] in (0.0, 9.0)
     assert not list(tmp_path.glob("*.tmp"))
@@ -104,11 +104,11 @@ def test_evaluate_and_resume(tmp_path, threedpw):
         score(threedpw, tmp_path / "a", limit=3)
 
 
-def test_bad_pictures_are_counted_and_tried_again(tmp_path, body):
+def test_bad_images_are_counted_and_tried_again(tmp_path, body):
     write_3dpw(tmp_path, body, people=1, frames=3)
     bad = tmp_path / "imageFiles" / "downtown_made_up_00" / "image_00001.jpg"
     good = bad.read_bytes()
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     metrics, _ = score(tmp_path, tmp_path / "rows")
     assert metrics["items"] == 2 and list(metrics["failed"]) == ["1"] and "image_00001.jpg" in metrics["failed"]["1"]
     bad.write_bytes(good)
@@ -305,7 +305,7 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
     assert metrics["counts"]["pa_mpvpe_mm"] == 3 and 0 < metrics["pa_f_15mm"] <= 1
     assert np.shape(json.loads((tmp_path / "pred.json").read_text())[1]) == (3, 778, 3)
     rng = np.random.default_rng(0)
-    write_tsv_set(tmp_path / "tsv", [body_label(rng) for _ in range(3)], [picture(rng)] * 3)
+    write_tsv_set(tmp_path / "tsv", [body_label(rng) for _ in range(3)], [image(rng)] * 3)
     (tmp_path / "tsv" / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\n")
     with pytest.raises(SystemExit) as e:
         main(
@@ -403,7 +403,7 @@ def test_camerahmr_hears_where_the_crop_lies(tmp_path, threedpw, body):
     with pytest.raises(ValueError, match="no field-of-view net"):
         scoring.rows(model, crops, truth)
     model.cam_model = nn.Module()
-    model.estimate_fov = lambda picture: torch.full((len(picture),), 2 * np.arctan(0.5))  # focal = height
+    model.estimate_fov = lambda image: torch.full((len(image),), 2 * np.arctan(0.5))  # focal = height
     scoring.rows(model, crops, truth)
     torch.testing.assert_close(asked[-1][-1], torch.tensor([128.0, 128.0]))
 

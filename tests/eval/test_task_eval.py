@@ -32,7 +32,7 @@ def triples(rng, count, visible=2):
 
 @pytest.fixture
 def coco(tmp_path):
-    """Three pictures with four people, one crowd and one person without points; boxes of a detector near the four."""
+    """Three images with four people, one crowd and one person without points; boxes of a detector near the four."""
     rng = np.random.default_rng(0)
     annotations = []
     for n, image in enumerate((1, 1, 2, 3, 3, 2)):
@@ -217,7 +217,7 @@ def test_wflw_command(faces, tmp_path, capsys):
     assert metrics["nme_makeup"] is None, "no such face: null, since NaN is no JSON"
     assert run(*common, "--json", tmp_path / "two.json", "--limit", 2) == 0
     assert json.loads((tmp_path / "two.json").read_text())["counts"]["nme_blur"] == 1
-    (faces / "1.png").write_bytes(b"no picture")
+    (faces / "1.png").write_bytes(b"no image")
     capsys.readouterr()
     assert run(*common, "--json", tmp_path / "broken.json") == 1  # one item failed, the others count
     assert ": item 1: " in capsys.readouterr().err

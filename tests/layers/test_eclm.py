@@ -96,7 +96,7 @@ def test_cached_errors_are_those_of_the_merged_model():
         values = []
         with torch.no_grad():
             for crops, _ in calibration.batches:
-                from tore_fast.layers.rotation import geodesic_angle
+                from tore_fast.geometry.rotation import geodesic_angle
 
                 values.append(geodesic_angle(merged(crops).rotations, model(crops).rotations).rad2deg().mean(1))
         want = float(torch.cat(values).mean())

@@ -1,4 +1,4 @@
-"""Pipelines for the tests of batch prediction: cheap, slow on purpose, or killed by a certain picture."""
+"""Pipelines for the tests of batch prediction: cheap, slow on purpose, or killed by a certain image."""
 
 from __future__ import annotations
 

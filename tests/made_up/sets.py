@@ -1,4 +1,4 @@
-"""Small data sets in exactly the formats of the real ones, with made-up people on made-up pictures."""
+"""Small data sets in exactly the formats of the real ones, with made-up people on made-up images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(rng: np.random.Generator, width: int = 96, height: int = 128) -> np.ndarray:
+def image(rng: np.random.Generator, width: int = 96, height: int = 128) -> np.ndarray:
     """Smooth colours, so that JPEG changes them little."""
     small = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
@@ -60,16 +60,16 @@ def body_label(rng: np.random.Generator, **changes) -> dict:
 
 
 def write_tsv_set(
-    folder, labels: list[dict], pictures: list[np.ndarray], name: str = "test", lineidx: bool = True
+    folder, labels: list[dict], images: list[np.ndarray], name: str = "test", lineidx: bool = True
 ) -> None:
     """img/hw/label TSVs named as the official sets name them."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = [f"{name}/{i:05d}.jpg" for i in range(len(labels))]
     write_tsv(
-        folder / f"{name}.img.tsv", [[k, base64.b64encode(jpeg(p)).decode()] for k, p in zip(keys, pictures)], lineidx
+        folder / f"{name}.img.tsv", [[k, base64.b64encode(jpeg(p)).decode()] for k, p in zip(keys, images)], lineidx
     )
     write_tsv(folder / f"{name}.label.tsv", [[k, json.dumps([label])] for k, label in zip(keys, labels)], lineidx)
-    hw = [[k, json.dumps([{"height": p.shape[0], "width": p.shape[1]}])] for k, p in zip(keys, pictures)]
+    hw = [[k, json.dumps([{"height": p.shape[0], "width": p.shape[1]}])] for k, p in zip(keys, images)]
     write_tsv(folder / f"{name}.hw.tsv", hw, lineidx)
 
 
@@ -157,7 +157,7 @@ def write_3dpw(
     seed: int = 0,
     invalid: tuple[tuple[int, int], ...] = (),
 ) -> dict:
-    """One sequence of `people` posed bodies seen by a moving camera; pictures are made up. Returns the pickled dict.
+    """One sequence of `people` posed bodies seen by a moving camera; images are made up. Returns the pickled dict.
 
     `body` is used as 3DPW's gendered SMPL; `invalid` lists (person, frame) whose camera is not aligned.
     """
@@ -217,10 +217,10 @@ def write_3dpw(
     folder = root / "sequenceFiles" / split
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{sequence}.pkl").write_bytes(python2_pickle(data))
-    pictures = root / "imageFiles" / sequence
-    pictures.mkdir(parents=True, exist_ok=True)
+    images = root / "imageFiles" / sequence
+    images.mkdir(parents=True, exist_ok=True)
     for f in range(frames):
-        (pictures / f"image_{f:05d}.jpg").write_bytes(jpeg(picture(rng)))
+        (images / f"image_{f:05d}.jpg").write_bytes(jpeg(image(rng)))
     return data
 
 
@@ -247,7 +247,7 @@ def write_freihand(root, body, hands: int = 3, split: str = "evaluation", seed: 
         ("mano", [[m.tolist()] for m in mano]),
     ):
         (root / f"{split}_{key}.json").write_text(json.dumps(value))
-    pictures = root / split / "rgb"
-    pictures.mkdir(parents=True)
+    images = root / split / "rgb"
+    images.mkdir(parents=True)
     for i in range(hands):
-        (pictures / f"{i:08d}.jpg").write_bytes(jpeg(picture(rng, 224, 224)))
+        (images / f"{i:08d}.jpg").write_bytes(jpeg(image(rng, 224, 224)))

@@ -1,4 +1,4 @@
-"""Batch prediction: nothing lost, nothing twice, whatever is killed; bad and deadly pictures; tars, folders, boxes."""
+"""Batch prediction: nothing lost, nothing twice, whatever is killed; bad and deadly images; tars, folders, boxes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up.batch_model import Factory
-from made_up.sets import jpeg, picture, write_tar
+from made_up.sets import image, jpeg, write_tar
 from PIL import Image
 
 from tore_fast.cli import main
-from tore_fast.pipelines.batch import BatchConfig, ModelFactory, failures, predict_pictures, results, run, work
-from tore_fast.pipelines.batch_units import BatchError, BatchFolder, list_pictures
+from tore_fast.pipelines.batch import BatchConfig, ModelFactory, failures, predict_images, results, run, work
+from tore_fast.pipelines.batch_units import BatchError, BatchFolder, list_images
 
 TESTS = Path(__file__).resolve().parents[1]
 QUIET = {"log": lambda _: None}
@@ -27,24 +27,24 @@ QUIET = {"log": lambda _: None}
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """37 pictures: two tars and a folder with a sub-folder; one is damaged."""
+    """37 images: two tars and a folder with a sub-folder; one is damaged."""
     root = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     for tar in range(2):
         members = []
         for i in range(15):
-            data = jpeg(picture(rng, 40, 48))
+            data = jpeg(image(rng, 40, 48))
             members += [(f"part/{i:03d}.jpg", b"damaged" if (tar, i) == (1, 4) else data), (f"part/{i:03d}.cls", b"7")]
         write_tar(root / f"{tar:06d}.tar", members)
     for i in range(7):
         path = root / "photos" / ("deep" if i > 4 else "") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(rng, 30 + i, 40)).save(path)
+        Image.fromarray(image(rng, 30 + i, 40)).save(path)
     return root
 
 
 def everything(out) -> dict[str, tuple]:
-    """Picture -> its error or its people's numbers; fails where a picture is there twice."""
+    """Image -> its error or its people's numbers; fails where a image is there twice."""
     table: dict[str, tuple] = {}
     for part in results(out):
         for i, name in enumerate(part["image_name"]):
@@ -60,9 +60,9 @@ def everything(out) -> dict[str, tuple]:
 
 
 def same(a: dict, b: dict) -> str:
-    """ "" where both hold the same pictures and numbers (up to the rounding of other batches), else what differs."""
+    """ "" where both hold the same images and numbers (up to the rounding of other batches), else what differs."""
     if a.keys() != b.keys():
-        return f"pictures: {sorted(a.keys() ^ b.keys())}"
+        return f"images: {sorted(a.keys() ^ b.keys())}"
     for name in a:
         if a[name][0] != b[name][0]:
             return f"{name}: {a[name][0]!r}, {b[name][0]!r}"
@@ -74,11 +74,11 @@ def same(a: dict, b: dict) -> str:
 
 @pytest.fixture(scope="module")
 def expected(shards, tmp_path_factory):
-    """All pictures by one worker in this process."""
+    """All images by one worker in this process."""
     out = tmp_path_factory.mktemp("expected")
     folder = BatchFolder(out)
-    folder.make(list_pictures([shards / "{000000..000001}.tar", shards / "photos"]), 5, {})
-    work(folder, Factory(), BatchConfig(unit_pictures=5))
+    folder.make(list_images([shards / "{000000..000001}.tar", shards / "photos"]), 5, {})
+    work(folder, Factory(), BatchConfig(unit_images=5))
     return everything(out)
 
 
@@ -89,14 +89,14 @@ def test_one_worker(shards, expected):
     assert name.endswith("000001.tar:part/004.jpg") and "not an image that Pillow can read" in errors[name]
     assert all(len(v[1]) == (0 if k == name else 1) for k, v in expected.items())
     # the numbers are the pipeline's own
-    path = next(p for p in list_pictures([shards / "photos"]) if p.name.endswith("deep/5.png"))
+    path = next(p for p in list_images([shards / "photos"]) if p.name.endswith("deep/5.png"))
     alone = Factory()(0).predict(path.path)[0].people[0]
     np.testing.assert_allclose(expected[path.name][1][0], alone.joints_3d, atol=1e-5)
-    assert len({v[1].tobytes() for v in expected.values()}) == 37  # every picture has its own result
+    assert len({v[1].tobytes() for v in expected.values()}) == 37  # every image has its own result
 
 
 def test_kill_workers(shards, expected, tmp_path):
-    """Workers are killed with signal 9 while they work; the run replaces them and ends with every picture once."""
+    """Workers are killed with signal 9 while they work; the run replaces them and ends with every image once."""
     killed = []
 
     def kill_two() -> None:
@@ -115,13 +115,13 @@ def test_kill_workers(shards, expected, tmp_path):
     thread = threading.Thread(target=kill_two)
     thread.start()
     lines = []
-    summary = run([shards], tmp_path, Factory(delay_s=0.15), BatchConfig(unit_pictures=5), workers=2, log=lines.append)
+    summary = run([shards], tmp_path, Factory(delay_s=0.15), BatchConfig(unit_images=5), workers=2, log=lines.append)
     thread.join()
     assert len(killed) == 2 and summary.deaths == 2 and sum("died" in line for line in lines) == 2
-    assert (summary.pictures, summary.people, summary.failed, summary.fresh_pictures) == (37, 36, 1, 37)
-    assert summary.pictures_per_s > 0 and any("pictures/s" in line for line in lines)
+    assert (summary.images, summary.people, summary.failed, summary.fresh_images) == (37, 36, 1, 37)
+    assert summary.images_per_s > 0 and any("images/s" in line for line in lines)
     assert same(everything(tmp_path), expected) == ""
-    assert BatchFolder(tmp_path).verify() == {"pictures": 37, "people": 36, "failed": 1}
+    assert BatchFolder(tmp_path).verify() == {"images": 37, "people": 36, "failed": 1}
     assert not list((tmp_path / "results").glob(".*"))
 
 
@@ -131,7 +131,7 @@ sys.path.insert(0, {tests!r})
 from made_up.batch_model import Factory
 from tore_fast.pipelines.batch import BatchConfig, run
 if __name__ == "__main__":
-    run([sys.argv[1]], sys.argv[2], Factory(delay_s=0.3), BatchConfig(unit_pictures=5), workers=1, engine=sys.argv[3])
+    run([sys.argv[1]], sys.argv[2], Factory(delay_s=0.3), BatchConfig(unit_images=5), workers=1, engine=sys.argv[3])
 """
 
 
@@ -165,13 +165,13 @@ def test_kill_everything_and_go_on(shards, expected, tmp_path):
     assert 2 <= len(done) < 8
     with pytest.raises(BatchError, match="units are not done"):
         folder.verify()
-    summary = run([shards], folder.root, Factory(), BatchConfig(unit_pictures=5), **QUIET)
-    assert summary.fresh_pictures == 37 - 5 * len(done) and same(everything(folder.root), expected) == ""
+    summary = run([shards], folder.root, Factory(), BatchConfig(unit_images=5), **QUIET)
+    assert summary.fresh_images == 37 - 5 * len(done) and same(everything(folder.root), expected) == ""
     assert all(
         folder.result_path(u).stat().st_mtime_ns == t for u, t in times.items()
     )  # finished units were not touched
-    again = run([shards], folder.root, Factory(), BatchConfig(unit_pictures=5), **QUIET)
-    assert again.fresh_pictures == 0
+    again = run([shards], folder.root, Factory(), BatchConfig(unit_images=5), **QUIET)
+    assert again.fresh_images == 0
 
 
 def test_torchrun_processes_share_the_work(shards, expected, tmp_path):
@@ -196,19 +196,19 @@ def _text(path: Path) -> str:
         return ""
 
 
-def test_a_picture_that_kills_is_found(tmp_path):
-    """A picture that takes the process down every time ends as an error; its neighbours are done."""
+def test_a_image_that_kills_is_found(tmp_path):
+    """A image that takes the process down every time ends as an error; its neighbours are done."""
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for i in range(6):
-        pixels = np.full((40, 40, 3), 255, np.uint8) if i == 3 else picture(rng, 40, 40) // 2
+        pixels = np.full((40, 40, 3), 255, np.uint8) if i == 3 else image(rng, 40, 40) // 2
         Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
     summary = run(
-        [tmp_path / "in"], tmp_path / "out", Factory(deadly=True), BatchConfig(boxes="full", unit_pictures=6), **QUIET
+        [tmp_path / "in"], tmp_path / "out", Factory(deadly=True), BatchConfig(boxes="full", unit_images=6), **QUIET
     )
     assert (summary.deaths, summary.people, summary.failed) == (2, 5, 1)  # once as a unit, once alone
     errors = {Path(k).name: v[0] for k, v in everything(tmp_path / "out").items() if v[0]}
-    assert errors == {"3.png": "the process died on this picture"}
+    assert errors == {"3.png": "the process died on this image"}
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path, capfd):
@@ -222,7 +222,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path, capfd):
 def test_claims(tmp_path):
     folder = BatchFolder(tmp_path)
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
-    folder.make(list_pictures([tmp_path / "a.png"]), 1, {})
+    folder.make(list_images([tmp_path / "a.png"]), 1, {})
     mine = folder.claim(0)
     assert mine is not None and folder.claim(0) is None  # we live
     forced = folder.claim(0, force=True)
@@ -247,7 +247,7 @@ def test_many_claim_one_unit(tmp_path):
     """Of many takers of a dead worker's unit exactly one gets it."""
     folder = BatchFolder(tmp_path)
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
-    folder.make(list_pictures([tmp_path / "a.png"]), 1, {})
+    folder.make(list_images([tmp_path / "a.png"]), 1, {})
     for _ in range(100):
         dead = folder.claim(0)
         dead.path.write_text(json.dumps(dead.state | {"start": "1"}))  # such a process does not exist
@@ -273,30 +273,30 @@ def test_boxes(tmp_path):
     write_tar(
         tmp_path / "a.tar",
         [
-            ("one.jpg", jpeg(picture(rng, 40, 48))),
+            ("one.jpg", jpeg(image(rng, 40, 48))),
             ("one.json", json.dumps({"boxes": [box, [0, 0, 20, 20]]}).encode()),
-            ("two.jpg", jpeg(picture(rng, 40, 48))),
-            ("three.jpg", jpeg(picture(rng, 40, 48))),
+            ("two.jpg", jpeg(image(rng, 40, 48))),
+            ("three.jpg", jpeg(image(rng, 40, 48))),
             ("three.json", b"[]"),
-            ("four.jpg", jpeg(picture(rng, 40, 48))),
+            ("four.jpg", jpeg(image(rng, 40, 48))),
             ("four.json", json.dumps({"boxes": [[9, 9, 1, 1]]}).encode()),
         ],
     )
-    pictures, pipeline = list_pictures([tmp_path / "a.tar"]), Factory()(0)
-    one, two, three, four = predict_pictures(pictures, pipeline, "sidecar", None)
+    images, pipeline = list_images([tmp_path / "a.tar"]), Factory()(0)
+    one, two, three, four = predict_images(images, pipeline, "sidecar", None)
     assert [p.box for p in one.people] == [tuple(box), (0, 0, 20, 20)] and two.people[0].box_source == "auto"
     assert '"boxes"' in three.error and "four.jpg: the box" in four.error
     table = {"two.jpg": [tuple(box)]}
-    one, two, *_ = predict_pictures(pictures, pipeline, "table", table)
+    one, two, *_ = predict_images(images, pipeline, "table", table)
     assert one.people[0].box_source == "auto" and [p.box for p in two.people] == [tuple(box)]
 
 
 def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
     for i, name in enumerate("ab"):
-        (tmp_path / f"{name}.jpg").write_bytes(jpeg(picture(np.random.default_rng(i), 40, 48)) if i else b"damaged")
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(image(np.random.default_rng(i), 40, 48)) if i else b"damaged")
     out, factory = tmp_path / "out", ModelFactory("tore_default_hand", device="cpu", threads=1)
-    folder, config = BatchFolder(out), BatchConfig(unit_pictures=1, save_vertices=True)
-    folder.make(list_pictures([tmp_path / "a.jpg", tmp_path / "b.jpg"]), 1, {})
+    folder, config = BatchFolder(out), BatchConfig(unit_images=1, save_vertices=True)
+    folder.make(list_images([tmp_path / "a.jpg", tmp_path / "b.jpg"]), 1, {})
     work(folder, factory, config)
     units = list(results(out))
     shapes = {
@@ -314,23 +314,23 @@ def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
 
 
 def test_wrong_inputs(tmp_path, shards):
-    with pytest.raises(BatchError, match="expected a tar, a folder or a picture"):
+    with pytest.raises(BatchError, match="expected a tar, a folder or a image"):
         run([tmp_path / "nothing"], tmp_path / "out", Factory(), **QUIET)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BatchError, match="no picture in it"):
+    with pytest.raises(BatchError, match="no image in it"):
         run([tmp_path / "empty"], tmp_path / "out", Factory(), **QUIET)
     with pytest.raises(BatchError, match="no input"):
         run([], tmp_path / "out", Factory(), **QUIET)
     with pytest.raises(ValueError, match="engine must be one of"):
         run([shards], tmp_path / "out", Factory(), engine="cloud", **QUIET)
     folder = BatchFolder(tmp_path / "begun")
-    folder.make(list_pictures([shards / "photos"]), 256, {"boxes": "auto", "save_vertices": False, "model": "shifted"})
+    folder.make(list_images([shards / "photos"]), 256, {"boxes": "auto", "save_vertices": False, "model": "shifted"})
     with pytest.raises(BatchError, match="begun with boxes = 'auto', now it is 'full'"):
         run([shards / "photos"], folder.root, Factory(), BatchConfig(boxes="full"), **QUIET)
-    with pytest.raises(BatchError, match="begun on 7 pictures, the inputs now hold 37"):
+    with pytest.raises(BatchError, match="begun on 7 images, the inputs now hold 37"):
         run([shards], folder.root, Factory(), **QUIET)
-    # the same picture named twice counts once
-    assert len(list_pictures([shards / "photos", shards / "photos" / "0.png"])) == 7
+    # the same image named twice counts once
+    assert len(list_images([shards / "photos", shards / "photos" / "0.png"])) == 7
 
 
 def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
@@ -349,7 +349,7 @@ def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as e:
         main(command)
     text, complaints = capsys.readouterr()
-    assert e.value.code == 1 and "37 pictures, 36 people, 1 failed" in text and "pictures/s" in text
+    assert e.value.code == 1 and "37 images, 36 people, 1 failed" in text and "images/s" in text
     assert "tore-fast batch: " in complaints and "part/004.jpg: not an image that Pillow can read" in complaints
     assert next(results(tmp_path / "out"))["vertices"].shape == (20, 6890, 3)
     assert same(everything(tmp_path / "out"), expected) == ""
@@ -358,7 +358,7 @@ def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
             main(["batch", *arguments])
         assert e.value.code == code
     captured = capsys.readouterr()
-    assert "every picture is there once" in captured.out and "nowhere.tar: not there" in captured.err
+    assert "every image is there once" in captured.out and "nowhere.tar: not there" in captured.err
 
 
 def test_ray_with_a_killed_worker(shards, expected, tmp_path, monkeypatch):
@@ -385,7 +385,7 @@ def test_ray_with_a_killed_worker(shards, expected, tmp_path, monkeypatch):
             [shards],
             tmp_path / "out",
             Factory(delay_s=0.2),
-            BatchConfig(unit_pictures=5),
+            BatchConfig(unit_images=5),
             workers=1,
             engine="ray",
             **QUIET,
@@ -393,4 +393,4 @@ def test_ray_with_a_killed_worker(shards, expected, tmp_path, monkeypatch):
     finally:
         ray.shutdown()
         thread.join()
-    assert killed and summary.pictures == 37 and same(everything(tmp_path / "out"), expected) == ""
+    assert killed and summary.images == 37 and same(everything(tmp_path / "out"), expected) == ""

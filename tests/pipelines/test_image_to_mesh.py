@@ -1,4 +1,4 @@
-"""The main job on pictures of every kind: crops and cameras, bad files, several people, equal results for any batching."""
+"""The main job on images of every kind: crops and cameras, bad files, several people, equal results for any batching."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tore_fast.pipelines.image_to_mesh import Pipeline
 
 
 class Fixed(nn.Module):
-    """Returns the rest pose, lifted by the mean of the crop so that results depend on the picture."""
+    """Returns the rest pose, lifted by the mean of the crop so that results depend on the image."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ def model():
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     rng = np.random.default_rng(0)
     paths = []
     for i, size in enumerate([(50, 80), (120, 60), (33, 33), (400, 300), (64, 64)]):
@@ -51,18 +51,18 @@ def pictures(tmp_path):
     return paths
 
 
-def test_one_result_per_picture_whatever_the_batch_size(model, pictures):
-    one = Pipeline(model, batch_size=1, device="cpu").predict(pictures, "full")
-    many = Pipeline(model, batch_size=4, device="cpu").predict(pictures, "full")
-    assert [r.name for r in one] == [str(p) for p in pictures]
+def test_one_result_per_image_whatever_the_batch_size(model, images):
+    one = Pipeline(model, batch_size=1, device="cpu").predict(images, "full")
+    many = Pipeline(model, batch_size=4, device="cpu").predict(images, "full")
+    assert [r.name for r in one] == [str(p) for p in images]
     for a, b in zip(one, many):
         assert a.error is None and len(a.people) == 1
         np.testing.assert_allclose(a.people[0].vertices, b.people[0].vertices, atol=1e-6)
         assert a.people[0].vertices.shape == (6890, 3) and a.people[0].joints_2d.shape == (14, 2)
 
 
-def test_pelvis_is_the_origin_and_cameras_agree(model, pictures):
-    person = Pipeline(model, device="cpu").predict(pictures[3], [[(100, 50, 250, 280)]])[0].people[0]
+def test_pelvis_is_the_origin_and_cameras_agree(model, images):
+    person = Pipeline(model, device="cpu").predict(images[3], [[(100, 50, 250, 280)]])[0].people[0]
     hips = person.joints_3d[[2, 3]].mean(0)
     assert np.abs(hips).max() < 0.15  # the hips surround the pelvis
     scale, x, y = person.camera_image
@@ -73,46 +73,46 @@ def test_pelvis_is_the_origin_and_cameras_agree(model, pictures):
     assert np.abs(perspective - person.joints_2d).max() < 0.03 * person.crop.side
 
 
-def test_several_boxes(model, pictures):
+def test_several_boxes(model, images):
     boxes = [(0, 0, 100, 200), (200, 50, 300, 290), (10, 10, 60, 60)]
-    result = Pipeline(model, batch_size=2, device="cpu").predict([pictures[3]], [boxes])[0]
+    result = Pipeline(model, batch_size=2, device="cpu").predict([images[3]], [boxes])[0]
     assert [p.box for p in result.people] == boxes and {p.box_source for p in result.people} == {"given"}
     assert result.people[0].crop == Crop(50, 100, 240)
 
 
-def test_bad_pictures_do_not_stop_the_others(model, pictures, tmp_path):
+def test_bad_images_do_not_stop_the_others(model, images, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 nothing")
-    paths = [pictures[0], tmp_path / "bad.jpg", tmp_path / "gone.jpg", pictures[1]]
+    paths = [images[0], tmp_path / "bad.jpg", tmp_path / "gone.jpg", images[1]]
     boxes = [[(0, 0, 40, 70)], [(0, 0, 9, 9)], [(0, 0, 9, 9)], [(float("nan"), 0, 1, 1)]]
     results = Pipeline(model, device="cpu").predict(paths, boxes)
     assert [r.error is None for r in results] == [True, False, False, False]
     assert "bad.jpg" in results[1].error and "no such file" in results[2].error and "NaN" in results[3].error
 
 
-def test_auto_box_follows_the_mesh(model, pictures):
-    person = Pipeline(model, device="cpu").predict(pictures[3])[0].people[0]
+def test_auto_box_follows_the_mesh(model, images):
+    person = Pipeline(model, device="cpu").predict(images[3])[0].people[0]
     assert person.box_source == "auto"
-    assert person.crop.side < 400  # the first look covered the whole 400-pixel picture
+    assert person.crop.side < 400  # the first look covered the whole 400-pixel image
     x0, y0, x1, y1 = person.box
     assert 0 <= x0 < x1 <= 400 and 0 <= y0 < y1 <= 300
 
 
-def test_a_second_look_that_sees_half_is_not_believed(model, pictures):
+def test_a_second_look_that_sees_half_is_not_believed(model, images):
     class Shy(Fixed):  # sees a third of any crop: each look would be smaller than the one before
         def forward(self, images):
             out = super().forward(images)
             out.camera = out.camera * torch.tensor([0.4, 1.0, 1.0])
             return out
 
-    person = Pipeline(Shy(), device="cpu").predict(pictures[3])[0].people[0]
+    person = Pipeline(Shy(), device="cpu").predict(images[3])[0].people[0]
     assert person.crop.side == 400 and person.box == (0, 0, 400, 300) and person.box_source == "auto"
-    assert Pipeline(model, device="cpu").predict(pictures[3])[0].people[0].crop.side < 250  # sees half of any crop
+    assert Pipeline(model, device="cpu").predict(images[3])[0].people[0].crop.side < 250  # sees half of any crop
 
 
 def test_arrays_and_errors(model):
     pipeline = Pipeline(model, device="cpu")
     assert pipeline.predict(np.zeros((20, 30, 3), np.uint8), "full")[0].size == (30, 20)
-    with pytest.raises(ValueError, match="one entry per picture"):
+    with pytest.raises(ValueError, match="one entry per image"):
         pipeline.predict([np.zeros((20, 30, 3), np.uint8)], [[(0, 0, 5, 5)], []])
     with pytest.raises(ValueError, match="boxes must be one of"):
         pipeline.predict([np.zeros((20, 30, 3), np.uint8)], "somehow")

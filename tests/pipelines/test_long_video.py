@@ -14,9 +14,9 @@ import torch
 from tore_fast.body import load_body
 from tore_fast.cli import UsageError
 from tore_fast.cli import hmr as hmr_cli
-from tore_fast.data.image import read_image
 from tore_fast.data.synth.scene import Scene, write_scene
-from tore_fast.data.video import TrackBoxes, open_video
+from tore_fast.io.image import read_image
+from tore_fast.io.video import TrackBoxes, open_video
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.pipelines import overlay_video
 from tore_fast.pipelines.track_store import NpzRows
@@ -50,7 +50,7 @@ def networks():
 
 
 class Loop:
-    """A video of `count` frames that repeats a few; stands in for data/video.py:VideoSource."""
+    """A video of `count` frames that repeats a few; stands in for io/video.py:VideoSource."""
 
     path, fps = Path("loop"), 30.0
 
@@ -62,7 +62,7 @@ class Loop:
 
     def frames(self, start: int = 0):
         for i in range(start, self.count):
-            yield i, self.at(i).picture
+            yield i, self.at(i).image
 
 
 def memory_mb() -> float:
@@ -94,7 +94,7 @@ def test_a_thousand_frames_of_two_people_in_flat_memory(scene, tmp_path):
     growth, decoding = used[999] - used[300], memory_mb() - before
     assert len(paths) == 6 and pipe.timing.people == 2000
     assert [len(np.load(p)["poses"]) for p in paths if p.suffix == ".npz"] == [1000, 1000]
-    # 700 more frames in memory would be 40 MB of pictures or 170 MB of crops
+    # 700 more frames in memory would be 40 MB of images or 170 MB of crops
     assert growth < 20 and decoding < 60, (growth, decoding)
     rows = NpzRows(paths[0])
     np.testing.assert_array_equal(rows.rows("poses", 990, 1010), np.load(paths[0])["poses"][990:])
@@ -112,16 +112,16 @@ def folders(scene, tmp_path_factory):
 
 
 def halves(frame: np.ndarray):
-    """A detector: one person in each half of the picture."""
+    """A detector: one person in each half of the image."""
     h, w = frame.shape[:2]
     return [[5, 5, w // 2 - 5, h - 5, 0.9], [w // 2 + 5, 5, w - 5, h - 5, 0.8]]
 
 
 def test_scene_is_what_the_readers_expect(folders, scene):
     boxes = TrackBoxes.read(folders / "boxes.csv")
-    picture = read_image(folders / "frames" / "000003.png")
+    image = read_image(folders / "frames" / "000003.png")
     made = scene.frame(3)
-    assert np.array_equal(picture, made.picture) and boxes.tracks == [0, 1]
+    assert np.array_equal(image, made.image) and boxes.tracks == [0, 1]
     x0, y0, x1, y1 = (int(v) for v in boxes.at(3)[1])
     assert made.masks[1][y0:y1, x0:x1].sum() == made.masks[1].sum() > 64
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from made_up.command import command
 
-from tore_fast.data.bvh import read_bvh
 from tore_fast.data.keypoints import COUNTS, KeypointError, read_keypoints, to_h36m
+from tore_fast.io.bvh import read_bvh
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.pipelines.pose_lift import PoseStream, lift_clip, normalise
 

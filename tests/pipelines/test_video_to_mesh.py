@@ -1,4 +1,4 @@
-"""The FastHMR pipeline: two people with gaps, interruption and resume, file formats, single pictures, commands."""
+"""The FastHMR pipeline: two people with gaps, interruption and resume, file formats, single images, commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tore_fast.body import load_body
 from tore_fast.cli import UsageError
 from tore_fast.cli import eclm as eclm_cli
 from tore_fast.cli import hmr as hmr_cli
-from tore_fast.data.video import TrackBoxes, open_video
+from tore_fast.io.video import TrackBoxes, open_video
 from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models import create_model, load_pretrained, save_pretrained
 from tore_fast.pipelines.hosts import RestSkeleton, leaf_vertices
@@ -258,7 +258,7 @@ def test_long_gaps_cut_a_track(clip, tmp_path):
     assert [len(np.load(p)["poses"]) for p in paths] == [5, 5]
 
 
-def test_pictures(clip):
+def test_images(clip):
     pipe = pipeline(motion=False)
     frames = [f for _, f in open_video(clip).frames(28)]
     k = np.array([[400.0, 0, 60], [0, 400, 40], [0, 0, 1]])
@@ -422,7 +422,7 @@ def test_focal_length_sources(clip):
     host = create_model("camerahmr_vits", **HOST)
     pipe = HMRPipeline(host, load_body("free"))
     assert pipe.focal(frame) == pytest.approx(5000 / 256 * 128)  # no net: HMR2.0's rule
-    host.cam_model, host.estimate_fov = torch.nn.Identity(), lambda picture: torch.full((len(picture),), 1.0)
+    host.cam_model, host.estimate_fov = torch.nn.Identity(), lambda image: torch.full((len(image),), 1.0)
     assert pipe.focal(frame) == pytest.approx(96 / (2 * np.tan(0.5)))
     pipe.options.focal_px = 77.0
     assert pipe.focal(frame) == 77

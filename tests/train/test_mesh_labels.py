@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from made_up.sets import body_label, picture, write_3dpw, write_freihand, write_tsv_set
+from made_up.sets import body_label, image, write_3dpw, write_freihand, write_tsv_set
 from PIL import Image
 
 from tore_fast.body import load_body
@@ -19,7 +19,7 @@ from tore_fast.cli import main
 from tore_fast.cli._sets import source_of
 from tore_fast.data.readers import open_dataset
 from tore_fast.models import create_model
-from tore_fast.models._hmr import HMROutput
+from tore_fast.models.mesh._base import HMROutput
 from tore_fast.train.mesh_labels import LabelConfig, LabelledMeshes
 from tore_fast.train.stream import BLOCK, Mixture
 
@@ -33,7 +33,7 @@ STILL = LabelConfig(flip=0, noise=0, rotation_deg=0, scale=0)
 def sets(tmp_path_factory):
     """A TSV set with everything, a csv folder with boxes only, and 3DPW."""
     root, rng = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
-    write_tsv_set(root / "tsv", [body_label(rng) for _ in range(6)], [picture(rng) for _ in range(6)])
+    write_tsv_set(root / "tsv", [body_label(rng) for _ in range(6)], [image(rng) for _ in range(6)])
     (root / "tsv" / "t.yaml").write_text("img: test.img.tsv\nlabel: test.label.tsv\nhw: test.hw.tsv\n")
     points = np.concatenate([rng.uniform(10, 80, (24, 2)), np.ones((24, 1))], 1).tolist()
     rows = [
@@ -42,7 +42,7 @@ def sets(tmp_path_factory):
     ]
     (root / "flat").mkdir()
     for i in range(4):
-        Image.fromarray(picture(rng)).save(root / "flat" / f"{i}.png")
+        Image.fromarray(image(rng)).save(root / "flat" / f"{i}.png")
     (root / "flat" / "boxes.json").write_text(json.dumps(rows))
     write_3dpw(root / "3dpw", load_body("free"), people=1, frames=2)
     return root
@@ -201,17 +201,17 @@ def test_smpl_head_terms(sets, body):
 # ---- damage and mistakes
 
 
-def test_bad_pictures_are_left_out_with_a_warning(tmp_path, body):
+def test_bad_images_are_left_out_with_a_warning(tmp_path, body):
     rng = np.random.default_rng(1)
     (tmp_path / "t.csv").write_text("".join(f"{i}.png,10,20,50,100\n" for i in range(4)))
     for i in range(4):
-        Image.fromarray(picture(rng)).save(tmp_path / f"{i}.png")
-    (tmp_path / "2.png").write_bytes(b"no picture")
+        Image.fromarray(image(rng)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes(b"no image")
     t = LabelledMeshes(create_model("fastmetro_s_r50", **TRANSFORMER), body, [open_dataset(tmp_path / "t.csv")])
     with pytest.warns(UserWarning, match=re.escape("2.png")):
         assert len(t.batch(0, 4, 0)["image"]) == 4
     for i in range(4):
-        (tmp_path / f"{i}.png").write_bytes(b"no picture")
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="in a row cannot be read"):
         t.batch(0, 1, 0)
 

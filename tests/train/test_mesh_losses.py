@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tore_fast.eval.metrics import MeshErrors, mpjpe, pa_mpjpe
-from tore_fast.models._hmr import HMROutput
+from tore_fast.models.mesh._base import HMROutput
 from tore_fast.train import losses
 from tore_fast.train.mesh_loss import PRESETS, MeshLoss, MeshTargets, draw_query_mask
 

@@ -1,34 +1,28 @@
-"""tools/study.py: one tiny row end to end (killed and resumed), tables and plots from made-up results."""
+"""studies/token_reduction/run.py: one tiny row end to end (killed and resumed), tables and plots from made-up results."""
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("skimage", reason="background photographs come from scikit-image (extra: train)")
 pytest.importorskip("accelerate", reason="the training loop needs accelerate (extra: train)")
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(TOOLS))
-    import study
+    from studies.token_reduction import run
 
-    yield study
-    sys.path.remove(str(TOOLS))
+    return run
 
 
 @pytest.fixture(scope="module")
 def tiny_body(study):
     import torch
-    from _study_features import study_body
-    from _study_rows import PROTOCOLS
 
+    from studies.token_reduction.features import study_body
+    from studies.token_reduction.rows import PROTOCOLS
     from tore_fast.body import load_body
 
     body = load_body("free")
@@ -40,7 +34,7 @@ def tiny_body(study):
 def made_up(study, tmp_path):
     import dataclasses
 
-    from _study_rows import Protocol
+    from studies.token_reduction.rows import Protocol
 
     def write(name, seed, pa, protocol=None, **extra):
         row = {
@@ -105,7 +99,8 @@ def test_table(study, made_up):
 
 def test_results_of_two_protocols_are_not_mixed(study, made_up):
     import _study_report as report
-    from _study_rows import PROTOCOLS
+
+    from studies.token_reduction.rows import PROTOCOLS
 
     folder, write = made_up
     write("mlp", 0, 105.0, protocol=PROTOCOLS["tiny"])
@@ -171,7 +166,8 @@ def test_one_row_end_to_end_and_resumed(study, tmp_path, monkeypatch):
 )
 def test_every_family_gives_camera_joints_and_coarse_mesh(study, tiny_body, name):
     import torch
-    from _study_rows import PROTOCOLS, ROWS, build
+
+    from studies.token_reduction.rows import PROTOCOLS, ROWS, build
 
     p = PROTOCOLS["tiny"]
     out = build(ROWS[name], p, tiny_body)(torch.randn(2, 208, 7, 7))

@@ -1,4 +1,4 @@
-"""Attention pictures: layouts name the right tokens, the right cell and the right vertex light up, the command writes files."""
+"""Attention images: layouts name the right tokens, the right cell and the right vertex light up, the command writes files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 
 from tore_fast.body import load_body
 from tore_fast.cli.viz_attention import _layers
-from tore_fast.models.tore import FastMETRO_TORE, FastMETROToreConfig
-from tore_fast.vis.attention_maps import colours, map_layout, on_mesh, over_picture, save_table, sheet, to_cells
+from tore_fast.models.mesh.tore import FastMETRO_TORE, FastMETROToreConfig
+from tore_fast.vis.attention_maps import colours, map_layout, on_mesh, over_image, save_table, sheet, to_cells
 
 
 def test_layouts():
@@ -61,16 +61,16 @@ def test_the_attended_cell_lights_up():
     image = np.full((30, 40, 3), 100, np.uint8)
     cells = np.zeros(12)
     cells[1 * 4 + 2] = 0.7  # row 1, column 2 of 3 x 4
-    drawn = over_picture(image, cells, (3, 4), alpha=1.0)
+    drawn = over_image(image, cells, (3, 4), alpha=1.0)
     bright = (drawn == colours(np.ones(1))[0].round().astype(np.uint8)).all(-1)
     expected = np.zeros((30, 40), bool)
     expected[10:20, 20:30] = True
     np.testing.assert_array_equal(bright, expected)
-    ring = over_picture(image, cells, (3, 4), point=(8, 22), alpha=1.0)
+    ring = over_image(image, cells, (3, 4), point=(8, 22), alpha=1.0)
     changed = np.argwhere((ring != drawn).any(-1))
     np.testing.assert_allclose(changed.mean(0), (22, 8), atol=1)
     with pytest.raises(ValueError, match="12"):
-        over_picture(image, cells[:-1], (3, 4))
+        over_image(image, cells[:-1], (3, 4))
 
 
 def test_the_attended_end_of_the_mesh_lights_up():
@@ -129,13 +129,13 @@ def test_command(tmp_path, capsys):
         "decoder_1.1_joints.png",
         "decoder_2.1_joints.png",
         "encoder_3.1_joints.png",
-        "cross_1.1_picture.png",
-        "cross_2.1_picture.png",
+        "cross_1.1_image.png",
+        "cross_2.1_image.png",
         "decoder_3.1_vertices.png",
         "cross_3.1_joints_on_mesh.png",
     }
     assert len(said.out.splitlines()) == len(files)
-    assert Image.open(out / "cross_1.1_picture.png").size == (3 * 230 - 6, 224 + 16)  # crop, Head, L_Wrist
+    assert Image.open(out / "cross_1.1_image.png").size == (3 * 230 - 6, 224 + 16)  # crop, Head, L_Wrist
     for extra, text in (
         (["--layer", "cross_9"], "'cross_9'; this model has encoder_1.1, decoder_1.1"),
         (["--joints", "Tail"], "'Tail'; expected all or some of R_Ankle"),

@@ -1,4 +1,4 @@
-"""Token pictures: regions are exactly the owners, colours their means; the command writes a PNG and explains bad input."""
+"""Token images: regions are exactly the owners, colours their means; the command writes a PNG and explains bad input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_owner_of_pixels_and_mean_colours():
     assert edge[0, 8] and not edge[0, 7] and not edge[0, 4]
 
 
-def test_panel_has_a_picture_per_stage():
+def test_panel_has_a_image_per_stage():
     x = torch.rand(1, 12, 3)
     stage = grid_tokens(x, (3, 4))
     image = np.zeros((12, 16, 3), np.uint8)

@@ -40,7 +40,7 @@ def load_body(name: str = "free", path: str | Path | None = None, **options) -> 
         name: "free" (6,890 vertices, 24 joints in SMPL order) or "free_hand" (right hand, 778 vertices, 16
             joints in MANO order): shipped, licence-free. "smpl" or "mano": from a model file of yours.
         path: for "smpl" and "mano" the official .pkl or .npz, or its folder; for the free ones another file
-            baked by tools/bake_body.py.
+            baked by tools/bake/body.py.
         options: for "smpl" and "mano" as official.load_model: topology, num_betas, flat_hand_mean.
 
     Raises:

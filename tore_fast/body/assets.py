@@ -1,4 +1,4 @@
-"""The baked licence-free bodies: how tools/bake_body.py packs them and how they are read back.
+"""The baked licence-free bodies: how tools/bake/body.py packs them and how they are read back.
 
 In: assets/free_body.npz, assets/free_hand.npz; out: plain float arrays for body.py and a MeshHierarchy.
 Packing (0.5 MB instead of 2): metres in fixed point, along the vertex order as differences (neighbours in the

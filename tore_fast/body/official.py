@@ -14,10 +14,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from ..io.safe_pickle import read_npz, read_pickle
 from .body import Body, BodyTopology
 from .hierarchy import MeshHierarchy, build_hierarchy
 from .joints import MANO16, MANO16_PARENTS, MANO21_TO_HAND21, MANO_FINGERTIPS, SMPL24, SMPL24_PARENTS, SMPL38_TO_J24
-from .safe_pickle import read_npz, read_pickle
 
 LEVELS = {"smpl": (6890, 1723, 431), "mano": (778, 195)}
 _SAMPLING = {"smpl": "mesh_downsampling.npz", "mano": "mano_downsampling.npz"}

@@ -40,7 +40,7 @@ def start_model(
         ValueError: no such model or field, or a checkpoint for other data.
     """
     from ..models import create_model, load_pretrained, model_entry
-    from ..models.convert.tcformer import load_tcformer
+    from ..models.convert.keypoints import load_tcformer
 
     chosen = config_overrides(options or {})
     if checkpoint is None:
@@ -88,8 +88,8 @@ def take_backbone(model, path: Path) -> None:
         ValueError: another model than a classifier, or one of other sizes.
     """
     from ..models import load_pretrained
-    from ..models.convert.tcformer import load_tcformer
-    from ..models.tcformer import TCFormer
+    from ..models.convert.keypoints import load_tcformer
+    from ..models.keypoints.tcformer import TCFormer
 
     if not isinstance(getattr(model, "backbone", None), TCFormer):
         raise ValueError(f"--pretrained: a {type(model).__name__} has no TCFormer backbone")
@@ -121,7 +121,7 @@ def tested_model(name: str, checkpoint: Path | None, tag: str):
 
     from ..models import create_model, from_pretrained, model_entry
     from ..models._hub import read_config
-    from ..models.tcformer import DEPTHS
+    from ..models.keypoints.tcformer import DEPTHS
 
     if checkpoint is None and name and Path(name).is_dir():
         checkpoint = Path(name)

@@ -1,4 +1,4 @@
-"""`tore-fast batch shards/*.tar --out DIR`: meshes for any number of pictures; a stopped or killed run goes on."""
+"""`tore-fast batch shards/*.tar --out DIR`: meshes for any number of images; a stopped or killed run goes on."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tyro.conf import Positional
 
 from . import FAILED, arguments, complain
 
-SHOWN = 5  # bad pictures named at the end; all of them are in the results
+SHOWN = 5  # bad images named at the end; all of them are in the results
 
 
 @dataclass
 class Args:
-    """Meshes for many pictures: tars and folders in, one npz per unit of pictures out, by several processes, torchrun or Ray.
-    The same command goes on after a kill; no picture is lost or there twice."""
+    """Meshes for many images: tars and folders in, one npz per unit of images out, by several processes, torchrun or Ray.
+    The same command goes on after a kill; no image is lost or there twice."""
 
     inputs: Positional[list[str]]
-    """Tars, {000000..000012}.tar patterns, folders (with all below), pictures."""
+    """Tars, {000000..000012}.tar patterns, folders (with all below), images."""
     out: Path = Path("out_batch")
     """Folder of plan and results (results/unit-*.npz, arrays: docs/data.md)."""
     model: str = "default"
@@ -28,7 +28,7 @@ class Args:
     checkpoint: str | None = None
     """Weights: a folder of ours, or an official file."""
     boxes: str = "auto"
-    """auto, full, centre, a JSON/CSV box file, or sidecar: KEY.json with "boxes" beside each picture."""
+    """auto, full, centre, a JSON/CSV box file, or sidecar: KEY.json with "boxes" beside each image."""
     workers: int = 1
     """Processes on this machine, or Ray actors."""
     engine: str = "auto"
@@ -36,14 +36,14 @@ class Args:
     save_vertices: bool = False
     """Keep all 6,890 vertices (82 kB a person); the 431 coarse ones always are."""
     unit: int = 256
-    """Pictures per unit of work: what a killed worker loses at most."""
+    """Images per unit of work: what a killed worker loses at most."""
     batch_size: int = 8
     device: str = "auto"
     """auto, cpu, cuda; workers are spread over the GPUs."""
     threads: int = 0
     """CPU threads of each worker (0: cores / workers)."""
     verify: bool = False
-    """Only check that --out holds every picture exactly once."""
+    """Only check that --out holds every image exactly once."""
     extra: dict[str, str] = field(default_factory=dict)
     """Further options of an official file as KEY VALUE pairs: upstream, mesh_data."""
 
@@ -55,7 +55,7 @@ def run(args: Args) -> int:
 
     if args.verify:
         counts = BatchFolder(args.out).verify()
-        print(f"{args.out}: every picture is there once: " + "  ".join(f"{k} {v}" for k, v in counts.items()))
+        print(f"{args.out}: every image is there once: " + "  ".join(f"{k} {v}" for k, v in counts.items()))
         return 0
     with arguments():  # a killed run, too: the same command goes on
         engine = (
@@ -72,8 +72,8 @@ def run(args: Args) -> int:
     if int(os.environ.get("RANK", 0)) and engine == "torchrun":
         return 0  # rank 0 reports
     print(
-        f"{summary.pictures} pictures, {summary.people} people, {summary.failed} failed; this run: {summary.fresh_pictures} pictures "
-        f"in {summary.seconds:.1f} s = {summary.pictures_per_s:.1f} pictures/s, {summary.deaths} workers died"
+        f"{summary.images} images, {summary.people} people, {summary.failed} failed; this run: {summary.fresh_images} images "
+        f"in {summary.seconds:.1f} s = {summary.images_per_s:.1f} images/s, {summary.deaths} workers died"
     )
     for error in islice(failures(args.out), SHOWN):
         complain(error)

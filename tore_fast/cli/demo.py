@@ -1,4 +1,4 @@
-"""`tore-fast demo`: the main job on an embedded picture with the embedded weights, nothing downloaded."""
+"""`tore-fast demo`: the main job on an embedded image with the embedded weights, nothing downloaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import arguments
 
 @dataclass
 class Args:
-    """Runs the built-in model on the built-in picture and says where the results are and how far to trust them."""
+    """Runs the built-in model on the built-in image and says where the results are and how far to trust them."""
 
     out: Path = Path("tore_fast_demo")
     """Folder for the results."""
@@ -22,34 +22,34 @@ def run(args: Args) -> int:
     import numpy as np
     import torch
 
-    from ..eval.procrustes import similarity_align
+    from ..geometry.procrustes import similarity_align
     from ..models._hub import read_config
     from ..models.default import default_folder
-    from ..pipelines.demo_picture import demo_picture
+    from ..pipelines.demo_image import demo_image
     from ..pipelines.image_to_mesh import Pipeline
     from ..pipelines.results import write_result
 
     with arguments():
         card = read_config(default_folder())
         pipeline = Pipeline(device=args.device)
-    picture, truth = demo_picture()
-    result = pipeline.predict([picture], [[truth.box]])[0]
+    image, truth = demo_image()
+    result = pipeline.predict([image], [[truth.box]])[0]
     files = write_result(result, pipeline, args.out, "demo", ("png", "glb", "obj", "npz"))
     person = result.people[0]
     joints = torch.from_numpy(person.joints_3d)[None]
     want = torch.from_numpy(truth.joints_3d)[None]
     error = 1000 * float((joints - want).norm(dim=-1).mean())
     aligned = 1000 * float((similarity_align(joints, want) - want).norm(dim=-1).mean())
-    print("A synthetic picture of the free body (its truth is known) went through the built-in model:")
+    print("A synthetic image of the free body (its truth is known) went through the built-in model:")
     for path in files:
         print(f"  {path}")
     print(f"mesh: {len(person.vertices):,} vertices, height {np.ptp(person.vertices[:, 1]):.2f} m as posed")
-    print(f"error on this picture: {error:.0f} mm per joint (pelvis at the origin), {aligned:.0f} mm after alignment")
+    print(f"error on this image: {error:.0f} mm per joint (pelvis at the origin), {aligned:.0f} mm after alignment")
     m = card["metrics"]["hard"]
     print(
         f"held-out synthetic images: MPJPE {m['mpjpe_mm']:.0f} mm (constant mean: {m['constant_mean_mpjpe_mm']:.0f}), "
         f"PA-MPJPE {m['pa_mpjpe_mm']:.0f} mm (mean pose: {m['mean_pose_pa_mpjpe_mm']:.0f})"
     )
     print(card.get("trust", "Trained on synthetic images only: expect rough meshes on real photographs."))
-    print("Your own pictures: tore-fast predict photo.jpg --out out/")
+    print("Your own images: tore-fast predict photo.jpg --out out/")
     return 0

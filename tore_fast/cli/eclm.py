@@ -1,4 +1,4 @@
-"""`tore-fast eclm`: finds mergeable layers of a host on your pictures and writes the smaller model."""
+"""`tore-fast eclm`: finds mergeable layers of a host on your images and writes the smaller model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import arguments, note_random_weights
 
 @dataclass
 class Args:
-    """Merges layers of an HMR2 / CameraHMR host while an error on calibration pictures stays within tau.
+    """Merges layers of an HMR2 / CameraHMR host while an error on calibration images stays within tau.
 
     The error is MPJPE against labels where the data has them, else the distance to the unmerged model's own joints. Interrupted runs go on where they stopped.
     """
@@ -17,14 +17,14 @@ class Args:
     model: str
     """Checkpoint folder written by tore_fast, an official .ckpt file, or a model name (random weights: for tests)."""
     data: str | None = None
-    """Folder of pictures, one person each unless --boxes is given; or of rendered clips (`train fasthmr_clips`), whose
+    """Folder of images, one person each unless --boxes is given; or of rendered clips (`train fasthmr_clips`), whose
     labels then give the error (MPJPE)."""
     plan: str | None = None
     """Apply this plan.json (of an earlier run, same depth) instead of searching; needs no data."""
     out: str = "out/eclm"
     """Folder for trace.jsonl, plan.json and the merged checkpoint."""
     boxes: str | None = None
-    """JSON or CSV with boxes per picture (image,x0,y0,x1,y1)."""
+    """JSON or CSV with boxes per image (image,x0,y0,x1,y1)."""
     tau: float = 0.1
     """Allowed rise of the error: mm for joints, degrees for angle."""
     measure: str = "joints"
@@ -52,7 +52,7 @@ def run(args: Args) -> int:
 
     from tqdm import tqdm
 
-    from ..layers import camera
+    from ..geometry import camera
     from ..layers.eclm import ECLMPlan, describe
     from ..models._hub import save_pretrained
     from ..pipelines import hosts, layer_merge, synth_clips
@@ -74,12 +74,12 @@ def run(args: Args) -> int:
         if labelled:
             if hasattr(model, "cam_model"):
                 raise ValueError(
-                    "--data: labelled clips are for HMR2 hosts (CameraHMR needs the camera of every picture)"
+                    "--data: labelled clips are for HMR2 hosts (CameraHMR needs the camera of every image)"
                 )
             found = synth_clips.labelled_crops(args.data, args.limit, hosts.body_joints(args.body, "cpu"))
             targets = [found.joints[i : i + args.batch_size] for i in range(0, len(found.crops), args.batch_size)]
         else:
-            found = hosts.picture_crops(
+            found = hosts.image_crops(
                 args.data, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin
             )
     model = model.to(device).eval()

@@ -24,7 +24,7 @@ class Args(RunArgs):
     format: Literal["auto", "wholebody", "coco", "wflw"] = "auto"
     """auto: wflw for .txt, else by the model's key points."""
     images: Path | None = None
-    """Folder of the pictures (default: that of --data)."""
+    """Folder of the images (default: that of --data)."""
     boxes: Path | None = None
     """Detector boxes in COCO's result format (the papers' protocol); default: the annotated boxes."""
     image_size: tuple[int, int] = (0, 0)
@@ -32,7 +32,7 @@ class Args(RunArgs):
     difficulty: float = 0.5
     """synth: of poses, views, occlusion and backgrounds, 0..1."""
     flip_test: bool = True
-    """Average with the mirrored picture."""
+    """Average with the mirrored image."""
     refine: Literal["none", "quarter", "dark"] = "quarter"
     """Where between the pixels of the map a point lies."""
     half_pixel: bool = False
@@ -121,7 +121,7 @@ def _scoring(args: Args, form: str, size: tuple[int, int]):
 
 
 def _synthetic(args: Args) -> int:
-    """Held-out pictures of data/synth; the model must have their 14 joints."""
+    """Held-out images of data/synth; the model must have their 14 joints."""
     from ..body import load_body
     from ..train.tcformer_synth import NUM_JOINTS, SynthKeypoints
 
@@ -130,7 +130,7 @@ def _synthetic(args: Args) -> int:
         raise ValueError(f"--data synth: has {NUM_JOINTS} joints, the model {model.config.num_keypoints}")
     side = args.image_size[0] or (trained_size(args.checkpoint or Path(args.model)) or (128, 128))[0]
     if args.image_size[0] != args.image_size[1]:
-        raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
+        raise ValueError(f"--image-size: synthetic images are square, got {args.image_size}")
     task = SynthKeypoints(model, load_body("free"), side, args.difficulty, eval_images=args.limit or 256)
     metrics = task.evaluate(model.to(device_of(args.device)).eval())
     print("\n".join(f"{name:24}{value:10.4f}" for name, value in metrics.items()))

@@ -32,7 +32,7 @@ OPTIONS = {
 
 @dataclass
 class Args:
-    """Errors of a pose-lifting model on Human3.6M, 3DHP or motion files (docs/hot.md)."""
+    """Errors of a pose-lifting model on Human3.6M, 3DHP or motion files (docs/lifting.md)."""
 
     data: str
     """Folder or file of the data set; its kind is told by looking."""
@@ -125,7 +125,7 @@ def _evaluate(args: Args) -> int:
     print(table(metrics))
     if found.kind == "motionbert":
         print(
-            "note: MotionBERT's clips hold image units, not metres: read 'mm' as thousandths of half the picture's width"
+            "note: MotionBERT's clips hold image units, not metres: read 'mm' as thousandths of half the image's width"
         )
     print(f"{frames} frames of {len(items)} clips in {seconds:.1f} s ({frames / seconds:.0f} frames/s)")
     write_json(metrics, args.json)

@@ -58,7 +58,7 @@ def _evaluate(args: Args) -> int:
     from ..eval.multiscale import VIEWS, MultiScale, view_crops
     from ..eval.parameter_models import CameraScoring
     from ..eval.protocols import HandProtocol, write_freihand_json
-    from ..models.camerahmr import CameraHMR
+    from ..models.smpl.camerahmr import CameraHMR
 
     reader = open_dataset(args.data, args.format, **args.options)
     hand = _is_hand(args, reader)

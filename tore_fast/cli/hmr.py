@@ -47,7 +47,7 @@ class Args:
     focal: float | None = None
     """Focal length in pixels."""
     principal: tuple[float, float] | None = None
-    """Principal point x y in pixels; default: the picture's centre."""
+    """Principal point x y in pixels; default: the image's centre."""
     fps: float | None = None
     """Frames per second; default: the file's, 30 for folders."""
     body: str = "free"
@@ -86,7 +86,7 @@ def run(args: Args) -> int:
     from tqdm import tqdm
 
     from ..data.detect import BoxTracker, load_callable, load_detector
-    from ..data.video import MaskFolder, TrackBoxes, open_video
+    from ..io.video import MaskFolder, TrackBoxes, open_video
     from ..pipelines.image_to_mesh import pick_device
     from ..pipelines.overlay_video import why_no_mp4, write_overlay
     from ..pipelines.track_files import FORMATS

@@ -28,10 +28,10 @@ class Args:
     person: int | None = None
     """Track id to follow in files with several people."""
     normalise: str = "auto"
-    """image, pixel or crop; auto takes what the model was trained for (else image) where the picture size is known, else crop.
+    """image, pixel or crop; auto takes what the model was trained for (else image) where the image size is known, else crop.
     What was done is printed."""
     width: float | None = None
-    """Picture width in pixels, if the file does not say."""
+    """Image width in pixels, if the file does not say."""
     height: float | None = None
     fps: float | None = None
     """Frame rate, if the file does not say (default 25)."""
@@ -104,9 +104,9 @@ def output_stems(inputs: list[Path], out: Path) -> list[Path]:
 def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ...]) -> str:
     import numpy as np
 
-    from ..data.bvh import write_bvh
-    from ..data.chunking import H36M_JOINTS
     from ..data.keypoints import read_keypoints
+    from ..geometry.windows import H36M_JOINTS
+    from ..io.bvh import write_bvh
     from ..pipelines.pose_lift import lift_at_rate, normalise, trained_facts
     from ..vis.stick_figure import write_gif, write_html, write_mp4
 
@@ -148,7 +148,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
         written.append(str(write_mp4(f"{stem}.mp4", lifted.pose, fps)))
     lines = [
         f"{path}: {len(lifted.pose)} frames, order {clip.order}, normalisation {how}"
-        + (f" ({width:g} x {height:g})" if how != "crop" else " (no picture size needed)"),
+        + (f" ({width:g} x {height:g})" if how != "crop" else " (no image size needed)"),
         f"  {lifted.windows} windows of {model.config.frames} frames in {seconds:.2f} s ({len(lifted.pose) / seconds:.0f} frames/s)",
     ]
     if rate and rate != fps:
@@ -157,7 +157,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
         lines.append(f"  note: frame rate unknown (--fps), {fps:g} frames/s are written to the files")
     if args.normalise == "auto" and how == "crop" and facts.get("windows", {}).get("zoom", 1.0) <= 1.0:
         lines.append(
-            "  note: these weights know figures as large as a picture shows them; --width and --height give better poses"
+            "  note: these weights know figures as large as a image shows them; --width and --height give better poses"
         )
     if clip.filled:
         lines.append(f"  note: {clip.filled} joint positions were not detected and interpolated in time")

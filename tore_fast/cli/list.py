@@ -170,7 +170,7 @@ PAPER_GMACS = {(32, 192): 122.6, (28, 192): 107.5, (28, 90): 52.8}  # FastHMR Ta
 
 def reductions() -> list[dict]:
     """Multiply-adds (G, one crop) of HMR2.0's ViT-H host per row of REDUCTIONS."""
-    from ..models.hmr2 import HMR2Config, host_macs
+    from ..models.smpl.hmr2 import HMR2Config, host_macs
 
     full = sum(host_macs(HMR2Config()))
     out = []

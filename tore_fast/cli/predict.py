@@ -1,4 +1,4 @@
-"""`tore-fast predict photo.jpg`: meshes, joints, cameras and an overlay picture for every person box."""
+"""`tore-fast predict photo.jpg`: meshes, joints, cameras and an overlay image for every person box."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import FAILED, UsageError, arguments, complain, sentence
 
 @dataclass
 class Args:
-    """Photographs to meshes: an overlay, GLB/OBJ meshes and an npz of numbers for each picture."""
+    """Photographs to meshes: an overlay, GLB/OBJ meshes and an npz of numbers for each image."""
 
     images: Positional[list[str]]
     """Files, folders or glob patterns."""
@@ -24,7 +24,7 @@ class Args:
     checkpoint: str | None = None
     """Weights: a folder of ours, or an official file (of the model that --model names, else told by its keys)."""
     boxes: str = "auto"
-    """auto (found by the model itself), full (whole picture), centre (official demo's square), or a JSON/CSV file."""
+    """auto (found by the model itself), full (whole image), centre (official demo's square), or a JSON/CSV file."""
     out: Path = Path("out")
     """Folder for the results."""
     format: str = "png,glb,npz"
@@ -39,7 +39,7 @@ class Args:
 
 def run(args: Args) -> int:
     from ..data.boxes import read_boxes
-    from ..data.image import find_images
+    from ..io.image import find_images
     from ..models.default import BUILT_IN
     from ..pipelines.image_to_mesh import BOX_MODES, Pipeline
     from ..pipelines.results import FORMATS
@@ -56,7 +56,7 @@ def run(args: Args) -> int:
     if not any(p.exists() for p in paths):
         for path in paths:
             complain(f"{path}: no such file")
-        raise UsageError("no picture to work on")
+        raise UsageError("no image to work on")
     with arguments():
         pipeline = Pipeline(
             args.model,
@@ -72,7 +72,7 @@ def run(args: Args) -> int:
 
 
 def _predict(args: Args, pipeline, paths: list[Path], table, formats: tuple[str, ...], failed: int) -> int:
-    """Runs all pictures; `failed` inputs gave none."""
+    """Runs all images; `failed` inputs gave none."""
     from ..data.boxes import boxes_of
     from ..pipelines.results import unique_names, write_result
 
@@ -132,6 +132,6 @@ def _summary(pipeline, writing: float, written: list[Path], out: Path) -> None:
     seconds = {k: v for k, v in seconds.items() if v > 0}
     counts = pipeline.counts
     print(
-        f"{counts['people']} people in {counts['pictures']} pictures on {pipeline.device}: {len(written)} files in {out}/"
+        f"{counts['people']} people in {counts['images']} images on {pipeline.device}: {len(written)} files in {out}/"
     )
     print("seconds per stage: " + "  ".join(f"{k} {v:.2f}" for k, v in seconds.items()))

@@ -27,9 +27,9 @@ class Args:
     difficulty: float = 1.0
     """0 = upright people from the front, 1 = any pose and view, cut-off bodies, occluders."""
     split: Literal["train", "test"] = "train"
-    """Random stream and background pictures."""
+    """Random stream and background images."""
     backgrounds: str = "photos"
-    """photos (scikit-image's licence-free pictures), noise, or a folder of pictures."""
+    """photos (scikit-image's licence-free images), noise, or a folder of images."""
     poses: str = ""
     """Real-motion poses: a file or folder of AMASS-like .npz or .bvh files."""
     bank_share: float = 0.5

@@ -34,7 +34,7 @@ class Args:
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(batch_size=128, lr=1.25e-4, weight_decay=0.05, clip_norm=0.0)
     )
-    """The official rate is 5e-4 x (items of a step) / 512; far above it the full-width models stay at chance (docs/tcformer.md)."""
+    """The official rate is 5e-4 x (items of a step) / 512; far above it the full-width models stay at chance (docs/keypoints.md)."""
     export: Path | None = None
     """Write the trained model here as a checkpoint folder."""
 
@@ -43,7 +43,7 @@ def run(args: Args) -> int:
     import torch
 
     from ..data.imagenet_folder import imagenet_folder, imagenet_mixup
-    from ..train.tcformer import Classification
+    from ..train.keypoints import Classification
     from ._training import check_crops, finish, start_model
 
     torch.manual_seed(args.train.seed)
@@ -55,7 +55,7 @@ def run(args: Args) -> int:
             raise ValueError(f"{args.data}: train/ and val/ hold different classes")
         if args.mixup and not args.test and args.train.batch_size % 2:
             raise ValueError(
-                f"--train.batch-size: mixup takes pictures in pairs, so an even number (or --no-mixup), got {args.train.batch_size}"
+                f"--train.batch-size: mixup takes images in pairs, so an even number (or --no-mixup), got {args.train.batch_size}"
             )
         model = start_model(args.model, args.checkpoint, args.options, tag="classification", num_classes=classes)
         check_crops(model, (args.image_size, args.image_size))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..train.fasthmr_motion import Stage2Config
-from ..train.hmr_host import HostConfig
 from ..train.loop import TrainConfig
+from ..train.motion import Stage2Config
+from ..train.smpl import HostConfig
 from . import UsageError, arguments
 
 
@@ -56,10 +56,10 @@ def run(args: Args) -> int:
     if stage == "host":
         return _train_host(args)
     from ..models import create_model, load_pretrained, save_pretrained
-    from ..models.motion_vae import MotionVAE
+    from ..models.motion.vae import MotionVAE
     from ..pipelines.hosts import RestSkeleton, load_named_body
-    from ..train.fasthmr_motion import MotionDenoiserTask, MotionVAETask, hold_out, read_motion_folder
     from ..train.loop import train
+    from ..train.motion import MotionDenoiserTask, MotionVAETask, hold_out, read_motion_folder
 
     with arguments():
         clips = read_motion_folder(args.data, 30.0, args.up)
@@ -113,8 +113,8 @@ def _train_host(args: Args) -> int:
     from ..data.synth.poses import PoseBank
     from ..models import create_model, save_pretrained
     from ..pipelines.hosts import load_named_body
-    from ..train.hmr_host import HostTask
     from ..train.loop import train
+    from ..train.smpl import HostTask
 
     with arguments(also=(TypeError,)):
         motions = read_motions(args.data)
@@ -134,7 +134,7 @@ def _train_host(args: Args) -> int:
     task = HostTask(model.to(device), body, args.host, *banks, device=device)
     print(f"{args.model}: {len(banks[0])} poses of motions to train on, {len(banks[1])} held out")
     train(task, args.train)
-    # the averaged weights at the end, not the best on the held-out pictures: choosing there would flatter the numbers
+    # the averaged weights at the end, not the best on the held-out images: choosing there would flatter the numbers
     last = torch.load(Path(args.train.out) / "last.pt", map_location="cpu", weights_only=True)
     task.model.load_state_dict({**last["model"], **last["ema"].get("average", {})})
     metrics = task.evaluate(task.model.eval())

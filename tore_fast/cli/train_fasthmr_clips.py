@@ -18,7 +18,7 @@ class Args:
     data: Path
     """Folder with clips.npz + index.json, or .bvh / .amc files."""
     out: Path | None = None
-    """Folder for the clips: OUT/ID.npz (pictures, masks, poses in camera axes); none: only the tokens are kept."""
+    """Folder for the clips: OUT/ID.npz (images, masks, poses in camera axes); none: only the tokens are kept."""
     split: str = "train"
     """train or test; motions without a split count as train."""
     fps: float = 30.0
@@ -58,7 +58,7 @@ def run(args: Args) -> int:
         if (args.host is None) != (args.tokens is None):
             raise ValueError("--host and --tokens belong together")
         if args.out is None and args.host is None:
-            raise ValueError("give --out for the pictures, --host and --tokens for a host's features, or both")
+            raise ValueError("give --out for the images, --host and --tokens for a host's features, or both")
         if args.views < 1 or (args.views > 1 and args.out is not None):
             raise ValueError(f"--views must be at least 1, and 1 with --out, got {args.views}")
         motions = [m for m in read_motions(args.data) if (m.split or "train") == args.split][: args.motions]

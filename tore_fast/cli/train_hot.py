@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..train.lifting import PoseDataConfig
 from ..train.loop import TrainConfig
-from ..train.vpt import PoseDataConfig
 from . import arguments
 
 
@@ -55,8 +55,8 @@ def run(args: Args) -> int:
     from ..data.pose_sets import read_pose_set
     from ..eval.lifting import evaluate_clips
     from ..models import create_model, save_pretrained
+    from ..train.lifting import LOSSES, PoseLifting, resampled, start_weights
     from ..train.loop import train
-    from ..train.vpt import LOSSES, PoseLifting, resampled, start_weights
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -35,7 +35,7 @@ class Args:
     difficulty: float = 0.5
     """synth: of poses, views, occlusion and backgrounds, 0..1."""
     flip_test: bool = True
-    """Average with the mirrored picture when testing."""
+    """Average with the mirrored image when testing."""
     pretrained: Path | None = None
     """Start the backbone from an ImageNet classifier: official TCFormer file or a folder of ours (TCFormer models)."""
     checkpoint: Path | None = None
@@ -68,7 +68,7 @@ def _synth(args: Args):
 
     size = args.image_size[0] or (trained_size(args.checkpoint) or (128, 128))[0]
     if args.image_size[0] != args.image_size[1]:
-        raise ValueError(f"--image-size: synthetic pictures are square, got {args.image_size}")
+        raise ValueError(f"--image-size: synthetic images are square, got {args.image_size}")
     model = start_model(
         args.model, args.checkpoint, args.options, args.pretrained, "keypoints", num_keypoints=NUM_JOINTS
     )
@@ -80,7 +80,7 @@ def _annotated(args: Args):
     from ..data import coco_body, topdown, wflw, wholebody
     from ..eval.keypoint_metrics import LandmarkMetric, OksMetric, WholeBodyMetric
     from ..models import model_entry
-    from ..train.tcformer import Keypoints
+    from ..train.keypoints import Keypoints
     from ._training import check_crops, start_model, trained_size
 
     needed = {"--val-annotations": args.val_annotations, "--val-images (or --images)": args.val_images or args.images}

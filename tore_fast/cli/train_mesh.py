@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..train.loop import TrainConfig
+from ..train.mesh import MeshRecoveryConfig
 from ..train.mesh_labels import LabelConfig
-from ..train.mesh_recovery import MeshRecoveryConfig
 from . import UsageError, arguments
 from ._sets import SetArgs, open_sets, validation
 
@@ -88,7 +88,7 @@ def _model(args: Args):
 
 
 def _synthetic(args: Args, model, body, device: str):
-    from ..train.mesh_recovery import MeshRecovery
+    from ..train.mesh import MeshRecovery
 
     if args.body != "auto":
         raise ValueError("--body: synthetic images show the free body or hand; leave it at auto, or give --data")

@@ -64,8 +64,8 @@ def _synthetic(args: Args, model, size: int):
 
 def _labelled(args: Args, model, size: int):
     from ..data.crop import AugmentConfig
+    from ..train.keypoints import labelled_body_recovery
     from ..train.mesh_labels import LabelledCrops
-    from ..train.tcformer import labelled_body_recovery
     from .mesh_body import protocol_of
 
     protocol = protocol_of(False, args.body, args.mesh_data)

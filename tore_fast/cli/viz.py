@@ -1,6 +1,6 @@
-"""`tore-fast viz JOB`: pictures of what the methods do inside; one module viz_JOB.py per job."""
+"""`tore-fast viz JOB`: images of what the methods do inside; one module viz_JOB.py per job."""
 
 SUBCOMMANDS = {
     "tokens": "token regions of a TCFormer, stage by stage",
-    "attention": "attention maps of an image-to-mesh model, on picture and mesh",
+    "attention": "attention maps of an image-to-mesh model, on image and mesh",
 }

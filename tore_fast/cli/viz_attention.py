@@ -12,12 +12,12 @@ from . import arguments
 
 DEFAULT_JOINTS = {14: ("Head", "R_Wrist", "L_Wrist", "L_Ankle"), 21: ("Wrist", "Thumb4", "Index4", "Pinky4")}
 
-PANEL_PX = 224  # least side of a tile with the picture
+PANEL_PX = 224  # least side of a tile with the image
 
 
 @dataclass
 class Args:
-    """Draws the attention maps of one picture: MAP_joints.png (joint by joint), MAP_picture.png (joints to image
+    """Draws the attention maps of one image: MAP_joints.png (joint by joint), MAP_image.png (joints to image
     cells), MAP_vertices.png (vertex to vertices), MAP_joints_on_mesh.png (how much every vertex attends to a joint),
     MAP_joints_to_vertices.png (the other way round). Which of them there are depends on the tokens of the map."""
 
@@ -34,7 +34,7 @@ class Args:
     vertices: tuple[int, ...] = ()
     """Coarse vertices to draw by number; default: those nearest to the joints drawn."""
     box: tuple[float, float, float, float] | None = None
-    """x0 y0 x1 y1 pixels of the person; default: found by the model (the whole picture with random weights)."""
+    """x0 y0 x1 y1 pixels of the person; default: found by the model (the whole image with random weights)."""
     out: Path = Path("attention")
     """Folder for the PNG files."""
     seed: int = 0
@@ -91,15 +91,15 @@ def _draw(args: Args) -> list[Path]:
     written = []
     for name, index in chosen:
         label = f"{name}.{index + 1}"
-        pictures = scene.pictures(name, maps[name][index])
-        if not pictures and args.layer:
+        images = scene.images(name, maps[name][index])
+        if not images and args.layer:
             print(f"note: {label} has neither joints nor vertices as queries: nothing drawn", file=sys.stderr)
-        for kind, picture in pictures.items():
+        for kind, canvas in images.items():
             path = args.out / f"{label}_{kind}.png"
             if kind == "joints":
-                scene.table(picture, path, label)
+                scene.table(canvas, path, label)
             else:
-                save_png(picture, path)
+                save_png(canvas, path)
             written.append(path)
     return written
 
@@ -118,7 +118,7 @@ def _layers(wanted: tuple[str, ...], maps: dict) -> list[tuple[str, int]]:
 
 
 class _Scene:
-    """What the pictures of all maps share: the crop, the mesh they are painted on, the chosen joints and vertices."""
+    """What the images of all maps share: the crop, the mesh they are painted on, the chosen joints and vertices."""
 
     def __init__(self, args: Args, model, pipeline, person, photo, out, random: bool):
         import numpy as np
@@ -163,9 +163,9 @@ class _Scene:
                 raise ValueError(f"--joints: no joint {name!r}; expected all or some of {', '.join(self.names)}")
         return [self.names.index(name) for name in wanted]
 
-    def pictures(self, name: str, weights) -> dict:
-        """Pictures of one map [queries, keys] by kind; under "joints" the bare joint matrix."""
-        from ..vis.attention_maps import map_layout, on_mesh, over_picture, sheet, to_cells
+    def images(self, name: str, weights) -> dict:
+        """Images of one map [queries, keys] by kind; under "joints" the bare joint matrix."""
+        from ..vis.attention_maps import map_layout, on_mesh, over_image, sheet, to_cells
 
         cells = self.grid[0] * self.grid[1]
         tokens = cells if self.heatmap is None else self.heatmap.shape[0]
@@ -178,8 +178,8 @@ class _Scene:
             tiles = [(self.photo, "crop")]
             for j in self.joints:
                 point = None if self.joints_px is None else self.joints_px[j]
-                tiles.append((over_picture(self.photo, seen[j], self.grid, point), self._label(self.names[j], seen[j])))
-            found["picture"] = sheet(tiles, columns=5)
+                tiles.append((over_image(self.photo, seen[j], self.grid, point), self._label(self.names[j], seen[j])))
+            found["image"] = sheet(tiles, columns=5)
         if "vertex" in rows and "vertex" in cols:
             block = weights[rows["vertex"], cols["vertex"]]
             tiles = [

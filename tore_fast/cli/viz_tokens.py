@@ -13,7 +13,7 @@ from . import arguments
 
 @dataclass
 class Args:
-    """Draws the token regions of every stage beside the picture."""
+    """Draws the token regions of every stage beside the image."""
 
     image: Positional[Path]
     """A photograph."""
@@ -24,7 +24,7 @@ class Args:
     out: Path | None = None
     """PNG to write, or a folder for NAME_tokens.png; default: the current folder."""
     size: int = 224
-    """Shorter side the picture is scaled to before the model sees it."""
+    """Shorter side the image is scaled to before the model sees it."""
     parts: tuple[int, ...] = ()
     """Part-wise clustering: rows and columns of parts for each merge, e.g. 4 4 2 2 1 1."""
     seed: int = 0
@@ -35,11 +35,11 @@ def run(args: Args) -> int:
     import torch
     from PIL import Image
 
-    from ..data.image import read_image
     from ..data.topdown import normalise
+    from ..io.image import read_image
     from ..models import create_model, load_pretrained
-    from ..models.convert.tcformer import load_tcformer
-    from ..models.tcformer import TCFormer
+    from ..models.convert.keypoints import load_tcformer
+    from ..models.keypoints.tcformer import TCFormer
     from ..vis.tokens import token_panel
 
     with arguments():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .bvh import axis_rotation
+from ..io.bvh import axis_rotation
 
 INCH = 0.0254
 

@@ -1,7 +1,7 @@
 """Person boxes a user hands in: a JSON or CSV file, read once, errors by line.
 
 JSON: {"photo.jpg": [[x0, y0, x1, y1], ...], ...}. CSV: a header or none, then rows image,x0,y0,x1,y1. Pixels of the
-upright picture. Names are matched by the path as given, else by the file name alone.
+upright image. Names are matched by the path as given, else by the file name alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import json
 from pathlib import Path
 
-from .image import EXTENSIONS
+from ..io.image import EXTENSIONS
 
 Box = tuple[float, float, float, float]
 

@@ -1,4 +1,4 @@
-"""Training crops of the official repositories: box around a person, augmentation, and what moves with the picture.
+"""Training crops of the official repositories: box around a person, augmentation, and what moves with the image.
 
 In: [H, W, 3] pixels with a centre and scale (box side = 200 * scale pixels), joints, SMPL pose. Out: normalised crops and
 targets for train/. METRO, FastMETRO, Mesh Graphormer and TORE share these rules (inherited from SPIN), odd rounding included.
@@ -26,7 +26,7 @@ def box_center_scale(box: tuple[float, float, float, float], margin: float = BOX
 
 
 def crop_matrix(center, scale: float, size: int, rotation_deg: float = 0.0) -> np.ndarray:  # [3, 3]
-    """Homogeneous map from picture to crop pixels; the crop turns by `rotation_deg` about its middle."""
+    """Homogeneous map from image to crop pixels; the crop turns by `rotation_deg` about its middle."""
     side = BOX_SIDE_PX * scale
     k = size / side
     # exactly upstream's order of operations: corners are truncated to whole pixels later, so the last bit matters
@@ -42,7 +42,7 @@ def crop_matrix(center, scale: float, size: int, rotation_deg: float = 0.0) -> n
 
 
 def transform_points(points: np.ndarray, center, scale: float, size: int, rotation_deg: float = 0.0) -> np.ndarray:
-    """Integer crop pixels [N, 2] of picture points [N, 2]: truncated towards zero, then plus one (upstream counts from 1)."""
+    """Integer crop pixels [N, 2] of image points [N, 2]: truncated towards zero, then plus one (upstream counts from 1)."""
     t = crop_matrix(center, scale, size, rotation_deg)
     return (np.asarray(points, np.float64) @ t[:2, :2].T + t[:2, 2]).astype(np.int64) + 1
 
@@ -55,7 +55,7 @@ def normalize_points(points: np.ndarray, size: int) -> np.ndarray:
 def crop_image(pixels: np.ndarray, center, scale: float, size: int, rotation_deg: float = 0.0) -> np.ndarray:
     """Square crop [size, size, 3] float64 in 0..255.
 
-    The box is cut at whole pixels (truncated), zero outside the picture, turned by bilinear sampling about its middle if
+    The box is cut at whole pixels (truncated), zero outside the image, turned by bilinear sampling about its middle if
     asked, then resized bilinearly without antialiasing.
 
     Raises:
@@ -113,7 +113,7 @@ def _resize(
 def _rotate(
     image: np.ndarray, degrees: float, rows: np.ndarray, cols: np.ndarray
 ) -> np.ndarray:  # [len(rows), len(cols), 3]
-    """Pixels rows x cols of the picture turned counter-clockwise about its middle pixel, zero outside."""
+    """Pixels rows x cols of the image turned counter-clockwise about its middle pixel, zero outside."""
     h, w = image.shape[:2]
     a, cx, cy = np.deg2rad(degrees), (w - 1) / 2, (h - 1) / 2
     y, x = rows[:, None] - cy, cols - cx
@@ -135,7 +135,7 @@ def _sample(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def flip_keypoints(joints: np.ndarray) -> np.ndarray:  # [24, D]
-    """J24 joints of the mirrored picture: left and right change places, x changes sign."""
+    """J24 joints of the mirrored image: left and right change places, x changes sign."""
     out = np.array(joints, np.float64)[_J24_MIRROR]
     out[:, 0] = -out[:, 0]
     return out
@@ -148,7 +148,7 @@ def flip_pose(pose: np.ndarray) -> np.ndarray:  # [72]
 
 
 def rotate_axis_angle(root: np.ndarray, rotation_deg: float) -> np.ndarray:  # [3]
-    """Root orientation of a body whose picture was turned by `rotation_deg` (as crop_image turns it)."""
+    """Root orientation of a body whose image was turned by `rotation_deg` (as crop_image turns it)."""
     turn = Rotation.from_euler("z", -rotation_deg, degrees=True)
     return (turn * Rotation.from_rotvec(root)).as_rotvec()
 
@@ -209,7 +209,7 @@ def training_crop(
 
 
 def training_keypoints_2d(
-    joints: np.ndarray,  # [24, 3] picture pixels and visibility
+    joints: np.ndarray,  # [24, 3] image pixels and visibility
     center,
     scale: float,
     augmentation: Augmentation | None = None,

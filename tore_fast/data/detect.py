@@ -116,8 +116,8 @@ class TorchvisionDetector:
         import torch
 
         with torch.inference_mode():
-            picture = torch.from_numpy(frame.copy()).to(self.device).permute(2, 0, 1).float() / 255
-            out = {k: v.cpu().numpy() for k, v in self.model([picture])[0].items()}
+            image = torch.from_numpy(frame.copy()).to(self.device).permute(2, 0, 1).float() / 255
+            out = {k: v.cpu().numpy() for k, v in self.model([image])[0].items()}
         keep = (out["labels"] == PERSON) & (out["scores"] >= self.min_score)
         masks = out["masks"][keep, 0] > 0.5 if "masks" in out else None
         return Detections(out["boxes"][keep], out["scores"][keep], masks)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..body.safe_pickle import read_npz, read_pickle
+from ..io.safe_pickle import read_npz, read_pickle
 from .cameras import normalise_2d, quaternion_rotate, world_to_camera
 from .pose_clip import PoseClip, root_relative
 

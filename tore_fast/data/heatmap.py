@@ -1,6 +1,6 @@
 """Key points <-> heat-maps: Gaussian targets, arg-max decoding with quarter-pixel or DARK refinement, flip test.
 
-In: key points in crop pixels from data/topdown.py, or heat-maps from a pose model; out: targets for train/tcformer.py,
+In: key points in crop pixels from data/topdown.py, or heat-maps from a pose model; out: targets for train/keypoints.py,
 key points in image pixels for eval/oks.py and eval/nme.py. Coordinates are (x, y); a pixel's index is its position.
 """
 

@@ -1,7 +1,7 @@
 """HMR2.0's person crops: box rule, affine, anti-aliasing, normalisation; masks and letterboxes alike.
 
-In: upright RGB frames [H, W, 3] uint8 and boxes; out: normalised [3, 256, 256] for models/hmr2.py, person masks
-[256, 256] warped by the same affine, letterboxed pictures for models/humanfov.py. Runs on the tensor's device.
+In: upright RGB frames [H, W, 3] uint8 and boxes; out: normalised [3, 256, 256] for models/smpl/hmr2.py, person masks
+[256, 256] warped by the same affine, letterboxed images for models/smpl/humanfov.py. Runs on the tensor's device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RULES = ("hmr2", "tight")
 
 
 class Square(NamedTuple):
-    """Square window of a picture: centre and side, px."""
+    """Square window of a image: centre and side, px."""
 
     x: float
     y: float
@@ -70,19 +70,19 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def warp_square(
-    picture: Tensor,  # [H, W, C] uint8 or float
+    image: Tensor,  # [H, W, C] uint8 or float
     square: Square,
     size: int = CROP_PX,
     antialias: bool = True,
-) -> Tensor:  # [C, size, size] float32, in the picture's units
-    """Square window mapped to size x size: centre -> (size/2, size/2), bilinear, 0 outside the picture.
+) -> Tensor:  # [C, size, size] float32, in the image's units
+    """Square window mapped to size x size: centre -> (size/2, size/2), bilinear, 0 outside the image.
 
     Windows more than 1.1 times too large (side / size / 2) are blurred first with sigma (side / size / 2 - 1) / 2; only
-    the window and 4 sigma around it are touched, which gives what blurring the whole picture gives.
+    the window and 4 sigma around it are touched, which gives what blurring the whole image gives.
     """
-    if picture.dim() != 3:
-        raise ValueError(f"warp_square: picture must be [H, W, C], got {list(picture.shape)}")
-    h, w = picture.shape[:2]
+    if image.dim() != 3:
+        raise ValueError(f"warp_square: image must be [H, W, C], got {list(image.shape)}")
+    h, w = image.shape[:2]
     scale = square.side / size
     strength = scale / 2
     sigma = (strength - 1) / 2 if antialias and strength > 1.1 else 0.0
@@ -90,13 +90,13 @@ def warp_square(
     half = square.side / 2
     x0, y0 = max(0, math.floor(square.x - half) - margin), max(0, math.floor(square.y - half) - margin)
     x1, y1 = min(w, math.ceil(square.x + half) + margin + 1), min(h, math.ceil(square.y + half) + margin + 1)
-    channels = picture.shape[2]
+    channels = image.shape[2]
     if x0 >= x1 or y0 >= y1:
-        return torch.zeros(channels, size, size, device=picture.device)
-    window = picture[y0:y1, x0:x1].permute(2, 0, 1)[None].float()
+        return torch.zeros(channels, size, size, device=image.device)
+    window = image[y0:y1, x0:x1].permute(2, 0, 1)[None].float()
     if sigma:
         window = _blur(window, sigma)
-    at = (torch.arange(size, dtype=torch.float64, device=picture.device) - size / 2) * scale
+    at = (torch.arange(size, dtype=torch.float64, device=image.device) - size / 2) * scale
     # align_corners=True: -1 and 1 are the centres of the first and last pixel of the window
     gx = ((at + square.x - x0) / max(x1 - x0 - 1, 1) * 2 - 1).float()
     gy = ((at + square.y - y0) / max(y1 - y0 - 1, 1) * 2 - 1).float()
@@ -116,19 +116,19 @@ def normalise(crops: Tensor) -> Tensor:  # [..., 3, S, S] in 0..255 -> normalise
     return (crops - mean) / std
 
 
-def as_tensor(picture: np.ndarray | Tensor, device=None) -> Tensor:
+def as_tensor(image: np.ndarray | Tensor, device=None) -> Tensor:
     """Frame as a tensor [H, W, C] on `device` (uint8 travels, floats are made there)."""
-    if isinstance(picture, np.ndarray):
+    if isinstance(image, np.ndarray):
         # torch wants writable memory; Pillow's arrays are not
-        picture = torch.from_numpy(np.ascontiguousarray(picture) if picture.flags.writeable else picture.copy())
-    return picture.to(device) if device is not None else picture
+        image = torch.from_numpy(np.ascontiguousarray(image) if image.flags.writeable else image.copy())
+    return image.to(device) if device is not None else image
 
 
-def person_crops(picture: Tensor, squares: Sequence[Square], antialias: bool = True, size: int = CROP_PX) -> Tensor:
+def person_crops(image: Tensor, squares: Sequence[Square], antialias: bool = True, size: int = CROP_PX) -> Tensor:
     """Normalised crops [P, 3, size, size] of one frame."""
     if not squares:
-        return torch.zeros(0, 3, size, size, device=picture.device)
-    return normalise(torch.stack([warp_square(picture, s, size, antialias) for s in squares]))
+        return torch.zeros(0, 3, size, size, device=image.device)
+    return normalise(torch.stack([warp_square(image, s, size, antialias) for s in squares]))
 
 
 def mask_crop(mask: Tensor, square: Square, antialias: bool = True, size: int = CROP_PX) -> Tensor:
@@ -138,13 +138,13 @@ def mask_crop(mask: Tensor, square: Square, antialias: bool = True, size: int = 
     return warp_square((mask > 0).to(torch.uint8)[..., None], square, size, antialias)[0]
 
 
-def letterbox(picture: Tensor, size: int = CROP_PX) -> Tensor:
+def letterbox(image: Tensor, size: int = CROP_PX) -> Tensor:
     """Whole frame [H, W, 3] shrunk by area into a white size x size square, centred, normalised [3, size, size]."""
-    h, w = picture.shape[:2]
+    h, w = image.shape[:2]
     scale = size / max(h, w)
     nh, nw = max(1, round(h * scale)), max(1, round(w * scale))
-    small = F.interpolate(picture.permute(2, 0, 1)[None].float(), size=(nh, nw), mode="area")[0]
-    out = torch.full((3, size, size), 255.0, device=picture.device)
+    small = F.interpolate(image.permute(2, 0, 1)[None].float(), size=(nh, nw), mode="area")[0]
+    out = torch.full((3, size, size), 255.0, device=image.device)
     top, left = (size - nh) // 2, (size - nw) // 2
     out[:, top : top + nh, left : left + nw] = small
     return normalise(out)

@@ -1,6 +1,6 @@
 """ImageNet-style class folders (`root/class/image.jpg`) with the official training and test transforms.
 
-In: a folder per class; out: (image [3, H, W], class index) for train/tcformer.py. torchvision reads the folders, timm
+In: a folder per class; out: (image [3, H, W], class index) for train/keypoints.py. torchvision reads the folders, timm
 makes the augmentations, both as in the official recipe.
 """
 

@@ -151,7 +151,7 @@ def fill_missing(keypoints: np.ndarray) -> tuple[np.ndarray, int]:
     seen = np.isfinite(out).all(-1) & (out[..., 2] > 0)
     out[~seen, 2] = 0
     time = np.arange(len(out))
-    from .chunking import H36M_JOINTS
+    from ..geometry.windows import H36M_JOINTS
 
     for joint in range(out.shape[1]):
         good = seen[:, joint]

@@ -1,7 +1,7 @@
 """Motion capture as training data: BVH, ASF/AMC or a clip archive -> 17 joints in metres -> clips seen by synthetic cameras.
 
 In: a folder with clips.npz + index.json, or .bvh / .asf + .amc files. Out: `Motion` (world, z up) and `PoseClip`s. Next on the
-way: train/vpt.py.
+way: train/lifting.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..geometry.windows import at_times
+from ..io.bvh import BvhMotion, read_bvh
 from .amc import read_amc, read_asf
-from .bvh import BvhMotion, read_bvh
 from .cameras import detector_noise, random_camera
-from .chunking import at_times
 from .pose_clip import PoseClip, root_relative
 
 # Source joints of the 17 (in H36M order); a tuple is averaged. ASF names are bone ends.

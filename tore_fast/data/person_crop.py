@@ -1,7 +1,7 @@
-"""Square person crops for inference, as the official demo makes them, and the way back to the original picture.
+"""Square person crops for inference, as the official demo makes them, and the way back to the original image.
 
 In: [H, W, 3] uint8 pixels and a box. Out: normalised [3, S, S] float32 for a model, and a Crop that maps between crop
-coordinates ([-1, 1]) and pixels of the picture. Training crops with augmentation are in data/crop.py.
+coordinates ([-1, 1]) and pixels of the image. Training crops with augmentation are in data/crop.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BOX_MARGIN = 1.2  # annotated boxes are widened by this (METRO, FastMETRO, TORE 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of the picture: centre and side in pixels (pixel centres at half integers)."""
+    """A square of the image: centre and side in pixels (pixel centres at half integers)."""
 
     center_x: float
     center_y: float
@@ -28,7 +28,7 @@ class Crop:
         return points * (0.5 * self.side) + np.array([self.center_x, self.center_y])
 
     def camera_in_image(self, camera: np.ndarray) -> np.ndarray:  # (s, tx, ty) -> (scale_px, x_px, y_px)
-        """Weak-perspective camera of the whole picture: pixel = scale_px * xy + (x_px, y_px)."""
+        """Weak-perspective camera of the whole image: pixel = scale_px * xy + (x_px, y_px)."""
         scale = camera[0] * 0.5 * self.side
         return np.array([scale, self.center_x + scale * camera[1], self.center_y + scale * camera[2]])
 
@@ -40,17 +40,17 @@ def crop_of_box(box: tuple[float, float, float, float], margin: float = BOX_MARG
 
 
 def centre_crop(width: int, height: int) -> Crop:
-    """What the official demo scripts do to a whole picture: its shorter side, in the middle."""
+    """What the official demo scripts do to a whole image: its shorter side, in the middle."""
     return Crop(width / 2, height / 2, float(min(width, height)))
 
 
 def whole_crop(width: int, height: int) -> Crop:
-    """The whole picture in one square, black where there is none."""
+    """The whole image in one square, black where there is none."""
     return Crop(width / 2, height / 2, float(max(width, height)))
 
 
 def cut(pixels: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """Normalised [3, size, size] float32 of a crop; PIL's antialiased bilinear, black outside the picture."""
+    """Normalised [3, size, size] float32 of a crop; PIL's antialiased bilinear, black outside the image."""
     height, width = pixels.shape[:2]
     left, top = crop.center_x - crop.side / 2, crop.center_y - crop.side / 2
     # whole pixels around the crop, then the exact window of them

@@ -1,7 +1,7 @@
 """COCO-WholeBody: 133 key points per person from the official annotation files, as top-down training and test items.
 
 In: `coco_wholebody_{train,val}_v1.0.json` and the COCO image folder, optionally a detector's boxes; out: crops with
-targets for train/tcformer.py, and the tables eval/oks.py needs. Order: 17 body, 6 foot, 68 face, 21 + 21 hand points.
+targets for train/keypoints.py, and the tables eval/oks.py needs. Order: 17 body, 6 foot, 68 face, 21 + 21 hand points.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..body import Body
-from ..data.image import ImageError
 from ..data.readers import DataError, MissingData, Reader, Record, evaluation_crop
+from ..io.image import ImageError
 from .protocols import BodyProtocol, HandProtocol
 from .rows import MemoryRows, RowStore
 

@@ -1,7 +1,7 @@
 """Errors of a video pose model on recorded clips, as the papers count them.
 
 In: a host of models/{mixste,motionbert,mhformer,motionagformer}.py and `PoseClip`s. Out: `PoseMeter`s (eval/pose.py), by action or
-by subject. Called by train/vpt.py on the validation split and by cli/eval_lift.py.
+by subject. Called by train/lifting.py on the validation split and by cli/eval_lift.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.chunking import window_indices
 from ..data.pose_clip import PoseClip
-from ..models.hot import PrunableHost, center_pose, is_centered, lift_windows
+from ..geometry.windows import window_indices
+from ..models.lifting._base import PrunableHost, center_pose, is_centered, lift_windows
 from .pose import PoseMeter
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..body.joints import J14_HIPS
-from .procrustes import similarity_align
+from ..geometry.procrustes import similarity_align
 
 
 def mpjpe(pred: Tensor, target: Tensor, origin: tuple[int, ...] = J14_HIPS) -> Tensor:

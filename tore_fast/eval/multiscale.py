@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data.crop import Augmentation, training_crop
 from ..data.readers import Record
-from .procrustes import similarity_align
+from ..geometry.procrustes import similarity_align
 
 SCALES = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the box
 ROTATIONS_DEG = (0, *(sign * 10 * i for i in range(1, 10) for sign in (1, -1)))  # 0, 10, -10, ... -90

@@ -1,7 +1,7 @@
 """Models of body parameters (HMR2.0, CameraHMR, FastHMR, TCFormer's regressor) in the mesh evaluation: their crops and inputs.
 
 In: a model, records of data/readers; out: the crop size it was made for, and a scoring that also tells CameraHMR where the
-crop lies in the picture. Used by cli/eval_mesh.py; evaluate.py poses the body with what these models return.
+crop lies in the image. Used by cli/eval_mesh.py; evaluate.py poses the body with what these models return.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..data.hmr2_crop import as_tensor, letterbox
 from ..data.readers import Record
-from ..layers.camera import focal_from_fov
-from ..models.camerahmr import CameraHMR
-from ..models.hmr2 import HMR2
-from ..models.tcformer_heads import TCFormerHMR
+from ..geometry.camera import focal_from_fov
+from ..models.keypoints.tcformer_heads import TCFormerHMR
+from ..models.smpl.camerahmr import CameraHMR
+from ..models.smpl.hmr2 import HMR2
 from .evaluate import MeshScoring, mesh_of
 
 DEFAULT_CROP_PX = 224
@@ -40,18 +40,18 @@ def crop_size(model: nn.Module) -> int | tuple[int, int]:
 
 
 class CameraScoring(MeshScoring):
-    """For CameraHMR: box, picture size and focal length come with the crop; HumanFoV guesses a focal length that is unknown."""
+    """For CameraHMR: box, image size and focal length come with the crop; HumanFoV guesses a focal length that is unknown."""
 
     def item(self, record: Record) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        picture = record.image  # decoded once for the crop and the letterbox
-        crop, truth = super().item(replace(record, open_image=lambda: picture))
+        image = record.image  # decoded once for the crop and the letterbox
+        crop, truth = super().item(replace(record, open_image=lambda: image))
         focal = np.nan if record.camera is None else record.camera.intrinsics[0, 0]
         return crop, truth | {
             "box_center": np.asarray(record.center, np.float32),
             "box_size": np.float32(200 * record.scale),
-            "picture_size": np.array(picture.shape[1::-1], np.float32),
+            "image_size": np.array(image.shape[1::-1], np.float32),
             "focal": np.float32(focal),
-            "picture": letterbox(as_tensor(picture)).numpy(),
+            "image": letterbox(as_tensor(image)).numpy(),
         }
 
     def rows(self, model: CameraHMR, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -62,8 +62,8 @@ class CameraScoring(MeshScoring):
                 raise ValueError(
                     "evaluate: this CameraHMR has no field-of-view net, and the data no camera for every item"
                 )
-            guess = focal_from_fov(model.estimate_fov(truth["picture"]).float(), truth["picture_size"][:, 1])
+            guess = focal_from_fov(model.estimate_fov(truth["image"]).float(), truth["image_size"][:, 1])
             focal = torch.where(unknown, guess, focal)
-        output = model(inputs, None, truth["box_center"], truth["box_size"], truth["picture_size"], focal)
+        output = model(inputs, None, truth["box_center"], truth["box_size"], truth["image_size"], focal)
         with torch.autocast(inputs.device.type, enabled=False):
             return self.protocol.rows(mesh_of(output, self.protocol.body), truth)

@@ -1,7 +1,7 @@
 """Errors of lifted 3D poses: MPJPE, P-MPJPE, N-MPJPE, MPJVE, PCK, AUC, per action.
 
 In: poses [..., J, 3] in any unit of length, root-relative where the metric says so. Out: errors in that unit, per frame
-or averaged. Protocols of Human3.6M and MPI-INF-3DHP; `PoseMeter` collects a whole test set. Called by train/vpt.py.
+or averaged. Protocols of Human3.6M and MPI-INF-3DHP; `PoseMeter` collects a whole test set. Called by train/lifting.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .procrustes import similarity_align
+from ..geometry.procrustes import similarity_align
 
 
 def root_relative(x: Tensor, root: int = 0) -> Tensor:

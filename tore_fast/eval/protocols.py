@@ -17,8 +17,8 @@ from torch import Tensor
 from ..body import Body
 from ..body.joints import H36M17_TO_J14, J14_HIPS, J24, J24_TO_J14
 from ..data.readers import JOINT_SETS, Record, to_j24
+from ..geometry.procrustes import similarity_align
 from .metrics import mpjpe, mpvpe, pa_mpjpe
-from .procrustes import similarity_align
 
 TRUTHS = ("auto", "annotation", "mesh", "mesh_j24")
 GENDERS = ("neutral", "male", "female")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..body import Body, joints, project
 from ..data.synth import generator_class, held_out, normalize_images
+from ..geometry.procrustes import similarity_align
 from .evaluate import mesh_of
-from .procrustes import similarity_align
 
 
 @torch.inference_mode()

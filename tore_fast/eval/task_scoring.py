@@ -15,9 +15,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.image import ImageError
 from ..data.topdown import Instance, TopDownDataset
 from ..data.wholebody import PARTS
+from ..io.image import ImageError
 from .keypoint_metrics import LandmarkMetric, OksMetric, batch_keypoints
 
 
@@ -163,6 +163,6 @@ def write_coco_results(scoring: KeypointScoring, rows: dict[str, np.ndarray], pa
 
 
 def in_images_of(people: list[Instance], shown: list[Instance]) -> list[Instance]:
-    """The people in pictures that `shown` has (annotations of a run with --limit)."""
+    """The people in images that `shown` has (annotations of a run with --limit)."""
     images = {i.image_id for i in shown}
     return [p for p in people if p.image_id in images]

@@ -1,6 +1,6 @@
 """Long and short videos as clips of fixed length, and back.
 
-In: per-frame features of one track; out: clips for models/fasthmr.py and results for every frame. A video of n >= F
+In: per-frame features of one track; out: clips for models/motion/fasthmr.py and results for every frame. A video of n >= F
 frames is cut into clips of F, the last one ending at the last frame; a shorter one is resampled to F and back.
 """
 

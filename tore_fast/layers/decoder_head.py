@@ -3,7 +3,7 @@
 In: query token [B, 1, T] and context [B, N, C] (N = 192, or 90 after Mask-ToMe, then with log sizes); out: [B, 1, D].
 Parameter names are those of the official files. Two facts make it cheaper without changing a bit of meaning:
 self-attention of a single token is only out(v(x)), and a constant query makes everything before the first
-cross-attention constant (`FoldedDecoder`). Next on the way: models/hmr2.py, models/camerahmr.py, models/densekp.py.
+cross-attention constant (`FoldedDecoder`). Next on the way: models/smpl/hmr2.py, models/smpl/camerahmr.py, models/smpl/densekp.py.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class FoldedDecoder(nn.Module):
     """Inference form of a decoder: dead q/k weights dropped, v and output projection of each self-attention joined.
 
     With `token` (a query that does not depend on the image), everything before the first cross-attention's keys is
-    stored as two constants. Outputs equal the decoder's up to rounding (tests/models/test_fasthmr_hosts.py).
+    stored as two constants. Outputs equal the decoder's up to rounding (tests/models/test_smpl.py).
 
     Args:
         decoder: trained decoder; its parameters are copied.

@@ -1,6 +1,6 @@
-"""A host's own motion, read again from its per-frame features: what models/fasthmr.py corrects with `correct_host`.
+"""A host's own motion, read again from its per-frame features: what models/motion/fasthmr.py corrects with `correct_host`.
 
-In: features [B, F, C] of a host whose pose read-out is linear (models/hmr2.py, models/camerahmr.py); out: pose features
+In: features [B, F, C] of a host whose pose read-out is linear (models/smpl/hmr2.py, models/smpl/camerahmr.py); out: pose features
 [B, F, 133] of layers/ik.py on one rest skeleton. Not in the paper.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..geometry.rotation import rot6d_to_matrix
 from .ik import SMPL_TREE, pose_to_features
-from .rotation import rot6d_to_matrix
 
 
 class HostMotion(nn.Module):
@@ -30,7 +30,7 @@ class HostMotion(nn.Module):
 
     @torch.no_grad()
     def use_head(self, head: nn.Module, rest_joints: Tensor) -> HostMotion:
-        """Takes a host's read-out (`smpl_head` of models/hmr2.py) and the rest skeleton [29, 3] of the mean shape.
+        """Takes a host's read-out (`smpl_head` of models/smpl/hmr2.py) and the rest skeleton [29, 3] of the mean shape.
 
         Raises:
             ValueError: its poses are no linear function of the feature, or of another width.

@@ -1,7 +1,7 @@
 """Analytic inverse kinematics of HybrIK: joint positions + twists -> one rotation per joint.
 
-In: posed joints [B, J, 3] and twists (cos, sin) [B, R - 1, 2] from models/fasthmr.py, rest joints of the shaped body;
-out: local rotations [B, R, 3, 3] for body/. `joints_to_features` is the way back (training data of models/motion_vae.py).
+In: posed joints [B, J, 3] and twists (cos, sin) [B, R - 1, 2] from models/motion/fasthmr.py, rest joints of the shaped body;
+out: local rotations [B, R, 3, 3] for body/. `joints_to_features` is the way back (training data of models/motion/vae.py).
 Joints of one depth of the tree are solved together, so 23 joints take 8 batched steps.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rotation import minimal_rotation, rodrigues, swing_twist
+from ..geometry.rotation import minimal_rotation, rodrigues, swing_twist
 
 # SMPL's 24 joints and five leaves: head, left/right middle finger, left/right big toe.
 PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21, 15, 22, 23, 10, 11)

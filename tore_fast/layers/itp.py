@@ -1,6 +1,6 @@
 """Image token pruning (ITP): which image tokens reach the transformers, by four selectors behind one interface.
 
-In: the [B, C, h, w] feature map of a model (models/tore.py, models/metro.py); out: kept tokens with their positions and
+In: the [B, C, h, w] feature map of a model (models/mesh/tore.py, models/mesh/metro.py); out: kept tokens with their positions and
 a heat map over the grid. `soft` is the released TORE; `cluster` uses ops.dpc_knn_cluster_merge.
 Parameters live on the model itself (mixin), because the official checkpoints have them at the top level.
 """

@@ -31,7 +31,7 @@ class MergeConfig:
         avg: "size" weights by token size, "mean" is the plain mean of the group.
         person_threshold: a token whose person coverage exceeds this belongs to the person.
         class_token, distill_token: position 0 / 1 is never merged.
-        track_source: keep the [B, N_out, N] membership of original tokens (for pictures).
+        track_source: keep the [B, N_out, N] membership of original tokens (for images).
     """
 
     keep: int | None = 90
@@ -166,7 +166,7 @@ def mask_coverage(
     stride: int = 16,
     padding: int = 2,
 ) -> Tensor:  # [B, rows * columns] float32
-    """Share of each token's exact receptive window that the person mask covers (zeros outside the picture).
+    """Share of each token's exact receptive window that the person mask covers (zeros outside the image).
 
     Args:
         mask: person mask warped like the crop and cut like the crop (256 x 192 for the hosts).

@@ -1,6 +1,6 @@
 """Transformers of the motion models: post- or pre-norm layers with long skip connections (MLD).
 
-In: sequences [B, N, D] of models/motion_vae.py and models/motion_diffusion.py; out: the same shape. Parameters carry
+In: sequences [B, N, D] of models/motion/vae.py and models/motion/denoiser.py; out: the same shape. Parameters carry
 the names of nn.MultiheadAttention (in_proj_weight, out_proj) so that MLD files load; attention is fused and batch-first.
 """
 

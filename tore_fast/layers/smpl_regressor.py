@@ -1,6 +1,6 @@
 """FastMETRO's optional head: 24 SMPL joint rotations and 10 shape coefficients from the 1723-vertex mesh.
 
-In: intermediate vertices of models/fastmetro.py; out: rotation matrices and betas for a body model (tore_fast.body).
+In: intermediate vertices of models/mesh/fastmetro.py; out: rotation matrices and betas for a body model (tore_fast.body).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The pre-norm encoder-decoder of FastMETRO and TORE: camera and image (or joint) tokens encode, mesh tokens decode.
 
-In: tokens from models/fastmetro.py, models/tore.py or layers/gtr_nsr.py; out: camera, memory and decoded features.
+In: tokens from models/mesh/fastmetro.py, models/mesh/tore.py or layers/gtr_nsr.py; out: camera, memory and decoded features.
 `fuse` caches what is the same for every image (layers further down: attention.py, ops.mesh_attention).
 """
 

@@ -11,16 +11,16 @@ from ._registry import create_model, list_models, model_entry
 # Classes (and from_pretrained, which knows them all) are imported when asked for, so that `import tore_fast.models` stays light.
 _CLASSES = {
     "from_pretrained": "convert",
-    "FastMETRO": "fastmetro",
-    "FastMETROConfig": "fastmetro",
-    "FastMETRO_TORE": "tore",
-    "FastMETROToreConfig": "tore",
-    "METRO": "metro",
-    "METROConfig": "metro",
-    "METRO_TORE": "metro_tore",
-    "METROToreConfig": "metro_tore",
-    "MeshGraphormer": "graphormer",
-    "MeshGraphormerConfig": "graphormer",
+    "FastMETRO": "mesh.fastmetro",
+    "FastMETROConfig": "mesh.fastmetro",
+    "FastMETRO_TORE": "mesh.tore",
+    "FastMETROToreConfig": "mesh.tore",
+    "METRO": "mesh.metro",
+    "METROConfig": "mesh.metro",
+    "METRO_TORE": "mesh.metro_tore",
+    "METROToreConfig": "mesh.metro_tore",
+    "MeshGraphormer": "mesh.graphormer",
+    "MeshGraphormerConfig": "mesh.graphormer",
 }
 
 __all__ = ["create_model", "list_models", "load_pretrained", "model_entry", "save_pretrained", *_CLASSES]

@@ -83,14 +83,14 @@ def count_model(name: str, **overrides) -> Counts:
     params = sum(p.numel() for p in model.parameters())
     try:
         if entry.family == "tcformer" and name.startswith("tcformer"):  # by the rules of the official counter
-            from .tcformer_macs import count_macs
+            from .keypoints._macs import count_macs
 
             return Counts(params, 0, 0, count_macs(model, entry.input_shape[1:]).total, None)
         _, macs = count_module(model, torch.empty(1, *entry.input_shape, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
         macs = None  # the model takes something else than one tensor, or decides by values
     if {"seq2seq", "seq2frame"} & set(entry.tags):
-        from .vpt_macs import count_paper_macs
+        from .lifting._macs import count_paper_macs
 
         return Counts(params, 0, 0, macs, None, count_paper_macs(model))
     return Counts(params, 0, 0, macs, None)

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
 
-# Families register their names when imported; importing torch-heavy files waits until a name is asked for.
-FAMILY_MODULES: tuple[str, ...] = (
-    "fastmetro",
-    "tore",
-    "metro",
-    "metro_tore",
-    "graphormer",
-    "tcformer",
-    "tcformer_heads",
-    "ppt",
-    "mixste",
-    "motionbert",
-    "mhformer",
-    "motionagformer",
-    "hot_names",
-    "hmr2",
-    "camerahmr",
-    "humanfov",
-    "densekp",
-    "motion_vae",
-    "fasthmr",
-)
+# Rooms of the families. Their files register names when imported; importing torch-heavy files waits until a name is asked for.
+ROOMS = ("mesh", "smpl", "lifting", "keypoints", "motion")
 
 
 @dataclass(frozen=True)
@@ -85,8 +66,11 @@ def register_model(
 
 
 def _load_families() -> None:
-    for module in FAMILY_MODULES:
-        importlib.import_module(f".{module}", __package__)
+    for room in ROOMS:
+        package = importlib.import_module(f".{room}", __package__)
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.name.startswith("_"):
+                importlib.import_module(f".{module.name}", package.__name__)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -117,7 +101,7 @@ def create_model(name: str, **overrides) -> nn.Module:
     """Builds a registered model with random weights, in eval mode off (as torch modules start).
 
     Args:
-        name: one of `list_models()`, or one that a name rule can read (hot_mixste_135_n2f45: models/hot_names.py).
+        name: one of `list_models()`, or one that a name rule can read (hot_mixste_135_n2f45: models/lifting/hot.py).
         **overrides: fields of the model's config dataclass to change.
 
     Example:

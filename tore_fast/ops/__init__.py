@@ -1,7 +1,9 @@
-"""The kernels: one stem per op, the same at every floor (see ops/_schema.py for the table)."""
+"""The kernels: one stem per op, the same at every floor (see _schema.py for the table)."""
 
-from .. import _ext  # noqa: F401  (registers the compiled kernels)
-from . import _schema  # noqa: F401  (schemas before kernels)
+from .. import (
+    _ext,  # noqa: F401  (registers the compiled kernels)
+    _schema,  # noqa: F401  (schemas before kernels)
+)
 from ._dispatch import BackendUnavailable
 from ._memory import kept_memory, release_memory
 from ._sparse import CsrMatrix, MeshTopology, csr_matrix, mesh_topology

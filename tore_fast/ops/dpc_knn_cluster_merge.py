@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._schema import LIBRARY
 from ._cluster_args import check_like_tokens, check_tokens, cluster_why_not
 from ._dispatch import choose
-from ._schema import LIBRARY
 from .cluster_merge import check_dictionary
 from .cluster_merge import why_not as merge_why_not
 from .dpc_knn_cluster import cluster_options

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from .._schema import LIBRARY
 from ._dispatch import backend_reason, choose, tensor_reason
-from ._schema import LIBRARY
 from .reference.ppt_select import ppt_select_reference
 
 BACKENDS = ("triton",)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._schema import LIBRARY
 from ._autograd import differentiable, softmax_delta
 from ._dispatch import backend_reason, choose, tensor_reason
-from ._schema import LIBRARY
 from .reference.pruned_attention import key_importance_reference, pruned_attention_reference
 
 BACKENDS = ("triton", "cpu")

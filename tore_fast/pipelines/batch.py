@@ -1,4 +1,4 @@
-"""Prediction over any number of pictures in tars and folders, by any number of processes, resumable after every kind of end.
+"""Prediction over any number of images in tars and folders, by any number of processes, resumable after every kind of end.
 
 `run(inputs, out)` plans units of work (batch_units.py) and lets worker processes (or Ray actors, or torchrun's processes) take
 them. Each unit becomes one npz in `out/results`, see ARRAYS; `results(out)` reads them back. Called by cli/batch.py.
@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 
 from ..data.boxes import boxes_of, read_boxes
-from ..data.image import ImageError, read_image
-from .batch_units import BatchError, BatchFolder, BatchUnfinished, Claim, Picture, list_pictures
+from ..io.image import ImageError, read_image
+from .batch_units import BatchError, BatchFolder, BatchUnfinished, Claim, Image, list_images
 from .image_to_mesh import BOX_MODES, ImageResult, Pipeline
 
 ENGINES = ("processes", "torchrun", "ray")
 ARRAYS = {
-    "image_name": "[N] pictures of the unit, in order",
-    "image_error": "[N] why a picture gave nothing; empty: it was done",
+    "image_name": "[N] images of the unit, in order",
+    "image_error": "[N] why a image gave nothing; empty: it was done",
     "image_size": "[N, 2] width, height",
-    "image_index": "[P] picture of each person",
+    "image_index": "[P] image of each person",
     "box": "[P, 4] x0, y0, x1, y1 pixels",
     "camera": "[P, 3] scale, tx, ty in the crop's [-1, 1]",
     "camera_image": "[P, 3] scale_px, x_px, y_px: pixel = scale_px * xy + (x_px, y_px)",
@@ -83,10 +83,10 @@ class BatchConfig:
     """How a batch runs; the first three decide the results and must stay the same to go on."""
 
     boxes: str = "auto"
-    """auto, full, centre, a box file (data/boxes.py), or sidecar: KEY.json with "boxes" beside each picture."""
+    """auto, full, centre, a box file (data/boxes.py), or sidecar: KEY.json with "boxes" beside each image."""
     save_vertices: bool = False
-    unit_pictures: int = 256
-    """Pictures per unit of work: what a killed worker loses at most."""
+    unit_images: int = 256
+    """Images per unit of work: what a killed worker loses at most."""
     stale_s: float = 60.0
     """A worker of another machine that gave no sign for so long is taken for dead."""
     poll_s: float = 0.5
@@ -96,16 +96,16 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    pictures: int
+    images: int
     people: int
     failed: int
     deaths: int  # of workers in this run
-    fresh_pictures: int  # done in this run
+    fresh_images: int  # done in this run
     seconds: float
 
     @property
-    def pictures_per_s(self) -> float:
-        return self.fresh_pictures / self.seconds if self.seconds else 0.0
+    def images_per_s(self) -> float:
+        return self.fresh_images / self.seconds if self.seconds else 0.0
 
 
 def run(
@@ -118,10 +118,10 @@ def run(
     engine: str = "processes",
     log: Callable[[str], None] = print,
 ) -> BatchSummary:
-    """Predicts every picture of the inputs once.
+    """Predicts every image of the inputs once.
 
     Args:
-        inputs: tars, `{000..012}.tar` patterns, folders (with all below), pictures.
+        inputs: tars, `{000..012}.tar` patterns, folders (with all below), images.
         out: folder of plan, claims and results; the same call goes on after a kill.
         factory: `factory(worker)` gives a Pipeline; picklable. Default: the built-in model.
         workers: processes on this machine ("processes"), or actors in the cluster ("ray").
@@ -133,25 +133,25 @@ def run(
         Counts over the whole batch, checked against the plan, and the speed of this run.
 
     Raises:
-        BatchError: inputs without pictures, a folder begun with other inputs or settings, too many dead workers.
+        BatchError: inputs without images, a folder begun with other inputs or settings, too many dead workers.
         ImportError: engine "ray" without ray.
     """
     if engine not in ENGINES:
         raise ValueError(f"batch: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if workers < 1 or config.unit_pictures < 1:
-        raise ValueError(f"batch: workers and unit_pictures must be at least 1, got {workers}, {config.unit_pictures}")
+    if workers < 1 or config.unit_images < 1:
+        raise ValueError(f"batch: workers and unit_images must be at least 1, got {workers}, {config.unit_images}")
     factory = factory or ModelFactory()
     box_table(config.boxes)  # a bad box file shows before any work
     folder = BatchFolder(out)
     rank = int(os.environ.get("RANK", 0)) if engine == "torchrun" else 0
     settings = {"boxes": config.boxes, "save_vertices": config.save_vertices, **getattr(factory, "identity", dict)()}
     if rank == 0:
-        manifest = folder.make(list_pictures(inputs), config.unit_pictures, settings)
-        log(f"{manifest.pictures} pictures in {manifest.units} units, {len(folder.done())} units done before")
+        manifest = folder.make(list_images(inputs), config.unit_images, settings)
+        log(f"{manifest.images} images in {manifest.units} units, {len(folder.done())} units done before")
     else:
         while not (folder.root / "manifest.json").is_file():
             time.sleep(config.poll_s)
-    before = pictures_in(folder, folder.done())
+    before = images_in(folder, folder.done())
     started = time.monotonic()
     deaths = 0
     if engine == "torchrun":
@@ -165,7 +165,7 @@ def run(
     seconds = time.monotonic() - started
     counts = folder.verify()
     return BatchSummary(
-        counts["pictures"], counts["people"], counts["failed"], deaths, counts["pictures"] - before, seconds
+        counts["images"], counts["people"], counts["failed"], deaths, counts["images"] - before, seconds
     )
 
 
@@ -177,7 +177,7 @@ def results(out: str | Path) -> Iterator[dict[str, np.ndarray]]:
 
 
 def failures(out: str | Path) -> Iterator[str]:
-    """Of each picture that gave nothing, why; the text names it."""
+    """Of each image that gave nothing, why; the text names it."""
     folder = BatchFolder(out)
     for unit in sorted(folder.done()):
         with np.load(folder.result_path(unit)) as part:
@@ -223,50 +223,50 @@ def work(
 def predict_unit(
     folder: BatchFolder, unit: int, claim: Claim, pipeline: Pipeline, config: BatchConfig, table: dict | None
 ) -> bool:
-    """One unit: predict its pictures, put the result there. True if it is ours."""
+    """One unit: predict its images, put the result there. True if it is ours."""
     start = time.monotonic()
-    pictures = folder.pictures(unit)
+    images = folder.images(unit)
     with claim.beating():
         if claim.careful:
             found: list[ImageResult] = []
-            for i, picture in enumerate(pictures):
+            for i, image in enumerate(images):
                 if i in claim.bad:
-                    found.append(ImageResult(picture.name, error="the process died on this picture"))
+                    found.append(ImageResult(image.name, error="the process died on this image"))
                     continue
                 claim.mark(i)
-                found += predict_pictures([picture], pipeline, config.boxes, table)
+                found += predict_images([image], pipeline, config.boxes, table)
             claim.mark(-1)
         else:
-            found = predict_pictures(pictures, pipeline, config.boxes, table)
+            found = predict_images(images, pipeline, config.boxes, table)
         arrays = unit_arrays(found, person_shapes(pipeline), config.save_vertices)
         return folder.commit(unit, {**arrays, "seconds": np.float64(time.monotonic() - start)})
 
 
-def predict_pictures(pictures: list[Picture], pipeline: Pipeline, boxes: str, table: dict | None) -> list[ImageResult]:
-    """Results in the order of the pictures; bad ones carry their reason."""
+def predict_images(images: list[Image], pipeline: Pipeline, boxes: str, table: dict | None) -> list[ImageResult]:
+    """Results in the order of the images; bad ones carry their reason."""
     failed: dict[int, str] = {}
     fed: list[int] = []
     given: list[Any] = []
 
     def decoded() -> Iterator[np.ndarray]:
         for i, (pixels, box, error) in enumerate(
-            _prefetch(lambda p: _read(p, boxes, table), pictures, 2 * pipeline.batch_size)
+            _prefetch(lambda p: _read(p, boxes, table), images, 2 * pipeline.batch_size)
         ):
             if error is not None:
                 failed[i] = error
             else:
                 fed.append(i)
-                given.append(box)  # before the picture is handed over: stream() looks boxes up by position
+                given.append(box)  # before the image is handed over: stream() looks boxes up by position
                 yield pixels
 
     stream = pipeline.stream(decoded(), boxes if boxes in BOX_MODES else given)
-    out: list[ImageResult | None] = [None] * len(pictures)
+    out: list[ImageResult | None] = [None] * len(images)
     for position, result in enumerate(stream):
         index = fed[position]
-        text = None if result.error is None else result.error.replace("image", pictures[index].name, 1)
-        out[index] = ImageResult(pictures[index].name, result.size, result.people, text)  # pixels are let go
+        text = None if result.error is None else result.error.replace("image", images[index].name, 1)
+        out[index] = ImageResult(images[index].name, result.size, result.people, text)  # pixels are let go
     for i, error in failed.items():
-        out[i] = ImageResult(pictures[i].name, error=error)
+        out[i] = ImageResult(images[i].name, error=error)
     return out
 
 
@@ -280,23 +280,23 @@ def _prefetch(function: Callable, items: Iterable, ahead: int) -> Iterator:
             waiting += [pool.submit(function, item) for item in islice(rest, 1)]
 
 
-def _read(picture: Picture, boxes: str, table: dict | None) -> tuple[np.ndarray | None, Any, str | None]:
+def _read(image: Image, boxes: str, table: dict | None) -> tuple[np.ndarray | None, Any, str | None]:
     """Pixels and boxes, or the reason why not."""
     try:
-        pixels = read_image(picture.read(), picture.name)
+        pixels = read_image(image.read(), image.name)
         box = None
         if boxes == "sidecar":
-            beside = picture.sidecar()
+            beside = image.sidecar()
             box = None if beside is None else json.loads(beside)["boxes"]
         elif table is not None:
-            box = boxes_of(table, picture.name) or boxes_of(table, picture.name.rpartition(":")[2])
+            box = boxes_of(table, image.name) or boxes_of(table, image.name.rpartition(":")[2])
         return pixels, box, None
     except ImageError as e:
         return None, None, str(e)
     except (json.JSONDecodeError, KeyError, TypeError):
-        return None, None, f'{picture.name}: its .json must be an object with "boxes": [[x0, y0, x1, y1], ...]'
+        return None, None, f'{image.name}: its .json must be an object with "boxes": [[x0, y0, x1, y1], ...]'
     except (OSError, ValueError, EOFError) as e:
-        return None, None, f"{picture.name}: cannot be read ({e})"
+        return None, None, f"{image.name}: cannot be read ({e})"
 
 
 def box_table(boxes: str) -> dict | None:
@@ -329,11 +329,11 @@ def unit_arrays(
     return arrays
 
 
-def pictures_in(folder: BatchFolder, units: Iterable[int]) -> int:
-    """How many pictures the units hold."""
+def images_in(folder: BatchFolder, units: Iterable[int]) -> int:
+    """How many images the units hold."""
     manifest = folder.manifest
-    size = manifest.settings["unit_pictures"]
-    return sum(min(size, manifest.pictures - u * size) for u in units)
+    size = manifest.settings["unit_images"]
+    return sum(min(size, manifest.images - u * size) for u in units)
 
 
 # ---- engines -------------------------------------------------------------------------------------------------------------
@@ -380,8 +380,8 @@ def _run_processes(folder: BatchFolder, factory, config: BatchConfig, workers: i
             idle_deaths = 0 if done > last else idle_deaths
             if done > last or time.monotonic() - told > 30:
                 last, told = done, time.monotonic()
-                speed = pictures_in(folder, folder.done() - first) / (told - began)
-                log(f"{done} of {folder.manifest.units} units, {speed:.1f} pictures/s")
+                speed = images_in(folder, folder.done() - first) / (told - began)
+                log(f"{done} of {folder.manifest.units} units, {speed:.1f} images/s")
             for worker, process in list(processes.items()):
                 if process.is_alive():
                     continue

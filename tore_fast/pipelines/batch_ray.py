@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .batch import BatchConfig, box_table, pictures_in, predict_unit
+from .batch import BatchConfig, box_table, images_in, predict_unit
 from .batch_units import BatchFolder
 
 MAX_BLOCKS = 2000  # Ray's own book-keeping grows with blocks; a block's units that are done are skipped on a retry
@@ -58,6 +58,6 @@ def run_ray(folder: BatchFolder, factory, config: BatchConfig, workers: int, log
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(pending))),
         )
         for count, _row in enumerate(data.iter_rows(), len(first) + 1):
-            speed = pictures_in(folder, folder.done() - first) / (time.monotonic() - began)
-            log(f"{count} of {folder.manifest.units} units, {speed:.1f} pictures/s")
+            speed = images_in(folder, folder.done() - first) / (time.monotonic() - began)
+            log(f"{count} of {folder.manifest.units} units, {speed:.1f} images/s")
     return 0

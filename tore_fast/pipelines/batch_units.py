@@ -1,7 +1,7 @@
-"""Book-keeping of batch prediction: which pictures belong to which unit of work, who works on it, what is done.
+"""Book-keeping of batch prediction: which images belong to which unit of work, who works on it, what is done.
 
-In: tars and folders; out: a folder with `manifest.json`, `plan/unit-*.json` (the pictures of each unit), `claims/` (who is at
-it) and `results/unit-*.npz`. A result appears whole and only once, whoever wrote it, so no picture is lost or there twice
+In: tars and folders; out: a folder with `manifest.json`, `plan/unit-*.json` (the images of each unit), `claims/` (who is at
+it) and `results/unit-*.npz`. A result appears whole and only once, whoever wrote it, so no image is lost or there twice
 after any kill; claims only keep workers from doing the same work. Next on the way: batch.py runs a model over units.
 """
 
@@ -24,12 +24,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.image import EXTENSIONS
 from ..data.readers.hmr2_tar import expand_tars, tar_samples
+from ..io.image import EXTENSIONS
 
-CAREFUL_AFTER = (
-    1  # so many workers died on a unit: from now on it is done picture by picture, to find the one that kills
-)
+CAREFUL_AFTER = 1  # so many workers died on a unit: from now on it is done image by image, to find the one that kills
 BEAT_S = 5.0
 
 
@@ -41,8 +39,8 @@ class BatchUnfinished(BatchError):
     """It ran, but units are open: the same call goes on."""
 
 
-class Picture(NamedTuple):
-    """One picture of a unit: a file, or a byte range of a tar."""
+class Image(NamedTuple):
+    """One image of a unit: a file, or a byte range of a tar."""
 
     name: str
     path: str
@@ -55,7 +53,7 @@ class Picture(NamedTuple):
         return _range(self.path, self.offset, self.size)
 
     def sidecar(self) -> bytes | None:
-        """KEY.json beside the picture, or None."""
+        """KEY.json beside the image, or None."""
         if self.offset >= 0:
             return _range(self.path, self.boxes_offset, self.boxes_size) if self.boxes_offset >= 0 else None
         path = Path(self.path).with_suffix(".json")
@@ -70,53 +68,53 @@ def _range(path: str, offset: int, size: int) -> bytes:
         return f.read(size)
 
 
-def list_pictures(inputs: Iterable[str | Path]) -> list[Picture]:
-    """Pictures of tars, tar patterns, folders (with all below) and files, in a fixed order, each once.
+def list_images(inputs: Iterable[str | Path]) -> list[Image]:
+    """Images of tars, tar patterns, folders (with all below) and files, in a fixed order, each once.
 
     Raises:
-        BatchError: an input that gives no picture. MissingData, DataError: a tar that is not there or broken.
+        BatchError: an input that gives no image. MissingData, DataError: a tar that is not there or broken.
     """
-    found: dict[str, Picture] = {}
+    found: dict[str, Image] = {}
     known: set[tuple[str, int]] = set()  # file and place in it
     for source in inputs:
         before = len(found)
         text, path = str(source), Path(source)
-        pictures: Iterator[Picture]
+        images: Iterator[Image]
         if text.endswith(".tar"):
-            pictures = _tar_pictures(expand_tars(source))
+            images = _tar_images(expand_tars(source))
         elif path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file())
-            plain = [Picture(p.as_posix(), str(p.resolve())) for p in files if p.suffix.lower() in EXTENSIONS]
-            pictures = iter([*plain, *_tar_pictures([p for p in files if p.suffix == ".tar"])])
+            plain = [Image(p.as_posix(), str(p.resolve())) for p in files if p.suffix.lower() in EXTENSIONS]
+            images = iter([*plain, *_tar_images([p for p in files if p.suffix == ".tar"])])
         elif path.is_file() and path.suffix.lower() in EXTENSIONS:
-            pictures = iter([Picture(path.as_posix(), str(path.resolve()))])
+            images = iter([Image(path.as_posix(), str(path.resolve()))])
         else:
-            raise BatchError(f"{source}: expected a tar, a folder or a picture ({', '.join(EXTENSIONS)})")
-        for picture in pictures:
-            if (picture.path, picture.offset) not in known:
-                known.add((picture.path, picture.offset))
-                name, copy = picture.name, 1
+            raise BatchError(f"{source}: expected a tar, a folder or a image ({', '.join(EXTENSIONS)})")
+        for image in images:
+            if (image.path, image.offset) not in known:
+                known.add((image.path, image.offset))
+                name, copy = image.name, 1
                 while name in found:  # a tar may hold a name twice
                     copy += 1
-                    name = f"{picture.name}#{copy}"
-                found[name] = picture._replace(name=name)
+                    name = f"{image.name}#{copy}"
+                found[name] = image._replace(name=name)
             else:
                 before = -1  # it was there, only named twice
         if len(found) == before:
-            raise BatchError(f"{source}: no picture in it")
+            raise BatchError(f"{source}: no image in it")
     if not found:
-        raise BatchError("no input; expected tars, folders or pictures")
+        raise BatchError("no input; expected tars, folders or images")
     return list(found.values())
 
 
-def _tar_pictures(tars: list[Path]) -> Iterator[Picture]:
+def _tar_images(tars: list[Path]) -> Iterator[Image]:
     for tar in tars:
         for key, members in tar_samples([tar]):
             boxes = members.get("json")
             for extension, member in members.items():
                 if f".{extension}" in EXTENSIONS:
                     beside = (boxes.offset, boxes.size) if boxes else (-1, 0)
-                    yield Picture(
+                    yield Image(
                         f"{tar.as_posix()}:{key}.{extension}", str(tar.resolve()), member.offset, member.size, *beside
                     )
 
@@ -126,7 +124,7 @@ class Manifest:
     """What a batch folder is about; written once, last of the plan."""
 
     units: int
-    pictures: int
+    images: int
     names_hash: str  # of all names and sizes in order
     settings: dict = field(default_factory=dict)  # decide the results: model, weights, boxes, arrays
 
@@ -145,21 +143,21 @@ class BatchFolder:
             raise BatchError(f"{self.root}: no manifest.json; expected the folder of a batch prediction")
         return Manifest(**json.loads(path.read_text()))
 
-    def make(self, pictures: list[Picture], unit_pictures: int, settings: dict) -> Manifest:
-        """Writes plan and manifest, or checks that those there are for the same pictures and settings."""
+    def make(self, images: list[Image], unit_images: int, settings: dict) -> Manifest:
+        """Writes plan and manifest, or checks that those there are for the same images and settings."""
         digest = hashlib.blake2b(digest_size=16)
-        for p in pictures:
+        for p in images:
             digest.update(f"{p.name}\0{p.size if p.offset >= 0 else os.stat(p.path).st_size}\n".encode())
-        count = -(-len(pictures) // unit_pictures)
-        settings = {**settings, "unit_pictures": unit_pictures}
-        wanted = Manifest(count, len(pictures), digest.hexdigest(), json.loads(json.dumps(settings)))
+        count = -(-len(images) // unit_images)
+        settings = {**settings, "unit_images": unit_images}
+        wanted = Manifest(count, len(images), digest.hexdigest(), json.loads(json.dumps(settings)))
         if (self.root / "manifest.json").is_file():
             self._check(wanted)
             return wanted
         for folder in (self.plan, self.claims, self.results):
             folder.mkdir(parents=True, exist_ok=True)
         for unit in range(count):
-            part = pictures[unit * unit_pictures : (unit + 1) * unit_pictures]
+            part = images[unit * unit_images : (unit + 1) * unit_images]
             write_whole(self.plan / f"unit-{unit:06d}.json", json.dumps(part).encode())
         write_whole(self.root / "manifest.json", json.dumps(asdict(wanted), indent=2).encode())
         return wanted
@@ -175,12 +173,12 @@ class BatchFolder:
             )
         if there != wanted:
             raise BatchError(
-                f"{self.root}: was begun on {there.pictures} pictures, the inputs now hold {wanted.pictures} or others; "
+                f"{self.root}: was begun on {there.images} images, the inputs now hold {wanted.images} or others; "
                 "give another output folder"
             )
 
-    def pictures(self, unit: int) -> list[Picture]:
-        return [Picture(*p) for p in json.loads((self.plan / f"unit-{unit:06d}.json").read_text())]
+    def images(self, unit: int) -> list[Image]:
+        return [Image(*p) for p in json.loads((self.plan / f"unit-{unit:06d}.json").read_text())]
 
     def result_path(self, unit: int) -> Path:
         return self.results / f"unit-{unit:06d}.npz"
@@ -208,7 +206,7 @@ class BatchFolder:
             return {k: z[k] for k in z.files}
 
     def verify(self) -> dict[str, int]:
-        """Counts after checking that every planned picture has exactly one entry in the results.
+        """Counts after checking that every planned image has exactly one entry in the results.
 
         Raises:
             BatchError: units are open, or a result does not match its plan.
@@ -219,19 +217,17 @@ class BatchFolder:
                 f"{self.root}: {len(pending)} of {self.manifest.units} units are not done (first: {pending[0]})"
             )
         seen: set[str] = set()
-        counts = {"pictures": 0, "people": 0, "failed": 0}
+        counts = {"images": 0, "people": 0, "failed": 0}
         for unit in range(self.manifest.units):
-            result, names = self.load(unit), [p.name for p in self.pictures(unit)]
+            result, names = self.load(unit), [p.name for p in self.images(unit)]
             if result["image_name"].tolist() != names or seen & set(names):
-                raise BatchError(f"{self.result_path(unit)}: its pictures are not those of the plan")
+                raise BatchError(f"{self.result_path(unit)}: its images are not those of the plan")
             seen.update(names)
-            counts["pictures"] += len(names)
+            counts["images"] += len(names)
             counts["people"] += len(result["image_index"])
             counts["failed"] += int((result["image_error"] != "").sum())
-        if counts["pictures"] != self.manifest.pictures:
-            raise BatchError(
-                f"{self.root}: {counts['pictures']} pictures in the results, {self.manifest.pictures} planned"
-            )
+        if counts["images"] != self.manifest.images:
+            raise BatchError(f"{self.root}: {counts['images']} images in the results, {self.manifest.images} planned")
         return counts
 
     # ---- claims ----------------------------------------------------------------------------------------------------
@@ -275,17 +271,17 @@ class Claim:
 
     @property
     def careful(self) -> bool:
-        """Whether to go picture by picture: workers died here before."""
+        """Whether to go image by image: workers died here before."""
         return self.state["deaths"] >= CAREFUL_AFTER
 
     @property
     def bad(self) -> list[int]:
-        """Pictures on which a careful worker died."""
+        """Images on which a careful worker died."""
         return self.state["bad"]
 
-    def mark(self, picture: int) -> None:
-        """Says which picture is next (-1: none), for whoever comes after a death."""
-        self.state["at"] = picture
+    def mark(self, image: int) -> None:
+        """Says which image is next (-1: none), for whoever comes after a death."""
+        self.state["at"] = image
         write_whole(self.path, json.dumps(self.state).encode())
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What the FastHMR commands share: hosts from names, folders and official files; crops of pictures; joints of a body.
+"""What the FastHMR commands share: hosts from names, folders and official files; crops of images; joints of a body.
 
 In: command-line strings; out: models and tensors for layer_merge.py and video_to_mesh.py.
 """
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from ..body import Body, load_body
 from ..data.boxes import boxes_of, read_boxes
 from ..data.hmr2_crop import CROP_PX, as_tensor, person_crops, square_of_box
-from ..data.image import ImageError, check_box, find_images, read_image
+from ..io.image import ImageError, check_box, find_images, read_image
 from ..layers.ik import LEAF_VERTICES
 from ..models._hub import load_pretrained, read_config
 from ..models._registry import create_model
-from ..models.camerahmr import CameraHMR
-from ..models.convert import fasthmr as convert
+from ..models.convert import smpl as convert
 from ..models.convert.others import recognise_other
-from ..models.humanfov import HumanFoV
+from ..models.smpl.camerahmr import CameraHMR
+from ..models.smpl.humanfov import HumanFoV
 
 # joint a leaf hangs on -> direction (T-pose, y up, facing +z) in which its tip lies
 _LEAVES = (
@@ -67,7 +67,7 @@ def load_host(source: str, fov_net: str | None = None) -> tuple[str, nn.Module]:
     return name, model.eval()
 
 
-class PictureCrops(NamedTuple):
+class ImageCrops(NamedTuple):
     """Normalised crops and where they were cut."""
 
     crops: Tensor  # [N, 3, S, S]
@@ -76,13 +76,13 @@ class PictureCrops(NamedTuple):
     image_size: Tensor  # [N, 2] (W, H) px
 
 
-def picture_crops(
+def image_crops(
     folder: str, boxes: str | None = None, limit: int | None = None, size: int = CROP_PX, margin: float = 1.0
-) -> PictureCrops:
-    """Crops of the people in a folder's pictures (whole pictures without boxes), at most `limit`; size, margin: the host's."""
+) -> ImageCrops:
+    """Crops of the people in a folder's images (whole images without boxes), at most `limit`; size, margin: the host's."""
     paths, errors = find_images([folder])
     if errors or not paths:
-        raise ImageError(errors[0] if errors else f"{folder}: no picture")
+        raise ImageError(errors[0] if errors else f"{folder}: no image")
     table = read_boxes(boxes) if boxes else None
     crops: list[Tensor] = []
     windows: list[tuple[float, ...]] = []
@@ -97,9 +97,9 @@ def picture_crops(
         if limit is not None and len(windows) >= limit:
             break
     if not crops:
-        raise ImageError(f"{folder}: no box for any of its pictures")
+        raise ImageError(f"{folder}: no box for any of its images")
     numbers = torch.tensor(windows)[:limit]
-    return PictureCrops(torch.cat(crops)[:limit], numbers[:, :2], numbers[:, 2], numbers[:, 3:])
+    return ImageCrops(torch.cat(crops)[:limit], numbers[:, :2], numbers[:, 2], numbers[:, 3:])
 
 
 def load_named_body(source: str) -> Body:

@@ -1,7 +1,7 @@
 """Photographs to meshes: read -> boxes -> crops -> model -> vertices, joints and cameras per person.
 
-`Pipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of pictures in constant
-memory. Way of the data: data/image.py, data/person_crop.py -> models/ -> here -> vis/overlay.py, vis/export.py.
+`Pipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of images in constant
+memory. Way of the data: io/image.py, data/person_crop.py -> models/ -> here -> vis/overlay.py, vis/export.py.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from ..body import BodyTopology, joints, load_body, load_topology
-from ..data.image import ImageError, check_box, read_image
 from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
+from ..io.image import ImageError, check_box, read_image
 from ..models import create_model, from_pretrained, load_pretrained
 from ..models.default import BUILT_IN, default_folder
-from ..models.tcformer_heads import TCFormerHMR
+from ..models.keypoints.tcformer_heads import TCFormerHMR
 from .posed_body import PosedBody
 
 BOX_MODES = ("auto", "full", "centre")
@@ -32,7 +32,7 @@ UNCENTRED_PROJECTION = ("METRO", "METRO_TORE", "FastMETRO_TORE", "MeshGraphormer
 FOCAL_PX, CROP_PX = 1000.0, 224.0  # perspective camera of the official renderers, per 224-pixel crop
 REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
 # A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still. Mean 2D
-# error of 32 synthetic pictures, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies unchanged.
+# error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies unchanged.
 SHRUNK = 0.5
 
 
@@ -40,7 +40,7 @@ SHRUNK = 0.5
 class Person:
     """One body or hand. Metres, x right, y down, z away from the camera, centred on the regressed pelvis (wrist)."""
 
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 pixels of the picture
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 pixels of the image
     box_source: str  # "given", "auto", "full" or "centre"
     crop: Crop
     camera: np.ndarray  # [3] scale, tx, ty: crop point in [-1, 1] = scale * (xy + t)
@@ -50,15 +50,15 @@ class Person:
     vertices: np.ndarray  # [V, 3]
     vertices_coarse: np.ndarray  # [V_coarse, 3]
     joints_3d: np.ndarray  # [14, 3] regressed from the mesh (joints.J14); a hand has [21, 3] (joints.HAND21)
-    joints_2d: np.ndarray  # [14, 2] pixels of the picture
+    joints_2d: np.ndarray  # [14, 2] pixels of the image
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What came of one picture: people, or the reason why not."""
+    """What came of one image: people, or the reason why not."""
 
     name: str
-    size: tuple[int, int] = (0, 0)  # width, height of the upright picture
+    size: tuple[int, int] = (0, 0)  # width, height of the upright image
     people: list[Person] = field(default_factory=list)
     error: str | None = None
     pixels: np.ndarray | None = None  # [H, W, 3] uint8
@@ -66,7 +66,7 @@ class ImageResult:
 
 @dataclass
 class _Open:
-    """A picture on its way: its pixels and the crops still to be run."""
+    """A image on its way: its pixels and the crops still to be run."""
 
     name: str
     pixels: np.ndarray
@@ -74,7 +74,7 @@ class _Open:
 
 
 class Pipeline:
-    """Pictures in, people out.
+    """Images in, people out.
 
     Args:
         model: None for the built-in default; a folder written by `save_pretrained`; a registered name (random
@@ -122,15 +122,15 @@ class Pipeline:
         self.image_size = int(size if isinstance(size, int) else size[0])
         self.batch_size = batch_size
         self.seconds: dict[str, float] = {"read": 0.0, "crop": 0.0, "model": 0.0, "mesh": 0.0}
-        self.counts = {"pictures": 0, "people": 0}
+        self.counts = {"images": 0, "people": 0}
 
     def predict(self, images: Sequence[Any] | Any, boxes: Any = None) -> list[ImageResult]:
-        """Results in the order of the pictures; a bad picture gives a result with `error`, the others are done.
+        """Results in the order of the images; a bad image gives a result with `error`, the others are done.
 
         Args:
-            images: paths, PIL images or arrays (see data/image.py), one or several.
-            boxes: None or "auto": a box found by the model itself; "full": the whole picture; "centre": the centre
-                square of the official demo; or per picture a list of (x0, y0, x1, y1), one result per box.
+            images: paths, PIL images or arrays (see io/image.py), one or several.
+            boxes: None or "auto": a box found by the model itself; "full": the whole image; "centre": the centre
+                square of the official demo; or per image a list of (x0, y0, x1, y1), one result per box.
         """
         if isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Iterable):
             images = [images]
@@ -138,13 +138,11 @@ class Pipeline:
                 boxes = [boxes]
         images = list(images)
         if boxes is not None and not isinstance(boxes, str) and len(boxes) != len(images):
-            raise ValueError(
-                f"Pipeline.predict: boxes must have one entry per picture ({len(images)}), got {len(boxes)}"
-            )
+            raise ValueError(f"Pipeline.predict: boxes must have one entry per image ({len(images)}), got {len(boxes)}")
         return list(self.stream(images, boxes))
 
     def stream(self, images: Iterable[Any], boxes: Any = None) -> Iterator[ImageResult]:
-        """Like `predict`, one result after the other; only a batch of pictures is in memory."""
+        """Like `predict`, one result after the other; only a batch of images is in memory."""
         if isinstance(boxes, str) and boxes not in BOX_MODES:
             raise ValueError(f"Pipeline: boxes must be one of {BOX_MODES} or lists of boxes, got {boxes!r}")
         with ThreadPoolExecutor(2) as pool:
@@ -168,7 +166,7 @@ class Pipeline:
             for (o, _), person in zip(part, self._people(part)):
                 found[id(o)].append(person)
         for o in opened:
-            self.counts["pictures"] += 1
+            self.counts["images"] += 1
             if isinstance(o, ImageResult):
                 yield o
                 continue
@@ -212,7 +210,7 @@ class Pipeline:
         regressed = self._regressor @ vertices
         root = regressed[:, :1]
         camera = out.camera.float()
-        if not self._centred:  # the same picture points, said of the centred mesh
+        if not self._centred:  # the same image points, said of the centred mesh
             camera = torch.cat([camera[:, :1], camera[:, 1:] + root[:, 0, :2]], 1)
         values = {
             "camera": camera,
@@ -261,7 +259,7 @@ def load_model(model: nn.Module | str | Path | None, checkpoint: str | Path | No
 
 
 def mesh_model(model: nn.Module, source: str) -> nn.Module:
-    """`model` where it regresses a mesh from pictures, or the body it regresses parameters of; else a ValueError that names
+    """`model` where it regresses a mesh from images, or the body it regresses parameters of; else a ValueError that names
     `source`."""
     if isinstance(model, TCFormerHMR):
         return PosedBody(model)
@@ -326,19 +324,19 @@ def _refined(jobs: list[tuple[_Open, tuple]], out: list[dict]) -> dict[int, tupl
         (x0, y0), (x1, y1) = points.min(0), points.max(0)
         box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
         if min(box[2] - box[0], box[3] - box[1]) < 0.05 * max(width, height):
-            continue  # nothing one could call a person: the whole picture stays
+            continue  # nothing one could call a person: the whole image stays
         new = crop_of_box(box)
         if new.side < 0.85 * crop.side or abs(new.center_x - crop.center_x) > 0.1 * crop.side:
             closer[i] = (o, (tuple(float(v) for v in box), source, new))
     return closer
 
 
-def _points(job: tuple[_Open, tuple], values: dict[str, np.ndarray]) -> np.ndarray:  # [V, 2] pixels of the picture
+def _points(job: tuple[_Open, tuple], values: dict[str, np.ndarray]) -> np.ndarray:  # [V, 2] pixels of the image
     return job[1][2].to_image(values["camera"][0] * (values["vertices"][:, :2] + values["camera"][1:]))
 
 
 def _extent(job: tuple[_Open, tuple], values: dict[str, np.ndarray]) -> float:
-    """Longer side of what the model saw, in pixels of the picture; 0 where that is no number."""
+    """Longer side of what the model saw, in pixels of the image; 0 where that is no number."""
     size = float(np.ptp(_points(job, values), axis=0).max())
     return size if np.isfinite(size) else 0.0
 

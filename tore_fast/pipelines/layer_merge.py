@@ -1,4 +1,4 @@
-"""ECLM on a real model: calibration pictures, errors, cached prefixes, resumable search, merged checkpoint.
+"""ECLM on a real model: calibration images, errors, cached prefixes, resumable search, merged checkpoint.
 
 In: a host (or any stack of residual blocks) and batches; out: the merged model and its plan. The search itself is
 layers/eclm.py; `tore-fast eclm` (cli/eclm.py) is the command.
@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..geometry.rotation import geodesic_angle
 from ..layers.eclm import ECLMPlan, ECLMResult, Evaluation, Groups, cka_matrix, eclm_search, linear_cka, merge_tensors
 from ..layers.mask_tome import TokenState
-from ..layers.rotation import geodesic_angle
-from ..models.hmr2 import cut_sides
+from ..models.smpl.hmr2 import cut_sides
 
 MEASURES = ("joints", "angle")
 

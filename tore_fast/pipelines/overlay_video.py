@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..body import Body
-from ..data.video import VideoSource
+from ..io.video import VideoSource
 from ..vis.overlay import PALETTE, PerspectiveCamera, draw_people
 from .track_store import NpzRows
 

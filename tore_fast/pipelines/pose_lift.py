@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ..data.cameras import crop_scale_2d, normalise_2d
-from ..data.chunking import at_times, blend_windows, covering_indices, window_indices
-from ..models.hot import LiftedPose, PrunableHost, PruneConfig, center_pose, is_centered, lift_windows
+from ..geometry.windows import at_times, blend_windows, covering_indices, window_indices
+from ..models.lifting._base import LiftedPose, PrunableHost, PruneConfig, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # matrix products; poses stay float32
@@ -98,7 +98,7 @@ def _pruning_of(model: str, folder: str | Path) -> dict:
 def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn.Module:
     """Registered model with an official checkpoint, which must be of that host and window."""
     from ..models import create_model
-    from ..models.convert.vpt import config_fields, model_from_state, read_official
+    from ..models.convert.lifting import config_fields, model_from_state, read_official
 
     with torch.device("meta"):
         built = create_model(model, **overrides)

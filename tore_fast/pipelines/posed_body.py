@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..body import load_body
 from ..body.joints import H36M17_TO_J14
-from ..models._hmr import HMROutput
-from ..models.tcformer_heads import TCFormerHMR
+from ..models.keypoints.tcformer_heads import TCFormerHMR
+from ..models.mesh._base import HMROutput
 
 
 class PosedBody(nn.Module):

@@ -1,4 +1,4 @@
-"""Files of one picture's result: overlay PNG, GLB or OBJ per person, one npz with documented keys.
+"""Files of one image's result: overlay PNG, GLB or OBJ per person, one npz with documented keys.
 
 In: ImageResult of pipelines/image_to_mesh.py. The drawing is vis/overlay.py, the mesh files vis/export.py.
 """
@@ -16,7 +16,7 @@ from .image_to_mesh import ImageResult, Pipeline
 FORMATS = ("png", "glb", "obj", "npz")
 
 NPZ_KEYS = {
-    "box": "[P, 4] x0, y0, x1, y1 pixels of the upright picture",
+    "box": "[P, 4] x0, y0, x1, y1 pixels of the upright image",
     "box_source": "[P] given | auto | full | centre",
     "crop": "[P, 3] centre x, centre y, side of the square crop, pixels",
     "camera": "[P, 3] scale, tx, ty: point of the crop in [-1, 1] = scale * (xy + t)",
@@ -34,7 +34,7 @@ NPZ_KEYS = {
 
 
 def unique_names(paths: list[Path]) -> list[str]:
-    """File stems; where two pictures share one, a number is added."""
+    """File stems; where two images share one, a number is added."""
     used: dict[str, int] = {}
     names = []
     for path in paths:
@@ -60,10 +60,10 @@ def write_result(
 
     people = result.people
     if "png" in formats:
-        picture = overlay.draw_people(
+        image = overlay.draw_people(
             result.pixels, [p.vertices for p in people], faces, [p.camera_image for p in people]
         )
-        put(folder / f"{name}_overlay.png", lambda p: overlay.save_png(picture, p))
+        put(folder / f"{name}_overlay.png", lambda p: overlay.save_png(image, p))
     for i, person in enumerate(people):
         suffix = f"_{i}" if len(people) > 1 else ""
         for kind in ("glb", "obj"):

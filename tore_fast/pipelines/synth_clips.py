@@ -1,8 +1,8 @@
 """Real motion rendered as clips of a person, and what a host makes of them: training data of FastHMR's stage 2, test data
-of docs/fasthmr.md.
+of docs/smpl.md.
 
-In: motions (data/mocap.py) on the free body; out: one `.npz` per clip with pictures and labels (`write_clips`), and one
-with poses and a host's per-frame features (`write_tokens`, `write_view_tokens`), which train/fasthmr_motion.py:read_motion takes.
+In: motions (data/mocap.py) on the free body; out: one `.npz` per clip with images and labels (`write_clips`), and one
+with poses and a host's per-frame features (`write_tokens`, `write_view_tokens`), which train/motion.py:read_motion takes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ..data.synth.clips import ClipCrops
 from ..data.synth.motion import mirror_rotations, motion_rotations
 from ..eval.pose import mpjpe, p_mpjpe
 from ..eval.protocols import acceleration_error
+from ..geometry.rotation import axis_angle_to_matrix
 from ..layers.mask_tome import ellipse_mask
-from ..layers.rotation import axis_angle_to_matrix
-from ..models.hmr2 import HMR2
+from ..models.smpl.hmr2 import HMR2
 
 VIEW_STRIDE = 100_000  # between the random streams of a motion's renderings
 
 
-class ClipPictures(NamedTuple):
+class ClipImages(NamedTuple):
     """A rendered clip."""
 
     images: Tensor  # [F, 3, S, S] uint8
@@ -63,8 +63,8 @@ def write_clips(
 
 def render_clip(
     motion: Motion, crops: ClipCrops, index: int, fps: float = 30.0, frames: int | None = None, view: int = 0
-) -> ClipPictures:
-    """A motion as pictures, at `fps`.
+) -> ClipImages:
+    """A motion as images, at `fps`.
 
     Args:
         index: number of the motion; with `view` it decides shape, clothes, light and camera.
@@ -79,7 +79,7 @@ def render_clip(
     if view % 2:
         rotations = mirror_rotations(rotations)
     clip = crops.clip(rotations, index + VIEW_STRIDE * view)
-    return ClipPictures(
+    return ClipImages(
         clip["images"].cpu(),
         (clip["mask"] > 0).cpu(),
         clip["pose"].flatten(1).cpu().numpy(),
@@ -88,18 +88,18 @@ def render_clip(
     )
 
 
-def _labels(clip: ClipPictures) -> dict[str, np.ndarray | float]:
+def _labels(clip: ClipImages) -> dict[str, np.ndarray | float]:
     return {"poses": clip.poses, "betas": clip.betas, "mocap_framerate": clip.fps}
 
 
-def read_clip(path: str | Path) -> ClipPictures:
+def read_clip(path: str | Path) -> ClipImages:
     """A file of `write_clips`."""
     with np.load(path, allow_pickle=False) as data:
         if "images" not in data.files:
             raise ValueError(f"{path}: not a rendered clip (no 'images')")
         images = torch.from_numpy(data["images"])
         masks = torch.from_numpy(np.unpackbits(data["masks"], -1, count=images.shape[-1]).astype(bool))
-        return ClipPictures(images, masks, data["poses"], data["betas"], float(data["mocap_framerate"]))
+        return ClipImages(images, masks, data["poses"], data["betas"], float(data["mocap_framerate"]))
 
 
 class HostClip(NamedTuple):
@@ -111,7 +111,7 @@ class HostClip(NamedTuple):
 
 
 @torch.inference_mode()
-def run_host(host: HMR2, clip: ClipPictures, masks: str = "given", batch_size: int = 64) -> HostClip:
+def run_host(host: HMR2, clip: ClipImages, masks: str = "given", batch_size: int = 64) -> HostClip:
     """The host on every frame; masks "ellipse" puts one in every crop, "none" withholds them (plain ToMe when tokens merge)."""
     if masks not in ("given", "ellipse", "none"):
         raise ValueError(f"run_host: masks must be given, ellipse or none, got {masks!r}")
@@ -157,7 +157,7 @@ def write_view_tokens(
     frames: int | None = None,
     each: Callable[[Iterable], Iterable] = lambda x: x,
 ) -> list[Path]:
-    """As write_tokens, of `views` renderings of every motion whose pictures are not kept: FOLDER/ID.npz is the clip of
+    """As write_tokens, of `views` renderings of every motion whose images are not kept: FOLDER/ID.npz is the clip of
     write_clips, FOLDER/ID.vNN.npz are others (`render_clip`). The key `motion` says which clips belong together."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,7 @@ def labelled_crops(folder: str | Path, count: int, joints: Callable[[Tensor, Ten
     return LabelledCrops(torch.cat(crops)[:count], torch.cat(targets)[:count])
 
 
-def clip_truth(clip: ClipPictures) -> tuple[Tensor, Tensor]:
+def clip_truth(clip: ClipImages) -> tuple[Tensor, Tensor]:
     """Rotations [F, 24, 3, 3] and betas [F, 10] of a clip's labels."""
     rotations = axis_angle_to_matrix(torch.from_numpy(clip.poses).unflatten(1, (24, 3)))
     return rotations, torch.from_numpy(clip.betas).expand(len(rotations), -1)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..body import Body
 from ..body.joints import SMPL24
-from ..layers import camera
-from ..layers.rotation import matrix_to_axis_angle
+from ..geometry import camera
+from ..geometry.rotation import matrix_to_axis_angle
+from ..io.glb import GlbAnimation
 from ..vis.bvh import BvhWriter
-from ..vis.glb_animation import GlbAnimation
 from .track_store import NpzStream, TrackStore
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""Videos and pictures of people -> body parameters, joints, files: the FastHMR pipeline from end to end.
+"""Videos and images of people -> body parameters, joints, files: the FastHMR pipeline from end to end.
 
-In: frames (data/video.py) with boxes and masks of tracked people; out: per track an AMASS-like .npz, BVH and animated
+In: frames (io/video.py) with boxes and masks of tracked people; out: per track an AMASS-like .npz, BVH and animated
 GLB. Frames stream through crops and host in batches over people and frames (rows on disk, pipelines/track_store.py);
 then every track goes through the motion decoder and the inverse kinematics in clips. Memory does not grow with length.
 """
@@ -22,15 +22,15 @@ from torch import Tensor
 
 from ..body import Body
 from ..data.hmr2_crop import RULES, Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
-from ..data.video import VideoSource
-from ..layers import camera
+from ..geometry import camera
+from ..geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
+from ..io.video import VideoSource
 from ..layers.clips import fill_gaps, track_spans
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
-from ..layers.rotation import matrix_to_rot6d, rot6d_to_matrix
 from ..models._hub import load_pretrained
-from ..models.camerahmr import CameraHMR
-from ..models.fasthmr import FastHMRMotion, motion_rotations
-from ..models.hmr2 import HMR2
+from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
+from ..models.smpl.camerahmr import CameraHMR
+from ..models.smpl.hmr2 import HMR2
 from .hosts import RestSkeleton, load_host, load_named_body
 from .track_files import FORMATS, track_writers
 from .track_store import TrackStore
@@ -52,7 +52,7 @@ class PipelineOptions:
     masks: str = "auto"  # ellipse | none | auto: given masks, else none
     focal_px: float | None = None
     fov_deg: float | None = None  # vertical
-    principal_px: tuple[float, float] | None = None  # default: the picture's centre
+    principal_px: tuple[float, float] | None = None  # default: the image's centre
     overlap: int = 0
     max_gap: int = 15
     noise: str = "seeded"
@@ -119,7 +119,7 @@ class Timing:
 
 
 class PersonResult(NamedTuple):
-    """One person in one picture (numpy, float32; metres in camera axes, pixels)."""
+    """One person in one image (numpy, float32; metres in camera axes, pixels)."""
 
     box: np.ndarray  # [4]
     rotations: np.ndarray  # [24, 3, 3]
@@ -226,8 +226,8 @@ class HMRPipeline:
     def _crops(
         self, frame: np.ndarray, squares: list[Square], masks: list[np.ndarray | None]
     ) -> tuple[Tensor, Tensor | None]:
-        picture = as_tensor(frame, self.device)
-        crops = person_crops(picture, squares, size=self.host.config.img_size[0])
+        image = as_tensor(frame, self.device)
+        crops = person_crops(image, squares, size=self.host.config.img_size[0])
         if self.host.backbone.merging is None or self.options.masks == "none":
             return crops, None
         size = crops.shape[-1]
@@ -261,7 +261,7 @@ class HMRPipeline:
                 return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
             return self.host(crops, masks)
 
-    # ---- single pictures
+    # ---- single images
 
     def predict(
         self,
@@ -271,11 +271,11 @@ class HMRPipeline:
         intrinsics: Sequence[np.ndarray] | None = None,
         vertices: bool = True,
     ) -> list[list[PersonResult]]:
-        """People in separate pictures (the host's pose read-out; the motion decoder is for videos).
+        """People in separate images (the host's pose read-out; the motion decoder is for videos).
 
         Args:
-            images: RGB [H, W, 3] uint8. boxes: per picture a list of x0, y0, x1, y1 (default: the whole picture).
-            masks: per picture and person [H, W] or None. intrinsics: per picture [3, 3].
+            images: RGB [H, W, 3] uint8. boxes: per image a list of x0, y0, x1, y1 (default: the whole image).
+            masks: per image and person [H, W] or None. intrinsics: per image [3, 3].
         """
         results: list[list[PersonResult]] = []
         self._has_masks = masks is not None

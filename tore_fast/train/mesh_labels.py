@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..body import Body, project
 from ..body.joints import H36M17_TO_J14, J24_TO_J14
 from ..data.crop import AugmentConfig
-from ..data.image import ImageError
 from ..data.readers import DataError, Reader, training_sample
+from ..io.image import ImageError
 from . import losses
 from .mesh_loss import PRESETS, MeshLoss, MeshTargets, draw_query_mask
 from .stream import Mixture

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..body import project
-from ..models._hmr import HMROutput
+from ..models.mesh._base import HMROutput
 from . import losses
 
 

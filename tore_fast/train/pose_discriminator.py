@@ -1,6 +1,6 @@
 """HMR's adversarial prior on body parameters: one small critic per joint, one for the whole pose, one for the shape.
 
-In: rotations and betas, predicted and real; out: least-squares losses for train/hmr_host.py. Source: Kanazawa et al.,
+In: rotations and betas, predicted and real; out: least-squares losses for train/smpl.py. Source: Kanazawa et al.,
 "End-to-end Recovery of Human Shape and Pose" (2018), section 3.3; HMR2.0 trains with weight 0.0005.
 """
 

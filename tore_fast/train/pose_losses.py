@@ -1,4 +1,4 @@
-"""Losses of video pose lifting, all on root-relative poses [B, F, 17, 3]; which host uses which is in train/vpt.py.
+"""Losses of video pose lifting, all on root-relative poses [B, F, 17, 3]; which host uses which is in train/lifting.py.
 
 Sources: MixSTE (weighted position, temporal consistency, velocity), MotionBERT (position, scale-free position, velocity, limb
 and angle terms), as their released code computes them; units are those of the poses.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data.chunking import H36M_PARENTS
 from ..eval.pose import mpjpe, n_mpjpe
+from ..geometry.windows import H36M_PARENTS
 
 JOINT_WEIGHTS = (1, 1, 2.5, 2.5, 1, 2.5, 2.5, 1, 1, 1, 1.5, 1.5, 4, 4, 1.5, 4, 4)
 BONES = tuple((parent, joint) for joint, parent in enumerate(H36M_PARENTS) if parent >= 0)

@@ -1,6 +1,6 @@
 """TCFormer's key-point and body tasks on synthetic images of the free body: training with nothing downloaded.
 
-In: data/synth batches; out: Tasks for train/loop.py (losses in train/tcformer.py). `tore-fast train keypoints --data synth`
+In: data/synth batches; out: Tasks for train/loop.py (losses in train/keypoints.py). `tore-fast train keypoints --data synth`
 and `tore-fast train smpl` run them.
 """
 
@@ -16,7 +16,7 @@ from ..body.lbs import axis_angle_to_matrix
 from ..data.heatmap import decode_heatmaps, encode_heatmaps
 from ..data.synth import SynthGenerator
 from ..data.topdown import IMAGENET_MEAN, IMAGENET_STD
-from .tcformer import BodyRecovery, joints_mse
+from .keypoints import BodyRecovery, joints_mse
 
 NUM_JOINTS = 14  # of data/synth: the 14 evaluation joints
 
@@ -64,7 +64,7 @@ class SynthKeypoints:
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Pixel error and PCK; `mean_point_*` are those of the held-out set's mean position of each joint, seen or not,
-        which knows where people stand in a crop and nothing of the picture."""
+        which knows where people stand in a crop and nothing of the image."""
         device = next(model.parameters()).device
         rows: dict[str, list[Tensor]] = {"found": [], "truth": [], "side": [], "seen": []}
         for index in range(-(-self.eval_images // 32)):

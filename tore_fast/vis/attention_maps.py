@@ -1,6 +1,6 @@
-"""Drawings of attention: joints by joints as a table, joints over the picture, joints and vertices on the mesh.
+"""Drawings of attention: joints by joints as a table, joints over the image, joints and vertices on the mesh.
 
-In: arrays of the maps that image-to-mesh models return with `return_attention=True` (models/_hmr.py); out: RGB arrays,
+In: arrays of the maps that image-to-mesh models return with `return_attention=True` (models/mesh/_base.py); out: RGB arrays,
 and a matplotlib file for the table. After FastMETRO figure 6 and TORE figures B3, B4 and E7. Caller: cli/viz_attention.py.
 """
 
@@ -103,14 +103,14 @@ def colours(values: np.ndarray, top: float | None = None) -> np.ndarray:  # [...
     return np.stack([np.interp(x, at, _RAMP[:, c]) for c in range(3)], -1)
 
 
-def over_picture(
+def over_image(
     image: np.ndarray,  # [H, W, 3] uint8, the crop the model saw
     cells: np.ndarray,  # [h * w] attention to each cell, row-major
     grid: tuple[int, int],
     point: Sequence[float] | None = None,  # x, y pixels, marked by a ring
     alpha: float = 0.6,
 ) -> np.ndarray:  # [H, W, 3] uint8
-    """The picture with every cell of the token grid tinted by its attention.
+    """The image with every cell of the token grid tinted by its attention.
 
     Raises:
         ValueError: `cells` does not have the grid's size.
@@ -118,7 +118,7 @@ def over_picture(
     cells = np.asarray(cells)
     if cells.shape != (grid[0] * grid[1],):
         raise ValueError(
-            f"over_picture: cells must be [{grid[0] * grid[1]}] ({grid[0]}x{grid[1]}), got {list(cells.shape)}"
+            f"over_image: cells must be [{grid[0] * grid[1]}] ({grid[0]}x{grid[1]}), got {list(cells.shape)}"
         )
     height, width = image.shape[:2]
     rows, cols = np.arange(height) * grid[0] // height, np.arange(width) * grid[1] // width
@@ -169,9 +169,9 @@ def _render(points: np.ndarray, faces: np.ndarray, tint: np.ndarray, scale: floa
     corners = index[raster.face_index[0][hit].long()].long()
     # half of the light is everywhere, so that a colour can be read in the shade, too
     lit = torch.from_numpy(tint).float() * (0.5 + 0.5 * _light(x, index).clamp(max=1))[:, None]
-    picture = torch.full((*hit.shape, 3), 255.0)
-    picture[hit] = (lit[corners] * raster.barycentric[0][hit][..., None].float()).sum(1)
-    smooth = torch.stack([_average(c) for c in picture.unbind(-1)], -1)
+    canvas = torch.full((*hit.shape, 3), 255.0)
+    canvas[hit] = (lit[corners] * raster.barycentric[0][hit][..., None].float()).sum(1)
+    smooth = torch.stack([_average(c) for c in canvas.unbind(-1)], -1)
     return smooth.round().clamp(0, 255).to(torch.uint8).numpy()
 
 

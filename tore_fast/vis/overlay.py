@@ -1,4 +1,4 @@
-"""Drawings of meshes on pictures: lit, half-transparent, edges smoothed by 2x2 samples a pixel, without OpenGL.
+"""Drawings of meshes on images: lit, half-transparent, edges smoothed by 2x2 samples a pixel, without OpenGL.
 
 In: pixels, vertices in camera axes (x right, y down, z away, metres) and a camera per person, from pipelines/; out:
 pixels. The visibility is ops.rasterize; work is done in bands, so a large photograph needs little memory.
@@ -34,11 +34,11 @@ class PerspectiveCamera(NamedTuple):
 
 
 def image_camera(camera, centre: Sequence[float], side: float) -> np.ndarray:  # [3]
-    """Weak-perspective crop camera (s, tx, ty) of a square crop to (scale_px, x_px, y_px) of the whole picture.
+    """Weak-perspective crop camera (s, tx, ty) of a square crop to (scale_px, x_px, y_px) of the whole image.
 
     Args:
         camera: crop point in [-1, 1] = s * (xy + t).
-        centre, side: of the crop in pixels of the picture.
+        centre, side: of the crop in pixels of the image.
     """
     s, tx, ty = (float(v) for v in camera)
     half = side / 2
@@ -54,7 +54,7 @@ def draw_people(
     colours: Sequence[tuple[int, int, int]] = PALETTE,
     alpha: float = 0.88,
 ) -> np.ndarray:  # [H, W, 3] uint8
-    """The picture with every person's mesh drawn over it; nearer people (larger scale) over farther ones.
+    """The image with every person's mesh drawn over it; nearer people (larger scale) over farther ones.
 
     Args:
         vertices: metres, camera axes; a person that is not finite or behind the camera is left out.
@@ -175,6 +175,6 @@ def panel(
     return np.concatenate((image, draw_people(image, vertices, faces, cameras, **options), side), 1)
 
 
-def save_png(picture: np.ndarray, path: str | Path) -> None:
+def save_png(image: np.ndarray, path: str | Path) -> None:
     """Writes a PNG whatever the name's suffix."""
-    Image.fromarray(picture).save(os.fspath(path), "PNG")
+    Image.fromarray(image).save(os.fspath(path), "PNG")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..data.chunking import H36M_PARENTS, LEFT, RIGHT
+from ..geometry.windows import H36M_PARENTS, LEFT, RIGHT
 
 _COLOURS = {"left": "#1f77b4", "right": "#d62728", "middle": "#444444"}
 BONES = [
@@ -56,14 +56,14 @@ def write_html(path: str | Path, poses: np.ndarray, fps: float, title: str = "li
 
 
 def write_gif(path: str | Path, poses: np.ndarray, fps: float, size: int = 320) -> Path:
-    """Front view (left) and side view (right) as an animated GIF at the clip's speed, at most 25 pictures per second.
+    """Front view (left) and side view (right) as an animated GIF at the clip's speed, at most 25 images per second.
 
     GIF counts time in hundredths of a second, so the poses shown are those of its own clock.
     """
     path = Path(path)
     delay_ms = 10 * round(100 / min(fps, 25.0))
     shown = np.arange(0, max(len(poses) * 1000 / fps, 1), delay_ms) * fps / 1000
-    frames = list(_pictures(np.asarray(poses)[shown.astype(np.int64)], size))
+    frames = list(_images(np.asarray(poses)[shown.astype(np.int64)], size))
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=delay_ms, loop=0)
     return path
 
@@ -79,19 +79,19 @@ def write_mp4(path: str | Path, poses: np.ndarray, fps: float, size: int = 480) 
         ) from e
     path = Path(path)
     with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=16, ffmpeg_log_level="error") as film:
-        for picture in _pictures(poses, size):
-            film.append_data(np.asarray(picture))
+        for image in _images(poses, size):
+            film.append_data(np.asarray(image))
     return path
 
 
-def _pictures(poses: np.ndarray, size: int) -> Iterator[Image.Image]:
-    """One picture per pose, all at the same scale."""
+def _images(poses: np.ndarray, size: int) -> Iterator[Image.Image]:
+    """One image per pose, all at the same scale."""
     poses = np.asarray(poses, np.float64)
     reach = max(float(np.abs(poses).max()), 1e-3) * 1.1
-    return (_picture(pose, size, reach) for pose in poses)
+    return (_image(pose, size, reach) for pose in poses)
 
 
-def _picture(pose: np.ndarray, size: int, reach: float) -> Image.Image:
+def _image(pose: np.ndarray, size: int, reach: float) -> Image.Image:
     image = Image.new("RGB", (2 * size, size), "white")
     pen = ImageDraw.Draw(image)
     for view, (across, down) in enumerate((([1, 0, 0], [0, 1, 0]), ([0, 0, 1], [0, 1, 0]))):

@@ -1,4 +1,4 @@
-"""Pictures of dynamic tokens: each token's region in its mean colour, with borders (paper figures 5 and 7).
+"""Images of dynamic tokens: each token's region in its mean colour, with borders (paper figures 5 and 7).
 
 In: an RGB image and the `Tokens` of every stage; out: RGB arrays for PNG files (cli/viz_tokens.py).
 """

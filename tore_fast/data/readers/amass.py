@@ -1,6 +1,6 @@
 """AMASS motion files: `<data set>/<subject>/<motion>_poses.npz` with SMPL+H or SMPL-X poses.
 
-In: one npz or a folder of them. Out: Records without pictures, one per frame (thinned to a wanted rate), or whole motions.
+In: one npz or a folder of them. Out: Records without images, one per frame (thinned to a wanted rate), or whole motions.
 Axes are AMASS's own (z up); data/synth and train/ turn them where they pose a body.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...body.safe_pickle import read_npz
+from ...io.safe_pickle import read_npz
 from .record import DataError, Reader, Record, gender_name, plain_data, require
 
 SOURCE = "AMASS is licensed for research: register at the AMASS page of MPI for Intelligent Systems"

@@ -1,6 +1,6 @@
-"""Your own pictures with a table: CSV rows, a JSON list, JSON lines, or COCO-style JSON (also Pose2Mesh's 3DPW files).
+"""Your own images with a table: CSV rows, a JSON list, JSON lines, or COCO-style JSON (also Pose2Mesh's 3DPW files).
 
-In: the table; picture names in it are relative to `images` (default: the table's folder). Out: Records.
+In: the table; image names in it are relative to `images` (default: the table's folder). Out: Records.
 CSV header: image and x0,y0,x1,y1 (or x,y,w,h, or center_x,center_y,scale), optional gender,sequence,frame. JSON objects have
 the same keys, or `box` [x0, y0, x1, y1], and any of keypoints_2d/_3d (+ _set), pose, betas, gender, camera, vertices.
 """
@@ -23,11 +23,11 @@ SOURCE = "Write it yourself (docs/data.md shows the columns)"
 
 
 class FolderReader(Reader):
-    """Pictures listed in a table.
+    """Images listed in a table.
 
     Args:
         path: .csv, .json or .jsonl.
-        images: folder the picture names are relative to.
+        images: folder the image names are relative to.
         margin: boxes are widened by this, as the official data preparation does; a given scale already has it.
     """
 
@@ -118,12 +118,12 @@ def _csv_rows(path: Path, text: str) -> list[dict]:
 
 def _coco_rows(path: Path, data: dict) -> list[dict]:
     """COCO key points; with Pose2Mesh's additions (sequence, cam_param, smpl_param) where they are."""
-    pictures = {image["id"]: image for image in data["images"]}
+    images = {image["id"]: image for image in data["images"]}
     rows = []
     for number, label in enumerate(data["annotations"]):
-        image = pictures.get(label.get("image_id"))
+        image = images.get(label.get("image_id"))
         if image is None or "bbox" not in label:
-            raise DataError(f"{path}: annotation {number} has no bbox or names a picture that is not listed")
+            raise DataError(f"{path}: annotation {number} has no bbox or names a image that is not listed")
         if not (label["bbox"][2] > 0 and label["bbox"][3] > 0) or label.get("iscrowd"):
             continue
         x, y, w, h = label["bbox"]

@@ -13,14 +13,14 @@ import numpy as np
 from .record import Camera, DataError, Reader, Record, float_array, require, stored_image
 
 SOURCE = "FreiHAND is licensed for research: get it from the FreiHAND page of the Computer Vision group, University of Freiburg"
-CENTER_PX, SCALE = (112.0, 112.0), 0.9  # of every 224 x 224 picture (data preparation of METRO)
+CENTER_PX, SCALE = (112.0, 112.0), 0.9  # of every 224 x 224 image (data preparation of METRO)
 
 
 class FreiHandReader(Reader):
     """Hands of one split.
 
     Args:
-        root: holds the JSON files and the picture folders.
+        root: holds the JSON files and the image folders.
         split: training (each of its hands in four versions of the background) or evaluation.
     """
 
@@ -40,8 +40,8 @@ class FreiHandReader(Reader):
                     raise DataError(f"{path}: {len(self._labels[key])} entries, {split}_K.json has {len(self._k)}")
         self._versions = 1
         if split == "training":
-            pictures = len(list((self.root / split / "rgb").glob("*.jpg")))
-            self._versions = max(1, pictures // max(len(self._k), 1))
+            images = len(list((self.root / split / "rgb").glob("*.jpg")))
+            self._versions = max(1, images // max(len(self._k), 1))
 
     def __len__(self) -> int:
         return len(self._k) * self._versions

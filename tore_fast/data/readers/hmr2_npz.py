@@ -1,4 +1,4 @@
-"""Annotation npz of 4D-Humans (evaluation sets and SPIN-style training lists): arrays over people, pictures in a folder.
+"""Annotation npz of 4D-Humans (evaluation sets and SPIN-style training lists): arrays over people, images in a folder.
 
 In: an npz with `imgname`, `center`, `scale` (box in PIXELS, one or two numbers; SPIN's files: over 200 px) and any of
 `body_pose`, `betas`, `has_*`, `body_keypoints_2d`, `extra_keypoints_2d`, `..._3d`. Out: Records with body44 joints.
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ...body.safe_pickle import read_npz
+from ...io.safe_pickle import read_npz
 from .hmr2_tar import person_record
 from .record import DataError, Reader, Record, plain_data, require, stored_image
 
-SOURCE = "The annotation files are published by the 4D-Humans project (SPIN's by SPIN); the pictures keep their data sets' licences"
+SOURCE = "The annotation files are published by the 4D-Humans project (SPIN's by SPIN); the images keep their data sets' licences"
 
 
 class Hmr2NpzReader(Reader):
@@ -46,7 +46,7 @@ class Hmr2NpzReader(Reader):
         pixels = bool(np.median(scale) > 25.0) if scale_in_pixels is None and n else bool(scale_in_pixels)
         self._scale = scale / 200.0 if pixels else scale
         seen: dict[str, int] = {}
-        self._keys = []  # several people share a picture: number them
+        self._keys = []  # several people share a image: number them
         for name in self._names:
             seen[name] = seen.get(name, -1) + 1
             self._keys.append(name if seen[name] == 0 else f"{name}#{seen[name]}")

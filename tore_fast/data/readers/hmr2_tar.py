@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...body.safe_pickle import loads
+from ...io.safe_pickle import loads
 from .joint_sets import set_of
 from .record import DataError, Reader, Record, decode_image, float_array, gender_name, plain_data, require
 
-SOURCE = "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the pictures keep their data sets' licences"
-PICTURES = ("jpg", "jpeg", "png")
+SOURCE = "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the images keep their data sets' licences"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 
 
 class Member(NamedTuple):
@@ -107,7 +107,7 @@ class TarFiles:
 
 
 class Hmr2TarReader(Reader):
-    """People in 4D-Humans-style tars. Opening reads every label once (pictures are not touched).
+    """People in 4D-Humans-style tars. Opening reads every label once (images are not touched).
 
     Args:
         source: see expand_tars.
@@ -119,9 +119,9 @@ class Hmr2TarReader(Reader):
         paths = expand_tars(source)
         self.root = paths[0].parent
         self._tars = TarFiles(paths)
-        self._samples = [(key, m) for key, m in tar_samples(paths) if "data.pyd" in m and _picture(m)]
+        self._samples = [(key, m) for key, m in tar_samples(paths) if "data.pyd" in m and _image_member(m)]
         if not self._samples:
-            raise DataError(f"{source}: no sample with a picture and a data.pyd")
+            raise DataError(f"{source}: no sample with a image and a data.pyd")
         # (sample, person)
         self._people = [(s, p) for s in range(len(self._samples)) for p in range(len(self._labels(s)))]
 
@@ -139,7 +139,7 @@ class Hmr2TarReader(Reader):
 
     def _image(self, sample: int) -> np.ndarray:
         key, members = self._samples[sample]
-        return decode_image(self._tars.read(_picture(members)), key)
+        return decode_image(self._tars.read(_image_member(members)), key)
 
     def _record(self, index: int) -> Record:
         sample, person = self._people[index]
@@ -149,8 +149,8 @@ class Hmr2TarReader(Reader):
         return person_record(name, partial(self._image, sample), people[person], key)
 
 
-def _picture(members: dict[str, Member]) -> Member | None:
-    return next((members[e] for e in PICTURES if e in members), None)
+def _image_member(members: dict[str, Member]) -> Member | None:
+    return next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
 
 
 def person_record(name: str, opener, data: dict, what: str) -> Record:

@@ -1,4 +1,4 @@
-"""What every reader yields: one person (or hand) with its picture, box and whatever labels the file has.
+"""What every reader yields: one person (or hand) with its image, box and whatever labels the file has.
 
 In: nothing. Out: `Record` and the base class `Reader` (a sequence: `len(reader)`, `reader[i]`, safe in worker processes).
 Next on the way: sample.py crops a record for training or evaluation.
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..image import ImageError
+from ...io.image import ImageError
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Pinhole camera of a picture: pixel = K (R x + t), x in metres."""
+    """Pinhole camera of a image: pixel = K (R x + t), x in metres."""
 
     intrinsics: np.ndarray  # [3, 3]
     rotation: np.ndarray = field(default_factory=lambda: np.eye(3))  # [3, 3] world to camera
@@ -35,11 +35,11 @@ class Record:
     """One person or hand. Labels that a file lacks are None (or False); lengths in metres, camera axes (y down)."""
 
     name: str  # unique within the reader
-    open_image: Callable[[], np.ndarray] | None = None  # decodes the picture; motion files have none
+    open_image: Callable[[], np.ndarray] | None = None  # decodes the image; motion files have none
     center: np.ndarray | None = None  # [2] x, y of the box in pixels
     scale: float = 0.0  # side of the square box / 200 px, margin included
     box_size: np.ndarray | None = None  # [2] width, height in pixels, margin included
-    keypoints_2d: np.ndarray | None = None  # [K, 3] x, y in pixels of the picture, confidence
+    keypoints_2d: np.ndarray | None = None  # [K, 3] x, y in pixels of the image, confidence
     keypoints_2d_set: str = ""  # name in joint_sets.JOINT_SETS
     keypoints_3d: np.ndarray | None = None  # [K, 4] x, y, z, confidence
     keypoints_3d_set: str = ""
@@ -56,9 +56,9 @@ class Record:
 
     @property
     def image(self) -> np.ndarray:  # [H, W, 3] uint8
-        """Decodes the picture (each time it is asked for)."""
+        """Decodes the image (each time it is asked for)."""
         if self.open_image is None:
-            raise ImageError(f"{self.name}: this record has no picture")
+            raise ImageError(f"{self.name}: this record has no image")
         return self.open_image()
 
     @property
@@ -119,7 +119,7 @@ def require(path: Path, what: str, source: str) -> Path:
 
 
 def plain_data(read: Callable, *args) -> Any:
-    """What `read` (of body/safe_pickle.py) returns; a refused or damaged file is a DataError like any other bad data."""
+    """What `read` (of io/safe_pickle.py) returns; a refused or damaged file is a DataError like any other bad data."""
     try:
         return read(*args)
     except (pickle.UnpicklingError, zipfile.BadZipFile) as e:
@@ -127,7 +127,7 @@ def plain_data(read: Callable, *args) -> Any:
 
 
 def stored_image(path: Path) -> Callable[[], np.ndarray]:
-    """Opener of a picture on disk as it is stored: data sets annotate the pixels, whatever their EXIF flag says."""
+    """Opener of a image on disk as it is stored: data sets annotate the pixels, whatever their EXIF flag says."""
     return partial(_read_stored, path)
 
 
@@ -140,14 +140,14 @@ def _read_stored(path: Path) -> np.ndarray:
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """[H, W, 3] uint8 of encoded picture bytes, stored orientation."""
+    """[H, W, 3] uint8 of encoded image bytes, stored orientation."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.ascontiguousarray(np.asarray(image.convert("RGB")))
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture that Pillow can read") from None
+        raise ImageError(f"{name}: not a image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise ImageError(f"{name}: damaged or truncated picture ({e})") from None
+        raise ImageError(f"{name}: damaged or truncated image ({e})") from None
 
 
 def float_array(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ...body.safe_pickle import read_pickle
+from ...io.safe_pickle import read_pickle
 from ..person_crop import BOX_MARGIN
 from .record import Camera, DataError, Reader, Record, float_array, gender_name, plain_data, require, stored_image
 
@@ -31,7 +31,7 @@ class ThreeDPWReader(Reader):
         split: train, validation or test.
         box: "detected": around the visible 2D detections, as SPIN and its descendants crop; "projected": around the
             projected SMPL joints (also used where a frame has no detection). Both widened by 1.2.
-        valid_only: leave out frames whose camera pose is not aligned to the picture.
+        valid_only: leave out frames whose camera pose is not aligned to the image.
     """
 
     format = "3dpw"

@@ -1,7 +1,7 @@
 """TSV sets of METRO, FastMETRO, Mesh Graphormer and TORE: Human3.6M, 3DPW, UP-3D, MuCo, COCO, MPII, FreiHAND.
 
 In: a yaml file with `img`, `label`, `hw`, `linelist` (or `composite: true` and lists of these). Rows are `key<TAB>value`;
-pictures are base64, labels JSON, `.lineidx` holds the byte offset of each row. Out: Records with J24 (or hand) joints.
+images are base64, labels JSON, `.lineidx` holds the byte offset of each row. Out: Records with J24 (or hand) joints.
 """
 
 from __future__ import annotations
@@ -147,13 +147,13 @@ class TsvReader(Reader):
     def _image(self, index: int) -> np.ndarray:
         row = self._row("img", index)
         try:
-            data = base64.b64decode(row[-1], validate=True)  # old files have more columns; the picture is the last
+            data = base64.b64decode(row[-1], validate=True)  # old files have more columns; the image is the last
         except binascii.Error as e:
-            raise DataError(f"{self.path}: {row[0]}: the picture is not base64 ({e})") from None
+            raise DataError(f"{self.path}: {row[0]}: the image is not base64 ({e})") from None
         return decode_image(data, f"{self.path}: {row[0]}")
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height of a picture, from the hw column where there is one (no decoding)."""
+        """Width and height of a image, from the hw column where there is one (no decoding)."""
         if "hw" not in self._columns:
             height, width = self._image(index).shape[:2]
             return width, height

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..image import find_images, read_image
+from ...io.image import find_images, read_image
 from .draw import Draw
 
 PHOTOGRAPHS = {
@@ -31,28 +31,28 @@ PHOTOGRAPHS = {
     ),
     "test": ("coffee.png", "gravel.png", "clock_motion.png", "retina.jpg"),
 }
-_SIDE = 384  # every pool picture is cut to squares of this side
+_SIDE = 384  # every pool image is cut to squares of this side
 
 
 def photograph_pool(split: str, folder: str | Path | None = None) -> Tensor:  # [N, S, S, 3] uint8
-    """Square pictures to cut backgrounds from: scikit-image's, or every picture in `folder`.
+    """Square images to cut backgrounds from: scikit-image's, or every image in `folder`.
 
     Raises:
-        RuntimeError: scikit-image is not installed. ValueError: no pictures in `folder`, unknown split.
+        RuntimeError: scikit-image is not installed. ValueError: no images in `folder`, unknown split.
     """
     if split not in PHOTOGRAPHS:
         raise ValueError(f"SynthGenerator: split must be one of {', '.join(PHOTOGRAPHS)}, got {split!r}")
     if folder is not None:
         paths = find_images([folder])[0] if Path(folder).is_dir() else []
         if not paths:
-            raise ValueError(f"SynthGenerator: no pictures in background folder {str(folder)!r}")
+            raise ValueError(f"SynthGenerator: no images in background folder {str(folder)!r}")
     else:
         try:
             import skimage.data
         except ImportError as e:
             raise ImportError(
                 "SynthGenerator: photographs for backgrounds come with scikit-image, which is not installed "
-                "(pip install scikit-image); or give backgrounds='noise' or a folder of pictures"
+                "(pip install scikit-image); or give backgrounds='noise' or a folder of images"
             ) from e
         paths = [Path(skimage.data.__file__).parent / name for name in PHOTOGRAPHS[split]]
     squares = []
@@ -131,7 +131,7 @@ def rectangles(draw: Draw, image: Tensor, count: int, chance: float) -> None:
         mixed = (colour * alpha[:, None]).to(device)
         box = (torch.stack((x0, x0 + w, y0, y0 + h)) * size).round().long().clamp(0, size)
         box[1] = torch.where(on, box[1], box[0])  # nothing to fill
-        # a GPU would have to be told of every picture on its own: whole batches at once there, covered pixels only on a CPU
+        # a GPU would have to be told of every image on its own: whole batches at once there, covered pixels only on a CPU
         (_fill_slices if device.type == "cpu" else _fill_batch)(image, box, alpha, mixed)
 
 

@@ -1,7 +1,7 @@
 """Person crops as the HMR hosts see them, single and as clips: one body, outfit, light and camera through a motion.
 
 In: SynthGenerator's prior or rotations of real motion (data/synth/motion.py); out: square crops whose 3:4 box holds the
-person, with masks and labels. Next on the way: train/hmr_host.py (stills) and pipelines/synth_clips.py (clips).
+person, with masks and labels. Next on the way: train/smpl.py (stills) and pipelines/synth_clips.py (clips).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ClipCrops(PersonCrops):
 
     @torch.no_grad()
     def clip(self, rotations: Tensor, index: int, chunk: int = 64) -> dict[str, Tensor]:
-        """Pictures of a motion [F, 24, 3, 3] (y up), its first heading replaced by a random one.
+        """Images of a motion [F, 24, 3, 3] (y up), its first heading replaced by a random one.
 
         Returns:
             As SynthGenerator.batch, rows are frames: images, mask, pose (camera axes), betas, box, translation, crop.

@@ -1,4 +1,4 @@
-"""SynthGenerator: batches of pictures of the free body with everything known about them.
+"""SynthGenerator: batches of images of the free body with everything known about them.
 
 In: a body with part labels, a seed, a difficulty; out: images, pose, shape, camera, vertices, joints, parts, boxes. The
 way of a batch: poses.py -> body/ skinning -> camera.py -> ops.rasterize -> texture.py, shading.py -> background.py ->
@@ -41,7 +41,7 @@ class HeldOut(NamedTuple):
     batch_size: int
 
 
-# The fixed evaluation sets of the package: other seed, other background pictures, same prior. Never train on
+# The fixed evaluation sets of the package: other seed, other background images, same prior. Never train on
 # split="test". Changing anything here or in the generator makes older numbers incomparable.
 HELD_OUT = {
     "hard": HeldOut(seed=20_261_121, difficulty=1.0, batches=30, batch_size=50),
@@ -50,7 +50,7 @@ HELD_OUT = {
 
 
 class SynthGenerator:
-    """Batches of synthetic pictures with labels, bit-reproducible per (seed, index, batch size) on one kind of device.
+    """Batches of synthetic images with labels, bit-reproducible per (seed, index, batch size) on one kind of device.
 
     Args:
         body: Body with part labels, on any device; `load_body("free")`.
@@ -60,7 +60,7 @@ class SynthGenerator:
             backgrounds; 1 = the full prior (any pose and view, cut-off bodies, occluders, all augmentation).
         split: "train" or "test": other random stream and other background photographs.
         device: where to render; the body's when None. Body tables are copied there.
-        backgrounds: "photos" (scikit-image's pictures and noise), "noise", or a folder of pictures.
+        backgrounds: "photos" (scikit-image's images and noise), "noise", or a folder of images.
         pose_bank: real-motion poses (motion.py) used in `bank_share` of the images.
 
     Raises:
@@ -242,8 +242,8 @@ class SynthGenerator:
         plain = draw.uniform(1, 1, 3)[rows].to(self.device)
         if self._pool is None:
             return plain.expand(-1, self.image_size, self.image_size, 3)
-        pictured = draw.chance(0.5)[rows].to(self.device)[:, None, None, None]
-        return torch.where(pictured, background.photographs(draw, self._pool, self.image_size, rows), plain)
+        imaged = draw.chance(0.5)[rows].to(self.device)[:, None, None, None]
+        return torch.where(imaged, background.photographs(draw, self._pool, self.image_size, rows), plain)
 
 
 def _weighted(weights: Tensor, rows: Tensor) -> Tensor:  # [N, 3], [N, 3, C] -> [N, C]

@@ -1,7 +1,7 @@
 """A synthetic video of people walking about, with everything a video command takes: frames, boxes, masks.
 
 In: a body, poses (the prior's, or real motion); out: DIR/frames/000000.png, DIR/boxes.csv, DIR/masks/TRACK/FRAME.png. For
-trying `tore-fast hmr` and for its long-video test; the pictures are plain (one colour a person, a still backdrop).
+trying `tore-fast hmr` and for its long-video test; the images are plain (one colour a person, a still backdrop).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LIGHT = torch.tensor([-0.4, -0.7, -0.6])  # towards the lamp, camera axes
 class SceneFrame(NamedTuple):
     """One frame."""
 
-    picture: np.ndarray  # [H, W, 3] uint8
+    image: np.ndarray  # [H, W, 3] uint8
     boxes: dict[int, tuple[float, float, float, float]]  # px, of the visible part
     masks: dict[int, np.ndarray]  # [H, W] bool, what is seen of each person
 
@@ -70,7 +70,7 @@ class Scene:
     def _pose(self, person: int, frame: int) -> Tensor:  # [24, 3, 3] camera axes
         motion = self.motions[person]
         if self._blend:  # 40 frames from one key pose to the next
-            from ...layers.rotation import matrix_to_rot6d, rot6d_to_matrix
+            from ...geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
 
             step, share = divmod(frame + 10 * person, 40)
             a, b = motion[step % len(motion)], motion[(step + 1) % len(motion)]
@@ -84,7 +84,7 @@ class Scene:
 
     @torch.inference_mode()
     def frame(self, index: int) -> SceneFrame:
-        """Frame `index` of an endless scene; the same index gives the same picture."""
+        """Frame `index` of an endless scene; the same index gives the same image."""
         w, h = self.size
         canvas = torch.from_numpy(self.backdrop.copy())
         depth = torch.full((h, w), float("inf"))
@@ -128,8 +128,8 @@ def write_scene(scene: Scene, folder: str | Path, frames: int, fps: float | None
     `boxes.csv` and `masks/` are as `tore-fast hmr` takes them.
     """
     folder = Path(folder)
-    pictures = folder / "frames" if fps is None else folder
-    pictures.mkdir(parents=True, exist_ok=True)
+    images = folder / "frames" if fps is None else folder
+    images.mkdir(parents=True, exist_ok=True)
     rows = ["frame,track,x0,y0,x1,y1"]
     writer = None
     if fps is not None:
@@ -140,9 +140,9 @@ def write_scene(scene: Scene, folder: str | Path, frames: int, fps: float | None
         )
     for index, made in scene.frames(0, frames):
         if writer is not None:
-            writer.append_data(made.picture)
+            writer.append_data(made.image)
         else:
-            Image.fromarray(made.picture).save(pictures / f"{index:06d}.png", compress_level=1)
+            Image.fromarray(made.image).save(images / f"{index:06d}.png", compress_level=1)
         rows += [f"{index},{k},{','.join(f'{v:.0f}' for v in box)}" for k, box in made.boxes.items()]
         for k, mask in made.masks.items():
             path = folder / "masks" / str(k) / f"{index:06d}.png"

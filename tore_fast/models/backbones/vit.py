@@ -25,8 +25,8 @@ class ViTConfig:
     """Sizes; defaults are ViT-H/16 at 256x192. `ratio` > 1 makes patches overlap (stride patch_size / ratio).
 
     `stem` "conv" replaces the one convolution over patches by a stack of strided ones (Xiao et al. 2021, "Early
-    Convolutions Help Transformers See Better"): a host trained from nothing on few pictures learns about three times
-    faster with it (docs/fasthmr.md). "patch" is the layout of the official files.
+    Convolutions Help Transformers See Better"): a host trained from nothing on few images learns about three times
+    faster with it (docs/smpl.md). "patch" is the layout of the official files.
     """
 
     img_size: tuple[int, int] = (256, 192)
@@ -48,7 +48,7 @@ class ViTConfig:
     def padding(self) -> int:
         if self.stem == "conv":
             return 0
-        return 4 + 2 * (self.ratio // 2 - 1)  # 2 for ratio 1: the conv sees two rows above the picture
+        return 4 + 2 * (self.ratio // 2 - 1)  # 2 for ratio 1: the conv sees two rows above the image
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -133,7 +133,7 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Image [B, 3, H, W] -> tokens [B, N, C] through strided 3x3 convolutions: each halves the picture and doubles the channels.
+    """Image [B, 3, H, W] -> tokens [B, N, C] through strided 3x3 convolutions: each halves the image and doubles the channels.
 
     The last map is 1.5 times as wide as a token; after the first, every strided convolution is followed by a plain one.
     """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
 from .._registry import list_models, model_entry
 from .._weights import load_strict
-from . import hmr
+from . import mesh as hmr
 from .files import clean_state_dict, read_state_dict
 from .others import OTHERS, dropped_keys, load_other, nearest_name, read_with_settings, recognise_other, shared_fields
 
@@ -50,7 +50,7 @@ def from_pretrained(
             "densekp"; None recognises the layout by its keys.
         model: a registered name instead: the file must fit that model exactly. Its mesh is then the free one unless `mesh`
             or `mesh_data` (SMPL, or MANO for a hand) say otherwise.
-        mesh, mesh_data: mesh of image-to-mesh models (models/_mesh.py); official files mean SMPL or MANO, whose topology
+        mesh, mesh_data: mesh of image-to-mesh models (models/mesh/_topology.py); official files mean SMPL or MANO, whose topology
             files lie in `mesh_data` or $TORE_FAST_MESH_DATA.
         **overrides: config fields that the weights do not tell (heads, ...).
 

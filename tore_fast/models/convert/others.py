@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .._registry import create_model, list_models
-from . import fasthmr, tcformer, vpt
+from . import keypoints as tcformer
+from . import lifting as vpt
+from . import smpl as fasthmr
 
 OTHERS = ("tcformer", "hot", "hmr2", "camerahmr", "humanfov", "densekp")
 _NAMES = {  # class -> registered names among which the nearest is looked for

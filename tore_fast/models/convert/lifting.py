@@ -1,0 +1,191 @@
+"""Official checkpoints of MixSTE, MotionBERT, MHFormer, MotionAGFormer and their HoT / TPC versions -> our modules, strictly.
+
+In: a .pth, .bin or .safetensors file. Out: a model in eval mode. Our modules keep the official key names, so loading is
+unwrapping (`model_pos`, `module.`), dropping profiler buffers and reading the sizes off the tensor shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._weights import load_strict, read_safetensors, unreadable
+from ..lifting.mhformer import Mhformer, MhformerConfig
+from ..lifting.mixste import Mixste, MixsteConfig
+from ..lifting.motionagformer import Motionagformer, MotionagformerConfig
+from ..lifting.motionbert import Motionbert, MotionbertConfig
+
+HOSTS = {
+    "mixste": (Mixste, MixsteConfig),
+    "motionbert": (Motionbert, MotionbertConfig),
+    "mhformer": (Mhformer, MhformerConfig),
+    "motionagformer": (Motionagformer, MotionagformerConfig),
+}
+# n is not stored in the weights; these are the published settings
+DEFAULT_PRUNE_BLOCK = {"mixste": 3, "motionbert": 1, "mhformer": 1, "motionagformer": 7}
+SIGNATURE_KEY = {
+    "mixste": "STEblocks.0.norm1.weight",
+    "motionbert": "blocks_st.0.norm1_s.weight",
+    "mhformer": "Transformer_hypothesis.SHR_blocks.0.norm2.weight",
+    "motionagformer": "layers.0.att_spatial.norm1.weight",
+}
+_WRAPPERS = ("model_pos", "model", "state_dict", "model_state_dict")
+
+
+def _inert(*_args, **_kwargs) -> _Ignored:
+    return _Ignored()
+
+
+class _Ignored:
+    """Stands for pickled random generators and arrays beside the weights, which nobody needs."""
+
+    def __setstate__(self, state) -> None:
+        pass
+
+
+# Names that training checkpoints refer to beside their tensors; numpy scalars are harmless, generators become _Ignored.
+_SAFE = [
+    (_inert, "numpy.random.__RandomState_ctor"),
+    (_inert, "numpy.random._pickle.__randomstate_ctor"),
+    (_inert, "numpy.random._pickle.__bit_generator_ctor"),
+    (_Ignored, "numpy.random.mtrand.RandomState"),
+    (_Ignored, "numpy.random._mt19937.MT19937"),
+    (_inert, "numpy.core.multiarray._reconstruct"),
+    (_inert, "numpy._core.multiarray._reconstruct"),
+    (np.ndarray, "numpy.ndarray"),
+    (np.dtype, "numpy.dtype"),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    *((type(np.dtype(t)), f"numpy.dtypes.{type(np.dtype(t)).__name__}") for t in ("f4", "f8", "i4", "i8", "u4", "u8")),
+]
+
+
+def read_official(path: str | Path) -> dict[str, Tensor]:
+    """State dict of an official file, without wrapper keys, `module.` prefixes and profiler counters; runs no pickled code."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        return normalise_keys(read_safetensors(path), str(path))
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # the unpickler fails with whatever the bytes lead it to
+        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(e))
+        if refused:
+            raise ValueError(
+                f"{path}: not a readable weight file (it refers to {refused[1]}, which is not plain data)"
+            ) from None
+        raise unreadable(path, e) from None
+    return normalise_keys(loaded, str(path))
+
+
+def normalise_keys(loaded: object, source: str = "state dict") -> dict[str, Tensor]:
+    """The bare state dict inside whatever the official training scripts saved."""
+    for key in _WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ValueError(
+            f"{source}: expected a state dict or a dict with one under {_WRAPPERS}, got {type(loaded).__name__}"
+        )
+    state = {str(k).removeprefix("module."): v for k, v in loaded.items()}
+    return {k: v for k, v in state.items() if k.rsplit(".", 1)[-1] not in ("total_ops", "total_params")}
+
+
+def detect_host(state: dict[str, Tensor]) -> str:
+    """Which host a state dict belongs to; ValueError if none."""
+    for host, key in SIGNATURE_KEY.items():
+        if key in state:
+            return host
+    raise ValueError(
+        f"no known video pose host: expected one of the keys {sorted(SIGNATURE_KEY.values())}, got {list(state)[:3]}..."
+    )
+
+
+def _count(state: dict[str, Tensor], prefix: str) -> int:
+    return 1 + max(int(k[len(prefix) :].split(".")[0]) for k in state if k.startswith(prefix))
+
+
+def config_fields(state: dict[str, Tensor]) -> tuple[str, dict]:
+    """(host, config fields the shapes determine); heads, n and the pruning rule are not in the weights."""
+    host = detect_host(state)
+    shape = lambda key: tuple(state[key].shape)
+    try:
+        if host == "mixste":
+            hidden, dim = shape("STEblocks.0.mlp.fc1.weight")
+            frames = shape("Temporal_pos_embed")[1]
+            fields = dict(frames=frames, channels=dim, mlp_hidden=hidden, depth=_count(state, "STEblocks."))
+        elif host == "motionbert":
+            hidden, dim = shape("blocks_st.0.mlp_s.fc1.weight")
+            frames = shape("temp_embed")[1]
+            fields = dict(
+                frames=frames,
+                max_frames=frames,
+                channels=dim,
+                mlp_hidden=hidden,
+                rep_channels=shape("head.weight")[1],
+                depth=_count(state, "blocks_st."),
+            )
+        elif host == "mhformer":
+            hidden, dim3 = shape("Transformer_hypothesis.SHR_blocks.0.mlp.fc1.weight")
+            fields = dict(
+                frames=shape("norm_1.weight")[0],
+                channels=dim3 // 3,
+                mlp_hidden=hidden,
+                layers=_count(state, "Transformer_hypothesis.SHR_blocks.") + 1,
+                mhg_depth=_count(state, "Transformer_encoder_1.blocks."),
+            )
+        else:
+            hidden, dim = shape("layers.0.att_spatial.mlp.fc1.weight")
+            depth = _count(state, "layers.")
+            lengths = [shape(f"layers.{i}.graph_temporal.mixer.batch_norm.weight")[0] for i in range(depth)]
+            fields = dict(
+                frames=lengths[0],
+                channels=dim,
+                mlp_ratio=hidden // dim,
+                depth=depth,
+                rep_channels=shape("head.weight")[1],
+            )
+            if lengths[-1] != lengths[0]:
+                fields |= dict(prune_block=lengths.index(lengths[-1]), keep_frames=lengths[-1])
+    except KeyError as e:
+        raise ValueError(f"{host}: the state dict lacks {e.args[0]}") from e
+    if "x_token" in state:
+        fields |= dict(recovery="tra", keep_frames=shape("pos_embed_token")[1])
+        fields.setdefault("prune_block", DEFAULT_PRUNE_BLOCK[host])
+        if shape("x_token")[1] != fields["frames"]:
+            fields["recover_frames"] = shape("x_token")[1]
+    elif "prune_block" in fields:
+        fields["keep_center"] = True
+    return host, fields
+
+
+def model_from_state(state: dict[str, Tensor], source: str = "state dict", **overrides) -> nn.Module:
+    """Model in eval mode with these weights, loaded strictly.
+
+    Args:
+        state: normalised state dict (`normalise_keys`).
+        **overrides: config fields that the weights do not tell: `prune_block` (default: the published n), `heads`, and
+            for TPC versions, whose weights are those of the base, `keep_frames`, `keep_center`.
+    """
+    host, fields = config_fields(state)
+    build, config = HOSTS[host]
+    model = build(config(**{**fields, **overrides}))
+    load_strict(model, state, source, host)
+    return model.eval()
+
+
+def load_official(path: str | Path, **overrides) -> nn.Module:
+    """Model in eval mode from an official checkpoint file; see `model_from_state` for the overrides.
+
+    Example:
+        >>> load_official("model_40_4100.pth", prune_block=3).config.keep_frames  # doctest: +SKIP
+        81
+    """
+    return model_from_state(read_official(path), str(path), **overrides)

@@ -1,0 +1,216 @@
+"""Official checkpoints of FastMETRO, METRO, Mesh Graphormer and TORE: which layout it is, its config, our key names.
+
+In: a flat state dict (files.py); out: the model class, its config and the state dict it loads strictly. Our modules have
+the official names; only EfficientNet's trunk is called differently, and weights that no forward pass reads are dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..mesh import fastmetro, graphormer, metro, metro_tore, tore
+from ..mesh._topology import resolve_mesh
+from .backbones import efficientnet_key
+
+_DEAD = ("backbone.classifier.weight", "backbone.classifier.bias", "backbone.fc.weight", "backbone.fc.bias")
+_DEAD_PARTS = (".bert.embeddings.", ".bert.pooler.", ".graph_conv.skip_conv.")
+UPSTREAMS = ("fastmetro", "tore", "metro", "graphormer")
+
+
+def native_key(key: str) -> str | None:
+    """Our name of an official key; None if the weight is never used."""
+    if key in _DEAD or any(part in key for part in _DEAD_PARTS):
+        return None
+    if key.startswith("backbone._"):
+        name = efficientnet_key(key.removeprefix("backbone."))
+        return None if name is None else f"backbone.{name}"
+    return key
+
+
+def to_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict under our names, without weights that no forward pass reads."""
+    named = ((native_key(k), v) for k, v in state.items())
+    return {k: v for k, v in named if k is not None}
+
+
+class Layout(NamedTuple):
+    upstream: str
+    model: type[nn.Module]
+    config: type
+    marks: tuple[str, ...]  # keys that a file of this layout has
+    absent: tuple[str, ...]  # keys that it has not
+    fields: Callable[[dict], dict]  # config fields from the shapes
+
+
+def trunk_of(state: dict) -> str | None:
+    """Backbone that the keys of a state dict (or of its shapes) belong to; None without one."""
+    for key, name in (
+        ("backbone.stage4.0.branches.0.0.conv1.weight", "hrnet_w64"),
+        ("backbone.4.0.conv1.weight", "resnet50"),
+        ("backbone._conv_stem.weight", "efficientnet_b0"),
+        ("backbone.conv_stem.weight", "efficientnet_b0"),
+    ):
+        if key in state:
+            return name
+    return None
+
+
+def _layers(state: dict[str, Tensor], prefix: str) -> int:
+    return len({k[len(prefix) :].split(".")[0] for k in state if k.startswith(prefix)})
+
+
+def _transformers(state: dict[str, Tensor]) -> dict:
+    dim = lambda i: state[f"transformer_{i}.encoder.norm.weight"].shape[0]
+    ff = lambda i: state[f"transformer_{i}.encoder.layers.0.linear1.weight"].shape[0]
+    return {
+        "feature_dim": state["conv_1x1.weight"].shape[1],
+        "num_joints": state["joint_token_embed.weight"].shape[0],
+        "num_vertices": state["vertex_token_embed.weight"].shape[0],
+        "layers": _layers(state, "transformer_1.encoder.layers."),
+        "dim_1": dim(1),
+        "dim_2": dim(2),
+        "feedforward_1": ff(1),
+        "feedforward_2": ff(2),
+    }
+
+
+def _fastmetro(state: dict[str, Tensor]) -> dict:
+    return {
+        **_transformers(state),
+        "shared_reduction": "dim_reduce_enc.weight" in state,
+        "learned_upsample": "coarse2intermediate_upsample.weight" in state,
+        "smpl_head": "smpl_parameter_regressor.regressor.3.weight" in state,
+    }
+
+
+def _tore(state: dict[str, Tensor]) -> dict:
+    fields = {
+        **_transformers(state),
+        "dim_3": state["transformer_3.encoder.norm.weight"].shape[0],
+        "feedforward_3": state["transformer_3.encoder.layers.0.linear1.weight"].shape[0],
+    }
+    if "token_selector_fc.weight" not in state:  # GTR alone
+        return {**fields, "selector": "none", "keep_ratio": 1.0}
+    kept, hidden = state["token_selector_fc.weight"].shape
+    return {**fields, "selector_dim": hidden, "keep_ratio": _keep_ratio(kept, 49)}
+
+
+def _keep_ratio(kept: int, cells: int) -> float:
+    """The published ratio that keeps `kept` of 49 tokens, else one that does."""
+    for ratio in (1.0, 0.8, 0.5, 0.25):
+        if int(cells * ratio) == kept:
+            return ratio
+    return (kept + 0.5) / cells
+
+
+def _blocks(state: dict[str, Tensor]) -> dict:
+    bert = [f"trans_encoder.{i}.bert" for i in range(3)]
+    embed = [state[f"{b}.img_embedding.weight"].shape for b in bert]
+    fields = {
+        "feature_dim": embed[0][1] - 3,
+        "num_vertices": state["upsampling.weight"].shape[1],
+        "num_joints": 14 if "upsampling2.weight" in state else 21,
+        "hidden": tuple(s[0] for s in embed),
+        "widths": tuple(s[1] for s in embed[1:]),
+        "feedforward": tuple(state[f"{b}.encoder.layer.0.intermediate.dense.weight"].shape[0] for b in bert),
+        "layers": _layers(state, f"{bert[0]}.encoder.layer."),
+        "positions": state[f"{bert[0]}.position_embeddings.weight"].shape[0],
+    }
+    if "cam_param_fc2.weight" in state:
+        fields["camera_dim"], tokens = state["cam_param_fc2.weight"].shape
+        fields["camera_from_joints"] = tokens != fields["num_vertices"]
+    return fields
+
+
+def _metro(state: dict[str, Tensor]) -> dict:
+    return {**_blocks(state), "pooled": "conv_learn_tokens.weight" not in state}
+
+
+def _metro_tore(state: dict[str, Tensor]) -> dict:
+    return {
+        **_blocks(state),
+        "num_joints": state["conv_learn_tokens.weight"].shape[0],
+        "dim_3": state["transformer_3.encoder.norm.weight"].shape[0],
+        "feedforward_3": state["transformer_3.encoder.layers.0.linear1.weight"].shape[0],
+        "layers_3": _layers(state, "transformer_3.encoder.layers."),
+    }
+
+
+def _graphormer(state: dict[str, Tensor]) -> dict:
+    return {**_blocks(state), "grid_dim": state["grid_feat_dim.weight"].shape[1]}
+
+
+_T1, _EMBED = "transformer_1.encoder.norm.weight", "trans_encoder.0.bert.img_embedding.weight"
+_NSR, _GRID = "transformer_3.encoder.norm.weight", "grid_feat_dim.weight"
+LAYOUTS = {
+    "FastMETRO": Layout("fastmetro", fastmetro.FastMETRO, fastmetro.FastMETROConfig, (_T1,), (_NSR,), _fastmetro),
+    "TORE on FastMETRO": Layout("tore", tore.FastMETRO_TORE, tore.FastMETROToreConfig, (_T1, _NSR), (), _tore),
+    "METRO": Layout("metro", metro.METRO, metro.METROConfig, (_EMBED,), (_NSR, _GRID), _metro),
+    "TORE on METRO": Layout("tore", metro_tore.METRO_TORE, metro_tore.METROToreConfig, (_EMBED, _NSR), (), _metro_tore),
+    "Mesh Graphormer": Layout(
+        "graphormer", graphormer.MeshGraphormer, graphormer.MeshGraphormerConfig, (_EMBED, _GRID), (), _graphormer
+    ),
+}
+
+
+def recognise(state: dict[str, Tensor], source: str, upstream: str | None = None) -> str:
+    """Name of the layout.
+
+    Raises:
+        ValueError: none fits; names the nearest and the first keys in which the file differs from it.
+    """
+    for name, layout in LAYOUTS.items():
+        if upstream in (None, layout.upstream):
+            if all(k in state for k in layout.marks) and not any(k in state for k in layout.absent):
+                return name
+    wanted = "no known layout" if upstream is None else f"no layout of {upstream!r}"
+    raise ValueError(f"{source}: {wanted}; {nearest(state)}")
+
+
+def nearest(state: dict[str, Tensor]) -> str:
+    """Sentence about the layout that shares most keys with `state`."""
+    have = {k for k in to_native(state) if not k.startswith("backbone.")}
+    best, score, keys = "", -1.0, []
+    for name, layout in LAYOUTS.items():
+        with torch.device("meta"):
+            mesh = "free"
+            model = layout.model(layout.config(backbone=None), mesh)
+        reference = list(model.state_dict())
+        shared = len(have.intersection(reference)) / max(1, len(have.union(reference)))
+        if shared > score:
+            best, score, keys = name, shared, reference
+    missing = [k for k in keys if k not in have][:3]
+    extra = sorted(have.difference(keys))[:3]
+    if not score:
+        return f"it shares no name with any of them and has {', '.join(extra) or 'nothing but a backbone'}"
+    return (
+        f"nearest is {best} ({score:.0%} of the names); the file lacks {', '.join(missing) or 'nothing'} "
+        f"and has {', '.join(extra) or 'nothing'} besides"
+    )
+
+
+def config_of(state: dict[str, Tensor], name: str, source: str, **overrides):
+    """Config of a recognised state dict; heads and dropout are not in the weights and take the published values."""
+    layout = LAYOUTS[name]
+    try:
+        fields = layout.fields(state)
+    except (KeyError, ValueError, IndexError) as e:
+        raise ValueError(f"{source}: looks like {name}, but {e} is missing or misshapen; {nearest(state)}") from None
+    known = {f.name for f in dataclasses.fields(layout.config)}
+    if unknown := sorted(overrides.keys() - known):
+        raise ValueError(
+            f"from_pretrained: {name} has no config field {unknown[0]!r}; there are {', '.join(sorted(known))}"
+        )
+    mesh = "mano" if fields["num_vertices"] == 195 else "smpl"
+    return layout.config(**{"backbone": trunk_of(state), "mesh": mesh, **fields, **overrides})
+
+
+def stand_in_mesh(config):
+    """A mesh of the right size for checking keys where the licensed topology is not at hand."""
+    free = resolve_mesh("free_hand" if config.num_vertices == 195 else "free")
+    return dataclasses.replace(free, name=config.mesh)

@@ -1,0 +1,176 @@
+"""FastMETRO: image tokens are encoded, joint and vertex queries decode them, in two transformers of falling width.
+
+In: [B, 3, 224, 224] crops (data/crop.py); out: HMROutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
+variant is tore.py. Parameter names are the official ones, so official state dicts load strictly.
+Cho et al., "Cross-Attention of Disentangled Modalities for 3D Human Mesh Recovery with Transformers", ECCV 2022.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...layers.itp import TokenSelection
+from ...layers.mesh import MeshPattern
+from ...layers.smpl_regressor import SMPLParameterRegressor
+from ...layers.transformer import Transformer
+from .._registry import PaperRow, register_model
+from ._base import HMROutput, MeshModel, MeshModelConfig, stack_maps
+from ._topology import ModelMesh
+
+BACKBONES = {"r50": "resnet50", "h64": "hrnet_w64", "eb0": "efficientnet_b0"}
+LAYERS = {"s": 1, "m": 2, "l": 3}  # FastMETRO-S/M/L: encoder layers = decoder layers
+
+
+@dataclass(frozen=True)
+class FastMETROConfig(MeshModelConfig):
+    """Defaults: FastMETRO-S, ResNet-50, body, the layout of the released checkpoints; no ITP."""
+
+    layers: int = 1
+    dim_1: int = 512
+    dim_2: int = 128
+    feedforward_1: int = 2048
+    feedforward_2: int = 512
+    heads: int = 8
+    dropout: float = 0.1
+    shared_reduction: bool = False  # one `dim_reduce_enc` for camera and image (paper era) instead of two
+    learned_upsample: bool = True  # learned 431 -> 1723 (released body) instead of the fixed matrix
+    smpl_head: bool = False  # SMPL parameter regressor
+
+
+class FastMETRO(MeshModel, TokenSelection):
+    """FastMETRO for a body (three mesh levels) or a hand (two levels, never a learned up-sampling).
+
+    Args:
+        config: FastMETROConfig. With a `selector` the image tokens are pruned (ITP without GTR, an ablation of TORE's).
+        mesh, mesh_data: see models/mesh/_topology.py.
+
+    Example:
+        >>> out = FastMETRO(FastMETROConfig(backbone=None))(torch.randn(2, 2048, 7, 7))
+        >>> out.vertices.shape
+        torch.Size([2, 6890, 3])
+    """
+
+    config_class = FastMETROConfig
+
+    def __init__(
+        self,
+        config: FastMETROConfig | None = None,
+        mesh: str | ModelMesh | None = None,
+        mesh_data: str | Path | None = None,
+    ):
+        super().__init__(config, mesh, mesh_data)
+        c = self.config
+        counts = self.mesh.counts
+        sizes = ((c.dim_1, c.feedforward_1), (c.dim_2, c.feedforward_2))
+        self.transformer_1, self.transformer_2 = (Transformer(d, c.heads, f, c.layers, c.dropout) for d, f in sizes)
+        if c.shared_reduction:
+            self.dim_reduce_enc = nn.Linear(c.dim_1, c.dim_2)
+        else:
+            self.dim_reduce_enc_cam, self.dim_reduce_enc_img = nn.Linear(c.dim_1, c.dim_2), nn.Linear(c.dim_1, c.dim_2)
+        self.dim_reduce_dec = nn.Linear(c.dim_1, c.dim_2)
+        self.cam_token_embed = nn.Embedding(1, c.dim_1)
+        self.joint_token_embed = nn.Embedding(c.num_joints, c.dim_1)
+        self.vertex_token_embed = nn.Embedding(c.num_vertices, c.dim_1)
+        self.xyz_regressor = nn.Linear(c.dim_2, 3)
+        self.cam_predictor = nn.Linear(c.dim_2, 3)
+        self.conv_1x1 = nn.Conv2d(c.feature_dim, c.dim_1, 1)
+        self.learned = c.learned_upsample and len(counts) == 3
+        if self.learned:
+            self.coarse2intermediate_upsample = nn.Linear(counts[0], counts[1])
+        if c.smpl_head:
+            if len(counts) != 3:
+                raise ValueError("FastMETRO: smpl_head needs a body mesh (it reads the intermediate vertices)")
+            self.smpl_parameter_regressor = SMPLParameterRegressor(counts[1])
+        self.upsample = self.fixed_upsampling()
+        self.pattern = MeshPattern(self.mesh.topology(c.num_joints))
+        self.init_selection(c.selector, c.dim_1, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain)
+        self.register_buffer("pos_2", self.token_positions(c.dim_2), persistent=False)
+
+    def forward(self, images: Tensor, return_attention: bool = False, fine: bool = True) -> HMROutput:
+        """Regresses the mesh.
+
+        Args:
+            images: [B, 3, H, W] normalised crops, or [B, feature_dim, h, w] features if config.backbone is None.
+            return_attention: also form the attention maps ("encoder_1", "decoder_1" over [joints; vertices],
+                "cross_1", ... "cross_2"); slower.
+            fine: False skips up-sampling (and the SMPL head); see `coarse_joint_regressor`.
+
+        Raises:
+            ValueError, TypeError: `images` has another shape or type than the config says.
+        """
+        kept = self.select_tokens(self.conv_1x1(self.features(images)))
+        batch, joints = kept.tokens.shape[0], self.config.num_joints
+        topology = self.pattern()
+        maps_1, maps_2 = ({}, {}) if return_attention else (None, None)
+        camera = self.cam_token_embed.weight.expand(batch, -1, -1)
+        one = self.transformer_1(camera, kept.tokens, self.queries(), kept.pos, topology, maps_1)
+        reduce_cam = self.dim_reduce_enc if self.config.shared_reduction else self.dim_reduce_enc_cam
+        reduce_img = self.dim_reduce_enc if self.config.shared_reduction else self.dim_reduce_enc_img
+        place = self.place(kept.heatmap, self.pos_2)
+        two = self.transformer_2(
+            reduce_cam(one.camera), reduce_img(one.memory), self.dim_reduce_dec(one.decoded), place, topology, maps_2
+        )
+        xyz = self.xyz_regressor(two.decoded)
+        coarse = xyz[:, joints:]
+        intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
+        rotmat, betas = None, None
+        if self.config.smpl_head and intermediate is not None:
+            rotmat, betas = self.smpl_parameter_regressor(intermediate.detach())
+        maps = {f"{k}_{i}": v for i, m in ((1, maps_1), (2, maps_2)) for k, v in (m or {}).items()}
+        attention = stack_maps(maps, batch) if return_attention else None
+        camera = self.cam_predictor(two.camera).squeeze(1)
+        return HMROutput(
+            camera, xyz[:, :joints], coarse, intermediate, vertices, kept.heatmap, rotmat, betas, attention
+        )
+
+    def queries(self) -> Tensor:  # [1, J + V, dim_1]
+        return torch.cat([self.joint_token_embed.weight, self.vertex_token_embed.weight])[None]
+
+    def upsample_mesh(self, coarse: Tensor) -> tuple[Tensor | None, Tensor]:
+        """[B, V, 3] -> intermediate (None for a hand) and fine vertices."""
+        if len(self.upsample) == 1:
+            return None, self.upsample[0](coarse)
+        if self.learned:
+            up = self.coarse2intermediate_upsample
+            intermediate = up.weight @ coarse + up.bias[:, None]
+        else:
+            intermediate = self.upsample[0](coarse)
+        return intermediate, self.upsample[1](intermediate)
+
+    def _fuse(self) -> None:
+        self.transformer_1.fuse(self.fixed(self.token_pos), self.queries(), self.pattern())
+        self.transformer_2.fuse(self.fixed(self.pos_2))
+
+
+# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
+_PAPER_PARAMS = {"s": 9.2, "m": 17.1, "l": 24.9}
+_PAPER_MACS = {
+    ("l", "r50"): (10.9, "TORE table B1"),
+    ("l", "h64"): (35.7, "TORE table B1"),
+    ("l", "eb0"): (7.1, "TORE table H7"),
+}
+
+
+def _register() -> None:
+    for size, layers in LAYERS.items():
+        for tag, backbone in BACKBONES.items():
+            name, base = f"fastmetro_{size}_{tag}", {"backbone": backbone, "layers": layers}
+            build = FastMETRO.builder
+            macs, source = _PAPER_MACS.get((size, tag), (None, ""))
+            paper = PaperRow(None, macs, source) if macs else None
+            params = _PAPER_PARAMS[size] if tag != "eb0" else None  # table 1 is about 2048-channel trunks
+            sources = [*(["FastMETRO table 1"] if params else []), *([source] if source else [])]
+            paper_era = PaperRow(params, macs, ", ".join(sources)) if sources else None
+            old = {"shared_reduction": True, "learned_upsample": False}
+            hand = {"mesh": "free_hand", "num_joints": 21}
+            register_model(name, "fastmetro", paper, tags=("body",))(build(**base))
+            register_model(f"{name}_paper", "fastmetro", paper_era, tags=("body",))(build(**base, **old))
+            register_model(f"{name}_smpl", "fastmetro", tags=("body",))(build(**base, smpl_head=True))
+            register_model(f"{name}_hand", "fastmetro", tags=("hand",))(build(**base, **hand))
+
+
+_register()

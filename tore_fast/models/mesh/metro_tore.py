@@ -1,0 +1,145 @@
+"""TORE on METRO: the BERT-style blocks run on the joint tokens only, an NSR gives the vertices (GTR); ITP optional.
+
+In: [B, 3, 224, 224] crops; out: HMROutput. Layers: bert_block.py, gtr_nsr.py, itp.py. Released for bodies without ITP.
+Our extensions: hands (the body's way with 21 joints), and ITP, which here means to prune the 49 grid tokens before the
+learned 49 -> J mix; the mix then reads M tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...layers.gtr_nsr import NeuralShapeRegressor
+from ...layers.itp import TokenSelection
+from ...layers.mesh import MeshPattern
+from .._registry import PaperRow, register_model
+from ._base import HMROutput, stack_maps
+from ._topology import ModelMesh
+from .metro import DenseUpsampling, METROConfig, bert_blocks, fused_embedding, mask_queries
+
+
+@dataclass(frozen=True)
+class METROToreConfig(METROConfig):
+    """Defaults: METRO+GTR body with ResNet-50. `pooled` and the camera fields of METRO have no meaning here."""
+
+    dim_3: int = 128  # of the NSR; equal to hidden[2]
+    feedforward_3: int = 512
+    heads_3: int = 8
+    layers_3: int = 3
+
+
+class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's name)
+    """METRO with GTR.
+
+    Args:
+        config: METROToreConfig.
+        mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its joints are the queries).
+
+    Example:
+        >>> out = METRO_TORE(METROToreConfig(backbone=None, selector="soft", keep_ratio=0.8))(torch.randn(1, 2048, 7, 7))
+        >>> out.heatmap.shape
+        torch.Size([1, 39, 49])
+    """
+
+    config_class = METROToreConfig
+
+    def __init__(
+        self,
+        config: METROToreConfig | None = None,
+        mesh: str | ModelMesh | None = None,
+        mesh_data: str | Path | None = None,
+    ):
+        super().__init__(config, mesh, mesh_data)
+        c = self.config
+        if c.hidden[2] != c.dim_3:
+            raise ValueError(
+                f"METRO_TORE: hidden[2] {c.hidden[2]} and dim_3 {c.dim_3} must be equal (it feeds the NSR)"
+            )
+        self.register_buffer("template", self.mesh.template()[: c.num_joints], persistent=False)
+        self.init_selection(c.selector, c.feature_dim, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain)
+        self.trans_encoder = bert_blocks(c)
+        self.init_upsampling()  # after the other buffers: torch.export miscounts those that follow an empty one
+        self.conv_learn_tokens = nn.Conv1d(self.keep_num, c.num_joints, 1)
+        self.cam_token_embed = nn.Embedding(1, c.dim_3)
+        self.vertex_token_embed = nn.Embedding(c.num_vertices, c.dim_3)
+        self.transformer_3 = NeuralShapeRegressor(
+            c.num_joints, c.dim_3, c.heads_3, c.feedforward_3, c.layers_3, c.dropout
+        )
+        self.cam_predictor, self.xyz_regressor_v = nn.Linear(c.dim_3, 3), nn.Linear(c.dim_3, 3)
+        self.pattern = MeshPattern(self.mesh.topology(0))
+        self.register_buffer("fused_in", None, persistent=False)
+        self.register_buffer("fused_const", None, persistent=False)
+
+    def forward(
+        self,
+        images: Tensor,
+        query_mask: Tensor | None = None,
+        return_attention: bool = False,
+        fine: bool = True,
+        nsr_noise: float = 0.0,
+    ) -> HMROutput:
+        """Regresses the mesh.
+
+        Args:
+            images: [B, 3, H, W] normalised crops; without a backbone features [B, C, h, w].
+            query_mask: [B, J] with 1 for kept and 0 for masked joint queries; None keeps all.
+            return_attention: also form the attention maps ("bert_1".."bert_3" among joints, "encoder_3", "decoder_3",
+                "cross_3" of the NSR); slower.
+            fine: False skips up-sampling; see `coarse_joint_regressor`.
+            nsr_noise: share of the joint features' standard deviation added as Gaussian noise before the NSR.
+        """
+        kept = self.select_tokens(self.features(images))
+        maps = [[], [], []] if return_attention else [None, None, None]
+        nsr_maps = {} if return_attention else None
+        first, second, third = self.trans_encoder
+        mix = self.conv_learn_tokens.weight[..., 0]  # [J, M]
+        if self.fused_in is not None and query_mask is None:
+            # J < M, so the mix comes first here: embed J tokens
+            both = F.linear(mix @ kept.tokens, self.fused_in) + self.fused_const
+            embedded, residual = both.split([first.dim, both.shape[-1] - first.dim], dim=-1)
+            x, _ = first.from_embedded(embedded, residual, maps=maps[0])
+        else:
+            rows = mix @ kept.tokens + self.conv_learn_tokens.bias[:, None]
+            queries = torch.cat([self.template.expand(rows.shape[0], -1, -1), rows], dim=-1)
+            x, _ = first(mask_queries(queries, query_mask), maps=maps[0])
+        x, _ = second(x, maps=maps[1])
+        joints, hidden = third(x, maps=maps[2])
+        batch = joints.shape[0]
+        camera = self.cam_token_embed.weight.expand(batch, -1, -1)
+        vertex_tokens = self.vertex_token_embed.weight[None]
+        nsr = self.transformer_3(camera, hidden, vertex_tokens, self.pattern(), nsr_noise, nsr_maps)
+        coarse = self.xyz_regressor_v(nsr.decoded)
+        intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
+        attention = None
+        if return_attention:
+            named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} | {f"{k}_3": m for k, m in nsr_maps.items()}
+            attention = stack_maps(named, batch)
+        camera = self.cam_predictor(nsr.camera).squeeze(1)
+        return HMROutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
+
+    def _fuse(self) -> None:
+        self.fuse_upsampling()
+        self.fused_in, self.fused_const = fused_embedding(self.trans_encoder[0], self.template, self.conv_learn_tokens)
+        nsr = self.transformer_3
+        nsr.fuse(nsr.joint_pos, self.vertex_token_embed.weight[None], self.pattern())
+
+
+def _register() -> None:
+    hand = {"mesh": "free_hand", "num_joints": 21}
+    macs = {"r50": 5.4, "h64": 30.3}
+    for tag, backbone in (("r50", "resnet50"), ("h64", "hrnet_w64")):
+        build = METRO_TORE.builder
+        name, paper = f"metro_tore_{tag}", PaperRow(None, macs[tag], "TORE table B1")
+        register_model(name, "metro", paper, tags=("body",))(build(backbone=backbone))
+        register_model(f"{name}_itp20", "metro", tags=("body",))(
+            build(backbone=backbone, selector="soft", keep_ratio=0.8)
+        )
+        register_model(f"{name}_hand", "metro", tags=("hand",))(build(backbone=backbone, **hand))
+
+
+_register()

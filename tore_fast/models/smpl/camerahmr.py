@@ -1,0 +1,96 @@
+"""CameraHMR: HMR2.0's network with a box token and true intrinsics, and the HumanFoV net.
+
+In: square crops, their boxes and the camera matrix (or a field of view from `HumanFoV`); out: `HMROutput` with 44
+auxiliary key points. Feed RGB to both networks. Next on the way: geometry/camera.py:full_translation, body/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...geometry import camera
+from .._registry import PaperRow, register_model
+from .hmr2 import HMR2, SMALL, HMR2Config, HMROutput
+from .humanfov import HumanFoV
+
+
+@dataclass(frozen=True)
+class CameraHMRConfig(HMR2Config):
+    """HMR2Config and whether the field-of-view net belongs to the model."""
+
+    query: str = "bbox"
+    fov_net: bool = True
+
+
+class CameraHMR(HMR2):
+    Config = CameraHMRConfig
+    head_query = "bbox"
+    aux_keypoints = 44
+
+    def __init__(self, config: CameraHMRConfig | None = None):
+        super().__init__(config)
+        self.cam_model = HumanFoV() if self.config.fov_net else None
+
+    def estimate_fov(self, image: Tensor) -> Tensor:
+        """Letterboxed whole images [B, 3, 256, 256] -> vertical field of view [B] in radians."""
+        if self.cam_model is None:
+            raise ValueError("CameraHMR: built with fov_net=False; give intrinsics or build with fov_net=True")
+        return self.cam_model(image)[:, 1]
+
+    def forward(
+        self,
+        img: Tensor,  # [B, 3, 256, 256]
+        mask: Tensor | None = None,  # [B, 256, 256]
+        box_center: Tensor | None = None,  # [B, 2] px
+        box_size: Tensor | None = None,  # [B] px
+        image_size: Tensor | None = None,  # [B, 2] (W, H) px
+        focal: Tensor | None = None,  # [B] px
+    ) -> HMROutput:
+        """Crops and where they come from -> HMROutput.
+
+        Without box, size and focal the crop counts as the whole image: its field of view is estimated here.
+        """
+        given = (box_center, box_size, image_size)
+        if all(t is None for t in given):
+            side = img.shape[-2]
+            image_size = img.new_full((img.shape[0], 2), side)
+            box_center, box_size = image_size / 2, image_size[:, 0]
+        elif any(t is None for t in given):
+            raise ValueError("CameraHMR: give box_center, box_size and image_size together")
+        if focal is None:
+            focal = camera.focal_from_fov(self.estimate_fov(img), image_size[:, 1])
+        info = camera.bbox_info(box_center, box_size, image_size, focal)
+        context, log_size = self.encode(img, mask)
+        return self.smpl_head(context, log_size, info)
+
+
+@register_model(
+    "camerahmr_vith",
+    family="fasthmr",
+    input_shape=(3, 256, 256),
+    paper=PaperRow(737.1, 144.0, "FastHMR Table 12", "with HumanFoV; ours includes its two unused layers"),
+)
+def camerahmr_vith(**overrides) -> CameraHMR:
+    """CameraHMR, the published ViT-H model with its field-of-view net."""
+    return CameraHMR(CameraHMRConfig(**overrides))
+
+
+@register_model("camerahmr_vits", family="fasthmr", input_shape=(3, 256, 256), tags=("small",))
+def camerahmr_vits(**overrides) -> CameraHMR:
+    """Small CameraHMR without the field-of-view net, for training and tests."""
+    return CameraHMR(CameraHMRConfig(**{**SMALL, "fov_net": False, **overrides}))
+
+
+@register_model(
+    "fasthmr_camerahmr",
+    family="fasthmr",
+    input_shape=(3, 256, 256),
+    paper=PaperRow(
+        619.0, 70.7, "FastHMR Table 12", "ECLM 26 blocks + Mask-ToMe 90 tokens + HumanFoV, without motion decoder"
+    ),
+)
+def fasthmr_camerahmr(**overrides) -> CameraHMR:
+    """CameraHMR after layer merging (26 blocks) with Mask-ToMe down to 90 tokens."""
+    return CameraHMR(CameraHMRConfig(**{"depth": 26, "keep_tokens": 90, **overrides}))

@@ -1,0 +1,213 @@
+"""Training of the video pose hosts: 2D windows in, root-relative 3D out, base, HoT and TPC alike.
+
+`PoseLifting` is the task that train/loop.py runs; eval/lifting.py measures a model on whole clips. Data: data/mocap.py
+(random cameras, new at every step) or recorded clips of data/h36m.py. Command: cli/train_hot.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.mocap import Motion, film, seen_by_camera
+from ..data.pose_clip import PoseClip
+from ..eval.lifting import evaluate_clips
+from ..geometry.windows import flip_pose, window_indices
+from ..layers.tpc import gather_frames
+from ..models.lifting._base import LiftedPose, PrunableHost
+from .pose_losses import mixste_loss, motionbert_loss, position_loss
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor]]] = {
+    "mixste": mixste_loss,
+    "motionbert": motionbert_loss,
+    "mhformer": position_loss,
+    "motionagformer": motionbert_loss,
+}
+
+
+@dataclass(frozen=True)
+class PoseDataConfig:
+    """What the windows are cut from and how hard they are."""
+
+    fps: float = 50.0
+    """Motions are resampled to this rate (Human3.6M's)."""
+    noise_px: float = 5.0
+    """Standard deviation of the synthetic 2D detector's error, pixels of a 1000-pixel image."""
+    flip: bool = True
+    """Mirror half of the training windows; average with the mirrored pass at evaluation."""
+    zoom: float = 1.0
+    """Training figures are enlarged or shrunk by up to this factor (other lenses, cropped video); 1: never."""
+    shift: float = 0.0
+    """Training figures are moved by up to this much of half the image's width."""
+    eval_stride: int = 0
+    """Frames between evaluated windows; 0: the window length (seq2seq) or 9 (seq2frame)."""
+    eval_windows: int = 400
+    """At most this many windows per evaluation, spread evenly; 0: all."""
+
+
+def host_loss(model: nn.Module) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+    """The loss the host was published with."""
+    return LOSSES[type(unwrapped(model)).__name__.lower()]
+
+
+def unwrapped(model: nn.Module) -> PrunableHost:
+    """The host inside a data-parallel wrapper."""
+    return getattr(model, "module", model)
+
+
+def lifting_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Callable) -> dict[str, Tensor]:
+    """Losses of one batch: x [B, F, 17, C], y [B, F, 17, 3] root-relative. The target follows the frames the model kept."""
+    lifted: LiftedPose = model(x)
+    target = y - y[:, :, :1]
+    if lifted.pose.shape[1] != target.shape[1]:
+        if lifted.index is None or lifted.index.shape[1] != lifted.pose.shape[1]:
+            raise ValueError(
+                f"the model recovers {lifted.pose.shape[1]} of {y.shape[1]} frames (recover_frames); which, nobody says"
+            )
+        target = gather_frames(target, lifted.index)
+    return loss(lifted.pose, target)
+
+
+FRAME_EMBEDDINGS = ("Temporal_pos_embed", "temp_embed", "x_token")  # [1, F, (1,) C]
+JOINT_EMBEDDINGS = ("Spatial_pos_embed", "pos_embed")  # [1, 17, C]
+
+
+def frame_waves(frames: int, channels: int) -> Tensor:
+    """[frames, channels] sines and cosines of the frame number, wave lengths from 4 frames to 4 windows; variance about 1."""
+    count = (channels + 1) // 2
+    waves = 2 * torch.pi / torch.logspace(np.log10(4.0), np.log10(4.0 * max(frames, 2)), count)
+    angle = torch.arange(frames)[:, None] * waves
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :channels] * 2**0.5
+
+
+@torch.no_grad()
+def start_weights(model: PrunableHost, init: str | Path | None, embed_std: float = 0.0, seed: int = 0) -> str:
+    """Weights to start a training from; returns what was done, for the log.
+
+    The published start of the embeddings is zero or nearly so. Hours of training find out from there which joint and frame a
+    token is; minutes do not.
+
+    Args:
+        init: folder of save_pretrained. Tensors of the same name and shape are copied; the rest keeps its start.
+        embed_std: deviation of the embeddings that `init` does not give: random ones of the joints, waves
+            (`frame_waves`) of the frames and of TRA's queries.
+    """
+    from ..models import load_pretrained
+
+    own = model.state_dict()
+    given = {} if init is None else load_pretrained(init).state_dict()
+    fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
+    if init is not None and not fits:
+        raise ValueError(f"--init {init}: none of its tensors fits this model")
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in own.items():
+        if name in fits:
+            value.copy_(given[name])
+        elif embed_std and name in JOINT_EMBEDDINGS:
+            value.copy_(torch.randn(value.shape, generator=generator) * embed_std)
+        elif embed_std and name in FRAME_EMBEDDINGS:
+            value.copy_(frame_waves(value.shape[1], value.shape[-1]).reshape(value.shape) * embed_std)
+    if init is None:
+        return ""
+    kept = [name for name in own if name not in fits]
+    fresh = f", {len(kept)} start anew: {', '.join(kept[:12])}" if kept else ""
+    return f"{init}: {len(fits)} of {len(own)} tensors taken{fresh}\n"
+
+
+class PoseLifting:
+    """Task of train/loop.py: windows drawn by (seed, index) alone, so a resumed run sees the same ones.
+
+    Args:
+        model: a registered video pose host.
+        train: motions (filmed by a new random camera per window) or recorded clips.
+        validation: the same kind, of *training* subjects that `train` does not contain; chooses the best checkpoint.
+    """
+
+    best_metric = "mpjpe"
+
+    def __init__(
+        self,
+        model: PrunableHost,
+        train: Sequence[Motion] | Sequence[PoseClip],
+        validation: Sequence[Motion] | Sequence[PoseClip],
+        config: PoseDataConfig,
+        seed: int = 0,
+    ) -> None:
+        shared = {c.subject for c in train} & {c.subject for c in validation} - {""}
+        if shared:
+            raise ValueError(f"PoseLifting: subjects {sorted(shared)} are in both training and validation")
+        if not train or not validation:
+            raise ValueError(
+                f"PoseLifting: needs training and validation data, got {len(train)} and {len(validation)} clips"
+            )
+        self.model, self.config, self.seed = model, config, seed
+        self.frames, self.channels = model.config.frames, model.in_channels
+        if model.config.recover_frames not in (None, self.frames):
+            raise ValueError(
+                f"PoseLifting: training needs a true pose for each recovered frame; recover_frames must be {self.frames} (frames), "
+                f"got {model.config.recover_frames}"
+            )
+        if config.zoom < 1:
+            raise ValueError(f"PoseLifting: zoom must be at least 1, got {config.zoom}")
+        self.train_items = resampled(train, config.fps)
+        lengths = np.array([_length(m) for m in self.train_items], np.float64)
+        self.share = lengths / lengths.sum()
+        # an epoch: every frame once as a target; MHFormer regresses one frame a window
+        targets = 1 if type(model).__name__ == "Mhformer" else self.frames
+        self.items_per_epoch = max(1, round(lengths.sum() / targets))
+        self.validation = film(resampled(validation, config.fps), config.noise_px, seed=seed + 1)
+        self.loss_fn = host_loss(model)
+
+    def window(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training window `index`: keypoints [F, 17, C] and pose [F, 17, 3], the same for the same index and seed."""
+        rng = np.random.default_rng((self.seed, index))
+        item = self.train_items[rng.choice(len(self.train_items), p=self.share)]
+        length = _length(item)
+        start = int(rng.integers(0, max(length - self.frames, 0) + 1))
+        frames = slice(start, start + self.frames)
+        if isinstance(item, Motion):
+            clip = seen_by_camera(item, rng, self.config.noise_px, frames)
+            keypoints, pose = clip.with_channels(self.channels).keypoints, clip.pose
+        else:
+            clip = item.with_channels(self.channels)
+            keypoints, pose = clip.keypoints[frames], clip.pose[frames]
+        if len(pose) < self.frames:
+            slots = window_indices(len(pose), self.frames, self.frames)[0] if len(pose) else np.zeros(self.frames, int)
+            keypoints, pose = keypoints[slots], pose[slots]
+        if self.config.flip and rng.random() < 0.5:
+            keypoints, pose = flip_pose(keypoints), flip_pose(pose)
+        if self.config.zoom > 1 or self.config.shift > 0:
+            reach = np.log(self.config.zoom)
+            place = rng.uniform(-1, 1, 2) * self.config.shift, np.exp(rng.uniform(-reach, reach))
+            keypoints = keypoints.copy()
+            keypoints[..., :2] = keypoints[..., :2] * place[1] + place[0]
+        return keypoints, pose
+
+    def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
+        windows = [self.window(index * batch_size + i) for i in range(batch_size)]
+        return {k: torch.from_numpy(np.stack(v)) for k, v in zip("xy", zip(*windows))}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = lifting_loss(model, batch["x"], batch["y"], self.loss_fn)
+        return parts["total"], {k: v.detach() for k, v in parts.items() if k != "total"}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        c = self.config
+        meter = evaluate_clips(
+            unwrapped(model), self.validation, flip=c.flip, stride=c.eval_stride, limit=c.eval_windows
+        )
+        return meter.result()
+
+
+def resampled(items: Sequence[Motion] | Sequence[PoseClip], fps: float) -> list:
+    """Motions at another frame rate; recorded clips as they are."""
+    return [m.resampled(fps) if isinstance(m, Motion) else m for m in items]
+
+
+def _length(item: Motion | PoseClip) -> int:
+    return len(item.joints) if isinstance(item, Motion) else len(item)
