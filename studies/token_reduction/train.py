@@ -22,7 +22,6 @@ from tore_fast.body import load_body, project
 from tore_fast.body.lbs import axis_angle_to_matrix
 from tore_fast.eval.synthetic import HeldOutErrors
 from tore_fast.geometry.procrustes import similarity_align
-from tore_fast.layers.attention import dense_attention
 from tore_fast.layers.mesh import MeshUpsample
 from tore_fast.models._count import count_backbone
 from tore_fast.ops import csr_matrix
@@ -222,7 +221,7 @@ def count(task: RowTask, study: Study) -> dict:
     del total
     weights = sum(t.numel() * t.element_size() for t in model.parameters())
     model.eval().requires_grad_(False)  # the counter's hooks stumble over parameters that want gradients
-    with torch.no_grad(), dense_attention(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, CHANNELS, *GRID, device=study.device))
     model.requires_grad_(True)
     _, _, trunk = count_backbone("regnety_004", p.image_size // GRID[0], False, p.image_size, p.image_size)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tore_fast.ops.strassen_linear import why_not
 
 from tore_fast.ops import kept_memory, mesh_upsample, release_memory, strassen_linear, strassen_pack
 from tore_fast.ops._sparse import csr_matrix
-from tore_fast.ops.strassen_linear import why_not
 
 pytestmark = pytest.mark.skipif(
     why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernels: {why_not('cpu', torch.zeros(1))}"

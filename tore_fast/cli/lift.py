@@ -56,6 +56,7 @@ def run(args: Args) -> int:
         raise UsageError("no keypoint file to work on")
     if not any(p.exists() for p in args.keypoints):
         raise UsageError(f"{args.keypoints[0]}: no such file")
+    from ..layers.prepared import prepare
     from ..pipelines.image_to_mesh import pick_device
     from ..pipelines.pose_lift import NORMALISATIONS, PRECISIONS, load_lifter
 
@@ -75,7 +76,7 @@ def run(args: Args) -> int:
     with arguments():
         model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
         args.out.mkdir(parents=True, exist_ok=True)
-    model.freeze()
+    prepare(model)
     failed = 0
     for path, stem in zip(args.keypoints, output_stems(args.keypoints, args.out)):
         try:

@@ -49,6 +49,7 @@ def run(args: Args) -> int:
     from ..body import load_body
     from ..data.mocap import read_motions
     from ..data.synth.clips import ClipCrops
+    from ..layers.prepared import prepare
     from ..pipelines import synth_clips
     from ..pipelines.hosts import load_host
 
@@ -71,7 +72,7 @@ def run(args: Args) -> int:
     if host is not None:
         if args.keep_tokens is not None:
             host.keep_tokens(args.keep_tokens, args.merge_per_block)
-        host.fold()
+        prepare(host)
     if args.out is None:
         written = synth_clips.write_view_tokens(
             host, motions, crops, args.tokens, args.views, args.fps, args.frames, lambda x: tqdm(x, desc="views")

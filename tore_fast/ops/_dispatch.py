@@ -1,7 +1,7 @@
 """Which implementation of an op runs: `impl="auto"` asks each backend why not, an explicit `impl` never falls back.
 
-A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels) or "reference" (plain torch, any
-device and dtype). Every ops/<stem>.py has `BACKENDS` in order of preference and a pure function
+A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels; linear names its two ways on a CPU
+"strassen", ours, and "onednn", torch's) or "reference" (plain torch, any device and dtype). Every ops/<stem>.py has `BACKENDS` in order of preference and a pure function
 `why_not(backend, *args) -> str | None`; `tore-fast info` prints the same sentences.
 """
 
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from .. import _ext
 
-IMPLS = ("auto", "reference", "cpu", "cuda", "triton")
-
 
 class BackendUnavailable(RuntimeError):
     """An explicitly requested implementation cannot run these arguments here; the text says why."""
@@ -23,8 +21,11 @@ class BackendUnavailable(RuntimeError):
 
 def backend_reason(backend: str) -> str | None:
     """Why `backend` cannot run on this machine at all, or None."""
-    if backend == "cpu":
+    if backend in ("cpu", "strassen"):
         return _ext.cpu_reason
+    if backend == "onednn":
+        has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        return None if has and torch.backends.mkldnn.enabled else "torch without oneDNN, or it is switched off"
     if backend == "cuda":
         return _ext.cuda_reason or (None if torch.cuda.is_available() else "no CUDA device is visible")
     return _ext.triton_reason()
