@@ -13,7 +13,8 @@ from tore_fast.models import create_model
 from tore_fast.models.motion.vae import MotionVAE, MotionVAEConfig
 from tore_fast.pipelines.hosts import RestSkeleton
 from tore_fast.pipelines.video import VideoPipeline
-from tore_fast.train.loop import TrainConfig, train
+from tore_fast.train.config import TrainConfig
+from tore_fast.train.loop import train
 from tore_fast.train.motion import (
     MotionClip,
     MotionDenoiserTask,
