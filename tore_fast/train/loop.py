@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import keep_previous, read_run, save_atomically
 from .ema import Ema
 from .memory import checkpoint_activations, memory_report
 from .optim import OPTIMISERS, SCHEDULES, learning_rate, make_optimiser
@@ -146,13 +147,6 @@ class _Stream(torch.utils.data.Dataset):
         return self.task.batch(index, self.config.batch_size, micro // self.config.accumulate)
 
 
-def save_atomically(state: dict, path: Path) -> None:
-    """A reader (or a kill) never sees half a file."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
 def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -> dict[str, float]:
     """Trains `task.model`; resumes from `config.out` if a run is there. Returns the last evaluation."""
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -178,14 +172,17 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
     step, best = 0, math.inf
     last = out / "last.pt"
     if last.exists():
-        state = torch.load(last, map_location=accelerator.device, weights_only=True)
-        plain.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        if ema is not None:
-            ema.load_state_dict(state["ema"])
+        state = read_run(last, ("model", "optimiser", "step", "best", "ema"))
+        try:
+            plain.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+            if ema is not None:
+                ema.load_state_dict(state["ema"])
+            if accelerator.scaler is not None and state.get("scaler"):
+                accelerator.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as e:
+            raise ValueError(f"{last}: not a checkpoint of this training ({str(e).splitlines()[0][:160]})") from None
         step, best = state["step"], state["best"]
-        if accelerator.scaler is not None and state.get("scaler"):
-            accelerator.scaler.load_state_dict(state["scaler"])
         log(f"resumed {last} at step {step}")
     writer = _Log(out, step) if accelerator.is_main_process else None
 
@@ -200,6 +197,7 @@ def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -
                 "config": asdict(config),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
             }
+            keep_previous(last)
             save_atomically(state, last)
 
     def evaluate() -> dict[str, float]:
