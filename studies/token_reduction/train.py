@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-from tore_fast.body import load_body, project
-from tore_fast.body.lbs import axis_angle_to_matrix
+from tore_fast.body import load_body
 from tore_fast.eval.synthetic import HeldOutErrors
+from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.procrustes import similarity_align
+from tore_fast.geometry.rotation import axis_angle_to_matrix
 from tore_fast.layers.attention import dense_attention
 from tore_fast.layers.mesh import MeshUpsample
 from tore_fast.models._count import count_backbone
@@ -121,7 +122,7 @@ class RowTask:
             "joints": l1_loss(out.joints, batch["joints3d"]) + l1_loss(mesh_joints, batch["joints3d"]),
             "mesh": l1_loss(out.vertices_coarse, batch["coarse"]),
             "edges": l1_loss(self._edges(out.vertices_coarse), self._edges(batch["coarse"])),
-            "2d": sum(l1_loss(project(j, out.camera), batch["joints2d"]) for j in (out.joints, mesh_joints)),
+            "2d": sum(l1_loss(project_weak(j, out.camera), batch["joints2d"]) for j in (out.joints, mesh_joints)),
         }
         total = 10 * parts["joints"] + 10 * parts["mesh"] + 20 * parts["edges"] + parts["2d"]
         if out.rotmat is not None:
