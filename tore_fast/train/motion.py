@@ -87,7 +87,7 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
     """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left out).
 
     From BVH, AMC and joint archives come 17 joints, so twists of straight limbs are those of the rest pose
-    (data/synth/motion.py:pose_from_joints) and the shape is the mean one.
+    (body/fit/start.py:pose_from_joints) and the shape is the mean one.
 
     Raises:
         ValueError: fewer than two clips, or a file that is not a motion. FileNotFoundError: no motion at all.
