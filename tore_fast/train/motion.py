@@ -25,6 +25,7 @@ from ..layers.clips import resample
 from ..layers.ik import pose_to_features, split_features
 from ..models.motion.fasthmr import FastHMRMotion, feature_statistics
 from ..models.motion.vae import MotionVAE, vae_losses
+from .config import Task
 
 _Z_UP_TO_CAMERA = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # x right, y down, z forward
 
@@ -139,7 +140,7 @@ def _resample_rotations(rotations: Tensor, frames: int) -> Tensor:
     return quaternion_to_matrix(resample(torch.cat((q[:1], q[1:] * sign)), frames))
 
 
-class _MotionTask:
+class _MotionTask(Task):
     """Windows of features, by (seed, index)."""
 
     best_metric = "joints_mm"
