@@ -17,6 +17,7 @@ from ..body import Body
 from ..data.synth import generator_class, held_out, normalize_images
 from ..eval.synthetic import evaluate_held_out, joint_regressor
 from ..geometry.camera import project_weak
+from .config import Task
 from .dense_supervision import DenseOutput, DenseSupervision, dense_losses
 
 
@@ -43,7 +44,7 @@ class MeshRecoveryConfig:
     """Held-out images per evaluation while training (the card's numbers use the whole split)."""
 
 
-class MeshRecovery:
+class MeshRecovery(Task):
     """Task: model(images) -> camera, joints, vertices at three levels, against synthetic truth."""
 
     best_metric = "hard_pa_mpjpe_mm"
@@ -116,6 +117,9 @@ class MeshRecovery:
     def _joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, J, 3], centred on the regressed pelvis (wrist)
         regressed = self.regressor.to(vertices.device) @ vertices
         return regressed[:, 1:] - regressed[:, :1]
+
+    def model_to_export(self) -> nn.Module:
+        return self.model.model if self.dense else self.model
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         model = model.model if self.dense else model

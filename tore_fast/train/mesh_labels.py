@@ -22,6 +22,7 @@ from ..geometry.camera import project_weak
 from ..geometry.skeleton import H36M17_TO_J14, J24_TO_J14
 from ..io.image import ImageError
 from . import losses
+from .config import Task
 from .mesh_loss import PRESETS, MeshLoss, MeshTargets, draw_query_mask
 from .stream import Mixture
 
@@ -113,7 +114,7 @@ class LabelledCrops:
         )
 
 
-class LabelledMeshes:
+class LabelledMeshes(Task):
     """Task: crops of labelled people (or hands) -> camera, joints, meshes.
 
     Args:
@@ -144,7 +145,7 @@ class LabelledMeshes:
         self.crops = LabelledCrops(
             readers, weights, self.config.augmentation(self.hand), model.config.image_size, seed, self.hand
         )
-        self.items_per_epoch, self.steps_per_epoch = len(self.crops), 1.0
+        self.items_per_epoch = len(self.crops)
         self.loss_of = make_mesh_loss(self.loss_name(), body, model)
         takes_mask = "query_mask" in inspect.signature(model.forward).parameters
         self.mask_ratio = self.config.query_mask if takes_mask and not self.hand else 0.0
