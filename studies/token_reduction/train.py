@@ -26,7 +26,8 @@ from tore_fast.layers.attention import dense_attention
 from tore_fast.layers.mesh import MeshUpsample
 from tore_fast.models._count import count_backbone
 from tore_fast.ops import csr_matrix
-from tore_fast.train.loop import TrainConfig, train
+from tore_fast.train.config import Task, TrainConfig
+from tore_fast.train.loop import train
 
 from .features import load_or_make, study_body
 from .rows import CHANNELS, GRID, Protocol, Row, build
@@ -87,7 +88,7 @@ class Study:
         return {**errors.result(), "token_pa_mpjpe_mm": 1000 * float(aligned)}  # of the joint tokens, not the mesh
 
 
-class RowTask:
+class RowTask(Task):
     """Task of train/loop.py. Seed s draws the weights and the order of the images, the same order for every row."""
 
     best_metric = "easy_pa_mpjpe_mm"

@@ -11,7 +11,7 @@ from made_up.command import command
 import tore_fast.cli as cli
 from tore_fast.cli import VERBS, UsageError, arguments, sentence
 from tore_fast.models import create_model, save_pretrained
-from tore_fast.train.loop import TrainConfig
+from tore_fast.train.config import TrainConfig
 
 JOBS = {verb: tuple(getattr(importlib.import_module(f"tore_fast.cli.{verb}"), "SUBCOMMANDS", ())) for verb in VERBS}
 SAID = {  # one mistake per verb and what the line must say

@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from tore_fast.body import joints
-from tore_fast.data.synth import (
-    HELD_OUT,
-    PoseBank,
-    SynthGenerator,
-    background,
-    load_pose_bank,
-    normalize_images,
-    pose_from_joints,
-)
+from tore_fast.body.fit import pose_from_joints
+from tore_fast.data.synth import HELD_OUT, PoseBank, SynthGenerator, background, load_pose_bank, normalize_images
 from tore_fast.data.synth.augment import Augment
 from tore_fast.data.synth.camera import weak_perspective
 from tore_fast.data.synth.draw import Draw, stream_seed

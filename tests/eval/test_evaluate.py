@@ -253,7 +253,7 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
         def forward(self, images):
             return SimpleNamespace(vertices=self.rest.expand(len(images), -1, -1))
 
-    import tore_fast.pipelines.image_to_mesh as pipeline
+    import tore_fast.pipelines.images as pipeline
 
     models = {"hand": Hand, "body": Oracle}
     monkeypatch.setattr(pipeline, "load_model", lambda name, *more, **options: models[name]())

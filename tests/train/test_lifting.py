@@ -16,8 +16,10 @@ from tore_fast.eval.lifting import evaluate_clips
 from tore_fast.geometry.windows import flip_pose
 from tore_fast.models import create_model
 from tore_fast.models.lifting._base import lift_windows
+from tore_fast.train.config import TrainConfig
 from tore_fast.train.lifting import PoseDataConfig, PoseLifting, lifting_loss
-from tore_fast.train.loop import TrainConfig, learning_rate, train
+from tore_fast.train.loop import train
+from tore_fast.train.optim import learning_rate
 from tore_fast.train.pose_losses import mixste_loss, position_loss
 
 SMALL = dict(frames=9, channels=16, depth=2, heads=2, mlp_hidden=16)

@@ -24,7 +24,7 @@ import torch
 
 from tore_fast.body import assets
 from tore_fast.body.decimate import decimate
-from tore_fast.body.fit import closest_on_surface
+from tore_fast.body.fit_upsampling import closest_on_surface
 from tore_fast.body.hierarchy import MeshHierarchy
 from tore_fast.body.joints import H36M17, MANO16, MANO16_PARENTS, MANO21_TO_HAND21, SMPL24, SMPL24_PARENTS
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from scipy.optimize import nnls
 
-from tore_fast.body.fit import barycentric_upsampling, fit_upsampling
+from tore_fast.body.fit_upsampling import barycentric_upsampling, fit_upsampling
 from tore_fast.body.lbs import ancestor_table, axis_angle_to_matrix, forward_kinematics, skin_vertices
 
 COMPONENTS, NEIGHBORS = 10, 12

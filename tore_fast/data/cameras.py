@@ -1,7 +1,7 @@
 """Cameras for pose lifting: normalised 2D, world <-> camera, synthetic static cameras, detector-like noise.
 
 In: world joints in metres (z up) or pixels. Out: camera-space joints in metres (x right, y down, z forward) and normalised
-2D keypoints. Used by data/h36m.py, data/mocap.py and pipelines/pose_lift.py.
+2D keypoints. Used by data/h36m.py, data/mocap.py and pipelines/lift.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Clips of any length -> windows of F frames, and back: edge replication, overlap blending, flips.
 
 In: sequence lengths or arrays [T, ...]. Out: frame indices [W, F] (clamped into the sequence, so the first and last frame
-repeat), or one sequence blended from overlapping windows. Used by data/h36m.py, train/lifting.py and pipelines/pose_lift.py.
+repeat), or one sequence blended from overlapping windows. Used by data/h36m.py, train/lifting.py and pipelines/lift.py.
 """
 
 from __future__ import annotations

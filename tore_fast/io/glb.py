@@ -1,6 +1,6 @@
 """One GLB with a skinned, animated body: opens in Blender, three.js and model viewers without a plug-in.
 
-In: rest vertices, skin weights, joints and rotations per frame of pipelines/video_to_mesh.py (camera axes); out: metres,
+In: rest vertices, skin weights, joints and rotations per frame of pipelines/video.py (camera axes); out: metres,
 y up. A frame costs 24 x 16 bytes, so minutes of video stay small; rotations are spooled to disk until `close`.
 """
 

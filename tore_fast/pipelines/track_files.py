@@ -1,6 +1,6 @@
 """Files of one track, written piece by piece: AMASS-like .npz, BVH and animated GLB.
 
-In: rotations, translations and joints of consecutive frames (pipelines/video_to_mesh.py); out: files that appear whole or
+In: rotations, translations and joints of consecutive frames (pipelines/video.py); out: files that appear whole or
 not at all.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,10 +19,8 @@ from ..geometry import camera
 from ..geometry.rotation import matrix_to_axis_angle
 from ..io.glb import GlbAnimation
 from ..vis.bvh import BvhWriter
+from .options import VideoOptions
 from .track_store import NpzStream, TrackStore
-
-if TYPE_CHECKING:
-    from .video_to_mesh import PipelineOptions
 
 FORMATS = ("npz", "bvh", "glb")
 NPZ_KEYS = {
@@ -49,7 +46,7 @@ NPZ_KEYS = {
 def track_writers(
     files: Sequence[Path],
     body: Body,
-    options: PipelineOptions,
+    options: VideoOptions,
     count: int,
     shape: Tensor,  # [1, 10] betas of the track
     fps: float,
@@ -84,7 +81,7 @@ def track_writers(
 def _npz_writer(
     path: Path,
     body_name: str,
-    options: PipelineOptions,
+    options: VideoOptions,
     count: int,
     shape: Tensor,
     fps: float,

@@ -20,6 +20,7 @@ from ..data.topdown import TopDownDataset
 from ..eval.keypoint_metrics import KeypointMetric, predict_keypoints
 from ..models.keypoints.ppt import PPT
 from ..models.keypoints.tcformer_heads import BodyParameters
+from .config import Task
 from .losses import joints_3d_loss, labelled_mean
 from .mesh_labels import LabelledCrops
 from .stream import items_of_batch
@@ -32,7 +33,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target)
 
 
-class Classification:
+class Classification(Task):
     """Class labels: cross entropy (with mixup where given), top-1 error in percent."""
 
     best_metric = "top1_error"
@@ -89,7 +90,7 @@ def joints_mse(heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return ((heatmaps.float() - target).square().mean((2, 3)) * weight).mean()
 
 
-class Keypoints:
+class Keypoints(Task):
     """Heat-map regression on top-down crops; evaluated with the flip test and a metric of the data set."""
 
     def __init__(
@@ -107,7 +108,6 @@ class Keypoints:
         self.flip_test, self.refine, self.seed, self.eval_batch = flip_test, refine, seed, eval_batch
         self.best_metric = metric.best
         self.items_per_epoch = len(training)
-        self.steps_per_epoch = float(len(training))  # loop.py sets it for its batch
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         items = []
@@ -170,7 +170,7 @@ def hmr_losses(
     return losses
 
 
-class BodyRecovery:
+class BodyRecovery(Task):
     """SMPL-style parameters from images; `source(index, batch_size, step)` gives the batches of `hmr_losses`.
 
     Args:

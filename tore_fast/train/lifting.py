@@ -20,6 +20,7 @@ from ..eval.lifting import evaluate_clips
 from ..geometry.windows import flip_pose, window_indices
 from ..layers.tpc import gather_frames
 from ..models.lifting._base import LiftedPose, PrunableHost
+from .config import Task
 from .pose_losses import mixste_loss, motionbert_loss, position_loss
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor]]] = {
@@ -119,7 +120,7 @@ def start_weights(model: PrunableHost, init: str | Path | None, embed_std: float
     return f"{init}: {len(fits)} of {len(own)} tensors taken{fresh}\n"
 
 
-class PoseLifting:
+class PoseLifting(Task):
     """Task of train/loop.py: windows drawn by (seed, index) alone, so a resumed run sees the same ones.
 
     Args:

@@ -16,6 +16,7 @@ from torch.nn.functional import l1_loss
 from ..body import Body, project
 from ..data.synth import generator_class, held_out, normalize_images
 from ..eval.synthetic import evaluate_held_out, joint_regressor
+from .config import Task
 from .dense_supervision import DenseOutput, DenseSupervision, dense_losses
 
 
@@ -42,7 +43,7 @@ class MeshRecoveryConfig:
     """Held-out images per evaluation while training (the card's numbers use the whole split)."""
 
 
-class MeshRecovery:
+class MeshRecovery(Task):
     """Task: model(images) -> camera, joints, vertices at three levels, against synthetic truth."""
 
     best_metric = "hard_pa_mpjpe_mm"
@@ -113,6 +114,9 @@ class MeshRecovery:
     def _joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, J, 3], centred on the regressed pelvis (wrist)
         regressed = self.regressor.to(vertices.device) @ vertices
         return regressed[:, 1:] - regressed[:, :1]
+
+    def model_to_export(self) -> nn.Module:
+        return self.model.model if self.dense else self.model
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         model = model.model if self.dense else model

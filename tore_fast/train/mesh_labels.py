@@ -21,6 +21,7 @@ from ..data.crop import AugmentConfig
 from ..data.readers import DataError, Reader, training_sample
 from ..io.image import ImageError
 from . import losses
+from .config import Task
 from .mesh_loss import PRESETS, MeshLoss, MeshTargets, draw_query_mask
 from .stream import Mixture
 
@@ -112,7 +113,7 @@ class LabelledCrops:
         )
 
 
-class LabelledMeshes:
+class LabelledMeshes(Task):
     """Task: crops of labelled people (or hands) -> camera, joints, meshes.
 
     Args:
@@ -143,7 +144,7 @@ class LabelledMeshes:
         self.crops = LabelledCrops(
             readers, weights, self.config.augmentation(self.hand), model.config.image_size, seed, self.hand
         )
-        self.items_per_epoch, self.steps_per_epoch = len(self.crops), 1.0
+        self.items_per_epoch = len(self.crops)
         self.loss_of = make_mesh_loss(self.loss_name(), body, model)
         takes_mask = "query_mask" in inspect.signature(model.forward).parameters
         self.mask_ratio = self.config.query_mask if takes_mask and not self.hand else 0.0

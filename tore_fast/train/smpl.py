@@ -22,6 +22,7 @@ from ..data.synth.poses import PoseBank
 from ..eval.pose import mpjpe, p_mpjpe
 from ..geometry.rotation import axis_angle_to_matrix
 from ..models.smpl.hmr2 import HMR2, cut_sides
+from .config import Task
 from .dense_supervision import DenseSupervision, dense_losses
 from .loop import save_atomically
 from .pose_discriminator import PoseDiscriminator, adversarial_losses
@@ -53,7 +54,7 @@ class HostConfig:
     eval_images: int = 256
 
 
-class HostTask:
+class HostTask(Task):
     """Task: model(crops) -> body parameters, against synthetic truth.
 
     Args:
@@ -149,6 +150,10 @@ class HostTask:
         with torch.no_grad():
             error = (own - own[:, :1] - joints + joints[:, :1]).norm(dim=-1).mean() * 1000
         return sum(parts.values()), {**{k: v.detach() for k, v in parts.items()}, "train_mpjpe_mm": error}
+
+    def model_to_export(self) -> nn.Module:
+        inner = self.model["host"]
+        return inner.model if isinstance(inner, DenseSupervision) else inner
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -16,6 +16,7 @@ from ..body.lbs import axis_angle_to_matrix
 from ..data.heatmap import decode_heatmaps, encode_heatmaps
 from ..data.synth import SynthGenerator
 from ..data.topdown import IMAGENET_MEAN, IMAGENET_STD
+from .config import Task
 from .keypoints import BodyRecovery, joints_mse
 
 NUM_JOINTS = 14  # of data/synth: the 14 evaluation joints
@@ -27,7 +28,7 @@ def network_input(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-class SynthKeypoints:
+class SynthKeypoints(Task):
     """Heat-maps of 14 joints on rendered people; evaluated by the pixel error and PCK (10 % of the body's box)."""
 
     best_metric = "error_px"
@@ -87,7 +88,7 @@ def _pixel_error(found: Tensor, truth: Tensor, side: Tensor, seen: Tensor) -> tu
 
 
 def synth_body_batch(made: dict[str, Tensor], body: Body) -> dict[str, Tensor]:
-    """A batch of `train.tcformer.hmr_losses` from a batch of data/synth."""
+    """A batch of `train.keypoints.hmr_losses` from a batch of data/synth."""
     rotations = axis_angle_to_matrix(made["pose"])
     joints = body.regress("h36m17", body(rotations, made["betas"], level=2).vertices)
     centred = joints - joints[:, :1]

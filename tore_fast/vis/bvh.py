@@ -1,6 +1,6 @@
 """BVH files: a skeleton's rest offsets and rotations per frame, for Blender, Maya, game engines.
 
-In: local rotations [F, J, 3, 3] and root positions of pipelines/video_to_mesh.py (camera axes: y down, z forward); out:
+In: local rotations [F, J, 3, 3] and root positions of pipelines/video.py (camera axes: y down, z forward); out:
 centimetres, y up, facing the camera, channels Zrotation Xrotation Yrotation. Written frame by frame.
 """
 
