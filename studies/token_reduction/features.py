@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tore_fast.body import Body
 from tore_fast.body.decimate import decimate
-from tore_fast.body.fit import fit_upsampling
+from tore_fast.body.fit_upsampling import fit_upsampling
 from tore_fast.data.synth import HELD_OUT, SynthGenerator, normalize_images
 from tore_fast.io.weights import read_weights
 from tore_fast.models import load_pretrained

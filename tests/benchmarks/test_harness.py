@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tore_fast import cli
 from tore_fast.benchmarks import harness, memory, registry, report, run
 from tore_fast.benchmarks.harness import Case, Contender, relative_error, run_case
 from tore_fast.benchmarks.models import fasthmr, hmr
-
-from tore_fast import cli
 
 ENVIRONMENT = dict.fromkeys(("gpu", "triton", "commit", "dirty")) | dict.fromkeys(
     ("cpu", "threads", "torch", "tore_fast", "date"), "x"

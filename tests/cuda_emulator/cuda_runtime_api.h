@@ -264,7 +264,17 @@ inline int atomicAdd(int* at, int v) {
   *at += v;
   return old;
 }
+inline unsigned long long atomicMin(unsigned long long* at, unsigned long long v) {
+  const unsigned long long old = *at;
+  *at = std::min(old, v);
+  return old;
+}
 
+inline unsigned __float_as_uint(float v) {
+  unsigned u;
+  std::memcpy(&u, &v, sizeof u);
+  return u;
+}
 inline float __uint_as_float(unsigned v) {
   float f;
   std::memcpy(&f, &v, sizeof f);
@@ -281,6 +291,10 @@ T max(T a, T b) {
 }
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
+  std::memset(at, value, bytes);
+  return cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = int(emulator::shared_limit);
   return cudaSuccess;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..train.loop import TrainConfig
+from ..train.config import TrainConfig
 from ..train.motion import Stage2Config
 from ..train.smpl import HostConfig
 from . import UsageError, arguments

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..train.config import TrainConfig
 from ..train.lifting import PoseDataConfig
-from ..train.loop import TrainConfig
 from . import arguments
 
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..train.loop import TrainConfig
+from ..train.config import TrainConfig
 from ..train.mesh import MeshRecoveryConfig
 from ..train.mesh_labels import LabelConfig
 from . import UsageError, arguments
@@ -41,7 +41,8 @@ class Args(SetArgs):
 def run(args: Args) -> int:
     import torch
 
-    from ..train.loop import local_device, train
+    from ..train.config import local_device
+    from ..train.loop import train
 
     if args.threads:
         torch.set_num_threads(args.threads)

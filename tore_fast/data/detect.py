@@ -1,6 +1,6 @@
 """People in frames: any detector as a callable, an optional one from torchvision, and a small box tracker.
 
-In: RGB frames [H, W, 3] uint8; out: {track: box} and masks per track, as pipelines/video_to_mesh.py takes them. No
+In: RGB frames [H, W, 3] uint8; out: {track: box} and masks per track, as pipelines/video.py takes them. No
 detector is part of the package and none is downloaded: the choice, its weights and their licence are the user's.
 """
 

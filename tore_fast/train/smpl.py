@@ -24,6 +24,7 @@ from ..geometry.rotation import axis_angle_to_matrix
 from ..io.weights import read_weights
 from ..models.smpl.hmr2 import HMR2, cut_sides
 from .checkpoint import save_atomically
+from .config import Task
 from .dense_supervision import DenseSupervision, dense_losses
 from .pose_discriminator import PoseDiscriminator, adversarial_losses
 
@@ -54,7 +55,7 @@ class HostConfig:
     eval_images: int = 256
 
 
-class HostTask:
+class HostTask(Task):
     """Task: model(crops) -> body parameters, against synthetic truth.
 
     Args:
@@ -150,6 +151,10 @@ class HostTask:
         with torch.no_grad():
             error = (own - own[:, :1] - joints + joints[:, :1]).norm(dim=-1).mean() * 1000
         return sum(parts.values()), {**{k: v.detach() for k, v in parts.items()}, "train_mpjpe_mm": error}
+
+    def model_to_export(self) -> nn.Module:
+        inner = self.model["host"]
+        return inner.model if isinstance(inner, DenseSupervision) else inner
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
