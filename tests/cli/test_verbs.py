@@ -11,7 +11,7 @@ from made_up.command import command
 import tore_fast.cli as cli
 from tore_fast.cli import VERBS, UsageError, arguments, sentence
 from tore_fast.models import create_model, save_pretrained
-from tore_fast.train.loop import TrainConfig
+from tore_fast.train.config import TrainConfig
 
 JOBS = {verb: tuple(getattr(importlib.import_module(f"tore_fast.cli.{verb}"), "SUBCOMMANDS", ())) for verb in VERBS}
 SAID = {  # one mistake per verb and what the line must say
@@ -20,7 +20,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("convert", "text.bin", "out", "--upstream", "mtro"): "--upstream: expected one of fastmetro",
     ("convert", "text.bin", "out", "--upstream", "hott"): "--upstream: expected one of fastmetro, tore",
     ("list", "nothing*"): "no model matches 'nothing*'",
-    ("list", "--family", "metros"): "no model has 'metros'; expected some of fasthmr",
+    ("list", "--family", "metros"): "no model has 'metros'; expected some of blazepose, fasthmr",
     ("list", "--tag", "foot"): "no model has 'foot'; expected some of ",
     ("predict", "nowhere.jpg"): "no image to work on",
     ("batch", "nowhere.tar"): "nowhere.tar: not there",

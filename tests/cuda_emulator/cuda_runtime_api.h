@@ -192,6 +192,12 @@ T __shfl_xor_sync(unsigned mask, T v, int step) {
   return emulator::exchange(mask, v, [&](const T* all, unsigned lane) { return all[lane ^ unsigned(step)]; });
 }
 template <typename T>
+T __shfl_sync(unsigned mask, T v, int from, int width = 32) {
+  return emulator::exchange(mask, v, [&](const T* all, unsigned lane) {
+    return all[lane / unsigned(width) * unsigned(width) + unsigned(from) % unsigned(width)];
+  });
+}
+template <typename T>
 T __shfl_up_sync(unsigned mask, T v, int step) {
   return emulator::exchange(mask, v, [&](const T* all, unsigned lane) {
     return all[int(lane) < step ? lane : lane - unsigned(step)];
@@ -264,7 +270,17 @@ inline int atomicAdd(int* at, int v) {
   *at += v;
   return old;
 }
+inline unsigned long long atomicMin(unsigned long long* at, unsigned long long v) {
+  const unsigned long long old = *at;
+  *at = std::min(old, v);
+  return old;
+}
 
+inline unsigned __float_as_uint(float v) {
+  unsigned u;
+  std::memcpy(&u, &v, sizeof u);
+  return u;
+}
 inline float __uint_as_float(unsigned v) {
   float f;
   std::memcpy(&f, &v, sizeof f);
@@ -281,6 +297,10 @@ T max(T a, T b) {
 }
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
+  std::memset(at, value, bytes);
+  return cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = int(emulator::shared_limit);
   return cudaSuccess;

@@ -10,18 +10,19 @@ import sys
 import torch
 from torch import nn
 
-from tore_fast.train.loop import TrainConfig, train
+from tore_fast.train.config import Task, TrainConfig
+from tore_fast.train.loop import train
 
 
-class LineFit:
+class LineFit(Task):
     """y = 3x - 1 with noise; dropout makes the curve depend on the random state. Item n is the same in any batch size."""
 
     best_metric = "error"
 
-    def __init__(self, dropout: float = 0.1, kill_at: int = -1):
+    def __init__(self, dropout: float = 0.1, kill_at: int = -1, interrupt_at: int = -1):
         torch.manual_seed(7)
         self.model = nn.Sequential(nn.Linear(1, 16), nn.Dropout(dropout), nn.ReLU(), nn.Linear(16, 1))
-        self.kill_at = kill_at
+        self.kill_at, self.interrupt_at = kill_at, interrupt_at
 
     def batch(self, index, batch_size, step):
         rows = []
@@ -34,6 +35,8 @@ class LineFit:
     def loss(self, model, batch, step):
         if step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == self.interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C
         value = (model(batch["x"]) - batch["y"]).square().mean()
         return value, {"mse": value.detach()}
 

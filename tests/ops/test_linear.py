@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tore_fast.ops import BackendUnavailable, Norm, PackedWeight, linear
 from tore_fast.ops._strassen import deepest_level, strassen_multiply, strassen_pack
 
+pytestmark = pytest.mark.cpu_kernels
 ACTS = {None: lambda x: x, "relu": F.relu, "gelu": F.gelu}
 module = importlib.import_module("tore_fast.ops.linear")  # the function hides it
 needs_kernel = pytest.mark.skipif(

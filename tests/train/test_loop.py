@@ -19,11 +19,13 @@ pytest.importorskip("accelerate")
 
 from made_up.line_task import LineFit  # noqa: E402
 
+from tore_fast.train.config import TrainConfig
 from tore_fast.train.ema import Ema  # noqa: E402
-from tore_fast.train.loop import TrainConfig, train  # noqa: E402
+from tore_fast.train.loop import train  # noqa: E402
 from tore_fast.train.memory import checkpoint_activations, memory_report  # noqa: E402
 from tore_fast.train.optim import learning_rate, make_optimiser, parameter_groups  # noqa: E402
 from tore_fast.train.prefetch import Prefetch  # noqa: E402
+from tore_fast.train.run_log import duration  # noqa: E402
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -61,7 +63,8 @@ def test_it_learns_and_keeps_the_best(tmp_path):
 
 def start(task, config, **environment):
     text = json.dumps([task, dataclasses.asdict(config)])
-    env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", **environment}
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen([sys.executable, "-m", "made_up.line_task", text], env=env, cwd=TESTS)
 
 
@@ -88,6 +91,73 @@ def test_kill_9_and_resume_follow_the_same_curve(tmp_path):
     rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert rows == sorted(rows)  # nothing twice
     same_weights(tmp_path / "whole", tmp_path / "killed", rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("where", ["step", "evaluation"])
+def test_ctrl_c_saves_and_the_next_run_goes_on(tmp_path, where, monkeypatch):
+    said = []
+    train(LineFit(), config(tmp_path / "whole"), log=lambda _: None)
+    task = LineFit(interrupt_at=40 if where == "step" else -1)
+    if where == "evaluation":
+        monkeypatch.setattr(task, "evaluate", lambda model: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(task, config(tmp_path / "parts"), log=said.append)
+    step = 41 if where == "step" else 30
+    assert (
+        said[-1]
+        == f"stopped at step {step} of 60, saved {tmp_path / 'parts' / 'last.pt'}; the same command goes on from there"
+    )
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(LineFit(), config(tmp_path / "parts"), log=said.append)
+    assert f"resumed {tmp_path / 'parts' / 'last.pt'} at step {step}" in said
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_the_last_evaluation_is_made_up_for(tmp_path):
+    """A run that was stopped while it evaluated its last step."""
+
+    class Stopped(LineFit):
+        def evaluate(self, model):
+            raise KeyboardInterrupt
+
+    short = config(tmp_path, steps=10)
+    with pytest.raises(KeyboardInterrupt):
+        train(Stopped(), short, log=lambda _: None)
+    assert train(LineFit(), short, log=lambda _: None)["error"] > 0 and (tmp_path / "best.pt").is_file()
+
+
+def test_a_folder_of_another_run_is_refused_in_one_line(tmp_path):
+    short = config(tmp_path, steps=10)
+    train(LineFit(), short, log=lambda _: None, name="line")
+    wider = LineFit()
+    wider.model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))
+    for task, changes, name, words in (
+        (LineFit(), {}, "curve", "model 'line', this one has 'curve'"),
+        (LineFit(), {"seed": 5}, "line", "seed 0, this one has 5"),
+        (LineFit(), {"optimiser": "adam"}, "line", "optimiser 'adamw', this one has 'adam'"),
+        (wider, {}, "line", "holds another model"),
+    ):
+        with pytest.raises(ValueError, match=words) as e:
+            train(task, dataclasses.replace(short, **changes), log=lambda _: None, name=name)
+        assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
+    said = []
+    train(LineFit(), dataclasses.replace(short, lr=1e-4, steps=12), log=said.append, name="line")
+    assert said[0] == f"note: {tmp_path} was trained with steps 10, lr 0.01; it goes on with steps 12, lr 0.0001"
+
+
+def test_start_line_and_time_left(tmp_path):
+    said = []
+    train(LineFit(), config(tmp_path, log_every=50), log=said.append, name="line")
+    assert said[0].startswith("training line: 4.9e-05 M parameters on ") and "60 steps of 16 items" in said[0]
+    assert said[1].startswith("step 1/60") and said[1].endswith(" left")  # the first step tells how long it will take
+    assert list(curve(tmp_path)) == [50]  # the file keeps its interval
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(4, "4 s"), (89, "89 s"), (600, "10 min"), (2.5 * 3600, "2.5 h"), (3e5, "3.5 days")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -204,7 +274,7 @@ def test_batches_made_ahead_do_not_change_the_curve(tmp_path, monkeypatch):
 def test_bf16_follows_the_float32_curve(tmp_path):
     from accelerate.state import AcceleratorState
 
-    for precision in ("no", "bf16"):
+    for precision in ("fp32", "bf16"):
         AcceleratorState._reset_state(True)  # a process keeps its first precision otherwise
         train(
             LineFit(dropout=0.0),
@@ -212,7 +282,7 @@ def test_bf16_follows_the_float32_curve(tmp_path):
             log=lambda _: None,
         )
     AcceleratorState._reset_state(True)
-    whole, half = curve(tmp_path / "no"), curve(tmp_path / "bf16")
+    whole, half = curve(tmp_path / "fp32"), curve(tmp_path / "bf16")
     assert whole != half and half == pytest.approx(whole, rel=0.1, abs=0.02)
 
 

@@ -28,7 +28,7 @@ from tore_fast.pipelines.synth_clips import (
     write_tokens,
     write_view_tokens,
 )
-from tore_fast.train.loop import TrainConfig
+from tore_fast.train.config import TrainConfig
 from tore_fast.train.motion import Stage2Config, read_motion, read_motion_folder
 from tore_fast.train.pose_discriminator import PoseDiscriminator, adversarial_losses
 from tore_fast.train.smpl import HostConfig, HostTask

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from ..train.loop import TrainConfig
+from ..train.config import TrainConfig
 from . import arguments
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..train.loop import TrainConfig
+from ..train.config import TrainConfig
 from . import arguments
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..train.loop import TrainConfig
+from ..train.config import TrainConfig
 from . import arguments
 from ._sets import SetArgs, open_sets, validation
 

@@ -62,7 +62,7 @@ def _draw(args: Args) -> list[Path]:
 
     from ..data.person_crop import IMAGENET_MEAN, IMAGENET_STD, cut
     from ..models.default import BUILT_IN
-    from ..pipelines.image_to_mesh import Pipeline, load_model
+    from ..pipelines.images import ImagePipeline, load_model
     from ..vis.overlay import save_png
 
     random = args.checkpoint is None and args.model not in BUILT_IN and not Path(args.model).is_dir()
@@ -74,7 +74,7 @@ def _draw(args: Args) -> list[Path]:
         )
     if random:
         print("note: random weights: the maps are those of an untrained model", file=sys.stderr)
-    pipeline = Pipeline(model, mesh_data=args.mesh_data, device="cpu")
+    pipeline = ImagePipeline(model, mesh_data=args.mesh_data, device="cpu")
     boxes = [[args.box]] if args.box else ("full" if random else "auto")
     result = pipeline.predict([args.image], boxes)[0]
     if result.error:

@@ -1,8 +1,8 @@
 """Which implementation of an op runs: `impl="auto"` asks each backend why not, an explicit `impl` never falls back.
 
-A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels; linear names its two ways on a CPU
-"strassen", ours, and "onednn", torch's) or "reference" (plain torch, any device and dtype). Every ops/<stem>.py has `BACKENDS` in order of preference and a pure function
-`why_not(backend, *args) -> str | None`; `tore-fast info` prints the same sentences.
+A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels; linear has two ways there, "strassen", ours,
+and "onednn", torch's) or "reference" (plain torch, any device and dtype). Every ops/<stem>.py has `BACKENDS` in order of
+preference and a pure function `why_not(backend, *args) -> str | None`; `tore-fast info` prints the same sentences.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import _ext
+
+# whose tensors a backend takes
+DEVICE_TYPES = {"cpu": "cpu", "strassen": "cpu", "onednn": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
 class BackendUnavailable(RuntimeError):
@@ -26,14 +29,12 @@ def backend_reason(backend: str) -> str | None:
     if backend == "onednn":
         has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         return None if has and torch.backends.mkldnn.enabled else "torch without oneDNN, or it is switched off"
-    if backend == "cuda":
-        return _ext.cuda_reason or (None if torch.cuda.is_available() else "no CUDA device is visible")
-    return _ext.triton_reason()
+    return _ext.gpu_reason() if backend == "cuda" else _ext.triton_reason()
 
 
 def tensor_reason(backend: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
     """Why `backend` cannot take the tensor `x`, or None."""
-    want = "cpu" if backend == "cpu" else "cuda"
+    want = DEVICE_TYPES[backend]
     if x.device.type != want:
         return f"it takes {want} tensors, got {x.device.type}"
     if x.dtype not in dtypes:

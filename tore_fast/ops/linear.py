@@ -72,9 +72,9 @@ def why_not(
     split: int = 1,
 ) -> str | None:
     """Why `backend` cannot multiply `x` (by `weight`), or None."""
-    reason = backend_reason(backend) or tensor_reason("cpu", x, (torch.float32,))
+    reason = backend_reason(backend) or tensor_reason(backend, x, (torch.float32,))
     if reason is None and weight is not None:
-        reason = tensor_reason("cpu", weight, (torch.float32,))
+        reason = tensor_reason(backend, weight, (torch.float32,))
     if reason is None and torch.is_autocast_enabled("cpu"):
         reason = "autocast is on, and it computes in float32"
     if reason is not None or weight is None:

@@ -1,6 +1,6 @@
 """What the FastHMR commands share: hosts from names, folders and official files; crops of images; joints of a body.
 
-In: command-line strings; out: models and tensors for layer_merge.py and video_to_mesh.py.
+In: command-line strings; out: models and tensors for merge.py and video.py.
 """
 
 from __future__ import annotations

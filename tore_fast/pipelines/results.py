@@ -1,6 +1,6 @@
 """Files of one image's result: overlay PNG, GLB or OBJ per person, one npz with documented keys.
 
-In: ImageResult of pipelines/image_to_mesh.py. The drawing is vis/overlay.py, the mesh files vis/export.py.
+In: ImageResult of pipelines/images.py. The drawing is vis/overlay.py, the mesh files vis/export.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..vis import export, overlay
-from .image_to_mesh import ImageResult, Pipeline
+from .images import ImagePipeline, ImageResult
 
 FORMATS = ("png", "glb", "obj", "npz")
 
@@ -45,7 +45,7 @@ def unique_names(paths: list[Path]) -> list[str]:
 
 
 def write_result(
-    result: ImageResult, pipeline: Pipeline, folder: Path, name: str, formats: tuple[str, ...]
+    result: ImageResult, pipeline: ImagePipeline, folder: Path, name: str, formats: tuple[str, ...]
 ) -> list[Path]:
     """Writes the asked formats; each file appears whole or not at all. Returns the paths."""
     faces = pipeline.topology.hierarchy.faces[0]

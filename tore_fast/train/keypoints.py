@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..body import Body, project
-from ..body.joints import H36M17_TO_J14, J24_TO_J14
+from ..body import Body
 from ..body.lbs import pose_matrices
 from ..data.topdown import TopDownDataset
 from ..eval.keypoint_metrics import KeypointMetric, predict_keypoints
+from ..geometry.camera import project_weak
+from ..geometry.skeleton import H36M17_TO_J14, J24_TO_J14
 from ..models.keypoints.ppt import PPT
 from ..models.keypoints.tcformer_heads import BodyParameters
+from .config import Task
 from .losses import joints_3d_loss, labelled_mean
 from .mesh_labels import LabelledCrops
 from .stream import items_of_batch
@@ -32,7 +34,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target)
 
 
-class Classification:
+class Classification(Task):
     """Class labels: cross entropy (with mixup where given), top-1 error in percent."""
 
     best_metric = "top1_error"
@@ -89,7 +91,7 @@ def joints_mse(heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return ((heatmaps.float() - target).square().mean((2, 3)) * weight).mean()
 
 
-class Keypoints:
+class Keypoints(Task):
     """Heat-map regression on top-down crops; evaluated with the flip test and a metric of the data set."""
 
     def __init__(
@@ -107,7 +109,6 @@ class Keypoints:
         self.flip_test, self.refine, self.seed, self.eval_batch = flip_test, refine, seed, eval_batch
         self.best_metric = metric.best
         self.items_per_epoch = len(training)
-        self.steps_per_epoch = float(len(training))  # loop.py sets it for its batch
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         items = []
@@ -165,12 +166,12 @@ def hmr_losses(
             confidence = truth[..., 3] if truth.shape[2] == 4 else torch.ones_like(truth[..., 0])
             losses["joints3d"] = joints_3d_loss(joints, truth[..., :3], confidence, batch.get("has_3d"), "mse", origin)
         if "joints2d" in batch:
-            error = (project(joints, out.camera.float()) - batch["joints2d"][..., :2]).square().sum(2)
+            error = (project_weak(joints, out.camera.float()) - batch["joints2d"][..., :2]).square().sum(2)
             losses["joints2d"] = (error * batch["joints2d"][..., 2]).mean()
     return losses
 
 
-class BodyRecovery:
+class BodyRecovery(Task):
     """SMPL-style parameters from images; `source(index, batch_size, step)` gives the batches of `hmr_losses`.
 
     Args:

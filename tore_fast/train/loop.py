@@ -1,133 +1,55 @@
-"""One training loop for every family: a Task says what a batch, a loss and an evaluation are, the loop does the rest.
+"""One training loop for every family: a Task (config.py) says what a batch, a loss and an evaluation are, the loop does the rest.
 
 Batches and random numbers are functions of (seed, step, process), nothing else, so a run that was killed and resumed
 follows the same loss curve as one that was not. Devices, mixed precision and several processes come from accelerate
 (`torchrun --nproc-per-node 2 -m tore_fast train ...` works as it stands). Files of a run, all in `out`:
 `last.pt` (weights, EMA, optimiser, step; written atomically), `best.pt` (EMA weights), `metrics.jsonl`, TensorBoard events.
-Schedules and parameter groups are in optim.py, gradient checkpointing and the memory report in memory.py, batches made
+run.py starts a run from given weights, chooses the checkpoint and exports it; run_log.py prints and writes the numbers;
+schedules and parameter groups are in optim.py, gradient checkpointing and the memory report in memory.py, batches made
 ahead on a GPU in prefetch.py.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .checkpoint import keep_previous, read_run, save_atomically
+from .config import Task, TrainConfig, with_epochs
 from .ema import Ema
 from .memory import checkpoint_activations, memory_report
-from .optim import OPTIMISERS, SCHEDULES, learning_rate, make_optimiser
+from .optim import learning_rate, make_optimiser
 from .prefetch import Prefetch
+from .resume import check_same_run, identity_of, load_weights
+from .run_log import RunLog
 
-PRECISIONS = ("no", "bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What every training has; the defaults fit a small model on one device."""
-
-    out: str = "runs/default"
-    """Folder of the run; an existing run there is resumed."""
-    steps: int = 10_000
-    """Optimiser steps in all; the learning-rate schedule ends there."""
-    epochs: float = 0.0
-    """Passes over the data instead of `steps`, where the data has an end; 0: `steps` counts."""
-    batch_size: int = 32
-    """Items per process and micro-batch."""
-    lr: float = 3e-4
-    min_lr: float = 1e-6
-    warmup: int = 200
-    """Steps of linear warm-up before the schedule."""
-    schedule: str = "cosine"
-    """cosine | constant | step (see decay_at) | exponential (a constant factor per step, from lr to min_lr)"""
-    decay_at: tuple[float, ...] = (0.5,)
-    """schedule='step': x0.1 after each of these shares of the training."""
-    optimiser: str = "adamw"
-    """adamw | adam (weight decay as an L2 term)"""
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-4
-    decay_all: bool = False
-    """Weight decay on biases and norms, too, as the official METRO and FastMETRO scripts do."""
-    clip_norm: float = 0.3
-    """Gradient-norm limit; 0 switches it off."""
-    clip_value: float = 0.0
-    """Limit of every single gradient number (TORE's code); 0 switches it off."""
-    accumulate: int = 1
-    """Micro-batches per optimiser step."""
-    checkpoint_activations: bool = False
-    """Recompute the layers' insides in the backward pass: less memory, about a third more time."""
-    memory_report: bool = False
-    """Before training, print where the memory of one step goes."""
-    ema: float = 0.999
-    """Decay of the averaged weights that are evaluated and exported; 0 switches it off."""
-    precision: str = "no"
-    """no | bf16 | fp16"""
-    seed: int = 0
-    eval_every: int = 1000
-    log_every: int = 20
-    checkpoint_minutes: float = 5.0
-    max_minutes: float = 0.0
-    """Stop (with a checkpoint) after this time; 0: run to the end."""
-    workers: int = 0
-    """Processes that prepare batches (0: in this one)."""
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
-        for name, known in (("schedule", SCHEDULES), ("optimiser", tuple(OPTIMISERS)), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"train.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+_KEPT = ("model", "optimiser", "step", "best", "ema", "config")  # what a run needs to go on
 
 
-class Task(Protocol):
-    """What the loop needs to know about a problem."""
+def train(
+    task: Task, config: TrainConfig, log: Callable[[str], None] | None = None, name: str = ""
+) -> dict[str, float]:
+    """Trains `task.model`; resumes from `config.out` if a run is there. Returns the last evaluation.
 
-    model: nn.Module
-    best_metric: str  # key of `evaluate`'s result; lower is better
-
-    def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
-        """Batch `index` of the endless stream; the same index gives the same batch."""
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar to minimise and its parts (detached scalars)."""
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics on the held-out split."""
-
-
-def local_device() -> str:
-    """This process's device, as a Task needs it before the loop starts: its own GPU under torchrun, else cuda or cpu."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return f"cuda:{index}"
-
-
-def with_epochs(task: Task, config: TrainConfig) -> TrainConfig:
-    """`config` with its epochs as steps; the task hears how many steps an epoch has.
+    Args:
+        log: where lines go; None: printed, above the progress bar.
+        name: of the model, for the start line and so that the folder of another model is refused.
 
     Raises:
-        ValueError: epochs of data without an end.
+        ValueError: the folder holds a run of another model or seed. KeyboardInterrupt: after Ctrl-C, when last.pt is saved.
     """
-    items = getattr(task, "items_per_epoch", None)
-    if items is None:
-        if config.epochs:
-            raise ValueError("train: epochs are for data sets; synthetic data has no end, give steps")
-        return config
-    per_step = config.batch_size * config.accumulate * int(os.environ.get("WORLD_SIZE", 1))
-    task.steps_per_epoch = items / per_step
-    return replace(config, steps=max(1, round(config.epochs * task.steps_per_epoch))) if config.epochs else config
+    return _Training(task, config, log, name).run()
 
 
 class _Stream(torch.utils.data.Dataset):
@@ -146,182 +68,210 @@ class _Stream(torch.utils.data.Dataset):
         return self.task.batch(index, self.config.batch_size, micro // self.config.accumulate)
 
 
-def save_atomically(state: dict, path: Path) -> None:
-    """A reader (or a kill) never sees half a file."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+def _ignore_interrupt(_worker: int) -> None:
+    """Ctrl-C reaches worker processes, too; they must live until the training process has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def train(task: Task, config: TrainConfig, log: Callable[[str], None] = print) -> dict[str, float]:
-    """Trains `task.model`; resumes from `config.out` if a run is there. Returns the last evaluation."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+class _Training:
+    """One run: everything that a step, an evaluation and a save share."""
 
-    config = with_epochs(task, config)
-    # weights that a loss does not reach (unused heads, frozen stages) must not stop the gradient exchange
-    exchange = DistributedDataParallelKwargs(find_unused_parameters=True)
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # the others wait while the first process evaluates
-    accelerator = Accelerator(
-        mixed_precision=config.precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[exchange, patience]
-    )
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    if config.checkpoint_activations and not checkpoint_activations(task.model):
-        log("checkpoint_activations: the model has no stack of layers to recompute")
-    if config.memory_report and accelerator.is_main_process:
-        log(memory_report(task, config, accelerator.device))
-    torch.manual_seed(config.seed)
-    optimiser = make_optimiser(task.model, config)
-    model, optimiser = accelerator.prepare(task.model, optimiser)
-    plain = accelerator.unwrap_model(model)
-    ema = Ema(plain, config.ema) if config.ema else None
-    step, best = 0, math.inf
-    last = out / "last.pt"
-    if last.exists():
-        state = torch.load(last, map_location=accelerator.device, weights_only=True)
-        plain.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        if ema is not None:
-            ema.load_state_dict(state["ema"])
-        step, best = state["step"], state["best"]
-        if accelerator.scaler is not None and state.get("scaler"):
-            accelerator.scaler.load_state_dict(state["scaler"])
-        log(f"resumed {last} at step {step}")
-    writer = _Log(out, step) if accelerator.is_main_process else None
+    def __init__(self, task: Task, config: TrainConfig, log: Callable[[str], None] | None, name: str):
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    def checkpoint() -> None:
-        if accelerator.is_main_process:
-            state = {
-                "model": plain.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step,
-                "best": best,
-                "ema": ema.state_dict() if ema else {},
-                "config": asdict(config),
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-            }
-            save_atomically(state, last)
+        self.task, self.config = task, with_epochs(task, config)
+        # weights that a loss does not reach (unused heads, frozen stages) must not stop the gradient exchange
+        exchange = DistributedDataParallelKwargs(find_unused_parameters=True)
+        patience = InitProcessGroupKwargs(
+            timeout=timedelta(hours=6)
+        )  # the others wait while the first process evaluates
+        self.accelerator = Accelerator(
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[exchange, patience],
+        )
+        self.out = Path(config.out or "runs/default")
+        self.last = self.out / "last.pt"
+        self.main = self.accelerator.is_main_process
+        self.log = RunLog(self.out, self.config, self.accelerator.num_processes, log, quiet=not self.main)
+        self.step, self.best, self.evaluated = 0, math.inf, -1
+        self.metrics: dict[str, float] = {}
+        self.inside_step = self.stop = False
+        self.identity = identity_of(task, name)
+        self._prepare()
 
-    def evaluate() -> dict[str, float]:
-        nonlocal best
-        metrics: dict[str, float] = {}
-        if accelerator.is_main_process:
-            with ema.applied(plain) if ema else _Nothing():
-                plain.eval()
-                metrics = task.evaluate(plain)
-                plain.train()
-                if metrics.get(task.best_metric, math.inf) < best:
-                    best = metrics[task.best_metric]
-                    save_atomically({"model": plain.state_dict(), "step": step, "metrics": metrics}, out / "best.pt")
-            if metrics:
-                writer.write(step, {f"eval/{k}": v for k, v in metrics.items()})
-                log(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
-        accelerator.wait_for_everyone()
-        return metrics
+    def _prepare(self) -> None:
+        """Model, optimiser and averaged weights, new or from last.pt."""
+        task, config = self.task, self.config
+        state = read_run(self.last, _KEPT) if self.last.exists() else None
+        if state is not None:
+            check_same_run(self.out, state, self.identity, config, self.log.say)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if config.checkpoint_activations and not checkpoint_activations(task.model):
+            self.log.say("checkpoint_activations: the model has no stack of layers to recompute")
+        if config.memory_report and self.main:
+            self.log.say(memory_report(task, config, self.accelerator.device))
+        torch.manual_seed(config.seed)
+        optimiser = make_optimiser(task.model, config)
+        self.model, self.optimiser = self.accelerator.prepare(task.model, optimiser)
+        self.plain = self.accelerator.unwrap_model(self.model)
+        self.ema = Ema(self.plain, config.ema) if config.ema else None
+        if state is not None:
+            load_weights(self.plain, state["model"], self.last)
+            try:
+                self.optimiser.load_state_dict(state["optimiser"])
+                if self.ema is not None:
+                    self.ema.load_state_dict(state["ema"])
+                if self.accelerator.scaler is not None and state.get("scaler"):
+                    self.accelerator.scaler.load_state_dict(state["scaler"])
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as e:
+                raise ValueError(
+                    f"{self.last}: not a checkpoint of this training ({str(e).splitlines()[0][:160]})"
+                ) from None
+            self.step, self.best, self.evaluated = state["step"], state["best"], state.get("evaluated", -1)
+            self.log.say(f"resumed {self.last} at step {self.step}")
 
-    stream = _Stream(task, config, step, config.steps, accelerator.process_index, accelerator.num_processes)
-    loader = iter(
-        torch.utils.data.DataLoader(
+    def save(self) -> None:
+        """Writes last.pt."""
+        if not self.main:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "model": self.plain.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "evaluated": self.evaluated,
+            "ema": self.ema.state_dict() if self.ema else {},
+            "config": asdict(self.config),
+            "identity": self.identity,
+            "scaler": scaler.state_dict() if scaler is not None else {},
+        }
+        keep_previous(self.last)
+        save_atomically(state, self.last)
+
+    def evaluate(self) -> None:
+        """Measures the averaged weights on the first process, keeps them in best.pt if they are the best so far."""
+        if self.main:
+            self.log.status(f"evaluation at step {self.step}")
+            with self.ema.applied(self.plain) if self.ema else nullcontext():
+                self.plain.eval()
+                try:
+                    self.metrics = self.task.evaluate(self.plain)
+                finally:
+                    self.plain.train()
+                if self.metrics.get(self.task.best_metric, math.inf) < self.best:
+                    self.best = self.metrics[self.task.best_metric]
+                    kept = {"model": self.plain.state_dict(), "step": self.step, "metrics": self.metrics}
+                    save_atomically(kept, self.out / "best.pt")
+            self.log.evaluation(self.step, self.metrics)
+        self.evaluated = self.step
+        self.accelerator.wait_for_everyone()
+
+    def run(self) -> dict[str, float]:
+        """All steps that are left."""
+        self.log.start(self.identity["model"], self.plain, self.accelerator.device, self.step)
+        batches = self._batches()
+        self.model.train()
+        started = saved = time.monotonic()
+        config = self.config
+        try:
+            with self._ctrl_c():
+                while self.step < config.steps:
+                    self._step(batches)
+                    if self.step % config.eval_every == 0 or self.step == config.steps:
+                        self.evaluate()
+                    if time.monotonic() - saved > 60 * config.checkpoint_minutes or self.step == config.steps:
+                        self.save()
+                        saved = time.monotonic()
+                    if config.max_minutes and time.monotonic() - started > 60 * config.max_minutes:
+                        self.save()
+                        self.log.say(
+                            f"stopped after {config.max_minutes} minutes at step {self.step}; the same command resumes"
+                        )
+                        break
+                if self.step == config.steps and self.evaluated != self.step:  # it was stopped while it evaluated
+                    self.evaluate()
+                    self.save()
+        except KeyboardInterrupt:
+            self.save()
+            self.log.say(
+                f"stopped at step {self.step} of {config.steps}, saved {self.last}; the same command goes on from there"
+            )
+            raise
+        finally:
+            self.log.close()
+            self.accelerator.end_training()
+        return self.metrics
+
+    def _batches(self) -> Prefetch:
+        accelerator, workers = self.accelerator, self.config.workers
+        stream = _Stream(
+            self.task, self.config, self.step, self.config.steps, accelerator.process_index, accelerator.num_processes
+        )
+        loader = torch.utils.data.DataLoader(
             stream,
             batch_size=None,
-            num_workers=config.workers,
-            prefetch_factor=4 if config.workers else None,
-            pin_memory=accelerator.device.type == "cuda" and config.workers > 0,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=accelerator.device.type == "cuda" and workers > 0,
+            worker_init_fn=_ignore_interrupt if workers else None,
         )
-    )
-    batches = Prefetch(loader, accelerator.device)
-    model.train()
-    metrics: dict[str, float] = {}
-    started = saved = time.monotonic()
-    seen = 0
-    while step < config.steps:
+        return Prefetch(iter(loader), accelerator.device)
+
+    def _step(self, batches: Prefetch) -> None:
+        """One optimiser step; Ctrl-C inside waits for its end, so that weights, moments and averages belong together."""
+        config, accelerator = self.config, self.accelerator
+        self.inside_step = True
         # dropout and masks depend on the step alone: a resumed run draws the same
-        torch.manual_seed(config.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
-        lr = learning_rate(config, step)
-        for group in optimiser.param_groups:
+        torch.manual_seed(config.seed * 1_000_003 + self.step * accelerator.num_processes + accelerator.process_index)
+        lr = learning_rate(config, self.step)
+        for group in self.optimiser.param_groups:
             group["lr"] = lr
-        parts: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
             batch = batches.take()
-            with accelerator.no_sync(model) if micro + 1 < config.accumulate else _Nothing():
+            with accelerator.no_sync(self.model) if micro + 1 < config.accumulate else nullcontext():
                 with accelerator.autocast():
-                    total, parts = task.loss(model, batch, step)
+                    total, parts = self.task.loss(self.model, batch, self.step)
                 accelerator.backward(total / config.accumulate)
             if micro + 1 < config.accumulate:
                 batches.prepare()
         if config.clip_value:
-            accelerator.clip_grad_value_(model.parameters(), config.clip_value)
+            accelerator.clip_grad_value_(self.model.parameters(), config.clip_value)
         if config.clip_norm:
-            parts["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if ema is not None:
-            ema.update(plain)
+            parts = {**parts, "grad_norm": accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)}
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.plain)
         batches.prepare()
-        step += 1
-        seen += config.batch_size * config.accumulate * accelerator.num_processes
-        if writer is not None and step % config.log_every == 0:
-            values = {k: float(v) for k, v in parts.items()}
-            values |= {"loss": float(total.detach()), "lr": lr, "images_per_s": seen / (time.monotonic() - started)}
-            writer.write(step, values)
-            log(f"step {step}/{config.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
-        if step % config.eval_every == 0 or step == config.steps:
-            metrics = evaluate()
-        if time.monotonic() - saved > 60 * config.checkpoint_minutes or step == config.steps:
-            checkpoint()
-            saved = time.monotonic()
-        if config.max_minutes and time.monotonic() - started > 60 * config.max_minutes:
-            checkpoint()
-            log(f"stopped after {config.max_minutes} minutes at step {step}; the same command resumes")
-            break
-    if writer is not None:
-        writer.close()
-    accelerator.end_training()
-    return metrics
+        self.step += 1
+        self.log.step(self.step, total, parts, lr)
+        self.inside_step = False
+        if self.stop:
+            raise KeyboardInterrupt
 
+    @contextmanager
+    def _ctrl_c(self) -> Iterator[None]:
+        """The first Ctrl-C ends the run after the step that is being made, a second one ends it at once.
 
-class _Nothing:
-    def __enter__(self):
-        return self
+        Not with several processes: they would stop at different steps and wait for each other for ever.
+        """
+        if self.accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
-    def __exit__(self, *exc):
-        return False
+        def handler(_signal, _frame) -> None:
+            if not self.inside_step:
+                raise KeyboardInterrupt
+            if self.stop:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGINT)
+            self.stop = True
+            self.log.status("Ctrl-C: this step, then saving (once more: at once, nothing saved)")
 
-
-class _Log:
-    """metrics.jsonl always, TensorBoard where it is installed. Rows beyond `step` (of a killed run) are taken out."""
-
-    def __init__(self, out: Path, step: int):
-        path = out / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            part = path.with_suffix(".part")
-            part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            os.replace(part, path)
-        self.file = open(path, "a", encoding="utf-8")
+        before = signal.signal(signal.SIGINT, handler)
         try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # the tensorboard package is an extra
-            self.board = None
-        else:
-            self.board = SummaryWriter(str(out), purge_step=step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for k, v in values.items():
-                self.board.add_scalar(k, v, step)
-
-    def close(self) -> None:
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
-
-
-def _step_of(line: str) -> float:
-    """Step of a row; infinity for one that a kill cut off."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)

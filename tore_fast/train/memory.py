@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from .loop import Task, TrainConfig
+from .config import Task, TrainConfig
 
 
 def checkpoint_activations(model: nn.Module) -> int:

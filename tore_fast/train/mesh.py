@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from ..body import Body, project
+from ..body import Body
 from ..data.synth import generator_class, held_out, normalize_images
 from ..eval.synthetic import evaluate_held_out, joint_regressor
+from ..geometry.camera import project_weak
+from .config import Task
 from .dense_supervision import DenseOutput, DenseSupervision, dense_losses
 
 
@@ -42,7 +44,7 @@ class MeshRecoveryConfig:
     """Held-out images per evaluation while training (the card's numbers use the whole split)."""
 
 
-class MeshRecovery:
+class MeshRecovery(Task):
     """Task: model(images) -> camera, joints, vertices at three levels, against synthetic truth."""
 
     best_metric = "hard_pa_mpjpe_mm"
@@ -96,7 +98,9 @@ class MeshRecovery:
         edge_loss = l1_loss(self._edges(meshes[0]), self._edges(truths[0]))
         truth_2d = batch["joints2d"]
         camera = out.camera.float()
-        projection = l1_loss(project(token_joints, camera), truth_2d) + l1_loss(project(mesh_joints, camera), truth_2d)
+        projection = l1_loss(project_weak(token_joints, camera), truth_2d) + l1_loss(
+            project_weak(mesh_joints, camera), truth_2d
+        )
         total = c.joint_weight * joint_loss + c.mesh_weight * mesh_loss + c.projection_weight * projection
         total = total + c.edge_weight * edge_loss
         logs = {"joints": joint_loss, "mesh": mesh_loss, "2d": projection, "edges": edge_loss}
@@ -113,6 +117,9 @@ class MeshRecovery:
     def _joints(self, vertices: Tensor) -> Tensor:  # [B, V, 3] -> [B, J, 3], centred on the regressed pelvis (wrist)
         regressed = self.regressor.to(vertices.device) @ vertices
         return regressed[:, 1:] - regressed[:, :1]
+
+    def model_to_export(self) -> nn.Module:
+        return self.model.model if self.dense else self.model
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         model = model.model if self.dense else model

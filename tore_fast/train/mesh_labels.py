@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..body import Body, project
-from ..body.joints import H36M17_TO_J14, J24_TO_J14
+from ..body import Body
 from ..data.crop import AugmentConfig
 from ..data.readers import DataError, Reader, training_sample
+from ..geometry.camera import project_weak
+from ..geometry.skeleton import H36M17_TO_J14, J24_TO_J14
 from ..io.image import ImageError
 from . import losses
+from .config import Task
 from .mesh_loss import PRESETS, MeshLoss, MeshTargets, draw_query_mask
 from .stream import Mixture
 
@@ -112,7 +114,7 @@ class LabelledCrops:
         )
 
 
-class LabelledMeshes:
+class LabelledMeshes(Task):
     """Task: crops of labelled people (or hands) -> camera, joints, meshes.
 
     Args:
@@ -143,7 +145,7 @@ class LabelledMeshes:
         self.crops = LabelledCrops(
             readers, weights, self.config.augmentation(self.hand), model.config.image_size, seed, self.hand
         )
-        self.items_per_epoch, self.steps_per_epoch = len(self.crops), 1.0
+        self.items_per_epoch = len(self.crops)
         self.loss_of = make_mesh_loss(self.loss_name(), body, model)
         takes_mask = "query_mask" in inspect.signature(model.forward).parameters
         self.mask_ratio = self.config.query_mask if takes_mask and not self.hand else 0.0
@@ -216,7 +218,9 @@ class LabelledMeshes:
                 joints, target.joints_3d, target.joints_3d_confidence, target.has_joints_3d
             ),
             "smpl_projection": losses.joints_2d_loss(
-                project(joints - pelvis, out.camera.float().detach()), target.joints_2d, target.joints_2d_visibility
+                project_weak(joints - pelvis, out.camera.float().detach()),
+                target.joints_2d,
+                target.joints_2d_visibility,
             ),
             "smpl_vertices": losses.vertices_loss(vertices - pelvis, target.vertices[-1], has),
         }

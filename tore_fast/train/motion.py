@@ -21,10 +21,11 @@ from ..data.mocap import read_motions
 from ..data.synth.motion import mirror_rotations, motion_rotations
 from ..data.synth.poses import to_camera_axes
 from ..geometry.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
-from ..layers.clips import resample
+from ..geometry.windows import resample
 from ..layers.ik import pose_to_features, split_features
 from ..models.motion.fasthmr import FastHMRMotion, feature_statistics
 from ..models.motion.vae import MotionVAE, vae_losses
+from .config import Task
 
 _Z_UP_TO_CAMERA = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # x right, y down, z forward
 
@@ -87,7 +88,7 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
     """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left out).
 
     From BVH, AMC and joint archives come 17 joints, so twists of straight limbs are those of the rest pose
-    (data/synth/motion.py:pose_from_joints) and the shape is the mean one.
+    (body/fit/start.py:pose_from_joints) and the shape is the mean one.
 
     Raises:
         ValueError: fewer than two clips, or a file that is not a motion. FileNotFoundError: no motion at all.
@@ -139,7 +140,7 @@ def _resample_rotations(rotations: Tensor, frames: int) -> Tensor:
     return quaternion_to_matrix(resample(torch.cat((q[:1], q[1:] * sign)), frames))
 
 
-class _MotionTask:
+class _MotionTask(Task):
     """Windows of features, by (seed, index)."""
 
     best_metric = "joints_mm"

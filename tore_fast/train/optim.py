@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules of the papers, from a TrainConfig (loop.py).
+"""Optimisers and learning-rate schedules of the papers, from a TrainConfig (config.py).
 
 In: a model and its config; out: a torch optimiser, and the rate of each step. Nothing here has state: a resumed run needs
 only the step number.
@@ -7,16 +7,11 @@ only the step number.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from .loop import TrainConfig
-
-SCHEDULES = ("cosine", "constant", "step", "exponential")
-OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+from .config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -51,4 +46,5 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     groups = [g for g in parameter_groups(model, config.weight_decay, config.decay_all) if g["params"]]
     if not groups:
         raise ValueError("train: the model has no parameter that requires a gradient")
-    return OPTIMISERS[config.optimiser](groups, lr=config.lr, betas=config.betas)
+    kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, betas=config.betas)

@@ -21,9 +21,11 @@ from ..data.synth.clips import PersonCrops
 from ..data.synth.poses import PoseBank
 from ..eval.pose import mpjpe, p_mpjpe
 from ..geometry.rotation import axis_angle_to_matrix
+from ..io.weights import read_weights
 from ..models.smpl.hmr2 import HMR2, cut_sides
+from .checkpoint import save_atomically
+from .config import Task
 from .dense_supervision import DenseSupervision, dense_losses
-from .loop import save_atomically
 from .pose_discriminator import PoseDiscriminator, adversarial_losses
 
 
@@ -53,7 +55,7 @@ class HostConfig:
     eval_images: int = 256
 
 
-class HostTask:
+class HostTask(Task):
     """Task: model(crops) -> body parameters, against synthetic truth.
 
     Args:
@@ -99,7 +101,7 @@ class HostTask:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             save_atomically(self._render(index % self.config.cache_batches, batch_size), path)
-        return torch.load(path, map_location=self.device, weights_only=True)
+        return {k: v.to(self.device) for k, v in read_weights(path).items()}
 
     def _render(self, index: int, batch_size: int) -> dict[str, Tensor]:
         made = self.crops.batch(index, batch_size)
@@ -149,6 +151,10 @@ class HostTask:
         with torch.no_grad():
             error = (own - own[:, :1] - joints + joints[:, :1]).norm(dim=-1).mean() * 1000
         return sum(parts.values()), {**{k: v.detach() for k, v in parts.items()}, "train_mpjpe_mm": error}
+
+    def model_to_export(self) -> nn.Module:
+        inner = self.model["host"]
+        return inner.model if isinstance(inner, DenseSupervision) else inner
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

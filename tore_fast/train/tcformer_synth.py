@@ -11,11 +11,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..body import Body, project
-from ..body.lbs import axis_angle_to_matrix
+from ..body import Body
 from ..data.heatmap import decode_heatmaps, encode_heatmaps
 from ..data.synth import SynthGenerator
 from ..data.topdown import IMAGENET_MEAN, IMAGENET_STD
+from ..geometry.camera import project_weak
+from ..geometry.rotation import axis_angle_to_matrix
+from .config import Task
 from .keypoints import BodyRecovery, joints_mse
 
 NUM_JOINTS = 14  # of data/synth: the 14 evaluation joints
@@ -27,7 +29,7 @@ def network_input(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-class SynthKeypoints:
+class SynthKeypoints(Task):
     """Heat-maps of 14 joints on rendered people; evaluated by the pixel error and PCK (10 % of the body's box)."""
 
     best_metric = "error_px"
@@ -87,7 +89,7 @@ def _pixel_error(found: Tensor, truth: Tensor, side: Tensor, seen: Tensor) -> tu
 
 
 def synth_body_batch(made: dict[str, Tensor], body: Body) -> dict[str, Tensor]:
-    """A batch of `train.tcformer.hmr_losses` from a batch of data/synth."""
+    """A batch of `train.keypoints.hmr_losses` from a batch of data/synth."""
     rotations = axis_angle_to_matrix(made["pose"])
     joints = body.regress("h36m17", body(rotations, made["betas"], level=2).vertices)
     centred = joints - joints[:, :1]
@@ -97,7 +99,7 @@ def synth_body_batch(made: dict[str, Tensor], body: Body) -> dict[str, Tensor]:
         "rotations": rotations,
         "shape": made["betas"],
         "joints3d": centred,
-        "joints2d": torch.cat([project(centred, made["camera"]), ones], dim=2),
+        "joints2d": torch.cat([project_weak(centred, made["camera"]), ones], dim=2),
     }
 
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .._device import autocast, check_precision
 from ..data.cameras import crop_scale_2d, normalise_2d
 from ..geometry.windows import at_times, blend_windows, covering_indices, window_indices
 from ..layers.prepared import prepare
 from ..models.lifting._base import LiftedPose, PrunableHost, PruneConfig, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # matrix products; poses stay float32
 HOSTS = ("Mixste", "Motionbert", "Mhformer", "Motionagformer")
 BUILT_IN = Path(__file__).parents[1] / "models" / "assets" / "lift"
 
@@ -99,12 +99,13 @@ def _pruning_of(model: str, folder: str | Path) -> dict:
 def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn.Module:
     """Registered model with an official checkpoint, which must be of that host and window."""
     from ..models import create_model
-    from ..models.convert.lifting import config_fields, model_from_state, read_official
+    from ..models.convert.files import read_state_dict
+    from ..models.convert.lifting import config_fields, model_from_state
 
     with torch.device("meta"):
         built = create_model(model, **overrides)
     _check_host(built, model)
-    state = read_official(checkpoint)
+    state = read_state_dict(checkpoint)
     host, found = config_fields(state)
     if host != type(built).__name__.lower():
         raise ValueError(f"{checkpoint}: holds weights of {host}, --model {model} is {type(built).__name__.lower()}")
@@ -153,8 +154,7 @@ def _with_confidence(x: np.ndarray, channels: int) -> np.ndarray:
 @torch.inference_mode()
 def _run(model: PrunableHost, windows: np.ndarray, flip: bool, precision: str) -> LiftedPose:
     x = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(next(model.parameters()).device)
-    low = PRECISIONS[precision]
-    with torch.autocast(x.device.type, low, enabled=low is not None):
+    with autocast(x.device, precision):
         return lift_windows(model, x, flip)
 
 
@@ -177,8 +177,7 @@ def lift_clip(
         flip: average with the mirrored pass (twice the time, slightly better).
         precision: of the matrix products: fp32, bf16 or fp16 (autocast); bf16 pays on GPUs and on CPUs with bf16 units.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"lift_clip: precision must be one of {tuple(PRECISIONS)}, got {precision!r}")
+    check_precision(precision)
     if keypoints.ndim != 3 or keypoints.shape[1] != 17 or keypoints.shape[2] not in (2, 3) or len(keypoints) == 0:
         raise ValueError(f"lift_clip: keypoints must be [T, 17, 2 or 3] with T >= 1, got {list(keypoints.shape)}")
     if not np.isfinite(keypoints).all():
@@ -264,8 +263,7 @@ class PoseStream:
         if normalisation == "crop":
             raise ValueError("PoseStream: 'crop' needs the whole clip; use 'image' or 'pixel' with width and height")
         normalise(np.zeros((1, 17, 2)), normalisation, width, height)  # complains now rather than at the first frame
-        if precision not in PRECISIONS:
-            raise ValueError(f"PoseStream: precision must be one of {tuple(PRECISIONS)}, got {precision!r}")
+        check_precision(precision)
         self.model, self.latency, self.flip, self.precision = model.eval(), latency, flip, precision
         self._normalise = lambda x: normalise(x, normalisation, width, height)
         self._buffer: deque[np.ndarray] = deque(maxlen=2 * frames)

@@ -16,14 +16,15 @@ from tore_fast.body import load_body
 from tore_fast.cli import UsageError
 from tore_fast.cli import eclm as eclm_cli
 from tore_fast.cli import hmr as hmr_cli
+from tore_fast.io.bvh import euler_zxy
 from tore_fast.io.video import TrackBoxes, open_video
 from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models import create_model, load_pretrained, save_pretrained
 from tore_fast.pipelines.hosts import RestSkeleton, leaf_vertices
+from tore_fast.pipelines.options import VideoOptions
 from tore_fast.pipelines.track_files import FORMATS
 from tore_fast.pipelines.track_store import NpzStream, TrackStore
-from tore_fast.pipelines.video_to_mesh import HMRPipeline, PipelineOptions
-from tore_fast.vis.bvh import euler_zxy
+from tore_fast.pipelines.video import VideoPipeline
 
 HOST = dict(
     embed_dim=32,
@@ -73,13 +74,13 @@ def clip(tmp_path_factory):
     return folder
 
 
-def pipeline(motion: bool = True, **options) -> HMRPipeline:
+def pipeline(motion: bool = True, **options) -> VideoPipeline:
     host, decoder = networks()
-    o = PipelineOptions(batch_size=7, chunk_frames=4, masks="ellipse", **options)
-    return HMRPipeline(host, load_body("free"), decoder if motion else None, o)
+    o = VideoOptions(batch_size=7, chunk_frames=4, masks="ellipse", **options)
+    return VideoPipeline(host, load_body("free"), decoder if motion else None, o)
 
 
-def run(pipe: HMRPipeline, clip, out, formats=FORMATS, on_frame=None):
+def run(pipe: VideoPipeline, clip, out, formats=FORMATS, on_frame=None):
     boxes = TrackBoxes.read(clip / "boxes.csv")
     store = pipe.encode_video(open_video(clip, 25), out / ".work", lambda i, f: boxes.at(i), on_frame=on_frame)
     return store, [p for t in store.tracks for p in pipe.decode_track(store, t, out, 25, formats)]
@@ -160,7 +161,7 @@ def test_bvh_moves_like_the_joints(result):
         else None
     )
     if order is None:
-        from tore_fast.body.joints import SMPL24
+        from tore_fast.geometry.skeleton import SMPL24
 
         order = [SMPL24.index(n) for n in names]
     want = z["joints3d"][:, order] * np.array([1, -1, -1]) * 100
@@ -271,7 +272,7 @@ def test_images(clip):
 
 
 def test_pipeline_from_files(clip, folders):
-    pipe = HMRPipeline.from_checkpoint(
+    pipe = VideoPipeline.from_checkpoint(
         str(folders / "host"), str(folders / "motion"), keep_tokens=120, merge_per_block=50
     )
     assert (
@@ -348,7 +349,7 @@ def test_hmr_command(clip, folders, tmp_path, capsys):
         ({"masks": "nowhere"}, "no such mask folder"),
         ({"model": "fastmetro_s_r50"}, "not a FastHMR host"),
         ({"model": "nothing"}, "no model 'nothing'"),
-        ({"precision": "float8"}, "precision must be one of float32, bfloat16, float16, got 'float8'"),
+        ({"precision": "float8"}, "precision must be one of fp32, bf16, fp16, got 'float8'"),
         ({"box_rule": "wide"}, "box_rule must be one of hmr2, tight"),
         ({"mask_source": "user"}, "masks must be one of auto, ellipse, none"),
         ({"noise": "white"}, "noise must be one of seeded, zeros"),
@@ -420,7 +421,7 @@ def test_eclm_command(clip, folders, tmp_path, capsys):
 def test_focal_length_sources(clip):
     frame = next(open_video(clip).frames())[1]
     host = create_model("camerahmr_vits", **HOST)
-    pipe = HMRPipeline(host, load_body("free"))
+    pipe = VideoPipeline(host, load_body("free"))
     assert pipe.focal(frame) == pytest.approx(5000 / 256 * 128)  # no net: HMR2.0's rule
     host.cam_model, host.estimate_fov = torch.nn.Identity(), lambda image: torch.full((len(image),), 1.0)
     assert pipe.focal(frame) == pytest.approx(96 / (2 * np.tan(0.5)))

@@ -1,6 +1,6 @@
 """Photographs to meshes: read -> boxes -> crops -> model -> vertices, joints and cameras per person.
 
-`Pipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of images in constant
+`ImagePipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of images in constant
 memory. Way of the data: io/image.py, data/person_crop.py -> models/ -> here -> vis/overlay.py, vis/export.py.
 """
 
@@ -18,8 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..body import BodyTopology, joints, load_body, load_topology
+from .._device import pick_device
+from ..body import BodyTopology, load_body, load_topology
 from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
+from ..geometry.camera import full_translation, image_camera
+from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14
 from ..io.image import ImageError, check_box, read_image
 from ..layers.prepared import prepare
 from ..models import create_model, from_pretrained, load_pretrained
@@ -50,7 +53,7 @@ class Person:
     focal_px: float
     vertices: np.ndarray  # [V, 3]
     vertices_coarse: np.ndarray  # [V_coarse, 3]
-    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (joints.J14); a hand has [21, 3] (joints.HAND21)
+    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (J14); a hand has [21, 3] (HAND21)
     joints_2d: np.ndarray  # [14, 2] pixels of the image
 
 
@@ -74,7 +77,7 @@ class _Open:
     crops: list[tuple[tuple[float, float, float, float], str, Crop]]
 
 
-class Pipeline:
+class ImagePipeline:
     """Images in, people out.
 
     Args:
@@ -89,7 +92,7 @@ class Pipeline:
 
     Example:
         >>> photo = np.zeros((240, 180, 3), np.uint8)  # or "photo.jpg"
-        >>> results = Pipeline().predict([photo])
+        >>> results = ImagePipeline().predict([photo])
         >>> results[0].people[0].vertices.shape
         (6890, 3)
     """
@@ -106,7 +109,7 @@ class Pipeline:
         batch_size: int = 8,
     ):
         if batch_size < 1:
-            raise ValueError(f"Pipeline: batch_size must be at least 1, got {batch_size}")
+            raise ValueError(f"ImagePipeline: batch_size must be at least 1, got {batch_size}")
         self.device = torch.device(pick_device(device))
         if isinstance(model, nn.Module):
             self.model = (PosedBody(model) if isinstance(model, TCFormerHMR) else model).to(self.device).eval()
@@ -139,13 +142,15 @@ class Pipeline:
                 boxes = [boxes]
         images = list(images)
         if boxes is not None and not isinstance(boxes, str) and len(boxes) != len(images):
-            raise ValueError(f"Pipeline.predict: boxes must have one entry per image ({len(images)}), got {len(boxes)}")
+            raise ValueError(
+                f"ImagePipeline.predict: boxes must have one entry per image ({len(images)}), got {len(boxes)}"
+            )
         return list(self.stream(images, boxes))
 
     def stream(self, images: Iterable[Any], boxes: Any = None) -> Iterator[ImageResult]:
         """Like `predict`, one result after the other; only a batch of images is in memory."""
         if isinstance(boxes, str) and boxes not in BOX_MODES:
-            raise ValueError(f"Pipeline: boxes must be one of {BOX_MODES} or lists of boxes, got {boxes!r}")
+            raise ValueError(f"ImagePipeline: boxes must be one of {BOX_MODES} or lists of boxes, got {boxes!r}")
         with ThreadPoolExecutor(2) as pool:
             group: list[tuple[Any, Any]] = []
             for i, image in enumerate(images):
@@ -199,13 +204,13 @@ class Pipeline:
         lacking = [k for k in ("camera", "vertices", "vertices_coarse") if not hasattr(out, k)]
         if lacking:
             raise ValueError(
-                f"Pipeline: expected an image-to-mesh model (fastmetro*, metro*, graphormer*, tore_default), got "
+                f"ImagePipeline: expected an image-to-mesh model (fastmetro*, metro*, graphormer*, tore_default), got "
                 f"{type(self.model).__name__}, whose output lacks {', '.join(lacking)}"
             )
         vertices = out.vertices.float()
         if vertices.shape[1] != self._regressor.shape[1]:
             raise ValueError(
-                f"Pipeline: the model gives {vertices.shape[1]} vertices, the mesh {self.topology.name!r} has "
+                f"ImagePipeline: the model gives {vertices.shape[1]} vertices, the mesh {self.topology.name!r} has "
                 f"{self._regressor.shape[1]}; pass the topology the model was made for"
             )
         regressed = self._regressor @ vertices
@@ -226,21 +231,8 @@ class Pipeline:
         return [{k: v[i] for k, v in host.items()} for i in range(len(crops))]
 
 
-def pick_device(device: str) -> str:
-    """ "auto" -> "cuda" where a GPU is visible, else "cpu"; anything else is checked and kept."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}") from None
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: no CUDA device is visible to torch {torch.__version__}")
-    return device
-
-
 def load_model(model: nn.Module | str | Path | None, checkpoint: str | Path | None = None, **options) -> nn.Module:
-    """Module from what `Pipeline(model=...)` accepts, or from a checkpoint.
+    """Module from what `ImagePipeline(model=...)` accepts, or from a checkpoint.
 
     Args:
         checkpoint: a folder of ours or an official file. `model` is then None or "default" (told by the file), or the
@@ -280,7 +272,7 @@ def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopolo
     folder = mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
     if folder is None:
         raise ValueError(
-            f"Pipeline: the model speaks of the licence-bound mesh {name!r}: give the folder with its topology files "
+            f"ImagePipeline: the model speaks of the licence-bound mesh {name!r}: give the folder with its topology files "
             "(--mesh-data DIR, mesh_data=... or $TORE_FAST_MESH_DATA)"
         )
     return load_topology(name, folder)
@@ -289,11 +281,11 @@ def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopolo
 def _joint_rows(topology: BodyTopology) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
     """Regressor whose row 0 is the root, the rows that are reported, and their names."""
     if "h36m17" in topology.regressors:
-        return topology.regressor("h36m17"), list(joints.H36M17_TO_J14), joints.J14
+        return topology.regressor("h36m17"), list(H36M17_TO_J14), J14.names
     if "hand21" in topology.regressors:
-        return topology.regressor("hand21"), list(range(21)), joints.HAND21
+        return topology.regressor("hand21"), list(range(21)), HAND21.names
     raise ValueError(
-        f"Pipeline: the mesh {topology.name!r} has no joint regressor; its folder needs J_regressor_h36m_correct.npy"
+        f"ImagePipeline: the mesh {topology.name!r} has no joint regressor; its folder needs J_regressor_h36m_correct.npy"
     )
 
 
@@ -346,14 +338,13 @@ def _person(o: _Open, job: tuple, values: dict[str, np.ndarray]) -> Person:
     box, source, crop = job
     camera = values["camera"]
     points = camera[0] * (values["joints"][:, :2] + camera[1:])
-    depth = 2 * FOCAL_PX / (CROP_PX * camera[0] + 1e-9)
     return Person(
         box=box,
         box_source=source,
         crop=crop,
         camera=camera,
-        camera_image=crop.camera_in_image(camera),
-        translation=np.array([camera[1], camera[2], depth], np.float32),
+        camera_image=image_camera(camera, (crop.center_x, crop.center_y), crop.side),
+        translation=full_translation(torch.from_numpy(camera)[None], focal=FOCAL_PX, crop=CROP_PX)[0].numpy(),
         focal_px=FOCAL_PX * crop.side / CROP_PX,
         vertices=values["vertices"],
         vertices_coarse=values["vertices_coarse"],

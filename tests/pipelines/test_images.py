@@ -12,7 +12,7 @@ from torch import nn
 
 from tore_fast.body import load_body
 from tore_fast.data.person_crop import Crop, crop_of_box, cut, whole_crop
-from tore_fast.pipelines.image_to_mesh import Pipeline
+from tore_fast.pipelines.images import ImagePipeline
 
 
 class Fixed(nn.Module):
@@ -52,8 +52,8 @@ def images(tmp_path):
 
 
 def test_one_result_per_image_whatever_the_batch_size(model, images):
-    one = Pipeline(model, batch_size=1, device="cpu").predict(images, "full")
-    many = Pipeline(model, batch_size=4, device="cpu").predict(images, "full")
+    one = ImagePipeline(model, batch_size=1, device="cpu").predict(images, "full")
+    many = ImagePipeline(model, batch_size=4, device="cpu").predict(images, "full")
     assert [r.name for r in one] == [str(p) for p in images]
     for a, b in zip(one, many):
         assert a.error is None and len(a.people) == 1
@@ -62,7 +62,7 @@ def test_one_result_per_image_whatever_the_batch_size(model, images):
 
 
 def test_pelvis_is_the_origin_and_cameras_agree(model, images):
-    person = Pipeline(model, device="cpu").predict(images[3], [[(100, 50, 250, 280)]])[0].people[0]
+    person = ImagePipeline(model, device="cpu").predict(images[3], [[(100, 50, 250, 280)]])[0].people[0]
     hips = person.joints_3d[[2, 3]].mean(0)
     assert np.abs(hips).max() < 0.15  # the hips surround the pelvis
     scale, x, y = person.camera_image
@@ -75,7 +75,7 @@ def test_pelvis_is_the_origin_and_cameras_agree(model, images):
 
 def test_several_boxes(model, images):
     boxes = [(0, 0, 100, 200), (200, 50, 300, 290), (10, 10, 60, 60)]
-    result = Pipeline(model, batch_size=2, device="cpu").predict([images[3]], [boxes])[0]
+    result = ImagePipeline(model, batch_size=2, device="cpu").predict([images[3]], [boxes])[0]
     assert [p.box for p in result.people] == boxes and {p.box_source for p in result.people} == {"given"}
     assert result.people[0].crop == Crop(50, 100, 240)
 
@@ -84,13 +84,13 @@ def test_bad_images_do_not_stop_the_others(model, images, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 nothing")
     paths = [images[0], tmp_path / "bad.jpg", tmp_path / "gone.jpg", images[1]]
     boxes = [[(0, 0, 40, 70)], [(0, 0, 9, 9)], [(0, 0, 9, 9)], [(float("nan"), 0, 1, 1)]]
-    results = Pipeline(model, device="cpu").predict(paths, boxes)
+    results = ImagePipeline(model, device="cpu").predict(paths, boxes)
     assert [r.error is None for r in results] == [True, False, False, False]
     assert "bad.jpg" in results[1].error and "no such file" in results[2].error and "NaN" in results[3].error
 
 
 def test_auto_box_follows_the_mesh(model, images):
-    person = Pipeline(model, device="cpu").predict(images[3])[0].people[0]
+    person = ImagePipeline(model, device="cpu").predict(images[3])[0].people[0]
     assert person.box_source == "auto"
     assert person.crop.side < 400  # the first look covered the whole 400-pixel image
     x0, y0, x1, y1 = person.box
@@ -104,13 +104,13 @@ def test_a_second_look_that_sees_half_is_not_believed(model, images):
             out.camera = out.camera * torch.tensor([0.4, 1.0, 1.0])
             return out
 
-    person = Pipeline(Shy(), device="cpu").predict(images[3])[0].people[0]
+    person = ImagePipeline(Shy(), device="cpu").predict(images[3])[0].people[0]
     assert person.crop.side == 400 and person.box == (0, 0, 400, 300) and person.box_source == "auto"
-    assert Pipeline(model, device="cpu").predict(images[3])[0].people[0].crop.side < 250  # sees half of any crop
+    assert ImagePipeline(model, device="cpu").predict(images[3])[0].people[0].crop.side < 250  # sees half of any crop
 
 
 def test_arrays_and_errors(model):
-    pipeline = Pipeline(model, device="cpu")
+    pipeline = ImagePipeline(model, device="cpu")
     assert pipeline.predict(np.zeros((20, 30, 3), np.uint8), "full")[0].size == (30, 20)
     with pytest.raises(ValueError, match="one entry per image"):
         pipeline.predict([np.zeros((20, 30, 3), np.uint8)], [[(0, 0, 5, 5)], []])
@@ -118,7 +118,7 @@ def test_arrays_and_errors(model):
         pipeline.predict([np.zeros((20, 30, 3), np.uint8)], "somehow")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):
-            Pipeline(model, device="cuda")
+            ImagePipeline(model, device="cuda")
 
 
 def test_cut_whole_square_equals_plain_resize():

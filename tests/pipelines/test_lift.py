@@ -12,7 +12,7 @@ from made_up.command import command
 from tore_fast.data.keypoints import COUNTS, KeypointError, read_keypoints, to_h36m
 from tore_fast.io.bvh import read_bvh
 from tore_fast.models import create_model, save_pretrained
-from tore_fast.pipelines.pose_lift import PoseStream, lift_clip, normalise
+from tore_fast.pipelines.lift import PoseStream, lift_clip, normalise
 
 SMALL = dict(frames=9, channels=16, depth=2, heads=2, mlp_hidden=16)
 PRUNED = dict(prune_block=1, keep_frames=4)
@@ -224,7 +224,7 @@ def test_gaps_are_filled_and_counted(tmp_path):
     assert clip.filled == 1 and clip.keypoints[2, 3, 2] == 0
     np.testing.assert_allclose(clip.keypoints[2, 3, :2], (points[1, 3, :2] + points[3, 3, :2]) / 2, rtol=1e-5)
     points[:, 6] = np.nan
-    with pytest.raises(KeypointError, match="l_ankle.*not seen in any frame"):
+    with pytest.raises(KeypointError, match="L_Ankle.*not seen in any frame"):
         read_keypoints(write(tmp_path / "b.npz", points, "npz"))
 
 
@@ -349,7 +349,7 @@ def test_lift_with_an_official_checkpoint(tmp_path):
     model = lifter("base")
     torch.save({f"module.{k}": v for k, v in model.state_dict().items()}, tmp_path / "w.pth")
     write(tmp_path / "a.json", walk(12), "plain")
-    from tore_fast.pipelines.pose_lift import load_lifter
+    from tore_fast.pipelines.lift import load_lifter
 
     loaded = load_lifter("mixste_9", tmp_path / "w.pth", heads=2)
     x = normalise(walk(12), "image", 1000, 800)
@@ -361,7 +361,7 @@ def test_lift_with_an_official_checkpoint(tmp_path):
 
 def test_a_checkpoint_is_of_the_named_host_and_window(tmp_path):
     from tore_fast.models import create_model
-    from tore_fast.pipelines.pose_lift import load_lifter
+    from tore_fast.pipelines.lift import load_lifter
 
     small = dict(channels=16, depth=2, heads=2, mlp_hidden=24, rep_channels=16)
     torch.manual_seed(0)

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._device import autocast
 from ..body import Body
-from ..data.hmr2_crop import RULES, Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
+from ..data.hmr2_crop import Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
 from ..geometry import camera
 from ..geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
+from ..geometry.windows import fill_gaps, track_spans
 from ..io.video import VideoSource
-from ..layers.clips import fill_gaps, track_spans
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
 from ..layers.prepared import prepare
 from ..models._hub import load_pretrained
@@ -33,59 +34,12 @@ from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
 from ..models.smpl.camerahmr import CameraHMR
 from ..models.smpl.hmr2 import HMR2
 from .hosts import RestSkeleton, load_host, load_named_body
+from .options import VideoOptions
 from .track_files import FORMATS, track_writers
 from .track_store import TrackStore
 
-MASK_SOURCES = ("auto", "ellipse", "none")
-AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 Masks = Callable[[int, np.ndarray, dict[int, tuple]], dict[int, np.ndarray]]
 Tracker = Callable[[int, np.ndarray], dict[int, tuple[float, float, float, float]]]
-
-
-@dataclass
-class PipelineOptions:
-    """How a pipeline runs."""
-
-    batch_size: int = 32  # crops per host call
-    chunk_frames: int = 64  # frames between two commits (what a crash can cost)
-    box_rule: str = "hmr2"
-    masks: str = "auto"  # ellipse | none | auto: given masks, else none
-    focal_px: float | None = None
-    fov_deg: float | None = None  # vertical
-    principal_px: tuple[float, float] | None = None  # default: the image's centre
-    overlap: int = 0
-    max_gap: int = 15
-    noise: str = "seeded"
-    seed: int = 0
-    denoising_steps: int = 1  # calls of the denoiser per clip; the paper uses one
-    ik_mode: str = "adaptive"  # or naive
-    betas_mode: str = "median"  # or per_frame
-    rotmats: bool = False
-    precision: str = "float32"  # or bfloat16, float16 (autocast of the networks)
-
-    def __post_init__(self) -> None:
-        words = {
-            "masks": MASK_SOURCES,
-            "box_rule": RULES,
-            "noise": ("seeded", "zeros"),
-            "ik_mode": ("adaptive", "naive"),
-            "betas_mode": ("median", "per_frame"),
-            "precision": tuple(AUTOCAST),
-        }
-        for name, allowed in words.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"PipelineOptions: {name} must be one of {', '.join(allowed)}, got {value!r}")
-        least = {"batch_size": 1, "chunk_frames": 1, "denoising_steps": 1, "overlap": 0, "max_gap": 0}
-        for name, low in least.items():
-            if (value := getattr(self, name)) < low:
-                raise ValueError(f"PipelineOptions: {name} must be at least {low}, got {value}")
-        if self.focal_px is not None and self.fov_deg is not None:
-            raise ValueError("PipelineOptions: give focal_px or fov_deg, not both")
-        if self.focal_px is not None and self.focal_px <= 0:
-            raise ValueError(f"PipelineOptions: focal_px must be positive, got {self.focal_px}")
-        if self.fov_deg is not None and not 0 < self.fov_deg < 180:
-            raise ValueError(f"PipelineOptions: fov_deg must lie between 0 and 180 degrees, got {self.fov_deg}")
 
 
 @dataclass
@@ -132,13 +86,13 @@ class PersonResult(NamedTuple):
     token: np.ndarray  # [D]
 
 
-class HMRPipeline:
+class VideoPipeline:
     """Host (+ motion decoder + body) behind one object.
 
     Args:
         host: HMR2 or CameraHMR, possibly with merged layers and tokens. motion: FastHMR's motion decoder; None keeps the
             host's own pose read-out. body: SMPL or the free body, for joints, IK and meshes.
-        options: see PipelineOptions. device: where the networks run.
+        options: see VideoOptions. device: where the networks run.
     """
 
     def __init__(
@@ -146,25 +100,25 @@ class HMRPipeline:
         host: HMR2,
         body: Body,
         motion: FastHMRMotion | None = None,
-        options: PipelineOptions | None = None,
+        options: VideoOptions | None = None,
         device: str | torch.device = "cpu",
     ):
         self.device, self.name = torch.device(device), type(host).__name__
-        self.options = options or PipelineOptions()
+        self.options = options or VideoOptions()
         self.host, self.body = host.to(self.device).eval(), body.to(self.device)
         self.motion = None if motion is None else motion.to(self.device).eval()
         width = host.config.decoder_dim
         if motion is not None and motion.config.condition_dim != width:
             raise ValueError(
-                f"HMRPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
+                f"VideoPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
             )
         if motion is not None and motion.config.correct_host and not motion.host_motion.fits(host.smpl_head):
             raise ValueError(
-                "HMRPipeline: the motion decoder corrects the poses of another host; give the one of its --correct"
+                "VideoPipeline: the motion decoder corrects the poses of another host; give the one of its --correct"
             )
         if motion is not None and self.options.overlap >= motion.config.frames:
             raise ValueError(
-                f"HMRPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}"
+                f"VideoPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}"
             )
         self.rest = RestSkeleton(self.body)
         self.timing = Timing()
@@ -176,13 +130,13 @@ class HMRPipeline:
         host: str,
         motion: str | None = None,
         body: str = "free",
-        options: PipelineOptions | None = None,
+        options: VideoOptions | None = None,
         device: str | torch.device = "cpu",
         keep_tokens: int | None = None,
         merge_per_block: int | None = None,
         fov_net: str | None = None,
-    ) -> HMRPipeline:
-        """Pipeline from files, folded for inference.
+    ) -> VideoPipeline:
+        """ImagePipeline from files, folded for inference.
 
         Args:
             host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion decoder.
@@ -190,7 +144,7 @@ class HMRPipeline:
             file, for a CameraHMR host without it.
 
         Example:
-            >>> pipe = HMRPipeline.from_checkpoint("hmr2_vitt", keep_tokens=24)
+            >>> pipe = VideoPipeline.from_checkpoint("hmr2_vitt", keep_tokens=24)
             >>> [[person]] = pipe.predict([np.zeros((160, 120, 3), np.uint8)])
             >>> person.joints3d.shape
             (24, 3)
@@ -257,8 +211,7 @@ class HMRPipeline:
 
     @torch.inference_mode()
     def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):
-        low = AUTOCAST[self.options.precision]
-        with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
+        with autocast(self.device, self.options.precision):
             if isinstance(self.host, CameraHMR):
                 return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
             return self.host(crops, masks)
@@ -293,13 +246,13 @@ class HMRPipeline:
             sq = torch.tensor(squares, device=self.device)
             image = torch.tensor([[float(w), float(h)]], device=self.device).expand(len(own), 2)
             f = torch.full((len(own),), focal, device=self.device)
-            principal = None
+            principal = image / 2
             if intrinsics is not None:
                 principal = torch.as_tensor(intrinsics[n][:2, 2], dtype=torch.float32, device=self.device).expand(
                     len(own), 2
                 )
             out = self._encode(crops, mask, sq, image, f)
-            trans = camera.full_translation(out.cam, sq[:, :2], sq[:, 2], image, f, principal)
+            trans = camera.full_translation(out.cam, focal=f, crop=sq[:, 2], offset=sq[:, :2] - principal)
             with torch.inference_mode():
                 posed = self.body(
                     out.rotations, out.betas[:, : self.body.num_betas], trans, 0 if vertices else self._coarse
@@ -472,9 +425,9 @@ class HMRPipeline:
                 with self.timing.stage("write", device):
                     square, image = every("square", start, end), every("image", start, end)
                     focal = every("focal", start, end)
-                    principal = None if o.principal_px is None else square.new_tensor([o.principal_px])
+                    principal = image / 2 if o.principal_px is None else square.new_tensor([o.principal_px])
                     trans = camera.full_translation(
-                        every("cam", start, end), square[:, :2], square[:, 2], image, focal, principal
+                        every("cam", start, end), focal=focal, crop=square[:, 2], offset=square[:, :2] - principal
                     )
                     own = shape if o.betas_mode == "median" else every("betas", start, end)
                     posed = self.body(
