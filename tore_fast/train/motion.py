@@ -21,7 +21,7 @@ from ..data.mocap import read_motions
 from ..data.synth.motion import mirror_rotations, motion_rotations
 from ..data.synth.poses import to_camera_axes
 from ..geometry.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
-from ..layers.clips import resample
+from ..geometry.windows import resample
 from ..layers.ik import pose_to_features, split_features
 from ..models.motion.fasthmr import FastHMRMotion, feature_statistics
 from ..models.motion.vae import MotionVAE, vae_losses
