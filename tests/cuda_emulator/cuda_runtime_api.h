@@ -55,6 +55,7 @@ namespace emulator {
 
 inline int64_t shared_limit = 99 * 1024;  // bytes, as cudaDeviceGetAttribute reports
 inline unsigned seed = 0;
+inline int launches = 0;
 inline std::vector<char> dynamic_shared;
 
 enum class State { kReady, kBlock, kWarp, kDone };
@@ -149,6 +150,7 @@ inline void run_block(const std::function<void()>& kernel, std::mt19937& random)
 template <typename Kernel, typename... Args>
 void launch(Kernel kernel, dim3 grid, unsigned block, int64_t bytes, const Args&... args) {
   if (block == 0 || block > 1024 || bytes > shared_limit) fail("bad launch");
+  ++launches;
   gridDim = grid;
   blockDim = dim3(block);
   threads.resize(block);
