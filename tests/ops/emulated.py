@@ -54,6 +54,7 @@ def library() -> Path:
     torch_dir = Path(torch.__file__).parent
     # _FORTIFY_SOURCE takes the emulator's jumps between stacks for an attack
     flags = "-std=c++17 -O1 -fno-strict-aliasing -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -U_FORTIFY_SOURCE"
+    kernels = "-fsanitize=alignment -fno-sanitize-recover=alignment"  # a misaligned vector access ends the process
     bindings = f"-include {EMULATOR / 'cuda_runtime_api.h'} -isystem {torch_dir / 'include'} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
     csrc = ROOT / "csrc"
     sources = [EMULATOR / "library.cpp", csrc / "cpu" / "block_cache.cpp"]
@@ -61,12 +62,12 @@ def library() -> Path:
     lines = [
         f"rule cxx\n  command = g++ -x c++ -MMD -MF $out.d {flags} -I{EMULATOR} {extra} $more -c $in -o $out",
         "  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = g++ -shared -o $out $in {extra} -L{torch_dir / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu",
+        f"rule link\n  command = g++ -shared -o $out $in {extra} -lubsan -ldl -L{torch_dir / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu",
     ]
     objects = []
     for source in sources:
         objects.append(out / f"{source.parent.name}_{source.stem}.o")
-        more = bindings if source.parent.name == "torch_cuda" else ""
+        more = {"torch_cuda": bindings, "cuda": kernels}.get(source.parent.name, "")
         lines.append(f"build {objects[-1]}: cxx {source}\n  more = {more}")
     lines.append(f"build {out / 'libemulated.so'}: link {' '.join(map(str, objects))}\n")
     with open(out / "lock", "w") as lock:
