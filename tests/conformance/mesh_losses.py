@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tore_fast.body import load_topology, project
-from tore_fast.body.lbs import axis_angle_to_matrix
+from tore_fast.body import load_topology
 from tore_fast.data import crop
 from tore_fast.eval.metrics import mpjpe, mpvpe, pa_mpjpe
+from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.procrustes import similarity_align
+from tore_fast.geometry.rotation import axis_angle_to_matrix
+from tore_fast.geometry.skeleton import J24, mirror_points
 from tore_fast.train import losses
 
 from . import recipe
@@ -58,7 +60,7 @@ def run_losses(case: Case) -> None:
         "mpvpe": mpvpe(pred_1723, gt_1723)[keep],
         "pa_aligned": similarity_align(pred_joints, case.stored("pa_target")),
         "pa_error": pa_mpjpe(pred_joints, case.stored("pa_target")),
-        "projection": project(pred_joints, cam),
+        "projection": project_weak(pred_joints, cam),
         "rodrigues": axis_angle_to_matrix(axis_angle),
         "smpl_param_loss": losses.smpl_parameter_loss(
             _input("pred_rotmat", 4, 24, 3, 3, scale=0.5),
@@ -92,7 +94,7 @@ def run_preprocess(case: Case) -> None:
     close("crop64_rot25", turned, 4.0)
     assert np.abs(turned - case.arrays["crop64_rot25"]).mean() < 0.05
     pose = case.array("pose72")
-    close("flip_kp", crop.flip_keypoints(case.array("kp24")), 1e-5)
-    close("flip_pose", crop.flip_pose(pose), 1e-5)
+    close("flip_kp", mirror_points(np.array(case.array("kp24")), J24), 1e-5)
+    close("flip_pose", crop.mirror_pose(pose), 1e-5)
     close("rot_aa_30", crop.rotate_axis_angle(pose[:3], 30), 1e-5)
     close("rectify_pose", crop.rectify_pose(pose), 1e-5)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tore_fast.body.joints import J24
 from tore_fast.data import crop
 from tore_fast.data.crop import Augmentation, AugmentConfig
+from tore_fast.geometry.skeleton import J24, mirror_points
 
 RNG = np.random.default_rng(0)
 
@@ -41,9 +41,9 @@ def test_rotation_moves_pixels_and_points_alike():
 
 def test_flips_are_involutions():
     joints, pose = RNG.normal(size=(24, 4)), RNG.normal(size=72)
-    np.testing.assert_allclose(crop.flip_keypoints(crop.flip_keypoints(joints)), joints)
-    np.testing.assert_allclose(crop.flip_pose(crop.flip_pose(pose)), pose)
-    assert crop.flip_keypoints(joints)[J24.index("L_Knee"), 1] == joints[J24.index("R_Knee"), 1]
+    np.testing.assert_allclose(mirror_points(mirror_points(joints, J24), J24), joints)
+    np.testing.assert_allclose(crop.mirror_pose(crop.mirror_pose(pose)), pose)
+    assert mirror_points(joints, J24)[J24.index("L_Knee"), 1] == joints[J24.index("R_Knee"), 1]
 
 
 def test_root_rotation_agrees_with_joint_rotation():

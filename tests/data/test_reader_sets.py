@@ -12,7 +12,6 @@ from made_up.sets import hmr2_person, image, python2_pickle, write_3dpw, write_f
 from PIL import Image
 
 from tore_fast.body import load_body
-from tore_fast.body.joints import J24
 from tore_fast.data.crop import AugmentConfig, training_crop, transform_points
 from tore_fast.data.readers import (
     AmassReader,
@@ -24,6 +23,7 @@ from tore_fast.data.readers import (
     to_j24,
     training_sample,
 )
+from tore_fast.geometry.skeleton import J24
 
 
 @pytest.fixture

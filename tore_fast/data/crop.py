@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..body.joints import J24, SMPL24, mirror_index
+from ..geometry.skeleton import J24, SMPL24, mirror_points
 from .person_crop import BOX_MARGIN, IMAGENET_MEAN, IMAGENET_STD
 
 BOX_SIDE_PX = 200.0  # box side of scale 1
-_J24_MIRROR, _SMPL24_MIRROR = list(mirror_index(J24)), list(mirror_index(SMPL24))
 
 
 def box_center_scale(box: tuple[float, float, float, float], margin: float = BOX_MARGIN) -> tuple[np.ndarray, float]:
@@ -134,16 +133,9 @@ def _sample(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return top * (1 - fy) + (flat.take(y1 + x0, 0) * (1 - fx) + flat.take(y1 + x1, 0) * fx) * fy
 
 
-def flip_keypoints(joints: np.ndarray) -> np.ndarray:  # [24, D]
-    """J24 joints of the mirrored image: left and right change places, x changes sign."""
-    out = np.array(joints, np.float64)[_J24_MIRROR]
-    out[:, 0] = -out[:, 0]
-    return out
-
-
-def flip_pose(pose: np.ndarray) -> np.ndarray:  # [72]
+def mirror_pose(pose: np.ndarray) -> np.ndarray:  # [72]
     """SMPL axis-angle pose of the mirrored body."""
-    out = np.array(pose, np.float64).reshape(24, 3)[_SMPL24_MIRROR]
+    out = np.array(pose, np.float64).reshape(24, 3)[list(SMPL24.mirror)]
     return (out * [1.0, -1.0, -1.0]).reshape(72)
 
 
@@ -219,7 +211,7 @@ def training_keypoints_2d(
     a = augmentation or Augmentation()
     out = np.array(joints, np.float64)
     out[:, :2] = normalize_points(transform_points(joints[:, :2], center, scale * a.scale, size, a.rotation_deg), size)
-    return (flip_keypoints(out) if a.flip else out).astype(np.float32)
+    return (mirror_points(out, J24) if a.flip else out).astype(np.float32)
 
 
 def training_keypoints_3d(joints: np.ndarray, augmentation: Augmentation | None = None) -> np.ndarray:  # [24, 4]
@@ -228,7 +220,7 @@ def training_keypoints_3d(joints: np.ndarray, augmentation: Augmentation | None 
     out = np.array(joints, np.float64)
     if a.rotation_deg:
         out[:, :3] = Rotation.from_euler("z", -a.rotation_deg, degrees=True).apply(out[:, :3])
-    return (flip_keypoints(out) if a.flip else out).astype(np.float32)
+    return (mirror_points(out, J24) if a.flip else out).astype(np.float32)
 
 
 def training_pose(pose: np.ndarray, augmentation: Augmentation | None = None) -> np.ndarray:  # [72]
@@ -236,4 +228,4 @@ def training_pose(pose: np.ndarray, augmentation: Augmentation | None = None) ->
     a = augmentation or Augmentation()
     out = np.array(pose, np.float64)
     out[:3] = rotate_axis_angle(out[:3], a.rotation_deg)
-    return (flip_pose(out) if a.flip else out).astype(np.float32)
+    return (mirror_pose(out) if a.flip else out).astype(np.float32)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..data.heatmap import decode_heatmaps, map_to_image, predict_heatmaps
 from ..data.topdown import Instance, TopDownDataset, crop_of_box
-from ..data.wholebody import PARTS
+from ..geometry.skeleton import WHOLEBODY_PARTS
 from .nme import nme, nme_report
 from .oks import BODY_SIGMAS, WHOLEBODY_SIGMAS, KeypointTable, extent_area, keypoint_ap, oks_nms, rescore, wholebody_ap
 
@@ -86,7 +86,7 @@ class WholeBodyMetric(OksMetric):
     sigmas = WHOLEBODY_SIGMAS
 
     def average_precision(self, truth: KeypointTable, found: KeypointTable) -> dict[str, float]:
-        return wholebody_ap(truth, found, PARTS)
+        return wholebody_ap(truth, found, WHOLEBODY_PARTS)
 
 
 def instance_table(instances: Sequence[Instance]) -> KeypointTable:

@@ -19,8 +19,10 @@ import torch
 from torch import nn
 
 from .._device import pick_device
-from ..body import BodyTopology, joints, load_body, load_topology
+from ..body import BodyTopology, load_body, load_topology
 from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
+from ..geometry.camera import full_translation, image_camera
+from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14
 from ..io.image import ImageError, check_box, read_image
 from ..models import create_model, from_pretrained, load_pretrained
 from ..models.default import BUILT_IN, default_folder
@@ -50,7 +52,7 @@ class Person:
     focal_px: float
     vertices: np.ndarray  # [V, 3]
     vertices_coarse: np.ndarray  # [V_coarse, 3]
-    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (joints.J14); a hand has [21, 3] (joints.HAND21)
+    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (J14); a hand has [21, 3] (HAND21)
     joints_2d: np.ndarray  # [14, 2] pixels of the image
 
 
@@ -278,9 +280,9 @@ def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopolo
 def _joint_rows(topology: BodyTopology) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
     """Regressor whose row 0 is the root, the rows that are reported, and their names."""
     if "h36m17" in topology.regressors:
-        return topology.regressor("h36m17"), list(joints.H36M17_TO_J14), joints.J14
+        return topology.regressor("h36m17"), list(H36M17_TO_J14), J14.names
     if "hand21" in topology.regressors:
-        return topology.regressor("hand21"), list(range(21)), joints.HAND21
+        return topology.regressor("hand21"), list(range(21)), HAND21.names
     raise ValueError(
         f"ImagePipeline: the mesh {topology.name!r} has no joint regressor; its folder needs J_regressor_h36m_correct.npy"
     )
@@ -335,14 +337,13 @@ def _person(o: _Open, job: tuple, values: dict[str, np.ndarray]) -> Person:
     box, source, crop = job
     camera = values["camera"]
     points = camera[0] * (values["joints"][:, :2] + camera[1:])
-    depth = 2 * FOCAL_PX / (CROP_PX * camera[0] + 1e-9)
     return Person(
         box=box,
         box_source=source,
         crop=crop,
         camera=camera,
-        camera_image=crop.camera_in_image(camera),
-        translation=np.array([camera[1], camera[2], depth], np.float32),
+        camera_image=image_camera(camera, (crop.center_x, crop.center_y), crop.side),
+        translation=full_translation(torch.from_numpy(camera)[None], focal=FOCAL_PX, crop=CROP_PX)[0].numpy(),
         focal_px=FOCAL_PX * crop.side / CROP_PX,
         vertices=values["vertices"],
         vertices_coarse=values["vertices_coarse"],

@@ -25,8 +25,8 @@ from ..body import Body
 from ..data.hmr2_crop import Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
 from ..geometry import camera
 from ..geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
+from ..geometry.windows import fill_gaps, track_spans
 from ..io.video import VideoSource
-from ..layers.clips import fill_gaps, track_spans
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
 from ..models._hub import load_pretrained
 from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
@@ -244,13 +244,13 @@ class VideoPipeline:
             sq = torch.tensor(squares, device=self.device)
             image = torch.tensor([[float(w), float(h)]], device=self.device).expand(len(own), 2)
             f = torch.full((len(own),), focal, device=self.device)
-            principal = None
+            principal = image / 2
             if intrinsics is not None:
                 principal = torch.as_tensor(intrinsics[n][:2, 2], dtype=torch.float32, device=self.device).expand(
                     len(own), 2
                 )
             out = self._encode(crops, mask, sq, image, f)
-            trans = camera.full_translation(out.cam, sq[:, :2], sq[:, 2], image, f, principal)
+            trans = camera.full_translation(out.cam, focal=f, crop=sq[:, 2], offset=sq[:, :2] - principal)
             with torch.inference_mode():
                 posed = self.body(
                     out.rotations, out.betas[:, : self.body.num_betas], trans, 0 if vertices else self._coarse
@@ -423,9 +423,9 @@ class VideoPipeline:
                 with self.timing.stage("write", device):
                     square, image = every("square", start, end), every("image", start, end)
                     focal = every("focal", start, end)
-                    principal = None if o.principal_px is None else square.new_tensor([o.principal_px])
+                    principal = image / 2 if o.principal_px is None else square.new_tensor([o.principal_px])
                     trans = camera.full_translation(
-                        every("cam", start, end), square[:, :2], square[:, 2], image, focal, principal
+                        every("cam", start, end), focal=focal, crop=square[:, 2], offset=square[:, :2] - principal
                     )
                     own = shape if o.betas_mode == "median" else every("betas", start, end)
                     posed = self.body(

@@ -11,11 +11,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..body import Body, project
-from ..body.lbs import axis_angle_to_matrix
+from ..body import Body
 from ..data.heatmap import decode_heatmaps, encode_heatmaps
 from ..data.synth import SynthGenerator
 from ..data.topdown import IMAGENET_MEAN, IMAGENET_STD
+from ..geometry.camera import project_weak
+from ..geometry.rotation import axis_angle_to_matrix
 from .config import Task
 from .keypoints import BodyRecovery, joints_mse
 
@@ -98,7 +99,7 @@ def synth_body_batch(made: dict[str, Tensor], body: Body) -> dict[str, Tensor]:
         "rotations": rotations,
         "shape": made["betas"],
         "joints3d": centred,
-        "joints2d": torch.cat([project(centred, made["camera"]), ones], dim=2),
+        "joints2d": torch.cat([project_weak(centred, made["camera"]), ones], dim=2),
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...body.joints import J24
+from ...geometry.skeleton import J24
 from ..crop import (
     AugmentConfig,
     draw_augmentation,

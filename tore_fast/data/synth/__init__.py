@@ -2,7 +2,7 @@
 
 from .generator import HELD_OUT, HeldOut, SynthGenerator, normalize_images
 from .hand import HELD_OUT_HAND, SynthHandGenerator
-from .motion import load_pose_bank, pose_from_joints
+from .motion import load_pose_bank
 from .poses import PoseBank
 from .shards import SynthSettings, SynthShards, write_shards
 
@@ -19,7 +19,6 @@ __all__ = [
     "held_out",
     "load_pose_bank",
     "normalize_images",
-    "pose_from_joints",
     "write_shards",
 ]
 

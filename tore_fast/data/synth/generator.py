@@ -20,13 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...body.joints import H36M17_TO_J14
+from ...geometry.rotation import matrix_to_axis_angle
+from ...geometry.skeleton import H36M17_TO_J14
 from ...ops import rasterize
 from . import background, camera, shading, texture
 from .augment import Augment
 from .draw import Draw, stream_seed
 from .poses import PoseBank, sample_pose
-from .rotation import matrix_to_axis_angle
 from .surface import ClothedSurface, Surface
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...geometry.camera import crop_translation
+from ...geometry.camera import CROP_FOCAL_PX, CROP_PX, full_translation
 from ...geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
 from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig, FoldedDecoder
 from ...layers.frozen import freeze
@@ -188,7 +188,9 @@ class SMPLHead(nn.Module):
         else:
             rotations = axis_angle_to_matrix(pose.unflatten(1, (self.num_joints, 3)))
         points = None if kp is None else kp.float().unflatten(1, (self.num_keypoints, 2))
-        return HMROutput(token, rotations, betas.float(), cam, crop_translation(cam), pose, points)
+        return HMROutput(
+            token, rotations, betas.float(), cam, full_translation(cam, focal=CROP_FOCAL_PX, crop=CROP_PX), pose, points
+        )
 
 
 class HMR2(nn.Module):
