@@ -19,9 +19,10 @@ from tore_fast.body.decimate import decimate
 from tore_fast.body.fit_upsampling import fit_upsampling
 from tore_fast.data.synth import HELD_OUT, SynthGenerator
 from tore_fast.geometry.warp import normalise_image
+from tore_fast.io.weights import read_weights
 from tore_fast.models import load_pretrained
 from tore_fast.models.default import default_folder
-from tore_fast.train.loop import save_atomically
+from tore_fast.train.checkpoint import save_atomically
 
 from .rows import Protocol
 
@@ -60,7 +61,7 @@ def load_or_make(
                 generator = SynthGenerator(body, p.image_size, seed, difficulty, split=source)
             save_atomically(_chunk(trunk, generator, index, size), path)
             log(f"{path.name}")
-        chunks.append(torch.load(path, weights_only=True))
+        chunks.append(read_weights(path))
     return {k: torch.cat([c[k] for c in chunks])[:count] for k in chunks[0]}
 
 

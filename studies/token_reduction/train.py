@@ -23,6 +23,7 @@ from tore_fast.eval.synthetic import HeldOutErrors
 from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.procrustes import similarity_align
 from tore_fast.geometry.rotation import axis_angle_to_matrix
+from tore_fast.io.weights import read_weights
 from tore_fast.layers.attention import dense_attention
 from tore_fast.layers.mesh import MeshUpsample
 from tore_fast.models._count import count_backbone
@@ -177,8 +178,8 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
     )
     counts = count(task, study)  # before training: a row that cannot be counted should fail at once
     last = Path(config.out) / "last.pt"
-    if last.exists() and torch.load(last, weights_only=True)["step"] == steps:  # killed between checkpoint and result
-        task.model.load_state_dict(torch.load(last, weights_only=True)["model"])
+    if last.exists() and read_weights(last)["step"] == steps:  # killed between checkpoint and result
+        task.model.load_state_dict(read_weights(last)["model"])
         metrics = task.evaluate(task.model.eval())
     else:
         started = time.process_time()

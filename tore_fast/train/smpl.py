@@ -21,10 +21,11 @@ from ..data.synth.poses import PoseBank
 from ..eval.pose import mpjpe, p_mpjpe
 from ..geometry.rotation import axis_angle_to_matrix
 from ..geometry.warp import normalise_image
+from ..io.weights import read_weights
 from ..models.smpl.hmr2 import HMR2, cut_sides
+from .checkpoint import save_atomically
 from .config import Task
 from .dense_supervision import DenseSupervision, dense_losses
-from .loop import save_atomically
 from .pose_discriminator import PoseDiscriminator, adversarial_losses
 
 
@@ -100,7 +101,7 @@ class HostTask(Task):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             save_atomically(self._render(index % self.config.cache_batches, batch_size), path)
-        return torch.load(path, map_location=self.device, weights_only=True)
+        return {k: v.to(self.device) for k, v in read_weights(path).items()}
 
     def _render(self, index: int, batch_size: int) -> dict[str, Tensor]:
         made = self.crops.batch(index, batch_size)
