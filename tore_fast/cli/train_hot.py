@@ -47,13 +47,13 @@ class Args:
 
 
 def run(args: Args) -> int:
-    import json
 
     import torch
 
     from ..data.mocap import CAMERA_SEED, film
     from ..data.pose_sets import read_pose_set
     from ..eval.lifting import evaluate_clips
+    from ..io.atomic import write_json
     from ..models import create_model, save_pretrained
     from ..train.checkpoint import read_run
     from ..train.lifting import LOSSES, PoseLifting, resampled, start_weights
@@ -94,7 +94,7 @@ def run(args: Args) -> int:
         clips = film(resampled(splits["test"], args.windows.fps), args.windows.noise_px, CAMERA_SEED)
         meter = evaluate_clips(model, clips, args.windows.flip, pck_joints=found.pck_joints)
         facts["test"] = {**meter.result(), "per_action": meter.per_action()}
-        (Path(args.train.out) / "test.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_json(Path(args.train.out) / "test.json", facts, indent=2)
         print("test: " + "  ".join(f"{k} {v:.2f}" for k, v in meter.result().items()))
     if args.export is not None:
         save_pretrained(model, args.export, args.model, torch.float16, **facts)
