@@ -19,7 +19,7 @@ from tore_fast.cli.lift import output_stems
 from tore_fast.data.pose_sets import kind_of, read_pose_set
 from tore_fast.geometry.windows import at_times
 from tore_fast.models import create_model, save_pretrained
-from tore_fast.pipelines.pose_lift import lift_at_rate, lift_clip
+from tore_fast.pipelines.lift import lift_at_rate, lift_clip
 from tore_fast.train.lifting import frame_waves, spread_embeddings
 from tore_fast.train.start import take_weights
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from tore_fast.layers.eclm import ECLMPlan, Evaluation, cka_matrix, eclm_search, linear_cka, merge_tensors
 from tore_fast.models import create_model, load_pretrained, save_pretrained
-from tore_fast.pipelines import layer_merge
+from tore_fast.pipelines import merge
 
 HOST = dict(
     embed_dim=32,
@@ -84,14 +84,14 @@ def calibrated(measure="angle", cache_mb=64.0, depth=6):
     for p in model.parameters():
         nn.init.normal_(p, std=0.3 * p.shape[-1] ** -0.5 if p.dim() > 1 else 0.1)
     batches = [torch.randn(2, 3, 256, 256), torch.randn(1, 3, 256, 256)]
-    return model, layer_merge.host_calibration(model, batches, None, measure, cache_mb=cache_mb)
+    return model, merge.host_calibration(model, batches, None, measure, cache_mb=cache_mb)
 
 
 def test_cached_errors_are_those_of_the_merged_model():
     model, calibration = calibrated()
     _, sparse = calibrated(cache_mb=0.1)
     for groups in (((0,), (1,), (2,), (3,), (4, 5)), ((0,), (1, 2, 3), (4, 5)), ((0, 1, 2, 3, 4, 5),)):
-        merged = layer_merge.apply_plan(model, ECLMPlan(groups))
+        merged = merge.apply_plan(model, ECLMPlan(groups))
         assert len(merged.backbone.blocks) == len(groups)
         values = []
         with torch.no_grad():
@@ -111,7 +111,7 @@ def test_cached_errors_are_those_of_the_merged_model():
 def test_search_on_a_host_resumes_and_saves(tmp_path):
     model, calibration = calibrated()
     tau = 2.0
-    want = layer_merge.run_search(calibration, None, tau)
+    want = merge.run_search(calibration, None, tau)
 
     class Stop(Exception):
         pass
@@ -121,14 +121,14 @@ def test_search_on_a_host_resumes_and_saves(tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        layer_merge.run_search(calibration, tmp_path, tau, on_step=stop)
+        merge.run_search(calibration, tmp_path, tau, on_step=stop)
     done = calibration.evaluations
-    got = layer_merge.run_search(calibration, tmp_path, tau)
+    got = merge.run_search(calibration, tmp_path, tau)
     assert got.plan == want.plan and got.trace == want.trace
     assert calibration.evaluations - done == len(want.trace) - 2
     with pytest.raises(ValueError, match="another folder"):
-        layer_merge.run_search(calibration, tmp_path, tau / 2)
-    merged = layer_merge.apply_plan(model, got.plan)
+        merge.run_search(calibration, tmp_path, tau / 2)
+    merged = merge.apply_plan(model, got.plan)
     save_pretrained(merged, tmp_path / "model", "hmr2_vits", eclm=got.to_json())
     again = load_pretrained(tmp_path / "model")
     img = torch.randn(1, 3, 256, 256)
@@ -148,10 +148,10 @@ def test_a_stack_of_anything_residual_can_be_merged():
 
     blocks = nn.ModuleList(Half() for _ in range(5))
     batches = [torch.randn(7, 5)]
-    calibration = layer_merge.StackCalibration(
+    calibration = merge.StackCalibration(
         blocks, lambda b: b, lambda x, b: x, batches, lambda a, b: (a - b).norm(dim=-1)
     )
-    result = layer_merge.run_search(calibration, tau=0.5)
+    result = merge.run_search(calibration, tau=0.5)
     assert result.base == 0 and calibration.error(result.plan.groups) < 0.5
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tore_fast.body import load_body
-from tore_fast.pipelines.image_to_mesh import Pipeline
+from tore_fast.pipelines.images import ImagePipeline
 
 
 class Shifted(nn.Module):
@@ -41,9 +41,9 @@ class Factory:
     delay_s: float = 0.0
     deadly: bool = False
 
-    def __call__(self, worker: int = 0) -> Pipeline:
+    def __call__(self, worker: int = 0) -> ImagePipeline:
         torch.set_num_threads(1)
-        return Pipeline(Shifted(self.delay_s, self.deadly), device="cpu", batch_size=4)
+        return ImagePipeline(Shifted(self.delay_s, self.deadly), device="cpu", batch_size=4)
 
     def identity(self) -> dict:
         return {"model": "shifted"}

@@ -16,7 +16,7 @@ from tore_fast.layers.tome import patch_token_merging
 from tore_fast.models import create_model, load_pretrained, model_entry, save_pretrained
 from tore_fast.models.backbones.vit import ViT, ViTConfig, embed_macs
 from tore_fast.models.smpl.hmr2 import SMPLHead
-from tore_fast.pipelines.layer_merge import apply_plan
+from tore_fast.pipelines.merge import apply_plan
 
 TINY = dict(
     embed_dim=48,

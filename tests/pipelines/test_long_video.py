@@ -19,8 +19,9 @@ from tore_fast.io.image import read_image
 from tore_fast.io.video import TrackBoxes, open_video
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.pipelines import overlay_video
+from tore_fast.pipelines.options import VideoOptions
 from tore_fast.pipelines.track_store import NpzRows
-from tore_fast.pipelines.video_to_mesh import HMRPipeline, PipelineOptions
+from tore_fast.pipelines.video import VideoPipeline
 
 HOST = dict(
     img_size=(64, 48),
@@ -79,7 +80,7 @@ def scene():
 def test_a_thousand_frames_of_two_people_in_flat_memory(scene, tmp_path):
     source = Loop(scene, 1000)
     host, motion = networks()
-    pipe = HMRPipeline(host, load_body("free"), motion, PipelineOptions(batch_size=32, chunk_frames=64))
+    pipe = VideoPipeline(host, load_body("free"), motion, VideoOptions(batch_size=32, chunk_frames=64))
     used = {}
 
     def note(frame: int) -> None:

@@ -85,7 +85,7 @@ def test_built_in_hand_by_name(tmp_path, monkeypatch, capsys):
     """`--model tore_default_hand` takes the shipped weights: here random ones in their place; 21 joints come out."""
     from tore_fast.cli import main
     from tore_fast.models import default
-    from tore_fast.pipelines.image_to_mesh import load_model
+    from tore_fast.pipelines.images import load_model
 
     monkeypatch.setitem(default.BUILT_IN, "tore_default_hand", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match="no trained weights of tore_default_hand"):
@@ -153,7 +153,7 @@ def test_shipped_weights_are_not_called_random(tmp_path, capfd):
 
 
 def test_the_shipped_hand_weights_beat_the_mean_pose():
-    from tore_fast.pipelines.image_to_mesh import load_model
+    from tore_fast.pipelines.images import load_model
 
     found = evaluate_held_out(
         load_model("tore_default_hand").eval(), load_body("free_hand"), "easy", image_size=112, images=60

@@ -12,7 +12,7 @@ from tore_fast.layers.ik import pose_to_features
 from tore_fast.models import create_model
 from tore_fast.models.motion.vae import MotionVAE, MotionVAEConfig
 from tore_fast.pipelines.hosts import RestSkeleton
-from tore_fast.pipelines.video_to_mesh import HMRPipeline
+from tore_fast.pipelines.video import VideoPipeline
 from tore_fast.train.config import TrainConfig
 from tore_fast.train.loop import train
 from tore_fast.train.motion import (
@@ -181,9 +181,9 @@ def test_correcting_a_host_starts_at_the_hosts_own_motion(rest):
     assert own.std(0).max() > 1e-3
     torch.testing.assert_close(got.joints[0].flatten(1), want[:, :87], atol=1e-4, rtol=1e-4)
     body = load_body("free")
-    assert HMRPipeline(host, body, motion).motion is motion
+    assert VideoPipeline(host, body, motion).motion is motion
     with pytest.raises(ValueError, match="corrects the poses of another host"):
-        HMRPipeline(create_model("hmr2_vitt"), body, motion)
+        VideoPipeline(create_model("hmr2_vitt"), body, motion)
     aa = create_model("hmr2_vitt", joint_rep="aa")
     with pytest.raises(ValueError, match="joint_rep '6d'"):
         motion.host_motion.use_head(aa.smpl_head, skeleton)

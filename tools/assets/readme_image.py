@@ -19,7 +19,7 @@ from PIL import Image
 from tore_fast.body import load_body
 from tore_fast.data.synth import generator_class, held_out
 from tore_fast.eval.pose import p_mpjpe
-from tore_fast.pipelines.image_to_mesh import ImageResult, Pipeline
+from tore_fast.pipelines.images import ImagePipeline, ImageResult
 from tore_fast.vis.overlay import panel
 
 SIZE, COUNT, AMONG = 256, 6, 100
@@ -35,7 +35,7 @@ def main() -> None:
     body = load_body("free_hand" if args.model.endswith("hand") else "free")
     held = held_out(body)[args.set]
     generator = generator_class(body)(body, SIZE, held.seed, held.difficulty, split="test")
-    pipeline = Pipeline(args.model)
+    pipeline = ImagePipeline(args.model)
     found: list[tuple[float, ImageResult]] = []
     for index in range(-(-AMONG // held.batch_size) if args.worst else 1):
         batch = generator.batch(index, held.batch_size)

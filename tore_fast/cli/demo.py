@@ -26,12 +26,12 @@ def run(args: Args) -> int:
     from ..models._hub import read_config
     from ..models.default import default_folder
     from ..pipelines.demo_image import demo_image
-    from ..pipelines.image_to_mesh import Pipeline
+    from ..pipelines.images import ImagePipeline
     from ..pipelines.results import write_result
 
     with arguments():
         card = read_config(default_folder())
-        pipeline = Pipeline(device=args.device)
+        pipeline = ImagePipeline(device=args.device)
     image, truth = demo_image()
     result = pipeline.predict([image], [[truth.box]])[0]
     files = write_result(result, pipeline, args.out, "demo", ("png", "glb", "obj", "npz"))

@@ -52,12 +52,12 @@ def run(args: Args) -> int:
 
     from tqdm import tqdm
 
+    from .._device import pick_device
     from ..data.synth import rendered
     from ..geometry import camera
     from ..layers.eclm import ECLMPlan, describe
     from ..models._hub import save_pretrained
-    from ..pipelines import hosts, layer_merge
-    from ..pipelines.image_to_mesh import pick_device
+    from ..pipelines import hosts, merge
 
     with arguments():
         device = pick_device(args.device)
@@ -66,7 +66,7 @@ def run(args: Args) -> int:
         name, model = hosts.load_host(args.model)
         note_random_weights(args.model, "merged layers")
         if args.plan is not None:
-            return _apply(layer_merge, ECLMPlan.load(args.plan), model, name, Path(args.out))
+            return _apply(merge, ECLMPlan.load(args.plan), model, name, Path(args.out))
         labelled = any(Path(args.data).glob("*.npz"))
         if labelled and args.measure != "joints":
             raise ValueError("--measure: labelled clips give an error of joints")
@@ -92,7 +92,7 @@ def run(args: Args) -> int:
         focal = camera.focal_from_fov(math.radians(args.fov), found.image_size[:, 1])
         info = camera.bbox_info(found.box_center, found.box_size, found.image_size, focal).to(device)
         head_inputs = [{"bbox_info": info[i : i + args.batch_size]} for i in starts]
-    calibration = layer_merge.host_calibration(model, batches, joints, args.measure, targets, head_inputs)
+    calibration = merge.host_calibration(model, batches, joints, args.measure, targets, head_inputs)
     layers = len(model.backbone.blocks)
     unit = "mm" if args.measure == "joints" else "deg"
     out = Path(args.out)
@@ -104,8 +104,8 @@ def run(args: Args) -> int:
             mark = "merge" if step.accept else "stop"
             tqdm.write(f"  blocks {step.low:2d}..{step.high:2d}  error {step.error:8.4f} {unit}  {mark}")
 
-        result = layer_merge.run_search(calibration, out, args.tau, not args.as_printed, args.kappa, show)
-    merged = layer_merge.apply_plan(model, result.plan)
+        result = merge.run_search(calibration, out, args.tau, not args.as_printed, args.kappa, show)
+    merged = merge.apply_plan(model, result.plan)
     result.plan.save(out / "plan.json")
     save_pretrained(merged, out / "model", name, eclm=result.to_json())
     final = calibration.error(result.plan.groups)
@@ -115,15 +115,15 @@ def run(args: Args) -> int:
     for line in describe(result.plan):
         print(f"  {line}")
     if args.cka:
-        _write_cka(layer_merge.layer_similarity(calibration), out)
+        _write_cka(merge.layer_similarity(calibration), out)
     print(f"wrote {out / 'plan.json'}, {out / 'model'}")
     return 0
 
 
-def _apply(layer_merge, plan, model, name: str, out) -> int:
+def _apply(merge, plan, model, name: str, out) -> int:
     from ..models._hub import save_pretrained
 
-    merged = layer_merge.apply_plan(model, plan)
+    merged = merge.apply_plan(model, plan)
     out.mkdir(parents=True, exist_ok=True)
     plan.save(out / "plan.json")
     save_pretrained(merged, out / "model", name, eclm=plan.to_json())

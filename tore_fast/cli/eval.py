@@ -149,7 +149,7 @@ def table(metrics: dict) -> str:
 def device_of(name: str) -> str:
     import torch
 
-    from ..pipelines.image_to_mesh import pick_device
+    from .._device import pick_device
 
     device = pick_device(name)
     if device == "cuda" and "LOCAL_RANK" in os.environ:

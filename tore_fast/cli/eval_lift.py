@@ -77,12 +77,12 @@ def run(args: Args) -> int:
 def _evaluate(args: Args) -> int:
     import torch
 
+    from .._device import pick_device
     from ..data.mocap import CAMERA_SEED, Motion, film
     from ..data.pose_sets import read_pose_set
     from ..eval.lifting import lifted_pairs
     from ..eval.pose import PoseMeter
-    from ..pipelines.image_to_mesh import pick_device
-    from ..pipelines.pose_lift import load_lifter, trained_fps
+    from ..pipelines.lift import load_lifter, trained_fps
 
     option = _options(args.options)
     model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))

@@ -119,7 +119,7 @@ def _model(args: Args):
 
     from ..eval.parameter_models import crop_size, is_scored
     from ..models import create_model
-    from ..pipelines.image_to_mesh import load_model
+    from ..pipelines.images import load_model
 
     source = args.checkpoint or args.model
     entry = registered_entry(source)

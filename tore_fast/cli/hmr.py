@@ -75,8 +75,8 @@ class Args:
     limit: int | None = None
     """Stop after this many frames."""
     device: str = "auto"
-    precision: str = "float32"
-    """float32, bfloat16 or float16 for the networks."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 for the networks."""
     quiet: bool = field(default=False)
 
 
@@ -85,12 +85,13 @@ def run(args: Args) -> int:
 
     from tqdm import tqdm
 
+    from .._device import pick_device
     from ..data.detect import BoxTracker, load_callable, load_detector
     from ..io.video import MaskFolder, TrackBoxes, open_video
-    from ..pipelines.image_to_mesh import pick_device
+    from ..pipelines.options import VideoOptions
     from ..pipelines.overlay_video import why_no_mp4, write_overlay
     from ..pipelines.track_files import FORMATS
-    from ..pipelines.video_to_mesh import HMRPipeline, PipelineOptions
+    from ..pipelines.video import VideoPipeline
 
     formats = [f.strip() for f in args.format.split(",") if f.strip()]
     with arguments():
@@ -112,7 +113,7 @@ def run(args: Args) -> int:
         boxes = TrackBoxes.read(args.boxes) if args.boxes else None
         called = args.masks and ":" in args.masks and not Path(args.masks).exists()
         folder = MaskFolder(args.masks) if args.masks and not called else None
-        options = PipelineOptions(
+        options = VideoOptions(
             batch_size=args.batch_size,
             chunk_frames=args.chunk,
             box_rule=args.box_rule,
@@ -130,7 +131,7 @@ def run(args: Args) -> int:
             ik_mode=args.ik,
             max_gap=args.max_gap,
         )
-        pipeline = HMRPipeline.from_checkpoint(
+        pipeline = VideoPipeline.from_checkpoint(
             args.model, args.motion, args.body, options, device, args.keep_tokens, args.merge_per_block, args.fov_net
         )
         note_random_weights(args.model, "motions")

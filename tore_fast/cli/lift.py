@@ -56,8 +56,8 @@ def run(args: Args) -> int:
         raise UsageError("no keypoint file to work on")
     if not any(p.exists() for p in args.keypoints):
         raise UsageError(f"{args.keypoints[0]}: no such file")
-    from ..pipelines.image_to_mesh import pick_device
-    from ..pipelines.pose_lift import NORMALISATIONS, PRECISIONS, load_lifter
+    from .._device import PRECISIONS, pick_device
+    from ..pipelines.lift import NORMALISATIONS, load_lifter
 
     formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
     if not formats or any(f not in FORMATS for f in formats):
@@ -105,9 +105,9 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     import numpy as np
 
     from ..data.keypoints import read_keypoints
-    from ..geometry.windows import H36M_JOINTS
+    from ..geometry.skeleton import H36M17
     from ..io.bvh import write_bvh
-    from ..pipelines.pose_lift import lift_at_rate, normalise, trained_facts
+    from ..pipelines.lift import lift_at_rate, normalise, trained_facts
     from ..vis.stick_figure import write_gif, write_html, write_mp4
 
     clip = read_keypoints(path, args.order, args.person)
@@ -131,7 +131,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
             keypoints=clip.keypoints,
             normalised=x,
             kept=lifted.kept,
-            joints=np.array(H36M_JOINTS),
+            joints=np.array(H36M17.names),
             fps=fps,
             normalisation=how,
             order=clip.order,

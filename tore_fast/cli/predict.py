@@ -41,7 +41,7 @@ def run(args: Args) -> int:
     from ..data.boxes import read_boxes
     from ..io.image import find_images
     from ..models.default import BUILT_IN
-    from ..pipelines.image_to_mesh import BOX_MODES, Pipeline
+    from ..pipelines.images import BOX_MODES, ImagePipeline
     from ..pipelines.results import FORMATS
 
     formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
@@ -58,7 +58,7 @@ def run(args: Args) -> int:
             complain(f"{path}: no such file")
         raise UsageError("no image to work on")
     with arguments():
-        pipeline = Pipeline(
+        pipeline = ImagePipeline(
             args.model,
             checkpoint=args.checkpoint,
             mesh_data=args.mesh_data,

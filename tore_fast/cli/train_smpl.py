@@ -76,7 +76,7 @@ def _synthetic(args: Args, model: nn.Module, size: int) -> Task:
 
 
 def _labelled(args: Args, model: nn.Module, size: int) -> Task:
-    from ..data.crop import AugmentConfig
+    from ..data.augment import AugmentConfig
     from ..train.keypoints import labelled_body_recovery
     from ..train.mesh_labels import LabelledCrops
     from ._body import protocol_of

@@ -60,9 +60,9 @@ def _draw(args: Args) -> list[Path]:
     import numpy as np
     import torch
 
-    from ..data.person_crop import IMAGENET_MEAN, IMAGENET_STD, cut
+    from ..geometry.warp import IMAGENET_MEAN, IMAGENET_STD, model_input
     from ..models.default import BUILT_IN
-    from ..pipelines.image_to_mesh import Pipeline, load_model
+    from ..pipelines.images import ImagePipeline, load_model
     from ..vis.overlay import save_png
 
     random = args.checkpoint is None and args.model not in BUILT_IN and not Path(args.model).is_dir()
@@ -74,16 +74,16 @@ def _draw(args: Args) -> list[Path]:
         )
     if random:
         print("note: random weights: the maps are those of an untrained model", file=sys.stderr)
-    pipeline = Pipeline(model, mesh_data=args.mesh_data, device="cpu")
+    pipeline = ImagePipeline(model, mesh_data=args.mesh_data, device="cpu")
     boxes = [[args.box]] if args.box else ("full" if random else "auto")
     result = pipeline.predict([args.image], boxes)[0]
     if result.error:
         raise ValueError(result.error)
     person = result.people[0]
-    crop = cut(result.pixels, person.crop, pipeline.image_size)
+    crop = model_input(result.pixels, person.crop, pipeline.image_size)
     with torch.inference_mode():
-        out = model(torch.from_numpy(crop)[None], return_attention=True, fine=False)
-    photo = ((crop.transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN) * 255).round().clip(0, 255).astype(np.uint8)
+        out = model(crop[None], return_attention=True, fine=False)
+    photo = ((crop.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN) * 255).round().clip(0, 255).astype(np.uint8)
     scene = _Scene(args, model, pipeline, person, photo, out, random)
     maps = {n: m[:, 0].float().numpy() for n, m in out.attention.items()}  # name -> [layers, queries, keys]
     chosen = _layers(args.layer, maps)

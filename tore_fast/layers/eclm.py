@@ -1,6 +1,6 @@
 """Layer merging (ECLM of FastHMR): which residual blocks of a stack can be folded into one another.
 
-In: a number of blocks and an error callback over groupings (pipelines/layer_merge.py builds those from a model and
+In: a number of blocks and an error callback over groupings (pipelines/merge.py builds those from a model and
 images); out: an `ECLMPlan`, which rewrites any state dict of the same shape without data. `linear_cka` is the paper's
 figure 2, for motivation or as an optional filter.
 """

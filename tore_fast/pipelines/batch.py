@@ -24,7 +24,7 @@ import numpy as np
 from ..data.boxes import boxes_of, read_boxes
 from ..io.image import ImageError, read_image
 from .batch_units import BatchError, BatchFolder, BatchUnfinished, Claim, Image, list_images
-from .image_to_mesh import BOX_MODES, ImageResult, Pipeline
+from .images import BOX_MODES, ImagePipeline, ImageResult
 
 ENGINES = ("processes", "torchrun", "ray")
 ARRAYS = {
@@ -54,23 +54,23 @@ class ModelFactory:
     device: str = "auto"
     batch_size: int = 8
     threads: int = 0
-    options: dict[str, Any] = field(default_factory=dict)  # of Pipeline: upstream, mesh_data
+    options: dict[str, Any] = field(default_factory=dict)  # of ImagePipeline: upstream, mesh_data
 
     def __post_init__(self):
         if unknown := sorted(self.options.keys() - {"upstream", "mesh_data"}):
             raise ValueError(f"options (--extra): expected upstream, mesh_data, got {unknown[0]!r}")
 
-    def __call__(self, worker: int = 0) -> Pipeline:
+    def __call__(self, worker: int = 0) -> ImagePipeline:
         import torch
 
-        from .image_to_mesh import pick_device
+        from .._device import pick_device
 
         if self.threads:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
         if device == "cuda":
             device = f"cuda:{worker % torch.cuda.device_count()}"
-        return Pipeline(
+        return ImagePipeline(
             self.model, checkpoint=self.checkpoint, device=device, batch_size=self.batch_size, **self.options
         )
 
@@ -111,7 +111,7 @@ class BatchSummary:
 def run(
     inputs: Iterable[str | Path],
     out: str | Path,
-    factory: Callable[..., Pipeline] | None = None,
+    factory: Callable[..., ImagePipeline] | None = None,
     config: BatchConfig = BatchConfig(),  # noqa: B008 (frozen)
     *,
     workers: int = 1,
@@ -123,7 +123,7 @@ def run(
     Args:
         inputs: tars, `{000..012}.tar` patterns, folders (with all below), images.
         out: folder of plan, claims and results; the same call goes on after a kill.
-        factory: `factory(worker)` gives a Pipeline; picklable. Default: the built-in model.
+        factory: `factory(worker)` gives a ImagePipeline; picklable. Default: the built-in model.
         workers: processes on this machine ("processes"), or actors in the cluster ("ray").
         engine: "processes": this call starts them and replaces those that die. "torchrun": this process is one of many that
             torchrun (or any launcher, on any number of machines with a common file system) started with the same arguments.
@@ -189,7 +189,7 @@ def failures(out: str | Path) -> Iterator[str]:
 
 def work(
     folder: BatchFolder,
-    factory: Callable[..., Pipeline],
+    factory: Callable[..., ImagePipeline],
     config: BatchConfig,
     worker: int = 0,
     parent: int | None = None,
@@ -221,7 +221,7 @@ def work(
 
 
 def predict_unit(
-    folder: BatchFolder, unit: int, claim: Claim, pipeline: Pipeline, config: BatchConfig, table: dict | None
+    folder: BatchFolder, unit: int, claim: Claim, pipeline: ImagePipeline, config: BatchConfig, table: dict | None
 ) -> bool:
     """One unit: predict its images, put the result there. True if it is ours."""
     start = time.monotonic()
@@ -242,7 +242,7 @@ def predict_unit(
         return folder.commit(unit, {**arrays, "seconds": np.float64(time.monotonic() - start)})
 
 
-def predict_images(images: list[Image], pipeline: Pipeline, boxes: str, table: dict | None) -> list[ImageResult]:
+def predict_images(images: list[Image], pipeline: ImagePipeline, boxes: str, table: dict | None) -> list[ImageResult]:
     """Results in the order of the images; bad ones carry their reason."""
     failed: dict[int, str] = {}
     fed: list[int] = []
@@ -304,7 +304,7 @@ def box_table(boxes: str) -> dict | None:
     return None if boxes in BOX_MODES or boxes == "sidecar" else read_boxes(boxes)
 
 
-def person_shapes(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
+def person_shapes(pipeline: ImagePipeline) -> dict[str, tuple[int, ...]]:
     """Shape of one person's share of each array, which a unit without people needs, too."""
     joints, mesh = len(pipeline.joint_names), pipeline.topology.hierarchy
     shapes = {"box": (4,), "camera": (3,), "camera_image": (3,), "translation": (3,), "focal_px": ()}
@@ -348,7 +348,7 @@ class _Loud:
     def __init__(self, factory):
         self.factory = factory
 
-    def __call__(self, worker: int) -> Pipeline:
+    def __call__(self, worker: int) -> ImagePipeline:
         try:
             return self.factory(worker)
         except Exception:

@@ -1,4 +1,4 @@
-"""An .mp4 of the input video with the bodies drawn over it, from the track files of video_to_mesh.py.
+"""An .mp4 of the input video with the bodies drawn over it, from the track files of video.py.
 
 In: frames and `track_*.npz`; out: overlay.mp4 (H.264). Needs the extra `video` (imageio, imageio-ffmpeg). Poses are read
 from disk in pieces and frames one at a time, so memory does not grow with the video.

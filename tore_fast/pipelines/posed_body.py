@@ -1,6 +1,6 @@
 """A model of body parameters (TCFormer + HMR's regressor) as an image-to-mesh model: its parameters pose the free body.
 
-In: crops; out: HMROutput, as image_to_mesh.py wants it. Next on the way: vis/overlay.py, vis/export.py.
+In: crops; out: HMROutput, as images.py wants it. Next on the way: vis/overlay.py, vis/export.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..body import load_body
-from ..body.joints import H36M17_TO_J14
+from ..geometry.skeleton import H36M17_TO_J14
 from ..models.keypoints.tcformer_heads import TCFormerHMR
 from ..models.mesh._base import HMROutput
 
@@ -24,7 +24,7 @@ class PosedBody(nn.Module):
         super().__init__()
         if model.config.mesh != "free":
             raise ValueError(
-                f"Pipeline: the weights speak of the licence-bound body {model.config.mesh!r}, which cannot be posed here; "
+                f"ImagePipeline: the weights speak of the licence-bound body {model.config.mesh!r}, which cannot be posed here; "
                 "`tore-fast eval --body FILE` scores them"
             )
         self.model, self.config = model, model.config

@@ -1,6 +1,6 @@
 """Files of one image's result: overlay PNG, GLB or OBJ per person, one npz with documented keys.
 
-In: ImageResult of pipelines/image_to_mesh.py. The drawing is vis/overlay.py, the mesh files vis/export.py.
+In: ImageResult of pipelines/images.py. The drawing is vis/overlay.py, the mesh files vis/export.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..vis import export, overlay
-from .image_to_mesh import ImageResult, Pipeline
+from .images import ImagePipeline, ImageResult
 
 FORMATS = ("png", "glb", "obj", "npz")
 
@@ -45,7 +45,7 @@ def unique_names(paths: list[Path]) -> list[str]:
 
 
 def write_result(
-    result: ImageResult, pipeline: Pipeline, folder: Path, name: str, formats: tuple[str, ...]
+    result: ImageResult, pipeline: ImagePipeline, folder: Path, name: str, formats: tuple[str, ...]
 ) -> list[Path]:
     """Writes the asked formats; each file appears whole or not at all. Returns the paths."""
     faces = pipeline.topology.hierarchy.faces[0]
@@ -80,7 +80,7 @@ def npz_arrays(result: ImageResult, faces: np.ndarray, joint_names: tuple[str, .
     arrays: dict[str, np.ndarray] = {
         "box": np.array([p.box for p in people], np.float32).reshape(len(people), 4),
         "box_source": np.array([p.box_source for p in people]),
-        "crop": np.array([[p.crop.center_x, p.crop.center_y, p.crop.side] for p in people], np.float32),
+        "crop": np.array([p.crop.x_y_side for p in people], np.float32),
         "focal_px": np.array([p.focal_px for p in people], np.float32),
         "joint_names": np.array(joint_names),
         "faces": np.asarray(faces, np.int32),

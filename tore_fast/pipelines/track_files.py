@@ -1,6 +1,6 @@
 """Files of one track, written piece by piece: AMASS-like .npz, BVH and animated GLB.
 
-In: rotations, translations and joints of consecutive frames (pipelines/video_to_mesh.py); out: files that appear whole or
+In: rotations, translations and joints of consecutive frames (pipelines/video.py); out: files that appear whole or
 not at all.
 """
 
@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..body import Body
-from ..body.joints import SMPL24
 from ..geometry import camera
 from ..geometry.rotation import matrix_to_axis_angle
+from ..geometry.skeleton import SMPL24
+from ..io.bvh import BvhWriter
 from ..io.glb import GlbAnimation
-from ..vis.bvh import BvhWriter
+from .options import VideoOptions
 from .track_store import NpzStream, TrackStore
-
-if TYPE_CHECKING:
-    from .video_to_mesh import PipelineOptions
 
 FORMATS = ("npz", "bvh", "glb")
 NPZ_KEYS = {
@@ -49,7 +46,7 @@ NPZ_KEYS = {
 def track_writers(
     files: Sequence[Path],
     body: Body,
-    options: PipelineOptions,
+    options: VideoOptions,
     count: int,
     shape: Tensor,  # [1, 10] betas of the track
     fps: float,
@@ -65,10 +62,10 @@ def track_writers(
             made.append(_npz_writer(path, body.name, options, count, shape, fps, store, track))
             continue
         if kind == "bvh":
-            out = BvhWriter(hidden, joints, body.parents, SMPL24, count, fps)
+            out = BvhWriter(hidden, joints, body.parents, SMPL24.names, count, fps)
         else:
             faces, weights = body.faces(0), body.weights.cpu().numpy()
-            out = GlbAnimation(hidden, vertices, faces, weights, joints, body.parents, SMPL24, count, fps)
+            out = GlbAnimation(hidden, vertices, faces, weights, joints, body.parents, SMPL24.names, count, fps)
 
         def write(piece: dict | None, out=out, hidden=hidden, path=path) -> None:
             if piece is not None:
@@ -84,7 +81,7 @@ def track_writers(
 def _npz_writer(
     path: Path,
     body_name: str,
-    options: PipelineOptions,
+    options: VideoOptions,
     count: int,
     shape: Tensor,
     fps: float,

@@ -21,7 +21,8 @@ from ..data.mocap import read_motions
 from ..data.synth.motion import mirror_rotations, motion_rotations
 from ..data.synth.poses import to_camera_axes
 from ..geometry.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
-from ..layers.clips import resample
+from ..geometry.windows import resample
+from ..io.weights import read_weights
 from ..layers.ik import pose_to_features, split_features
 from ..models.motion.fasthmr import FastHMRMotion, feature_statistics
 from ..models.motion.vae import MotionVAE, vae_losses
@@ -89,7 +90,7 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
     """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left out).
 
     From BVH, AMC and joint archives come 17 joints, so twists of straight limbs are those of the rest pose
-    (data/synth/motion.py:pose_from_joints) and the shape is the mean one.
+    (body/fit/start.py:pose_from_joints) and the shape is the mean one.
 
     Raises:
         ValueError: fewer than two clips, or a file that is not a motion. FileNotFoundError: no motion at all.
@@ -138,7 +139,7 @@ def read_prior(folder: str | Path) -> tuple[MotionVAE, Tensor, Tensor]:
     vae = load_pretrained(folder)
     if not isinstance(vae, MotionVAE) or not (Path(folder) / STATISTICS).is_file():
         raise ValueError(f"--motion-prior: {folder} is not a motion VAE (stage 1 of `tore-fast train motion`)")
-    stats = torch.load(Path(folder) / STATISTICS, weights_only=True)
+    stats = read_weights(Path(folder) / STATISTICS)
     return vae, stats["mean"], stats["std"]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import read_run
 from .config import Task, TrainConfig
 from .loop import train
 from .start import take_weights
@@ -44,12 +45,12 @@ def choose(task: Task, out: Path) -> Chosen:
         FileNotFoundError: no run there.
     """
     if task.validation and (out / "best.pt").is_file():
-        state = torch.load(out / "best.pt", map_location="cpu", weights_only=True)
+        state = read_run(out / "best.pt", ("model", "step", "metrics"))
         how = f"lowest {task.best_metric} on {task.validation}"
         return Chosen(state["model"], state["step"], how, state["metrics"])
     if not (out / "last.pt").is_file():
         raise FileNotFoundError(f"{out}: no last.pt; expected the folder of a run")
-    state = torch.load(out / "last.pt", map_location="cpu", weights_only=True)
+    state = read_run(out / "last.pt", ("model", "step", "ema"))
     averages = (state["ema"] or {}).get("average", {})
     how = "last averaged weights" if averages else "last weights"
     return Chosen({**state["model"], **averages}, state["step"], how, {})

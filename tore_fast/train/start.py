@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+
+from ..io.weights import read_weights
 
 WRAPPERS = ("", "model.", "host.", "host.model.")  # prefixes of models inside what is trained (heads of the training)
 NAMED = 8  # tensors that start anew and are named
@@ -71,10 +72,7 @@ def tensors_of(path: Path, mesh_data: str | None = None) -> dict[str, Tensor]:
         raise FileNotFoundError(f"--checkpoint {path}: no such file or folder")
     state = None
     if path.is_file():
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # an official file may hold more than tensors; its own reader says what is wrong
-            state = None
+        state = read_weights(path)
     if isinstance(state, dict) and "model" in state and "step" in state:
         return {**state["model"], **(state.get("ema") or {}).get("average", {})}
     return from_pretrained(path, **({"mesh_data": mesh_data} if mesh_data else {})).state_dict()

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ...geometry.rotation import axis_angle_to_matrix
+from ...geometry.warp import normalise_image
 from ...layers.mask_tome import ellipse_mask
 from ..mocap import Motion
 from .clips import ClipCrops
-from .generator import normalize_images
 from .motion import mirror_rotations, motion_rotations
 
 VIEW_STRIDE = 100_000  # between the random streams of a motion's renderings
@@ -117,7 +117,7 @@ def run_model(model: nn.Module, clip: ClipImages, masks: str = "given", batch_si
     out = []
     for a in range(0, len(clip.images), batch_size):
         part = slice(a, a + batch_size)
-        images = normalize_images(clip.images[part].to(device))
+        images = normalise_image(clip.images[part].to(device))
         own = clip.masks[part].to(device) if masks == "given" else None
         out.append(model(images, ellipse_mask(len(images), side, side, device) if masks == "ellipse" else own))
     fields = (torch.cat([getattr(o, k) for o in out]).float().cpu() for k in ("rotations", "betas", "token"))
@@ -200,7 +200,7 @@ def labelled_crops(folder: str | Path, count: int, joints: Callable[[Tensor, Ten
     for path in paths:
         clip = read_clip(path)
         rows = torch.linspace(0, len(clip.images) - 1, min(each, len(clip.images))).round().long()
-        crops.append(normalize_images(clip.images[rows]))
+        crops.append(normalise_image(clip.images[rows]))
         rotations, betas = clip_truth(clip)
         targets.append(joints(rotations[rows], betas[rows]))
     return LabelledCrops(torch.cat(crops)[:count], torch.cat(targets)[:count])

@@ -2,7 +2,7 @@
 
 In: per-frame features [B, 243, 1024] of a host (models/smpl/hmr2.py, models/smpl/camerahmr.py) and rest joints of the shaped body;
 out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with merged layers and tokens are
-`fasthmr_hmr2` and `fasthmr_camerahmr`; pipelines/video_to_mesh.py joins both.
+`fasthmr_hmr2` and `fasthmr_camerahmr`; pipelines/video.py joins both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...layers.clips import Clip, fade_weight, resample, split_clips
+from ...geometry.windows import Clip, fade_weight, resample, split_clips
 from ...layers.host_motion import HostMotion
 from ...layers.ik import hybrik_ik, split_features
 from .._registry import PaperRow, register_model

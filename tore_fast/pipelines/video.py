@@ -1,0 +1,496 @@
+"""Videos and images of people -> body parameters, joints, files: the FastHMR pipeline from end to end.
+
+In: frames (io/video.py) with boxes and masks of tracked people; out: per track an AMASS-like .npz, BVH and animated
+GLB. Frames stream through crops and host in batches over people and frames (rows on disk, pipelines/track_store.py);
+then every track goes through the motion decoder and the inverse kinematics in clips. Memory does not grow with length.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._device import autocast
+from ..body import Body
+from ..geometry import camera
+from ..geometry.crop import Crop, crop_of_box
+from ..geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
+from ..geometry.warp import as_tensor, letterbox, mask_crop, normalise_image, person_crops
+from ..geometry.windows import fill_gaps, track_spans
+from ..io.video import VideoSource
+from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
+from ..models._hub import load_pretrained
+from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
+from ..models.smpl.camerahmr import CameraHMR
+from ..models.smpl.hmr2 import HMR2
+from .hosts import RestSkeleton, load_host, load_named_body
+from .options import VideoOptions
+from .track_files import FORMATS, track_writers
+from .track_store import TrackStore
+
+Masks = Callable[[int, np.ndarray, dict[int, tuple]], dict[int, np.ndarray]]
+Tracker = Callable[[int, np.ndarray], dict[int, tuple[float, float, float, float]]]
+
+
+@dataclass
+class Timing:
+    """Seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    frames: int = 0
+    people: int = 0
+
+    @contextmanager
+    def stage(self, name: str, device: torch.device | None = None) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def table(self) -> str:
+        """One line per stage; per person only where people went through the network (not in a run that only wrote files)."""
+        total = sum(self.seconds.values())
+
+        def each(seconds: float) -> str:
+            return f"{1000 * seconds / self.people:12.2f}" if self.people else f"{'-':>12}"
+
+        lines = [f"{'stage':10}{'seconds':>10}{'ms/person':>12}{'share':>8}"]
+        for name, s in self.seconds.items():
+            lines.append(f"{name:10}{s:10.2f}{each(s)}{100 * s / max(total, 1e-9):7.0f}%")
+        rate = f"   {self.people / total:.1f} persons/s" if self.people and total else ""
+        lines.append(f"{'total':10}{total:10.2f}{each(total)}{rate}")
+        return "\n".join(lines)
+
+
+class PersonResult(NamedTuple):
+    """One person in one image (numpy, float32; metres in camera axes, pixels)."""
+
+    box: np.ndarray  # [4]
+    rotations: np.ndarray  # [24, 3, 3]
+    betas: np.ndarray  # [10]
+    trans: np.ndarray  # [3]
+    joints3d: np.ndarray  # [24, 3]
+    vertices: np.ndarray | None  # [V, 3] with trans
+    focal_px: float
+    token: np.ndarray  # [D]
+
+
+class VideoPipeline:
+    """Host (+ motion decoder + body) behind one object.
+
+    Args:
+        host: HMR2 or CameraHMR, possibly with merged layers and tokens. motion: FastHMR's motion decoder; None keeps the
+            host's own pose read-out. body: SMPL or the free body, for joints, IK and meshes.
+        options: see VideoOptions. device: where the networks run.
+    """
+
+    def __init__(
+        self,
+        host: HMR2,
+        body: Body,
+        motion: FastHMRMotion | None = None,
+        options: VideoOptions | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        self.device, self.name = torch.device(device), type(host).__name__
+        self.options = options or VideoOptions()
+        self.host, self.body = host.to(self.device).eval(), body.to(self.device)
+        self.motion = None if motion is None else motion.to(self.device).eval()
+        width = host.config.decoder_dim
+        if motion is not None and motion.config.condition_dim != width:
+            raise ValueError(
+                f"VideoPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
+            )
+        if motion is not None and motion.config.correct_host and not motion.host_motion.fits(host.smpl_head):
+            raise ValueError(
+                "VideoPipeline: the motion decoder corrects the poses of another host; give the one of its --correct"
+            )
+        if motion is not None and self.options.overlap >= motion.config.frames:
+            raise ValueError(
+                f"VideoPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}"
+            )
+        self.rest = RestSkeleton(self.body)
+        self.timing = Timing()
+        self._warned = self._has_masks = self._over_budget = False
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        host: str,
+        motion: str | None = None,
+        body: str = "free",
+        options: VideoOptions | None = None,
+        device: str | torch.device = "cpu",
+        keep_tokens: int | None = None,
+        merge_per_block: int | None = None,
+        fov_net: str | None = None,
+    ) -> VideoPipeline:
+        """ImagePipeline from files, folded for inference.
+
+        Args:
+            host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion decoder.
+            body: "free" or a SMPL model file. keep_tokens, merge_per_block: Mask-ToMe (HMR2.keep_tokens). fov_net: HumanFoV's
+            file, for a CameraHMR host without it.
+
+        Example:
+            >>> pipe = VideoPipeline.from_checkpoint("hmr2_vitt", keep_tokens=24)
+            >>> [[person]] = pipe.predict([np.zeros((160, 120, 3), np.uint8)])
+            >>> person.joints3d.shape
+            (24, 3)
+        """
+        name, network = load_host(host, fov_net)
+        if keep_tokens is not None:
+            network.keep_tokens(keep_tokens, merge_per_block)
+        decoder = load_pretrained(motion) if motion else None
+        if decoder is not None and not isinstance(decoder, FastHMRMotion):
+            raise ValueError(f"{motion}: not a motion decoder (fasthmr_motion)")
+        pipe = cls(network.fold(), load_named_body(body), decoder, options, device)
+        pipe.name = name
+        return pipe
+
+    # ---- one batch of crops
+
+    def focal(self, frame: np.ndarray) -> float:
+        """Focal length in px for a clip with frames like this one: given, from the FoV net, or HMR2.0's default."""
+        h, w = frame.shape[:2]
+        o = self.options
+        if o.focal_px is not None:
+            return float(o.focal_px)
+        if o.fov_deg is not None:
+            return float(camera.focal_from_fov(math.radians(o.fov_deg), h))
+        if isinstance(self.host, CameraHMR) and self.host.cam_model is not None:
+            with torch.inference_mode():
+                fov = self.host.estimate_fov(
+                    normalise_image(letterbox(as_tensor(frame, self.device), camera.CROP_PX))[None]
+                )
+            return float(camera.focal_from_fov(fov.clamp(0.05, 3.0), h)[0])
+        return float(camera.default_focal(torch.tensor([[float(w), float(h)]]))[0])
+
+    def _square(self, box: Sequence[float]) -> Crop:
+        return crop_of_box(box, self.options.box_rule, self.host.config.box_margin)
+
+    def _crops(
+        self, frame: np.ndarray, squares: list[Crop], masks: list[np.ndarray | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        image = as_tensor(frame, self.device)
+        crops = person_crops(image, squares, size=self.host.config.img_size[0])
+        if self.host.backbone.merging is None or self.options.masks == "none":
+            return crops, None
+        size = crops.shape[-1]
+        if self.options.masks == "ellipse":
+            return crops, ellipse_mask(len(squares), size, size, self.device)
+        if not self._has_masks:
+            return crops, None  # plain ToMe
+        rows = []
+        for square, mask in zip(squares, masks):
+            if mask is None:
+                if not self._warned:
+                    warnings.warn("some people have no mask: an ellipse in their box stands in")
+                    self._warned = True
+                rows.append(ellipse_mask(1, size, size, self.device)[0])
+            else:
+                rows.append(mask_crop(as_tensor(mask, self.device), square, size=size))
+        return crops, torch.stack(rows)
+
+    def _check_budget(self, masks: Tensor | None) -> None:
+        """One warning per pipeline when people cover more tokens than are kept."""
+        merging = self.host.backbone.merging
+        if masks is None or merging is None or merging.keep is None or self._over_budget:
+            return
+        self._over_budget = warn_if_over_budget(self.host.coverage(masks), merging.keep, merging.person_threshold)
+
+    @torch.inference_mode()
+    def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):
+        with autocast(self.device, self.options.precision):
+            if isinstance(self.host, CameraHMR):
+                return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
+            return self.host(crops, masks)
+
+    # ---- single images
+
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        boxes: Sequence[Sequence[Sequence[float]]] | None = None,
+        masks: Sequence[Sequence[np.ndarray | None]] | None = None,
+        intrinsics: Sequence[np.ndarray] | None = None,
+        vertices: bool = True,
+    ) -> list[list[PersonResult]]:
+        """People in separate images (the host's pose read-out; the motion decoder is for videos).
+
+        Args:
+            images: RGB [H, W, 3] uint8. boxes: per image a list of x0, y0, x1, y1 (default: the whole image).
+            masks: per image and person [H, W] or None. intrinsics: per image [3, 3].
+        """
+        results: list[list[PersonResult]] = []
+        self._has_masks = masks is not None
+        for n, frame in enumerate(images):
+            h, w = frame.shape[:2]
+            own = [(0.0, 0.0, float(w), float(h))] if boxes is None else list(boxes[n])
+            squares = [self._square(b) for b in own]
+            if not squares:
+                results.append([])
+                continue
+            focal = float(intrinsics[n][0, 0]) if intrinsics is not None else self.focal(frame)
+            crops, mask = self._crops(frame, squares, [None] * len(own) if masks is None else list(masks[n]))
+            sq = torch.tensor([s.x_y_side for s in squares], device=self.device)
+            image = torch.tensor([[float(w), float(h)]], device=self.device).expand(len(own), 2)
+            f = torch.full((len(own),), focal, device=self.device)
+            principal = image / 2
+            if intrinsics is not None:
+                principal = torch.as_tensor(intrinsics[n][:2, 2], dtype=torch.float32, device=self.device).expand(
+                    len(own), 2
+                )
+            out = self._encode(crops, mask, sq, image, f)
+            trans = camera.full_translation(out.cam, focal=f, crop=sq[:, 2], offset=sq[:, :2] - principal)
+            with torch.inference_mode():
+                posed = self.body(
+                    out.rotations, out.betas[:, : self.body.num_betas], trans, 0 if vertices else self._coarse
+                )
+            results.append(
+                [
+                    PersonResult(
+                        np.array(own[i], np.float32),
+                        *(t[i].cpu().numpy() for t in (out.rotations, out.betas, trans, posed.joints)),
+                        posed.vertices[i].cpu().numpy() if vertices else None,
+                        focal,
+                        out.token[i].float().cpu().numpy(),
+                    )
+                    for i in range(len(own))
+                ]
+            )
+        return results
+
+    @property
+    def _coarse(self) -> int:
+        return self.body.hierarchy.num_levels - 1
+
+    # ---- videos
+
+    def encode_video(
+        self,
+        source: VideoSource,
+        work: str | Path,
+        tracker: Tracker | None = None,
+        masks: Masks | None = None,
+        limit: int | None = None,
+        settings: dict | None = None,
+        on_frame: Callable[[int], None] | None = None,
+    ) -> TrackStore:
+        """Stage 1: every person of every frame through the host; rows in `work`, resumed if they are there.
+
+        Args:
+            tracker: (frame number, frame) -> {track: box}; None takes the whole frame as one person. With `state()` and
+                `restore()` (data/detect.py:BoxTracker) its memory is saved too, so resumed runs keep the track numbers.
+            masks: (frame number, frame, boxes) -> {track: [H, W] mask}; tracks without one get an ellipse.
+            limit: stop after this many frames.
+        """
+        self._has_masks = masks is not None
+        facts = {
+            "video": source.path.name,
+            "box_rule": self.options.box_rule,
+            "masks": self.options.masks,
+            **(settings or {}),
+        }
+        store = TrackStore(work, self.host.config.decoder_dim, facts)
+        if store.finished:
+            return store
+        if hasattr(tracker, "restore") and "tracker" in store.facts:
+            tracker.restore(store.facts["tracker"])
+
+        def commit(next_frame: int, finished: bool = False) -> None:
+            if hasattr(tracker, "state"):
+                store.facts["tracker"] = tracker.state()
+            store.commit(next_frame, finished)
+
+        pending: list[tuple[int, int, tuple, tuple[float, float, float], tuple[int, int], Tensor, Tensor | None]] = []
+        timing, last = self.timing, store.next_frame
+        frames = source.frames(store.next_frame)
+        while True:
+            with timing.stage("read"):
+                item = next(frames, None)
+            if item is None or (limit is not None and item[0] >= limit):
+                break
+            index, frame = item
+            if "focal" not in store.facts:
+                store.facts["focal"] = self.focal(frame)
+                store.facts["image_size"] = [frame.shape[1], frame.shape[0]]
+            h, w = frame.shape[:2]
+            with timing.stage("detect"):
+                boxes = {0: (0.0, 0.0, float(w), float(h))} if tracker is None else tracker(index, frame)
+            with timing.stage("crop", self.device):
+                if boxes:
+                    tracks = sorted(boxes)
+                    squares = [self._square(boxes[t]) for t in tracks]
+                    found = masks(index, frame, boxes) if masks is not None else {}
+                    crops, mask = self._crops(frame, squares, [found.get(t) for t in tracks])
+                    for i, t in enumerate(tracks):
+                        pending.append(
+                            (
+                                index,
+                                t,
+                                tuple(boxes[t]),
+                                squares[i].x_y_side,
+                                (w, h),
+                                crops[i],
+                                None if mask is None else mask[i],
+                            )
+                        )
+            last = index + 1
+            timing.frames += 1
+            if len(pending) >= self.options.batch_size or last - store.next_frame >= self.options.chunk_frames:
+                self._flush(store, pending)
+                if last - store.next_frame >= self.options.chunk_frames:
+                    commit(last)
+            if on_frame is not None:
+                on_frame(index)
+        self._flush(store, pending)
+        commit(last, finished=True)
+        return store
+
+    def _flush(self, store: TrackStore, pending: list) -> None:
+        size = self.options.batch_size
+        for first in range(0, len(pending), size):
+            part = pending[first : first + size]
+            with self.timing.stage("encode", self.device):
+                crops = torch.stack([p[5] for p in part])
+                masks = None if part[0][6] is None else torch.stack([p[6] for p in part])
+                squares = torch.tensor([p[3] for p in part], device=self.device)
+                image = torch.tensor([p[4] for p in part], dtype=torch.float32, device=self.device)
+                focal = torch.full((len(part),), float(store.facts["focal"]), device=self.device)
+                self._check_budget(masks)
+                out = self._encode(crops, masks, squares, image, focal)
+            rows = np.zeros(len(part), store.dtype)
+            rows["frame"], rows["box"] = [p[0] for p in part], [p[2] for p in part]
+            rows["square"], rows["image"] = [p[3] for p in part], [p[4] for p in part]
+            rows["focal"] = store.facts["focal"]
+            for key, value in (
+                ("cam", out.cam),
+                ("betas", out.betas),
+                ("rotations", out.rotations),
+                ("token", out.token),
+            ):
+                rows[key] = value.float().cpu().numpy()
+            for i, p in enumerate(part):
+                store.append(p[1], rows[i : i + 1])
+            self.timing.people += len(part)
+        pending.clear()
+
+    @torch.inference_mode()
+    def decode_track(
+        self, store: TrackStore, track: int, folder: str | Path, fps: float, formats: Sequence[str] = ("npz",)
+    ) -> list[Path]:
+        """Stage 2 for one track: motion decoder, IK, files. A track is cut where detections are missing for long.
+
+        Returns:
+            Paths; files of an earlier run that are complete stay as they are.
+        """
+        unknown = [f for f in formats if f not in FORMATS]
+        if unknown:
+            raise ValueError(f"decode_track: formats must be among {FORMATS}, got {unknown[0]!r}")
+        folder, rows = Path(folder), store.rows(track)
+        folder.mkdir(parents=True, exist_ok=True)
+        ids = torch.from_numpy(np.array(rows["frame"], np.int64))
+        spans = track_spans(ids, self.options.max_gap)
+        paths = []
+        for k, span in enumerate(spans):
+            name = f"track_{track:03d}" + (f"_{k}" if len(spans) > 1 else "")
+            files = [folder / f"{name}.{f}" for f in formats]
+            if not all(p.exists() for p in files):
+                keep = slice(int(torch.searchsorted(ids, span.first)), int(torch.searchsorted(ids, span.last)) + 1)
+                self._decode_span(rows[keep], ids[keep], span.first, span.last, store, track, files, fps)
+            paths += files
+        return paths
+
+    def _decode_span(
+        self, rows, ids: Tensor, first: int, last: int, store: TrackStore, track: int, files, fps: float
+    ) -> None:
+        o, count, device = self.options, last - first + 1, self.device
+        betas = torch.from_numpy(np.array(rows["betas"]))
+        shape = betas.median(0).values.to(device)[None]
+
+        def every(key: str, a: int, b: int) -> Tensor:
+            """Field of frames a..b-1 of the span, interpolated where a box was missing."""
+            lo = max(0, int(torch.searchsorted(ids, first + a, right=True)) - 1)
+            hi = min(len(ids), int(torch.searchsorted(ids, first + b - 1)) + 1)
+            values = torch.from_numpy(np.array(rows[key][lo:hi])).to(device)
+            return fill_gaps(values, ids[lo:hi], first + a, first + b - 1)
+
+        writers = track_writers(files, self.body, o, count, shape, fps, store, track)
+        try:
+            for start, rotations in self._rotation_pieces(every, count, shape):
+                end = start + len(rotations)
+                with self.timing.stage("write", device):
+                    square, image = every("square", start, end), every("image", start, end)
+                    focal = every("focal", start, end)
+                    principal = image / 2 if o.principal_px is None else square.new_tensor([o.principal_px])
+                    trans = camera.full_translation(
+                        every("cam", start, end), focal=focal, crop=square[:, 2], offset=square[:, :2] - principal
+                    )
+                    own = shape if o.betas_mode == "median" else every("betas", start, end)
+                    posed = self.body(
+                        rotations, own[:, : self.body.num_betas].expand(len(rotations), -1), trans, self._coarse
+                    )
+                    frames = torch.arange(first + start, first + end)
+                    fields = {
+                        "rotations": rotations,
+                        "trans": trans,
+                        "joints3d": posed.joints,
+                        "betas": own,
+                        "box": every("box", start, end),
+                        "frame_ids": frames,
+                        "detected": torch.isin(frames, ids),
+                    }
+                    piece = {k: v.cpu().numpy() for k, v in fields.items()}
+                    for writer in writers:
+                        writer(piece)
+            with self.timing.stage("write"):
+                for writer in writers:
+                    writer(None)
+        except BaseException:
+            for file in files:
+                for part in file.parent.glob(f".{file.stem}*"):
+                    part.unlink(missing_ok=True)
+            raise
+
+    def _rotation_pieces(self, every: Callable, count: int, shape: Tensor) -> Iterator[tuple[int, Tensor]]:
+        o = self.options
+        if self.motion is None:
+            for a in range(0, count, 512):
+                b = min(count, a + 512)
+                with self.timing.stage("decode", self.device):
+                    # between two frames matrices are averaged through their first two columns
+                    matrices = rot6d_to_matrix(matrix_to_rot6d(every("rotations", a, b)))
+                yield a, matrices
+            return
+        pieces = self.motion.decode_stream(
+            lambda a, b: every("token", a, b),
+            count,
+            o.overlap,
+            o.seed,
+            o.noise,
+            o.denoising_steps,
+            max(1, o.batch_size // 4),
+        )
+        while True:
+            with self.timing.stage("decode", self.device):
+                item = next(pieces, None)
+            if item is None:
+                return
+            start, motion = item
+            with self.timing.stage("ik", self.device):
+                betas = shape if o.betas_mode == "median" else every("betas", start, start + len(motion.joints))
+                rest = self.rest(betas).expand(len(motion.joints), -1, -1)
+                rotations = motion_rotations(motion, rest, o.ik_mode)
+            yield start, rotations
