@@ -71,12 +71,6 @@ T __shfl_xor_sync(unsigned mask, T v, int step) {
   return emulator::exchange(mask, v, [&](const T* all, unsigned lane) { return all[lane ^ unsigned(step)]; });
 }
 template <typename T>
-T __shfl_sync(unsigned mask, T v, int from, int width = 32) {
-  return emulator::exchange(mask, v, [&](const T* all, unsigned lane) {
-    return all[lane / unsigned(width) * unsigned(width) + unsigned(from) % unsigned(width)];
-  });
-}
-template <typename T>
 T __shfl_up_sync(unsigned mask, T v, int step) {
   return emulator::exchange(mask, v, [&](const T* all, unsigned lane) {
     return all[int(lane) < step ? lane : lane - unsigned(step)];
