@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from tore_fast.eval.synthetic import HeldOutErrors
 from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.procrustes import similarity_align
 from tore_fast.geometry.rotation import axis_angle_to_matrix
+from tore_fast.io.atomic import write_text
 from tore_fast.io.weights import read_weights
 from tore_fast.layers.mesh import MeshUpsample
 from tore_fast.models._count import count_backbone
@@ -194,9 +194,7 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
         "torch": torch.__version__,
     }
     results.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
     return result
 
 

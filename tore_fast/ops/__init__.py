@@ -18,6 +18,7 @@ from .cluster_merge import ClusterMerge, ClusterMergeTokens, cluster_merge, clus
 from .density_delta import DensityDelta, density_delta
 from .dpc_knn_cluster import DpcClusters, dpc_knn_cluster
 from .dpc_knn_cluster_merge import DpcClusterMerge, dpc_knn_cluster_merge
+from .fit_landmarks import FitSettings, LandmarkFit, LandmarkModel, fit_landmarks
 from .knn_density import knn_density
 from .linear import Norm, PackedWeight, linear
 from .mesh_attention import MeshAttentionResult, mesh_attention
