@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -96,8 +95,10 @@ def measured(metrics: dict[str, Any]) -> list[str]:
 def write_json(metrics: dict[str, Any], path: Path | None) -> None:
     """Metrics to --json, where one is given; its folder is made."""
     if path is not None:
+        from ..io import atomic
+
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_json_numbers(metrics), indent=2, allow_nan=False) + "\n")
+        atomic.write_json(path, _json_numbers(metrics), indent=2)
 
 
 def _json_numbers(value: Any) -> Any:

@@ -67,11 +67,12 @@ def _evaluate(args: Args) -> int:
     from ..data.pose_sets import read_pose_set
     from ..eval.lifting import lifted_pairs
     from ..eval.pose import PoseMeter
+    from ..layers.prepared import prepare
     from ..pipelines.lift import load_lifter, trained_fps
 
     _check(args)
     model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
-    model.freeze()
+    prepare(model)
     found = read_pose_set(args.data, args.cameras, (args.split,))
     items = found.items[args.split]
     if args.subjects:

@@ -25,6 +25,7 @@ from ..geometry.crop import Crop, centre_crop, crop_of_box, whole_crop
 from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14
 from ..geometry.warp import model_input
 from ..io.image import ImageError, check_box, read_image
+from ..layers.prepared import prepare
 from ..models import create_model, from_pretrained, load_pretrained
 from ..models.default import BUILT_IN, default_folder
 from ..models.keypoints.tcformer_heads import TCFormerHMR
@@ -116,7 +117,7 @@ class ImagePipeline:
         else:
             loaded = load_model(model, checkpoint, upstream=upstream, mesh_data=mesh_data)
             self.model = mesh_model(loaded, str(checkpoint or model)).to(self.device).eval()
-            self.model.fuse()  # exact inference shortcuts; a module handed in stays as it is
+            prepare(self.model)  # a module handed in stays as it is
         self.topology = mesh_of(self.model, mesh_data) if topology is None else topology
         regressor, self._picks, self.joint_names = _joint_rows(self.topology)
         self._regressor = torch.from_numpy(regressor).to(self.device)

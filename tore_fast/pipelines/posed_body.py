@@ -30,9 +30,6 @@ class PosedBody(nn.Module):
         self.model, self.config = model, model.config
         self.mesh = load_body("free")
 
-    def fuse(self) -> None:
-        """Nothing to fuse."""
-
     def forward(self, images: Tensor) -> HMROutput:  # [B, 3, S, S]
         out = self.model(images)
         vertices = self.mesh(out.rotations.float(), out.shape.float()).vertices

@@ -5,11 +5,11 @@ In: ImageResult of pipelines/images.py. The drawing is vis/overlay.py, the mesh 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from ..io.atomic import replacing
 from ..vis import export, overlay
 from .images import ImagePipeline, ImageResult
 
@@ -53,9 +53,8 @@ def write_result(
     written: list[Path] = []
 
     def put(path: Path, write) -> None:
-        part = path.with_name(f".{path.stem}.part{path.suffix}")
-        write(part)
-        os.replace(part, path)
+        with replacing(path) as part:
+            write(part)
         written.append(path)
 
     people = result.people
