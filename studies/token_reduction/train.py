@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-from tore_fast.body import load_body, project
-from tore_fast.body.lbs import axis_angle_to_matrix
+from tore_fast.body import load_body
 from tore_fast.eval.synthetic import HeldOutErrors
+from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.procrustes import similarity_align
-from tore_fast.layers.attention import dense_attention
+from tore_fast.geometry.rotation import axis_angle_to_matrix
+from tore_fast.io.atomic import write_text
+from tore_fast.io.weights import read_weights
 from tore_fast.layers.mesh import MeshUpsample
 from tore_fast.models._count import count_backbone
 from tore_fast.ops import csr_matrix
@@ -122,7 +123,7 @@ class RowTask(Task):
             "joints": l1_loss(out.joints, batch["joints3d"]) + l1_loss(mesh_joints, batch["joints3d"]),
             "mesh": l1_loss(out.vertices_coarse, batch["coarse"]),
             "edges": l1_loss(self._edges(out.vertices_coarse), self._edges(batch["coarse"])),
-            "2d": sum(l1_loss(project(j, out.camera), batch["joints2d"]) for j in (out.joints, mesh_joints)),
+            "2d": sum(l1_loss(project_weak(j, out.camera), batch["joints2d"]) for j in (out.joints, mesh_joints)),
         }
         total = 10 * parts["joints"] + 10 * parts["mesh"] + 20 * parts["edges"] + parts["2d"]
         if out.rotmat is not None:
@@ -176,8 +177,8 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
     )
     counts = count(task, study)  # before training: a row that cannot be counted should fail at once
     last = Path(config.out) / "last.pt"
-    if last.exists() and torch.load(last, weights_only=True)["step"] == steps:  # killed between checkpoint and result
-        task.model.load_state_dict(torch.load(last, weights_only=True)["model"])
+    if last.exists() and read_weights(last)["step"] == steps:  # killed between checkpoint and result
+        task.model.load_state_dict(read_weights(last)["model"])
         metrics = task.evaluate(task.model.eval())
     else:
         started = time.process_time()
@@ -193,9 +194,7 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
         "torch": torch.__version__,
     }
     results.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -223,7 +222,7 @@ def count(task: RowTask, study: Study) -> dict:
     del total
     weights = sum(t.numel() * t.element_size() for t in model.parameters())
     model.eval().requires_grad_(False)  # the counter's hooks stumble over parameters that want gradients
-    with torch.no_grad(), dense_attention(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, CHANNELS, *GRID, device=study.device))
     model.requires_grad_(True)
     _, _, trunk = count_backbone("regnety_004", p.image_size // GRID[0], False, p.image_size, p.image_size)

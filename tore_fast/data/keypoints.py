@@ -1,4 +1,6 @@
 """2D keypoint files of pose detectors -> one clip in the H36M joint order.
+from ..io.natural import natural_sorted
+
 
 In: JSON (COCO results, AlphaPose / Halpe, OpenPose frames or folders, or {"keypoints": ...}), npz or csv, in the order COCO-17,
 Halpe-26, OpenPose-25/18 or H36M-17. Out: `KeypointClip` with [T, 17, 3] pixels and confidence. Next: pipelines/lift.py.
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from ..io.natural import natural_sorted
 
 ORDERS = ("auto", "h36m", "coco", "halpe", "openpose25", "openpose18")
 _BY_COUNT = {26: "halpe", 25: "openpose25", 18: "openpose18"}
@@ -151,12 +155,12 @@ def fill_missing(keypoints: np.ndarray) -> tuple[np.ndarray, int]:
     seen = np.isfinite(out).all(-1) & (out[..., 2] > 0)
     out[~seen, 2] = 0
     time = np.arange(len(out))
-    from ..geometry.windows import H36M_JOINTS
+    from ..geometry.skeleton import H36M17
 
     for joint in range(out.shape[1]):
         good = seen[:, joint]
         if not good.any():
-            raise KeypointError(f"joint {joint} ({H36M_JOINTS[joint]}) is not seen in any frame")
+            raise KeypointError(f"joint {joint} ({H36M17.names[joint]}) is not seen in any frame")
         for axis in (0, 1):
             out[~good, joint, axis] = np.interp(time[~good], time[good], out[good, joint, axis])
     return out, int((~seen).sum())
@@ -296,7 +300,7 @@ def _read_json(path: Path, person: int | None):
 
 
 def _read_folder(path: Path, person: int | None):
-    files = sorted(path.glob("*.json"))
+    files = natural_sorted(path.glob("*.json"))
     if not files:
         raise KeypointError(f"{path}: no .json files")
     return _openpose([json.loads(f.read_text()) for f in files], path, person)

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from ..vis.bvh import CAMERA_TO_Y_UP
+from ..geometry.camera import CAMERA_TO_Y_UP
+from .atomic import PendingFile, replacing
 
 _FLOAT, _U8, _U32 = 5126, 5121, 5125
 _ARRAY, _INDEX = 34962, 34963
@@ -31,12 +33,8 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 def quaternions(rotations: np.ndarray) -> np.ndarray:  # [..., 3, 3] -> [..., 4] (x, y, z, w)
     """glTF order, float32, w >= 0."""
-    import torch
-
-    from ..geometry.rotation import matrix_to_quaternion
-
-    q = matrix_to_quaternion(torch.from_numpy(np.ascontiguousarray(rotations, np.float64))).numpy()
-    return np.ascontiguousarray(q[..., [1, 2, 3, 0]], np.float32)
+    q = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_quat(canonical=True)
+    return q.reshape(*rotations.shape[:-2], 4).astype(np.float32)
 
 
 class GlbAnimation:
@@ -63,7 +61,7 @@ class GlbAnimation:
         self.vertices, self.faces = np.asarray(vertices, np.float32), np.asarray(faces, np.uint32)
         self.weights, self.joints = np.asarray(weights, np.float32), np.asarray(joints, np.float32)
         self.parents, self.names = tuple(int(p) for p in parents), tuple(names)
-        self._spool = self.path.with_suffix(".frames.tmp")
+        self._spool = PendingFile(self.path.with_suffix(".frames")).part
         shape = (len(self.parents), num_frames, 4)
         self._quats = np.memmap(self._spool, np.float32, "w+", shape=shape)
         self._places = np.zeros((num_frames, 3), np.float32)
@@ -124,7 +122,7 @@ class GlbAnimation:
             offset += -(-array.nbytes // 4) * 4
         data = json.dumps(self._scene(views, accessors, offset), separators=(",", ":")).encode()
         data += b" " * (-len(data) % 4)
-        with open(self.path, "wb") as f:
+        with replacing(self.path) as part, open(part, "wb") as f:
             f.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(data) + 8 + offset))
             f.write(struct.pack("<I4s", len(data), b"JSON") + data)
             f.write(struct.pack("<I4s", offset, b"BIN\0"))

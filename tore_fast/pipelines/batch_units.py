@@ -25,7 +25,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.readers.hmr2_tar import expand_tars, tar_samples
+from ..io.atomic import write_json
 from ..io.image import EXTENSIONS
+from ..io.natural import natural_sorted
 
 CAREFUL_AFTER = 1  # so many workers died on a unit: from now on it is done image by image, to find the one that kills
 BEAT_S = 5.0
@@ -83,7 +85,7 @@ def list_images(inputs: Iterable[str | Path]) -> list[Image]:
         if text.endswith(".tar"):
             images = _tar_images(expand_tars(source))
         elif path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file())
+            files = natural_sorted(p for p in path.rglob("*") if p.is_file())
             plain = [Image(p.as_posix(), str(p.resolve())) for p in files if p.suffix.lower() in EXTENSIONS]
             images = iter([*plain, *_tar_images([p for p in files if p.suffix == ".tar"])])
         elif path.is_file() and path.suffix.lower() in EXTENSIONS:
@@ -158,8 +160,8 @@ class BatchFolder:
             folder.mkdir(parents=True, exist_ok=True)
         for unit in range(count):
             part = images[unit * unit_images : (unit + 1) * unit_images]
-            write_whole(self.plan / f"unit-{unit:06d}.json", json.dumps(part).encode())
-        write_whole(self.root / "manifest.json", json.dumps(asdict(wanted), indent=2).encode())
+            write_json(self.plan / f"unit-{unit:06d}.json", part)
+        write_json(self.root / "manifest.json", asdict(wanted), indent=2)
         return wanted
 
     def _check(self, wanted: Manifest) -> None:
@@ -282,7 +284,7 @@ class Claim:
     def mark(self, image: int) -> None:
         """Says which image is next (-1: none), for whoever comes after a death."""
         self.state["at"] = image
-        write_whole(self.path, json.dumps(self.state).encode())
+        write_json(self.path, self.state, indent=None)
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -361,10 +363,3 @@ def link_new(source: Path, target: Path) -> bool:
             return False
         os.replace(source, target)  # not exclusive in a race, but whole
         return True
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A reader (or a kill) never sees half a file."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    part.write_bytes(data)
-    os.replace(part, path)

@@ -1,7 +1,7 @@
 """Photographs to meshes: read -> boxes -> crops -> model -> vertices, joints and cameras per person.
 
 `ImagePipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of images in constant
-memory. Way of the data: io/image.py, data/person_crop.py -> models/ -> here -> vis/overlay.py, vis/export.py.
+memory. Way of the data: io/image.py, geometry/crop.py -> models/ -> here -> vis/overlay.py, vis/export.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ import torch
 from torch import nn
 
 from .._device import pick_device
-from ..body import BodyTopology, joints, load_body, load_topology
-from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
+from ..body import BodyTopology, load_body, load_topology
+from ..geometry.camera import full_translation, image_camera
+from ..geometry.crop import Crop, centre_crop, crop_of_box, whole_crop
+from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14
+from ..geometry.warp import model_input
 from ..io.image import ImageError, check_box, read_image
+from ..layers.prepared import prepare
 from ..models import create_model, from_pretrained, load_pretrained
 from ..models.default import BUILT_IN, default_folder
 from ..models.keypoints.tcformer_heads import TCFormerHMR
@@ -50,7 +54,7 @@ class Person:
     focal_px: float
     vertices: np.ndarray  # [V, 3]
     vertices_coarse: np.ndarray  # [V_coarse, 3]
-    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (joints.J14); a hand has [21, 3] (joints.HAND21)
+    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (J14); a hand has [21, 3] (HAND21)
     joints_2d: np.ndarray  # [14, 2] pixels of the image
 
 
@@ -113,7 +117,7 @@ class ImagePipeline:
         else:
             loaded = load_model(model, checkpoint, upstream=upstream, mesh_data=mesh_data)
             self.model = mesh_model(loaded, str(checkpoint or model)).to(self.device).eval()
-            self.model.fuse()  # exact inference shortcuts; a module handed in stays as it is
+            prepare(self.model)  # a module handed in stays as it is
         self.topology = mesh_of(self.model, mesh_data) if topology is None else topology
         regressor, self._picks, self.joint_names = _joint_rows(self.topology)
         self._regressor = torch.from_numpy(regressor).to(self.device)
@@ -195,7 +199,7 @@ class ImagePipeline:
     @torch.inference_mode()
     def _run(self, crops: list[tuple[np.ndarray, Crop]]) -> list[dict[str, np.ndarray]]:
         t0 = time.perf_counter()
-        images = torch.from_numpy(np.stack([cut(p, c, self.image_size) for p, c in crops])).to(self.device)
+        images = torch.stack([model_input(p, c, self.image_size) for p, c in crops]).to(self.device)
         t1 = time.perf_counter()
         out = self.model(images)
         lacking = [k for k in ("camera", "vertices", "vertices_coarse") if not hasattr(out, k)]
@@ -278,9 +282,9 @@ def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopolo
 def _joint_rows(topology: BodyTopology) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
     """Regressor whose row 0 is the root, the rows that are reported, and their names."""
     if "h36m17" in topology.regressors:
-        return topology.regressor("h36m17"), list(joints.H36M17_TO_J14), joints.J14
+        return topology.regressor("h36m17"), list(H36M17_TO_J14), J14.names
     if "hand21" in topology.regressors:
-        return topology.regressor("hand21"), list(range(21)), joints.HAND21
+        return topology.regressor("hand21"), list(range(21)), HAND21.names
     raise ValueError(
         f"ImagePipeline: the mesh {topology.name!r} has no joint regressor; its folder needs J_regressor_h36m_correct.npy"
     )
@@ -316,7 +320,7 @@ def _refined(jobs: list[tuple[_Open, tuple]], out: list[dict]) -> dict[int, tupl
         if min(box[2] - box[0], box[3] - box[1]) < 0.05 * max(width, height):
             continue  # nothing one could call a person: the whole image stays
         new = crop_of_box(box)
-        if new.side < 0.85 * crop.side or abs(new.center_x - crop.center_x) > 0.1 * crop.side:
+        if new.side < 0.85 * crop.side or abs(new.center[0] - crop.center[0]) > 0.1 * crop.side:
             closer[i] = (o, (tuple(float(v) for v in box), source, new))
     return closer
 
@@ -335,14 +339,13 @@ def _person(o: _Open, job: tuple, values: dict[str, np.ndarray]) -> Person:
     box, source, crop = job
     camera = values["camera"]
     points = camera[0] * (values["joints"][:, :2] + camera[1:])
-    depth = 2 * FOCAL_PX / (CROP_PX * camera[0] + 1e-9)
     return Person(
         box=box,
         box_source=source,
         crop=crop,
         camera=camera,
-        camera_image=crop.camera_in_image(camera),
-        translation=np.array([camera[1], camera[2], depth], np.float32),
+        camera_image=image_camera(camera, crop.center, crop.side),
+        translation=full_translation(torch.from_numpy(camera)[None], focal=FOCAL_PX, crop=CROP_PX)[0].numpy(),
         focal_px=FOCAL_PX * crop.side / CROP_PX,
         vertices=values["vertices"],
         vertices_coarse=values["vertices_coarse"],

@@ -17,6 +17,7 @@ import torch
 from .._device import autocast, check_precision
 from ..data.cameras import crop_scale_2d, normalise_2d
 from ..geometry.windows import at_times, blend_windows, covering_indices, window_indices
+from ..layers.prepared import prepare
 from ..models.lifting._base import LiftedPose, PrunableHost, PruneConfig, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
@@ -98,12 +99,13 @@ def _pruning_of(model: str, folder: str | Path) -> dict:
 def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn.Module:
     """Registered model with an official checkpoint, which must be of that host and window."""
     from ..models import create_model
-    from ..models.convert.lifting import config_fields, model_from_state, read_official
+    from ..models.convert.files import read_state_dict
+    from ..models.convert.lifting import config_fields, model_from_state
 
     with torch.device("meta"):
         built = create_model(model, **overrides)
     _check_host(built, model)
-    state = read_official(checkpoint)
+    state = read_state_dict(checkpoint)
     host, found = config_fields(state)
     if host != type(built).__name__.lower():
         raise ValueError(f"{checkpoint}: holds weights of {host}, --model {model} is {type(built).__name__.lower()}")
@@ -267,7 +269,7 @@ class PoseStream:
         self._buffer: deque[np.ndarray] = deque(maxlen=2 * frames)
         self._count = 0
         self._given = 0
-        model.freeze()
+        prepare(model)
 
     @property
     def frames(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..body import load_body
-from ..body.joints import H36M17_TO_J14
+from ..geometry.skeleton import H36M17_TO_J14
 from ..models.keypoints.tcformer_heads import TCFormerHMR
 from ..models.mesh._base import HMROutput
 
@@ -29,9 +29,6 @@ class PosedBody(nn.Module):
             )
         self.model, self.config = model, model.config
         self.mesh = load_body("free")
-
-    def fuse(self) -> None:
-        """Nothing to fuse."""
 
     def forward(self, images: Tensor) -> HMROutput:  # [B, 3, S, S]
         out = self.model(images)

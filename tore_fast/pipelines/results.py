@@ -5,11 +5,11 @@ In: ImageResult of pipelines/images.py. The drawing is vis/overlay.py, the mesh 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from ..io.atomic import replacing
 from ..vis import export, overlay
 from .images import ImagePipeline, ImageResult
 
@@ -53,9 +53,8 @@ def write_result(
     written: list[Path] = []
 
     def put(path: Path, write) -> None:
-        part = path.with_name(f".{path.stem}.part{path.suffix}")
-        write(part)
-        os.replace(part, path)
+        with replacing(path) as part:
+            write(part)
         written.append(path)
 
     people = result.people
@@ -80,7 +79,7 @@ def npz_arrays(result: ImageResult, faces: np.ndarray, joint_names: tuple[str, .
     arrays: dict[str, np.ndarray] = {
         "box": np.array([p.box for p in people], np.float32).reshape(len(people), 4),
         "box_source": np.array([p.box_source for p in people]),
-        "crop": np.array([[p.crop.center_x, p.crop.center_y, p.crop.side] for p in people], np.float32),
+        "crop": np.array([p.crop.x_y_side for p in people], np.float32),
         "focal_px": np.array([p.focal_px for p in people], np.float32),
         "joint_names": np.array(joint_names),
         "faces": np.asarray(faces, np.int32),

@@ -6,7 +6,6 @@ pixels. The visibility is ops.rasterize; work is done in bands, so a large photo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..io.atomic import replacing
 from ..ops import rasterize
 
 PALETTE = ((166, 189, 219), (253, 190, 133), (161, 217, 155), (250, 159, 181), (188, 189, 220), (255, 237, 160))
@@ -31,18 +31,6 @@ class PerspectiveCamera(NamedTuple):
     focal_px: float
     translation: Sequence[float]  # [3] metres
     centre: Sequence[float]  # [2] pixels
-
-
-def image_camera(camera, centre: Sequence[float], side: float) -> np.ndarray:  # [3]
-    """Weak-perspective crop camera (s, tx, ty) of a square crop to (scale_px, x_px, y_px) of the whole image.
-
-    Args:
-        camera: crop point in [-1, 1] = s * (xy + t).
-        centre, side: of the crop in pixels of the image.
-    """
-    s, tx, ty = (float(v) for v in camera)
-    half = side / 2
-    return np.array([s * half, centre[0] + s * tx * half, centre[1] + s * ty * half])
 
 
 def draw_people(
@@ -177,4 +165,5 @@ def panel(
 
 def save_png(image: np.ndarray, path: str | Path) -> None:
     """Writes a PNG whatever the name's suffix."""
-    Image.fromarray(image).save(os.fspath(path), "PNG")
+    with replacing(path) as part:
+        Image.fromarray(image).save(part, "PNG")

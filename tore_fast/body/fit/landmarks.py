@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...geometry.skeleton import SMPL24
 from ...ops.fit_landmarks import LandmarkModel
 from ..body import Body
-from ..joints import SMPL24_PARENTS
 from .prior import load_pose_prior
 
 
@@ -91,7 +91,7 @@ def landmark_model(body: Body, device: torch.device | str = "cpu") -> BodyLandma
     Raises:
         ValueError: a body with another skeleton (a hand).
     """
-    if body.parents != SMPL24_PARENTS:
+    if body.parents != SMPL24.parents:
         raise ValueError(f"fit_body: the body must have SMPL's 24 joints, got {body.name!r} with {body.num_joints}")
     spots = {k: Spot(j) for k, j in _JOINTS.items()} | (_FREE if body.name == "free" else _SMPL)
     template, dirs, joints, joint_dirs = (

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ...body.fit import pose_from_joints
-from ...body.lbs import axis_angle_to_matrix
+from ...geometry.rotation import axis_angle_to_matrix, axis_rotation
 from ..mocap import Motion, read_motions
 from .poses import PoseBank
-from .rotation import turn
 
 _PAIRS = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21), (22, 23))
 MIRROR = [dict([*_PAIRS, *((b, a) for a, b in _PAIRS)]).get(i, i) for i in range(24)]
@@ -57,7 +56,7 @@ def _from_motions(path: Path, stride: int) -> list[Tensor]:
 def motion_rotations(motion: Motion, stride: int = 1) -> Tensor:  # [T, 24, 3, 3]
     """Every `stride`-th frame of a motion as rotations of a body that stands y up."""
     joints = torch.from_numpy(np.ascontiguousarray(motion.joints[::stride], dtype=np.float32))
-    return pose_from_joints(joints @ turn("x", torch.tensor(-90.0)).T)
+    return pose_from_joints(joints @ axis_rotation("x", torch.tensor(-90.0)).T)
 
 
 def mirror_rotations(rotations: Tensor) -> Tensor:
@@ -84,5 +83,5 @@ def _parameters(path: Path, stride: int, required: bool) -> Tensor | None:  # [T
     hands = angles[:, 66:72] if angles.shape[1] == 72 else angles.new_zeros(len(angles), 6)
     out = axis_angle_to_matrix(torch.cat((angles[:, :66], hands), 1).unflatten(1, (24, 3)))
     if key == "poses":
-        out[:, 0] = turn("x", torch.tensor(-90.0)) @ out[:, 0]
+        out[:, 0] = axis_rotation("x", torch.tensor(-90.0)) @ out[:, 0]
     return out

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
 from .._registry import list_models, model_entry
@@ -18,7 +18,7 @@ from .._weights import load_strict
 from . import mediapipe
 from . import mesh as hmr
 from .files import clean_state_dict, read_state_dict
-from .others import OTHERS, dropped_keys, load_other, nearest_name, read_with_settings, recognise_other, shared_fields
+from .others import OTHERS, dropped_keys, load_other, nearest_name, recognise_other, shared_fields
 
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
 
@@ -72,7 +72,7 @@ def from_pretrained(
         raise ValueError(f"from_pretrained: upstream must be one of {', '.join(UPSTREAMS)}, got {upstream!r}")
     if upstream in OTHERS:
         return load_other(path, upstream, **overrides)
-    state = read_state_dict(path) if upstream or model else _read_any(path)
+    state = read_state_dict(path)
     if model is None and upstream is None and (other := recognise_other(state)):
         return load_other(path, other, **overrides)
     if model is not None:
@@ -87,17 +87,6 @@ def from_pretrained(
         built = hmr.LAYOUTS[name].model(config, mesh, mesh_data)
     load_strict(built, hmr.to_native(state), str(path))
     return built.eval()
-
-
-def _read_any(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a file of any layout; what no strict reading allows must at least be the file of a family known for that."""
-    try:
-        return read_state_dict(path)
-    except ValueError:
-        state = read_with_settings(path)
-        if recognise_other(state) is None:
-            raise
-        return state
 
 
 def convert(
@@ -118,7 +107,7 @@ def convert(
         return Conversion("mediapipe", name, len(model.state_dict()), (), 0)
     if upstream is not None and upstream not in UPSTREAMS:
         raise ValueError(f"convert: upstream must be one of {', '.join(UPSTREAMS)}, got {upstream!r}")
-    state = read_state_dict(path) if upstream in hmr.UPSTREAMS else _read_any(path)
+    state = read_state_dict(path)
     other = upstream if upstream in OTHERS else recognise_other(state) if upstream is None else None
     if fov_net is not None:
         if other != "camerahmr":

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...io.weights import unreadable
 from .._registry import create_model
-from .._weights import load_strict, unreadable
+from .._weights import load_strict
 from ..keypoints.blazepose import BodyLandmarks, PersonDetector
 
 SHA256 = {

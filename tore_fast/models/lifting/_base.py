@@ -14,8 +14,8 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ...geometry.windows import flip_pose
-from ...layers.frozen import freeze
+from ...geometry.skeleton import H36M17, mirror_points
+from ...layers.prepared import Prepared
 from ...layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ...layers.tra import TokenRecovery, interpolate_frames
 
@@ -95,7 +95,7 @@ def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
         raise ValueError(f"{host}: knn must be in 1..{frames} (frames), got {config.knn}")
 
 
-class PrunableHost(nn.Module):
+class PrunableHost(Prepared):
     """Base of the four hosts: the pruning layers, official key names, input checks."""
 
     config: PruneConfig
@@ -166,10 +166,6 @@ class PrunableHost(nn.Module):
             return self.cross_attention(x, self.x_token)
         return interpolate_frames(x, index, self.config.frames, self.config.recovery)  # type: ignore[attr-defined]
 
-    def freeze(self) -> None:
-        """Keeps for inference what follows from the weights alone: packed weights, TRA's queries; see layers/frozen.py."""
-        freeze(self)
-
 
 def metres(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
     """head(tokens), in float32 also under autocast: at one metre the steps of bfloat16 are 4 mm."""
@@ -206,5 +202,5 @@ def lift_windows(model: PrunableHost, x: Tensor, flip: bool) -> LiftedPose:
     if not flip:
         return lifted
     partial = lifted.index is not None and lifted.pose.shape[1] != x.shape[1]
-    mirrored = model(flip_pose(x), index=lifted.index if partial else None)
-    return LiftedPose((lifted.pose + flip_pose(mirrored.pose)) / 2, lifted.index)
+    mirrored = model(mirror_points(x, H36M17), index=lifted.index if partial else None)
+    return LiftedPose((lifted.pose + mirror_points(mirrored.pose, H36M17)) / 2, lifted.index)

@@ -1,6 +1,6 @@
 """FastMETRO: image tokens are encoded, joint and vertex queries decode them, in two transformers of falling width.
 
-In: [B, 3, 224, 224] crops (data/crop.py); out: HMROutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: HMROutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
 variant is tore.py. Parameter names are the official ones, so official state dicts load strictly.
 Cho et al., "Cross-Attention of Disentangled Modalities for 3D Human Mesh Recovery with Transformers", ECCV 2022.
 """
@@ -141,9 +141,11 @@ class FastMETRO(MeshModel, TokenSelection):
             intermediate = self.upsample[0](coarse)
         return intermediate, self.upsample[1](intermediate)
 
-    def _fuse(self) -> None:
-        self.transformer_1.fuse(self.fixed(self.token_pos), self.queries(), self.pattern())
-        self.transformer_2.fuse(self.fixed(self.pos_2))
+    def keep_terms(self) -> None:
+        pos_1, pos_2 = (lambda: self.token_pos, lambda: self.pos_2) if self.has_fixed_positions else (None, None)
+        embeddings = (self.joint_token_embed, self.vertex_token_embed)
+        self.transformer_1.keep_constants(pos_1, self.queries, self.pattern, embeddings)
+        self.transformer_2.keep_constants(pos_2)
 
 
 # Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
