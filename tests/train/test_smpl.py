@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from studies.fasthmr.component_table import ComponentTable, JointErrors, markdown, smooth
+from studies.smpl_motion.component_table import ComponentTable, JointErrors, markdown, smooth
 from tore_fast.cli import UsageError, synth_clips, train_motion, train_smpl
 from tore_fast.cli import eclm as eclm_cli
 from tore_fast.cli import list as list_cli
@@ -229,7 +229,7 @@ def test_list_prints_the_reduction_table():
 
 
 def test_commands_from_motion_to_merged_host(tmp_path, capsys):
-    """clips -> host -> ECLM against labels -> tokens, as studies/fasthmr/run.py runs them, in the smallest sizes."""
+    """clips -> host -> ECLM against labels -> tokens, as studies/smpl_motion/run.py runs them, in the smallest sizes."""
     data = tmp_path / "mocap"
     data.mkdir()
     motions = [walk("one", 24, "train"), walk("two", 24, "train"), walk("three", 24, "test")]

@@ -17,7 +17,7 @@ class Args:
     model: str
     """Checkpoint folder written by tore_fast, an official .ckpt file, or a model name (random weights: for tests)."""
     data: str | None = None
-    """Folder of images, one person each unless --boxes is given; or of rendered clips (`train fasthmr_clips`), whose
+    """Folder of images, one person each unless --boxes is given; or of rendered clips (`tore-fast synth clips`), whose
     labels then give the error (MPJPE)."""
     plan: str | None = None
     """Apply this plan.json (of an earlier run, same depth) instead of searching; needs no data."""

@@ -20,7 +20,7 @@ class Args:
     keypoints: Positional[list[Path]]
     """JSON (COCO results, AlphaPose/Halpe, OpenPose file or folder, {"keypoints": ...}), npz (keypoints) or csv."""
     model: str = "default"
-    """`default` (built in), a folder written by `train hot --export`, or a registered name together with --checkpoint."""
+    """`default` (built in), a folder written by `train lifting --export`, or a registered name together with --checkpoint."""
     checkpoint: Path | None = None
     """Official weights (.pth, .bin, .safetensors) of the named model."""
     order: str = "auto"
