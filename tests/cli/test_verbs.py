@@ -9,7 +9,7 @@ import torch
 from made_up.command import command
 
 import tore_fast.cli as cli
-from tore_fast.cli import VERBS, UsageError, arguments, sentence
+from tore_fast.cli import VERBS, UsageError, arguments, format_error
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.train.config import TrainConfig
 
@@ -146,7 +146,7 @@ def test_errors_of_the_work_and_of_arguments(monkeypatch, capsys, folder):
     with pytest.raises(OSError, match="No space"):
         with arguments():
             raise OSError(28, "No space left on device")
-    assert sentence(KeyError()) == "KeyError"
+    assert format_error(KeyError()) == "KeyError"
 
 
 def test_export_only_and_init(folder, capsys):

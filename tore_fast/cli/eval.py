@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import FAILED, arguments, complain
+from . import FAILED, arguments, print_error
 
 SHARES = ("_f_", "auc", "AP", "AR", "nme", "_fr_", "pck", "entropy")  # words of metrics with four decimals
 
@@ -85,7 +85,7 @@ def guarded(work: Callable[[], int]) -> int:
         with arguments():
             return work()
     except Incomplete as e:
-        complain(str(e))
+        print_error(str(e))
         return FAILED
 
 
@@ -101,7 +101,7 @@ def report(metrics: dict, json_path: Path | None) -> int:
     """Prints the table and what could not be read, writes --json; returns the exit code (FAILED or 0)."""
     print(table(metrics))
     for index, reason in metrics["failed"].items():
-        complain(f"item {index}: {reason}")
+        print_error(f"item {index}: {reason}")
     write_json(metrics, json_path)
     return FAILED if metrics["failed"] else 0
 
