@@ -32,6 +32,11 @@ def pytest_addoption(parser):
         metavar="DIR",
         help="folder with the SMPL/MANO topology files of the official repositories",
     )
+    group.addoption(
+        "--emulated",
+        action="store_true",
+        help="tests/ops only: run the CUDA kernels (emulator) and the Triton kernels (interpreter) on CPU tensors",
+    )
 
 
 @pytest.fixture(scope="session")

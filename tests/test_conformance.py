@@ -23,7 +23,7 @@ NOT_COMPARED = {
     "index_down",
     "idx_cluster",  # raw order, comparable where the case says so; else the canonical numbering is
 }
-FAMILIES = ("kernels", "mesh", "keypoints", "lifting", "smpl")
+FAMILIES = ("kernels", "mesh", "keypoints", "lifting", "smpl", "blazepose")
 
 
 def find_cases(config) -> list[Path]:

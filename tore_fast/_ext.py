@@ -62,6 +62,11 @@ def build_info() -> dict:
     return {} if cpu_module is None else _facts(cpu_module)
 
 
+def gpu_reason() -> str | None:
+    """Why the CUDA kernels cannot run, or None."""
+    return cuda_reason or (None if torch.cuda.is_available() else "no CUDA device is visible")
+
+
 _triton_installed = importlib.util.find_spec("triton") is not None  # here: torch.compile cannot trace find_spec
 
 

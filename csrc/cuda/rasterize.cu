@@ -88,11 +88,11 @@ cudaError_t rasterize(const RasterizeParams& p, cudaStream_t stream) {
   const cudaError_t cleared = cudaMemsetAsync(p.nearest, 0xff, pixels * sizeof(unsigned long long), stream);
   if (cleared != cudaSuccess) return cleared;
   if (p.num_faces > 0) {
-    rasterize_face_kernel<<<unsigned(cdiv(p.batch * p.num_faces, kThreads)), kThreads, 0, stream>>>(p);
+    TF_LAUNCH(rasterize_face_kernel, unsigned(cdiv(p.batch * p.num_faces, kThreads)), kThreads, 0, stream, p);
     const cudaError_t launched = cudaGetLastError();
     if (launched != cudaSuccess) return launched;
   }
-  rasterize_pixel_kernel<<<unsigned(cdiv(pixels, kThreads)), kThreads, 0, stream>>>(p);
+  TF_LAUNCH(rasterize_pixel_kernel, unsigned(cdiv(pixels, kThreads)), kThreads, 0, stream, p);
   return cudaGetLastError();
 }
 

@@ -77,7 +77,7 @@ Tensor bipartite_merge_cuda(const Tensor& x_in, const Tensor& owner_in, int64_t 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) {
+TORE_FAST_CUDA_KERNELS(m) {
   m.impl("bipartite_match", TORCH_BOX(&bipartite_match_cuda));
   m.impl("bipartite_merge", TORCH_BOX(&bipartite_merge_cuda));
 }

@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> cluster_merge_backward_cuda(const Tensor& grad_in, co
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) {
+TORE_FAST_CUDA_KERNELS(m) {
   m.impl("cluster_merge", TORCH_BOX(&cluster_merge_cuda));
   m.impl("cluster_merge_backward", TORCH_BOX(&cluster_merge_backward_cuda));
 }

@@ -29,6 +29,6 @@ std::tuple<Tensor, Tensor> density_delta_cuda(const Tensor& x_in, const Tensor& 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) { m.impl("density_delta", TORCH_BOX(&density_delta_cuda)); }
+TORE_FAST_CUDA_KERNELS(m) { m.impl("density_delta", TORCH_BOX(&density_delta_cuda)); }
 
 }  // namespace tore_fast

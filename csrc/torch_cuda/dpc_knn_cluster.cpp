@@ -23,6 +23,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dpc_knn_cluster_cuda(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) { m.impl("dpc_knn_cluster", TORCH_BOX(&dpc_knn_cluster_cuda)); }
+TORE_FAST_CUDA_KERNELS(m) { m.impl("dpc_knn_cluster", TORCH_BOX(&dpc_knn_cluster_cuda)); }
 
 }  // namespace tore_fast

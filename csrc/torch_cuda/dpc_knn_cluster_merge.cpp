@@ -65,7 +65,7 @@ Results dpc_knn_cluster_merge_cuda(const Tensor& x_in, int64_t num_clusters, int
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) {
+TORE_FAST_CUDA_KERNELS(m) {
   m.impl("dpc_knn_cluster_merge", TORCH_BOX(&dpc_knn_cluster_merge_cuda));
 }
 

@@ -19,6 +19,6 @@ Tensor knn_density_cuda(const Tensor& x_in, int64_t k, const std::optional<Tenso
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) { m.impl("knn_density", TORCH_BOX(&knn_density_cuda)); }
+TORE_FAST_CUDA_KERNELS(m) { m.impl("knn_density", TORCH_BOX(&knn_density_cuda)); }
 
 }  // namespace tore_fast

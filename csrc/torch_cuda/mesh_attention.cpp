@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> mesh_attention_bwd_cuda(const Tensor& grad_in
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) {
+TORE_FAST_CUDA_KERNELS(m) {
   m.impl("mesh_attention_fwd", TORCH_BOX(&mesh_attention_fwd_cuda));
   m.impl("mesh_attention_bwd", TORCH_BOX(&mesh_attention_bwd_cuda));
 }

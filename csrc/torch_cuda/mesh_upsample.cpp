@@ -30,6 +30,6 @@ Tensor mesh_upsample_cuda(const Tensor& x_in, const Tensor& row_ptr_in, const Te
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) { m.impl("mesh_upsample", TORCH_BOX(&mesh_upsample_cuda)); }
+TORE_FAST_CUDA_KERNELS(m) { m.impl("mesh_upsample", TORCH_BOX(&mesh_upsample_cuda)); }
 
 }  // namespace tore_fast

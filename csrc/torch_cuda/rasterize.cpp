@@ -34,6 +34,6 @@ std::tuple<Tensor, Tensor, Tensor> rasterize_cuda(const Tensor& vertices_in, con
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) { m.impl("rasterize", TORCH_BOX(&rasterize_cuda)); }
+TORE_FAST_CUDA_KERNELS(m) { m.impl("rasterize", TORCH_BOX(&rasterize_cuda)); }
 
 }  // namespace tore_fast

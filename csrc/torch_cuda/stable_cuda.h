@@ -7,8 +7,18 @@
 #include "../cuda/common.h"
 #include "../torch/stable.h"
 
+// tests/cuda_emulator compiles these bindings too; there they take CPU tensors, and have no device or stream to choose.
+#ifndef TORE_FAST_EMULATED
+#define TORE_FAST_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m)
+#else
+#define TORE_FAST_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(tore_fast_emulated, CPU, m)
+#undef STD_CUDA_CHECK
+#define STD_CUDA_CHECK(call) STD_TORCH_CHECK((call) == cudaSuccess, "CUDA emulator: a launch was refused: " #call)
+#endif
+
 namespace tore_fast {
 
+#ifndef TORE_FAST_EMULATED
 using torch::stable::accelerator::DeviceGuard;
 
 inline cudaStream_t current_stream(const Tensor& t) {
@@ -16,6 +26,13 @@ inline cudaStream_t current_stream(const Tensor& t) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
+#else
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+
+inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
+#endif
 
 inline cuda::DType dtype_of(const Tensor& t, const char* what) {
   switch (t.scalar_type()) {

@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> token_map_csr_cuda(const Tensor& idx_in, int64_t num_
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tore_fast, CUDA, m) {
+TORE_FAST_CUDA_KERNELS(m) {
   m.impl("token_map", TORCH_BOX(&token_map_cuda));
   m.impl("token_map_csr", TORCH_BOX(&token_map_csr_cuda));
 }

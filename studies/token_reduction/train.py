@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-from tore_fast.body import load_body, project
-from tore_fast.body.lbs import axis_angle_to_matrix
+from tore_fast.body import load_body
 from tore_fast.eval.synthetic import HeldOutErrors
+from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.procrustes import similarity_align
+from tore_fast.geometry.rotation import axis_angle_to_matrix
+from tore_fast.io.weights import read_weights
 from tore_fast.layers.attention import dense_attention
 from tore_fast.layers.mesh import MeshUpsample
 from tore_fast.models._count import count_backbone
@@ -122,7 +124,7 @@ class RowTask(Task):
             "joints": l1_loss(out.joints, batch["joints3d"]) + l1_loss(mesh_joints, batch["joints3d"]),
             "mesh": l1_loss(out.vertices_coarse, batch["coarse"]),
             "edges": l1_loss(self._edges(out.vertices_coarse), self._edges(batch["coarse"])),
-            "2d": sum(l1_loss(project(j, out.camera), batch["joints2d"]) for j in (out.joints, mesh_joints)),
+            "2d": sum(l1_loss(project_weak(j, out.camera), batch["joints2d"]) for j in (out.joints, mesh_joints)),
         }
         total = 10 * parts["joints"] + 10 * parts["mesh"] + 20 * parts["edges"] + parts["2d"]
         if out.rotmat is not None:
@@ -176,8 +178,8 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
     )
     counts = count(task, study)  # before training: a row that cannot be counted should fail at once
     last = Path(config.out) / "last.pt"
-    if last.exists() and torch.load(last, weights_only=True)["step"] == steps:  # killed between checkpoint and result
-        task.model.load_state_dict(torch.load(last, weights_only=True)["model"])
+    if last.exists() and read_weights(last)["step"] == steps:  # killed between checkpoint and result
+        task.model.load_state_dict(read_weights(last)["model"])
         metrics = task.evaluate(task.model.eval())
     else:
         started = time.process_time()

@@ -37,11 +37,11 @@ def chumpy_array(ch, x: np.ndarray):
 def model_fields(name: str, rng: np.random.Generator) -> dict:
     """Fields of a SMPL or MANO file with random numbers (topology of the shipped bodies, so nothing licensed)."""
     from tore_fast.body import load_body
-    from tore_fast.body.joints import MANO16_PARENTS, SMPL24_PARENTS
+    from tore_fast.geometry.skeleton import MANO16, SMPL24
 
     free = load_body({"smpl": "free", "mano": "free_hand"}[name])
     count, bones = len(free.template), free.num_joints
-    parents = np.array(SMPL24_PARENTS if name == "smpl" else MANO16_PARENTS)
+    parents = np.array(SMPL24.parents if name == "smpl" else MANO16.parents)
     fields = {
         "v_template": free.template.double().numpy(),
         "shapedirs": 0.01 * rng.normal(size=(count, 3, 12)),

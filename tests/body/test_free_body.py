@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tore_fast.body import assets, load_body
-from tore_fast.body.joints import H36M17, H36M17_TO_J14, HAND21, J14, MANO16, MANO16_PARENTS, SMPL24, SMPL24_PARENTS
+from tore_fast.geometry.skeleton import H36M17, H36M17_TO_J14, HAND21, J14, MANO16, SMPL24
 
 from .meshes import facts
 
@@ -21,7 +21,7 @@ def test_body_counts_and_closedness(body):
         assert faces.shape == (2 * (count - 2), 3)
         assert facts(faces) == {"vertices": count, "euler": 2, "border": 0}
     assert body.faces().shape == (13776, 3) and body.num_betas == 10
-    assert body.joint_names == SMPL24 and body.parents == SMPL24_PARENTS
+    assert body.joint_names == SMPL24.names and body.parents == SMPL24.parents
 
 
 def test_hand_counts_and_border(hand):
@@ -30,7 +30,7 @@ def test_hand_counts_and_border(hand):
         found = facts(hand.faces(level))
         assert found["vertices"] == count and found["euler"] == 1 and found["border"] >= 10
         assert len(hand.faces(level)) == 2 * count - 2 - found["border"]
-    assert hand.joint_names == MANO16 and hand.parents == MANO16_PARENTS
+    assert hand.joint_names == MANO16.names and hand.parents == MANO16.parents
 
 
 @pytest.mark.parametrize("name", ["free", "free_hand"])
@@ -154,7 +154,7 @@ def test_names_of_derived_joint_sets(hand):
         reach = [float((p - wrist).norm()) for p in chain]
         assert reach == sorted(reach) and chain[3][0] < chain[0][0] < 0  # outwards along -x
     assert tips[HAND21.index("Index1")][2] > tips[HAND21.index("Pinky1")][2]  # thumb side towards +z
-    assert J14[2] == "R_Hip" and len(J14) == 14
+    assert J14.names[2] == "R_Hip" and len(J14) == 14
 
 
 def test_state_dict_is_empty_and_device_moves(body, device):

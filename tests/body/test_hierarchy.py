@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import torch
 
 from tore_fast.body import MeshHierarchy, decimate, load_body
-from tore_fast.body.fit import _closest_in_triangles, barycentric_upsampling, fit_upsampling, nearest_coarse
+from tore_fast.body.fit_upsampling import _closest_in_triangles, barycentric_upsampling, fit_upsampling, nearest_coarse
 from tore_fast.ops import mesh_upsample
 
 from .meshes import grid

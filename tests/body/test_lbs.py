@@ -8,7 +8,8 @@ import scipy.spatial.transform as sst
 import torch
 
 from tore_fast.body import load_body
-from tore_fast.body.lbs import ancestor_table, axis_angle_to_matrix, forward_kinematics, skin_vertices
+from tore_fast.body.lbs import ancestor_table, forward_kinematics, skin_vertices
+from tore_fast.geometry.rotation import axis_angle_to_matrix
 
 
 def slow_forward(template, joints, weights, parents, rotvecs):
@@ -71,7 +72,7 @@ def test_against_smplx():
 
 def _random_smpl(rng):
     from tore_fast.body import Body, BodyTopology, MeshHierarchy
-    from tore_fast.body.joints import SMPL24, SMPL24_PARENTS
+    from tore_fast.geometry.skeleton import SMPL24
 
     faces = np.stack([np.arange(40), (np.arange(40) + 1) % 42, (np.arange(40) + 2) % 42], 1).astype(np.int32)
     weights = rng.random((42, 24)) ** 8
@@ -82,8 +83,8 @@ def _random_smpl(rng):
         weights=weights / weights.sum(1, keepdims=True),
         joints=rng.normal(size=(24, 3)),
         joint_dirs=rng.normal(size=(24, 3, 10)) * 0.1,
-        joint_names=SMPL24,
-        parents=SMPL24_PARENTS,
+        joint_names=SMPL24.names,
+        parents=SMPL24.parents,
         pose_dirs=rng.normal(size=(207, 42 * 3)) * 0.01,
     )
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from tore_fast.body import build_hierarchy, load_body, load_topology
-from tore_fast.body.joints import J24
+from tore_fast.geometry.skeleton import J24
 
 from .fabricate import model_fields, write_pickle
 
@@ -80,7 +80,8 @@ def test_pose_correctives_against_a_loop(fabricated):
     name, fields, folder, file = fabricated
     body = load_body(name, file, topology=folder, **_flat(name))
     pose = 0.5 * torch.randn(1, body.num_joints, 3)
-    from tore_fast.body.lbs import axis_angle_to_matrix, forward_kinematics, skin_vertices
+    from tore_fast.body.lbs import forward_kinematics, skin_vertices
+    from tore_fast.geometry.rotation import axis_angle_to_matrix
 
     rotations = axis_angle_to_matrix(pose.double())
     bend = (rotations[0, 1:] - torch.eye(3)).reshape(-1).numpy()

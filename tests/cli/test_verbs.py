@@ -20,7 +20,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("convert", "text.bin", "out", "--upstream", "mtro"): "--upstream: expected one of fastmetro",
     ("convert", "text.bin", "out", "--upstream", "hott"): "--upstream: expected one of fastmetro, tore",
     ("list", "nothing*"): "no model matches 'nothing*'",
-    ("list", "--family", "metros"): "no model has 'metros'; expected some of fasthmr",
+    ("list", "--family", "metros"): "no model has 'metros'; expected some of blazepose, fasthmr",
     ("list", "--tag", "foot"): "no model has 'foot'; expected some of ",
     ("predict", "nowhere.jpg"): "no image to work on",
     ("batch", "nowhere.tar"): "nowhere.tar: not there",

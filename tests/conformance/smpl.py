@@ -181,7 +181,9 @@ def run_hmr2_full(case: Case) -> None:
     size = case.input("img_size_wh")
     focal = camera.default_focal(size)
     check(case, "scaled_focal_length", focal[0])
-    full = camera.full_translation(out.cam, case.input("box_center"), case.input("box_size"), size, focal)
+    full = camera.full_translation(
+        out.cam, focal=focal, crop=case.input("box_size"), offset=case.input("box_center") - size / 2
+    )
     check(case, "pred_cam_t_full", full)
     check(case, "focal_length", torch.full((img.shape[0], 2), camera.CROP_FOCAL_PX))
 
@@ -195,7 +197,7 @@ def run_camera_full(case: Case) -> None:
     out = model(img, box_center=center, box_size=side, image_size=size, focal=focal)
     check_head(case, out)
     check(case, "features_sub", model.backbone(img[..., 32:-32])[:, ::16])
-    check(case, "pred_cam_t_full", camera.full_translation(out.cam, center, side, size, focal))
+    check(case, "pred_cam_t_full", camera.full_translation(out.cam, focal=focal, crop=side, offset=center - size / 2))
     check(case, "fl_h", focal)
 
 

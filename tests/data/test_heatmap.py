@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tore_fast.data import heatmap, wflw, wholebody
+from tore_fast.data import heatmap, wflw
+from tore_fast.geometry.skeleton import WHOLEBODY133, mirror_of_pairs
 
 
 def test_encode_is_the_published_gaussian():
@@ -41,7 +42,7 @@ def test_decode_rules_at_borders_and_empty_maps():
 
 
 def test_flip_test_undoes_the_mirror():
-    index = heatmap.flip_index_from_pairs(4, [(0, 1)])
+    index = mirror_of_pairs(4, [(0, 1)])
     maps = torch.rand(2, 4, 6, 5)
     mirrored = maps[:, list(index)].flip(3)
     back = heatmap.flip_heatmaps(mirrored, index, shift=False)
@@ -55,9 +56,8 @@ def test_flip_test_undoes_the_mirror():
     assert torch.equal(averaged, want)
 
 
-@pytest.mark.parametrize(("index", "count", "fixed"), [(wholebody.FLIP_INDEX, 133, 11), (wflw.FLIP_INDEX, 98, 10)])
+@pytest.mark.parametrize(("index", "count", "fixed"), [(WHOLEBODY133.mirror, 133, 11), (wflw.MIRROR, 98, 10)])
 def test_flip_tables(index, count, fixed):
     assert sorted(index) == list(range(count))
-    heatmap.check_flip_index(index)
     # points on the mirror axis: nose (body); chin, bridge, nose tip, lips (face)
     assert sum(i == j for i, j in enumerate(index)) == fixed

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tore_fast.data.amc import read_amc, read_asf
-from tore_fast.data.cameras import crop_scale_2d, denormalise_2d, detector_noise, normalise_2d, random_camera
+from tore_fast.data.cameras import crop_scale_2d, detector_noise, normalise_2d, random_camera
 from tore_fast.data.mocap import (
     Motion,
     read_amc_motion,
@@ -20,7 +20,7 @@ from tore_fast.data.mocap import (
     split_subjects,
     with_thorax,
 )
-from tore_fast.geometry.windows import H36M_JOINTS, H36M_PARENTS
+from tore_fast.geometry.skeleton import H36M17
 from tore_fast.io.bvh import read_bvh, write_bvh
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -131,7 +131,7 @@ def random_poses(frames=12, seed=0) -> np.ndarray:
     """[T, 17, 3] with constant bone lengths and arbitrary directions."""
     rng = np.random.default_rng(seed)
     poses = rng.normal(size=(frames, 17, 3))
-    for j, p in enumerate(H36M_PARENTS):
+    for j, p in enumerate(H36M17.parents):
         if p >= 0:
             direction = poses[:, j] / np.linalg.norm(poses[:, j], axis=-1, keepdims=True)
             poses[:, j] = poses[:, p] + (0.1 + 0.02 * j) * direction
@@ -141,7 +141,7 @@ def random_poses(frames=12, seed=0) -> np.ndarray:
 def test_written_bvh_moves_like_the_poses(tmp_path):
     poses = random_poses()
     motion = read_bvh(write_bvh(tmp_path / "out.bvh", poses, fps=30))
-    back = motion.positions()[:, [motion.names.index(n) for n in H36M_JOINTS]] / 100 * [1, -1, -1]
+    back = motion.positions()[:, [motion.names.index(n) for n in H36M17.names]] / 100 * [1, -1, -1]
     np.testing.assert_allclose(back, poses, atol=2e-6)
     assert motion.fps == pytest.approx(30, rel=1e-5)
 
@@ -243,7 +243,7 @@ def test_filmed_clip():
     a = seen_by_camera(m, np.random.default_rng(1), noise_px=0)
     b = seen_by_camera(m, np.random.default_rng(1), noise_px=0)
     assert np.array_equal(a.keypoints, b.keypoints) and (a.pose[:, 0] == 0).all()
-    bones = lambda x: np.linalg.norm(x[:, 1:] - x[:, list(H36M_PARENTS[1:])], axis=-1)
+    bones = lambda x: np.linalg.norm(x[:, 1:] - x[:, list(H36M17.parents[1:])], axis=-1)
     np.testing.assert_allclose(bones(a.pose), bones(m.joints), atol=1e-5)
     assert a.with_channels(3).keypoints.shape == (40, 17, 3) and (a.with_channels(3).keypoints[..., 2] == 1).all()
 
@@ -260,7 +260,7 @@ def test_noise_has_the_asked_size_and_memory():
 def test_normalisations():
     pixels = np.random.default_rng(0).uniform(0, 1000, (5, 17, 3))
     there = normalise_2d(pixels, 1920, 1080)
-    np.testing.assert_allclose(denormalise_2d(there, 1920, 1080), pixels, atol=1e-9)
+    np.testing.assert_allclose((there[..., :2] + [1, 1080 / 1920]) * 960, pixels[..., :2], atol=1e-9)
     assert np.array_equal(there[..., 2], pixels[..., 2])
     np.testing.assert_allclose(normalise_2d(np.array([[960.0, 540.0]]), 1920, 1080), [[0, 0]], atol=1e-12)
     pixels[0, 0] = [9000, 9000, 0]  # not seen: must not stretch the box

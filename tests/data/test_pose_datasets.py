@@ -7,8 +7,8 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from tore_fast.data.cameras import quaternion_rotate
 from tore_fast.data.h36m import (
     CAMERA_IDS,
     H36M_32_TO_17,
@@ -19,14 +19,8 @@ from tore_fast.data.h36m import (
     read_h36m,
     read_motionbert_clips,
 )
-from tore_fast.geometry.windows import (
-    FLIP_ORDER,
-    blend_windows,
-    covering_indices,
-    flip_pose,
-    window_bounds,
-    window_indices,
-)
+from tore_fast.geometry.skeleton import H36M17, mirror_points
+from tore_fast.geometry.windows import blend_windows, covering_indices, window_bounds, window_indices
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def h36m(tmp_path):
     (tmp_path / "cameras.json").write_text(json.dumps({"S9": rig}))
     matrices = {}
     for camera, row in zip(CAMERA_IDS, rig):  # the other layout of the same cameras: x_cam = R x + t, millimetres
-        r = quaternion_rotate(np.array(row["orientation"]), np.eye(3))  # rows = rotated axes = (camera -> world)^T
+        r = Rotation.from_quat(row["orientation"], scalar_first=True).as_matrix().T
         matrices[camera] = {"R": r.tolist(), "t": (-1000 * r @ np.array(row["translation"])).reshape(3, 1).tolist()}
     (tmp_path / "camera-parameters.json").write_text(json.dumps({"extrinsics": {"S9": matrices}, "intrinsics": {}}))
     return tmp_path, world, points, rig
@@ -57,10 +51,9 @@ def test_h36m(h36m, cameras):
     assert [c.camera for c in clips] == list(CAMERA_IDS) and {c.action for c in clips} == {"Walking"}
     for i, clip in enumerate(clips):
         assert len(clip) == 12  # the longer 2D is cut
-        inverse = np.array(rig[i]["orientation"]) * [1, -1, -1, -1]
-        seen = quaternion_rotate(
-            inverse, world["S9"]["Walking 1"][:, list(H36M_32_TO_17)].astype(float) - rig[i]["translation"]
-        )
+        inverse = Rotation.from_quat(rig[i]["orientation"], scalar_first=True).inv()
+        joints = world["S9"]["Walking 1"][:, list(H36M_32_TO_17)].astype(float) - rig[i]["translation"]
+        seen = inverse.apply(joints.reshape(-1, 3)).reshape(joints.shape)
         np.testing.assert_allclose(clip.pose, seen - seen[:, :1], atol=1e-5)
         pixels = points["S9"]["Walking 1"][i][:12]
         np.testing.assert_allclose(clip.keypoints[..., 0], pixels[..., 0] / 500 - 1, atol=1e-5)
@@ -162,7 +155,7 @@ def test_short_sequences_give_no_window_as_in_the_official_code():
 
 def test_flip():
     pose = np.random.default_rng(0).normal(size=(4, 17, 3))
-    flipped = flip_pose(pose)
-    assert np.array_equal(flip_pose(flipped), pose) and not np.array_equal(flipped, pose)
+    flipped = mirror_points(pose, H36M17)
+    assert np.array_equal(mirror_points(flipped, H36M17), pose) and not np.array_equal(flipped, pose)
     np.testing.assert_allclose(flipped[:, 4], pose[:, 1] * [-1, 1, 1])
-    assert sorted(FLIP_ORDER) == list(range(17))
+    assert sorted(H36M17.mirror) == list(range(17))

@@ -12,9 +12,9 @@ import pytest
 from made_up.sets import body_label, hmr2_person, image, write_hmr2_tar, write_tar, write_tsv, write_tsv_set
 from PIL import Image
 
-from tore_fast.body.joints import J24
 from tore_fast.data.readers import DataError, MissingData, TsvReader, open_dataset, to_j24
 from tore_fast.data.readers.hmr2_tar import expand_tars
+from tore_fast.geometry.skeleton import J24
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_body44_into_j24():
     points[:, 0], points[:, 2] = np.arange(44), 1
     j24 = to_j24(points, "body44")
     assert j24[:19, 0].tolist() == list(range(25, 44))  # 4D-Humans' extra joints are J24's first 19
-    assert dict(zip(J24[19:], j24[19:, 0])) == {"Nose": 0, "L_Eye": 16, "R_Eye": 15, "L_Ear": 18, "R_Ear": 17}
+    assert dict(zip(J24.names[19:], j24[19:, 0])) == {"Nose": 0, "L_Eye": 16, "R_Eye": 15, "L_Ear": 18, "R_Ear": 17}
     coco = to_j24(np.ones((17, 3), np.float32), "coco17")
     known = {n for n, c in zip(J24, coco[:, 2]) if c}
     assert "R_Ankle" in known and not known & {"L_Hip", "R_Hip", "Pelvis", "Neck"}  # detectors' hips are elsewhere

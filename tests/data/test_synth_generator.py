@@ -7,21 +7,16 @@ import math
 import pytest
 import torch
 
-from tore_fast.body import joints
-from tore_fast.data.synth import (
-    HELD_OUT,
-    PoseBank,
-    SynthGenerator,
-    background,
-    load_pose_bank,
-    normalize_images,
-    pose_from_joints,
-)
+from tore_fast.body.fit import pose_from_joints
+from tore_fast.data.synth import HELD_OUT, PoseBank, SynthGenerator, background, load_pose_bank
 from tore_fast.data.synth.augment import Augment
 from tore_fast.data.synth.camera import weak_perspective
 from tore_fast.data.synth.draw import Draw, stream_seed
 from tore_fast.data.synth.poses import sample_pose
-from tore_fast.data.synth.rotation import matrix_to_axis_angle, random_rotation, turn
+from tore_fast.geometry.camera import project_weak
+from tore_fast.geometry.rotation import axis_rotation, matrix_to_axis_angle, random_rotation
+from tore_fast.geometry.skeleton import H36M17_TO_J14
+from tore_fast.geometry.warp import normalise_image
 
 SIZE = 64
 
@@ -68,7 +63,7 @@ def test_labels_follow_from_pose_and_shape(hard, body):
     vertices = body(hard["pose"], hard["betas"]).vertices
     j17 = body.regress("h36m17", vertices)
     torch.testing.assert_close(hard["vertices"], vertices - j17[:, :1], atol=2e-5, rtol=0)
-    want = (j17 - j17[:, :1])[:, list(joints.H36M17_TO_J14)]
+    want = (j17 - j17[:, :1])[:, list(H36M17_TO_J14)]
     torch.testing.assert_close(hard["joints3d"], want, atol=2e-5, rtol=0)
 
 
@@ -83,7 +78,7 @@ def test_image_shows_the_labels(hard):
         seen = torch.stack((centre[columns], centre[rows]), 1)
         nearest = torch.cdist(seen, exact[i]).amin(1)
         assert nearest.max() < 0.12 and nearest.mean() < 0.03  # cloth stands off by up to 2 cm
-    fitted = joints.project(hard["joints3d"], hard["camera"])
+    fitted = project_weak(hard["joints3d"], hard["camera"])
     error = (fitted - hard["joints2d"]).norm(dim=-1).mean()
     assert 0 < error < 0.04  # perspective is not weak perspective, but close to it
     inside = (hard["joints2d"].abs() < 1).all(-1)
@@ -143,7 +138,7 @@ def test_held_out_sets_are_fixed(body):
 
 
 def test_normalize():
-    out = normalize_images(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
+    out = normalise_image(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
     torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([2.2489, 2.4286, 2.64]), atol=1e-3, rtol=0)
 
 
@@ -163,10 +158,10 @@ def test_bad_arguments(body, options, text):
 
 def test_rotations_return():
     r = random_rotation(torch.randn(500, 4))
-    r[0], r[1], r[2] = torch.eye(3), torch.diag(torch.tensor([1.0, -1, -1])), turn("y", torch.tensor(180.0))
+    r[0], r[1], r[2] = torch.eye(3), torch.diag(torch.tensor([1.0, -1, -1])), axis_rotation("y", torch.tensor(180.0))
     a = matrix_to_axis_angle(r)
     assert a.norm(dim=1).max() <= math.pi + 1e-4
-    from tore_fast.body.lbs import axis_angle_to_matrix
+    from tore_fast.geometry.rotation import axis_angle_to_matrix
 
     torch.testing.assert_close(axis_angle_to_matrix(a), r, atol=2e-5, rtol=0)
 
@@ -191,7 +186,7 @@ def test_poses_bend_the_right_way(body):
 def test_weak_perspective_is_exact_for_weak_perspective():
     x = torch.randn(5, 40, 3)
     camera = torch.tensor([[0.8, 0.1, -0.2]]).expand(5, 3)
-    torch.testing.assert_close(weak_perspective(x, joints.project(x, camera)), camera.contiguous())
+    torch.testing.assert_close(weak_perspective(x, project_weak(x, camera)), camera.contiguous())
 
 
 def test_augment_keeps_an_easy_image():
@@ -243,9 +238,9 @@ def test_pose_bank_from_motion_files(body, tmp_path):
     import numpy as np
 
     pose = sample_pose(Draw(12, 9), 0.0)
-    pose[:, 0] = turn("y", torch.linspace(0, 300, 12))
+    pose[:, 0] = axis_rotation("y", torch.linspace(0, 300, 12))
     want = body.regress("h36m17", body(pose).vertices)  # y up
-    z_up = (want @ turn("x", torch.tensor(90.0)).T).numpy()
+    z_up = (want @ axis_rotation("x", torch.tensor(90.0)).T).numpy()
     np.savez(tmp_path / "clips.npz", a=z_up)
     (tmp_path / "index.json").write_text(
         json.dumps({"clips": [{"id": "a", "subject": "1", "fps": 60, "split": "train"}]})

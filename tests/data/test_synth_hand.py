@@ -9,11 +9,11 @@ import torch
 pytest.importorskip("skimage", reason="background photographs come from scikit-image (extra: train)")
 
 from tore_fast.body import load_body  # noqa: E402
-from tore_fast.body.joints import HAND21, MANO16  # noqa: E402
-from tore_fast.body.lbs import axis_angle_to_matrix  # noqa: E402
 from tore_fast.data.synth import HELD_OUT_HAND, SynthHandGenerator, generator_class, held_out  # noqa: E402
 from tore_fast.data.synth.draw import Draw  # noqa: E402
 from tore_fast.data.synth.hand import PARTS, border_loop, sample_hand_pose  # noqa: E402
+from tore_fast.geometry.rotation import axis_angle_to_matrix  # noqa: E402
+from tore_fast.geometry.skeleton import HAND21, MANO16  # noqa: E402
 
 SIZE = 64
 

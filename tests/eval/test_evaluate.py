@@ -20,13 +20,13 @@ from made_up.smpl_files import write_smpl, write_topology
 from torch import nn
 
 from tore_fast.body import load_body
-from tore_fast.body.joints import H36M17_TO_J14
 from tore_fast.cli import main
 from tore_fast.data.readers import evaluation_crop, open_dataset
 from tore_fast.eval.evaluate import evaluate, mesh_of
 from tore_fast.eval.parameter_models import CameraScoring, crop_size, is_scored
 from tore_fast.eval.protocols import BodyProtocol
 from tore_fast.eval.rows import RowStore
+from tore_fast.geometry.skeleton import H36M17_TO_J14
 from tore_fast.models.keypoints.tcformer_heads import TCFormerHMR, TCFormerHMRConfig
 from tore_fast.models.smpl.camerahmr import CameraHMR, CameraHMRConfig
 from tore_fast.models.smpl.hmr2 import HMR2, HMR2Config

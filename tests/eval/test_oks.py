@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tore_fast.data.wholebody import PARTS
 from tore_fast.eval.oks import (
     BODY_SIGMAS,
     WHOLEBODY_SIGMAS,
@@ -17,6 +16,7 @@ from tore_fast.eval.oks import (
     rescore,
     wholebody_ap,
 )
+from tore_fast.geometry.skeleton import WHOLEBODY_PARTS
 
 
 def people(rng, images=12, joints=17):
@@ -117,7 +117,7 @@ def test_wholebody_parts_are_separate():
     bad_hand = truth.points.copy()
     bad_hand[:, 91:112, :2] += 150
     found = truth._replace(points=bad_hand)
-    result = wholebody_ap(truth, found, PARTS)
+    result = wholebody_ap(truth, found, WHOLEBODY_PARTS)
     assert result["body_AP"] == result["face_AP"] == result["right_hand_AP"] == pytest.approx(1.0)
     assert result["left_hand_AP"] == 0.0
     assert 0.0 < result["whole_AP"] < 1.0

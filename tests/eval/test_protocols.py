@@ -13,7 +13,6 @@ from made_up.smpl_files import write_smpl, write_topology
 from scipy.linalg import orthogonal_procrustes
 
 from tore_fast.body import load_body
-from tore_fast.body.joints import H36M17_TO_J14, J24_TO_J14
 from tore_fast.data.readers import Record, open_dataset
 from tore_fast.eval.protocols import (
     BodyProtocol,
@@ -23,6 +22,7 @@ from tore_fast.eval.protocols import (
     f_score,
     write_freihand_json,
 )
+from tore_fast.geometry.skeleton import H36M17_TO_J14, J24_TO_J14
 
 
 def stack(protocol, records):

@@ -58,7 +58,7 @@ def test_ik_returns_noise_free_rotations(mode):
     g = torch.Generator().manual_seed(0)
     rest = torch.zeros(29, 3, dtype=torch.float64)
     for i in range(1, 29):
-        rest[i] = rest[ik.PARENTS[i]] + torch.randn(3, generator=g, dtype=torch.float64) * 0.2
+        rest[i] = rest[ik.SMPL_TREE.parents[i]] + torch.randn(3, generator=g, dtype=torch.float64) * 0.2
     want = rotation.axis_angle_to_matrix(torch.randn(6, 24, 3, generator=g, dtype=torch.float64) * 0.6)
     joints, twists = ik.split_features(ik.pose_to_features(want, rest))
     got = ik.hybrik_ik(joints, twists, rest, mode, root="svd")
@@ -70,7 +70,7 @@ def test_adaptive_mode_stops_errors_from_adding_up():
     rest = torch.zeros(29, 3)
     for i in range(1, 29):
         step = torch.randn(3, generator=g)
-        rest[i] = rest[ik.PARENTS[i]] + 0.25 * step / step.norm()
+        rest[i] = rest[ik.SMPL_TREE.parents[i]] + 0.25 * step / step.norm()
     want = rotation.axis_angle_to_matrix(torch.randn(64, 24, 3, generator=g) * 0.4)
     joints, twists = ik.split_features(ik.pose_to_features(want, rest))
     noisy = joints + 0.003 * torch.randn(joints.shape, generator=g)

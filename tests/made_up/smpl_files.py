@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from tore_fast.body import load_body
-from tore_fast.body.joints import SMPL24_PARENTS
+from tore_fast.geometry.skeleton import SMPL24
 
 
 def write_topology(folder) -> None:
@@ -41,7 +41,7 @@ def write_smpl(folder, gender: str = "NEUTRAL", stretch: float = 1.0) -> None:
         "J_regressor": sp.csc_matrix(body.topology.regressor("smpl24").astype(np.float64)),
         "weights": body.weights.double().numpy(),
         "kintree_table": np.stack(
-            [np.where(np.array(SMPL24_PARENTS) < 0, 2**32 - 1, SMPL24_PARENTS), np.arange(24)]
+            [np.where(np.array(SMPL24.parents) < 0, 2**32 - 1, SMPL24.parents), np.arange(24)]
         ).astype(np.uint32),
         "f": body.faces().astype(np.uint32),
         "bs_style": "lbs",

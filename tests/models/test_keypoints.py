@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tore_fast.geometry.rotation import rot6d_to_matrix
 from tore_fast.layers._tokens import grid_tokens
 from tore_fast.layers.ctm import CTM, part_order, topk_clusters
 from tore_fast.layers.token_conv import TokenConv
@@ -16,7 +17,6 @@ from tore_fast.models import create_model, list_models, load_pretrained, model_e
 from tore_fast.models.convert.keypoints import convert_tcformer, is_mmpose, load_tcformer, tcformer_config
 from tore_fast.models.keypoints._macs import count_macs
 from tore_fast.models.keypoints.ppt import keep_ratio_at
-from tore_fast.models.keypoints.tcformer_heads import rotation_from_6d
 
 TWO_STAGES = dict(
     embed_dims=(16, 32), num_heads=(1, 2), mlp_ratios=(2, 2), depths=(1, 1), sr_ratios=(8, 4), sample_ratios=(0.25,)
@@ -225,7 +225,9 @@ def test_deconv_head_and_hmr():
 def test_six_numbers_of_a_rotation_are_its_first_two_columns():
     q, _ = torch.linalg.qr(torch.randn(5, 3, 3))
     q = q * torch.linalg.det(q)[:, None, None]
-    torch.testing.assert_close(rotation_from_6d(q[:, :, :2].reshape(5, 6)), q, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        rot6d_to_matrix(q[:, :, :2].reshape(5, 6), layout="interleaved"), q, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_ppt_schedule():

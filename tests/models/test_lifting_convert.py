@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tore_fast.models import create_model
-from tore_fast.models.convert.lifting import load_official, model_from_state, read_official
+from tore_fast.models.convert.files import read_state_dict
+from tore_fast.models.convert.lifting import load_official, model_from_state
 from tore_fast.models.lifting.motionagformer import Motionagformer
 
 HOSTS = {
@@ -70,13 +71,13 @@ class _Attack:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     torch.save({"model_pos": {}, "payload": _Attack()}, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match="bad.pth: not a readable weight file"):
-        read_official(tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="bad.pth: expected a state dict"):
+        read_state_dict(tmp_path / "bad.pth")
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(ValueError, match="cut.pth: not a readable weight file"):
-        read_official(tmp_path / "cut.pth")
+        read_state_dict(tmp_path / "cut.pth")
     with pytest.raises(FileNotFoundError, match="nowhere.pth"):
-        read_official(tmp_path / "nowhere.pth")
+        read_state_dict(tmp_path / "nowhere.pth")
     assert "never run" not in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tore_fast.geometry.rotation import axis_angle_to_matrix
-from tore_fast.layers.clips import Clip, fade_weight, fill_gaps, resample, split_clips, track_spans
+from tore_fast.geometry.windows import Clip, fade_weight, fill_gaps, resample, split_clips, track_spans
 from tore_fast.layers.ik import SMPL_TREE, hybrik_ik, pose_to_features, split_features
 from tore_fast.models import create_model, load_pretrained, save_pretrained
 from tore_fast.models.motion.denoiser import Diffusion, clip_noise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 import torch
 from made_up.command import command
@@ -113,3 +116,78 @@ def test_a_damaged_file_is_one_line_of_the_command(tmp_path, capsys):
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.bin")
     with pytest.raises(ValueError, match="mixste_9 regresses no mesh, mesh_data cannot be given"):
         from_pretrained(tmp_path / "a.bin", model="mixste_9", mesh_data=tmp_path)
+
+
+def tiny_folder(tmp_path, change=None, **config):
+    """A checkpoint folder of a tiny MixSTE; `change` gets its state dict, `config` replaces what config.json holds."""
+    name, fields = TINY["hot"]
+    model = create_model(name, **fields)
+    save_pretrained(model, tmp_path, name)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    if change is not None:
+        save_file(change(state), tmp_path / "model.safetensors")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return path
+
+
+def test_weights_with_nan_or_of_another_kind(tmp_path):
+    def spoil(state):
+        state["head.1.bias"][0] = float("nan")
+        state["head.1.weight"][0, 0] = float("inf")
+        return state
+
+    tiny_folder(tmp_path, spoil)
+    with pytest.raises(ValueError, match="2 weights hold NaN or infinity, first: head.1"):
+        load_pretrained(tmp_path)
+    assert load_pretrained(tmp_path, allow_nonfinite=True)
+    for dtype, said in ((torch.int64, "int64"), (torch.complex64, "complex64"), (torch.bool, "bool")):
+        tiny_folder(tmp_path, lambda state, d=dtype: {**state, "head.1.bias": torch.ones(3).to(d)})
+        with pytest.raises(
+            ValueError, match=rf"1 weights of another kind, first: head.1.bias {said} \(expected float32"
+        ):
+            load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"config": {"frames": "many"}},
+        {"config": {"frames": None}},
+        {"config": {"frames": {}}},
+        {"config": {"frames": [9]}},
+        {"config": {"depth": -1}},
+        {"config": {"channels": 0, "heads": 0}},
+        {"config": {"frames": 10**30}},
+        {"config": {"no_such_field": 1}},
+        {"config": []},
+        {"config": "x"},
+        {"model": 3},
+        {"model": "none_of_these"},
+        {"model": "fastmetro_s_r50", "config": {"backbone": "hf-hub:somebody/model"}},
+        {"model": "fastmetro_s_r50", "config": {"backbone": "../../file"}},
+        {"model": "fastmetro_s_r50", "config": {"backbone": "no_such_backbone"}},
+        {"model": "hmr2_vitt", "config": {"embed_dim": "wide"}},
+    ],
+)
+def test_config_json_made_to_hurt(tmp_path, config):
+    path = tiny_folder(tmp_path, **config)
+    with pytest.raises(ValueError) as e:
+        load_pretrained(tmp_path)
+    assert "\n" not in str(e.value) and str(tmp_path) in str(e.value) and len(str(e.value)) < 500
+    for text in ("", "[", "null", "[]", '{"model": 1}', "{" * 100_000, "\ufeff{}"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="config.json: "):
+            load_pretrained(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="config.json: expected a config.json, got a pipe"):
+        load_pretrained(tmp_path)
+
+
+def test_config_json_never_asks_for_pretrained_weights(tmp_path, monkeypatch):
+    """`pretrained_backbone` of a folder's config is not believed: nothing is downloaded."""
+    from tore_fast.models import _hub
+
+    tiny_folder(tmp_path, config={"pretrained_backbone": True})
+    assert _hub.read_config(tmp_path)["config"]["pretrained_backbone"] is False

@@ -200,6 +200,7 @@ def test_gradcheck_opcheck_compile():
     torch.testing.assert_close(got, torch.autograd.grad(step(metric, leaf), leaf)[0])
 
 
+@pytest.mark.cpu_kernels
 def test_shapes_and_errors():
     assert bipartite_soft_matching(torch.randn(0, 8, 4), 2).owner.shape == (0, 8)
     assert bipartite_soft_matching(torch.randn(1, 1, 4), 2).num_out == 1

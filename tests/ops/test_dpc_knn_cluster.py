@@ -184,6 +184,7 @@ def test_same_bits_for_any_thread_count():
         assert all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
 
 
+@pytest.mark.cpu_kernels
 def test_portable_loops(tmp_path):
     """The build of the loops without AVX2 gives the same clustering (another process: the choice is made once)."""
     x = torch.randn(2, 420, 70)

@@ -16,9 +16,10 @@ from ops.clustering import cluster_by_rank, grid_points, walk
 from tore_fast.ops import density_delta, dpc_knn_cluster
 from tore_fast.ops.dpc_knn_cluster import why_not
 
-pytestmark = pytest.mark.skipif(
-    why_not("cpu", torch.empty(1, 1, 1)) is not None, reason="the CPU kernels are not built"
-)
+pytestmark = [
+    pytest.mark.cpu_kernels,
+    pytest.mark.skipif(why_not("cpu", torch.empty(1, 1, 1)) is not None, reason="the CPU kernels are not built"),
+]
 
 
 def points(kind: str, batch: int, tokens: int, channels: int) -> torch.Tensor:

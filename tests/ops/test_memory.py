@@ -15,9 +15,12 @@ from tore_fast.ops import kept_memory, mesh_upsample, release_memory, strassen_l
 from tore_fast.ops._sparse import csr_matrix
 from tore_fast.ops.strassen_linear import why_not
 
-pytestmark = pytest.mark.skipif(
-    why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernels: {why_not('cpu', torch.zeros(1))}"
-)
+pytestmark = [
+    pytest.mark.cpu_kernels,
+    pytest.mark.skipif(
+        why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernels: {why_not('cpu', torch.zeros(1))}"
+    ),
+]
 MB = 1 << 20
 HERE = Path(__file__).parent  # where no checkout of the package, perhaps not built, shadows the installed one
 

@@ -61,6 +61,7 @@ def test_opcheck(device):
     torch.library.opcheck(torch.ops.tore_fast.mesh_upsample, (x, *csr_matrix(random_matrix(11, 7)).to(device)))
 
 
+@pytest.mark.cpu_kernels
 def test_errors():
     u = csr_matrix(random_matrix(5, 4))
     with pytest.raises(ValueError, match=r"mesh_upsample: x must be \[B, 4, F\]"):

@@ -176,6 +176,7 @@ def test_gradcheck_opcheck_compile():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.cpu_kernels
 def test_errors():
     q, k, v = qkv(2, 1, 5, 7, 4)
     with pytest.raises(ValueError, match=r"pruned_attention: key_bias must be \[2, 7\]"):

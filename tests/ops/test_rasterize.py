@@ -131,6 +131,7 @@ def test_opcheck(device):
     torch.library.opcheck(torch.ops.tore_fast.rasterize, (v, f.int(), 16, 12))
 
 
+@pytest.mark.cpu_kernels
 def test_errors():
     v, f = random_mesh(1, 4, 2, 8.0)
     with pytest.raises(ValueError, match=r"rasterize: vertices_px must be \[B, V, 3\], got \[4, 3\]"):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from tore_fast.ops import BackendUnavailable, strassen_linear, strassen_pack
 from tore_fast.ops.strassen_linear import deepest_level, why_not
 
+pytestmark = pytest.mark.cpu_kernels
 ACTS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 needs_kernel = pytest.mark.skipif(
     why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernel: {why_not('cpu', torch.zeros(1))}"

@@ -224,7 +224,7 @@ def test_gaps_are_filled_and_counted(tmp_path):
     assert clip.filled == 1 and clip.keypoints[2, 3, 2] == 0
     np.testing.assert_allclose(clip.keypoints[2, 3, :2], (points[1, 3, :2] + points[3, 3, :2]) / 2, rtol=1e-5)
     points[:, 6] = np.nan
-    with pytest.raises(KeypointError, match="l_ankle.*not seen in any frame"):
+    with pytest.raises(KeypointError, match="L_Ankle.*not seen in any frame"):
         read_keypoints(write(tmp_path / "b.npz", points, "npz"))
 
 

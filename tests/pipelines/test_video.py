@@ -16,6 +16,7 @@ from tore_fast.body import load_body
 from tore_fast.cli import UsageError
 from tore_fast.cli import eclm as eclm_cli
 from tore_fast.cli import hmr as hmr_cli
+from tore_fast.io.bvh import euler_zxy
 from tore_fast.io.video import TrackBoxes, open_video
 from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models import create_model, load_pretrained, save_pretrained
@@ -24,7 +25,6 @@ from tore_fast.pipelines.options import VideoOptions
 from tore_fast.pipelines.track_files import FORMATS
 from tore_fast.pipelines.track_store import NpzStream, TrackStore
 from tore_fast.pipelines.video import VideoPipeline
-from tore_fast.vis.bvh import euler_zxy
 
 HOST = dict(
     embed_dim=32,
@@ -161,7 +161,7 @@ def test_bvh_moves_like_the_joints(result):
         else None
     )
     if order is None:
-        from tore_fast.body.joints import SMPL24
+        from tore_fast.geometry.skeleton import SMPL24
 
         order = [SMPL24.index(n) for n in names]
     want = z["joints3d"][:, order] * np.array([1, -1, -1]) * 100

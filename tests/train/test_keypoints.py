@@ -11,13 +11,14 @@ from made_up.command import command
 from made_up.sets import body_label, image, write_3dpw, write_tsv_set
 from PIL import Image
 
-from tore_fast.body import load_body, project
-from tore_fast.body.joints import H36M17_TO_J14
+from tore_fast.body import load_body
 from tore_fast.data import wflw, wholebody
-from tore_fast.data.crop import AugmentConfig
+from tore_fast.data.augment import AugmentConfig
 from tore_fast.data.readers import open_dataset
 from tore_fast.data.topdown import CropAugment, Instance, TopDownDataset
 from tore_fast.eval.keypoint_metrics import LandmarkMetric, PixelError, WholeBodyMetric
+from tore_fast.geometry.camera import project_weak
+from tore_fast.geometry.skeleton import H36M17_TO_J14, WHOLEBODY133
 from tore_fast.models import create_model, load_pretrained, save_pretrained
 from tore_fast.models.keypoints.tcformer_heads import BodyParameters
 from tore_fast.train import keypoints as tasks
@@ -168,7 +169,7 @@ def test_landmarks_metric(people):
 
 
 def test_augmented_training_batches_repeat(people):
-    data = TopDownDataset(people, (64, 64), wholebody.FLIP_INDEX, CropAugment())
+    data = TopDownDataset(people, (64, 64), WHOLEBODY133.mirror, CropAugment())
     task = tasks.Keypoints(torch.nn.Identity(), data, data, PixelError())
     a, b, c = task.batch(3, 4, 0), task.batch(3, 4, 0), task.batch(4, 4, 0)
     assert torch.equal(a["image"], b["image"]) and not torch.equal(a["image"], c["image"])
@@ -182,8 +183,8 @@ def body_batch(body, images=2):
     joints = body.regress("h36m17", vertices)
     camera = torch.tensor([[0.8, 0.05, -0.1]]).expand(images, -1)
     centred = joints - joints[:, :1]
-    joints2d = torch.cat([project(centred, camera), torch.ones(images, joints.shape[1], 1)], 2)
-    from tore_fast.body.lbs import axis_angle_to_matrix
+    joints2d = torch.cat([project_weak(centred, camera), torch.ones(images, joints.shape[1], 1)], 2)
+    from tore_fast.geometry.rotation import axis_angle_to_matrix
 
     rotations = axis_angle_to_matrix(angle)
     batch = {
@@ -260,7 +261,7 @@ def test_hmr_losses_on_labelled_sets(sets, body):
     joints = body.regress("h36m17", vertices)
     camera = torch.tensor([[0.8, 0.05, -0.1]]).expand(8, -1)
     batch["joints3d"][..., :3] = joints[:, list(H36M17_TO_J14)] + torch.randn(8, 1, 3)
-    batch["joints2d"][..., :2] = project(joints - joints[:, :1], camera)[:, list(H36M17_TO_J14)]
+    batch["joints2d"][..., :2] = project_weak(joints - joints[:, :1], camera)[:, list(H36M17_TO_J14)]
     truth = BodyParameters(batch["rotations"], batch["shape"], camera, batch["rotations"][..., :2].flatten(2))
     losses = tasks.hmr_losses(truth, batch, body, "j14")
     assert all(float(losses[k]) < 1e-8 for k in ("joints2d", "joints3d", "pose", "shape"))

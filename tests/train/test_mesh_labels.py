@@ -13,11 +13,11 @@ from made_up.sets import body_label, image, write_3dpw, write_freihand, write_ts
 from PIL import Image
 
 from tore_fast.body import load_body
-from tore_fast.body.joints import H36M17_TO_J14, J24_TO_J14
 from tore_fast.body.lbs import pose_matrices
 from tore_fast.cli import main
 from tore_fast.cli._sets import source_of
 from tore_fast.data.readers import open_dataset
+from tore_fast.geometry.skeleton import H36M17_TO_J14, J24_TO_J14
 from tore_fast.models import create_model
 from tore_fast.models.mesh._base import HMROutput
 from tore_fast.train.mesh_labels import LabelConfig, LabelledMeshes

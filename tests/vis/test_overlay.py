@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tore_fast.geometry.camera import image_camera
 from tore_fast.vis import overlay
 from tore_fast.vis.export import save_mesh
-from tore_fast.vis.overlay import PerspectiveCamera, draw_people, image_camera, panel, rotated, save_png
+from tore_fast.vis.overlay import PerspectiveCamera, draw_people, panel, rotated, save_png
 
 # a box of 1 x 2 x 1 m round the origin, outward faces
 CORNERS = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-1.0, 1.0) for z in (-0.5, 0.5)])

@@ -24,9 +24,9 @@ import torch
 
 from tore_fast.body import assets
 from tore_fast.body.decimate import decimate
-from tore_fast.body.fit import closest_on_surface
+from tore_fast.body.fit_upsampling import closest_on_surface
 from tore_fast.body.hierarchy import MeshHierarchy
-from tore_fast.body.joints import H36M17, MANO16, MANO16_PARENTS, MANO21_TO_HAND21, SMPL24, SMPL24_PARENTS
+from tore_fast.geometry.skeleton import H36M17, MANO16, MANO21_TO_HAND21, SMPL24
 
 from .fit import Sampler, fit_levels, fit_regressors, four_weights, nearest, principal_components
 from .rig import FOLD, HAND_FOLD, HEADS, body_aims, fold_rig, hand_aims, sample_rest, straighten
@@ -201,7 +201,7 @@ def body_recipe(model, coco: dict[str, np.ndarray]) -> Recipe:
         "free_body",
         model,
         SMPL24,
-        SMPL24_PARENTS,
+        SMPL24.parents,
         FOLD,
         (6890, 1723, 431),
         [SPREAD[n.rpartition("_")[2].rstrip("0123456789")] for n in SMPL24],
@@ -241,7 +241,7 @@ def hand_recipe(model) -> Recipe:
         "free_hand",
         model,
         MANO16,
-        MANO16_PARENTS,
+        MANO16.parents,
         HAND_FOLD,
         (778, 195),
         [HAND_SPREAD[n.rstrip("0123456789")] for n in MANO16],

@@ -10,8 +10,9 @@ import scipy.sparse as sp
 import torch
 from scipy.optimize import nnls
 
-from tore_fast.body.fit import barycentric_upsampling, fit_upsampling
-from tore_fast.body.lbs import ancestor_table, axis_angle_to_matrix, forward_kinematics, skin_vertices
+from tore_fast.body.fit_upsampling import barycentric_upsampling, fit_upsampling
+from tore_fast.body.lbs import ancestor_table, forward_kinematics, skin_vertices
+from tore_fast.geometry.rotation import axis_angle_to_matrix
 
 COMPONENTS, NEIGHBORS = 10, 12
 FIT, VALID, TEST = 700, 200, 200  # posed bodies for fitting, for choosing the ridge, for the figures printed

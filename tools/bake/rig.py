@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tore_fast.body.joints import MANO16, SMPL24
-from tore_fast.body.lbs import ancestor_table, axis_angle_to_matrix, forward_kinematics, skin_vertices
+from tore_fast.body.lbs import ancestor_table, forward_kinematics, skin_vertices
+from tore_fast.geometry.rotation import axis_angle_to_matrix
+from tore_fast.geometry.skeleton import MANO16, SMPL24
 
 LEFT_RIGHT = (("L", ".L"), ("R", ".R"))
 

@@ -1,4 +1,4 @@
-"""Bodies and hands: mesh hierarchies, joint regressors, linear blend skinning, joint tables.
+"""Bodies and hands: mesh hierarchies, joint regressors, linear blend skinning.
 
 `load_body("free")` works with nothing downloaded; `load_body("smpl", path)` reads an official model file you
 have a licence for; `load_topology("smpl", folder)` reads only the public topology files. Callers: data/,
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import assets, joints
+from . import assets
 from .body import Body, BodyOutput, BodyTopology
 from .decimate import decimate
 from .hierarchy import MeshHierarchy, build_hierarchy
-from .joints import project
 from .official import load_model, load_topology
 
 __all__ = [
@@ -23,10 +22,8 @@ __all__ = [
     "MeshHierarchy",
     "build_hierarchy",
     "decimate",
-    "joints",
     "load_body",
     "load_topology",
-    "project",
 ]
 
 _FREE = {"free": "free_body.npz", "free_hand": "free_hand.npz"}

@@ -15,8 +15,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from ..geometry.skeleton import H36M17_TO_J14
 from .hierarchy import MeshHierarchy
-from .joints import H36M17_TO_J14
 from .lbs import ancestor_table, forward_kinematics, pose_matrices, skin_vertices
 
 

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from ..ops import CsrMatrix, MeshTopology, csr_matrix, mesh_topology
 from .decimate import decimate
-from .fit import barycentric_upsampling, fit_upsampling
+from .fit_upsampling import barycentric_upsampling, fit_upsampling
 
 
 @dataclass(frozen=True)

@@ -12,26 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..geometry.rotation import axis_angle_to_matrix
+
 _CHUNK_ELEMENTS = 1 << 16  # floats of blended transforms alive at once on the no-grad CPU path (fits the L2 cache)
-
-
-def axis_angle_to_matrix(
-    axis_angle: Tensor,  # [..., 3] radians
-) -> Tensor:  # [..., 3, 3]
-    """Rotation matrices by Rodrigues' formula; smooth (value and gradient) at zero."""
-    if axis_angle.shape[-1:] != (3,):
-        raise ValueError(f"axis_angle_to_matrix: axis_angle must be [..., 3], got {list(axis_angle.shape)}")
-    x, y, z = axis_angle.unbind(-1)
-    square = (axis_angle * axis_angle).sum(-1)
-    small = square < 1e-8
-    safe = torch.where(small, torch.ones_like(square), square)
-    angle = safe.sqrt()
-    a = torch.where(small, 1 - square / 6, torch.sin(angle) / angle)[..., None, None]
-    b = torch.where(small, 0.5 - square / 24, (1 - torch.cos(angle)) / safe)[..., None, None]
-    zero = torch.zeros_like(x)
-    k = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    return eye + a * k + b * (k @ k)
 
 
 def pose_matrices(

@@ -14,10 +14,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from ..geometry.skeleton import MANO16, MANO21_TO_HAND21, MANO_FINGERTIPS, SMPL24, SMPL38_TO_J24
 from ..io.safe_pickle import read_npz, read_pickle
 from .body import Body, BodyTopology
 from .hierarchy import MeshHierarchy, build_hierarchy
-from .joints import MANO16, MANO16_PARENTS, MANO21_TO_HAND21, MANO_FINGERTIPS, SMPL24, SMPL24_PARENTS, SMPL38_TO_J24
 
 LEVELS = {"smpl": (6890, 1723, 431), "mano": (778, 195)}
 _SAMPLING = {"smpl": "mesh_downsampling.npz", "mano": "mano_downsampling.npz"}
@@ -154,7 +154,7 @@ def load_model(
     pose_dirs = get("posedirs", count, 3, 9 * (bones - 1)).reshape(count * 3, -1).T
     regressor, faces = get("J_regressor", bones, count), get("f", None, 3).astype(np.int32)
     parents = get("kintree_table", 2, bones)[0].astype(np.int64)
-    if tuple(parents[1:]) != (SMPL24_PARENTS if name == "smpl" else MANO16_PARENTS)[1:]:
+    if tuple(parents[1:]) != (SMPL24.parents if name == "smpl" else MANO16.parents)[1:]:
         raise ValueError(f"{file.name}: kintree_table is not {name.upper()}'s tree")
     mean = np.zeros((bones, 3))
     if name == "mano" and not flat_hand_mean:
@@ -168,7 +168,7 @@ def load_model(
             weights=weights,
             joints=regressor @ template,
             joint_dirs=np.einsum("jv,vcs->jcs", regressor, shape_dirs),
-            joint_names=SMPL24 if name == "smpl" else MANO16,
+            joint_names=(SMPL24 if name == "smpl" else MANO16).names,
             parents=(-1, *parents[1:]),
             pose_dirs=pose_dirs,
             pose_mean=mean if mean.any() else None,

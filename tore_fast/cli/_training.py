@@ -186,10 +186,11 @@ def finish(task, args, facts: dict) -> int:
 
 def _averaged(run: Path) -> tuple[dict[str, float], int, dict]:
     """(metrics, step, weights) of the best evaluation; of the last step where nothing was evaluated."""
-    import torch
+    from ..train.checkpoint import read_run
 
     kept = run / "best.pt"
-    state = torch.load(kept if kept.is_file() else run / "last.pt", map_location="cpu", weights_only=True)
     if kept.is_file():
+        state = read_run(kept, ("model", "step", "metrics"))
         return state["metrics"], state["step"], state["model"]
+    state = read_run(run / "last.pt", ("model", "step", "ema"))
     return {}, state["step"], state["ema"]["average"] if state["ema"] else state["model"]

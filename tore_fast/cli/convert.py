@@ -13,10 +13,10 @@ from . import UsageError
 @dataclass
 class Args:
     """Converts an official checkpoint (FastMETRO, METRO, Mesh Graphormer, TORE, TCFormer, HoT and its hosts, HMR2.0,
-    CameraHMR, HumanFoV, DenseKP); only tensors of the file are read."""
+    CameraHMR, HumanFoV, DenseKP, MediaPipe's pose nets); only tensors of the file are read."""
 
     source: Positional[Path]
-    """Official weight file (.bin, .ckpt, .pth, .pt, .safetensors)."""
+    """Official weight file (.bin, .ckpt, .pth, .pt, .safetensors, .tflite)."""
     out: Positional[Path]
     """Folder to write: commands take it as --model, Python as load_pretrained(FOLDER)."""
     upstream: str | None = None
@@ -38,7 +38,7 @@ def run(args: Args) -> int:
     if args.upstream not in (None, *UPSTREAMS):
         raise UsageError(f"--upstream: expected one of {', '.join(UPSTREAMS)}, got {args.upstream!r}")
     done = convert(args.source, args.out, args.upstream, args.fov_net)
-    of_mesh = done.layout not in OTHERS
+    of_mesh = done.layout not in (*OTHERS, "mediapipe")
     if of_mesh and args.mesh_data is not None:
         from_pretrained(args.out, mesh_data=args.mesh_data)
     print(f"{args.source}: {done.layout} layout, {done.keys} tensors kept")

@@ -105,7 +105,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     import numpy as np
 
     from ..data.keypoints import read_keypoints
-    from ..geometry.windows import H36M_JOINTS
+    from ..geometry.skeleton import H36M17
     from ..io.bvh import write_bvh
     from ..pipelines.lift import lift_at_rate, normalise, trained_facts
     from ..vis.stick_figure import write_gif, write_html, write_mp4
@@ -131,7 +131,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
             keypoints=clip.keypoints,
             normalised=x,
             kept=lifted.kept,
-            joints=np.array(H36M_JOINTS),
+            joints=np.array(H36M17.names),
             fps=fps,
             normalisation=how,
             order=clip.order,

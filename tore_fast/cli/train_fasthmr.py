@@ -55,9 +55,11 @@ def run(args: Args) -> int:
         raise UsageError(f"--stage must be host, vae or denoiser (with --vae), got {args.stage!r}")
     if stage == "host":
         return _train_host(args)
+    from ..io.weights import read_weights
     from ..models import create_model, load_pretrained, save_pretrained
     from ..models.motion.vae import MotionVAE
     from ..pipelines.hosts import RestSkeleton, load_named_body
+    from ..train.checkpoint import read_run
     from ..train.loop import train
     from ..train.motion import MotionDenoiserTask, MotionVAETask, hold_out, read_motion_folder
 
@@ -73,7 +75,7 @@ def run(args: Args) -> int:
             vae = load_pretrained(args.vae)
             if not isinstance(vae, MotionVAE):
                 raise ValueError(f"--vae: {args.vae} is not a motion VAE")
-            stats = torch.load(args.vae / "statistics.pt", weights_only=True)
+            stats = read_weights(args.vae / "statistics.pt")
             own = vae.config
             sizes = {
                 "latent_tokens": own.latent_tokens,
@@ -93,7 +95,7 @@ def run(args: Args) -> int:
             task, name = MotionDenoiserTask(model, vae, kept, held, rest, args.train.seed, args.loss), "fasthmr_motion"
     print(f"{name}: {len(kept)} clips, {len(held)} held out")
     train(task, args.train)
-    best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
+    best = read_run(Path(args.train.out) / "best.pt", ("model", "step", "metrics"))
     model.load_state_dict(best["model"])
     out = args.export or Path(args.train.out) / "model"
     save_pretrained(model.cpu(), out, name, metrics=best["metrics"], step=best["step"])
@@ -113,6 +115,7 @@ def _train_host(args: Args) -> int:
     from ..data.synth.poses import PoseBank
     from ..models import create_model, save_pretrained
     from ..pipelines.hosts import load_named_body
+    from ..train.checkpoint import read_run
     from ..train.loop import train
     from ..train.smpl import HostTask
 
@@ -135,7 +138,7 @@ def _train_host(args: Args) -> int:
     print(f"{args.model}: {len(banks[0])} poses of motions to train on, {len(banks[1])} held out")
     train(task, args.train)
     # the averaged weights at the end, not the best on the held-out images: choosing there would flatter the numbers
-    last = torch.load(Path(args.train.out) / "last.pt", map_location="cpu", weights_only=True)
+    last = read_run(Path(args.train.out) / "last.pt", ("model", "step", "ema"))
     task.model.load_state_dict({**last["model"], **last["ema"].get("average", {})})
     metrics = task.evaluate(task.model.eval())
     out = args.export or Path(args.train.out) / "model"

@@ -55,6 +55,7 @@ def run(args: Args) -> int:
     from ..data.pose_sets import read_pose_set
     from ..eval.lifting import evaluate_clips
     from ..models import create_model, save_pretrained
+    from ..train.checkpoint import read_run
     from ..train.lifting import LOSSES, PoseLifting, resampled, start_weights
     from ..train.loop import train
 
@@ -78,7 +79,7 @@ def run(args: Args) -> int:
     train(task, args.train)
     if int(os.environ.get("RANK", "0")):
         return 0  # rank 0 measures and writes
-    best = torch.load(Path(args.train.out) / "best.pt", map_location="cpu", weights_only=True)
+    best = read_run(Path(args.train.out) / "best.pt", ("model", "step", "metrics"))
     model.load_state_dict(best["model"])
     model.cpu().eval()
     facts = {

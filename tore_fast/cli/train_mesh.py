@@ -120,9 +120,10 @@ def _export(args: Args, model, protocol) -> None:
     from ..data.synth import held_out
     from ..eval.synthetic import evaluate_held_out
     from ..models import save_pretrained
+    from ..train.checkpoint import read_run
 
     # the last averaged weights, not the best on the held-out set: choosing there would flatter the numbers
-    last = torch.load(Path(args.train.out) / "last.pt", map_location="cpu", weights_only=True)
+    last = read_run(Path(args.train.out) / "last.pt", ("model", "step", "ema"))
     state = last["ema"]["average"] if last["ema"] else last["model"]
     weights = {k.removeprefix("model."): v for k, v in state.items() if not k.startswith("head.")}
     model.load_state_dict(weights)
@@ -155,20 +156,15 @@ def take_over(model, path: Path, mesh_data: str | None = None) -> None:
 
 
 def _tensors_of(path: Path, prefix: str, mesh_data: str | None) -> dict:
-    import torch
-
+    from ..io.weights import read_safetensors, read_weights
     from ..models import from_pretrained
     from ..models._hub import WEIGHTS_NAME
-    from ..models._weights import read_safetensors
 
     if path.is_dir():
         return {prefix + k: v for k, v in read_safetensors(path / WEIGHTS_NAME).items()}
     if not path.is_file():
         raise FileNotFoundError(f"--init {path}: no such file or folder")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # an official file may hold more than tensors; its own reader says what is wrong
-        state = None
+    state = read_weights(path)
     if isinstance(state, dict) and "model" in state and "step" in state:
         return state["model"]
     given = {"mesh_data": mesh_data} if mesh_data else {}

@@ -31,7 +31,7 @@ def run(args: Args) -> int:
     import torch
     from PIL import Image
 
-    from ..data.topdown import normalise
+    from ..geometry.warp import normalise_image
     from ..io.atomic import whole_file
     from ..io.image import read_image
     from ..models import create_model
@@ -58,7 +58,7 @@ def run(args: Args) -> int:
         small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         pixels = read_image(small)
         with torch.no_grad():
-            stages = backbone.forward_features(normalise(pixels)[None])
+            stages = backbone.forward_features(normalise_image(torch.from_numpy(pixels).permute(2, 0, 1))[None])
     with args.folder() as folder:
         name = output_names([args.image], folder, (".png",))[0]
         out = folder / f"{name}_tokens.png"

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
-from ..io.bvh import axis_rotation
+from scipy.spatial.transform import Rotation
 
 INCH = 0.0254
 
@@ -42,10 +41,10 @@ class AsfSkeleton:
 
 def _euler(angles, order: str) -> np.ndarray:
     """Rotation by angles (radians) about the axes of `order`, the first one applied first."""
-    out = np.eye(3)
-    for letter, angle in zip(order.upper(), angles):
-        out = axis_rotation("XYZ".index(letter), np.asarray(angle)) @ out
-    return out
+    out = Rotation.identity()
+    for letter, angle in zip(order.lower(), angles):
+        out = Rotation.from_euler(letter, angle) * out
+    return out.as_matrix()
 
 
 def read_asf(path: str | Path) -> AsfSkeleton:
@@ -145,10 +144,11 @@ def _bone_ends(skeleton: AsfSkeleton, frames: list[dict[str, list[float]]]) -> n
     for i, (bone, parent) in enumerate(zip(skeleton.bones, skeleton.parents)):
         channels = skeleton.root_order if i == 0 else tuple(c.upper() for c in bone.dof)
         values = _column(frames, bone.name, len(channels))
-        motion = np.broadcast_to(np.eye(3), (len(frames), 3, 3))
+        turn = Rotation.identity(len(frames))
         for c, name in enumerate(channels):  # the first rotation is applied first
             if name.startswith("R"):
-                motion = axis_rotation("XYZ".index(name[1]), values[:, c] * turn_unit) @ motion
+                turn = Rotation.from_euler(name[1].lower(), values[:, c : c + 1] * turn_unit) * turn
+        motion = turn.as_matrix()
         local = bone.axis @ motion @ bone.axis.T
         if i == 0:
             turns[:, 0] = motion @ bone.axis

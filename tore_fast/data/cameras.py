@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-H36M_RESOLUTION = (1000, 1002)
+from scipy.spatial.transform import Rotation
 
 
 def normalise_2d(pixels: np.ndarray, width: float, height: float) -> np.ndarray:
@@ -20,14 +19,6 @@ def normalise_2d(pixels: np.ndarray, width: float, height: float) -> np.ndarray:
     out = np.array(pixels, dtype=np.result_type(pixels, np.float32))
     out[..., 0] = out[..., 0] / width * 2 - 1
     out[..., 1] = out[..., 1] / width * 2 - height / width
-    return out
-
-
-def denormalise_2d(x: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Inverse of `normalise_2d`."""
-    out = np.array(x, dtype=np.result_type(x, np.float32))
-    out[..., 0] = (out[..., 0] + 1) * width / 2
-    out[..., 1] = (out[..., 1] + height / width) * width / 2
     return out
 
 
@@ -48,22 +39,9 @@ def crop_scale_2d(pixels: np.ndarray, scale: float = 1.0) -> np.ndarray:
     return out
 
 
-def quaternion_rotate(q: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """v [..., 3] rotated by the unit quaternion q [4] = (w, x, y, z)."""
-    w, xyz = q[..., :1], q[..., 1:]
-    t = 2 * np.cross(xyz, v)
-    return v + w * t + np.cross(xyz, t)
-
-
 def world_to_camera(x: np.ndarray, orientation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """R^T (x - t) for a camera of this orientation (unit quaternion w, x, y, z) and position."""
-    inverse = np.asarray(orientation) * np.array([1, -1, -1, -1], dtype=np.asarray(orientation).dtype)
-    return quaternion_rotate(inverse, x - translation)
-
-
-def camera_to_world(x: np.ndarray, orientation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """R x + t, the inverse of `world_to_camera`."""
-    return quaternion_rotate(np.asarray(orientation), x) + translation
+    """R^T (x - t) for a camera of this orientation (unit quaternion w, x, y, z) and position; x [..., 3]."""
+    return (x - translation) @ Rotation.from_quat(orientation, scalar_first=True).as_matrix()
 
 
 @dataclass(frozen=True)

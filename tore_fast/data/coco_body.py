@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..geometry.skeleton import COCO17
 from .topdown import CropAugment, Instance, TopDownDataset
-from .wholebody import FLIP_INDEX as WHOLE_FLIP
 from .wholebody import UPPER_BODY, read_wholebody
 
-NUM_KEYPOINTS = 17
-FLIP_INDEX = tuple(WHOLE_FLIP[:NUM_KEYPOINTS])
+NUM_KEYPOINTS = len(COCO17)
 
 
 def read_coco_body(
@@ -31,5 +30,5 @@ def coco_body_dataset(
 ) -> TopDownDataset:
     """Crops with 17 targets of sigma 2; `augment=CropAugment()` is the usual top-down recipe."""
     return TopDownDataset(
-        people, image_size, FLIP_INDEX, augment, sigma=2.0, upper_body=UPPER_BODY[:NUM_KEYPOINTS], seed=seed
+        people, image_size, COCO17.mirror, augment, sigma=2.0, upper_body=UPPER_BODY[:NUM_KEYPOINTS], seed=seed
     )

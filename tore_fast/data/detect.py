@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..io.weights import read_weights
+
 PERSON = 1  # COCO class number of torchvision's detectors
 
 
@@ -92,7 +94,6 @@ class TorchvisionDetector:
 
     def __init__(self, model: str, weights: str | Path | None, device: str = "cpu", min_score: float = 0.5):
         try:
-            import torch
             from torchvision.models import detection, get_model, list_models
         except ImportError:
             raise ValueError("--detector torchvision needs torchvision: pip install tore_fast[detect]") from None
@@ -106,8 +107,8 @@ class TorchvisionDetector:
             )
         self.model = get_model(model, weights=None, weights_backbone=None)
         try:
-            self.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as e:  # zip, pickle and key errors alike: the file is not this model's
+            self.model.load_state_dict(read_weights(weights))
+        except (ValueError, TypeError, AttributeError, RuntimeError) as e:  # the file is not this model's
             raise ValueError(f"{weights}: not the weights of {model} ({str(e).splitlines()[0]})") from None
         self.model.to(device).eval()
         self.device, self.min_score = device, min_score

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ..io.safe_pickle import read_npz, read_pickle
-from .cameras import normalise_2d, quaternion_rotate, world_to_camera
+from .cameras import normalise_2d, world_to_camera
 from .pose_clip import PoseClip, root_relative
 
 TRAIN_SUBJECTS, TEST_SUBJECTS = ("S1", "S5", "S6", "S7", "S8"), ("S9", "S11")
@@ -52,7 +53,12 @@ def _from_matrix(camera: str, entry: dict) -> dict:
     rotation, t = np.array(entry["R"], np.float64), np.array(entry["t"], np.float64).reshape(3)
     position = -rotation.T @ t / 1000.0
     width, height = RESOLUTIONS[camera]
-    return {"orientation": _quaternion(rotation.T), "translation": position, "width": width, "height": height}
+    return {
+        "orientation": Rotation.from_matrix(rotation.T).as_quat(scalar_first=True),
+        "translation": position,
+        "width": width,
+        "height": height,
+    }
 
 
 def _from_quaternion(camera: str, entry: dict) -> dict:
@@ -62,22 +68,6 @@ def _from_quaternion(camera: str, entry: dict) -> dict:
         raise ValueError("orientation must have 4 numbers and translation 3")
     t = t / 1000.0 if np.abs(t).max() > 100 else t  # some copies keep millimetres
     return {"orientation": q / np.linalg.norm(q), "translation": t, "width": width, "height": height}
-
-
-def _quaternion(r: np.ndarray) -> np.ndarray:
-    """Unit quaternion (w, x, y, z) of a rotation matrix."""
-    candidates = np.array(
-        [
-            [1 + r[0, 0] + r[1, 1] + r[2, 2], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
-            [r[2, 1] - r[1, 2], 1 + r[0, 0] - r[1, 1] - r[2, 2], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
-            [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], 1 - r[0, 0] + r[1, 1] - r[2, 2], r[1, 2] + r[2, 1]],
-            [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], 1 - r[0, 0] - r[1, 1] + r[2, 2]],
-        ]
-    )
-    best = candidates[np.argmax(np.diag(candidates))]
-    q = best / np.linalg.norm(best)
-    assert np.allclose(quaternion_rotate(q, np.eye(3)), r.T, atol=1e-5), "not a rotation matrix"
-    return q
 
 
 def read_h36m(

@@ -6,7 +6,6 @@ key points in image pixels for eval/oks.py and eval/nme.py. Coordinates are (x, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -147,23 +146,3 @@ def map_to_image(
     """Map pixels -> image pixels of an unrotated crop."""
     wh = points.new_tensor([map_size[1], map_size[0]])
     return points / wh * size[:, None] + (center - 0.5 * size)[:, None]
-
-
-def check_flip_index(flip_index: Sequence[int]) -> None:
-    """ValueError unless mirroring twice gives every joint back."""
-    if any(flip_index[flip_index[j]] != j for j in range(len(flip_index))):
-        raise ValueError("flip_index: mirroring twice must give every joint back")
-
-
-def flip_index_from_pairs(num_joints: int, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Joint order of the mirror image from left/right pairs."""
-    index = list(range(num_joints))
-    for a, b in pairs:
-        index[a], index[b] = b, a
-    check_flip_index(index)
-    return tuple(index)
-
-
-def gaussian_blur_kernel(sigma: float) -> int:
-    """Odd DARK blur width for a target sigma: 11 for 2, 17 for 3 (as in the public test configurations)."""
-    return 2 * math.ceil(3 * sigma - 1) + 1

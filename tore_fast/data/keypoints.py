@@ -151,12 +151,12 @@ def fill_missing(keypoints: np.ndarray) -> tuple[np.ndarray, int]:
     seen = np.isfinite(out).all(-1) & (out[..., 2] > 0)
     out[~seen, 2] = 0
     time = np.arange(len(out))
-    from ..geometry.windows import H36M_JOINTS
+    from ..geometry.skeleton import H36M17
 
     for joint in range(out.shape[1]):
         good = seen[:, joint]
         if not good.any():
-            raise KeypointError(f"joint {joint} ({H36M_JOINTS[joint]}) is not seen in any frame")
+            raise KeypointError(f"joint {joint} ({H36M17.names[joint]}) is not seen in any frame")
         for axis in (0, 1):
             out[~good, joint, axis] = np.interp(time[~good], time[good], out[good, joint, axis])
     return out, int((~seen).sum())

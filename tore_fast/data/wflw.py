@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .heatmap import flip_index_from_pairs
+from ..geometry.skeleton import mirror_of_pairs
 from .topdown import CropAugment, Instance, TopDownDataset
 
 NUM_KEYPOINTS = 98
 SUBSETS = ("pose", "expression", "illumination", "makeup", "occlusion", "blur")  # order of the attribute columns
 EYE_CORNERS = (60, 72)  # outer corners of both eyes: the normalising distance of the NME
 AUGMENT = CropAugment(shift_p=0.0, scale=0.25, rotation_deg=30.0, half_body_p=0.0)
-FLIP_INDEX = flip_index_from_pairs(
+MIRROR = mirror_of_pairs(
     NUM_KEYPOINTS,
     [
         *((i, 32 - i) for i in range(16)),  # contour
@@ -97,4 +97,4 @@ def wflw_dataset(
     faces: list[Instance], image_size: tuple[int, int] = (256, 256), augment: CropAugment | None = None, seed: int = 0
 ) -> TopDownDataset:
     """Crops with 98 targets of sigma 1.5; `augment=AUGMENT` is the recipe of the HRNet landmark code."""
-    return TopDownDataset(faces, image_size, FLIP_INDEX, augment, sigma=1.5, seed=seed)
+    return TopDownDataset(faces, image_size, MIRROR, augment, sigma=1.5, seed=seed)

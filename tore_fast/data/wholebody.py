@@ -11,39 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .heatmap import flip_index_from_pairs
+from ..geometry.skeleton import WHOLEBODY133, WHOLEBODY_PARTS
 from .topdown import CropAugment, Instance, TopDownDataset
 
-PARTS = {"body": (0, 17), "foot": (17, 23), "face": (23, 91), "left_hand": (91, 112), "right_hand": (112, 133)}
 FIELDS = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")  # one per part, x y v triples
-NUM_KEYPOINTS = 133
-_BODY_PAIRS = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)]
-_FOOT_PAIRS = [(17, 20), (18, 21), (19, 22)]
-# of the 68 face points, counted from 0
-_FACE_PAIRS = [
-    *((i, 16 - i) for i in range(8)),
-    *((17 + i, 26 - i) for i in range(5)),
-    (31, 35),
-    (32, 34),
-    (36, 45),
-    (37, 44),
-    (38, 43),
-    (39, 42),
-    (40, 47),
-    (41, 46),
-    (48, 54),
-    (49, 53),
-    (50, 52),
-    (55, 59),
-    (56, 58),
-    (60, 64),
-    (61, 63),
-    (65, 67),
-]
-FLIP_INDEX = flip_index_from_pairs(
-    NUM_KEYPOINTS,
-    [*_BODY_PAIRS, *_FOOT_PAIRS, *((23 + a, 23 + b) for a, b in _FACE_PAIRS), *((91 + i, 112 + i) for i in range(21))],
-)
+NUM_KEYPOINTS = len(WHOLEBODY133)
 UPPER_BODY = np.array([i < 11 or i >= 23 for i in range(NUM_KEYPOINTS)])  # head, arms, face, hands
 
 
@@ -98,7 +70,7 @@ def _box(entry, where: str) -> tuple[float, float, float, float]:
 def annotation_points(annotation: dict, where: str = "annotation") -> np.ndarray:  # [133, 3]
     """All 133 key points of one annotation; absent fields count as not labelled."""
     rows = []
-    for field, (first, last) in zip(FIELDS, PARTS.values()):
+    for field, (first, last) in zip(FIELDS, WHOLEBODY_PARTS.values()):
         values = annotation.get(field)
         if values is None:
             values = [0.0] * (3 * (last - first))
@@ -172,4 +144,4 @@ def wholebody_dataset(
     people: list[Instance], image_size: tuple[int, int] = (256, 192), augment: CropAugment | None = None, seed: int = 0
 ) -> TopDownDataset:
     """Crops with 133 targets of sigma 2; `augment=CropAugment()` is the official training recipe."""
-    return TopDownDataset(people, image_size, FLIP_INDEX, augment, sigma=2.0, upper_body=UPPER_BODY, seed=seed)
+    return TopDownDataset(people, image_size, WHOLEBODY133.mirror, augment, sigma=2.0, upper_body=UPPER_BODY, seed=seed)

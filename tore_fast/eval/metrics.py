@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..body.joints import J14_HIPS
 from ..geometry.procrustes import similarity_align
+from ..geometry.skeleton import J14_HIPS
 
 
 def mpjpe(pred: Tensor, target: Tensor, origin: tuple[int, ...] = J14_HIPS) -> Tensor:

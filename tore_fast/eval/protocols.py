@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..body import Body
-from ..body.joints import H36M17_TO_J14, J14_HIPS, J24, J24_TO_J14
 from ..data.readers import JOINT_SETS, Record, to_j24
 from ..geometry.procrustes import similarity_align
+from ..geometry.skeleton import H36M17_TO_J14, J14_HIPS, J24, J24_TO_J14
 from .metrics import mpjpe, mpvpe, pa_mpjpe
 
 TRUTHS = ("auto", "annotation", "mesh", "mesh_j24")

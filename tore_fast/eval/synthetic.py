@@ -9,9 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..body import Body, joints, project
-from ..data.synth import generator_class, held_out, normalize_images
+from ..body import Body
+from ..data.synth import generator_class, held_out
+from ..geometry.camera import project_weak
 from ..geometry.procrustes import similarity_align
+from ..geometry.skeleton import H36M17_TO_J14, J14_HIPS
+from ..geometry.warp import normalise_image
 from .evaluate import mesh_of
 
 
@@ -21,7 +24,7 @@ def evaluate_held_out(
 ) -> dict[str, float]:
     """Errors on a held-out set ("hard": the full prior, "easy": difficulty 0.3), millimetres.
 
-    Bodies: the 14 joints of joints.J14, regressed from the fine mesh, predicted and true ones centred on their own regressed
+    Bodies: the 14 joints of J14, regressed from the fine mesh, predicted and true ones centred on their own regressed
     pelvis; MPJPE re-centres both at the mean of the hips as the official evaluation does. Hands: HAND21, centred on the wrist.
 
     Args:
@@ -36,7 +39,7 @@ def evaluate_held_out(
     for index in range(-(-total // held.batch_size)):
         batch = generator.batch(index, held.batch_size)
         n = min(held.batch_size, total - errors.images)
-        out = model(normalize_images(batch["images"][:n]))
+        out = model(normalise_image(batch["images"][:n]))
         camera = out.camera if hasattr(out, "camera") else out.cam  # HMR2.0's name
         errors.add(mesh_of(out, body).float(), camera.float(), batch["vertices"][:n], batch["camera"][:n])
     return errors.result()
@@ -59,7 +62,7 @@ class HeldOutErrors:
     ) -> None:
         pred_joints, pred = _centred(self.regressor, pred)
         truth_joints, truth = _centred(self.regressor, truth)
-        px = project(pred_joints, pred_camera) - project(truth_joints, camera)
+        px = project_weak(pred_joints, pred_camera) - project_weak(truth_joints, camera)
         self._rows["pred"].append(pred_joints)
         self._rows["truth"].append(truth_joints)
         self._rows["vertex"].append((pred - truth).norm(dim=-1).mean(1))
@@ -87,7 +90,7 @@ def joint_regressor(body: Body, device: torch.device | str) -> tuple[Tensor, lis
     if "hand21" in body.topology.regressors:
         name, picks, centre = "hand21", range(21), [0]
     else:
-        name, picks, centre = "h36m17", joints.H36M17_TO_J14, list(joints.J14_HIPS)
+        name, picks, centre = "h36m17", H36M17_TO_J14, list(J14_HIPS)
     return torch.from_numpy(body.topology.regressor(name)[[0, *picks]]).to(device), centre
 
 

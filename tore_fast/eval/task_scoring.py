@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.topdown import Instance, TopDownDataset
-from ..data.wholebody import PARTS
+from ..geometry.skeleton import WHOLEBODY_PARTS
 from ..io.image import ImageError
 from .keypoint_metrics import LandmarkMetric, OksMetric, batch_keypoints
 
@@ -146,7 +146,7 @@ def coco_results(scoring: KeypointScoring, rows: dict[str, np.ndarray]) -> list[
     fields = {"keypoints": (0, 17)}
     if found.points.shape[1] > 17:
         names = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
-        fields = dict(zip(names, PARTS.values()))
+        fields = dict(zip(names, WHOLEBODY_PARTS.values()))
     return [
         {"image_id": int(image), "category_id": 1, "score": float(score)}
         | {name: points[first:last].ravel().tolist() for name, (first, last) in fields.items()}

@@ -1,23 +1,48 @@
-"""Weak-perspective read-outs (s, tx, ty) to translations in metres, for a crop and for the whole image.
+"""Cameras: weak perspective (s, tx, ty) of a square crop, pinholes, and the way from one to the other.
 
-In: cam [B, 3] of models/smpl/hmr2.py or models/smpl/camerahmr.py and the box; out: translations to add to body vertices (camera
-at the origin, x right, y down, z forward). Source: HMR2.0 demo code; CameraHMR.
+Axes: x right, y down, z forward, metres, the camera at the origin. A crop reaches from -1 to 1.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 CROP_FOCAL_PX = 5000.0  # of a 256 px crop, HMR2.0's convention
 CROP_PX = 256
+CAMERA_TO_Y_UP = np.diag([1.0, -1.0, -1.0])  # camera axes to y up, facing the camera; its own inverse
 
 
-def crop_translation(cam: Tensor) -> Tensor:  # [B, 3] (s, tx, ty) -> [B, 3] metres
-    """Translation in the camera of the crop: (tx, ty, 2 f / (256 s)) with f = 5000 px."""
-    return torch.stack((cam[:, 1], cam[:, 2], 2 * CROP_FOCAL_PX / (CROP_PX * cam[:, 0] + 1e-9)), -1)
+def project_weak(
+    points: Tensor,  # [B, N, 3] metres
+    camera: Tensor,  # [B, 3] = s, tx, ty
+) -> Tensor:  # [B, N, 2], the crop is [-1, 1]
+    """Weak-perspective image points s * (xy + t), as FastMETRO's code does it (its paper prints s * xy + t).
+
+    Example:
+        >>> project_weak(torch.zeros(2, 5, 3), torch.tensor([[1.0, 0.1, 0.0]]).expand(2, 3)).shape
+        torch.Size([2, 5, 2])
+    """
+    if points.dim() != 3 or points.shape[-1] != 3:
+        raise ValueError(f"project_weak: points must be [B, N, 3], got {list(points.shape)}")
+    if camera.shape != (points.shape[0], 3):
+        raise ValueError(f"project_weak: camera must be [{points.shape[0]}, 3], got {list(camera.shape)}")
+    return camera[:, None, :1] * (points[..., :2] + camera[:, None, 1:])
+
+
+def image_camera(camera: np.ndarray, center: Sequence[float], side: float) -> np.ndarray:  # [3] -> [3]
+    """Weak-perspective camera (s, tx, ty) of a square crop as (scale_px, x_px, y_px) of the whole image.
+
+    pixel = scale_px * xy + (x_px, y_px).
+
+    Args:
+        center: of the crop, px. side: of the crop, px.
+    """
+    scale = camera[0] * 0.5 * side
+    return np.array([scale, center[0] + scale * camera[1], center[1] + scale * camera[2]])
 
 
 def default_focal(image_size: Tensor) -> Tensor:  # [B, 2] px -> [B] px
@@ -27,23 +52,26 @@ def default_focal(image_size: Tensor) -> Tensor:  # [B, 2] px -> [B] px
 
 def full_translation(
     cam: Tensor,  # [B, 3] (s, tx, ty)
-    box_center: Tensor,  # [B, 2] px
-    box_size: Tensor,  # [B] px
-    image_size: Tensor,  # [B, 2] (W, H) px
-    focal: Tensor,  # [B] px
-    principal: Tensor | None = None,  # [B, 2] px
-) -> Tensor:  # [B, 3]
-    """Translation in the camera of the whole image.
+    *,
+    focal: Tensor | float,  # [B] px
+    crop: Tensor | float,  # [B] px
+    offset: Tensor | None = None,  # [B, 2] px
+) -> Tensor:  # [B, 3] metres
+    """Translation that puts a body before a pinhole camera where the weak-perspective camera of its crop sees it.
 
-    t = (tx + 2 (cx - W/2) / (s b), ty + 2 (cy - H/2) / (s b), 2 f / (s b)), b the side of the square crop.
+    t = (tx + 2 ox / (s b), ty + 2 oy / (s b), 2 f / (s b)).
 
     Args:
-        principal: principal point, default the image's centre.
+        focal: focal length f of the pinhole.
+        crop: side b of the square crop in the pixels of `focal`.
+        offset: centre of the crop from the principal point (ox, oy). None: the crop lies in the middle, which gives the
+            camera of the crop itself.
+
+    Source: HMR2.0's demo code; CameraHMR.
     """
-    middle = image_size / 2 if principal is None else principal
-    b = cam[:, 0] * box_size + 1e-9
-    offset = 2 * (box_center - middle) / b[:, None]
-    return torch.stack((cam[:, 1] + offset[:, 0], cam[:, 2] + offset[:, 1], 2 * focal / b), -1)
+    b = cam[:, 0] * crop + 1e-9
+    xy = cam[:, 1:] if offset is None else cam[:, 1:] + 2 * offset / b[:, None]
+    return torch.cat((xy, (2 * focal / b)[:, None]), -1)
 
 
 def bbox_info(box_center: Tensor, box_size: Tensor, image_size: Tensor, focal: Tensor) -> Tensor:  # -> [B, 3]
@@ -71,8 +99,3 @@ def project(points: Tensor, k: Tensor) -> Tensor:  # [B, N, 3] metres, [B, 3, 3]
     """Perspective projection; points behind the camera give large numbers, never NaN."""
     depth = points[..., 2:].clamp(min=1e-6)
     return (points / depth @ k.transpose(-1, -2))[..., :2]
-
-
-def fov_degrees(focal_px: float, height_px: float) -> float:
-    """Vertical field of view in degrees of a focal length."""
-    return math.degrees(2 * math.atan(height_px / (2 * focal_px)))

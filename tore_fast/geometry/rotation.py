@@ -1,7 +1,8 @@
-"""Rotations as the hosts and the IK use them: 6D, matrices, axis-angle, quaternions (w, x, y, z), swing and twist.
+"""Rotations: 6D, matrices, axis-angle, quaternions (w, x, y, z), turns about an axis, swing and twist.
 
-In: read-outs of models/smpl/hmr2.py ([..., 6]) or joints of models/motion/fasthmr.py; out: matrices [..., 3, 3] for body/, layers/ik.py
-and the writers. All functions take float32 or float64 with any leading axes, are differentiable and keep the dtype.
+All functions take float32 or float64 tensors with any leading axes, are differentiable and keep the dtype; vectors are
+columns, so a matrix R takes v to R v. Angles are in radians unless the argument is called `degrees`. NumPy code uses
+scipy.spatial.transform.Rotation.
 """
 
 from __future__ import annotations
@@ -10,25 +11,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LAYOUTS_6D = ("columns", "interleaved")
 
-def rot6d_to_matrix(x: Tensor) -> Tensor:  # [..., 6] -> [..., 3, 3]
-    """Gram-Schmidt on two columns; the first three numbers are the first COLUMN (HMR2.0's layout).
+
+def _pair_of_6d(x: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+    if layout not in LAYOUTS_6D:
+        raise ValueError(f"rot6d_to_matrix: layout must be one of {LAYOUTS_6D}, got {layout!r}")
+    if x.shape[-1] != 6:
+        raise ValueError(f"rot6d_to_matrix: x must end in 6 numbers, got shape {list(x.shape)}")
+    if layout == "columns":
+        return x[..., :3], x[..., 3:]
+    return x[..., 0::2], x[..., 1::2]
+
+
+def rot6d_to_matrix(x: Tensor, layout: str = "columns") -> Tensor:  # [..., 6] -> [..., 3, 3]
+    """Gram-Schmidt of two 3-vectors, the first two columns of the matrix (Zhou et al. 2019).
+
+    Args:
+        layout: "columns", the first column, then the second (HMR2.0, CameraHMR); "interleaved", the rows of the [3, 2]
+            matrix of both columns (SPIN, TCFormer).
+
+    Raises:
+        ValueError: unknown layout, or a last axis of other than 6 numbers.
 
     Example:
         >>> rot6d_to_matrix(torch.tensor([1.0, 0, 0, 0, 1.0, 0])).equal(torch.eye(3))
         True
+        >>> rot6d_to_matrix(torch.tensor([1.0, 0, 0, 1.0, 0, 0]), "interleaved").equal(torch.eye(3))
+        True
     """
-    if x.shape[-1] != 6:
-        raise ValueError(f"rot6d_to_matrix: x must end in 6 numbers, got shape {list(x.shape)}")
-    a1, a2 = x[..., :3], x[..., 3:]
+    a1, a2 = _pair_of_6d(x, layout)
     b1 = F.normalize(a1, dim=-1, eps=1e-12)
     b2 = F.normalize(a2 - (b1 * a2).sum(-1, keepdim=True) * b1, dim=-1, eps=1e-12)
     return torch.stack((b1, b2, torch.linalg.cross(b1, b2)), dim=-1)
 
 
-def matrix_to_rot6d(matrix: Tensor) -> Tensor:  # [..., 3, 3] -> [..., 6]
+def matrix_to_rot6d(matrix: Tensor, layout: str = "columns") -> Tensor:  # [..., 3, 3] -> [..., 6]
     """First two columns, the inverse of `rot6d_to_matrix`."""
-    return torch.cat((matrix[..., 0], matrix[..., 1]), dim=-1)
+    if layout not in LAYOUTS_6D:
+        raise ValueError(f"matrix_to_rot6d: layout must be one of {LAYOUTS_6D}, got {layout!r}")
+    if layout == "columns":
+        return torch.cat((matrix[..., 0], matrix[..., 1]), dim=-1)
+    return matrix[..., :2].flatten(-2)
+
+
+def axis_rotation(axis: str, degrees: Tensor) -> Tensor:  # [...] -> [..., 3, 3]
+    """Rotation about one coordinate axis, "x", "y" or "z"."""
+    if axis not in ("x", "y", "z"):
+        raise ValueError(f"axis_rotation: axis must be 'x', 'y' or 'z', got {axis!r}")
+    a = torch.deg2rad(degrees)
+    c, s, zero, one = a.cos(), a.sin(), torch.zeros_like(a), torch.ones_like(a)
+    rows = {
+        "x": (one, zero, zero, zero, c, -s, zero, s, c),
+        "y": (c, zero, s, zero, one, zero, -s, zero, c),
+        "z": (c, -s, zero, s, c, zero, zero, zero, one),
+    }[axis]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+
+def random_rotation(normal: Tensor) -> Tensor:  # [..., 4] standard normal -> [..., 3, 3]
+    """Uniformly distributed rotations from normal quadruples (as quaternions)."""
+    return quaternion_to_matrix(normal)
 
 
 def skew(v: Tensor) -> Tensor:  # [..., 3] -> [..., 3, 3]
@@ -47,6 +90,8 @@ def rodrigues(axis: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [..., 3], [.
 
 def axis_angle_to_matrix(v: Tensor) -> Tensor:  # [..., 3] radians -> [..., 3, 3]
     """Rodrigues' formula; exact and differentiable at zero (series below 1e-4 rad)."""
+    if v.shape[-1:] != (3,):
+        raise ValueError(f"axis_angle_to_matrix: v must be [..., 3], got {list(v.shape)}")
     angle2 = (v * v).sum(-1)
     small = angle2 < 1e-8
     safe = torch.where(small, torch.ones_like(angle2), angle2)

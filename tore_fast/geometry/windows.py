@@ -1,35 +1,16 @@
-"""Clips of any length -> windows of F frames, and back: edge replication, overlap blending, flips.
+"""Sequences of any length as windows of F frames, and back: edge replication, overlaps, gaps, other frame rates.
 
-In: sequence lengths or arrays [T, ...]. Out: frame indices [W, F] (clamped into the sequence, so the first and last frame
-repeat), or one sequence blended from overlapping windows. Used by data/h36m.py, train/lifting.py and pipelines/lift.py.
+Lifting models take windows whose frames may repeat at the edges (`window_indices`, `covering_indices`, `blend_windows`;
+NumPy). Motion models take clips that lie inside the track and are cross-faded (`split_clips`, `fade_weight`; torch).
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import NamedTuple
 
-H36M_JOINTS = (
-    "pelvis",
-    "r_hip",
-    "r_knee",
-    "r_ankle",
-    "l_hip",
-    "l_knee",
-    "l_ankle",
-    "spine",
-    "thorax",
-    "neck",
-    "head",
-    "l_shoulder",
-    "l_elbow",
-    "l_wrist",
-    "r_shoulder",
-    "r_elbow",
-    "r_wrist",
-)
-H36M_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15)
-LEFT, RIGHT = (4, 5, 6, 11, 12, 13), (1, 2, 3, 14, 15, 16)  # H36M order
-FLIP_ORDER = (0, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 14, 15, 16, 11, 12, 13)
+import numpy as np
+import torch
+from torch import Tensor
 
 
 def window_bounds(length: int, frames: int, stride: int) -> list[tuple[int, int]]:
@@ -109,9 +90,96 @@ def at_times(sequence: np.ndarray, at: np.ndarray) -> np.ndarray:
     return ((1 - share) * sequence[low] + share * sequence[np.minimum(low + 1, last)]).astype(sequence.dtype)
 
 
-def flip_pose(x):
-    """Mirror image of poses or keypoints [..., 17, C] (numpy or torch): x negated, left and right swapped."""
-    flipped = x[..., list(FLIP_ORDER), :]
-    flipped = flipped.clone() if hasattr(flipped, "clone") else flipped.copy()
-    flipped[..., 0] *= -1
-    return flipped
+class Clip(NamedTuple):
+    """Frames start..start+length-1 of the track; `new` is the first that no earlier clip covers."""
+
+    start: int
+    length: int
+    new: int
+
+
+def split_clips(num_frames: int, frames: int = 243, overlap: int = 0) -> list[Clip]:
+    """Clips that cover 0..num_frames-1.
+
+    Args:
+        overlap: frames shared by neighbours (cross-faded with `fade_weight`); the last clip shares what it must.
+
+    Example:
+        >>> split_clips(500, 243)
+        [Clip(start=0, length=243, new=0), Clip(start=243, length=243, new=243), Clip(start=257, length=243, new=486)]
+    """
+    if num_frames < 1:
+        return []
+    if not 0 <= overlap < frames:
+        raise ValueError(f"split_clips: overlap must be 0..{frames - 1}, got {overlap}")
+    if num_frames <= frames:
+        return [Clip(0, num_frames, 0)]
+    clips, covered = [], 0
+    start = 0
+    while covered < num_frames:
+        start = min(start, num_frames - frames)
+        clips.append(Clip(start, frames, covered))
+        covered = start + frames
+        start = covered - overlap
+    return clips
+
+
+def resample(x: Tensor, length: int) -> Tensor:  # [n, ...] -> [length, ...]
+    """Linear interpolation along time at linspace(0, n - 1, length); first and last frame stay."""
+    n = x.shape[0]
+    if n == length:
+        return x
+    if n == 1:
+        return x.expand(length, *x.shape[1:])
+    at = torch.linspace(0, n - 1, length, dtype=torch.float64, device=x.device)
+    low = at.floor().long().clamp(max=n - 2)
+    w = (at - low).to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+    return x[low] * (1 - w) + x[low + 1] * w
+
+
+def fade_weight(clip: Clip, overlap: int) -> Tensor:
+    """Share of this clip in each of its frames where an earlier clip has spoken: 0 -> 1 over the last `overlap` of them."""
+    shared = clip.new - clip.start
+    weight = torch.ones(clip.length)
+    if shared > 0:
+        weight[:shared] = 0
+        if overlap > 0:
+            n = min(overlap, shared)
+            weight[shared - n : shared] = (torch.arange(n) + 1.0) / (n + 1)
+    return weight
+
+
+class Span(NamedTuple):
+    """A stretch of consecutive frames first..last (inclusive) of one track."""
+
+    first: int
+    last: int
+
+
+def track_spans(frame_ids: Tensor, max_gap: int = 15) -> list[Span]:
+    """Cuts a track where more than `max_gap` frames are missing; frame_ids [n] rising."""
+    ids = frame_ids.tolist()
+    if not ids:
+        return []
+    spans, first = [], ids[0]
+    for before, after in zip(ids, ids[1:]):
+        if after <= before:
+            raise ValueError(f"track_spans: frame ids must rise, got {before} then {after}")
+        if after - before - 1 > max_gap:
+            spans.append(Span(first, before))
+            first = after
+    return [*spans, Span(first, ids[-1])]
+
+
+def fill_gaps(values: Tensor, frame_ids: Tensor, first: int, last: int) -> Tensor:
+    """Values [n, ...] known at rising frame_ids [n] -> every frame first..last, linear in between, constant outside."""
+    want = torch.arange(first, last + 1, device=values.device)
+    if values.shape[0] == 1:
+        return values.expand(len(want), *values.shape[1:])
+    ids = frame_ids.to(values.device)
+    right = torch.searchsorted(ids, want).clamp(1, len(ids) - 1)
+    left = right - 1
+    span = (ids[right] - ids[left]).to(torch.float64)
+    w = ((want - ids[left]).to(torch.float64) / span).clamp(0, 1).to(values.dtype)
+    w = w.reshape(-1, *[1] * (values.dim() - 1))
+    return values[left] * (1 - w) + values[right] * w

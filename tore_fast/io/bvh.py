@@ -1,19 +1,24 @@
-"""BVH motion files: read them to joint positions, and write lifted poses as one.
+"""BVH motion files: read them to joint positions, write rotations of a body or lifted poses.
 
-In: a .bvh file, or poses [T, 17, 3] of the H36M skeleton. Out: `BvhMotion` with `positions()` [T, J, 3] in file units, or a
-.bvh file that any animation program opens. Mapping to the 17 joints: data/mocap.py. Euler angles apply in file order.
+In: a .bvh file; local rotations and root positions; or poses [T, 17, 3] of the H36M skeleton. Out: `BvhMotion` with
+`positions()` [T, J, 3] in file units, or a .bvh file for Blender, Maya and game engines (centimetres, y up, facing the
+camera). Mapping to the 17 joints: data/mocap.py.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from ..geometry.windows import H36M_JOINTS, H36M_PARENTS
+from ..geometry.camera import CAMERA_TO_Y_UP
+from ..geometry.skeleton import H36M17
 
-_AXES = "XYZ"
+_AXES, _CM = "XYZ", 100.0
 
 
 @dataclass(frozen=True)
@@ -35,33 +40,24 @@ class BvhMotion:
         """Forward kinematics: [T, J, 3] in file units and file axes (usually y up)."""
         values = self.values[frames]
         where = np.zeros((len(values), len(self.names), 3))
-        turn = np.zeros((len(values), len(self.names), 3, 3))
+        turns: list[Rotation] = []
         column = 0
         for j, (parent, names) in enumerate(zip(self.parents, self.channels)):
-            local, shift = np.broadcast_to(np.eye(3), (len(values), 3, 3)), np.tile(self.offsets[j], (len(values), 1))
-            for name in names:
+            local, shift = Rotation.identity(len(values)), np.tile(self.offsets[j], (len(values), 1))
+            for name in names:  # Euler angles apply in file order
                 axis, value = _AXES.index(name[0].upper()), values[:, column]
                 column += 1
                 if name.endswith("position"):
                     shift[:, axis] = value + (self.offsets[j, axis] if parent < 0 else 0)
                 else:
-                    local = local @ axis_rotation(axis, np.deg2rad(value))
+                    local = local * Rotation.from_euler(_AXES[axis], value[:, None], degrees=True)
             if parent < 0:
-                where[:, j], turn[:, j] = shift, local
+                where[:, j] = shift
+                turns.append(local)
             else:
-                where[:, j] = where[:, parent] + np.einsum("tij,tj->ti", turn[:, parent], shift)
-                turn[:, j] = turn[:, parent] @ local
+                where[:, j] = where[:, parent] + turns[parent].apply(shift)
+                turns.append(turns[parent] * local)
         return where
-
-
-def axis_rotation(axis: int, angle: np.ndarray) -> np.ndarray:
-    """[..., 3, 3] rotation by `angle` (radians) about axis 0, 1 or 2."""
-    c, s = np.cos(angle), np.sin(angle)
-    out = np.zeros((*np.shape(angle), 3, 3))
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    out[..., axis, axis] = 1
-    out[..., i, i], out[..., i, j], out[..., j, i], out[..., j, j] = c, -s, s, c
-    return out
 
 
 def read_bvh(path: str | Path) -> BvhMotion:
@@ -129,8 +125,76 @@ def _numbers(row: list[str], count: int, fail, number: int) -> list[float]:
         raise fail(number, f"expected numbers, got {' '.join(row[:6])}") from None
 
 
+class BvhWriter:
+    """Streams frames into a file; the number of frames must be known.
+
+    Args:
+        rest_joints: [J, 3] metres, y up (the T-pose). parents: parent per joint, -1 for the root.
+        names: joint names. num_frames, fps: of the clip.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        rest_joints: np.ndarray,
+        parents: Sequence[int],
+        names: Sequence[str],
+        num_frames: int,
+        fps: float,
+    ):
+        self.parents = tuple(int(p) for p in parents)
+        if rest_joints.shape != (len(self.parents), 3) or len(names) != len(self.parents):
+            raise ValueError(f"BvhWriter: rest_joints must be [{len(self.parents)}, 3] with as many names")
+        self.num_frames, self.written = num_frames, 0
+        self._order: list[int] = []
+        self._file = open(path, "w", encoding="ascii")  # noqa: SIM115 (closed in close)
+        self._file.write("HIERARCHY\n")
+        self._joint(0, np.asarray(rest_joints, np.float64), list(names), 0)
+        self._file.write(f"MOTION\nFrames: {num_frames}\nFrame Time: {1 / fps:.8f}\n")
+
+    def _joint(self, i: int, rest: np.ndarray, names: list[str], depth: int) -> None:
+        tab, out = "  " * depth, self._file.write
+        self._order.append(i)
+        parent = self.parents[i]
+        offset = (rest[i] - rest[parent] if parent >= 0 else rest[i] * 0) * _CM
+        out(f"{tab}{'ROOT' if parent < 0 else 'JOINT'} {names[i]}\n{tab}{{\n")
+        out(f"{tab}  OFFSET {offset[0]:.6f} {offset[1]:.6f} {offset[2]:.6f}\n")
+        position = "6 Xposition Yposition Zposition" if parent < 0 else "3"
+        out(f"{tab}  CHANNELS {position} Zrotation Xrotation Yrotation\n")
+        children = [c for c, p in enumerate(self.parents) if p == i]
+        for child in children:
+            self._joint(child, rest, names, depth + 1)
+        if not children:
+            tip = (rest[i] - rest[parent]) * _CM * 0.5
+            out(f"{tab}  End Site\n{tab}  {{\n{tab}    OFFSET {tip[0]:.6f} {tip[1]:.6f} {tip[2]:.6f}\n{tab}  }}\n")
+        out(f"{tab}}}\n")
+
+    def write(self, rotations: np.ndarray, root_positions: np.ndarray) -> None:
+        """Frames [F, J, 3, 3] relative to the parent and root joint positions [F, 3] metres, both in camera axes."""
+        rotations = np.array(rotations, np.float64)
+        rotations[:, 0] = CAMERA_TO_Y_UP @ rotations[:, 0]
+        places = np.asarray(root_positions, np.float64) @ CAMERA_TO_Y_UP.T * _CM
+        angles = euler_zxy(rotations)[:, self._order].reshape(len(rotations), -1)
+        for place, row in zip(places, angles):
+            self._file.write(" ".join(f"{v:.5f}" for v in (*place, *row)) + "\n")
+        self.written += len(rotations)
+
+    def close(self) -> None:
+        self._file.close()
+        if self.written != self.num_frames:
+            raise ValueError(f"BvhWriter: promised {self.num_frames} frames, wrote {self.written}")
+
+
+def euler_zxy(rotations: np.ndarray) -> np.ndarray:  # [..., 3, 3] -> [..., 3] degrees (z, x, y), R = Rz Rx Ry
+    """Angles of R = Rz(a) Rx(b) Ry(c); at b = +-90 degrees c is 0."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Gimbal lock", UserWarning)  # one of the angles is free then: any will do
+        angles = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_euler("ZXY", degrees=True)
+    return angles.reshape(*rotations.shape[:-2], 3)
+
+
 def write_bvh(path: str | Path, poses: np.ndarray, fps: float, root: np.ndarray | None = None) -> Path:
-    """Poses [T, 17, 3] (metres; camera axes x right, y down, z forward) as a BVH file in centimetres, y up.
+    """Poses [T, 17, 3] (metres; camera axes x right, y down, z forward) as a BVH file.
 
     Bone lengths are the clip's means, so a frame's joints land where the pose has them as far as its bones keep those
     lengths. Joints with several bones get a helper joint of zero length per bone, which lets every bone turn freely.
@@ -138,28 +202,33 @@ def write_bvh(path: str | Path, poses: np.ndarray, fps: float, root: np.ndarray 
     Args:
         root: [T, 3] path of the pelvis in the same axes; None keeps it where joint 0 of the poses is.
     """
-    poses = np.asarray(poses, np.float64) * [1, -1, -1]
-    root = poses[:, 0] if root is None else np.asarray(root, np.float64) * [1, -1, -1]
+    poses = np.asarray(poses, np.float64)
+    root = poses[:, 0] if root is None else root
+    poses = poses @ CAMERA_TO_Y_UP
     lengths, rest = _rest_pose(poses)
-    names, parents, offsets, of_joint = _helper_skeleton(lengths, rest)
-    turns = {0: np.broadcast_to(np.eye(3), (len(poses), 3, 3))}  # global rotation of each BVH joint
-    angles = np.zeros((len(poses), len(names), 3))
+    names, parents, places, of_joint = _helper_skeleton(lengths, rest)
+    turns = [Rotation.identity(len(poses))]  # global rotation of each BVH joint
+    local = np.tile(np.eye(3), (len(poses), len(names), 1, 1))
+    local[:, 0] = CAMERA_TO_Y_UP  # the root does not turn; the writer takes camera axes
     for j in range(1, len(names)):
         bone = of_joint.get(j)  # the H36M joint at the end of the bone this BVH joint turns
         if bone is None:
-            turns[j] = turns[parents[j]]
+            turns.append(turns[parents[j]])
             continue
-        direction = poses[:, bone] - poses[:, H36M_PARENTS[bone]]
         parent = turns[parents[j]]
-        local = _shortest_turn(rest[bone], np.einsum("tji,tj->ti", parent, direction))
-        angles[:, j] = _euler_zyx(local)
-        turns[j] = parent @ local
-    return _write(path, names, parents, offsets, 100 * root, np.rad2deg(angles), fps)
+        direction = poses[:, bone] - poses[:, H36M17.parents[bone]]
+        turn = _shortest_turn(rest[bone], parent.inv().apply(direction))
+        local[:, j] = turn.as_matrix()
+        turns.append(parent * turn)
+    out = BvhWriter(path, places, parents, names, len(poses), fps)
+    out.write(local, root)
+    out.close()
+    return Path(path)
 
 
 def _rest_pose(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean bone lengths [17] and unit rest directions [17, 3] (a T-pose, y up)."""
-    parents = np.array(H36M_PARENTS)
+    parents = np.array(H36M17.parents)
     lengths = np.zeros(17)
     lengths[1:] = np.linalg.norm(poses[:, 1:] - poses[:, parents[1:]], axis=-1).mean(0)
     rest = np.zeros((17, 3))
@@ -168,66 +237,30 @@ def _rest_pose(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return lengths, rest
 
 
-def _helper_skeleton(lengths, rest):
-    """BVH joints: each H36M joint, and before each bone a zero-length helper that carries the bone's rotation."""
-    names, parents, offsets, of_joint, index = ["pelvis"], [-1], [np.zeros(3)], {}, {0: 0}
+def _helper_skeleton(lengths: np.ndarray, rest: np.ndarray) -> tuple[list[str], list[int], np.ndarray, dict[int, int]]:
+    """BVH joints: each H36M joint, and before each bone a helper at its start that carries the bone's rotation.
+
+    Returns:
+        Names, parents, rest positions [J, 3] in metres, and the H36M joint at the end of each helper's bone.
+    """
+    names, parents, places = [H36M17.names[0]], [-1], [np.zeros(3)]
+    of_joint: dict[int, int] = {}
+    index = {0: 0}
     for joint in range(1, 17):
-        names.append(f"to_{H36M_JOINTS[joint]}")
-        parents.append(index[H36M_PARENTS[joint]])
-        offsets.append(np.zeros(3))
-        of_joint[len(names) - 1] = joint
-        names.append(H36M_JOINTS[joint])
-        parents.append(len(names) - 2)
-        offsets.append(100 * lengths[joint] * rest[joint])
+        above = index[H36M17.parents[joint]]
+        names += [f"to_{H36M17.names[joint]}", H36M17.names[joint]]
+        parents += [above, len(names) - 2]
+        places += [places[above], places[above] + lengths[joint] * rest[joint]]
+        of_joint[len(names) - 2] = joint
         index[joint] = len(names) - 1
-    return names, parents, offsets, of_joint
+    return names, parents, np.array(places), of_joint
 
 
-def _shortest_turn(rest: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """[T, 3, 3] smallest rotation that takes the unit vector `rest` to each direction (identity for zero vectors)."""
-    norm = np.linalg.norm(direction, axis=-1, keepdims=True)
-    d = np.where(norm > 1e-12, direction / np.maximum(norm, 1e-12), rest)
-    cross, dot = np.cross(rest, d), (d @ rest)[:, None, None]
-    skew = np.zeros((len(d), 3, 3))
-    skew[:, 0, 1], skew[:, 0, 2], skew[:, 1, 2] = -cross[:, 2], cross[:, 1], -cross[:, 0]
-    skew -= skew.transpose(0, 2, 1)
-    out = np.eye(3) + skew + skew @ skew / np.maximum(1 + dot, 1e-9)
-    half_turn = np.cross(rest, np.eye(3)[np.argmin(np.abs(rest))])
-    half_turn /= np.linalg.norm(half_turn)
-    opposite = 2 * np.outer(half_turn, half_turn) - np.eye(3)
-    return np.where(dot < -1 + 1e-9, opposite, out)
-
-
-def _euler_zyx(r: np.ndarray) -> np.ndarray:
-    """[T, 3] angles (z, y, x) with r = Rz Ry Rx."""
-    y = np.arcsin(np.clip(-r[:, 2, 0], -1, 1))
-    locked = np.abs(r[:, 2, 0]) > 1 - 1e-9
-    z = np.where(locked, np.arctan2(-r[:, 0, 1], r[:, 1, 1]), np.arctan2(r[:, 1, 0], r[:, 0, 0]))
-    x = np.where(locked, 0.0, np.arctan2(r[:, 2, 1], r[:, 2, 2]))
-    return np.stack([z, y, x], axis=1)
-
-
-def _write(path, names, parents, offsets, root, angles, fps) -> Path:
-    children = {i: [j for j, p in enumerate(parents) if p == i] for i in range(len(names))}
-    order: list[int] = []
-    lines = ["HIERARCHY"]
-
-    def put(j: int, depth: int) -> None:
-        tab, offset = "\t" * depth, " ".join(f"{v:.6f}" for v in offsets[j])
-        order.append(j)
-        lines.extend([f"{tab}{'ROOT' if depth == 0 else 'JOINT'} {names[j]}", f"{tab}{{", f"{tab}\tOFFSET {offset}"])
-        shift = "6 Xposition Yposition Zposition" if depth == 0 else "3"
-        lines.append(f"{tab}\tCHANNELS {shift} Zrotation Yrotation Xrotation")
-        for child in children[j]:
-            put(child, depth + 1)
-        if not children[j]:
-            lines.extend([f"{tab}\tEnd Site", f"{tab}\t{{", f"{tab}\t\tOFFSET 0 0 0", f"{tab}\t}}"])
-        lines.append(f"{tab}}}")
-
-    put(0, 0)
-    lines += ["MOTION", f"Frames: {len(root)}", f"Frame Time: {1 / fps:.8f}"]
-    rows = np.concatenate([root, angles[:, order].reshape(len(root), -1)], axis=1)
-    lines += [" ".join(f"{v:.5f}" for v in row) for row in rows]
-    path = Path(path)
-    path.write_text("\n".join(lines) + "\n")
-    return path
+def _shortest_turn(rest: np.ndarray, direction: np.ndarray) -> Rotation:
+    """Smallest rotations that take the unit vector `rest` to each direction [T, 3] (identity for zero vectors)."""
+    axis = np.cross(rest, direction)
+    sine = np.linalg.norm(axis, axis=-1, keepdims=True)
+    cosine = (direction @ rest)[:, None]
+    across = np.cross(rest, np.eye(3)[np.argmin(np.abs(rest))])  # any axis does for the opposite direction
+    unit = np.where(sine > 1e-12, axis / np.maximum(sine, 1e-12), across / np.linalg.norm(across))
+    return Rotation.from_rotvec(unit * np.arctan2(sine, cosine))

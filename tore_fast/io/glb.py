@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from ..vis.bvh import CAMERA_TO_Y_UP
+from ..geometry.camera import CAMERA_TO_Y_UP
 
 _FLOAT, _U8, _U32 = 5126, 5121, 5125
 _ARRAY, _INDEX = 34962, 34963
@@ -31,12 +32,8 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 def quaternions(rotations: np.ndarray) -> np.ndarray:  # [..., 3, 3] -> [..., 4] (x, y, z, w)
     """glTF order, float32, w >= 0."""
-    import torch
-
-    from ..geometry.rotation import matrix_to_quaternion
-
-    q = matrix_to_quaternion(torch.from_numpy(np.ascontiguousarray(rotations, np.float64))).numpy()
-    return np.ascontiguousarray(q[..., [1, 2, 3, 0]], np.float32)
+    q = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_quat(canonical=True)
+    return q.reshape(*rotations.shape[:-2], 4).astype(np.float32)
 
 
 class GlbAnimation:

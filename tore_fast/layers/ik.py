@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..geometry.rotation import minimal_rotation, rodrigues, swing_twist
+from ..geometry.skeleton import SMPL29
 
-# SMPL's 24 joints and five leaves: head, left/right middle finger, left/right big toe.
-PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21, 15, 22, 23, 10, 11)
+# the joint that each of SMPL29 points at
 CHILDREN = (3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 27, 28, 15, 16, 17, 24, 18, 19, 20, 21, 22, 23, 25, 26, -1, -1, -1, -1, -1)
 LEAF_VERTICES = (411, 2445, 5905, 3216, 6617)  # of the 6,890-vertex SMPL mesh, joints 24..28
 FAR_M = 0.015  # adaptive mode: above this distance the rotated-rest target is not trusted
@@ -26,7 +26,7 @@ FAR_M = 0.015  # adaptive mode: above this distance the rotated-rest target is n
 class IKTree:
     """Kinematic tree: parent per joint (-1 for the root) and the child each joint points at (-1 for leaves)."""
 
-    parents: tuple[int, ...] = PARENTS
+    parents: tuple[int, ...] = SMPL29.parents
     children: tuple[int, ...] = CHILDREN
 
     def __post_init__(self):

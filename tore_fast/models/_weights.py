@@ -1,59 +1,28 @@
-"""What every reader of weight files says of one that does not load or does not fit: one line that names the file.
+"""Loads a state dict into a model, strictly: one line that names the file, what was expected and what came.
 
-Used by _hub.py (our folders) and convert/ (official files).
+Used by _hub.py (our folders) and convert/ (official files); the files themselves are read by io/weights.py.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
 from torch import Tensor, nn
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name; ValueError that names a damaged file."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as e:
-        raise unreadable(path, e) from None
-
-
-def unreadable(path: Path, error: Exception) -> ValueError:
-    """The error to raise for a file that a reader gave up on with `error`: what the file is, where its first bytes tell."""
-    with path.open("rb") as f:
-        head = f.read(256)
-    text = str(error).partition("\n")[0].partition(". ")[0][:160]
-    if not head:
-        reason = "the file is empty"
-    elif head.startswith(b"version https://git-lfs"):
-        reason = "a Git LFS pointer; fetch the file itself, e.g. with `git lfs pull`"
-    elif head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
-        reason = "a web page, so the download went wrong"
-    elif all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
-        reason = "a text file"
-    elif head.startswith(b"PK") or path.suffix == ".safetensors":
-        reason = f"damaged or cut off: {text}"
-    else:
-        reason = (
-            "it ends too early"
-            if isinstance(error, EOFError)
-            else f"{type(error).__name__}: {text}"
-            if text
-            else type(error).__name__
-        )
-    return ValueError(f"{path}: not a readable weight file ({reason})")
-
-
 def load_strict(
-    model: nn.Module, state: dict[str, Tensor], source: str, what: str | None = None, assign: bool = False
+    model: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    what: str | None = None,
+    assign: bool = False,
+    allow_nonfinite: bool = False,
 ) -> None:
     """Loads every key or raises one ValueError that counts and names what does not fit.
 
     Args:
         what: the model, for the message; default its class.
         assign: take the tensors over instead of copying them.
+        allow_nonfinite: NaN and infinite weights, which make every result NaN, are loaded instead of refused.
     """
     want = model.state_dict()
     missing, extra = [k for k in want if k not in state], [k for k in state if k not in want]
@@ -66,4 +35,30 @@ def load_strict(
         parts = ((missing, "missing"), (extra, "unexpected"), (wrong, "of another shape"))
         text = "; ".join(f"{len(k)} keys {part}, first: {', '.join(k[:3])}" for k, part in parts if k)
         raise ValueError(f"{source}: does not fit {what or type(model).__name__}: {text}")
+    check_kinds(want, state, source, allow_nonfinite)
     model.load_state_dict(state, assign=assign)
+
+
+def check_kinds(want: dict[str, Tensor], state: dict[str, Tensor], source: str, allow_nonfinite: bool = False) -> None:
+    """ValueError for weights of another kind than the model's (integers, complex numbers) and for NaN and infinite ones."""
+    kinds = [
+        f"{k} {str(state[k].dtype).removeprefix('torch.')} (expected {str(v.dtype).removeprefix('torch.')})"
+        for k, v in want.items()
+        if state[k].is_complex() or state[k].is_floating_point() != v.is_floating_point()
+    ]
+    if kinds:
+        raise ValueError(f"{source}: {len(kinds)} weights of another kind, first: {', '.join(kinds[:3])}")
+    bad = [] if allow_nonfinite else [k for k in want if not _finite(state[k])]
+    if bad:
+        raise ValueError(
+            f"{source}: {len(bad)} weights hold NaN or infinity, first: {', '.join(bad[:3])}; a model with them computes "
+            "NaN (allow_nonfinite loads them all the same)"
+        )
+
+
+def _finite(x: Tensor) -> bool:
+    if not x.is_floating_point() or not x.numel() or x.is_meta:
+        return True
+    if x.dtype.itemsize == 1:  # float8 has no minimum and maximum
+        x = x.float()
+    return all(bool(torch.isfinite(v)) for v in torch.aminmax(x))  # one pass over the weights; NaN comes through

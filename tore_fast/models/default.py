@@ -1,14 +1,21 @@
-"""The built-in weights: the model `tore-fast predict` uses when none is named, and the one for right hands.
+"""The built-in weights: the model `tore-fast predict` uses when none is named, the one for right hands, and the nets that find
+people and their landmarks.
 
-Our own weights, trained on our own synthetic images. The checkpoint folders lie in models/assets; their config.json says on
-what they were trained and how good they are.
+Meshes: our own weights, trained on our own synthetic images. Person detector and landmarks: MediaPipe's. The checkpoint folders
+lie in models/assets; their config.json says whose they are, on what they were trained and how good they are.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-BUILT_IN = {"default": "default", "tore_default": "default", "tore_default_hand": "default_hand"}
+BUILT_IN = {
+    "default": "default",
+    "tore_default": "default",
+    "tore_default_hand": "default_hand",
+    "person_detector": "person_detector",
+    "body_landmarks": "body_landmarks",
+}
 """Name a user gives -> folder in models/assets."""
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _ext
 
+DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # whose tensors a backend takes
 IMPLS = ("auto", "reference", "cpu", "cuda", "triton")
 
 
@@ -25,14 +26,12 @@ def backend_reason(backend: str) -> str | None:
     """Why `backend` cannot run on this machine at all, or None."""
     if backend == "cpu":
         return _ext.cpu_reason
-    if backend == "cuda":
-        return _ext.cuda_reason or (None if torch.cuda.is_available() else "no CUDA device is visible")
-    return _ext.triton_reason()
+    return _ext.gpu_reason() if backend == "cuda" else _ext.triton_reason()
 
 
 def tensor_reason(backend: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
     """Why `backend` cannot take the tensor `x`, or None."""
-    want = "cpu" if backend == "cpu" else "cuda"
+    want = DEVICE_TYPES[backend]
     if x.device.type != want:
         return f"it takes {want} tensors, got {x.device.type}"
     if x.dtype not in dtypes:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from .._device import autocast
-from ..body import Body, BodyTopology, joints, load_body, load_topology
-from ..data.hmr2_crop import Square, as_tensor, letterbox, person_crops, square_of_box
-from ..data.person_crop import Crop, crop_of_box, cut, whole_crop
+from ..body import Body, BodyTopology, load_body, load_topology
 from ..geometry import camera
+from ..geometry.crop import Crop, crop_of_box, whole_crop
+from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14, SMPL24
+from ..geometry.warp import as_tensor, letterbox, model_input, normalise_image, person_crops
 from ..layers.mask_tome import ellipse_mask
 from ..models.keypoints.tcformer_heads import TCFormerHMR
 from ..models.smpl.camerahmr import CameraHMR
@@ -66,7 +67,7 @@ class BodyModel:
 
     def crop_of_box(self, box: Sequence[float]) -> Crop:
         """The square that the model wants to see of a person's box."""
-        return crop_of_box(tuple(box))
+        return crop_of_box(box)
 
     def whole_crop(self, width: int, height: int) -> Crop:
         """The square for a person who fills the image."""
@@ -102,7 +103,7 @@ class MeshModel(BodyModel):
         self.image_size = int(size if isinstance(size, int) else size[0])
 
     def crops(self, sights: Sequence[Sight]) -> Tensor:  # [N, 3, S, S]
-        return torch.from_numpy(np.stack([cut(s.pixels, s.crop, self.image_size) for s in sights])).to(self.device)
+        return torch.stack([model_input(s.pixels, s.crop, self.image_size) for s in sights]).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, sights: Sequence[Sight]) -> Bodies:
@@ -137,7 +138,7 @@ class _PosedModel(BodyModel):
     def __init__(self, network: nn.Module, body: Body, device: str | torch.device = "cpu", precision: str = "fp32"):
         super().__init__(network, device, precision)
         self.body = body.to(self.device)
-        self.topology, self.joint_names = body.topology, joints.SMPL24
+        self.topology, self.joint_names = body.topology, SMPL24.names
 
     def posed(self, seen: Tensor, rotations: Tensor, betas: Tensor, centred: bool) -> Bodies:
         """`centred`: the camera `seen` is for the mesh around its regressed pelvis, not for the body as it is posed."""
@@ -165,7 +166,7 @@ class ParameterModel(_PosedModel):
 
     @torch.inference_mode()
     def __call__(self, sights: Sequence[Sight]) -> Bodies:
-        crops = torch.from_numpy(np.stack([cut(s.pixels, s.crop, self.image_size) for s in sights])).to(self.device)
+        crops = torch.stack([model_input(s.pixels, s.crop, self.image_size) for s in sights]).to(self.device)
         with autocast(self.device, self.precision):
             out = self.network(crops)
         return self.posed(out.camera, out.rotations, out.shape, centred=True)
@@ -175,7 +176,7 @@ class HostModel(_PosedModel):
     """HMR2.0 and CameraHMR, with or without merged layers and tokens.
 
     Args:
-        box_rule: hmr2 or tight (data/hmr2_crop.py). masks: "ellipse" merges tokens outside an ellipse in the crop first.
+        box_rule: hmr2 or tight (geometry/crop.py). masks: "ellipse" merges tokens outside an ellipse in the crop first.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class HostModel(_PosedModel):
         self.image_size = int(network.config.img_size[0])
 
     def crop_of_box(self, box: Sequence[float]) -> Crop:
-        return Crop(*square_of_box(box, self.box_rule, self.network.config.box_margin))
+        return crop_of_box(box, self.box_rule, self.network.config.box_margin)
 
     def whole_crop(self, width: int, height: int) -> Crop:
         return self.crop_of_box((0.0, 0.0, float(width), float(height)))
@@ -201,24 +202,20 @@ class HostModel(_PosedModel):
         if not isinstance(self.network, CameraHMR) or self.network.cam_model is None:
             return super().focal_px(pixels)
         with torch.inference_mode():
-            fov = self.network.estimate_fov(letterbox(as_tensor(pixels, self.device))[None])
+            fov = self.network.estimate_fov(
+                normalise_image(letterbox(as_tensor(pixels, self.device), camera.CROP_PX))[None]
+            )
         return float(camera.focal_from_fov(fov.clamp(0.05, 3.0), pixels.shape[0])[0])
 
     @torch.inference_mode()
     def __call__(self, sights: Sequence[Sight]) -> Bodies:
-        squares = [(s.crop.center_x, s.crop.center_y, s.crop.side) for s in sights]
-        crops = torch.cat(
-            [
-                person_crops(as_tensor(s.pixels, self.device), [Square(*q)], size=self.image_size)
-                for s, q in zip(sights, squares)
-            ]
-        )
+        crops = torch.cat([person_crops(as_tensor(s.pixels, self.device), [s.crop], self.image_size) for s in sights])
         size, mask = crops.shape[-1], None
         if self.masks == "ellipse" and self.network.backbone.merging is not None:
             mask = ellipse_mask(len(sights), size, size, self.device)
         extra: tuple[Tensor, ...] = ()
         if isinstance(self.network, CameraHMR):
-            q = torch.tensor(squares, device=self.device)
+            q = torch.tensor([s.crop.x_y_side for s in sights], device=self.device)
             image = torch.tensor([(s.pixels.shape[1], s.pixels.shape[0]) for s in sights], device=self.device).float()
             extra = (q[:, :2], q[:, 2], image, torch.tensor([s.focal_px for s in sights], device=self.device))
         with autocast(self.device, self.precision):
@@ -275,9 +272,9 @@ def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopolo
 def _joint_rows(topology: BodyTopology) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
     """Regressor whose row 0 is the root, the rows that are reported, and their names."""
     if "h36m17" in topology.regressors:
-        return topology.regressor("h36m17"), list(joints.H36M17_TO_J14), joints.J14
+        return topology.regressor("h36m17"), list(H36M17_TO_J14), J14.names
     if "hand21" in topology.regressors:
-        return topology.regressor("hand21"), list(range(21)), joints.HAND21
+        return topology.regressor("hand21"), list(range(21)), HAND21.names
     raise ValueError(
         f"the mesh {topology.name!r} has no joint regressor; its folder needs J_regressor_h36m_correct.npy"
     )

@@ -20,8 +20,8 @@ from torch import nn
 
 from .._device import check_precision, pick_device
 from ..body import BodyTopology
-from ..data.person_crop import Crop, centre_crop
 from ..geometry import camera
+from ..geometry.crop import Crop, centre_crop
 from ..geometry.rotation import matrix_to_axis_angle
 from ..io.image import ImageError, check_box, read_image
 from ..models import create_model, from_pretrained, load_pretrained
@@ -301,14 +301,14 @@ class ImagePipeline:
                 continue  # nothing one could call a person: the whole image stays
             box = tuple(float(v) for v in box)
             new = self.body_model.crop_of_box(box)
-            if new.side < 0.85 * job.crop.side or abs(new.center_x - job.crop.center_x) > 0.1 * job.crop.side:
+            if new.side < 0.85 * job.crop.side or abs(new.center[0] - job.crop.center[0]) > 0.1 * job.crop.side:
                 closer[i] = job._replace(box=box, crop=new)
         return closer
 
     def _person(self, job: Job, seen: Seen) -> Person:
         height, width = job.pixels.shape[:2]
         principal = self._principal_px or (width / 2, height / 2)
-        place = job.crop.camera_in_image(seen.camera)
+        place = camera.image_camera(seen.camera, job.crop.center, job.crop.side)
         scale = place[0] + 1e-9
         trans = np.array([*((place[1:] - principal) / scale), job.focal_px / scale], np.float32)
         if self.body_model.task == "smpl":

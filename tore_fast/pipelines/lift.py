@@ -98,12 +98,13 @@ def _pruning_of(model: str, folder: str | Path) -> dict:
 def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn.Module:
     """Registered model with an official checkpoint, which must be of that host and window."""
     from ..models import create_model
-    from ..models.convert.lifting import config_fields, model_from_state, read_official
+    from ..models.convert.files import read_state_dict
+    from ..models.convert.lifting import config_fields, model_from_state
 
     with torch.device("meta"):
         built = create_model(model, **overrides)
     _check_host(built, model)
-    state = read_official(checkpoint)
+    state = read_state_dict(checkpoint)
     host, found = config_fields(state)
     if host != type(built).__name__.lower():
         raise ValueError(f"{checkpoint}: holds weights of {host}, --model {model} is {type(built).__name__.lower()}")

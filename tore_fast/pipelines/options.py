@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._device import check_precision
-from ..data.hmr2_crop import RULES
 
+BOX_RULES = ("hmr2", "tight")  # of geometry/crop.py: those of HMR2.0 and CameraHMR
 MASK_SOURCES = ("auto", "ellipse", "none")
 
 
@@ -59,7 +59,7 @@ class VideoOptions(DecodeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, {"masks": MASK_SOURCES, "box_rule": RULES}, {"batch_size": 1})
+        _check(self, {"masks": MASK_SOURCES, "box_rule": BOX_RULES}, {"batch_size": 1})
         check_precision(self.precision)
         check_camera(self.focal_px, self.fov_deg)
 

@@ -101,7 +101,7 @@ def people_arrays(people: Sequence[Person], names: Sequence[str]) -> dict[str, n
         if name == "box_source":
             arrays[name] = np.array([p.box_source for p in people], dtype=np.str_)
         elif name == "crop":
-            rows = [[p.crop.center_x, p.crop.center_y, p.crop.side] for p in people]
+            rows = [p.crop.x_y_side for p in people]
             arrays[name] = np.array(rows, np.float32).reshape(len(people), 3)
         elif all(getattr(p, name) is not None for p in people) and people:
             arrays[name] = np.stack([np.asarray(getattr(p, name), np.float32) for p in people])

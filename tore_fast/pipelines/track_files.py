@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..body import Body
-from ..body.joints import SMPL24
 from ..geometry.rotation import matrix_to_axis_angle
+from ..geometry.skeleton import SMPL24
+from ..io.bvh import BvhWriter
 from ..io.glb import GlbAnimation
-from ..vis.bvh import BvhWriter
 from .options import VideoOptions
 from .track_store import NpzStream, TrackStore
 
@@ -44,10 +44,10 @@ def track_writers(
             made.append(_npz_writer(path, body.name, options, count, shape, fps, store, track))
             continue
         if kind == "bvh":
-            out = BvhWriter(hidden, joints, body.parents, SMPL24, count, fps)
+            out = BvhWriter(hidden, joints, body.parents, SMPL24.names, count, fps)
         else:
             faces, weights = body.faces(0), body.weights.cpu().numpy()
-            out = GlbAnimation(hidden, vertices, faces, weights, joints, body.parents, SMPL24, count, fps)
+            out = GlbAnimation(hidden, vertices, faces, weights, joints, body.parents, SMPL24.names, count, fps)
 
         def write(piece: dict | None, out=out, hidden=hidden, path=path) -> None:
             if piece is not None:
@@ -78,7 +78,7 @@ def _npz_writer(
         "mocap_framerate": float(fps),
         "gender": "neutral",
         "body": body_name,
-        "joint_names": np.array(SMPL24),
+        "joint_names": np.array(SMPL24.names),
     }
     for key, value in facts.items():
         stream.put(key, value)

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from .._device import autocast
 from ..body import Body
-from ..data.hmr2_crop import Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
 from ..geometry import camera
+from ..geometry.crop import Crop, crop_of_box
 from ..geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
+from ..geometry.warp import as_tensor, letterbox, mask_crop, normalise_image, person_crops
+from ..geometry.windows import fill_gaps, track_spans
 from ..io.image import ImageError
 from ..io.video import VideoSource
-from ..layers.clips import fill_gaps, track_spans
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
 from ..models._hub import load_pretrained
 from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
@@ -79,7 +80,7 @@ class Pending(NamedTuple):
     frame: int
     track: int
     box: tuple[float, ...]
-    square: Square
+    square: tuple[float, float, float]  # centre x, y and side, px
     image_size: tuple[int, int]  # W, H px
     focal_px: float
     crop: Tensor  # [3, S, S]
@@ -167,18 +168,20 @@ class VideoPipeline:
             return float(camera.focal_from_fov(math.radians(o.fov_deg), h))
         if isinstance(self.host, CameraHMR) and self.host.cam_model is not None:
             with torch.inference_mode():
-                fov = self.host.estimate_fov(letterbox(as_tensor(frame, self.device))[None])
+                fov = self.host.estimate_fov(
+                    normalise_image(letterbox(as_tensor(frame, self.device), camera.CROP_PX))[None]
+                )
             return float(camera.focal_from_fov(fov.clamp(0.05, 3.0), h)[0])
         return float(camera.default_focal(torch.tensor([[float(w), float(h)]]))[0])
 
-    def _square(self, box: Sequence[float]) -> Square:
-        return square_of_box(box, self.options.box_rule, self.host.config.box_margin)
+    def _square(self, box: Sequence[float]) -> Crop:
+        return crop_of_box(box, self.options.box_rule, self.host.config.box_margin)
 
     def _crops(
-        self, frame: np.ndarray, squares: list[Square], masks: list[np.ndarray | None]
+        self, frame: np.ndarray, squares: list[Crop], masks: list[np.ndarray | None]
     ) -> tuple[Tensor, Tensor | None]:
         image = as_tensor(frame, self.device)
-        crops = person_crops(image, squares, size=self.host.config.img_size[0])
+        crops = person_crops(image, squares, self.host.config.img_size[0])
         if self.host.backbone.merging is None or self.options.masks == "none":
             return crops, None
         size = crops.shape[-1]
@@ -194,7 +197,7 @@ class VideoPipeline:
                     self._warned = True
                 rows.append(ellipse_mask(1, size, size, self.device)[0])
             else:
-                rows.append(mask_crop(as_tensor(mask, self.device), square, size=size))
+                rows.append(mask_crop(as_tensor(mask, self.device), square, size))
         return crops, torch.stack(rows)
 
     def _check_budget(self, masks: Tensor | None) -> None:
@@ -281,7 +284,9 @@ class VideoPipeline:
                     crops, mask = self._crops(frame, squares, [found.get(t) for t in tracks])
                     for i, t in enumerate(tracks):
                         own = None if mask is None else mask[i]
-                        pending.append(Pending(index, t, tuple(boxes[t]), squares[i], (w, h), focal, crops[i], own))
+                        pending.append(
+                            Pending(index, t, tuple(boxes[t]), squares[i].x_y_side, (w, h), focal, crops[i], own)
+                        )
             last = index + 1
             timing.frames += 1
             if len(pending) >= self.options.batch_size or last - store.next_frame >= self.options.chunk_frames:
@@ -369,9 +374,9 @@ class VideoPipeline:
                 with self.timing.stage("write", device):
                     square, image = every("square", start, end), every("image", start, end)
                     focal = every("focal", start, end)
-                    principal = None if o.principal_px is None else square.new_tensor([o.principal_px])
+                    principal = image / 2 if o.principal_px is None else square.new_tensor([o.principal_px])
                     trans = camera.full_translation(
-                        every("cam", start, end), square[:, :2], square[:, 2], image, focal, principal
+                        every("cam", start, end), focal=focal, crop=square[:, 2], offset=square[:, :2] - principal
                     )
                     own = shape if o.betas_mode == "median" else every("betas", start, end)
                     posed = self.body(
@@ -383,7 +388,7 @@ class VideoPipeline:
                         "trans": trans,
                         "joints_3d": posed.joints[:, :24] - trans[:, None],
                         "focal_px": focal,
-                        "principal_px": image / 2 if principal is None else principal.expand(len(trans), 2),
+                        "principal_px": principal.expand(len(trans), 2),
                         "betas": own,
                         "box": every("box", start, end),
                         "frame": frames,

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..body import Body, project
-from ..body.joints import H36M17_TO_J14, J24_TO_J14
+from ..body import Body
 from ..body.lbs import pose_matrices
 from ..data.topdown import TopDownDataset
 from ..eval.keypoint_metrics import KeypointMetric, predict_keypoints
+from ..geometry.camera import project_weak
+from ..geometry.skeleton import H36M17_TO_J14, J24_TO_J14
 from ..models.keypoints.ppt import PPT
 from ..models.keypoints.tcformer_heads import BodyParameters
 from .config import Task
@@ -165,7 +166,7 @@ def hmr_losses(
             confidence = truth[..., 3] if truth.shape[2] == 4 else torch.ones_like(truth[..., 0])
             losses["joints3d"] = joints_3d_loss(joints, truth[..., :3], confidence, batch.get("has_3d"), "mse", origin)
         if "joints2d" in batch:
-            error = (project(joints, out.camera.float()) - batch["joints2d"][..., :2]).square().sum(2)
+            error = (project_weak(joints, out.camera.float()) - batch["joints2d"][..., :2]).square().sum(2)
             losses["joints2d"] = (error * batch["joints2d"][..., 2]).mean()
     return losses
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..data.mocap import Motion, film, seen_by_camera
 from ..data.pose_clip import PoseClip
 from ..eval.lifting import evaluate_clips
-from ..geometry.windows import flip_pose, window_indices
+from ..geometry.skeleton import H36M17, mirror_points
+from ..geometry.windows import window_indices
 from ..layers.tpc import gather_frames
 from ..models.lifting._base import LiftedPose, PrunableHost
 from .config import Task
@@ -181,7 +182,7 @@ class PoseLifting(Task):
             slots = window_indices(len(pose), self.frames, self.frames)[0] if len(pose) else np.zeros(self.frames, int)
             keypoints, pose = keypoints[slots], pose[slots]
         if self.config.flip and rng.random() < 0.5:
-            keypoints, pose = flip_pose(keypoints), flip_pose(pose)
+            keypoints, pose = mirror_points(keypoints, H36M17), mirror_points(pose, H36M17)
         if self.config.zoom > 1 or self.config.shift > 0:
             reach = np.log(self.config.zoom)
             place = rng.uniform(-1, 1, 2) * self.config.shift, np.exp(rng.uniform(-reach, reach))

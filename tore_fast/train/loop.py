@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .checkpoint import keep_previous, read_run, save_atomically
 from .config import Task, TrainConfig, with_epochs
 from .ema import Ema
 from .memory import checkpoint_activations, memory_report
@@ -33,12 +34,7 @@ from .prefetch import Prefetch
 from .resume import check_same_run, identity_of, load_weights
 from .run_log import RunLog
 
-
-def save_atomically(state: dict, path: Path) -> None:
-    """A reader (or a kill) never sees half a file."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+_KEPT = ("model", "optimiser", "step", "best", "ema", "config")  # what a run needs to go on
 
 
 def train(
@@ -107,7 +103,7 @@ class _Training:
     def _prepare(self) -> None:
         """Model, optimiser and averaged weights, new or from last.pt."""
         task, config = self.task, self.config
-        state = torch.load(self.last, map_location="cpu", weights_only=True) if self.last.exists() else None
+        state = read_run(self.last, _KEPT) if self.last.exists() else None
         if state is not None:
             check_same_run(self.out, state, self.identity, config, self.log.say)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -122,12 +118,17 @@ class _Training:
         self.ema = Ema(self.plain, config.ema) if config.ema else None
         if state is not None:
             load_weights(self.plain, state["model"], self.last)
-            self.optimiser.load_state_dict(state["optimiser"])
-            if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
+            try:
+                self.optimiser.load_state_dict(state["optimiser"])
+                if self.ema is not None:
+                    self.ema.load_state_dict(state["ema"])
+                if self.accelerator.scaler is not None and state.get("scaler"):
+                    self.accelerator.scaler.load_state_dict(state["scaler"])
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as e:
+                raise ValueError(
+                    f"{self.last}: not a checkpoint of this training ({str(e).splitlines()[0][:160]})"
+                ) from None
             self.step, self.best, self.evaluated = state["step"], state["best"], state.get("evaluated", -1)
-            if self.accelerator.scaler is not None and state.get("scaler"):
-                self.accelerator.scaler.load_state_dict(state["scaler"])
             self.log.say(f"resumed {self.last} at step {self.step}")
 
     def save(self) -> None:
@@ -146,6 +147,7 @@ class _Training:
             "identity": self.identity,
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
+        keep_previous(self.last)
         save_atomically(state, self.last)
 
     def evaluate(self) -> None:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from ..body import Body, project
-from ..data.synth import generator_class, held_out, normalize_images
+from ..body import Body
+from ..data.synth import generator_class, held_out
 from ..eval.synthetic import evaluate_held_out, joint_regressor
+from ..geometry.camera import project_weak
+from ..geometry.warp import normalise_image
 from .config import Task
 from .dense_supervision import DenseOutput, DenseSupervision, dense_losses
 
@@ -84,7 +86,7 @@ class MeshRecovery(Task):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
-        made = model(normalize_images(batch["images"]))
+        made = model(normalise_image(batch["images"]))
         out = made.out if isinstance(made, DenseOutput) else made
         truth = batch["vertices"]  # [B, V, 3], pelvis (wrist) at the origin
         meshes = [v.float() for v in (out.vertices_coarse, out.vertices_intermediate, out.vertices) if v is not None]
@@ -97,7 +99,9 @@ class MeshRecovery(Task):
         edge_loss = l1_loss(self._edges(meshes[0]), self._edges(truths[0]))
         truth_2d = batch["joints2d"]
         camera = out.camera.float()
-        projection = l1_loss(project(token_joints, camera), truth_2d) + l1_loss(project(mesh_joints, camera), truth_2d)
+        projection = l1_loss(project_weak(token_joints, camera), truth_2d) + l1_loss(
+            project_weak(mesh_joints, camera), truth_2d
+        )
         total = c.joint_weight * joint_loss + c.mesh_weight * mesh_loss + c.projection_weight * projection
         total = total + c.edge_weight * edge_loss
         logs = {"joints": joint_loss, "mesh": mesh_loss, "2d": projection, "edges": edge_loss}

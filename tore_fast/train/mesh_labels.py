@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..body import Body, project
-from ..body.joints import H36M17_TO_J14, J24_TO_J14
-from ..data.crop import AugmentConfig
+from ..body import Body
+from ..data.augment import AugmentConfig
 from ..data.readers import DataError, Reader, training_sample
+from ..geometry.camera import project_weak
+from ..geometry.skeleton import H36M17_TO_J14, J24_TO_J14
 from ..io.image import ImageError
 from . import losses
 from .config import Task
@@ -217,7 +218,9 @@ class LabelledMeshes(Task):
                 joints, target.joints_3d, target.joints_3d_confidence, target.has_joints_3d
             ),
             "smpl_projection": losses.joints_2d_loss(
-                project(joints - pelvis, out.camera.float().detach()), target.joints_2d, target.joints_2d_visibility
+                project_weak(joints - pelvis, out.camera.float().detach()),
+                target.joints_2d,
+                target.joints_2d_visibility,
             ),
             "smpl_vertices": losses.vertices_loss(vertices - pelvis, target.vertices[-1], has),
         }

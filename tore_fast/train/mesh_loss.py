@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..body import project
+from ..geometry.camera import project_weak
 from ..models.mesh._base import HMROutput
 from . import losses
 
@@ -141,7 +141,7 @@ class MeshLoss(nn.Module):
             for w, p, t in zip(c.levels, levels, target.vertices)
         )
         projection = sum(
-            losses.joints_2d_loss(project(j, camera), target.joints_2d, target.joints_2d_visibility, c.kind)
+            losses.joints_2d_loss(project_weak(j, camera), target.joints_2d, target.joints_2d_visibility, c.kind)
             for j in (token_joints, mesh_joints - shift)
         )
         parts = {
@@ -152,7 +152,7 @@ class MeshLoss(nn.Module):
         if c.surface:
             parts["surface"] = c.surface * self._surface(levels[c.surface_level], target)
         if c.itp and out.heatmap is not None:
-            points = project(target.vertices[-1], camera)
+            points = project_weak(target.vertices[-1], camera)
             weight = c.itp / (1 + math.exp(3 - epoch))
             parts["itp"] = weight * losses.itp_loss(out.heatmap.float(), points, self.grid, target.has_mesh)
         return sum(parts.values()), {k: v.detach() for k, v in parts.items()}

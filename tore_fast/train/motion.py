@@ -21,7 +21,7 @@ from ..data.mocap import read_motions
 from ..data.synth.motion import mirror_rotations, motion_rotations
 from ..data.synth.poses import to_camera_axes
 from ..geometry.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
-from ..layers.clips import resample
+from ..geometry.windows import resample
 from ..layers.ik import pose_to_features, split_features
 from ..models.motion.fasthmr import FastHMRMotion, feature_statistics
 from ..models.motion.vae import MotionVAE, vae_losses
@@ -88,7 +88,7 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
     """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left out).
 
     From BVH, AMC and joint archives come 17 joints, so twists of straight limbs are those of the rest pose
-    (data/synth/motion.py:pose_from_joints) and the shape is the mean one.
+    (body/fit/start.py:pose_from_joints) and the shape is the mean one.
 
     Raises:
         ValueError: fewer than two clips, or a file that is not a motion. FileNotFoundError: no motion at all.

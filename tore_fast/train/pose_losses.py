@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..eval.pose import mpjpe, n_mpjpe
-from ..geometry.windows import H36M_PARENTS
+from ..geometry.skeleton import H36M17
 
 JOINT_WEIGHTS = (1, 1, 2.5, 2.5, 1, 2.5, 2.5, 1, 1, 1, 1.5, 1.5, 4, 4, 1.5, 4, 4)
-BONES = tuple((parent, joint) for joint, parent in enumerate(H36M_PARENTS) if parent >= 0)
+BONES = H36M17.bones
 LEFT_BONES = ((0, 4), (4, 5), (5, 6), (8, 11), (11, 12), (12, 13))
 RIGHT_BONES = ((0, 1), (1, 2), (2, 3), (8, 14), (14, 15), (15, 16))
 # pairs of BONES that meet in a joint

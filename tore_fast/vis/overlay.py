@@ -33,18 +33,6 @@ class PerspectiveCamera(NamedTuple):
     centre: Sequence[float]  # [2] pixels
 
 
-def image_camera(camera, centre: Sequence[float], side: float) -> np.ndarray:  # [3]
-    """Weak-perspective crop camera (s, tx, ty) of a square crop to (scale_px, x_px, y_px) of the whole image.
-
-    Args:
-        camera: crop point in [-1, 1] = s * (xy + t).
-        centre, side: of the crop in pixels of the image.
-    """
-    s, tx, ty = (float(v) for v in camera)
-    half = side / 2
-    return np.array([s * half, centre[0] + s * tx * half, centre[1] + s * ty * half])
-
-
 def draw_people(
     image: np.ndarray,  # [H, W, 3] uint8
     vertices: Sequence[np.ndarray],  # [V, 3] each

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..geometry.windows import H36M_PARENTS, LEFT, RIGHT
+from ..geometry.skeleton import H36M17
 
 _COLOURS = {"left": "#1f77b4", "right": "#d62728", "middle": "#444444"}
 BONES = [
-    (p, j, "left" if j in LEFT else "right" if j in RIGHT else "middle") for j, p in enumerate(H36M_PARENTS) if p >= 0
+    (p, j, "left" if j in H36M17.left else "right" if j in H36M17.right else "middle")
+    for j, p in enumerate(H36M17.parents)
+    if p >= 0
 ]
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>%(title)s</title>

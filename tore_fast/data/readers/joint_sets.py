@@ -1,29 +1,15 @@
-"""Joint lists that data files use, and their way into the 24 joints (J24) that losses and metrics speak of.
+"""Joint lists that data files use, and their way into the 24 joints (J24) that losses and metrics use.
 
 In: key points [K, 3 or 4] of a named set. Out: the same as [24, .] with confidence 0 where the set has no such joint.
-The tables of body/joints.py are the goal; names here are the source of every index.
+Joints are found by name in the skeletons of geometry/skeleton.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ...body.joints import H36M17, HAND21, J14, J24, SMPL24
+from ...geometry.skeleton import COCO17, H36M17, HAND21, J14, J24, OPENPOSE18, OPENPOSE25, SMPL24
 
-# OpenPose's 25 body joints: the first half of 4D-Humans' 44
-OPENPOSE25 = (
-    "Nose Neck R_Shoulder R_Elbow R_Wrist L_Shoulder L_Elbow L_Wrist Mid_Hip R_Hip R_Knee R_Ankle L_Hip L_Knee L_Ankle "
-    "R_Eye L_Eye R_Ear L_Ear L_BigToe L_SmallToe L_Heel R_BigToe R_SmallToe R_Heel"
-).split()
-# OpenPose's 18 joints in COCO order: 3DPW's poses2d
-OPENPOSE18 = (
-    "Nose Neck R_Shoulder R_Elbow R_Wrist L_Shoulder L_Elbow L_Wrist R_Hip R_Knee R_Ankle L_Hip L_Knee L_Ankle "
-    "R_Eye L_Eye R_Ear L_Ear"
-).split()
-COCO17 = (
-    "Nose L_Eye R_Eye L_Ear R_Ear L_Shoulder R_Shoulder L_Elbow R_Elbow L_Wrist R_Wrist L_Hip R_Hip L_Knee R_Knee "
-    "L_Ankle R_Ankle"
-).split()
 # Hips mean different places: detectors (COCO, OpenPose) put them at the hip bones' outside, J24's are LSP's
 _DETECTED = {
     name: tuple(f"{n}*" if n in ("L_Hip", "R_Hip", "Neck") else n for n in table)
@@ -31,15 +17,15 @@ _DETECTED = {
 }
 
 JOINT_SETS: dict[str, tuple[str, ...]] = {
-    "j24": J24,
-    "j14": J14,
+    "j24": J24.names,
+    "j14": J14.names,
     "smpl24": tuple(f"smpl {n}" for n in SMPL24),  # joints of the kinematic tree: none is a J24 joint
     "h36m17": tuple(f"h36m {n}" for n in H36M17),
-    "hand21": HAND21,
+    "hand21": HAND21.names,
     # 4D-Humans: OpenPose's 25, then the first 19 of J24
     "body44": (
         *(n if n in ("Nose", "R_Eye", "L_Eye", "R_Ear", "L_Ear") else f"openpose {n}" for n in OPENPOSE25),
-        *J24[:19],
+        *J24.names[:19],
     ),
     **_DETECTED,
 }

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...geometry.rotation import axis_rotation
 from .camera import View
 from .draw import Draw, stream_seed
 from .generator import SynthGenerator
 from .poses import sample_view
-from .rotation import turn
 
 
 class PersonCrops(SynthGenerator):
@@ -92,7 +92,7 @@ class ClipCrops(PersonCrops):
         forward = rotations[:1, 0, :, 2]
         heading = torch.rad2deg(torch.atan2(forward[:, 0], forward[:, 2]))
         seen = rotations.clone()
-        seen[:, 0] = sample_view(first, self.difficulty) @ turn("y", -heading) @ rotations[:, 0]
+        seen[:, 0] = sample_view(first, self.difficulty) @ axis_rotation("y", -heading) @ rotations[:, 0]
         betas = first.normal(self.body.num_betas).clamp(-2.5, 2.5) * (0.6 + 0.4 * self.difficulty)
         parts = []
         for a in range(0, len(seen), chunk):

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...body.joints import HAND21, MANO16
+from ...geometry.rotation import axis_rotation, quaternion_to_matrix, random_rotation
+from ...geometry.skeleton import HAND21, MANO16
 from . import camera
 from .draw import Draw
 from .generator import HeldOut, SynthGenerator
-from .rotation import quaternion_to_matrix, random_rotation, turn
 from .surface import Surface
 from .texture import SKIN_TONES
 
@@ -121,7 +121,7 @@ class HandSurface(Surface):
         centre = loop.mean(1, keepdim=True)
         rings, place, before = [], centre, 0.0
         for reach, wide, share in _RINGS:
-            turned = turn("z", bend * share) @ turn("y", side * share)  # [B, 3, 3]
+            turned = axis_rotation("z", bend * share) @ axis_rotation("y", side * share)  # [B, 3, 3]
             place = place + (reach - before) * turned[:, None, :, 0]
             rings.append(
                 (loop - centre) * (1 + (wide * width - 1) * (share if reach > 0.03 else 0.0)) @ turned.mT + place
@@ -170,8 +170,8 @@ def sample_hand_pose(draw: Draw, difficulty: float) -> Tensor:  # [B, 16, 3, 3]
         middle = (98 * curled + 9 * noise[:, 1]).clamp(-3, 112)
         end = (0.6 * middle + 7 * noise[:, 2]).clamp(-8, 78)
         fan = spread * (1.4, 0.25, -0.6, -1.5)[i] * (1 - curled.clamp(0, 1)) + draw.normal(std=2.5)
-        out[:, k] = turn("y", fan) @ turn("z", base)
-        out[:, k + 1], out[:, k + 2] = turn("z", middle), turn("z", end)
+        out[:, k] = axis_rotation("y", fan) @ axis_rotation("z", base)
+        out[:, k + 1], out[:, k + 2] = axis_rotation("z", middle), axis_rotation("z", end)
     out[:, MANO16.index("Thumb1") :] = _thumb(draw, c[:, 0], d)
     out[:, 0] = sample_hand_view(draw, d)
     return out
@@ -184,7 +184,11 @@ def _thumb(draw: Draw, curl: Tensor, d: float) -> Tensor:  # [B, 3, 3, 3]
     bone = torch.nn.functional.normalize(torch.tensor([-0.0246, -0.0178, 0.0214]), dim=0)  # second to third thumb joint
     towards = torch.tensor([-0.35, -0.2, -1.0])  # where the tip goes when the thumb bends: across the palm
     axis = torch.nn.functional.normalize(torch.linalg.cross(bone, towards), dim=0)
-    out = [turn("x", oppose) @ turn("y", inward) @ _about(axis, (12 * curl + 6 * noise[:, 2]).clamp(-12, 30))]
+    out = [
+        axis_rotation("x", oppose)
+        @ axis_rotation("y", inward)
+        @ _about(axis, (12 * curl + 6 * noise[:, 2]).clamp(-12, 30))
+    ]
     out += [
         _about(axis, (a * curl + 9 * noise[:, 3 + i]).clamp(-12, b)) for i, (a, b) in enumerate(((42, 62), (58, 82)))
     ]
@@ -204,7 +208,7 @@ def sample_hand_view(draw: Draw, difficulty: float) -> Tensor:  # [B, 3, 3]
     yaw = back + draw.normal(std=14 + 42 * d)
     pitch = (draw.normal(std=8 + 22 * d)).clamp(-75, 75)
     roll = torch.where(draw.chance(0.7 * d), draw.uniform(low=-180, high=180), draw.normal(std=15 + 25 * d))
-    view = turn("z", roll) @ turn("x", pitch) @ turn("y", yaw) @ base
+    view = axis_rotation("z", roll) @ axis_rotation("x", pitch) @ axis_rotation("y", yaw) @ base
     anyhow = draw.chance(0.12 * d)
     return torch.where(anyhow[:, None, None], random_rotation(draw.normal(4)), view)
 

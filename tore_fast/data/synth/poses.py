@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...geometry.rotation import axis_rotation, random_rotation
 from .draw import Draw
-from .rotation import random_rotation, turn
 
 # arm: swing (about x, negative forward), azimuth (negative forward), elevation (-80 hangs, 0 sideways, 80 up),
 # twist (positive turns the bent forearm inward/down, negative up), elbow flexion
@@ -61,29 +61,33 @@ def sample_pose(draw: Draw, difficulty: float) -> Tensor:  # [B, 24, 3, 3]
     bend = lean + draw.normal(std=5 + 7 * d)
     side, twist = draw.normal(std=2 + 8 * d), draw.normal(std=4 + 12 * d)
     for joint, share in ((3, 0.25), (6, 0.35), (9, 0.4)):
-        out[:, joint] = turn("y", share * twist) @ turn("x", share * bend) @ turn("z", share * side)
+        out[:, joint] = (
+            axis_rotation("y", share * twist) @ axis_rotation("x", share * bend) @ axis_rotation("z", share * side)
+        )
     nod, shake, tilt = draw.normal(std=6 + 9 * d), draw.normal(std=10 + 18 * d), draw.normal(std=3 + 7 * d)
     nod = (nod - 0.3 * lean).clamp(-40, 45)
     shake = shake.clamp(-70, 70)
     for joint in (12, 15):
-        out[:, joint] = turn("y", shake / 2) @ turn("x", nod / 2) @ turn("z", tilt / 2)
+        out[:, joint] = axis_rotation("y", shake / 2) @ axis_rotation("x", nod / 2) @ axis_rotation("z", tilt / 2)
 
     for s, side_name in enumerate("lr"):
         m = 1 if side_name == "l" else -1  # mirrored: turns about y and z change sign
         flex, abduct, out_turn, knee, ankle = legs[:, s].unbind(-1)
-        out[:, 1 + s] = turn("x", -flex) @ turn("z", m * abduct) @ turn("y", m * out_turn)
-        out[:, 4 + s] = turn("x", knee)
-        out[:, 7 + s] = turn("x", ankle) @ turn("z", draw.normal(std=4))
-        out[:, 10 + s] = turn("x", -draw.uniform(high=12) * d)
+        out[:, 1 + s] = axis_rotation("x", -flex) @ axis_rotation("z", m * abduct) @ axis_rotation("y", m * out_turn)
+        out[:, 4 + s] = axis_rotation("x", knee)
+        out[:, 7 + s] = axis_rotation("x", ankle) @ axis_rotation("z", draw.normal(std=4))
+        out[:, 10 + s] = axis_rotation("x", -draw.uniform(high=12) * d)
         swing, azimuth, raised, roll, elbow = arms[:, s].unbind(-1)
         collar = 0.22 * raised.clamp(-35, 88) + draw.normal(std=2)
-        out[:, 13 + s] = turn("z", m * collar)
-        shoulder = turn("z", m * (raised - collar)) @ turn("x", roll)
-        out[:, 16 + s] = turn("x", swing) @ turn("y", m * azimuth) @ shoulder
-        out[:, 18 + s] = turn("y", -m * elbow)
+        out[:, 13 + s] = axis_rotation("z", m * collar)
+        shoulder = axis_rotation("z", m * (raised - collar)) @ axis_rotation("x", roll)
+        out[:, 16 + s] = axis_rotation("x", swing) @ axis_rotation("y", m * azimuth) @ shoulder
+        out[:, 18 + s] = axis_rotation("y", -m * elbow)
         wrist = draw.normal(3, std=1) * torch.tensor([22.0, 9, 16]) * (0.4 + 0.6 * d)
         wrist = torch.maximum(torch.minimum(wrist, torch.tensor([70.0, 28, 55])), -torch.tensor([70.0, 28, 55]))
-        out[:, 20 + s] = turn("x", wrist[:, 0]) @ turn("y", m * wrist[:, 1]) @ turn("z", m * wrist[:, 2])
+        out[:, 20 + s] = (
+            axis_rotation("x", wrist[:, 0]) @ axis_rotation("y", m * wrist[:, 1]) @ axis_rotation("z", m * wrist[:, 2])
+        )
     out[:, 0] = sample_view(draw, d)
     return out
 
@@ -96,7 +100,7 @@ def sample_view(draw: Draw, difficulty: float) -> Tensor:  # [B, 3, 3]
     yaw = torch.where(front, draw.normal(std=30), yaw)
     pitch = (draw.normal(std=3 + 9 * d) + 4 * d).clamp(-35, 50)
     roll = draw.normal(std=1 + 5 * d)
-    view = turn("z", roll) @ turn("x", pitch) @ turn("y", yaw)
+    view = axis_rotation("z", roll) @ axis_rotation("x", pitch) @ axis_rotation("y", yaw)
     extreme = draw.chance(0.1 * d)
     view = torch.where(extreme[:, None, None], random_rotation(draw.normal(4)), view)
     return to_camera_axes(view)
@@ -172,5 +176,5 @@ class PoseBank:
         pose = self.poses[draw.integer(len(self))].clone()
         forward = pose[:, 0, :, 2]  # where the pelvis' +z points
         heading = torch.rad2deg(torch.atan2(forward[:, 0], forward[:, 2]))
-        pose[:, 0] = sample_view(draw, difficulty) @ turn("y", -heading) @ pose[:, 0]
+        pose[:, 0] = sample_view(draw, difficulty) @ axis_rotation("y", -heading) @ pose[:, 0]
         return pose

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from ...body import Body
+from ...geometry.rotation import axis_rotation
 from ...ops import rasterize
 from .draw import Draw
 from .poses import sample_pose
-from .rotation import turn
 
 _COLOURS = ((0.85, 0.45, 0.30), (0.30, 0.50, 0.85), (0.45, 0.75, 0.35), (0.8, 0.7, 0.3))
 _LIGHT = torch.tensor([-0.4, -0.7, -0.6])  # towards the lamp, camera axes
@@ -79,7 +79,7 @@ class Scene:
         period = max(1, 2 * (len(motion) - 1))
         at = frame % period
         pose = motion[at if at < len(motion) else period - at].clone()
-        pose[0] = turn("x", torch.tensor(180.0)) @ pose[0]
+        pose[0] = axis_rotation("x", torch.tensor(180.0)) @ pose[0]
         return pose
 
     @torch.inference_mode()

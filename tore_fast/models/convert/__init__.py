@@ -9,14 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
 from .._registry import list_models, model_entry
 from .._weights import load_strict
+from . import mediapipe
 from . import mesh as hmr
 from .files import clean_state_dict, read_state_dict
-from .others import OTHERS, dropped_keys, load_other, nearest_name, read_with_settings, recognise_other, shared_fields
+from .others import OTHERS, dropped_keys, load_other, nearest_name, recognise_other, shared_fields
 
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
 
@@ -45,7 +47,7 @@ def from_pretrained(
 
     Args:
         path: a folder written by `save_pretrained` or `convert`, or an official weight file (.bin, .pth, .pt,
-            .safetensors). Only tensors are read.
+            .safetensors, or .tflite of MediaPipe's pose nets). Only tensors are read.
         upstream: "fastmetro", "metro", "tore", "graphormer", "tcformer", "hot" (video pose), "hmr2", "camerahmr", "humanfov",
             "densekp"; None recognises the layout by its keys.
         model: a registered name instead: the file must fit that model exactly. Its mesh is then the free one unless `mesh`
@@ -64,11 +66,13 @@ def from_pretrained(
     given = {k: v for k, v in (("mesh", mesh), ("mesh_data", mesh_data)) if v is not None}
     if path.is_dir() or (path.name == "model.safetensors" and (path.parent / CONFIG_NAME).is_file()):
         return load_pretrained(path if path.is_dir() else path.parent, **given, **overrides)
+    if mediapipe.is_tflite(path):
+        return mediapipe.load_tflite(path)[0]
     if upstream is not None and upstream not in UPSTREAMS:
         raise ValueError(f"from_pretrained: upstream must be one of {', '.join(UPSTREAMS)}, got {upstream!r}")
     if upstream in OTHERS:
         return load_other(path, upstream, **overrides)
-    state = read_state_dict(path) if upstream or model else _read_any(path)
+    state = read_state_dict(path)
     if model is None and upstream is None and (other := recognise_other(state)):
         return load_other(path, other, **overrides)
     if model is not None:
@@ -85,17 +89,6 @@ def from_pretrained(
     return built.eval()
 
 
-def _read_any(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a file of any layout; what no strict reading allows must at least be the file of a family known for that."""
-    try:
-        return read_state_dict(path)
-    except ValueError:
-        state = read_with_settings(path)
-        if recognise_other(state) is None:
-            raise
-        return state
-
-
 def convert(
     path: str | Path, folder: str | Path, upstream: str | None = None, fov_net: str | Path | None = None, **overrides
 ) -> Conversion:
@@ -108,9 +101,13 @@ def convert(
         fov_net: HumanFoV's own file, to become part of a CameraHMR checkpoint.
         **overrides: config fields that the weights do not tell.
     """
+    if mediapipe.is_tflite(path):
+        model, name = mediapipe.load_tflite(path)
+        save_pretrained(model, folder, name, torch.float16, converted_from=Path(path).name, **mediapipe.card(name))
+        return Conversion("mediapipe", name, len(model.state_dict()), (), 0)
     if upstream is not None and upstream not in UPSTREAMS:
         raise ValueError(f"convert: upstream must be one of {', '.join(UPSTREAMS)}, got {upstream!r}")
-    state = read_state_dict(path) if upstream in hmr.UPSTREAMS else _read_any(path)
+    state = read_state_dict(path)
     other = upstream if upstream in OTHERS else recognise_other(state) if upstream is None else None
     if fov_net is not None:
         if other != "camerahmr":

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._weights import load_strict
 from ..keypoints.tcformer import TCFormer, TCFormerConfig
 from ..keypoints.tcformer_heads import TCFormerPose, TCFormerPoseConfig
-from .smpl import read_state_dict
+from .files import clean_state_dict, read_state_dict
 
 _BACKBONE_FIELDS = (
     "embed_dims",
@@ -34,30 +34,15 @@ _BACKBONE_FIELDS = (
 _NECK_FIELDS = ("out_channels", "num_heads", "mlp_ratios", "sr_ratios", "qkv_bias", "use_sr_layer", "norm_eps")
 
 
-def unwrap(checkpoint: dict) -> dict[str, Tensor]:
-    """The state dict inside an official file: under 'model', 'state_dict', or the file itself; `module.` removed."""
-    for name in ("model", "state_dict"):
-        if isinstance(checkpoint.get(name), dict):
-            checkpoint = checkpoint[name]
-            break
-    state = {k.removeprefix("module."): v for k, v in checkpoint.items()}
-    bad = [k for k, v in state.items() if not isinstance(v, Tensor)]
-    if bad:
-        raise ValueError(
-            f"convert_tcformer: entries that are no tensors: {bad[:3]}; expected an official TCFormer file"
-        )
-    return state
-
-
 def convert_tcformer(checkpoint: dict) -> dict[str, Tensor]:
     """State dict in our keys from any of the official layouts; load it with strict=True."""
-    state = unwrap(checkpoint)
+    state = clean_state_dict(checkpoint)
     return {k.replace("patch_embed1.projection.", "patch_embed1.proj."): v for k, v in state.items()}
 
 
 def is_mmpose(checkpoint: dict) -> bool:
     """Whether the file has mmpose's stem (then `stem_norm_eps` must be 1e-6)."""
-    return any("patch_embed1.projection." in k for k in unwrap(checkpoint))
+    return any("patch_embed1.projection." in k for k in clean_state_dict(checkpoint))
 
 
 def _tuples(d: dict) -> dict:

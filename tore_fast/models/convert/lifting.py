@@ -6,18 +6,16 @@ unwrapping (`model_pos`, `module.`), dropping profiler buffers and reading the s
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from .._weights import load_strict, read_safetensors, unreadable
+from .._weights import load_strict
 from ..lifting.mhformer import Mhformer, MhformerConfig
 from ..lifting.mixste import Mixste, MixsteConfig
 from ..lifting.motionagformer import Motionagformer, MotionagformerConfig
 from ..lifting.motionbert import Motionbert, MotionbertConfig
+from .files import read_state_dict
 
 HOSTS = {
     "mixste": (Mixste, MixsteConfig),
@@ -33,69 +31,6 @@ SIGNATURE_KEY = {
     "mhformer": "Transformer_hypothesis.SHR_blocks.0.norm2.weight",
     "motionagformer": "layers.0.att_spatial.norm1.weight",
 }
-_WRAPPERS = ("model_pos", "model", "state_dict", "model_state_dict")
-
-
-def _inert(*_args, **_kwargs) -> _Ignored:
-    return _Ignored()
-
-
-class _Ignored:
-    """Stands for pickled random generators and arrays beside the weights, which nobody needs."""
-
-    def __setstate__(self, state) -> None:
-        pass
-
-
-# Names that training checkpoints refer to beside their tensors; numpy scalars are harmless, generators become _Ignored.
-_SAFE = [
-    (_inert, "numpy.random.__RandomState_ctor"),
-    (_inert, "numpy.random._pickle.__randomstate_ctor"),
-    (_inert, "numpy.random._pickle.__bit_generator_ctor"),
-    (_Ignored, "numpy.random.mtrand.RandomState"),
-    (_Ignored, "numpy.random._mt19937.MT19937"),
-    (_inert, "numpy.core.multiarray._reconstruct"),
-    (_inert, "numpy._core.multiarray._reconstruct"),
-    (np.ndarray, "numpy.ndarray"),
-    (np.dtype, "numpy.dtype"),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    *((type(np.dtype(t)), f"numpy.dtypes.{type(np.dtype(t)).__name__}") for t in ("f4", "f8", "i4", "i8", "u4", "u8")),
-]
-
-
-def read_official(path: str | Path) -> dict[str, Tensor]:
-    """State dict of an official file, without wrapper keys, `module.` prefixes and profiler counters; runs no pickled code."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    if path.suffix == ".safetensors":
-        return normalise_keys(read_safetensors(path), str(path))
-    try:
-        with torch.serialization.safe_globals(_SAFE):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # the unpickler fails with whatever the bytes lead it to
-        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(e))
-        if refused:
-            raise ValueError(
-                f"{path}: not a readable weight file (it refers to {refused[1]}, which is not plain data)"
-            ) from None
-        raise unreadable(path, e) from None
-    return normalise_keys(loaded, str(path))
-
-
-def normalise_keys(loaded: object, source: str = "state dict") -> dict[str, Tensor]:
-    """The bare state dict inside whatever the official training scripts saved."""
-    for key in _WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ValueError(
-            f"{source}: expected a state dict or a dict with one under {_WRAPPERS}, got {type(loaded).__name__}"
-        )
-    state = {str(k).removeprefix("module."): v for k, v in loaded.items()}
-    return {k: v for k, v in state.items() if k.rsplit(".", 1)[-1] not in ("total_ops", "total_params")}
 
 
 def detect_host(state: dict[str, Tensor]) -> str:
@@ -170,7 +105,7 @@ def model_from_state(state: dict[str, Tensor], source: str = "state dict", **ove
     """Model in eval mode with these weights, loaded strictly.
 
     Args:
-        state: normalised state dict (`normalise_keys`).
+        state: normalised state dict (`read_state_dict`).
         **overrides: config fields that the weights do not tell: `prune_block` (default: the published n), `heads`, and
             for TPC versions, whose weights are those of the base, `keep_frames`, `keep_center`.
     """
@@ -188,4 +123,4 @@ def load_official(path: str | Path, **overrides) -> nn.Module:
         >>> load_official("model_40_4100.pth", prune_block=3).config.keep_frames  # doctest: +SKIP
         81
     """
-    return model_from_state(read_official(path), str(path), **overrides)
+    return model_from_state(read_state_dict(path), str(path), **overrides)

@@ -44,14 +44,6 @@ def recognise_other(state: dict[str, Tensor]) -> str | None:
     return "humanfov" if {"fc3.weight", "backbone.bn1.weight"} <= state.keys() else None
 
 
-def read_with_settings(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a file that holds settings or random states beside them (never executed); {} if it cannot be read."""
-    try:
-        return fasthmr.read_state_dict(path)
-    except ValueError:
-        return {}
-
-
 def load_other(path: str | Path, upstream: str, **overrides) -> nn.Module:
     """Model in eval mode of one of OTHERS, loaded strictly."""
     if upstream == "hot":

@@ -1,114 +1,25 @@
 """Official files of the FastHMR family -> our models, strictly: HMR2.0, CameraHMR, HumanFoV, DenseKP, MLD.
 
 In: a Lightning .ckpt, a torch file or .safetensors. Out: a model in eval mode whose sizes were read off the tensors.
-Lightning files carry settings objects; they are read with an unpickler that knows tensors and plain containers only and
-puts an empty stand-in where any other class or function is named, so nothing of the file is ever executed.
 """
 
 from __future__ import annotations
 
-import collections
-import io
-import pickle
 import re
-import types
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .._weights import load_strict, read_safetensors, unreadable
+from .._weights import load_strict
 from ..smpl.camerahmr import CameraHMR, CameraHMRConfig
 from ..smpl.densekp import DenseKP, DenseKPConfig
 from ..smpl.hmr2 import HMR2, HMR2Config
 from ..smpl.humanfov import HumanFoV
+from .files import read_state_dict
 
 IGNORED = re.compile(r"(discriminator|smpl|smpl_layer|smpl_gt|mesh_renderer|renderer|criterion)\.|initialized$|loss")
-
-
-class _StandIn:
-    """Takes the place of any class a checkpoint names beside tensors; keeps nothing, does nothing."""
-
-    def __new__(cls, *_args, **_kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *_args, **_kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-    def __call__(self, *_args, **_kwargs):
-        return _StandIn()
-
-    def append(self, _item):
-        pass
-
-    def extend(self, _items):
-        pass
-
-    def __setitem__(self, _key, _value):
-        pass
-
-
-_PLAIN = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
-        if (module, name) in _PLAIN:
-            return _PLAIN[module, name]
-        if module == "torch" and name.endswith("Storage") and isinstance(getattr(torch, name, None), type):
-            return getattr(torch, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        return _StandIn
-
-
-# torch.load takes a module in place of `pickle`; this one offers the restricted reader only
-_inert_pickle = types.ModuleType("inert_pickle")
-_inert_pickle.Unpickler = _Unpickler
-_inert_pickle.load = lambda f, **kw: _Unpickler(f, **kw).load()
-_inert_pickle.loads = lambda b, **kw: _Unpickler(io.BytesIO(b), **kw).load()
-_inert_pickle.UnpicklingError = pickle.UnpicklingError
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint by name; wrappers (`state_dict`, `model`) and a `module.` / `model.` prefix are taken off.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: not a checkpoint, or without tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # settings objects inside: read again, with stand-ins for them
-        try:
-            data = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_inert_pickle)
-        except Exception as e:
-            raise unreadable(path, e) from None
-    for wrapper in ("state_dict", "model_state_dict", "model", "model_pos"):
-        if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
-            data = data[wrapper]
-            break
-    state = {k: v for k, v in data.items() if isinstance(v, Tensor)} if isinstance(data, dict) else {}
-    if not state:
-        raise ValueError(f"{path}: holds no tensors by name; expected a state dict")
-    for prefix in ("module.", "model."):
-        if all(k.startswith(prefix) for k in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
-    return state
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:

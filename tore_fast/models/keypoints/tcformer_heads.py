@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...geometry.rotation import rot6d_to_matrix
 from ...layers.mta import MTA
 from ...layers.token_conv import tokens_to_map
 from .._registry import PaperRow, register_model
@@ -139,14 +140,6 @@ class BodyParameters(NamedTuple):
         return self.shape
 
 
-def rotation_from_6d(x: Tensor) -> Tensor:  # [..., 6] -> [..., 3, 3]
-    """Gram-Schmidt of two 3-vectors (Zhou et al. 2019); SPIN's layout: x viewed [3, 2], columns are the vectors."""
-    a, b = x.unflatten(-1, (3, 2)).unbind(-1)
-    a = nn.functional.normalize(a, dim=-1)
-    b = nn.functional.normalize(b - (a * b).sum(-1, keepdim=True) * a, dim=-1)
-    return torch.stack([a, b, torch.linalg.cross(a, b)], dim=-1)
-
-
 class IterativeRegressor(nn.Module):
     """HMR's regressor: the parameters are corrected `iterations` times from features and their current value.
 
@@ -182,7 +175,7 @@ class IterativeRegressor(nn.Module):
             y = self.drop(self.fc2(y))
             pose, shape, cam = pose + self.decpose(y), shape + self.decshape(y), cam + self.deccam(y)
         pose6d = pose.unflatten(1, (self.num_joints, 6))
-        return BodyParameters(rotation_from_6d(pose6d.float()), shape, cam, pose6d)
+        return BodyParameters(rot6d_to_matrix(pose6d.float(), layout="interleaved"), shape, cam, pose6d)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ...geometry.windows import flip_pose
+from ...geometry.skeleton import H36M17, mirror_points
 from ...layers.frozen import freeze
 from ...layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ...layers.tra import TokenRecovery, interpolate_frames
@@ -206,5 +206,5 @@ def lift_windows(model: PrunableHost, x: Tensor, flip: bool) -> LiftedPose:
     if not flip:
         return lifted
     partial = lifted.index is not None and lifted.pose.shape[1] != x.shape[1]
-    mirrored = model(flip_pose(x), index=lifted.index if partial else None)
-    return LiftedPose((lifted.pose + flip_pose(mirrored.pose)) / 2, lifted.index)
+    mirrored = model(mirror_points(x, H36M17), index=lifted.index if partial else None)
+    return LiftedPose((lifted.pose + mirror_points(mirrored.pose, H36M17)) / 2, lifted.index)

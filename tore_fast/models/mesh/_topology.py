@@ -17,8 +17,8 @@ import scipy.sparse as sp
 import torch
 
 from ...body import BodyTopology, load_body, load_topology
-from ...body.joints import H36M17_TO_J14, MANO21_TO_HAND21, MANO_FINGERTIPS
 from ...body.official import load_model
+from ...geometry.skeleton import H36M17_TO_J14, MANO21_TO_HAND21, MANO_FINGERTIPS
 from ...ops import MeshTopology, mesh_topology
 
 MESH_NAMES = ("free", "free_hand", "smpl", "mano")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...layers.clips import Clip, fade_weight, resample, split_clips
+from ...geometry.windows import Clip, fade_weight, resample, split_clips
 from ...layers.host_motion import HostMotion
 from ...layers.ik import hybrik_ik, split_features
 from .._registry import PaperRow, register_model

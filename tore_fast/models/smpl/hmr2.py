@@ -1,6 +1,6 @@
 """HMR2.0 (4D-Humans): ViT-H tokens -> one query token -> SMPL pose, shape, camera.
 
-In: square crops [B, 3, 256, 256] of data/hmr2_crop.py; out: `HMROutput`, whose `token` feeds models/motion/denoiser.py
+In: square crops [B, 3, 256, 256] of geometry/warp.py; out: `HMROutput`, whose `token` feeds models/motion/denoiser.py
 and whose rotations and betas feed body/. Depth and token count are config fields, so the ECLM + Mask-ToMe form
 (`fasthmr_hmr2`) is the same class with 28 blocks and 90 tokens.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...geometry.camera import crop_translation
+from ...geometry.camera import CROP_FOCAL_PX, CROP_PX, full_translation
 from ...geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
 from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig, FoldedDecoder
 from ...layers.frozen import freeze
@@ -188,7 +188,9 @@ class SMPLHead(nn.Module):
         else:
             rotations = axis_angle_to_matrix(pose.unflatten(1, (self.num_joints, 3)))
         points = None if kp is None else kp.float().unflatten(1, (self.num_keypoints, 2))
-        return HMROutput(token, rotations, betas.float(), cam, crop_translation(cam), pose, points)
+        return HMROutput(
+            token, rotations, betas.float(), cam, full_translation(cam, focal=CROP_FOCAL_PX, crop=CROP_PX), pose, points
+        )
 
 
 class HMR2(nn.Module):
