@@ -6,23 +6,25 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from . import arguments
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from .predict import Args
 
 
-def host_video(
-    args: Args, pipeline: Any, source: Any, tracker: Any, folder: Path, formats: tuple[str, ...]
-) -> tuple[list[Path], str | None]:
-    """Files of one video and the error that ended it early."""
+class HostRunner(NamedTuple):
+    """What all videos of a run share."""
+
+    pipeline: Any  # VideoPipeline
+    masks: Callable | None  # of a folder or a function of the user's
+    decoding: dict[str, Any]
+
+
+def host_runner(args: Args, pipeline: Any) -> HostRunner:
+    """The video pipeline of HMR2.0 or CameraHMR with its motion decoder and masks; checks every option on the way."""
     from ..models import load_pretrained
     from ..models.motion.fasthmr import FastHMRMotion
     from ..pipelines.options import MASK_SOURCES, DecodeOptions, VideoOptions
-    from ..pipelines.overlay_video import write_overlay
-    from ..pipelines.track_files import FORMATS
     from ..pipelines.video import VideoPipeline
 
     decoding = {k: v for k, v in asdict(args.video).items() if k in DecodeOptions.__dataclass_fields__}
@@ -44,7 +46,18 @@ def host_video(
             raise ValueError(f"--video.motion {args.video.motion}: not a motion decoder (fasthmr_motion)")
     model = pipeline.body_model
     runner = VideoPipeline(model.network, model.body, motion, options, pipeline.device)
-    masks = _masks(args, tracker)
+    return HostRunner(runner, _masks(args), decoding)
+
+
+def host_video(
+    args: Args, pipeline: Any, shared: HostRunner, source: Any, tracker: Any, folder: Path, formats: tuple[str, ...]
+) -> tuple[list[Path], str | None]:
+    """Files of one video and the error that ended it early."""
+    from ..pipelines.overlay_video import write_overlay
+    from ..pipelines.track_files import FORMATS
+
+    runner, decoding = shared.pipeline, shared.decoding
+    masks = shared.masks or (None if args.masks != "auto" else getattr(tracker, "masks", None))
     settings = {
         "model": args.model,
         "checkpoint": str(args.checkpoint),
@@ -52,7 +65,7 @@ def host_video(
         **{k: getattr(args, k) for k in ("boxes", "detector", "detector_weights", "masks", "precision", "limit")},
         **{k: getattr(args, k) for k in ("fov", "fov_net", "focal")},
         "principal": args.principal and list(args.principal),
-        "decoder_dim": model.network.config.decoder_dim,
+        "decoder_dim": runner.host.config.decoder_dim,
     }
     with args.progress(None, "frame", source.path.name) as bar:
         store = runner.encode_video(
@@ -83,32 +96,37 @@ def host_video(
 
 
 def mesh_video(
-    args: Args, pipeline: Any, source: Any, tracker: Any, folder: Path, formats: tuple[str, ...]
+    args: Args, pipeline: Any, shared: None, source: Any, tracker: Any, folder: Path, formats: tuple[str, ...]
 ) -> tuple[list[Path], str | None]:
     """The same for models without a video pipeline of their own."""
-    from ..pipelines.video_mesh import FORMATS, predict_video
+    from ..pipelines.video_mesh import predict_video
+
+    with args.progress(None, "frame", source.path.name) as bar:
+        return predict_video(pipeline, source, folder, tracker, formats, args.limit, lambda i: bar.update(1))
+
+
+def check_mesh_video(args: Args, formats: tuple[str, ...]) -> None:
+    """ValueError for options that models without a video pipeline of their own do not have."""
+    from ..pipelines.video_mesh import FORMATS
 
     if wrong := [f for f in formats if f not in FORMATS]:
         raise ValueError(f"--format: {wrong[0]} of a video needs a model of SMPL parameters (hmr2*, camerahmr*)")
     if args.video.motion:
         raise ValueError("--video.motion goes with HMR2.0 and CameraHMR")
-    with args.progress(None, "frame", source.path.name) as bar:
-        return predict_video(pipeline, source, folder, tracker, formats, args.limit, lambda i: bar.update(1))
 
 
-def _masks(args: Args, tracker: Any) -> Callable | None:
-    """(frame number, frame, boxes) -> masks: of a folder, a function of the user's, or the detector."""
+def _masks(args: Args) -> Callable | None:
+    """(frame number, frame, boxes) -> masks: of a folder, or a function of the user's."""
     from ..data.detect import load_callable
     from ..io.video import MaskFolder, TrackBoxes
     from ..pipelines.images import BOX_MODES
     from ..pipelines.options import MASK_SOURCES
 
     if args.masks in MASK_SOURCES:
-        return getattr(tracker, "masks", None)
+        return None
     if ":" in args.masks and not Path(args.masks).exists():
         return load_callable(args.masks, "--masks")
-    with arguments("--masks"):
-        folder = MaskFolder(args.masks)
+    folder = MaskFolder(args.masks)
     only = args.boxes in BOX_MODES or len(TrackBoxes.read(args.boxes).tracks) <= 1
 
     def at(i: int, frame: Any, boxes: dict) -> dict:

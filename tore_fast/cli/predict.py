@@ -92,6 +92,7 @@ def run(args: Args) -> int:
         formats = _formats(args, found.images, found.videos)
         detector = _detector(args, found.videos)
         pipeline = _pipeline(args, found.images, found.videos, detector)
+        shared = _video_runner(args, pipeline, formats[1]) if found.videos else None
     args.note_random("bodies")
     entries: list[dict[str, Any]] = []
     with args.folder() as out:
@@ -100,7 +101,7 @@ def run(args: Args) -> int:
         if found.images:
             entries += _images(args, pipeline, found.images, names, formats[0])
         for path in found.videos:
-            entries.append(_video(args, pipeline, detector, path, out / names[path], formats[1]))
+            entries.append(_video(args, pipeline, shared, detector, path, out / names[path], formats[1]))
         failed = len(found.errors) + sum("error" in e for e in entries)
         _summary(args, pipeline, entries)
     return report_failures(failed, len(paths) + len(found.errors))
@@ -217,13 +218,29 @@ def _images(
     return entries
 
 
+def _video_runner(args: Args, pipeline: Any, formats: tuple[str, ...]) -> Any:
+    """What all videos share; checks their options before any work."""
+    from ..pipelines.bodies import HostModel
+    from ._predict_video import check_mesh_video, host_runner
+
+    if isinstance(pipeline.body_model, HostModel):
+        return host_runner(args, pipeline)
+    check_mesh_video(args, formats)
+    return None
+
+
 def _video(
-    args: Args, pipeline: Any, detector: Callable | None, path: Path, folder: Path, formats: tuple[str, ...]
+    args: Args,
+    pipeline: Any,
+    shared: Any,
+    detector: Callable | None,
+    path: Path,
+    folder: Path,
+    formats: tuple[str, ...],
 ) -> dict:
     """Index entry of one video; what goes wrong costs this video only."""
     from ..data.detect import BoxTracker
     from ..io.video import TrackBoxes, open_video
-    from ..pipelines.bodies import HostModel
     from ..pipelines.images import BOX_MODES
     from ._predict_video import host_video, mesh_video
 
@@ -236,8 +253,8 @@ def _video(
         elif args.boxes not in BOX_MODES:
             table = TrackBoxes.read(args.boxes)
             tracker = lambda i, frame: table.at(i)
-        work = host_video if isinstance(pipeline.body_model, HostModel) else mesh_video
-        written, error = work(args, pipeline, source, tracker, folder, formats)
+        work = mesh_video if shared is None else host_video
+        written, error = work(args, pipeline, shared, source, tracker, folder, formats)
         entry |= {"files": [str(p.relative_to(args.out)) for p in written]}
         entry |= {"people": sum(p.suffix == f".{formats[0]}" for p in written)}
         if error is not None:
