@@ -47,7 +47,7 @@ def test_row_store(tmp_path):
     assert again.done() == {0, 1, 4} and again.failures() == {3: "bad image"}
     merged = again.merged()
     assert merged["index"].tolist() == [0, 1, 4] and merged["x"][0] in (0.0, 9.0)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
     with pytest.raises(ValueError, match="rows of another evaluation .a was 1, is 2"):
         RowStore(tmp_path, {"a": 2})
 

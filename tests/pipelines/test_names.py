@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tore_fast.io.atomic import whole_file
+from tore_fast.io.atomic import replacing
 from tore_fast.pipelines.names import output_names, read_index, write_index
 
 
@@ -77,12 +77,12 @@ def test_long_names_and_names_that_are_not_utf8(tmp_path):
 
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / "x.txt"
-    with pytest.raises(ZeroDivisionError), whole_file(path) as part:
+    with pytest.raises(ZeroDivisionError), replacing(path) as part:
         part.write_text("half")
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
-    with whole_file(path) as part:
+    with replacing(path) as part:
         part.write_text("whole")
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(OSError, match=r"none.x\.txt"), whole_file(tmp_path / "none" / "x.txt") as part:
+    with pytest.raises(OSError, match=r"none.x\.txt"), replacing(tmp_path / "none" / "x.txt") as part:
         part.write_text("")

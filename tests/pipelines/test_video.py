@@ -330,7 +330,7 @@ KEEP = {"merge_r": "none", "keep_tokens": "100"}
 
 def test_command(clip, folders, tmp_path, capsys):
     common = dict(model=str(folders / "host"), out=tmp_path, boxes=str(clip / "boxes.csv"), limit=12)
-    assert predict(clip, **common, motion=str(folders / "motion"), format="npz,bvh", overrides=KEEP) == 0
+    assert predict(clip, **common, motion=str(folders / "motion"), format="npz,bvh", set=KEEP) == 0
     text = capsys.readouterr().out
     assert "2 people in 1 inputs" in text and "encode" in text
     out = tmp_path / clip.name
@@ -359,7 +359,7 @@ def test_command(clip, folders, tmp_path, capsys):
         ({"focal": -3.0}, "focal_px must be positive"),
         ({"focal": 100.0, "fov": 50.0}, "focal_px or fov_deg, not both"),
         ({"limit": 0}, "--limit: expected at least 1"),
-        ({"overrides": {"keep_tokens": "few"}}, "--set keep_tokens: expected a whole number or none, got 'few'"),
+        ({"set": {"keep_tokens": "few"}}, "--set keep_tokens: expected a whole number or none, got 'few'"),
         ({"fov_net": "nowhere.ckpt"}, "a field-of-view net belongs to CameraHMR models"),
     ],
 )
@@ -392,7 +392,7 @@ def test_options_check_themselves(change, message):
 def test_command_decodes_again_with_other_settings(clip, folders, tmp_path, capsys):
     """Settings of the second stage leave the encoded rows alone and make the files anew; the first stage's refuse."""
     common = dict(model=str(folders / "host"), out=tmp_path, boxes=str(clip / "boxes.csv"), format="npz")
-    common |= dict(motion=str(folders / "motion"), overrides={**KEEP, "merge_per_block": "30"})
+    common |= dict(motion=str(folders / "motion"), set={**KEEP, "merge_per_block": "30"})
     out, got = tmp_path / clip.name, []
     for change in ({}, {"denoising_steps": 4}, {"ik_mode": "naive"}, {"max_gap": 1}, {"overlap": 3}, {}):
         assert predict(clip, **common, **change) == 0
@@ -405,7 +405,7 @@ def test_command_decodes_again_with_other_settings(clip, folders, tmp_path, caps
     ]
     assert not np.allclose(got[3], got[1]) and not np.allclose(got[5], got[1]) and not np.allclose(got[9], got[1])
     np.testing.assert_array_equal(got[11], got[1])
-    assert predict(clip, **{**common, "overrides": {**KEEP, "merge_per_block": "31"}}) == 1
+    assert predict(clip, **{**common, "set": {**KEEP, "merge_per_block": "31"}}) == 1
     assert "other settings (set)" in capsys.readouterr().err
 
 

@@ -191,27 +191,29 @@ def test_correcting_a_host_starts_at_the_hosts_own_motion(rest):
 
 def test_both_stages_by_command(files, tmp_path):
     from tore_fast.cli import UsageError
-    from tore_fast.cli import train_fasthmr as command
+    from tore_fast.cli import train_motion as command
     from tore_fast.models import load_pretrained
 
-    small = dict(latent_tokens=2, latent_dim=16, ff_size=32, heads=2, decoder_layers=1)
+    small = dict(latent_tokens="2", latent_dim="16", ff_size="32", heads="2", decoder_layers="1", encoder_layers="1")
     loop = dict(steps=2, batch_size=2, eval_every=2)
     first = command.Args(
-        files[0].parent,
+        data=files[0].parent,
         up="camera",
         held_out=3,
         frames=16,
-        extra={**small, "encoder_layers": 1},
+        set=small,
+        export=tmp_path / "1" / "model",
         train=TrainConfig(out=str(tmp_path / "1"), **loop),
     )
     assert command.run(first) == 0
     second = command.Args(
-        files[0].parent,
-        vae=tmp_path / "1" / "model",
+        data=files[0].parent,
+        motion_prior=tmp_path / "1" / "model",
         up="camera",
         held_out=3,
         frames=16,
-        extra={"denoiser_layers": 1},
+        set={"denoiser_layers": "1"},
+        export=tmp_path / "2" / "model",
         train=TrainConfig(out=str(tmp_path / "2"), **loop),
     )
     assert command.run(second) == 0

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from . import arguments, print_error
 
@@ -22,7 +20,7 @@ class ModelArgs:
     """`default` (built in), a registered name (tore-fast list), or a folder written by save_pretrained."""
     checkpoint: Path | None = None
     """Weights: a folder of ours, or an official file (of the model that --model names, else told by its keys)."""
-    overrides: Annotated[dict[str, str], tyro.conf.arg(name="set")] = field(default_factory=dict)
+    set: dict[str, str] = field(default_factory=dict)
     """Fields of the model's config as NAME VALUE pairs, e.g. --set keep_tokens 90 prop_attn false."""
     mesh_data: Path | None = None
     """Folder with the SMPL/MANO topology files, for models of those meshes (else $TORE_FAST_MESH_DATA)."""
@@ -33,11 +31,11 @@ class ModelArgs:
         Raises:
             ValueError: an unknown field, or a value of another type than the field's.
         """
-        if not self.overrides:
+        if not self.set:
             return {}
         from ..models._overrides import config_type, parse_overrides
 
-        return parse_overrides(config_type(self.registered_name()), self.overrides)
+        return parse_overrides(config_type(self.registered_name()), self.set)
 
     def registered_name(self) -> str:
         """Registered name behind --model and --checkpoint."""

@@ -61,7 +61,7 @@ def host_video(
     settings = {
         "model": args.model,
         "checkpoint": str(args.checkpoint),
-        "set": args.overrides,
+        "set": args.set,
         **{k: getattr(args, k) for k in ("boxes", "detector", "detector_weights", "masks", "precision", "limit")},
         **{k: getattr(args, k) for k in ("fov", "fov_net", "focal")},
         "principal": args.principal and list(args.principal),

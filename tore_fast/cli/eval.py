@@ -5,7 +5,6 @@ A job has its own `Args` and `run`. A family that cannot be scored as a mesh add
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -109,8 +108,10 @@ def report(metrics: dict, json_path: Path | None) -> int:
 def write_json(metrics: dict, path: Path | None) -> None:
     """Metrics to --json, where one is given; its folder is made."""
     if path is not None:
+        from ..io import atomic
+
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_json_numbers(metrics), indent=2, allow_nan=False) + "\n")
+        atomic.write_json(path, _json_numbers(metrics), indent=2)
 
 
 def _json_numbers(value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._training import check_crops, tested_model
+from ._models import check_crops, tested_model
 from .eval import RunArgs, device_of, guarded, report, work_folder
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ._training import check_crops, tested_model, trained_size
+from ._models import check_crops, tested_model, trained_size
 from .eval import RunArgs, device_of, guarded, report, work_folder, write_json
 
 

@@ -82,11 +82,12 @@ def _evaluate(args: Args) -> int:
     from ..data.pose_sets import read_pose_set
     from ..eval.lifting import lifted_pairs
     from ..eval.pose import PoseMeter
+    from ..layers.prepared import prepare
     from ..pipelines.lift import load_lifter, trained_fps
 
     option = _options(args.options)
     model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
-    model.freeze()
+    prepare(model)
     split = option.get("split", "test")
     found = read_pose_set(args.data, option.get("cameras"), (split,))
     items = found.items[split]

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ._body import protocol_of
 from .eval import RunArgs, device_of, guarded, registered_entry, report, work_folder, write_json
-from .mesh_body import protocol_of
 
 
 @dataclass

@@ -55,10 +55,11 @@ def run(args: Args) -> int:
     from tqdm import tqdm
 
     from .._device import pick_device
+    from ..data.synth import rendered
     from ..geometry import camera
     from ..layers.eclm import ECLMPlan, describe
     from ..models._hub import save_pretrained
-    from ..pipelines import hosts, merge, synth_clips
+    from ..pipelines import hosts, merge
 
     with arguments():
         device = pick_device(args.device)
@@ -77,7 +78,7 @@ def run(args: Args) -> int:
         if labelled:
             if hasattr(model, "cam_model"):
                 raise ValueError("labelled clips are for HMR2.0 (CameraHMR needs the camera of every image)")
-            found = synth_clips.labelled_crops(args.inputs[0], args.limit, hosts.body_joints(args.body, "cpu"))
+            found = rendered.labelled_crops(args.inputs[0], args.limit, hosts.body_joints(args.body, "cpu"))
             targets = [found.joints[i : i + args.batch_size] for i in range(0, len(found.crops), args.batch_size)]
         else:
             found = hosts.image_crops(

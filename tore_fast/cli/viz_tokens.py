@@ -32,7 +32,7 @@ def run(args: Args) -> int:
     from PIL import Image
 
     from ..geometry.warp import normalise_image
-    from ..io.atomic import whole_file
+    from ..io.atomic import replacing
     from ..io.image import read_image
     from ..models import create_model
     from ..models.keypoints.tcformer import TCFormer
@@ -62,7 +62,7 @@ def run(args: Args) -> int:
     with args.folder() as folder:
         name = output_names([args.image], folder, (".png",))[0]
         out = folder / f"{name}_tokens.png"
-        with arguments(f"--out: {out} cannot be written"), whole_file(out) as part:
+        with arguments(f"--out: {out} cannot be written"), replacing(out) as part:
             Image.fromarray(token_panel(pixels, stages)).save(part)
     counts = [t.num_tokens for t in stages]
     text = f"{out}: " + ", ".join(f"stage {i}: {n}" for i, n in enumerate(counts, 1)) + " tokens"

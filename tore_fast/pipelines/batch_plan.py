@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.readers.hmr2_tar import expand_tars, tar_samples
-from ..io.atomic import write_whole
+from ..io.atomic import write_bytes
 from ..io.image import EXTENSIONS
 
 try:
@@ -152,8 +152,8 @@ class BatchFolder:
             folder.mkdir(parents=True, exist_ok=True)
         for unit in range(count):
             part = images[unit * unit_images : (unit + 1) * unit_images]
-            write_whole(self.plan / f"unit-{unit:06d}.json", json.dumps(part).encode())
-        write_whole(self.root / "manifest.json", json.dumps(asdict(wanted), indent=2).encode())
+            write_bytes(self.plan / f"unit-{unit:06d}.json", json.dumps(part).encode())
+        write_bytes(self.root / "manifest.json", json.dumps(asdict(wanted), indent=2).encode())
         return wanted
 
     def _check(self, wanted: Manifest) -> None:

@@ -24,6 +24,7 @@ from ..geometry import camera
 from ..geometry.crop import Crop, centre_crop
 from ..geometry.rotation import matrix_to_axis_angle
 from ..io.image import ImageError, check_box, read_image
+from ..layers.prepared import prepare
 from ..models import create_model, from_pretrained, load_pretrained
 from ..models.default import BUILT_IN, default_folder
 from .bodies import Bodies, BodyModel, Sight, body_model
@@ -174,10 +175,8 @@ class ImagePipeline:
                 box_rule=box_rule,
                 masks=masks,
             )
-            if not isinstance(model, nn.Module):  # exact inference shortcuts; a module handed in stays as it is
-                for shortcut in ("fuse", "fold"):
-                    if hasattr(network, shortcut):
-                        getattr(network, shortcut)()
+            if not isinstance(model, nn.Module):
+                prepare(network)  # a module handed in stays as it is
         self.model = self.body_model.network
         self.topology, self.joint_names = self.body_model.topology, self.body_model.joint_names
         self.batch_size, self.workers, self.find_people = batch_size, workers, find_people

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..io.atomic import write_whole
+from ..io.atomic import write_bytes
 
 INDEX = "results.json"
 _DERIVED = re.compile(r"^(.+?)_(\d+|overlay|scene|tokens)$")  # files of one input: NAME_0.glb, NAME_overlay.png ...
@@ -106,5 +106,5 @@ def write_index(out: str | Path, entries: Sequence[dict], facts: dict | None = N
         key = os.path.abspath(entry["source"])
         merged[key] = {**entry, "source": key}
     data = {**(facts or {}), "items": sorted(merged.values(), key=lambda e: e["source"])}
-    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())  # ASCII: file names of any bytes survive
+    write_bytes(path, (json.dumps(data, indent=1) + "\n").encode())  # ASCII: file names of any bytes survive
     return path

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..body import Body
+from ..io.atomic import PendingFile
 from ..io.video import VideoSource
 from ..vis.overlay import PALETTE, PerspectiveCamera, draw_people
 from .track_store import NpzRows
@@ -157,10 +158,10 @@ def write_piece(
 ) -> None:
     import imageio.v2 as imageio
 
-    hidden = path.with_name(f".{path.name}")
+    pending = PendingFile(path)
     # B-frames shift a piece's first time stamp, which doubles a frame at every seam
     writer = imageio.get_writer(
-        hidden,
+        pending.part,
         format="ffmpeg",
         fps=fps,
         codec="libx264",
@@ -179,9 +180,9 @@ def write_piece(
                 if on_frame is not None:
                     on_frame(index)
     except BaseException:
-        hidden.unlink(missing_ok=True)
+        pending.discard()
         raise
-    hidden.replace(path)
+    pending.commit()
 
 
 def _join(pieces: Sequence[Path], path: Path) -> None:
@@ -191,11 +192,11 @@ def _join(pieces: Sequence[Path], path: Path) -> None:
         return
     from imageio_ffmpeg import get_ffmpeg_exe
 
-    names, hidden = pieces[0].with_name("pieces.txt"), path.with_name(f".{path.stem}.part.mp4")
+    names, pending = pieces[0].with_name("pieces.txt"), PendingFile(path)
     names.write_text("".join(f"file '{p.name}'\n" for p in pieces))
-    command = [get_ffmpeg_exe(), "-y", "-v", "error", "-f", "concat", "-i", str(names), "-c", "copy", str(hidden)]
+    command = [get_ffmpeg_exe(), "-y", "-v", "error", "-f", "concat", "-i", str(names), "-c", "copy", str(pending.part)]
     made = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if made.returncode:
-        hidden.unlink(missing_ok=True)
+        pending.discard()
         raise RuntimeError(f"{path}: ffmpeg could not join the pieces: {made.stderr.strip()}")
-    hidden.replace(path)
+    pending.commit()

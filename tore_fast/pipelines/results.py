@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..io.atomic import whole_file
+from ..io.atomic import replacing
 from ..vis import export, overlay
 from .images import ImagePipeline, ImageResult, Person
 
@@ -151,7 +151,7 @@ def write_result(
     written: list[Path] = []
 
     def put(file: str, write: Callable[[Path], None]) -> None:
-        with whole_file(folder / file) as part:
+        with replacing(folder / file) as part:
             write(part)
         written.append(folder / file)
 

@@ -39,22 +39,21 @@ def track_writers(
     vertices, joints = (t[0].cpu().numpy() for t in body.rest(shape[:, : body.num_betas], 1))
     made: list[Callable] = []
     for path in files:
-        kind, hidden = path.suffix[1:], path.with_name(f".{path.stem}.part{path.suffix}")
+        kind = path.suffix[1:]
         if kind == "npz":
             made.append(_npz_writer(path, body.name, options, count, shape, fps, store, track))
             continue
         if kind == "bvh":
-            out = BvhWriter(hidden, joints, body.parents, SMPL24.names, count, fps)
+            out = BvhWriter(path, joints, body.parents, SMPL24.names, count, fps)
         else:
             faces, weights = body.faces(0), body.weights.cpu().numpy()
-            out = GlbAnimation(hidden, vertices, faces, weights, joints, body.parents, SMPL24.names, count, fps)
+            out = GlbAnimation(path, vertices, faces, weights, joints, body.parents, SMPL24.names, count, fps)
 
-        def write(piece: dict | None, out=out, hidden=hidden, path=path) -> None:
+        def write(piece: dict | None, out=out) -> None:
             if piece is not None:
                 out.write(piece["rotations"], piece["trans"] + joints[0])
                 return
             out.close()
-            hidden.replace(path)
 
         made.append(write)
     return made

@@ -30,6 +30,7 @@ from ..geometry.windows import fill_gaps, track_spans
 from ..io.image import ImageError
 from ..io.video import VideoSource
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
+from ..layers.prepared import prepare
 from ..models._hub import load_pretrained
 from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
 from ..models.smpl.camerahmr import CameraHMR
@@ -152,7 +153,8 @@ class VideoPipeline:
         decoder = load_pretrained(motion) if motion else None
         if decoder is not None and not isinstance(decoder, FastHMRMotion):
             raise ValueError(f"{motion}: not a motion decoder (fasthmr_motion)")
-        pipe = cls(network.fold(), load_named_body(body), decoder, options, device)
+        pipe = cls(network, load_named_body(body), decoder, options, device)
+        prepare(pipe.host)  # a host handed in stays as it is
         pipe.name = name
         return pipe
 

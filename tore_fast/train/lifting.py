@@ -1,20 +1,19 @@
 """Training of the video pose hosts: 2D windows in, root-relative 3D out, base, HoT and TPC alike.
 
 `PoseLifting` is the task that train/loop.py runs; eval/lifting.py measures a model on whole clips. Data: data/mocap.py
-(random cameras, new at every step) or recorded clips of data/h36m.py. Command: cli/train_hot.py.
+(random cameras, new at every step) or recorded clips of data/h36m.py. Command: cli/train_lifting.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.mocap import Motion, film, seen_by_camera
+from ..data.mocap import CAMERA_SEED, Motion, film, seen_by_camera
 from ..data.pose_clip import PoseClip
 from ..eval.lifting import evaluate_clips
 from ..geometry.skeleton import H36M17, mirror_points
@@ -88,37 +87,19 @@ def frame_waves(frames: int, channels: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_weights(model: PrunableHost, init: str | Path | None, embed_std: float = 0.0, seed: int = 0) -> str:
-    """Weights to start a training from; returns what was done, for the log.
+def spread_embeddings(model: PrunableHost, std: float, seed: int = 0) -> None:
+    """Starts the embeddings with deviation `std`: random ones of the joints, waves (`frame_waves`) of the frames and of TRA's
+    queries.
 
-    The published start of the embeddings is zero or nearly so. Hours of training find out from there which joint and frame a
-    token is; minutes do not.
-
-    Args:
-        init: folder of save_pretrained. Tensors of the same name and shape are copied; the rest keeps its start.
-        embed_std: deviation of the embeddings that `init` does not give: random ones of the joints, waves
-            (`frame_waves`) of the frames and of TRA's queries.
+    Their published start is zero or nearly so. Hours of training find out from there which joint and frame a token is; minutes
+    do not.
     """
-    from ..models import load_pretrained
-
-    own = model.state_dict()
-    given = {} if init is None else load_pretrained(init).state_dict()
-    fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
-    if init is not None and not fits:
-        raise ValueError(f"--init {init}: none of its tensors fits this model")
     generator = torch.Generator().manual_seed(seed)
-    for name, value in own.items():
-        if name in fits:
-            value.copy_(given[name])
-        elif embed_std and name in JOINT_EMBEDDINGS:
-            value.copy_(torch.randn(value.shape, generator=generator) * embed_std)
-        elif embed_std and name in FRAME_EMBEDDINGS:
-            value.copy_(frame_waves(value.shape[1], value.shape[-1]).reshape(value.shape) * embed_std)
-    if init is None:
-        return ""
-    kept = [name for name in own if name not in fits]
-    fresh = f", {len(kept)} start anew: {', '.join(kept[:12])}" if kept else ""
-    return f"{init}: {len(fits)} of {len(own)} tensors taken{fresh}\n"
+    for name, value in model.state_dict().items():
+        if name in JOINT_EMBEDDINGS:
+            value.copy_(torch.randn(value.shape, generator=generator) * std)
+        elif name in FRAME_EMBEDDINGS:
+            value.copy_(frame_waves(value.shape[1], value.shape[-1]).reshape(value.shape) * std)
 
 
 class PoseLifting(Task):
@@ -128,9 +109,11 @@ class PoseLifting(Task):
         model: a registered video pose host.
         train: motions (filmed by a new random camera per window) or recorded clips.
         validation: the same kind, of *training* subjects that `train` does not contain; chooses the best checkpoint.
+        test: the same kind, for `report`; pck_joints: the joints that PCK and AUC count there (None: all).
     """
 
     best_metric = "mpjpe"
+    validation = "training subjects that are held out"
 
     def __init__(
         self,
@@ -139,6 +122,8 @@ class PoseLifting(Task):
         validation: Sequence[Motion] | Sequence[PoseClip],
         config: PoseDataConfig,
         seed: int = 0,
+        test: Sequence[Motion] | Sequence[PoseClip] = (),
+        pck_joints: Sequence[int] | None = None,
     ) -> None:
         shared = {c.subject for c in train} & {c.subject for c in validation} - {""}
         if shared:
@@ -162,7 +147,8 @@ class PoseLifting(Task):
         # an epoch: every frame once as a target; MHFormer regresses one frame a window
         targets = 1 if type(model).__name__ == "Mhformer" else self.frames
         self.items_per_epoch = max(1, round(lengths.sum() / targets))
-        self.validation = film(resampled(validation, config.fps), config.noise_px, seed=seed + 1)
+        self.held_out = film(resampled(validation, config.fps), config.noise_px, seed=seed + 1)
+        self.test, self.pck_joints = test, pck_joints
         self.loss_fn = host_loss(model)
 
     def window(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -200,10 +186,16 @@ class PoseLifting(Task):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         c = self.config
-        meter = evaluate_clips(
-            unwrapped(model), self.validation, flip=c.flip, stride=c.eval_stride, limit=c.eval_windows
-        )
+        meter = evaluate_clips(unwrapped(model), self.held_out, flip=c.flip, stride=c.eval_stride, limit=c.eval_windows)
         return meter.result()
+
+    def report(self, model: nn.Module) -> dict:
+        """All windows of the test clips, and the means of each action."""
+        if not self.test:
+            return {}
+        clips = film(resampled(self.test, self.config.fps), self.config.noise_px, CAMERA_SEED)
+        meter = evaluate_clips(unwrapped(model), clips, self.config.flip, pck_joints=self.pck_joints)
+        return {**meter.result(), "per_action": meter.per_action()}
 
 
 def resampled(items: Sequence[Motion] | Sequence[PoseClip], fps: float) -> list:

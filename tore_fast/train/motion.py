@@ -22,11 +22,13 @@ from ..data.synth.motion import mirror_rotations, motion_rotations
 from ..data.synth.poses import to_camera_axes
 from ..geometry.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
 from ..geometry.windows import resample
+from ..io.weights import read_weights
 from ..layers.ik import pose_to_features, split_features
 from ..models.motion.fasthmr import FastHMRMotion, feature_statistics
 from ..models.motion.vae import MotionVAE, vae_losses
 from .config import Task
 
+STATISTICS = "statistics.pt"  # beside the exported prior
 _Z_UP_TO_CAMERA = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # x right, y down, z forward
 
 
@@ -124,6 +126,21 @@ def hold_out(clips: Sequence[MotionClip], every: int) -> tuple[list[MotionClip],
     motions = list(dict.fromkeys(c.motion for c in clips))
     away = set(motions[::every])
     return [c for c in clips if c.motion not in away], [c for c in clips if c.motion in away]
+
+
+def read_prior(folder: str | Path) -> tuple[MotionVAE, Tensor, Tensor]:
+    """The motion VAE of a checkpoint folder of stage 1, and the mean and deviation [133] of its features.
+
+    Raises:
+        ValueError: the folder of another model.
+    """
+    from ..models import load_pretrained
+
+    vae = load_pretrained(folder)
+    if not isinstance(vae, MotionVAE) or not (Path(folder) / STATISTICS).is_file():
+        raise ValueError(f"--motion-prior: {folder} is not a motion VAE (stage 1 of `tore-fast train motion`)")
+    stats = read_weights(Path(folder) / STATISTICS)
+    return vae, stats["mean"], stats["std"]
 
 
 def _has_poses(path: Path) -> bool:
@@ -238,6 +255,10 @@ class MotionVAETask(_MotionTask):
         super().__init__(clips, held_out, rest, frames, seed)
         self.model, self.kl_weight, self.velocity_weight = vae, kl_weight, velocity_weight
         self.mean, self.std = feature_statistics(torch.cat([self.clip_features(i) for i in range(len(clips))]))
+
+    def save_statistics(self, folder: Path) -> None:
+        """Writes mean and deviation of the features beside the exported prior."""
+        torch.save({"mean": self.mean, "std": self.std}, folder / STATISTICS)
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         features = torch.stack([f for f, _ in self._windows(index, batch_size, mirror=True, time=False)])

@@ -1,4 +1,6 @@
 """Mesh files for other programs: GLB, OBJ, PLY, STL through trimesh.
+from ..io.atomic import write_bytes
+
 
 In: vertices in camera axes (x right, y down, z away) as pipelines/ gives them; out: files with y UP and the person
 facing +z when it faced the camera, metres, as viewers expect (a half turn about x; the faces keep their orientation).
@@ -10,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ..io.atomic import write_bytes
 
 FORMATS = ("glb", "obj", "ply", "stl")
 _COLOUR = (166, 189, 219, 255)
@@ -68,4 +72,4 @@ def save_mesh(
         data = scene.export(file_type="glb", include_normals=True)
     else:
         data = (meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)).export(file_type=kind)
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    write_bytes(path, data.encode() if isinstance(data, str) else data)

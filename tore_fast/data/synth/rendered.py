@@ -1,30 +1,27 @@
-"""Real motion rendered as clips of a person, and what a host makes of them: training data of FastHMR's stage 2, test data
+"""Real motion rendered as clips of a person, and what a regressor makes of them: training data of FastHMR's stage 2, test data
 of docs/smpl.md.
 
 In: motions (data/mocap.py) on the free body; out: one `.npz` per clip with images and labels (`write_clips`), and one
-with poses and a host's per-frame features (`write_tokens`, `write_view_tokens`), which train/motion.py:read_motion takes.
+with poses and a regressor's per-frame features (`write_tokens`, `write_view_tokens`), which train/motion.py:read_motion takes.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data.mocap import Motion
-from ..data.synth.clips import ClipCrops
-from ..data.synth.motion import mirror_rotations, motion_rotations
-from ..eval.pose import mpjpe, p_mpjpe
-from ..eval.protocols import acceleration_error
-from ..geometry.rotation import axis_angle_to_matrix
-from ..geometry.warp import normalise_image
-from ..layers.mask_tome import ellipse_mask
-from ..models.smpl.hmr2 import HMR2
+from ...geometry.rotation import axis_angle_to_matrix
+from ...geometry.warp import normalise_image
+from ...io.atomic import write_arrays
+from ...layers.mask_tome import ellipse_mask
+from ..mocap import Motion
+from .clips import ClipCrops
+from .motion import mirror_rotations, motion_rotations
 
 VIEW_STRIDE = 100_000  # between the random streams of a motion's renderings
 
@@ -102,8 +99,8 @@ def read_clip(path: str | Path) -> ClipImages:
         return ClipImages(images, masks, data["poses"], data["betas"], float(data["mocap_framerate"]))
 
 
-class HostClip(NamedTuple):
-    """A host's read-outs on a clip."""
+class ModelClip(NamedTuple):
+    """A regressor's read-outs on a clip."""
 
     rotations: Tensor  # [F, 24, 3, 3]
     betas: Tensor  # [F, 10]
@@ -111,30 +108,30 @@ class HostClip(NamedTuple):
 
 
 @torch.inference_mode()
-def run_host(host: HMR2, clip: ClipImages, masks: str = "given", batch_size: int = 64) -> HostClip:
-    """The host on every frame; masks "ellipse" puts one in every crop, "none" withholds them (plain ToMe when tokens merge)."""
+def run_model(model: nn.Module, clip: ClipImages, masks: str = "given", batch_size: int = 64) -> ModelClip:
+    """The regressor on every frame; masks "ellipse" puts one in every crop, "none" withholds them (plain ToMe when tokens merge)."""
     if masks not in ("given", "ellipse", "none"):
-        raise ValueError(f"run_host: masks must be given, ellipse or none, got {masks!r}")
-    device = next(host.parameters()).device
+        raise ValueError(f"run_model: masks must be given, ellipse or none, got {masks!r}")
+    device = next(model.parameters()).device
     side = clip.masks.shape[-1]
     out = []
     for a in range(0, len(clip.images), batch_size):
         part = slice(a, a + batch_size)
         images = normalise_image(clip.images[part].to(device))
         own = clip.masks[part].to(device) if masks == "given" else None
-        out.append(host(images, ellipse_mask(len(images), side, side, device) if masks == "ellipse" else own))
+        out.append(model(images, ellipse_mask(len(images), side, side, device) if masks == "ellipse" else own))
     fields = (torch.cat([getattr(o, k) for o in out]).float().cpu() for k in ("rotations", "betas", "token"))
-    return HostClip(*fields)
+    return ModelClip(*fields)
 
 
 def write_tokens(
-    host: HMR2,
+    model: nn.Module,
     clips: Sequence[Path],
     folder: str | Path,
     masks: str = "given",
     each: Callable[[Iterable], Iterable] = lambda x: x,
 ) -> list[Path]:
-    """FOLDER/ID.npz per clip: poses, betas, mocap_framerate and the host's `tokens`; files that are there stay."""
+    """FOLDER/ID.npz per clip: poses, betas, mocap_framerate and the regressor's `tokens`; files that are there stay."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -143,12 +140,12 @@ def write_tokens(
         paths.append(path)
         if not path.exists():
             clip = read_clip(source)
-            _save(path, tokens=run_host(host, clip, masks).tokens.numpy(), **_labels(clip))
+            _save(path, tokens=run_model(model, clip, masks).tokens.numpy(), **_labels(clip))
     return paths
 
 
 def write_view_tokens(
-    host: HMR2,
+    model: nn.Module,
     motions: Sequence[Motion],
     crops: ClipCrops,
     folder: str | Path,
@@ -168,39 +165,12 @@ def write_view_tokens(
         paths.append(path)
         if not path.exists():
             clip = render_clip(motion, crops, index, fps, frames, view)
-            _save(path, tokens=run_host(host, clip).tokens.numpy(), motion=np.array(motion.id), **_labels(clip))
+            _save(path, tokens=run_model(model, clip).tokens.numpy(), motion=np.array(motion.id), **_labels(clip))
     return paths
 
 
 def _save(path: Path, **arrays) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as f:
-        np.savez(f, **arrays)
-    os.replace(part, path)  # a clip is there completely or not at all
-
-
-class JointErrors:
-    """MPJPE, PA-MPJPE (mm) and acceleration error (mm per frame^2) of root-relative joints over clips."""
-
-    def __init__(self) -> None:
-        self.got: list[Tensor] = []
-        self.want: list[Tensor] = []
-
-    def add(self, got: Tensor, want: Tensor) -> None:
-        """One clip, [F, J, 3] metres."""
-        self.got.append(1000 * (got - got[:, :1]).double())
-        self.want.append(1000 * (want - want[:, :1]).double())
-
-    def result(self) -> dict[str, float]:
-        got, want = torch.cat(self.got), torch.cat(self.want)
-        clips = [str(k) for k, g in enumerate(self.got) for _ in range(len(g))]
-        frames = [t for g in self.got for t in range(len(g))]
-        return {
-            "mpjpe_mm": float(mpjpe(got, want).mean()),
-            "pa_mpjpe_mm": float(p_mpjpe(got, want).mean()),
-            "accel_mm_per_frame2": acceleration_error(got.numpy(), want.numpy(), clips, frames)[0],
-            "frames": float(len(got)),
-        }
+    write_arrays(path, arrays)
 
 
 class LabelledCrops(NamedTuple):
@@ -221,7 +191,7 @@ def labelled_crops(folder: str | Path, count: int, joints: Callable[[Tensor, Ten
     """
     paths = sorted(Path(folder).glob("*.npz"))
     if not paths:
-        raise ValueError(f"{folder}: no rendered clip (.npz of `tore-fast train fasthmr_clips`)")
+        raise ValueError(f"{folder}: no rendered clip (.npz of `tore-fast synth clips`)")
     each = max(1, count // len(paths))
     crops, targets = [], []
     for path in paths:
