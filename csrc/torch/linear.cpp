@@ -1,4 +1,4 @@
-#include "../cpu/strassen_linear.h"
+#include "../cpu/linear.h"
 
 #include <memory>
 

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <limits>
 
-#include "strassen_linear.h"
+#include "linear.h"
 
 namespace tore_fast::cpu {
 namespace {

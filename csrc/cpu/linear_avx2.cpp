@@ -1,4 +1,4 @@
-#include "strassen_linear_kernel.h"
+#include "linear_kernel.h"
 
 namespace tore_fast::cpu {
 

@@ -1,4 +1,4 @@
-#include "strassen_linear.h"
+#include "linear.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "simd.h"
-#include "strassen_linear_kernel.h"
+#include "linear_kernel.h"
 
 namespace tore_fast::cpu {
 namespace {

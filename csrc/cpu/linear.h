@@ -1,5 +1,5 @@
 // y = act(norm(x) W^T + bias) + residual by Strassen's products (7 instead of 8 of half the size, `level` times over), float32.
-// In: x [rows, in] and a weight packed by strassen_pack. Out: y [rows, out]. Next on the way: csrc/torch/strassen_linear.cpp.
+// In: x [rows, in] and a weight packed by strassen_pack. Out: y [rows, out]. Next on the way: csrc/torch/linear.cpp.
 //
 // Rows of x and of W are brought to largest magnitudes in [1, 2) by powers of two, so the sums of blocks neither overflow
 // nor drown a small row beside a large one; rows that are not finite take part in no sum and get plain dot products.
