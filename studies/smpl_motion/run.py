@@ -148,11 +148,10 @@ def taus(args) -> None:
 def _merge_layers(args, folder: Path, tau: float, *more: str) -> None:
     if not (folder / "model" / "config.json").exists():
         tore_fast(
-            "eclm",
+            "merge",
+            args.out / "clips_train",
             "--model",
             args.out / "host" / "model",
-            "--data",
-            args.out / "clips_train",
             "--limit",
             670,
             "--tau",
