@@ -87,9 +87,9 @@ def run(args: Args) -> int:
 
     from .._device import pick_device
     from ..data.detect import BoxTracker, load_callable, load_detector
-    from ..io.video import MaskFolder, TrackBoxes, open_video
+    from ..io.video import MaskFolder, TrackBoxes, open_video, why_no_mp4
     from ..pipelines.options import VideoOptions
-    from ..pipelines.overlay_video import why_no_mp4, write_overlay
+    from ..pipelines.overlay_video import write_overlay
     from ..pipelines.track_files import FORMATS
     from ..pipelines.video import VideoPipeline
 

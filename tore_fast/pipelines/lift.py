@@ -124,22 +124,24 @@ def _check_host(built: torch.nn.Module, model: str | Path) -> None:
         raise ValueError(f"{model}: not a video pose model (hosts: {', '.join(HOSTS)})")
 
 
-def normalise(keypoints: np.ndarray, how: str, width: float | None = None, height: float | None = None) -> np.ndarray:
+def normalise_keypoints(
+    keypoints: np.ndarray, how: str, width: float | None = None, height: float | None = None
+) -> np.ndarray:
     """Pixels [T, 17, 2+] -> network input.
 
     "image": x / w * 2 - 1, y alike (VideoPose3D, MixSTE, MHFormer, HoT); "pixel": centred and divided by min(w, h) / 2
     (MotionBERT in the wild); "crop": the clip's bounding box to [-1, 1], needs no image size (MotionBERT).
     """
     if how not in NORMALISATIONS:
-        raise ValueError(f"normalise: expected one of {NORMALISATIONS}, got {how!r}")
+        raise ValueError(f"normalise_keypoints: expected one of {NORMALISATIONS}, got {how!r}")
     if how == "crop":
         return crop_scale_2d(keypoints).astype(np.float32)
     if width is None or height is None:
-        raise ValueError(f"normalise: {how!r} needs the image's width and height")
+        raise ValueError(f"normalise_keypoints: {how!r} needs the image's width and height")
     if how == "image":
         return normalise_2d(keypoints, width, height).astype(np.float32)
     if width <= 0 or height <= 0:
-        raise ValueError(f"normalise: width and height must be positive, got {width} x {height}")
+        raise ValueError(f"normalise_keypoints: width and height must be positive, got {width} x {height}")
     out = np.array(keypoints, np.float32)
     out[..., :2] = (out[..., :2] - np.array([width, height], np.float32) / 2) / (min(width, height) / 2)
     return out
@@ -262,10 +264,12 @@ class PoseStream:
             raise ValueError(f"PoseStream: latency must be in 0..{frames - 1} (window - 1), got {latency}")
         if normalisation == "crop":
             raise ValueError("PoseStream: 'crop' needs the whole clip; use 'image' or 'pixel' with width and height")
-        normalise(np.zeros((1, 17, 2)), normalisation, width, height)  # complains now rather than at the first frame
+        normalise_keypoints(
+            np.zeros((1, 17, 2)), normalisation, width, height
+        )  # complains now rather than at the first frame
         check_precision(precision)
         self.model, self.latency, self.flip, self.precision = model.eval(), latency, flip, precision
-        self._normalise = lambda x: normalise(x, normalisation, width, height)
+        self._normalise = lambda x: normalise_keypoints(x, normalisation, width, height)
         self._buffer: deque[np.ndarray] = deque(maxlen=2 * frames)
         self._count = 0
         self._given = 0
