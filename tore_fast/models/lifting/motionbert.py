@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...layers.dense import Dense
+from ...layers.linear import Linear
 from ...layers.pose_blocks import Axis, Mlp, PoseAttention
 from .._registry import PaperRow, register_model
 from ._base import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, pose_tags
@@ -86,7 +86,7 @@ class Motionbert(PrunableHost):
             blocks = (StreamBlock(dim, config.heads, config.mlp_hidden, order) for _ in range(depth))
             setattr(self, f"blocks_{name}", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pre_logits = nn.Sequential(OrderedDict(fc=Dense(dim, config.rep_channels), act=nn.Tanh()))
+        self.pre_logits = nn.Sequential(OrderedDict(fc=Linear(dim, config.rep_channels), act=nn.Tanh()))
         self.head = nn.Linear(config.rep_channels, 3)
         self.ts_attn = nn.ModuleList(nn.Linear(2 * dim, 2) for _ in range(depth))
         self._add_pruning(dim, config.heads)
