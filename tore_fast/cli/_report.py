@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import FAILED, arguments, complain
+from . import FAILED, arguments, print_error
 
 # ending (or word) of a metric's name -> unit in the table
 UNITS = (
@@ -54,7 +54,7 @@ def guarded(work: Callable[[], int]) -> int:
         with arguments():
             return work()
     except Incomplete as e:
-        complain(str(e))
+        print_error(str(e))
         return FAILED
 
 
@@ -82,7 +82,7 @@ def report(metrics: dict[str, Any], json_path: Path | None, unlabelled: bool = F
         )
     print(table(metrics))
     for index, reason in metrics["failed"].items():
-        complain(f"item {index}: {reason}")
+        print_error(f"item {index}: {reason}")
     write_json(metrics, json_path)
     return FAILED if metrics["failed"] else 0
 

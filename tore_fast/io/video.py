@@ -65,7 +65,7 @@ def why_no_mp4() -> str | None:
 
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as e:
-        return f"mp4 needs imageio and imageio-ffmpeg: pip install tore_fast[video] ({e})"
+        return f"mp4 needs imageio and imageio-ffmpeg: pip install imageio imageio-ffmpeg ({e})"
     return None
 
 

@@ -51,7 +51,7 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
 
     Args:
         fps: frame rate wanted (rotations are interpolated as quaternions). up: "z" for AMASS world axes, "camera" for
-            files of `tore-fast hmr` and other camera-axes motions.
+            files of `tore-fast predict` and other camera-axes motions.
 
     Raises:
         ValueError: a key is missing or has another shape.
