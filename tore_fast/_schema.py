@@ -59,6 +59,12 @@ SCHEMAS = (
     "int act, int split, float norm_eps) -> Tensor",
     # rasterize: per pixel the nearest face (-1 = none), its depth, its barycentric weights
     "rasterize(Tensor vertices_px, Tensor faces, int height, int width) -> (Tensor, Tensor, Tensor)",
+    # fit_landmarks: rotations, betas, camera, landmarks, cost parts; the order of the arguments and of settings is that of
+    # ops/fit_landmarks.py (LandmarkModel, FitSettings); every tensor is float64
+    "fit_landmarks(Tensor points, Tensor weights, Tensor world, Tensor rotations, Tensor betas, Tensor? camera, "
+    "Tensor? inv_focal, Tensor? anchor, Tensor? anchor_betas, Tensor? anchor_weight, Tensor offsets, Tensor offset_dirs, "
+    "Tensor bones, Tensor bone_dirs, Tensor prior_mean, Tensor prior_precision, int[] parents, int[] attach, int[] limits, "
+    "int[] centre, int steps, float[] settings) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 LIBRARY = torch.library.Library("tore_fast", "DEF")

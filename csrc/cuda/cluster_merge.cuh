@@ -14,10 +14,10 @@ constexpr unsigned kAll = 0xffffffffu;
 
 __device__ __forceinline__ bool in_range(int64_t id, int64_t groups) { return id >= 0 && id < groups; }
 
-// Dynamic shared memory: one int per group.
+// `warps` warps each count and place a run of the items, so that none waits for another. Dynamic shared memory: next, [warps,
+// groups], where each warp writes the next item of each group.
 __global__ void __launch_bounds__(kGroupThreads)
-    group_by_id_kernel(const int64_t* ids, int64_t count, int64_t groups, int32_t* row_ptrs,
-                       int32_t* items_out) {
+    group_by_id_kernel(const int64_t* ids, int64_t count, int groups, int warps, int32_t* row_ptrs, int32_t* items_out) {
   TF_DYNAMIC_SHARED(int32_t, next);
   __shared__ int32_t warp_sum[kGroupThreads / 32];
   const int64_t b = blockIdx.x;
@@ -25,16 +25,23 @@ __global__ void __launch_bounds__(kGroupThreads)
   int32_t* row_ptr = row_ptrs + b * (groups + 1);
   int32_t* items = items_out + b * count;
   const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  for (int64_t g = thread; g < groups; g += kGroupThreads) next[g] = 0;
+  const int64_t run = cdiv(count, warps * 32) * 32, begin = warp * run, end = min(begin + run, count);
+  for (int g = thread; g < warps * groups; g += kGroupThreads) next[g] = 0;
   __syncthreads();
-  for (int64_t i = thread; i < count; i += kGroupThreads)
-    if (in_range(id[i], groups)) atomicAdd(&next[id[i]], 1);  // integer counts: order does not matter
+  if (warp < warps) {
+    for (int64_t i = begin + lane; i < end; i += 32) {
+      const int64_t own = id[i];
+      if (in_range(own, groups)) atomicAdd(&next[warp * groups + own], 1);  // integer counts: order does not matter
+    }
+  }
   __syncthreads();
 
   int32_t base = 0;  // items in all groups before this round's
-  for (int64_t first = 0; first < groups; first += kGroupThreads) {
-    const int64_t g = first + thread;
-    const int32_t size = g < groups ? next[g] : 0;
+  for (int first = 0; first < groups; first += kGroupThreads) {
+    const int g = first + thread;
+    int32_t size = 0;
+    if (g < groups)
+      for (int w = 0; w < warps; ++w) size += next[w * groups + g];
     int32_t sum = size;  // inclusive scan of the warp, then of the warps
     for (int step = 1; step < 32; step *= 2) {
       const int32_t left = __shfl_up_sync(kAll, sum, step);
@@ -48,8 +55,13 @@ __global__ void __launch_bounds__(kGroupThreads)
       all += warp_sum[w];
     }
     if (g < groups) {
-      next[g] = before + sum - size;
-      row_ptr[g] = before + sum - size;
+      int32_t at = before + sum - size;
+      row_ptr[g] = at;
+      for (int w = 0; w < warps; ++w) {
+        const int32_t own = next[w * groups + g];
+        next[w * groups + g] = at;
+        at += own;
+      }
     }
     base += all;
     __syncthreads();
@@ -58,16 +70,18 @@ __global__ void __launch_bounds__(kGroupThreads)
   for (int64_t i = base + thread; i < count; i += kGroupThreads) items[i] = -1;
   __syncthreads();
 
-  if (warp != 0) return;  // one warp places the items in order; equal ids of its 32 items line up by lane
-  for (int64_t first = 0; first < count; first += 32) {
-    const int64_t i = first + lane;
-    const int64_t own = i < count ? id[i] : -1;
+  if (warp >= warps) return;  // a warp places its run in order; equal ids of 32 items line up by lane
+  int32_t* mine = next + warp * groups;
+  int64_t ahead_id = begin + lane < end ? id[begin + lane] : -1;
+  for (int64_t first = begin; first < end; first += 32) {
+    const int64_t i = first + lane, own = ahead_id;
+    ahead_id = i + 32 < end ? id[i + 32] : -1;  // on its way while this round's items are placed
     const bool valid = in_range(own, groups);
     const unsigned same = __match_any_sync(kAll, valid ? int(own) : -1);
     const int ahead = __popc(same & ((1u << lane) - 1u));
-    if (valid) items[next[own] + ahead] = int32_t(i);
+    if (valid) items[mine[own] + ahead] = int32_t(i);
     __syncwarp();
-    if (valid && ahead == 0) next[own] += __popc(same);
+    if (valid && ahead == 0) mine[own] += __popc(same);
     __syncwarp();
   }
 }

@@ -294,13 +294,17 @@ __global__ void __launch_bounds__(kPasses == 1 ? kSmallThreads : kFusedThreads, 
     const float value = p.exclude && p.exclude[at] ? -kInf : own * delta;
     p.delta[at] = delta;
     p.score[at] = value;
-    score[i] = sort_key(value);
+    score[i] = __uint_as_float(sort_key(value));  // the key's bits: they are only compared as numbers below
   }
   __syncthreads();
 
   if (owner) {
     int before = 0;
-    for (int j = 0; j < tokens; ++j) before += precedes(score[j], j, score[i], i);
+    const uint32_t key = __float_as_uint(score[i]);
+    for (int j = 0; j < tokens; ++j) {
+      const uint32_t other = __float_as_uint(score[j]);
+      before += other > key || (other == key && j < i);
+    }
     rank[i] = before;
     if (before < clusters) ranked[before] = i;
   }

@@ -6,6 +6,7 @@
 // a time, in rows of 72 elements (144 bytes), which ldmatrix reads without bank conflicts.
 #pragma once
 #include "pairwise.cuh"
+#include "ptx.cuh"
 
 namespace tore_fast::cuda {
 
@@ -17,34 +18,6 @@ struct alignas(16) MmaStage {
   float norm_a[kTile], norm_b[kTile];
   int token_a[kTile], token_b[kTile];
 };
-
-#ifndef TORE_FAST_EMULATED
-// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const uint16_t* row) {
-  const uint32_t address = uint32_t(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
-__device__ __forceinline__ void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                          bool bf16) {
-  if (bf16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-}
-#endif
 
 // Channels k0 .. k0 + 63 of the tile's tokens (already looked up in `token`), zero beyond the end.
 __device__ __forceinline__ void stage_mma(const TokenRows& rows, const int* token, int k0, uint16_t* to) {

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tore_fast.body import Body
 from tore_fast.body.decimate import decimate
 from tore_fast.body.fit_upsampling import fit_upsampling
-from tore_fast.data.synth import HELD_OUT, SynthGenerator, normalize_images
+from tore_fast.data.synth import HELD_OUT, SynthGenerator
+from tore_fast.geometry.warp import normalise_image
 from tore_fast.io.weights import read_weights
 from tore_fast.models import load_pretrained
 from tore_fast.models.default import default_folder
@@ -67,7 +68,7 @@ def load_or_make(
 @torch.inference_mode()
 def _chunk(trunk: nn.Module, generator: SynthGenerator, index: int, size: int) -> dict[str, Tensor]:
     made = generator.batch(index, size)
-    images = normalize_images(made["images"]).contiguous(memory_format=torch.channels_last)
+    images = normalise_image(made["images"]).contiguous(memory_format=torch.channels_last)
     features = torch.cat([trunk(part) for part in images.split(32)]).contiguous()
     kept = {
         "features": features.half(),

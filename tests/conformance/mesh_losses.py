@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from tore_fast.body import load_topology
-from tore_fast.data import crop
+from tore_fast.data import augment
 from tore_fast.eval.metrics import mpjpe, mpvpe, pa_mpjpe
 from tore_fast.geometry.camera import project_weak
+from tore_fast.geometry.crop import Crop, spin_pixels
 from tore_fast.geometry.procrustes import similarity_align
 from tore_fast.geometry.rotation import axis_angle_to_matrix
 from tore_fast.geometry.skeleton import J24, mirror_points
+from tore_fast.geometry.warp import warp
 from tore_fast.train import losses
 
 from . import recipe
@@ -83,18 +86,20 @@ def run_preprocess(case: Case) -> None:
         case.close(name, torch.from_numpy(np.asarray(got)), atol)
 
     for rotation in (0, 25):
-        close(f"get_transform_rot{rotation}", crop.crop_matrix(center, 0.9, 224, rotation), 1e-4)
-        close(f"transform_rot{rotation}", crop.transform_points(points, center, 0.9, 224, rotation), 0)
+        crop = Crop.of_scale(center, 0.9, rotation)
+        close(f"get_transform_rot{rotation}", np.concatenate([crop.matrix(224), [[0, 0, 1]]]), 1e-4)
+        close(f"transform_rot{rotation}", spin_pixels(points, crop, 224), 0)
     with Image.open(case.mesh_file("3dpw_test1.jpg")) as image:
         pixels = np.asarray(image.convert("RGB"))
     # the decoder may differ by 2 levels; OpenCV turns images with coordinates rounded to 1/32 pixel
-    close("crop64_rot0", crop.crop_image(pixels, center, 0.9, 64), 2.0)
-    close("crop64_out_of_image", crop.crop_image(pixels, [10.0, 10.0], 0.8, 64), 2.0)
-    turned = crop.crop_image(pixels, center, 0.9, 64, 25)
+    close("crop64_rot0", warp(pixels, Crop.of_scale(center, 0.9), 64, "spin"), 2.0)
+    close("crop64_out_of_image", warp(pixels, Crop.of_scale([10.0, 10.0], 0.8), 64, "spin"), 2.0)
+    turned = warp(pixels, Crop.of_scale(center, 0.9, 25), 64, "spin")
     close("crop64_rot25", turned, 4.0)
     assert np.abs(turned - case.arrays["crop64_rot25"]).mean() < 0.05
     pose = case.array("pose72")
     close("flip_kp", mirror_points(np.array(case.array("kp24")), J24), 1e-5)
-    close("flip_pose", crop.mirror_pose(pose), 1e-5)
-    close("rot_aa_30", crop.rotate_axis_angle(pose[:3], 30), 1e-5)
-    close("rectify_pose", crop.rectify_pose(pose), 1e-5)
+    close("flip_pose", augment.mirror_pose(pose), 1e-5)
+    close("rot_aa_30", augment.rotate_axis_angle(pose[:3], 30), 1e-5)
+    upside_down = Rotation.from_rotvec(pose[:3]) * Rotation.from_rotvec([np.pi, 0, 0])
+    close("rectify_pose", np.concatenate([upside_down.as_rotvec(), pose[3:]]), 1e-5)

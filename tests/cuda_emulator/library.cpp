@@ -1,7 +1,12 @@
 // Settings of the library that tests/ops/emulated.py builds from csrc/torch_cuda, csrc/cuda and the emulator.
 #include "cuda_runtime_api.h"
 
-extern "C" __attribute__((visibility("default"))) void emulator_setup(unsigned seed, int64_t shared_limit) {
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+EXPORTED void emulator_setup(unsigned seed, int64_t shared_limit) {
   emulator::seed = seed;
   emulator::shared_limit = shared_limit;
+  emulator::launches = 0;
 }
+
+EXPORTED int emulator_launches() { return emulator::launches; }

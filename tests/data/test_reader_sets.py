@@ -12,7 +12,7 @@ from made_up.sets import hmr2_person, image, python2_pickle, write_3dpw, write_f
 from PIL import Image
 
 from tore_fast.body import load_body
-from tore_fast.data.crop import AugmentConfig, training_crop, transform_points
+from tore_fast.data.augment import AugmentConfig, training_crop
 from tore_fast.data.readers import (
     AmassReader,
     DataError,
@@ -23,6 +23,7 @@ from tore_fast.data.readers import (
     to_j24,
     training_sample,
 )
+from tore_fast.geometry.crop import Crop, spin_pixels
 from tore_fast.geometry.skeleton import J24
 
 
@@ -255,7 +256,7 @@ def test_training_sample(tmp_path, rng):
     sample = training_sample(record, rng, nothing, 64)
     assert sample["image"].shape == (3, 64, 64) and sample["joints_2d"].shape == (24, 3)
     j24 = to_j24(record.keypoints_2d, "body44")
-    want = 2 * transform_points(j24[:, :2], record.center, record.scale, 64) / 64 - 1
+    want = 2 * spin_pixels(j24[:, :2], Crop.of_scale(record.center, record.scale), 64) / 64 - 1
     np.testing.assert_allclose(sample["joints_2d"][:, :2], want, atol=1e-6)
     assert np.abs(sample["joints_3d"][J24.index("Pelvis"), :3]).max() == 0 and sample["has_smpl"] == 1
     np.testing.assert_allclose(sample["pose"], record.pose, atol=1e-5)

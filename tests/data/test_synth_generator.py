@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tore_fast.body.fit import pose_from_joints
-from tore_fast.data.synth import HELD_OUT, PoseBank, SynthGenerator, background, load_pose_bank, normalize_images
+from tore_fast.data.synth import HELD_OUT, PoseBank, SynthGenerator, background, load_pose_bank
 from tore_fast.data.synth.augment import Augment
 from tore_fast.data.synth.camera import weak_perspective
 from tore_fast.data.synth.draw import Draw, stream_seed
@@ -16,6 +16,7 @@ from tore_fast.data.synth.poses import sample_pose
 from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.rotation import axis_rotation, matrix_to_axis_angle, random_rotation
 from tore_fast.geometry.skeleton import H36M17_TO_J14
+from tore_fast.geometry.warp import normalise_image
 
 SIZE = 64
 
@@ -137,7 +138,7 @@ def test_held_out_sets_are_fixed(body):
 
 
 def test_normalize():
-    out = normalize_images(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
+    out = normalise_image(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
     torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([2.2489, 2.4286, 2.64]), atol=1e-3, rtol=0)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tore_fast.data import topdown, wflw, wholebody
 from tore_fast.data.heatmap import decode_heatmaps, map_to_image
 from tore_fast.data.imagenet_folder import imagenet_folder, imagenet_mixup
+from tore_fast.geometry.crop import crop_of_box
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_half_body_crop_is_smaller():
     points = np.stack([rng.uniform(80, 120, 17), np.linspace(20, 220, 17)], 1)
     visible = np.full(17, 2.0)
     upper = np.arange(17) < 9
-    crop = topdown.crop_of_box((60, 10, 80, 220), (256, 192))
+    crop = crop_of_box((60, 10, 140, 230), "topdown", size=(256, 192))
     augment = topdown.CropAugment(shift_p=0, scale=0, rotation_p=0, half_body_p=1.0)
     got = topdown.augmented_crop(crop, points, visible, augment, rng, (256, 192), upper)
     assert got.size[1] < 0.75 * crop.size[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tore_fast.data.crop import training_crop
+from tore_fast.data.augment import training_crop
 from tore_fast.eval.multiscale import PLAIN, VIEWS, MultiScale, aligned_mean, view_crops
 from tore_fast.eval.nsr_noise import LEVELS, nsr_noise_test
 from tore_fast.models import FastMETRO, FastMETRO_TORE, FastMETROConfig, FastMETROToreConfig

@@ -12,7 +12,8 @@ import torch
 
 from tore_fast.body import load_body
 from tore_fast.cli._training import check_crops, config_overrides, start_model
-from tore_fast.data.synth import SynthGenerator, normalize_images
+from tore_fast.data.synth import SynthGenerator
+from tore_fast.geometry.warp import normalise_image
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.ops.dpc_knn_cluster import dpc_knn_cluster, why_not
 
@@ -22,7 +23,7 @@ TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 
 @pytest.fixture(scope="module")
 def people():
     """Images with structure: on noise every clustering is a coin toss."""
-    return normalize_images(SynthGenerator(load_body("free"), 128, seed=5, difficulty=0.3).batch(0, 4)["images"])
+    return normalise_image(SynthGenerator(load_body("free"), 128, seed=5, difficulty=0.3).batch(0, 4)["images"])
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ def _kernels(request):
     from ops import emulated
 
     if emulated.missing:
-        pytest.skip(emulated.why_missing)
+        pytest.skip(emulated.NEEDS)
     with emulated.active():
         yield
 

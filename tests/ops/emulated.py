@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import importlib
 import os
 import re
 import shutil
@@ -25,9 +26,8 @@ EMULATOR = ROOT / "tests" / "cuda_emulator"
 SHARED_LIMIT = 227 * 1024  # bytes of shared memory an sm_90 block may ask for
 NAMESPACE = "tore_fast_emulated"
 TORCH_TARGET = "0x020b000000000000"  # as setup.py: torch 2.11
+NEEDS = "needs g++ and csrc/cuda"
 missing = shutil.which("g++") is None or not (ROOT / "csrc" / "cuda").is_dir()
-if missing:
-    why_missing = "needs g++ and the sources in csrc/"
 
 _loaded: ctypes.CDLL | None = None
 _libraries: list[torch.library.Library] = []  # dropped registrations would go back
@@ -54,6 +54,7 @@ def library() -> Path:
     torch_dir = Path(torch.__file__).parent
     # _FORTIFY_SOURCE takes the emulator's jumps between stacks for an attack
     flags = "-std=c++17 -O1 -fno-strict-aliasing -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -U_FORTIFY_SOURCE"
+    kernels = "-fsanitize=alignment -fno-sanitize-recover=alignment"  # a misaligned vector access ends the process
     bindings = f"-include {EMULATOR / 'cuda_runtime_api.h'} -isystem {torch_dir / 'include'} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
     csrc = ROOT / "csrc"
     sources = [EMULATOR / "library.cpp", csrc / "cpu" / "block_cache.cpp"]
@@ -61,12 +62,12 @@ def library() -> Path:
     lines = [
         f"rule cxx\n  command = g++ -x c++ -MMD -MF $out.d {flags} -I{EMULATOR} {extra} $more -c $in -o $out",
         "  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = g++ -shared -o $out $in {extra} -L{torch_dir / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu",
+        f"rule link\n  command = g++ -shared -o $out $in {extra} -lubsan -ldl -L{torch_dir / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu",
     ]
     objects = []
     for source in sources:
         objects.append(out / f"{source.parent.name}_{source.stem}.o")
-        more = bindings if source.parent.name == "torch_cuda" else ""
+        more = {"torch_cuda": bindings, "cuda": kernels}.get(source.parent.name, "")
         lines.append(f"build {objects[-1]}: cxx {source}\n  more = {more}")
     lines.append(f"build {out / 'libemulated.so'}: link {' '.join(map(str, objects))}\n")
     with open(out / "lock", "w") as lock:
@@ -109,6 +110,17 @@ def setup(seed: int = 1, shared_limit: int = SHARED_LIMIT) -> None:
     load().emulator_setup(ctypes.c_uint(seed), ctypes.c_int64(shared_limit))
 
 
+def kernels():
+    """torch.ops.tore_fast_emulated: the CUDA ops of the library, whatever `active()` says."""
+    load()
+    return getattr(torch.ops, NAMESPACE)
+
+
+def launches() -> int:
+    """Kernels launched since the last setup()."""
+    return load().emulator_launches()
+
+
 @contextmanager
 def active() -> Iterator[None]:
     """Inside, torch.ops.tore_fast.* on CPU tensors are the CUDA kernels (emulated) and the Triton kernels (interpreted).
@@ -116,14 +128,11 @@ def active() -> Iterator[None]:
     The environment must hold TRITON_INTERPRET=1 before triton is first imported.
     """
     from tore_fast import _ext
-    from tore_fast.ops import _dispatch, ppt_select, pruned_attention  # noqa: F401  (the last two: modules below)
+    from tore_fast.ops import _dispatch
 
-    load()
     override = torch.library.Library("tore_fast", "IMPL")
     for name in kernel_names():
-        override.impl(name, getattr(getattr(torch.ops, NAMESPACE), name).default, "CPU", allow_override=True)
-    import importlib
-
+        override.impl(name, getattr(kernels(), name).default, "CPU", allow_override=True)
     attention = importlib.import_module("tore_fast.ops.pruned_attention")
     select = importlib.import_module("tore_fast.ops.ppt_select")
     override.impl("pruned_attention_fwd", attention._triton_fwd, "CPU", allow_override=True)

@@ -150,6 +150,33 @@ def triangles(b: int, n: int, c: int) -> Tensors:
     return {"x": corners, "faces": torch.rand(c, n + 2).argsort(1)[:, :3].int()}
 
 
+def person(b: int, n: int, c: int) -> Tensors:
+    joints, shapes = 4, c
+    root = torch.randn(9, 9)
+    turns = torch.linalg.qr(torch.randn(b, joints, 3, 3))[0] if b else torch.zeros(0, joints, 3, 3)
+    return {
+        "points": 0.3 * torch.randn(b, n, 2),
+        "weights": torch.rand(b, n, 2),
+        "world": 0.5 * torch.randn(b, n, 3),
+        "rotations": turns,
+        "betas": torch.randn(b, shapes),
+        "offsets": 0.3 * torch.randn(n, 3),
+        "offset_dirs": 0.02 * torch.randn(n, 3, shapes),
+        "bones": 0.3 * torch.randn(joints, 3),
+        "bone_dirs": 0.02 * torch.randn(joints, 3, shapes),
+        "mean": 0.1 * torch.randn(9),
+        "precision": root @ root.T,
+    }
+
+
+def fit_landmarks(t: Tensors, impl: str) -> tuple:
+    n = t["points"].shape[1]
+    tables = [t[k] for k in ("offsets", "offset_dirs", "bones", "bone_dirs", "mean", "precision")]
+    model = ops.LandmarkModel((-1, 0, 1, 0), tuple(k % 4 for k in range(n)), *tables, ((1, 0, 1),), (0, n - 1))
+    data = (t["points"], t["weights"], t["world"], model, t["rotations"], t["betas"])
+    return tuple(ops.fit_landmarks(*data, steps=2, impl=impl))
+
+
 CASES = (
     Case(
         "knn_density",
@@ -316,4 +343,5 @@ CASES = (
         indices=lambda t: {0: max(t["faces"].shape[0], 1)},
         spoil="x",
     ),
+    Case("fit_landmarks", "fit_landmarks", person, fit_landmarks, spoil="points", tol=2e-5),
 )

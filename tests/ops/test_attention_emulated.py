@@ -1,7 +1,7 @@
 """The CUDA attention, matching and upsampling kernels, compiled by g++ and run by tests/cuda_emulator, against the references.
 
-Needs no GPU and no CUDA toolkit. Checks indexing, barriers (threads run in shuffled order), warp operations, tails and
-padding of the very sources that nvcc compiles; not memory alignment, speed or the hardware's rounding.
+This needs no GPU and no CUDA toolkit: what the emulator models and refuses stands in cuda_emulator/cuda_runtime_api.h.
+`pytest tests/ops --emulated` runs the tests of the public functions on the same kernels.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from ops import emulator
-from ops.emulator import call, nan
+from ops import emulated
 from ops.test_mesh_attention import random_topology
 
 from tore_fast.ops import csr_matrix
@@ -22,12 +21,13 @@ from tore_fast.ops.reference.mesh_upsample import mesh_upsample_reference
 
 LIMIT = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
-pytestmark = pytest.mark.skipif(emulator.missing, reason="needs g++ and csrc/cuda")
+pytestmark = pytest.mark.skipif(emulated.missing, reason=emulated.NEEDS)
 
 
 @pytest.fixture(scope="module")
-def lib(tmp_path_factory):
-    return emulator.build("attention", tmp_path_factory.mktemp("emulator"))
+def lib():
+    """The ops of csrc/torch_cuda for CPU tensors."""
+    return emulated.kernels()
 
 
 @pytest.mark.parametrize(
@@ -54,16 +54,14 @@ def test_mesh_attention(lib, joints, vertices, dim, dtype, dropout):
         *leaves, topology.row_ptr, topology.col_idx, joints, 0.4, dropout, seed
     )
     grads = torch.autograd.grad(want, leaves, g.double().transpose(1, 2))
-    out, lse = nan(batch, tokens, heads, dim, dtype=dtype), nan(batch, heads, tokens)
-    common = (dtype, batch, heads, joints, vertices, dim, q, k, v, *topology[:4], 0.4, dropout, seed)
-    call(lib.emulated_mesh_attention, *common, out, lse, None, None, None, None, None)
+    rest = (*topology[:4], joints, 0.4, dropout, seed)
+    q, k, v, g = (t.transpose(1, 2) for t in (q, k, v, g))
+    out, lse = lib.mesh_attention_fwd(q, k, v, *rest)
     limit = LIMIT[dtype]
     torch.testing.assert_close(out.double().transpose(1, 2), want, rtol=limit, atol=limit)
     torch.testing.assert_close(lse.double(), want_lse, rtol=0, atol=1e-5)
-    delta = (g.double().transpose(1, 2) * want.detach()).sum(-1).float().contiguous()
-    dq, dk, dv = (nan(batch, tokens, heads, dim, dtype=dtype) for _ in range(3))
-    call(lib.emulated_mesh_attention, *common, None, lse, g, delta, dq, dk, dv)
-    for got, exact in zip((dq, dk, dv), grads):
+    delta = (g.double() * want.detach()).sum(-1).float()
+    for got, exact in zip(lib.mesh_attention_bwd(g, q, k, v, delta, lse, *rest), grads):
         torch.testing.assert_close(got.double().transpose(1, 2), exact, rtol=3 * limit, atol=3 * limit)
 
 
@@ -87,31 +85,9 @@ def test_bipartite_match(lib, tokens, channels, r, parity, dtype, options):
     r = max(0, min(r, (tokens - 2) // 2)) if special else r
     by_index = special or parity == 1
     num_a = tokens // 2 if parity else tokens - tokens // 2
-    unm, src, dst = (torch.full((2, n), -9, dtype=torch.int32) for n in (num_a - r, r, r))
-    best = nan(2, num_a)
-    call(
-        lib.emulated_bipartite_match,
-        dtype,
-        metric,
-        protected,
-        coverage,
-        2,
-        tokens,
-        channels,
-        r,
-        parity,
-        special,
-        special,
-        options == "forced",
-        by_index,
-        unm,
-        src,
-        dst,
-        best,
-    )
-    want = bipartite_match_reference(
-        metric, protected, coverage, r, parity, special, special, int(options == "forced"), by_index
-    )
+    flags = (r, parity, special, special, int(options == "forced"), by_index)
+    unm, src, dst, best = lib.bipartite_match(metric, protected, coverage, *flags)
+    want = bipartite_match_reference(metric, protected, coverage, *flags)
     torch.testing.assert_close(best, want[3], rtol=1e-5, atol=1e-6)
     # equal tokens have equal scores here, but the two products round differently: compare by the kernel's own scores
     for b in range(2):
@@ -129,8 +105,7 @@ def test_bipartite_merge(lib, mode, dtype):
     unm, src, dst, _ = bipartite_match_reference(metric, None, None, 17, 0, False, False, 1, False)
     owner = _owners(unm.long(), src.long(), dst.long(), 41, 0, False)
     weight = torch.rand(2, 41) + 0.5 if mode == "wavg" else None
-    y = nan(2, 24, 150, dtype=dtype)
-    call(lib.emulated_bipartite_merge, dtype, x, owner, weight, 2, 41, 24, 150, mode != "sum", y)
+    y = lib.bipartite_merge(x, owner, 24, mode != "sum", weight)
     want = segment_merge_reference(x.double(), owner, 24, mode, weight)
     torch.testing.assert_close(y.double(), want, rtol=LIMIT[dtype], atol=LIMIT[dtype])
 
@@ -139,6 +114,5 @@ def test_mesh_upsample(lib):
     rng = np.random.default_rng(0)
     matrix = csr_matrix(sp.random(90, 37, 0.1, random_state=rng, format="csr"))
     x = torch.randn(3, 37, 5)
-    y = nan(3, 90, 5)
-    call(lib.emulated_mesh_upsample, torch.float32, x, *matrix[:3], 3, 90, 37, 5, y)
+    y = lib.mesh_upsample(x, *matrix)
     torch.testing.assert_close(y.double(), mesh_upsample_reference(x.double(), *matrix[:3]), rtol=1e-6, atol=1e-6)

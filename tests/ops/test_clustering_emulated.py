@@ -1,18 +1,15 @@
 """The CUDA clustering kernels, compiled by g++ and run by tests/cuda_emulator, against the plain torch references.
 
-This needs no GPU and no CUDA toolkit. It checks indexing, barriers (threads run in shuffled order), warp operations, tails
-and bookkeeping of the very sources that nvcc compiles; not memory alignment, speed or the hardware's rounding.
+This needs no GPU and no CUDA toolkit: what the emulator models and refuses stands in cuda_emulator/cuda_runtime_api.h.
+`pytest tests/ops --emulated` runs the tests of the public functions on the same kernels.
 """
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
-from ops import emulator
+from ops import emulated
 from ops.clustering import grid_points, walk
-from ops.emulator import call, nan
 
 from tore_fast.ops.reference.cluster_merge import cluster_merge_reference
 from tore_fast.ops.reference.density_delta import density_delta_reference
@@ -20,35 +17,17 @@ from tore_fast.ops.reference.dpc_knn_cluster import dpc_knn_cluster_reference
 from tore_fast.ops.reference.knn_density import knn_density_reference
 from tore_fast.ops.reference.token_map import cell_mean_reference, cell_pixels, token_csr_reference
 
-pytestmark = pytest.mark.skipif(emulator.missing, reason="needs g++ and csrc/cuda")
+pytestmark = pytest.mark.skipif(emulated.missing, reason=emulated.NEEDS)
 
 
 @pytest.fixture(scope="module")
-def lib(tmp_path_factory):
-    return emulator.build("clustering", tmp_path_factory.mktemp("emulator"))
+def lib():
+    """The ops of csrc/torch_cuda for CPU tensors."""
+    return emulated.kernels()
 
 
 def dpc(lib, x, count, k, mask=None, exclude=None, noise=None, strict=False, by_index=True, masked=0):
-    batch, tokens, channels = x.shape
-    out = [torch.full((batch, count), -9), torch.full((batch, tokens), -9), *(nan(batch, tokens) for _ in range(3))]
-    call(
-        lib.emulated_dpc_knn_cluster,
-        x,
-        x.dtype,
-        mask,
-        batch,
-        tokens,
-        channels,
-        count,
-        k,
-        exclude,
-        noise,
-        strict,
-        by_index,
-        masked,
-        *out,
-    )
-    return out
+    return lib.dpc_knn_cluster(x, count, k, mask, exclude, noise, strict, by_index, masked)
 
 
 def compare(got, want):
@@ -65,12 +44,10 @@ def test_density_and_delta(lib, tokens, channels, k, masked):
     mask = (torch.rand(2, tokens) < 0.6) if masked else None
     if masked and tokens > 1:
         mask[1], mask[1, :2] = False, True  # fewer real tokens than neighbours
-    rho = nan(2, tokens)
-    call(lib.emulated_knn_density, x, x.dtype, mask, 2, tokens, channels, k, rho)
+    rho = lib.knn_density(x, k, mask)
     torch.testing.assert_close(rho.double(), knn_density_reference(x.double(), k, mask), rtol=3e-6, atol=1e-12)
     for strict in (False, True):
-        delta, parent = nan(2, tokens), torch.full((2, tokens), -9)
-        call(lib.emulated_density_delta, x, x.dtype, mask, 2, tokens, channels, rho, strict, delta, parent)
+        delta, parent = lib.density_delta(x, rho, mask, strict)
         want_delta, want_parent = density_delta_reference(x.double(), rho.double(), mask, strict)
         assert torch.equal(parent, want_parent)
         torch.testing.assert_close(delta.double(), want_delta, rtol=5e-6, atol=0)
@@ -92,8 +69,10 @@ def test_density_and_delta(lib, tokens, channels, k, masked):
     ],
 )
 def test_one_launch(lib, tokens, channels, k):
-    assert lib.emulated_one_launch(ctypes.c_int64(tokens))
     x, count = torch.randn(2, tokens, channels), -(-tokens // 4)
+    emulated.setup()
+    dpc(lib, x, count, k)
+    assert emulated.launches() == 1
     for by_index in (True, False):
         compare(
             dpc(lib, x, count, k, by_index=by_index), dpc_knn_cluster_reference(x.double(), count, k, by_index=by_index)
@@ -176,12 +155,10 @@ def test_matrix_units(lib, dtype, channels):
     x = torch.randn(2, 150, channels).to(dtype)
     x[1, 140:] = x[1, :10]  # copies
     mask = torch.rand(2, 150) < 0.8
-    rho = nan(2, 150)
-    call(lib.emulated_knn_density, x, dtype, None, 2, 150, channels, 5, rho)
+    rho = lib.knn_density(x, 5, None)
     want = knn_density_reference(x.double(), 5)
     torch.testing.assert_close(rho.double(), want, rtol=2e-5, atol=1e-9)
-    delta, parent = nan(2, 150), torch.full((2, 150), -9)
-    call(lib.emulated_density_delta, x, dtype, None, 2, 150, channels, want.float(), False, delta, parent)
+    delta, parent = lib.density_delta(x, want.float(), None, False)
     want_delta, want_parent = density_delta_reference(x.double(), want.float())
     copied = torch.zeros(2, 150, dtype=torch.bool)
     copied[1, 140:] = copied[1, :10] = True
@@ -211,19 +188,22 @@ def test_thread_order_does_not_matter(lib):
     """Other interleavings of the threads between barriers give the same bits: no race."""
     small, large = walk(2, 100, 40), walk(1, 270, 40)
     outs = []
-    for seed in (2, 3, 4):
-        emulator.setup(lib, seed=seed)
+    for seed in (0, 1, 2, 3, 5):
+        emulated.setup(seed=seed)
         outs.append([*dpc(lib, small, 25, 5), *dpc(lib, large, 60, 5)])
     for other in outs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(outs[0], other, strict=True))
 
 
 def test_small_shared_memory_streams_instead(lib):
-    emulator.setup(lib, shared_limit=48 * 1024)
-    assert not lib.emulated_one_launch(ctypes.c_int64(243)) and lib.emulated_one_launch(ctypes.c_int64(81))
-    x = torch.randn(1, 200, 6)
-    compare(dpc(lib, x, 50, 5), dpc_knn_cluster_reference(x.double(), 50, 5))
-    emulator.setup(lib)
+    try:
+        for tokens, one in ((81, True), (200, False)):
+            emulated.setup(shared_limit=48 * 1024)
+            x = torch.randn(1, tokens, 6)
+            compare(dpc(lib, x, tokens // 4, 5), dpc_knn_cluster_reference(x.double(), tokens // 4, 5))
+            assert (emulated.launches() == 1) == one
+    finally:
+        emulated.setup()
 
 
 @pytest.mark.parametrize("dtype,tol", [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
@@ -234,27 +214,7 @@ def test_merge(lib, dtype, tol, tokens, channels, count):
     weight = torch.rand(2, tokens) + 0.1
     idx_token, agg_weight = torch.randint(0, tokens, (2, 150)), torch.rand(2, 150)
     for w in (None, weight):
-        merged, share, total = nan(2, count, channels).to(dtype), nan(2, tokens), nan(2, count)
-        new_idx, new_agg = torch.full((2, 150), -9), nan(2, 150)
-        call(
-            lib.emulated_cluster_merge,
-            x,
-            dtype,
-            cluster,
-            w,
-            2,
-            tokens,
-            count,
-            channels,
-            merged,
-            share,
-            total,
-            150,
-            idx_token,
-            agg_weight,
-            new_idx,
-            new_agg,
-        )
+        merged, share, total, new_idx, new_agg = lib.cluster_merge(x, cluster, count, w, idx_token, agg_weight)
         leaves = x.double().requires_grad_(), (torch.ones(2, tokens) if w is None else w).double().requires_grad_()
         want, want_share = cluster_merge_reference(leaves[0], cluster, count, leaves[1])
         torch.testing.assert_close(merged.double(), want, rtol=tol, atol=tol)
@@ -263,23 +223,7 @@ def test_merge(lib, dtype, tol, tokens, channels, count):
         torch.testing.assert_close(new_agg, agg_weight * share.gather(1, idx_token))
 
         grad = torch.randn(2, count, channels).to(dtype)
-        grad_x, grad_weight = nan(*x.shape).to(dtype), nan(2, tokens)
-        call(
-            lib.emulated_cluster_merge_backward,
-            grad,
-            x,
-            dtype,
-            cluster,
-            share,
-            total,
-            merged,
-            2,
-            tokens,
-            count,
-            channels,
-            grad_x,
-            grad_weight,
-        )
+        grad_x, grad_weight = lib.cluster_merge_backward(grad, x, cluster, share, total, merged)
         want_x, want_weight = torch.autograd.grad(want, leaves, grad.double())
         torch.testing.assert_close(grad_x.double(), want_x, rtol=tol, atol=tol)
         scale = want_weight.abs().amax() + 1
@@ -289,13 +233,12 @@ def test_merge(lib, dtype, tol, tokens, channels, count):
 @pytest.mark.parametrize("count,groups", [(1, 1), (33, 5), (500, 700), (1000, 3)])
 def test_group_by_id(lib, count, groups):
     ids = torch.randint(0, groups, (2, count))
-    row_ptr, items = torch.full((2, groups + 1), -9, dtype=torch.int32), torch.full((2, count), -9, dtype=torch.int32)
-    call(lib.emulated_group_by_id, ids, 2, count, groups, row_ptr, items)
+    row_ptr, items = lib.token_map_csr(ids, groups)
     want = token_csr_reference(ids, groups)
     assert torch.equal(row_ptr, want[0]) and torch.equal(items, want[1])
     ids[:, ::2] = -1
     ids[0, 0] = groups
-    call(lib.emulated_group_by_id, ids, 2, count, groups, row_ptr, items)
+    row_ptr, items = lib.token_map_csr(ids, groups)
     for b in range(2):
         inside = row_ptr[b, groups]
         assert inside == ((ids[b] >= 0) & (ids[b] < groups)).sum() and (items[b, inside:] == -1).all()
@@ -313,27 +256,8 @@ def test_token_map(lib, grid, size, channels):
     scale = torch.rand(2, tokens)
 
     def run(source, ptr, members, src, w, src_scale, num_dst, normalize):
-        out, norm = nan(2, num_dst, channels), nan(2, num_dst)
-        call(
-            lib.emulated_token_map,
-            source,
-            source.dtype,
-            ptr,
-            members,
-            src,
-            w,
-            src_scale,
-            2,
-            cells,
-            source.shape[1],
-            num_dst,
-            channels,
-            *grid,
-            *size,
-            normalize,
-            out,
-            norm,
-        )
+        sizes = [*grid, *size]
+        out, _ = lib.token_map(source, None, ptr, members, src, None, None, w, src_scale, sizes, num_dst, normalize)
         return out.double()
 
     tol = dict(rtol=1e-5, atol=1e-6)
@@ -355,33 +279,9 @@ def dpc_merge(lib, x, count, k, weight=None, cells=0, mask=None, masked=0):
     """All eleven results of dpc_knn_cluster_merge, and the token dictionary that went in."""
     batch, tokens, channels = x.shape
     idx_token, agg_weight = torch.randint(0, tokens, (batch, cells)), torch.rand(batch, cells)
-    out = [
-        torch.full((batch, count), -9),
-        torch.full((batch, tokens), -9),
-        *(nan(batch, tokens) for _ in range(3)),
-        nan(batch, count, channels, dtype=x.dtype),
-        nan(batch, tokens),
-        nan(batch, count),
-        torch.full((batch, cells), -9),
-        nan(batch, cells),
-    ]
-    call(
-        lib.emulated_dpc_knn_cluster_merge,
-        x,
-        x.dtype,
-        mask,
-        batch,
-        tokens,
-        channels,
-        count,
-        k,
-        masked,
-        weight,
-        cells,
-        idx_token,
-        agg_weight,
-        *out,
-    )
+    dictionary = (weight, idx_token, agg_weight)
+    out = lib.dpc_knn_cluster_merge(x, count, k, mask, None, None, False, True, masked, *dictionary)
+    out = (*out[5:], *out[:5])  # clusters first
     return out, idx_token, agg_weight
 
 

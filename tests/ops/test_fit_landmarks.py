@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tore_fast.body import load_body
+from tore_fast.body.fit.landmarks import landmark_model
 from tore_fast.geometry.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from tore_fast.ops.fit_landmarks import BACKENDS, FitSettings, LandmarkModel, fit_landmarks, why_not
 from tore_fast.ops.reference import fit_landmarks as reference
@@ -133,6 +135,50 @@ def test_cost_never_grows_and_converges():
         (torch.ones(5, 15), (end.betas.abs() < 2.99), end.camera[:, :3] * 0 + 1, end.camera[:, 3:].abs() < 0.299), 1
     )
     assert (g * inside).abs().max() < 0.05  # a stationary point, where no bound holds it
+
+
+@pytest.mark.parametrize("without", [(), ("camera",), ("inv_focal", "anchor_weight"), ("anchor", "anchor_betas")])
+@pytest.mark.parametrize("steps", [0, 1, 8])
+def test_implementations_agree(without, steps):
+    """One step shows the normal equations, eight the accepting and refusing; all compute in float64."""
+    p = person(7, seed=30) | dict.fromkeys(without)
+    want = run(p, "reference", steps=steps)
+    for impl in impls(p["points"])[1:]:
+        for a, b in zip(run(p, impl, steps=steps), want):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+        single = run({n: t if t is None else t.float() for n, t in p.items()}, impl, steps=steps)
+        assert all(t.dtype == torch.float32 for t in single)
+
+
+def test_agree_on_the_body():
+    """The 33 landmarks of the free body from a bad start: many refused steps, bounds reached."""
+    m = landmark_model(load_body("free")).model
+    start = axis_angle_to_matrix(1.5 * normal(6, 24, 3, seed=50))
+    data = [0.5 * normal(6, 33, 2, seed=51), normal(6, 33, 2, seed=52).abs(), 0.5 * normal(6, 33, 3, seed=53), m, start]
+    want = fit_landmarks(*data, 2 * normal(6, 10, seed=54), steps=12, impl="reference")
+    for impl in impls(start)[1:]:
+        got = fit_landmarks(*data, 2 * normal(6, 10, seed=54), steps=12, impl=impl)
+        for a, b in zip(got, want):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert want.betas.abs().max() <= 3
+
+
+def test_opcheck():
+    p = person(2)
+    if impls(p["points"]) == ["reference"]:
+        pytest.skip(f"no compiled kernel: {why_not(BACKENDS[-1], p['points'])}")
+    m = small_model()
+    limits = [v for limit in m.limits for v in limit]
+    tables = (m.offsets, m.offset_dirs, m.bones, m.bone_dirs, m.prior_mean, m.prior_precision)
+    numbers = (list(m.parents), list(m.attach), limits, list(m.centre), 2, list(FitSettings()))
+    torch.library.opcheck(torch.ops.tore_fast.fit_landmarks, (*p.values(), *tables, *numbers))
+    for k, text in ((0, "parents"), (1, "attach"), (2, "limits"), (3, "centre"), (5, "settings")):
+        wrong = list(numbers)
+        wrong[k] = [99, *wrong[k][1:]] if k < 4 else wrong[k][1:]
+        with pytest.raises(RuntimeError, match=text):
+            torch.ops.tore_fast.fit_landmarks(*p.values(), *tables, *wrong)
+    with pytest.raises(RuntimeError, match="world: size 1 must be 8"):
+        torch.ops.tore_fast.fit_landmarks(*(p | {"world": p["world"][:, 1:]}).values(), *tables, *numbers)
 
 
 def test_bad_numbers_stay_with_their_row():

@@ -233,6 +233,8 @@ def test_cuda_graph(case):
     """Captured once, replayed on other values: no synchronisation, no allocation outside the pool."""
     t, other = on_gpu(case), on_gpu(case)
     impl = case.backend(t)
+    if case.stem == "fit_landmarks" and impl == "reference":
+        pytest.skip("fit_landmarks has no CUDA kernel; the reference's factorisation is torch's")
     fixed = {n for n in t if n in ("row_ptr", "col_idx", "t_row_ptr", "t_col_idx", "cu", *"abcdef")}
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from tore_fast.body import load_body
-from tore_fast.data.person_crop import Crop, crop_of_box, cut, whole_crop
+from tore_fast.geometry.crop import Crop, crop_of_box, whole_crop
+from tore_fast.geometry.warp import model_input
 from tore_fast.pipelines.images import ImagePipeline
 
 
@@ -69,7 +70,7 @@ def test_pelvis_is_the_origin_and_cameras_agree(model, images):
     np.testing.assert_allclose(person.joints_2d, scale * person.joints_3d[:, :2] + [x, y], atol=1e-3)
     # the perspective camera of the renderers gives nearly the same points as the weak-perspective one
     p = person.joints_3d + person.translation
-    perspective = person.focal_px * p[:, :2] / p[:, 2:] + [person.crop.center_x, person.crop.center_y]
+    perspective = person.focal_px * p[:, :2] / p[:, 2:] + person.crop.center
     assert np.abs(perspective - person.joints_2d).max() < 0.03 * person.crop.side
 
 
@@ -77,7 +78,7 @@ def test_several_boxes(model, images):
     boxes = [(0, 0, 100, 200), (200, 50, 300, 290), (10, 10, 60, 60)]
     result = ImagePipeline(model, batch_size=2, device="cpu").predict([images[3]], [boxes])[0]
     assert [p.box for p in result.people] == boxes and {p.box_source for p in result.people} == {"given"}
-    assert result.people[0].crop == Crop(50, 100, 240)
+    assert result.people[0].crop == Crop.square(50, 100, 240)
 
 
 def test_bad_images_do_not_stop_the_others(model, images, tmp_path):
@@ -123,7 +124,7 @@ def test_arrays_and_errors(model):
 
 def test_cut_whole_square_equals_plain_resize():
     pixels = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
-    got = cut(pixels, whole_crop(80, 80), 32)
+    got = model_input(pixels, whole_crop(80, 80), 32)
     small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR), np.float32) / 255
     want = (small - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(got, want.transpose(2, 0, 1), atol=1e-5)
@@ -131,7 +132,7 @@ def test_cut_whole_square_equals_plain_resize():
 
 def test_cut_outside_is_black():
     pixels = np.full((40, 40, 3), 255, np.uint8)
-    got = cut(pixels, crop_of_box((20, 20, 60, 60), margin=1.0), 8)
+    got = model_input(pixels, crop_of_box((20, 20, 60, 60), margin=1.0), 8)
     black = (0 - 0.485) / 0.229
     np.testing.assert_allclose(got[0, 5:, 5:], black, atol=1e-6)
     assert got[0, 0, 0] == pytest.approx((1 - 0.485) / 0.229)

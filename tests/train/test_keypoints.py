@@ -13,7 +13,7 @@ from PIL import Image
 
 from tore_fast.body import load_body
 from tore_fast.data import wflw, wholebody
-from tore_fast.data.crop import AugmentConfig
+from tore_fast.data.augment import AugmentConfig
 from tore_fast.data.readers import open_dataset
 from tore_fast.data.topdown import CropAugment, Instance, TopDownDataset
 from tore_fast.eval.keypoint_metrics import LandmarkMetric, PixelError, WholeBodyMetric

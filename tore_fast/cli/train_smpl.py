@@ -63,7 +63,7 @@ def _synthetic(args: Args, model, size: int):
 
 
 def _labelled(args: Args, model, size: int):
-    from ..data.crop import AugmentConfig
+    from ..data.augment import AugmentConfig
     from ..train.keypoints import labelled_body_recovery
     from ..train.mesh_labels import LabelledCrops
     from .mesh_body import protocol_of

@@ -60,7 +60,7 @@ def _draw(args: Args) -> list[Path]:
     import numpy as np
     import torch
 
-    from ..data.person_crop import IMAGENET_MEAN, IMAGENET_STD, cut
+    from ..geometry.warp import IMAGENET_MEAN, IMAGENET_STD, model_input
     from ..models.default import BUILT_IN
     from ..pipelines.images import ImagePipeline, load_model
     from ..vis.overlay import save_png
@@ -80,10 +80,10 @@ def _draw(args: Args) -> list[Path]:
     if result.error:
         raise ValueError(result.error)
     person = result.people[0]
-    crop = cut(result.pixels, person.crop, pipeline.image_size)
+    crop = model_input(result.pixels, person.crop, pipeline.image_size)
     with torch.inference_mode():
-        out = model(torch.from_numpy(crop)[None], return_attention=True, fine=False)
-    photo = ((crop.transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN) * 255).round().clip(0, 255).astype(np.uint8)
+        out = model(crop[None], return_attention=True, fine=False)
+    photo = ((crop.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN) * 255).round().clip(0, 255).astype(np.uint8)
     scene = _Scene(args, model, pipeline, person, photo, out, random)
     maps = {n: m[:, 0].float().numpy() for n, m in out.attention.items()}  # name -> [layers, queries, keys]
     chosen = _layers(args.layer, maps)

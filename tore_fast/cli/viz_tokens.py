@@ -35,7 +35,7 @@ def run(args: Args) -> int:
     import torch
     from PIL import Image
 
-    from ..data.topdown import normalise
+    from ..geometry.warp import normalise_image
     from ..io.image import read_image
     from ..models import create_model, load_pretrained
     from ..models.convert.keypoints import load_tcformer
@@ -63,7 +63,7 @@ def run(args: Args) -> int:
         small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         pixels = read_image(small)
         with torch.no_grad():
-            stages = backbone.forward_features(normalise(pixels)[None])
+            stages = backbone.forward_features(normalise_image(torch.from_numpy(pixels).permute(2, 0, 1))[None])
     out = args.out or Path(".")
     if out.is_dir() or not out.suffix:
         out = out / f"{args.image.stem}_tokens.png"

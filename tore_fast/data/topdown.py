@@ -12,14 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ..geometry.crop import Crop, crop_of_box
+from ..geometry.warp import normalise_image, warp
 from ..io.image import read_image
 from .heatmap import encode_heatmaps
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -36,57 +34,6 @@ class CropAugment:
     half_body_min: int = 8  # labelled joints a person must have more of
 
 
-@dataclass(frozen=True)
-class Crop:
-    """Rectangle of the image that fills the crop: centre, size (width, height) in image pixels, rotation in degrees."""
-
-    center: np.ndarray
-    size: np.ndarray
-    rotation_deg: float = 0.0
-
-    def matrix(self, out_size: tuple[int, int]) -> np.ndarray:  # [2, 3] image -> crop
-        """Affine map from image to crop pixel indices; the crop's width decides the scale."""
-        h, w = out_size
-        scale = w / self.size[0]
-        angle = np.deg2rad(self.rotation_deg)
-        cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-        linear = np.array([[cos, sin], [-sin, cos]])
-        return np.concatenate([linear, (np.array([w, h]) * 0.5 - linear @ self.center)[:, None]], axis=1)
-
-
-def crop_of_box(box_xywh, out_size: tuple[int, int], padding: float = 1.25) -> Crop:
-    """Crop around a box (x, y, width, height), grown to the output's aspect ratio and by `padding`."""
-    x, y, w, h = (float(v) for v in box_xywh)
-    if not (w > 0 and h > 0):
-        raise ValueError(f"crop_of_box: box must have positive width and height, got {(x, y, w, h)}")
-    aspect = out_size[1] / out_size[0]
-    w, h = max(w, h * aspect), max(h, w / aspect)
-    return Crop(np.array([x + 0.5 * float(box_xywh[2]), y + 0.5 * float(box_xywh[3])]), np.array([w, h]) * padding)
-
-
-def warp(image: np.ndarray, matrix: np.ndarray, out_size: tuple[int, int]) -> np.ndarray:
-    """Bilinear warp of [H, W, 3] uint8 by an image -> crop matrix; outside is black."""
-    inverse = np.linalg.inv(np.concatenate([matrix, [[0.0, 0.0, 1.0]]]))[:2]
-    # Pillow maps pixel centres (index + 0.5), the matrix maps indices
-    offset = inverse[:, 2] - 0.5 * inverse[:, :2].sum(1) + 0.5
-    coefficients = (*inverse[0, :2], offset[0], *inverse[1, :2], offset[1])
-    out = Image.fromarray(image).transform(
-        (out_size[1], out_size[0]), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
-    )
-    return np.asarray(out)
-
-
-def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """[J, 2] points through a [2, 3] affine matrix."""
-    return points @ matrix[:, :2].T + matrix[:, 2]
-
-
-def normalise(image: np.ndarray) -> Tensor:
-    """[H, W, 3] uint8 -> [3, H, W] float32 with ImageNet mean and standard deviation."""
-    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    return (x - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
-
-
 def augmented_crop(
     crop: Crop,
     points: np.ndarray,  # [J, 2]
@@ -97,7 +44,7 @@ def augmented_crop(
     upper_body: np.ndarray | None = None,  # [J] bool: joints of the upper body, for half-body crops
 ) -> Crop:
     """Random shift, half-body crop, scale and rotation of a crop."""
-    center, size = crop.center.copy(), crop.size.copy()
+    center, size = np.array(crop.center), np.array(crop.size)
     labelled = visible > 0
     if upper_body is not None and labelled.sum() > augment.half_body_min and rng.random() < augment.half_body_p:
         upper, lower = labelled & upper_body, labelled & ~upper_body
@@ -107,8 +54,8 @@ def augmented_crop(
         if chosen.sum() >= 2:
             low, high = points[chosen].min(0), points[chosen].max(0)
             extent = np.maximum(high - low, 1.0)
-            half = crop_of_box((*low, *extent), out_size, 1.5)
-            center, size = half.center, half.size
+            half = crop_of_box((*low, *(low + extent)), "topdown", 1.5, out_size)
+            center, size = np.array(half.center), np.array(half.size)
     if rng.random() < augment.shift_p:
         center = center + rng.uniform(-1, 1, 2) * augment.shift * size
     size = size * np.clip(rng.normal() * augment.scale + 1, 1 - augment.scale, 1 + augment.scale)
@@ -116,7 +63,7 @@ def augmented_crop(
     if rng.random() < augment.rotation_p:
         limit = 2 * augment.rotation_deg
         rotation = float(np.clip(rng.normal() * augment.rotation_deg, -limit, limit))
-    return Crop(center, size, rotation)
+    return Crop(tuple(center.tolist()), tuple(size.tolist()), rotation)
 
 
 def mirror(
@@ -143,6 +90,11 @@ class Instance(NamedTuple):
     score: float  # of the box; 1 for annotations
     annotation_id: int
     ignore: bool = False  # a crowd: neither counted nor missed by OKS-AP
+
+    def crop(self, size: tuple[int, int], padding: float = 1.25) -> Crop:
+        """Crop around the box, grown to the aspect ratio of `size` (height, width) and by `padding`."""
+        x, y, w, h = self.box
+        return crop_of_box((x, y, x + w, y + h), "topdown", padding, size)
 
 
 class TopDownDataset(torch.utils.data.Dataset):
@@ -179,13 +131,12 @@ class TopDownDataset(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         item = self.instances[i]
         points, visible = item.points[:, :2].astype(np.float64), item.points[:, 2]
-        crop = crop_of_box(item.box, self.image_size, self.padding)
+        crop = item.crop(self.image_size, self.padding)
         rng = np.random.default_rng((self.seed, self.epoch, i))
         if self.augment is not None:
             crop = augmented_crop(crop, points, visible, self.augment, rng, self.image_size, self.upper_body)
-        matrix = crop.matrix(self.image_size)
-        image = warp(read_image(item.image), matrix, self.image_size)
-        points = transform_points(points, matrix)
+        image = warp(read_image(item.image), crop, self.image_size, "affine")
+        points = crop.to_crop(points, self.image_size)
         if self.augment is not None and rng.random() < self.augment.flip_p:
             image, points, visible = mirror(image, points, visible, self.flip_index)
         map_size = (self.image_size[0] // 4, self.image_size[1] // 4)
@@ -193,10 +144,10 @@ class TopDownDataset(torch.utils.data.Dataset):
             torch.from_numpy(points).float(), torch.from_numpy(visible.copy()), map_size, 4, self.sigma
         )
         return {
-            "image": normalise(image),
+            "image": normalise_image(torch.from_numpy(np.array(image)).permute(2, 0, 1)),
             "target": target,
             "weight": weight,
-            "center": torch.from_numpy(crop.center).float(),
-            "size": torch.from_numpy(crop.size).float(),
+            "center": torch.tensor(crop.center),
+            "size": torch.tensor(crop.size),
             "index": torch.tensor(i),
         }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.heatmap import decode_heatmaps, map_to_image, predict_heatmaps
-from ..data.topdown import Instance, TopDownDataset, crop_of_box
+from ..data.topdown import Instance, TopDownDataset
 from ..geometry.skeleton import WHOLEBODY_PARTS
 from .nme import nme, nme_report
 from .oks import BODY_SIGMAS, WHOLEBODY_SIGMAS, KeypointTable, extent_area, keypoint_ap, oks_nms, rescore, wholebody_ap
@@ -69,7 +69,7 @@ class OksMetric:
         found = found._replace(
             points=np.concatenate([points, scores[..., None]], 2).astype(np.float64),
             score=rescore(found.score, scores, self.visible),
-            area=np.array([crop_of_box(i.box, self.image_size).size.prod() for i in instances]),
+            area=np.array([np.prod(i.crop(self.image_size).size) for i in instances]),
         )
         keep: list[int] = []
         for image in np.unique(found.image_id):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.crop import Augmentation, training_crop
+from ..data.augment import Augmentation, training_crop
 from ..data.readers import Record
 from ..geometry.procrustes import similarity_align
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.hmr2_crop import as_tensor, letterbox
 from ..data.readers import Record
-from ..geometry.camera import focal_from_fov
+from ..geometry.camera import CROP_PX, focal_from_fov
+from ..geometry.warp import as_tensor, letterbox, normalise_image
 from ..models.keypoints.tcformer_heads import TCFormerHMR
 from ..models.smpl.camerahmr import CameraHMR
 from ..models.smpl.hmr2 import HMR2
@@ -51,7 +51,7 @@ class CameraScoring(MeshScoring):
             "box_size": np.float32(200 * record.scale),
             "image_size": np.array(image.shape[1::-1], np.float32),
             "focal": np.float32(focal),
-            "image": letterbox(as_tensor(image)).numpy(),
+            "image": normalise_image(letterbox(as_tensor(image), CROP_PX)).numpy(),
         }
 
     def rows(self, model: CameraHMR, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..body import Body
-from ..data.synth import generator_class, held_out, normalize_images
+from ..data.synth import generator_class, held_out
 from ..geometry.camera import project_weak
 from ..geometry.procrustes import similarity_align
 from ..geometry.skeleton import H36M17_TO_J14, J14_HIPS
+from ..geometry.warp import normalise_image
 from .evaluate import mesh_of
 
 
@@ -38,7 +39,7 @@ def evaluate_held_out(
     for index in range(-(-total // held.batch_size)):
         batch = generator.batch(index, held.batch_size)
         n = min(held.batch_size, total - errors.images)
-        out = model(normalize_images(batch["images"][:n]))
+        out = model(normalise_image(batch["images"][:n]))
         camera = out.camera if hasattr(out, "camera") else out.cam  # HMR2.0's name
         errors.add(mesh_of(out, body).float(), camera.float(), batch["vertices"][:n], batch["camera"][:n])
     return errors.result()

@@ -1,6 +1,6 @@
 """Any image a user has, as one [H, W, 3] uint8 RGB array, upright; bad files end in one clear ImageError.
 
-In: a path, a PIL image or an array. Out: pixels for data/crop.py. Handles EXIF rotation, grey, palettes, transparency
+In: a path, a PIL image or an array. Out: pixels for geometry/warp.py. Handles EXIF rotation, grey, palettes, transparency
 (over white), CMYK and 16-bit files.
 """
 

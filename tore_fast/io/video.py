@@ -1,7 +1,7 @@
 """Frames of a video file or of a folder of images, one at a time; boxes and masks of the people in them.
 
 In: clip.mp4 (needs the extra `video`: imageio, imageio-ffmpeg) or frames/; out: (index, [H, W, 3] uint8 RGB) in order,
-never the whole video in memory. Next on the way: data/hmr2_crop.py, pipelines/video.py.
+never the whole video in memory. Next on the way: geometry/warp.py, pipelines/video.py.
 """
 
 from __future__ import annotations

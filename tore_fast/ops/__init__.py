@@ -12,6 +12,7 @@ from .cluster_merge import ClusterMerge, ClusterMergeTokens, cluster_merge, clus
 from .density_delta import DensityDelta, density_delta
 from .dpc_knn_cluster import DpcClusters, dpc_knn_cluster
 from .dpc_knn_cluster_merge import DpcClusterMerge, dpc_knn_cluster_merge
+from .fit_landmarks import FitSettings, LandmarkFit, LandmarkModel, fit_landmarks
 from .knn_density import knn_density
 from .mesh_attention import MeshAttentionResult, mesh_attention
 from .mesh_upsample import mesh_upsample
@@ -29,6 +30,9 @@ __all__ = [
     "DensityDelta",
     "DpcClusterMerge",
     "DpcClusters",
+    "FitSettings",
+    "LandmarkFit",
+    "LandmarkModel",
     "MatchPlan",
     "MergedTokens",
     "MeshAttentionResult",
@@ -44,6 +48,7 @@ __all__ = [
     "density_delta",
     "dpc_knn_cluster",
     "dpc_knn_cluster_merge",
+    "fit_landmarks",
     "gather_tokens",
     "kept_memory",
     "knn_density",
@@ -84,5 +89,6 @@ def op_backends() -> dict[str, tuple[str, ...]]:
         "mesh_upsample",
         "rasterize",
         "strassen_linear",
+        "fit_landmarks",
     )
     return {stem: importlib.import_module(f".{stem}", __name__).BACKENDS for stem in stems}

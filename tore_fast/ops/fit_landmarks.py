@@ -19,7 +19,7 @@ from torch import Tensor
 from ._dispatch import backend_reason, choose, tensor_reason
 from .reference.fit_landmarks import fit_landmarks_reference
 
-BACKENDS: tuple[str, ...] = ()
+BACKENDS = ("cpu",)
 PARTS = ("points", "world", "prior", "shape", "scale", "limits", "anchor")  # columns of LandmarkFit.cost
 MAX_STEPS = 1000
 
@@ -127,12 +127,11 @@ def fit_landmarks(
         return LandmarkFit(*fit_landmarks_reference(*person, model, steps, settings))
     limits = [v for limit in model.limits for v in limit]
     tables = (model.offsets, model.offset_dirs, model.bones, model.bone_dirs, model.prior_mean, model.prior_precision)
-    person = tuple(None if t is None else t.to(points.dtype) for t in person)
     out = torch.ops.tore_fast.fit_landmarks(
-        *person, *(t.double() for t in tables), list(model.parents), list(model.attach), limits, list(model.centre), steps,
-        list(settings),
+        *(None if t is None else t.double() for t in person), *(t.double() for t in tables), list(model.parents),
+        list(model.attach), limits, list(model.centre), steps, list(settings),
     )  # fmt: skip
-    return LandmarkFit(*out)
+    return LandmarkFit(*(t.to(points.dtype) for t in out))
 
 
 def _check(points, weights, world, model, rotations, betas, camera, inv_focal, anchor, anchor_betas, anchor_weight):
@@ -183,3 +182,18 @@ def _check(points, weights, world, model, rotations, betas, camera, inv_focal, a
         raise ValueError(
             f"fit_landmarks: model.limits must be (joint 1..{joints - 1}, axis 0..2, -1 or 1), got {model.limits}"
         )
+
+
+@torch.library.register_fake("tore_fast::fit_landmarks")
+def _fake(
+    points, weights, world, rotations, betas, camera, inv_focal, anchor, anchor_betas, anchor_weight, offsets, offset_dirs,
+    bones, bone_dirs, prior_mean, prior_precision, parents, attach, limits, centre, steps, settings,
+):  # fmt: skip
+    batch, count = points.shape[:2]
+    return (
+        points.new_empty(rotations.shape),
+        points.new_empty(betas.shape),
+        points.new_empty(batch, 4),
+        points.new_empty(batch, count, 3),
+        points.new_empty(batch, len(PARTS)),
+    )

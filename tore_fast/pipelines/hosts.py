@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ..body import Body, load_body
 from ..data.boxes import boxes_of, read_boxes
-from ..data.hmr2_crop import CROP_PX, as_tensor, person_crops, square_of_box
+from ..geometry.camera import CROP_PX
+from ..geometry.crop import crop_of_box
+from ..geometry.warp import as_tensor, person_crops
 from ..io.image import ImageError, check_box, find_images, read_image
 from ..layers.ik import LEAF_VERTICES
 from ..models._hub import load_pretrained, read_config
@@ -90,10 +92,10 @@ def image_crops(
         pixels = read_image(path)
         h, w = pixels.shape[:2]
         found = [(0.0, 0.0, float(w), float(h))] if table is None else (boxes_of(table, path) or [])
-        squares = [square_of_box(check_box(b, w, h, str(path)), margin=margin) for b in found]
+        squares = [crop_of_box(check_box(b, w, h, str(path)), "hmr2", margin) for b in found]
         if squares:
-            crops.append(person_crops(as_tensor(pixels), squares, size=size))
-            windows += [(s.x, s.y, s.side, w, h) for s in squares]
+            crops.append(person_crops(as_tensor(pixels), squares, size))
+            windows += [(*s.x_y_side, w, h) for s in squares]
         if limit is not None and len(windows) >= limit:
             break
     if not crops:

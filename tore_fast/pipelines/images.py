@@ -1,7 +1,7 @@
 """Photographs to meshes: read -> boxes -> crops -> model -> vertices, joints and cameras per person.
 
 `ImagePipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of images in constant
-memory. Way of the data: io/image.py, data/person_crop.py -> models/ -> here -> vis/overlay.py, vis/export.py.
+memory. Way of the data: io/image.py, geometry/crop.py -> models/ -> here -> vis/overlay.py, vis/export.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch import nn
 
 from .._device import pick_device
 from ..body import BodyTopology, load_body, load_topology
-from ..data.person_crop import Crop, centre_crop, crop_of_box, cut, whole_crop
 from ..geometry.camera import full_translation, image_camera
+from ..geometry.crop import Crop, centre_crop, crop_of_box, whole_crop
 from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14
+from ..geometry.warp import model_input
 from ..io.image import ImageError, check_box, read_image
 from ..models import create_model, from_pretrained, load_pretrained
 from ..models.default import BUILT_IN, default_folder
@@ -197,7 +198,7 @@ class ImagePipeline:
     @torch.inference_mode()
     def _run(self, crops: list[tuple[np.ndarray, Crop]]) -> list[dict[str, np.ndarray]]:
         t0 = time.perf_counter()
-        images = torch.from_numpy(np.stack([cut(p, c, self.image_size) for p, c in crops])).to(self.device)
+        images = torch.stack([model_input(p, c, self.image_size) for p, c in crops]).to(self.device)
         t1 = time.perf_counter()
         out = self.model(images)
         lacking = [k for k in ("camera", "vertices", "vertices_coarse") if not hasattr(out, k)]
@@ -318,7 +319,7 @@ def _refined(jobs: list[tuple[_Open, tuple]], out: list[dict]) -> dict[int, tupl
         if min(box[2] - box[0], box[3] - box[1]) < 0.05 * max(width, height):
             continue  # nothing one could call a person: the whole image stays
         new = crop_of_box(box)
-        if new.side < 0.85 * crop.side or abs(new.center_x - crop.center_x) > 0.1 * crop.side:
+        if new.side < 0.85 * crop.side or abs(new.center[0] - crop.center[0]) > 0.1 * crop.side:
             closer[i] = (o, (tuple(float(v) for v in box), source, new))
     return closer
 
@@ -342,7 +343,7 @@ def _person(o: _Open, job: tuple, values: dict[str, np.ndarray]) -> Person:
         box_source=source,
         crop=crop,
         camera=camera,
-        camera_image=image_camera(camera, (crop.center_x, crop.center_y), crop.side),
+        camera_image=image_camera(camera, crop.center, crop.side),
         translation=full_translation(torch.from_numpy(camera)[None], focal=FOCAL_PX, crop=CROP_PX)[0].numpy(),
         focal_px=FOCAL_PX * crop.side / CROP_PX,
         vertices=values["vertices"],

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._device import PRECISIONS
-from ..data.hmr2_crop import RULES
 
 MASK_SOURCES = ("auto", "ellipse", "none")
+BOX_RULES = ("hmr2", "tight")  # of geometry/crop.py: those of the models that videos run through
 
 
 @dataclass
@@ -34,7 +34,7 @@ class VideoOptions:
     def __post_init__(self) -> None:
         words = {
             "masks": MASK_SOURCES,
-            "box_rule": RULES,
+            "box_rule": BOX_RULES,
             "noise": ("seeded", "zeros"),
             "ik_mode": ("adaptive", "naive"),
             "betas_mode": ("median", "per_frame"),

@@ -80,7 +80,7 @@ def npz_arrays(result: ImageResult, faces: np.ndarray, joint_names: tuple[str, .
     arrays: dict[str, np.ndarray] = {
         "box": np.array([p.box for p in people], np.float32).reshape(len(people), 4),
         "box_source": np.array([p.box_source for p in people]),
-        "crop": np.array([[p.crop.center_x, p.crop.center_y, p.crop.side] for p in people], np.float32),
+        "crop": np.array([p.crop.x_y_side for p in people], np.float32),
         "focal_px": np.array([p.focal_px for p in people], np.float32),
         "joint_names": np.array(joint_names),
         "faces": np.asarray(faces, np.int32),

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from ..data.mocap import Motion
-from ..data.synth import normalize_images
 from ..data.synth.clips import ClipCrops
 from ..data.synth.motion import mirror_rotations, motion_rotations
 from ..eval.pose import mpjpe, p_mpjpe
 from ..eval.protocols import acceleration_error
 from ..geometry.rotation import axis_angle_to_matrix
+from ..geometry.warp import normalise_image
 from ..layers.mask_tome import ellipse_mask
 from ..models.smpl.hmr2 import HMR2
 
@@ -120,7 +120,7 @@ def run_host(host: HMR2, clip: ClipImages, masks: str = "given", batch_size: int
     out = []
     for a in range(0, len(clip.images), batch_size):
         part = slice(a, a + batch_size)
-        images = normalize_images(clip.images[part].to(device))
+        images = normalise_image(clip.images[part].to(device))
         own = clip.masks[part].to(device) if masks == "given" else None
         out.append(host(images, ellipse_mask(len(images), side, side, device) if masks == "ellipse" else own))
     fields = (torch.cat([getattr(o, k) for o in out]).float().cpu() for k in ("rotations", "betas", "token"))
@@ -227,7 +227,7 @@ def labelled_crops(folder: str | Path, count: int, joints: Callable[[Tensor, Ten
     for path in paths:
         clip = read_clip(path)
         rows = torch.linspace(0, len(clip.images) - 1, min(each, len(clip.images))).round().long()
-        crops.append(normalize_images(clip.images[rows]))
+        crops.append(normalise_image(clip.images[rows]))
         rotations, betas = clip_truth(clip)
         targets.append(joints(rotations[rows], betas[rows]))
     return LabelledCrops(torch.cat(crops)[:count], torch.cat(targets)[:count])

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from .._device import autocast
 from ..body import Body
-from ..data.hmr2_crop import Square, as_tensor, letterbox, mask_crop, person_crops, square_of_box
 from ..geometry import camera
+from ..geometry.crop import Crop, crop_of_box
 from ..geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
+from ..geometry.warp import as_tensor, letterbox, mask_crop, normalise_image, person_crops
 from ..geometry.windows import fill_gaps, track_spans
 from ..io.video import VideoSource
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
@@ -170,15 +171,17 @@ class VideoPipeline:
             return float(camera.focal_from_fov(math.radians(o.fov_deg), h))
         if isinstance(self.host, CameraHMR) and self.host.cam_model is not None:
             with torch.inference_mode():
-                fov = self.host.estimate_fov(letterbox(as_tensor(frame, self.device))[None])
+                fov = self.host.estimate_fov(
+                    normalise_image(letterbox(as_tensor(frame, self.device), camera.CROP_PX))[None]
+                )
             return float(camera.focal_from_fov(fov.clamp(0.05, 3.0), h)[0])
         return float(camera.default_focal(torch.tensor([[float(w), float(h)]]))[0])
 
-    def _square(self, box: Sequence[float]) -> Square:
-        return square_of_box(box, self.options.box_rule, self.host.config.box_margin)
+    def _square(self, box: Sequence[float]) -> Crop:
+        return crop_of_box(box, self.options.box_rule, self.host.config.box_margin)
 
     def _crops(
-        self, frame: np.ndarray, squares: list[Square], masks: list[np.ndarray | None]
+        self, frame: np.ndarray, squares: list[Crop], masks: list[np.ndarray | None]
     ) -> tuple[Tensor, Tensor | None]:
         image = as_tensor(frame, self.device)
         crops = person_crops(image, squares, size=self.host.config.img_size[0])
@@ -241,7 +244,7 @@ class VideoPipeline:
                 continue
             focal = float(intrinsics[n][0, 0]) if intrinsics is not None else self.focal(frame)
             crops, mask = self._crops(frame, squares, [None] * len(own) if masks is None else list(masks[n]))
-            sq = torch.tensor(squares, device=self.device)
+            sq = torch.tensor([s.x_y_side for s in squares], device=self.device)
             image = torch.tensor([[float(w), float(h)]], device=self.device).expand(len(own), 2)
             f = torch.full((len(own),), focal, device=self.device)
             principal = image / 2
@@ -311,7 +314,7 @@ class VideoPipeline:
                 store.facts["tracker"] = tracker.state()
             store.commit(next_frame, finished)
 
-        pending: list[tuple[int, int, tuple, Square, tuple[int, int], Tensor, Tensor | None]] = []
+        pending: list[tuple[int, int, tuple, tuple[float, float, float], tuple[int, int], Tensor, Tensor | None]] = []
         timing, last = self.timing, store.next_frame
         frames = source.frames(store.next_frame)
         while True:
@@ -334,7 +337,15 @@ class VideoPipeline:
                     crops, mask = self._crops(frame, squares, [found.get(t) for t in tracks])
                     for i, t in enumerate(tracks):
                         pending.append(
-                            (index, t, tuple(boxes[t]), squares[i], (w, h), crops[i], None if mask is None else mask[i])
+                            (
+                                index,
+                                t,
+                                tuple(boxes[t]),
+                                squares[i].x_y_side,
+                                (w, h),
+                                crops[i],
+                                None if mask is None else mask[i],
+                            )
                         )
             last = index + 1
             timing.frames += 1

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
 from ..body import Body
-from ..data.synth import generator_class, held_out, normalize_images
+from ..data.synth import generator_class, held_out
 from ..eval.synthetic import evaluate_held_out, joint_regressor
 from ..geometry.camera import project_weak
+from ..geometry.warp import normalise_image
 from .config import Task
 from .dense_supervision import DenseOutput, DenseSupervision, dense_losses
 
@@ -85,7 +86,7 @@ class MeshRecovery(Task):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
-        made = model(normalize_images(batch["images"]))
+        made = model(normalise_image(batch["images"]))
         out = made.out if isinstance(made, DenseOutput) else made
         truth = batch["vertices"]  # [B, V, 3], pelvis (wrist) at the origin
         meshes = [v.float() for v in (out.vertices_coarse, out.vertices_intermediate, out.vertices) if v is not None]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..body import Body
-from ..data.crop import AugmentConfig
+from ..data.augment import AugmentConfig
 from ..data.readers import DataError, Reader, training_sample
 from ..geometry.camera import project_weak
 from ..geometry.skeleton import H36M17_TO_J14, J24_TO_J14

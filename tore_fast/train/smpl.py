@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..body import Body
-from ..data.synth import normalize_images
 from ..data.synth.camera import View
 from ..data.synth.clips import PersonCrops
 from ..data.synth.poses import PoseBank
 from ..eval.pose import mpjpe, p_mpjpe
 from ..geometry.rotation import axis_angle_to_matrix
+from ..geometry.warp import normalise_image
 from ..io.weights import read_weights
 from ..models.smpl.hmr2 import HMR2, cut_sides
 from .checkpoint import save_atomically
@@ -124,7 +124,7 @@ class HostTask(Task):
         c = self.config
         with torch.no_grad():
             rotations, joints, seen = self.truth(batch)
-        made = model(normalize_images(batch["images"]))
+        made = model(normalise_image(batch["images"]))
         out = getattr(made, "out", made)
         own = self.body(out.rotations, out.betas, level=2).joints
         # HMR2.0's crop camera: points in units of the crop, -0.5..0.5
@@ -162,7 +162,7 @@ class HostTask(Task):
         for index in range(-(-self.config.eval_images // 64)):
             batch = self.held_out.batch(index, 64)
             _, joints, _ = self.truth(batch)
-            made = model(normalize_images(batch["images"]))
+            made = model(normalise_image(batch["images"]))
             out = getattr(made, "out", made)
             own = self.body(out.rotations, out.betas, level=2).joints
             rows.append((own - own[:, :1], joints - joints[:, :1]))

@@ -14,19 +14,13 @@ from torch import Tensor, nn
 from ..body import Body
 from ..data.heatmap import decode_heatmaps, encode_heatmaps
 from ..data.synth import SynthGenerator
-from ..data.topdown import IMAGENET_MEAN, IMAGENET_STD
 from ..geometry.camera import project_weak
 from ..geometry.rotation import axis_angle_to_matrix
+from ..geometry.warp import normalise_image
 from .config import Task
 from .keypoints import BodyRecovery, joints_mse
 
 NUM_JOINTS = 14  # of data/synth: the 14 evaluation joints
-
-
-def network_input(images: Tensor) -> Tensor:
-    """[B, 3, S, S] uint8 -> float32 with ImageNet mean and standard deviation."""
-    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images.float() / 255 - mean) / std
 
 
 class SynthKeypoints(Task):
@@ -57,7 +51,7 @@ class SynthKeypoints(Task):
         made = self.training.batch(index, batch_size)
         size = (self.image_size // 4, self.image_size // 4)
         target, weight = encode_heatmaps(self.points(made), made["visible2d"], size, 4, self.sigma)
-        return {"image": network_input(made["images"]), "target": target, "weight": weight}
+        return {"image": normalise_image(made["images"]), "target": target, "weight": weight}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         value = joints_mse(model(batch["image"]), batch["target"], batch["weight"])
@@ -71,7 +65,7 @@ class SynthKeypoints(Task):
         rows: dict[str, list[Tensor]] = {"found": [], "truth": [], "side": [], "seen": []}
         for index in range(-(-self.eval_images // 32)):
             made = self.held_out.batch(index, 32)
-            at, _ = decode_heatmaps(model(network_input(made["images"]).to(device)).cpu())
+            at, _ = decode_heatmaps(model(normalise_image(made["images"]).to(device)).cpu())
             rows["found"].append(4 * at)
             rows["truth"].append(self.points(made).cpu())
             rows["side"].append((made["box"][:, 2:] - made["box"][:, :2]).amax(1).cpu())
@@ -95,7 +89,7 @@ def synth_body_batch(made: dict[str, Tensor], body: Body) -> dict[str, Tensor]:
     centred = joints - joints[:, :1]
     ones = torch.ones_like(centred[..., :1])
     return {
-        "image": network_input(made["images"]),
+        "image": normalise_image(made["images"]),
         "rotations": rotations,
         "shape": made["betas"],
         "joints3d": centred,

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ...geometry.crop import BOX_MARGIN
 from ..boxes import BoxFileError, read_boxes
-from ..person_crop import BOX_MARGIN
 from .joint_sets import JOINT_SETS, set_of
 from .record import Camera, DataError, Reader, Record, float_array, gender_name, require, stored_image
 

@@ -1,6 +1,6 @@
 """Records to model inputs: the official test crop, and training samples with the official augmentation.
 
-In: Record of this folder, rules of data/crop.py. Out: arrays for a model (images normalised, [3, H, W]) and for losses.
+In: Record of this folder, rules of data/augment.py. Out: arrays for a model (images normalised, [3, H, W]) and for losses.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...geometry.skeleton import J24
-from ..crop import (
+from ..augment import (
     AugmentConfig,
     draw_augmentation,
     training_crop,

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from ...geometry.crop import BOX_MARGIN
 from ...io.safe_pickle import read_pickle
-from ..person_crop import BOX_MARGIN
 from .record import Camera, DataError, Reader, Record, float_array, gender_name, plain_data, require, stored_image
 
 SOURCE = (

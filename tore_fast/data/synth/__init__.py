@@ -1,6 +1,6 @@
 """Synthetic training images of the licence-free body: generator, shards, reader."""
 
-from .generator import HELD_OUT, HeldOut, SynthGenerator, normalize_images
+from .generator import HELD_OUT, HeldOut, SynthGenerator
 from .hand import HELD_OUT_HAND, SynthHandGenerator
 from .motion import load_pose_bank
 from .poses import PoseBank
@@ -18,7 +18,6 @@ __all__ = [
     "generator_class",
     "held_out",
     "load_pose_bank",
-    "normalize_images",
     "write_shards",
 ]
 

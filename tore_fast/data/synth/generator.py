@@ -29,8 +29,6 @@ from .draw import Draw, stream_seed
 from .poses import PoseBank, sample_pose
 from .surface import ClothedSurface, Surface
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 class HeldOut(NamedTuple):
     """One fixed test set: SynthGenerator(..., seed, difficulty, split="test").batch(i, batch_size), i < batches."""
@@ -249,9 +247,3 @@ class SynthGenerator:
 def _weighted(weights: Tensor, rows: Tensor) -> Tensor:  # [N, 3], [N, 3, C] -> [N, C]
     out = weights[:, :1] * rows[:, 0]
     return out.addcmul_(weights[:, 1:2], rows[:, 1]).addcmul_(weights[:, 2:], rows[:, 2])
-
-
-def normalize_images(images: Tensor) -> Tensor:  # [B, 3, H, W] uint8 -> float32
-    """uint8 RGB to what the backbones eat: 0..1 minus ImageNet mean over standard deviation."""
-    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images.float() / 255 - mean) / std

@@ -1,6 +1,6 @@
 """FastMETRO: image tokens are encoded, joint and vertex queries decode them, in two transformers of falling width.
 
-In: [B, 3, 224, 224] crops (data/crop.py); out: HMROutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: HMROutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
 variant is tore.py. Parameter names are the official ones, so official state dicts load strictly.
 Cho et al., "Cross-Attention of Disentangled Modalities for 3D Human Mesh Recovery with Transformers", ECCV 2022.
 """

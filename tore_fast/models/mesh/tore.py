@@ -1,6 +1,6 @@
 """TORE on FastMETRO: image tokens are pruned (ITP), the transformers decode joints only, an NSR gives the vertices (GTR).
 
-In: [B, 3, 224, 224] crops (data/crop.py); out: HMROutput with the selector's heat map. Layers: itp.py, transformer.py,
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: HMROutput with the selector's heat map. Layers: itp.py, transformer.py,
 gtr_nsr.py. Parameter names are the official ones, so official state dicts load strictly. METRO's variant: metro_tore.py.
 Dou et al., "TORE: Token Reduction for Efficient Human Mesh Recovery with Transformer", ICCV 2023.
 """

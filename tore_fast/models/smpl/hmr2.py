@@ -1,6 +1,6 @@
 """HMR2.0 (4D-Humans): ViT-H tokens -> one query token -> SMPL pose, shape, camera.
 
-In: square crops [B, 3, 256, 256] of data/hmr2_crop.py; out: `HMROutput`, whose `token` feeds models/motion/denoiser.py
+In: square crops [B, 3, 256, 256] of geometry/warp.py; out: `HMROutput`, whose `token` feeds models/motion/denoiser.py
 and whose rotations and betas feed body/. Depth and token count are config fields, so the ECLM + Mask-ToMe form
 (`fasthmr_hmr2`) is the same class with 28 blocks and 90 tokens.
 """

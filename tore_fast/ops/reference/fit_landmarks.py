@@ -80,11 +80,14 @@ def posed_landmarks(p: Problem, s: Person) -> tuple[Tensor, Tensor, Tensor, Tens
         world.append(world[parent] @ s.rotations[:, j])
         joint.append(joint[parent] + (world[parent] @ bone[:, j, :, None])[..., 0])
         by_shape.append(by_shape[parent] + world[parent] @ p.model.bone_dirs[j])
-    w, j, d = torch.stack(world, 1), torch.stack(joint, 1), torch.stack(by_shape, 1)
+
+    def at_landmarks(per_joint: list[Tensor]) -> Tensor:  # no index list: that would be a copy to the device
+        return torch.stack([per_joint[j] for j in p.model.attach], 1)
+
     offset = p.model.offsets + (p.model.offset_dirs @ s.betas.T).permute(2, 0, 1)
-    turn = w[:, list(p.model.attach)]
-    x = j[:, list(p.model.attach)] + (turn @ offset[..., None])[..., 0]
-    return w, j, x, d[:, list(p.model.attach)] + turn @ p.model.offset_dirs
+    turn = at_landmarks(world)
+    x = at_landmarks(joint) + (turn @ offset[..., None])[..., 0]
+    return torch.stack(world, 1), torch.stack(joint, 1), x, at_landmarks(by_shape) + turn @ p.model.offset_dirs
 
 
 def projected(p: Problem, s: Person, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,8 +108,9 @@ def residuals(p: Problem, s: Person, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _world_sigma(p: Problem) -> Tensor:
-    s = p.settings
-    return p.points.new_tensor([s.sigma_xy, s.sigma_xy, s.sigma_z])
+    sigma = p.points.new_full((3,), p.settings.sigma_xy)
+    sigma[2] = p.settings.sigma_z
+    return sigma
 
 
 def limit_residuals(p: Problem, v: Tensor) -> Tensor:  # [B, J - 1, 3] -> [B, L]
@@ -158,7 +162,7 @@ def normal_equations(p: Problem, s: Person) -> tuple[Tensor, Tensor]:
     w3 = p.settings.world * p.weights[..., 1] / (1 + (r3 * r3).sum(-1) / k2)
 
     # landmarks by turns: (axis of the joint) x (landmark - joint), for joints above the landmark
-    above = _ancestors(p).to(x)  # [P, J]
+    above = _ancestors(p)
     arm = (x[:, :, None] - joint[:, None]) * above[..., None]
     axis = w.mT[:, None]  # [B, 1, J, 3 (which axis), 3]
     turned = torch.linalg.cross(axis.expand(-1, count, -1, -1, -1), arm[:, :, :, None].expand(-1, -1, -1, 3, -1))
@@ -218,13 +222,12 @@ def normal_equations(p: Problem, s: Person) -> tuple[Tensor, Tensor]:
     return h, g
 
 
-def _ancestors(p: Problem) -> Tensor:  # [P, J] bool: joint j is the landmark's joint or above it
-    table = torch.zeros(len(p.model.attach), len(p.model.parents), dtype=torch.bool)
-    for k, j in enumerate(p.model.attach):
-        while j >= 0:
-            table[k, j] = True
-            j = p.model.parents[j]
-    return table
+def _ancestors(p: Problem) -> Tensor:  # [P, J]: 1 where the joint is the landmark's or above it
+    eye = torch.eye(len(p.model.parents), dtype=p.points.dtype, device=p.points.device)
+    rows = [eye[0]]
+    for j, parent in enumerate(p.model.parents[1:], 1):
+        rows.append(rows[parent] + eye[j])
+    return torch.stack([rows[j] for j in p.model.attach])
 
 
 def moved(p: Problem, s: Person, step: Tensor) -> Person:
