@@ -88,13 +88,13 @@ def take_backbone(model, path: Path) -> None:
         ValueError: another model than a classifier, or one of other sizes.
     """
     from ..models import load_pretrained
+    from ..models._registry import facts_of
     from ..models.convert.keypoints import load_tcformer
-    from ..models.keypoints.tcformer import TCFormer
 
-    if not isinstance(getattr(model, "backbone", None), TCFormer):
+    if not hasattr(getattr(model, "backbone", None), "forward_features"):
         raise ValueError(f"--pretrained: a {type(model).__name__} has no TCFormer backbone")
     source = load_pretrained(path) if path.is_dir() else load_tcformer(path)
-    if not isinstance(source, TCFormer):
+    if facts_of(source).task != "classify":
         raise ValueError(f"--pretrained: {path}: expected a TCFormer classifier, got {type(source).__name__}")
     state = {k: v for k, v in source.state_dict().items() if not k.startswith("head.")}
     own = model.backbone.state_dict()

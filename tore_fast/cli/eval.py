@@ -1,6 +1,6 @@
 """`tore-fast eval [JOB]`: one module eval_JOB.py per kind of truth; without a JOB the family of --model decides (else `mesh`).
 
-A job has its own `Args` and `run`. A family that cannot be scored as a mesh adds one line to each table below.
+A job has its own `Args` and `run`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ SUBCOMMANDS = {
     "classify": "image classifiers (TCFormer) on folders of class folders (ImageNet)",
     "lift": "video pose lifting (MixSTE, MotionBERT, MHFormer, HoT, TPC) on Human3.6M, 3DHP or motion capture",
 }
-JOB_OF_FAMILY: dict[str, str] = {}
-"""Family of the registry (models/_registry.py) -> job, where it is not `mesh`."""
-JOB_OF_TAG = {"keypoints": "keypoints", "classification": "classify"}
-"""Tag of a registered model -> job; TCFormer's family has several."""
+JOB_OF_TASK = {"keypoints": "keypoints", "classify": "classify", "lifting": "lift"}
+"""Task of a registered model (models/_registry.py) -> job; all others are scored as meshes."""
 
 
 @dataclass(kw_only=True)
@@ -59,9 +57,8 @@ def default_job(argv: list[str]) -> str:
     if is_lifting(model, given.get("--data", "")):
         return "lift"
     names = [model, given.get("--checkpoint", "")]
-    tags = [tag for name in names if (entry := registered_entry(name)) is not None for tag in entry.tags]
-    by_tag = next((JOB_OF_TAG[tag] for tag in tags if tag in JOB_OF_TAG), "mesh")
-    return JOB_OF_FAMILY.get(getattr(registered_entry(model), "family", ""), by_tag)
+    tasks = [entry.task for name in names if (entry := registered_entry(name)) is not None]
+    return next((JOB_OF_TASK[task] for task in tasks if task in JOB_OF_TASK), "mesh")
 
 
 def registered_entry(name: str):

@@ -58,7 +58,7 @@ def is_lifting(model: str, data: str) -> bool:
     if (Path(model) / CONFIG_NAME).is_file():
         model = read_config(model).get("model", "")
     if list_models(model) == [model]:
-        return bool({"seq2seq", "seq2frame"} & set(model_entry(model).tags))
+        return model_entry(model).task == "lifting"
     return model == "default" and looks_like_motion(Path(data))
 
 

@@ -54,7 +54,7 @@ def run(args: Args) -> int:
     from ..data.mocap import CAMERA_SEED, film
     from ..data.pose_sets import read_pose_set
     from ..eval.lifting import evaluate_clips
-    from ..models import create_model, save_pretrained
+    from ..models import create_model, model_entry, save_pretrained
     from ..train.checkpoint import read_run
     from ..train.lifting import LOSSES, PoseLifting, resampled, start_weights
     from ..train.loop import train
@@ -69,7 +69,7 @@ def run(args: Args) -> int:
         torch.manual_seed(args.train.seed)
         check_fields(args.model, args.extra)
         model = create_model(args.model, **config_values(args.extra))
-        if type(model).__name__.lower() not in LOSSES:
+        if model_entry(args.model).task != "lifting":
             raise ValueError(
                 f"--model: {args.model} is not a video pose model; expected one of the hosts {', '.join(LOSSES)}"
             )

@@ -39,7 +39,6 @@ def run(args: Args) -> int:
     from ..io.image import read_image
     from ..models import create_model, load_pretrained
     from ..models.convert.keypoints import load_tcformer
-    from ..models.keypoints.tcformer import TCFormer
     from ..vis.tokens import token_panel
 
     with arguments():
@@ -56,7 +55,7 @@ def run(args: Args) -> int:
             model = create_model(args.model, **overrides).eval()
             print("note: random weights (no --weights): the regions follow untrained features", file=sys.stderr)
         backbone = getattr(model, "backbone", model)
-        if not isinstance(backbone, TCFormer):
+        if not hasattr(backbone, "forward_features"):
             raise ValueError(f"--model: {args.model} has no dynamic tokens; expected a tcformer model")
         scale = args.size / min(pixels.shape[:2])
         height, width = (max(round(s * scale), 32) for s in pixels.shape[:2])

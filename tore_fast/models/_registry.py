@@ -58,6 +58,7 @@ class Facts:
     )
     loss: str = ""  # of the publication, by its name in train/
     masked_queries: str = ""  # queries that training may mask: "all", "joints", or "" for none
+    takes_camera: bool = False  # forward also takes the crop's place, the image's size and the focal length
     frames_out: str = ""  # lifting: the model is meant for "all" frames or the "middle" one of a window
     free_fields: tuple[
         str, ...

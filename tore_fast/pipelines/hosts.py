@@ -21,11 +21,9 @@ from ..geometry.warp import as_tensor, person_crops
 from ..io.image import ImageError, check_box, find_images, read_image
 from ..layers.ik import LEAF_VERTICES
 from ..models._hub import load_pretrained, read_config
-from ..models._registry import create_model
+from ..models._registry import create_model, facts_of
 from ..models.convert import smpl as convert
 from ..models.convert.others import recognise_other
-from ..models.smpl.camerahmr import CameraHMR
-from ..models.smpl.humanfov import HumanFoV
 
 # joint a leaf hangs on -> direction (T-pose, y up, facing +z) in which its tip lies
 _LEAVES = (
@@ -60,10 +58,10 @@ def load_host(source: str, fov_net: str | None = None) -> tuple[str, nn.Module]:
     if not hasattr(model, "smpl_head"):
         raise ValueError(f"{source!r} is not a FastHMR host; expected hmr2_*, camerahmr_* or fasthmr_*")
     if fov_net is not None:
-        if not isinstance(model, CameraHMR):
+        if not facts_of(model).takes_camera:
             raise ValueError(f"a field-of-view net belongs to CameraHMR hosts, {source!r} is {name}")
         net = load_pretrained(fov_net) if Path(fov_net).is_dir() else convert.load_humanfov(fov_net)
-        if not isinstance(net, HumanFoV):
+        if facts_of(net).task != "camera":
             raise ValueError(f"{fov_net}: not a HumanFoV checkpoint")
         model.cam_model, model.config = net, dataclasses.replace(model.config, fov_net=True)
     return name, model.eval()

@@ -26,13 +26,11 @@ from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14
 from ..geometry.warp import model_input
 from ..io.image import ImageError, check_box, read_image
 from ..models import create_model, from_pretrained, load_pretrained
+from ..models._registry import facts_of
 from ..models.default import BUILT_IN, default_folder
-from ..models.keypoints.tcformer_heads import TCFormerHMR
 from .posed_body import PosedBody
 
 BOX_MODES = ("auto", "full", "centre")
-# Official METRO and TORE weights project the mesh as it comes out; FastMETRO's (and ours) after centring it.
-UNCENTRED_PROJECTION = ("METRO", "METRO_TORE", "FastMETRO_TORE", "MeshGraphormer")
 FOCAL_PX, CROP_PX = 1000.0, 224.0  # perspective camera of the official renderers, per 224-pixel crop
 REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
 # A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still. Mean 2D
@@ -112,7 +110,7 @@ class ImagePipeline:
             raise ValueError(f"ImagePipeline: batch_size must be at least 1, got {batch_size}")
         self.device = torch.device(pick_device(device))
         if isinstance(model, nn.Module):
-            self.model = (PosedBody(model) if isinstance(model, TCFormerHMR) else model).to(self.device).eval()
+            self.model = (PosedBody(model) if _is_parametric(model) else model).to(self.device).eval()
         else:
             loaded = load_model(model, checkpoint, upstream=upstream, mesh_data=mesh_data)
             self.model = mesh_model(loaded, str(checkpoint or model)).to(self.device).eval()
@@ -121,7 +119,9 @@ class ImagePipeline:
         regressor, self._picks, self.joint_names = _joint_rows(self.topology)
         self._regressor = torch.from_numpy(regressor).to(self.device)
         official = self.topology.name in ("smpl", "mano")
-        self._centred = not (official and type(self.model).__name__ in UNCENTRED_PROJECTION)
+        facts = facts_of(self.model)
+        # official METRO and TORE weights project the mesh as it comes out; FastMETRO's (and ours) after centring it
+        self._centred = not (official and facts is not None and facts.projection == "as_is")
         size = getattr(getattr(self.model, "config", None), "image_size", 224)
         self.image_size = int(size if isinstance(size, int) else size[0])
         self.batch_size = batch_size
@@ -251,10 +251,16 @@ def load_model(model: nn.Module | str | Path | None, checkpoint: str | Path | No
     return mesh_model(create_model(str(model)), str(model))
 
 
+def _is_parametric(model: nn.Module) -> bool:
+    """A model of body parameters that reads the same crops as the image-to-mesh models."""
+    facts = facts_of(model)
+    return facts is not None and facts.task == "smpl" and facts.crop == "square"
+
+
 def mesh_model(model: nn.Module, source: str) -> nn.Module:
     """`model` where it regresses a mesh from images, or the body it regresses parameters of; else a ValueError that names
     `source`."""
-    if isinstance(model, TCFormerHMR):
+    if _is_parametric(model):
         return PosedBody(model)
     if not hasattr(model, "mesh"):
         raise ValueError(

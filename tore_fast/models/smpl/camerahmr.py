@@ -25,7 +25,7 @@ class CameraHMRConfig(HMR2Config):
     fov_net: bool = True
 
 
-@model_facts(task="smpl", family="fasthmr", crop="hmr2", loss="hmr2")
+@model_facts(task="smpl", family="fasthmr", crop="hmr2", loss="hmr2", takes_camera=True)
 class CameraHMR(HMR2):
     head_query = "bbox"
     aux_keypoints = 44
