@@ -193,8 +193,7 @@ def _model(name: str, device: str, dtype: torch.dtype):
         for key, p in model.named_parameters():
             if "token" in key or "pos_embed" in key:
                 p.normal_(std=0.1)
-    model.freeze()
-    return model
+    return model.prepare()
 
 
 def _inputs(batch: int, shape: tuple[int, ...], device: str, dtype: torch.dtype):

@@ -1,6 +1,6 @@
 """FastHMR's component table on rendered clips: base host, merged layers, merged tokens, motion decoder.
 
-In: hosts, a motion decoder and the clips of pipelines/synth_clips.py; out: one row per variant with joint errors,
+In: hosts, a motion decoder and the clips of data/synth/rendered.py; out: one row per variant with joint errors,
 multiply-adds and time per frame. `studies/fasthmr/run.py` makes the models and calls this. Source: FastHMR Table 12.
 """
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from tore_fast.body import Body
+from tore_fast.data.synth.rendered import ModelClip, clip_truth, read_clip, run_model
+from tore_fast.eval.pose import mpjpe, p_mpjpe
+from tore_fast.eval.protocols import acceleration_error
 from tore_fast.models.motion.fasthmr import FastHMRMotion, motion_rotations
 from tore_fast.models.smpl.hmr2 import HMR2, host_macs
 from tore_fast.pipelines.hosts import RestSkeleton
-from tore_fast.pipelines.synth_clips import HostClip, JointErrors, clip_truth, read_clip, run_host
 
 SMOOTH_FRAMES = 2.0  # standard deviation of the plain smoothing that the motion decoder is compared with
 
@@ -31,6 +33,30 @@ def smooth(x: Tensor, sigma: float = SMOOTH_FRAMES) -> Tensor:  # [F, ...]
     padded = torch.nn.functional.pad(rows, (radius, radius), mode="reflect") if radius else rows
     out = torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])
     return out[:, 0].T.reshape(x.shape)
+
+
+class JointErrors:
+    """MPJPE, PA-MPJPE (mm) and acceleration error (mm per frame^2) of root-relative joints over clips."""
+
+    def __init__(self) -> None:
+        self.got: list[Tensor] = []
+        self.want: list[Tensor] = []
+
+    def add(self, got: Tensor, want: Tensor) -> None:
+        """One clip, [F, J, 3] metres."""
+        self.got.append(1000 * (got - got[:, :1]).double())
+        self.want.append(1000 * (want - want[:, :1]).double())
+
+    def result(self) -> dict[str, float]:
+        got, want = torch.cat(self.got), torch.cat(self.want)
+        clips = [str(k) for k, g in enumerate(self.got) for _ in range(len(g))]
+        frames = [t for g in self.got for t in range(len(g))]
+        return {
+            "mpjpe_mm": float(mpjpe(got, want).mean()),
+            "pa_mpjpe_mm": float(p_mpjpe(got, want).mean()),
+            "accel_mm_per_frame2": acceleration_error(got.numpy(), want.numpy(), clips, frames)[0],
+            "frames": float(len(got)),
+        }
 
 
 class ComponentTable:
@@ -64,11 +90,11 @@ class ComponentTable:
         every = torch.cat([t - t[:, :1] for t in self.truth])
         self._add("mean pose", [every.mean(0).expand_as(t) for t in self.truth])
 
-    def predictions(self, host: HMR2, masks: str = "given") -> list[HostClip]:
+    def predictions(self, host: HMR2, masks: str = "given") -> list[ModelClip]:
         """What a host says to every clip."""
-        return [run_host(host, clip, masks) for clip in self.each(self.clips)]
+        return [run_model(host, clip, masks) for clip in self.each(self.clips)]
 
-    def host(self, name: str, host: HMR2, masks: str = "given", smoothed: str | None = None) -> list[HostClip]:
+    def host(self, name: str, host: HMR2, masks: str = "given", smoothed: str | None = None) -> list[ModelClip]:
         """A row for a host (betas: the median of the clip, as in the pipeline); returns what it predicted.
 
         Args:
@@ -92,7 +118,7 @@ class ComponentTable:
         self,
         name: str,
         host: HMR2,
-        made: Sequence[HostClip],
+        made: Sequence[ModelClip],
         motion: FastHMRMotion,
         overlap: int = 0,
         num_steps: int = 1,

@@ -321,7 +321,7 @@ def table(args) -> None:
         model = load_pretrained(args.out / folder / "model")
         out = HMR2(dataclasses.replace(model.config, **fields))
         out.load_state_dict(model.state_dict())
-        return out.eval().fold()
+        return out.eval().requires_grad_(False)
 
     merged = {"keep_tokens": KEEP, "merge_per_block": PER_BLOCK}
     made = ComponentTable(

@@ -243,7 +243,7 @@ def time_rows(target: Path, rounds: int = 9) -> None:
         if row["seed"]:
             continue  # the same network
         model = create_model(row["model"], **row["config"]).eval()
-        model.freeze()
+        model.prepare()
         for batch in {1, FRAMES // model.config.frames}:
             jobs.append((run, batch, model, torch.randn(batch, model.config.frames, 17, model.in_channels)))
     samples: dict[tuple[str, int], list[float]] = {}

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from tore_fast.cli import main
-from tore_fast.cli.eval_lift import looks_like_motion
+from tore_fast.cli.eval import looks_like_motion
 from tore_fast.cli.lift import output_stems
-from tore_fast.cli.train_hot import config_values
 from tore_fast.data.pose_sets import kind_of, read_pose_set
 from tore_fast.geometry.windows import at_times
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.pipelines.lift import lift_at_rate, lift_clip
-from tore_fast.train.lifting import frame_waves, start_weights
+from tore_fast.train.lifting import frame_waves, spread_embeddings
+from tore_fast.train.start import take_weights
 
 TINY = dict(frames=9, channels=16, depth=2, heads=2, mlp_hidden=16)
 FIELDS = "frames 9 channels 16 depth 2 heads 2 mlp_hidden 16 prune_block 1 keep_frames 3".split()
@@ -69,7 +69,7 @@ def test_a_killed_process_resumes_on_the_same_curve(mocap, tmp_path, capsys):
     pytest.importorskip("accelerate")
     options = [
         "train",
-        "hot",
+        "lifting",
         "--data",
         str(mocap),
         "--train.steps",
@@ -84,7 +84,7 @@ def test_a_killed_process_resumes_on_the_same_curve(mocap, tmp_path, capsys):
         "0",
         "--threads",
         "1",
-        "--extra",
+        "--set",
         *FIELDS,
     ]
     where = lambda name: ["--train.out", str(tmp_path / name)]
@@ -117,7 +117,7 @@ def test_train_test_export_eval_lift(mocap, tmp_path, capsys):
     code, out, _ = call(
         capsys,
         "train",
-        "hot",
+        "lifting",
         "--data",
         mocap,
         "--train.out",
@@ -137,21 +137,27 @@ def test_train_test_export_eval_lift(mocap, tmp_path, capsys):
         "--test",
         "--export",
         tmp_path / "model",
-        "--extra",
+        "--set",
         *FIELDS,
     )
     assert code == 0 and "clips: train 2  validation 1  test 1" in out
-    measured = json.loads((tmp_path / "run" / "test.json").read_text())["test"]
+    measured = json.loads((tmp_path / "run" / "test.json").read_text())["metrics"]
+    card = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert card["selection"] == "lowest mpjpe on training subjects that are held out (step 2)"
+    assert card["metrics"] == measured and card["validation"]["mpjpe"] > 0 and card["fps"] == 50
     code, out, _ = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--json", tmp_path / "e.json")
     got = json.loads((tmp_path / "e.json").read_text())
     assert code == 0 and set(got["per_action"]) == {"move d"} and set(got["per_subject"]) == {"d"} and got["clips"] == 1
     assert got["mpjpe"] == pytest.approx(measured["mpjpe"], rel=0.01)  # the export is rounded to 16 bit
     assert (
-        {"mpjpe", "p_mpjpe", "n_mpjpe", "mpjve", "pck150", "auc"} <= got.keys() and "p_mpjpe" in out and "move d" in out
+        {"mpjpe", "p_mpjpe", "n_mpjpe", "mpjve", "pck150", "auc"} <= got.keys()
+        and "p_mpjpe" in out
+        and "move d" in out
+        and "mpjve [mm/frame]" in out
     )
-    code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--options", "colour", "red")
-    assert code == 2 and "no option 'colour'" in err
-    code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--options", "subjects", "z")
+    code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--colour", "red")
+    assert code == 2 and "Unrecognized options: --colour" in err
+    code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--subjects", "z")
     assert code == 2 and "no test clips of z" in err
     np.savez(tmp_path / "k.npz", keypoints=np.random.rand(20, 17, 2) * 500, order="h36m", fps=25.0)
     code, out, _ = call(
@@ -163,33 +169,33 @@ def test_train_test_export_eval_lift(mocap, tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (["--extra", "colour", "red"], "no field 'colour'; its fields: prune_block"),
-        (["--extra", "frames", "nine"], "--extra frames: expected a number like 27, got 'nine'"),
-        (["--extra", "recover_frames", "5"], "recover_frames must be 27"),
-        (["--extra", "prune_block", "0"], "prune_block must be in 1..7"),
+        (["--set", "colour", "red"], "--set colour: MixsteConfig has no such field; expected one of prune_block"),
+        (["--set", "frames", "nine"], "--set frames: expected a whole number, got 'nine'"),
+        (["--set", "recover_frames", "5"], "recover_frames must be 27"),
+        (["--set", "prune_block", "0"], "prune_block must be in 1..7"),
         (["--windows.zoom", "0.5"], "zoom must be at least 1"),
-        (["--model", "fastmetro_s_r50"], "not a video pose model"),
+        (["--model", "fastmetro_s_r50"], "not made for seq2seq or seq2frame"),
     ],
 )
 def test_bad_settings_are_one_line(mocap, tmp_path, capsys, change, message):
-    code, _, err = call(capsys, "train", "hot", "--data", mocap, "--train.out", tmp_path / "x", *change)
+    code, _, err = call(capsys, "train", "lifting", "--data", mocap, "--train.out", tmp_path / "x", *change)
     assert code == 2 and message in err and err.count("\n") == 1 and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
     "pair, message",
     [
-        (["stride", "-3"], "--options stride: expected a whole number from 0 on, got '-3'"),
-        (["limit", "1.5"], "--options limit: expected a whole number"),
-        (["views", "0"], "--options views: expected a whole number from 1 on"),
-        (["fps", "0"], "--options fps: expected a positive number"),
-        (["noise_px", "much"], "--options noise_px: expected a number from 0 on, got 'much'"),
-        (["flip", "maybe"], "--options flip: expected true or false, got 'maybe'"),
-        (["split", "dev"], "split must be one of"),
+        (["--stride", "-3"], "--stride: expected a whole number from 0 on, got -3"),
+        (["--limit", "1.5"], "--limit"),
+        (["--views", "0"], "--views: expected a whole number from 1 on"),
+        (["--fps", "-1"], "--fps: expected a number from 0 on"),
+        (["--noise-px", "much"], "--noise-px"),
+        (["--split", "dev"], "--split"),
+        (["--model", "nowhere/"], "--model nowhere/: no such folder or file, and no registered model"),
     ],
 )
 def test_bad_evaluation_options_are_one_line(mocap, capsys, pair, message):
-    code, _, err = call(capsys, "eval", "--data", mocap, "--options", *pair)
+    code, _, err = call(capsys, "eval", "--data", mocap, *pair)
     assert code == 2 and message in err and err.count("\n") == 1
 
 
@@ -246,19 +252,20 @@ def test_start_weights(tmp_path):
     base = create_model("mixste_27", **{**TINY, "frames": 3})
     save_pretrained(base, tmp_path / "base", "mixste_27")
     model = create_model("hot_mixste_27", **TINY, prune_block=1, keep_frames=3)
-    text = start_weights(model, tmp_path / "base", embed_std=0.5)
-    assert "start anew: Temporal_pos_embed, pos_embed_token, x_token" in text
+    spread_embeddings(model, 0.5)
+    text = take_weights(model, tmp_path / "base")
+    assert "59 of 70 tensors taken; Temporal_pos_embed, pos_embed_token, x_token, cross_attention" in text
     torch.testing.assert_close(model.STEblocks[1].attn.qkv.weight, base.STEblocks[1].attn.qkv.weight)
     torch.testing.assert_close(model.x_token[0], 0.5 * frame_waves(9, 16))
     assert model.pos_embed_token.abs().max() == 0
     other = create_model("mixste_27", **{**TINY, "channels": 8, "mlp_hidden": 8, "frames": 5})
-    with pytest.raises(ValueError, match="none of its tensors fits"):
+    with pytest.raises(ValueError, match="of its .* tensors fit the model"):
         save_pretrained(
             create_model("motionbert_lite_27", channels=4, depth=1, heads=1, mlp_hidden=4, rep_channels=4),
             tmp_path / "o",
             "motionbert_lite_27",
         )
-        start_weights(other, tmp_path / "o")
+        take_weights(other, tmp_path / "o")
 
 
 def test_frame_waves_tell_neighbours_from_the_rest():
@@ -266,16 +273,6 @@ def test_frame_waves_tell_neighbours_from_the_rest():
     similar = waves @ waves.T
     assert waves.shape == (27, 32) and (similar.argmax(1) == torch.arange(27)).all()
     assert all(similar[13, 13 + d] > similar[13, 13 + d + 1] for d in range(2))
-
-
-def test_values_of_a_command_line():
-    assert config_values({"a": "3", "b": "0.5", "c": "uniform", "d": "null", "e": "true"}) == {
-        "a": 3,
-        "b": 0.5,
-        "c": "uniform",
-        "d": None,
-        "e": True,
-    }
 
 
 def test_lifting_at_another_rate():

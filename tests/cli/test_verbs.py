@@ -9,7 +9,7 @@ import torch
 from made_up.command import command
 
 import tore_fast.cli as cli
-from tore_fast.cli import VERBS, UsageError, arguments, sentence
+from tore_fast.cli import VERBS, UsageError, arguments, format_error
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.train.config import TrainConfig
 
@@ -22,45 +22,50 @@ SAID = {  # one mistake per verb and what the line must say
     ("list", "nothing*"): "no model matches 'nothing*'",
     ("list", "--family", "metros"): "no model has 'metros'; expected some of blazepose, fasthmr",
     ("list", "--tag", "foot"): "no model has 'foot'; expected some of ",
-    ("predict", "nowhere.jpg"): "no image to work on",
+    ("predict", "nowhere.jpg"): "no image or video to work on",
     ("batch", "nowhere.tar"): "nowhere.tar: not there",
     ("batch", "text.bin", "--workers", "0"): "workers and unit_images must be at least 1",
-    ("hmr", "--video", "nowhere.mp4", "--model", "hmr2_vits"): "no such video",
-    ("eclm", "--model", "hmr2_vits"): "give --data (to search) or --plan (to apply one)",
+    ("merge", "--model", "hmr2_vits"): "give images (to search) or --plan (to apply one)",
     ("lift", "nowhere.json", "--model", "mixste_27"): "nowhere.json: no such file",
     ("lift",): "no keypoint file to work on",
     ("eval", "mesh", "--data", "nowhere"): "nowhere: no such file or folder",
-    ("eval", "lift", "--model", "mixste_27", "--data", "nowhere"): "mixste_27: not a folder with trained weights",
+    ("eval", "lifting", "--model", "mixste_27", "--data", "nowhere"): "mixste_27: not a folder with trained weights",
+    ("eval", "smpl", "--data", "nowhere"): "--model or --checkpoint",
+    ("eval", "smpl", "--data", "nowhere", "--model", "tore_default"): "regresses no body parameters",
+    ("eval", "motion", "--data", "nowhere", "--model", "gone"): "--model gone: no such folder",
     ("eval", "keypoints", "--data", "nowhere"): "--model or --checkpoint",
     ("eval", "classify", "--data", "nowhere"): "--model or --checkpoint",
     ("train", "--recipe", "nothing"): "nothing",
-    ("synth", "--out", "text.bin", "--n", "2", "--size", "48", "--backgrounds", "noise"): "text.bin",
     ("demo", "--device", "banana"): "expected auto, cpu, cuda",
     ("viz", "tokens", "nowhere.jpg"): "nowhere.jpg",
-    ("viz", "attention", "nowhere.jpg", "--model", "ppt_s"): "expected an image-to-mesh model",
+    ("viz", "attention", "nowhere.jpg", "--model", "ppt_s"): "--model ppt_s returns no attention maps",
     ("train", "mesh", "--model", "ppt_s"): "--model ppt_s: expected an image-to-mesh model",
     ("train", "mesh", "--train.steps", "0"): "train.steps: expected at least 1, got 0",
     ("train", "mesh", "--train.schedule", "linear"): "train.schedule: expected one of cosine",
-    ("train", "mesh", "--export-only"): "--export-only needs --export",
-    ("train", "mesh", "--export-only", "--export", "x", "--train.out", "none"): "no last.pt in none",
-    ("train", "mesh", "--init", "nowhere.pt", "--train.out", "run"): "--init nowhere.pt: no such file or folder",
-    ("train", "mesh", "--init", "text.bin", "--train.out", "run"): "text.bin: not",
-    ("train", "mesh", "--init", "other.pt", "--train.out", "run"): "other.pt: no known layout",
-    ("train", "hot", "--data", "nowhere"): "nowhere",
-    ("train", "fasthmr", "--data", "nowhere"): "expected a folder with AMASS-like .npz",
-    ("train", "fasthmr_clips", "--data", "nowhere", "--out", "clips"): "nowhere",
-    ("train", "classify", "nowhere"): "nowhere",
-    ("train", "keypoints", "--data", "wflw"): "--val-annotations",
-    ("train", "smpl", "--model", "nothing"): "no model 'nothing'",
     (
-        "batch",
-        "x",
-        "--out",
-        "y",
-        "--extra",
-        "colour",
-        "red",
-    ): "options (--extra): expected upstream, mesh_data, got 'colour'",
+        "train",
+        "mesh",
+        "--checkpoint",
+        "nowhere.pt",
+        "--train.out",
+        "run",
+    ): "--checkpoint nowhere.pt: no such file or folder",
+    ("train", "mesh", "--checkpoint", "text.bin", "--train.out", "run"): "text.bin: not",
+    ("train", "mesh", "--checkpoint", "other.pt", "--train.out", "run"): "other.pt: no known layout",
+    ("train", "mesh", "--set", "num_layer", "3"): "--set num_layer: ",
+    ("train", "mesh", "--recipe", "metro_freihand"): "--data: give the data sets of the recipe",
+    ("train", "lifting", "--data", "nowhere"): "nowhere",
+    ("train", "lifting", "--data", ".", "--model", "ppt_s"): "not made for seq2seq or seq2frame",
+    ("train", "motion", "--data", "nowhere"): "expected a folder with AMASS-like .npz",
+    ("train", "motion", "--data", "nowhere", "--regressor", "x"): "--regressor: is for stage 2",
+    ("train", "classify", "--data", "nowhere"): "nowhere",
+    ("train", "keypoints", "--data", "nowhere.txt"): "needs --val",
+    ("train", "keypoints", "--data", "nowhere.txt", "--val", "x"): "nowhere.txt: no such file",
+    ("train", "smpl", "--model", "nothing"): "no model 'nothing'",
+    ("train", "smpl", "--model", "hmr2_vitt", "--data", "x.yaml"): "train on synthetic crops of the free body",
+    ("synth", "clips", "--data", "nowhere", "--out", "clips"): "nowhere",
+    ("synth", "images", "--out", "text.bin", "--n", "2", "--size", "48", "--backgrounds", "noise"): "text.bin",
+    ("batch", "x", "--out", "y", "--set", "colour", "red"): "--set colour: FastMETROToreConfig has no such field",
     ("bench", "ops", "--op", "nothing"): "no ops benchmark 'nothing'",
     (
         "bench",
@@ -73,8 +78,8 @@ SAID = {  # one mistake per verb and what the line must say
     ): "no case of ops bipartite_match fits 'nothing'",
     ("predict", "x", "--nope", "3"): "Unrecognized options: --nope, 3 (tore-fast predict --help",
     ("predict", "x", "--batch-size", "abc"): "--batch-size: invalid literal",
-    ("synth",): "Missing from tore-fast synth: --out PATH",
-    ("synth", "--out", "x", "--split", "foo"): "invalid choice 'foo' for argument '--split'",
+    ("synth", "images"): "Missing from tore-fast synth images: --out PATH",
+    ("synth", "images", "--out", "x", "--split", "foo"): "invalid choice 'foo' for argument '--split'",
     ("viz", "nothing"): "no job 'nothing'; expected one of tokens",
     ("nothing",): "no verb 'nothing'; expected one of info",
 }
@@ -146,19 +151,7 @@ def test_errors_of_the_work_and_of_arguments(monkeypatch, capsys, folder):
     with pytest.raises(OSError, match="No space"):
         with arguments():
             raise OSError(28, "No space left on device")
-    assert sentence(KeyError()) == "KeyError"
-
-
-def test_export_only_and_init(folder, capsys):
-    """A stopped run's last.pt as --init; its own folder after --export-only."""
-    from tore_fast.cli.train_mesh import take_over
-
-    model = create_model("tore_default")
-    torch.save({"model": {k: v + 1 for k, v in model.state_dict().items()}, "step": 1}, folder / "last.pt")
-    other = create_model("tore_default")
-    take_over(other, folder / "last.pt")
-    assert torch.equal(other.cam_predictor.bias, model.cam_predictor.bias + 1)
-    assert "tensors taken over" in capsys.readouterr().out
+    assert format_error(KeyError()) == "KeyError"
 
 
 def test_list(capsys):

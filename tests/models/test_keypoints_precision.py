@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from tore_fast.body import load_body
-from tore_fast.cli._training import check_crops, config_overrides, start_model
+from tore_fast.cli._models import check_crops
+from tore_fast.cli._train_options import TrainArgs, build_model, model_name
 from tore_fast.data.synth import SynthGenerator
 from tore_fast.geometry.warp import normalise_image
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.ops.dpc_knn_cluster import dpc_knn_cluster, why_not
+from tore_fast.train.start import take_weights
 
 TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1))
 
@@ -89,12 +91,10 @@ def test_memory_is_linear_in_the_tokens_up_to_a_megapixel():
 
 
 def test_command_line_overrides(tmp_path):
-    assert config_overrides({"depths": "1,2,3", "reduction": "conv", "drop_path_rate": "0.5", "qkv_bias": "False"}) == {
-        "depths": (1, 2, 3),
-        "reduction": "conv",
-        "drop_path_rate": 0.5,
-        "qkv_bias": False,
-    }
+    def built(name, changes, tags=(), checkpoint=None, **decided):
+        args = TrainArgs(model=name, set=changes, checkpoint=checkpoint)
+        return build_model(args, model_name(args, "tcformer_light"), tags, **decided)
+
     text = {
         "embed_dims": "16,32,48,64",
         "num_heads": "1,2,3,4",
@@ -103,19 +103,23 @@ def test_command_line_overrides(tmp_path):
         "neck_channels": "32",
     }
     for changes in ({"reduction": "conv", "neck": "none"}, {"reduction": "topk"}, {"parts": "2,2,1,1,1,1"}):
-        model = start_model("tcformer_light_wholebody", None, text | changes, num_keypoints=14).train()
+        model = built("tcformer_light_wholebody", text | changes, num_keypoints=14).train()
         maps = model(torch.rand(2, 3, 64, 64))
         maps.square().sum().backward()
         assert maps.shape == (2, 14, 16, 16) and model.config.num_keypoints == 14
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    with pytest.raises(ValueError, match="--options: tcformer_light: .*'depth'"):
-        start_model("tcformer_light", None, {"depth": "3"}, num_classes=4)
-    save_pretrained(create_model("tcformer_light", num_classes=4, **TINY), tmp_path, "tcformer_light")
-    assert start_model("", tmp_path, num_classes=4).config.num_classes == 4
-    with pytest.raises(ValueError, match="has num_classes 4, the data needs 7"):
-        start_model("", tmp_path, num_classes=7)
+    assert built("tcformer_light", {"qkv_bias": "false"}, num_classes=4).config.qkv_bias is False
+    with pytest.raises(ValueError, match="--set depth: .* did you mean depths"):
+        built("tcformer_light", {"depth": "3"}, num_classes=4)
+    with pytest.raises(ValueError, match="--set num_classes: the data decides it"):
+        built("tcformer_light", {"num_classes": "3"}, num_classes=4)
     with pytest.raises(ValueError, match="tcformer_light is not made for keypoints"):
-        start_model("tcformer_light", None, tag="keypoints", num_keypoints=14)
+        built("tcformer_light", {}, ("keypoints",), num_keypoints=14)
+    # a folder brings its model and sizes; a head of other classes starts anew and is named
+    save_pretrained(create_model("tcformer_light", num_classes=4, **TINY), tmp_path, "tcformer_light")
+    model = built("", {}, checkpoint=tmp_path, num_classes=7)
+    assert model.config.embed_dims == TINY["embed_dims"] and model.config.num_classes == 7
+    assert take_weights(model, tmp_path).endswith("head.weight, head.bias start anew")
 
 
 def test_crops_that_a_model_cannot_read():

@@ -16,7 +16,7 @@ from tore_fast.data import wflw, wholebody
 from tore_fast.data.augment import AugmentConfig
 from tore_fast.data.readers import open_dataset
 from tore_fast.data.topdown import CropAugment, Instance, TopDownDataset
-from tore_fast.eval.keypoint_metrics import LandmarkMetric, PixelError, WholeBodyMetric
+from tore_fast.eval.keypoint_metrics import LandmarkMetric, WholeBodyMetric
 from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.skeleton import H36M17_TO_J14, WHOLEBODY133
 from tore_fast.models import create_model, load_pretrained, save_pretrained
@@ -170,7 +170,7 @@ def test_landmarks_metric(people):
 
 def test_augmented_training_batches_repeat(people):
     data = TopDownDataset(people, (64, 64), WHOLEBODY133.mirror, CropAugment())
-    task = tasks.Keypoints(torch.nn.Identity(), data, data, PixelError())
+    task = tasks.Keypoints(torch.nn.Identity(), data, data, WholeBodyMetric())
     a, b, c = task.batch(3, 4, 0), task.batch(3, 4, 0), task.batch(4, 4, 0)
     assert torch.equal(a["image"], b["image"]) and not torch.equal(a["image"], c["image"])
 
@@ -281,13 +281,13 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
     Image.fromarray(image(np.random.default_rng(1))).save(tmp_path / "p.png")
     classifier = create_model("tcformer_light", num_classes=5, **TINY)
     save_pretrained(classifier, tmp_path / "classifier", "tcformer_light")
-    small = ["--options", *(t for k, v in TINY.items() for t in (k, ",".join(map(str, v)))), "--image-size", 64]
+    small = ["--set", *(t for k, v in TINY.items() for t in (k, ",".join(map(str, v)))), "--image-size", 64]
     train = ["--train.batch-size", 4, "--train.out", tmp_path / "run", "--train.eval-every", 1, "--train.lr", 1e-9]
     data = ["--data", sets / "full" / "t.yaml", sets / "flat" / "t.yaml", "--val", sets / "3dpw"]
-    export = ["--pretrained", tmp_path / "classifier", "--export", tmp_path / "model"]
+    export = ["--checkpoint", tmp_path / "classifier", "--export", tmp_path / "model"]
     assert command("train", "smpl", *small, *data, *export, *train, "--train.epochs", 1) == 0
     out = capsys.readouterr().out
-    assert "tensors for the backbone" in out and "pa_mpjpe_mm" in out
+    assert "taken: the backbone; the rest starts anew" in out and "pa_mpjpe_mm" in out
     model = load_pretrained(tmp_path / "model")
     torch.testing.assert_close(model.backbone.ctm1.conv.weight, classifier.ctm1.conv.weight, atol=1e-6, rtol=0)
     assert model.config.image_size == 64
@@ -334,20 +334,16 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
     assert load_pretrained(tmp_path / "m").config.image_size == 64
     capsys.readouterr()
     for arguments, words in (
-        (["--val", sets / "3dpw"], "--val: give --data, too"),
+        (["--val", sets / "3dpw"], "synthetic images show the free body and have their own held-out ones"),
         (["--data", sets / "full" / "t.yaml", "--test"], "--test: give --val"),
-        (["--pretrained", tmp_path / "model"], "expected a TCFormer classifier, got TCFormerHMR"),
-        (["--pretrained", tmp_path / "classifier", "--checkpoint", tmp_path / "model"], "give one of the two"),
-        (["--model", "tcformer_base_hmr", "--pretrained", tmp_path / "classifier"], "do not fit the backbone"),
+        (["--model", "tcformer_base_hmr", "--checkpoint", tmp_path / "classifier"], "tensors fit the model"),
     ):
         assert command("train", "smpl", *arguments, "--train.out", tmp_path / "c") == 2
         assert words in capsys.readouterr().err
 
 
 def test_commands(tmp_path, capsys):
-    """`train keypoints --data wflw`: one step on a made-up face, then the exported folder is tested again."""
-    from tore_fast.cli import main
-
+    """`train keypoints` on WFLW files: one step on a made-up face, then the exported folder is evaluated."""
     pytest.importorskip("accelerate")
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (80, 80, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
@@ -355,38 +351,15 @@ def test_commands(tmp_path, capsys):
     (tmp_path / "list.txt").write_text(line * 2)
     model = create_model("tcformer_light_wflw", neck_channels=32, **TINY)
     save_pretrained(model, tmp_path / "start", "tcformer_light_wflw")
-    files = [
-        "--data",
-        "wflw",
-        "--val-annotations",
-        str(tmp_path / "list.txt"),
-        "--images",
-        str(tmp_path),
-        "--image-size",
-        "64",
-        "64",
-    ]
-    steps = ["--train.steps", "1", "--train.batch-size", "2", "--train.out", str(tmp_path / "run"), "--train.ema", "0"]
-    common = ["train", "keypoints", "--model", "tcformer_light_wflw", *files]
-    with pytest.raises(SystemExit) as end:
-        main(
-            [
-                *common,
-                "--annotations",
-                str(tmp_path / "list.txt"),
-                "--checkpoint",
-                str(tmp_path / "start"),
-                *steps,
-                "--export",
-                str(tmp_path / "out"),
-            ]
-        )
-    assert end.value.code == 0
-    with pytest.raises(SystemExit) as end:
-        main([*common, "--checkpoint", str(tmp_path / "out"), "--test"])
-    assert end.value.code == 0
-    assert "nme_blur" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as end:
-        main(["train", "keypoints", "--data", "wflw", "--model", "tcformer_light_wflw"])
-    assert end.value.code == 2
-    assert "--val-annotations" in capsys.readouterr().err
+    files = ["--data", tmp_path / "list.txt", "--val", tmp_path / "list.txt", "--image-size", 64, 64]
+    steps = ["--train.steps", 1, "--train.batch-size", 2, "--train.out", tmp_path / "run", "--train.ema", 0]
+    more = ["--checkpoint", tmp_path / "start", "--export", tmp_path / "out"]
+    assert command("train", "keypoints", *files, *steps, *more) == 0
+    out = capsys.readouterr().out
+    assert "taken: the whole model" in out and "nme_blur" in out
+    card = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert card["selection"] == "last weights (step 1)" and card["metrics"]["nme"] > 0
+    assert card["trained_on"]["image_size"] == [64, 64]
+    assert command("eval", "keypoints", "--checkpoint", tmp_path / "out", *files[:2], "--workers", 0) == 0
+    assert command("train", "keypoints", "--data", tmp_path / "list.txt", "--model", "tcformer_light_wflw") == 2
+    assert "needs --val" in capsys.readouterr().err

@@ -22,16 +22,16 @@ from tore_fast.train.optim import learning_rate, make_optimiser
 
 def args_of(name):
     recipe = load_recipe(name)
-    return recipe, arguments(recipe, importlib.import_module(f"tore_fast.cli.train_{recipe.job}").Args)
+    return recipe, arguments(recipe, importlib.import_module(f"tore_fast.cli.train_{recipe.task}").Args)
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe(name):
     recipe, args = args_of(name)
-    assert recipe.job in SUBCOMMANDS and recipe.about and recipe.source
+    assert recipe.task in SUBCOMMANDS and recipe.about and recipe.source
     if "model" in recipe.args:
         assert model_entry(args.model).name == args.model
-    if recipe.job == "mesh" and args.labels.loss != "auto":
+    if recipe.task == "mesh" and args.labels.loss != "auto":
         assert args.labels.loss in PRESETS and args.labels.loss.endswith("_hand") == args.model.endswith("_hand")
     assert args.train.epochs or args.train.steps
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
@@ -54,8 +54,8 @@ def test_schedules_of_the_papers():
         "fastmetro_3dpw_finetune": {0: 2e-5, 7: 2e-5},
         "metro_h36m_mixed": {99: 1e-4, 101: 1e-5},
         "tore_fastmetro_h36m_mixed": {29: 1e-4, 31: 1e-5},
-        "hot_mixste": {0: 4e-5, 1: 4e-5 * 0.99, 100: 4e-5 * 0.99**100},
-        "hot_motionbert": {60: 5e-4 * 0.99**60},
+        "lifting_mixste": {0: 4e-5, 1: 4e-5 * 0.99, 100: 4e-5 * 0.99**100},
+        "lifting_motionbert": {60: 5e-4 * 0.99**60},
         "tcformer_wflw": {29: 1e-4, 31: 1e-5, 51: 1e-6},
     }
     for name, points in wanted.items():
@@ -101,7 +101,7 @@ def test_a_recipe_runs_and_its_values_can_be_changed(tmp_path, capsys, monkeypat
         "tore_fastmetro_h36m_mixed",
         "--model",
         "tore_default",
-        "--no-pretrained-backbone",
+        "--no-imagenet-backbone",
         "--data",
         tmp_path / "t.json",
         "--train.out",
@@ -123,9 +123,9 @@ def test_a_recipe_runs_and_its_values_can_be_changed(tmp_path, capsys, monkeypat
     "argv, words",
     [
         (["train", "--recipe", "fastmeter"], ["no such recipe", "fastmetro_h36m_mixed"]),
-        (["train", "hot", "--recipe", "metro_freihand"], ["train mesh", "not hot"]),
+        (["train", "lifting", "--recipe", "metro_freihand"], ["train mesh", "not lifting"]),
         (["train", "--recipe"], ["expected a name"]),
-        (["train", "--train.steps", "3"], ["expected a job"]),
+        (["train", "--train.steps", "3"], ["expected a task"]),
     ],
 )
 def test_mistakes(argv, words, capsys):
@@ -138,15 +138,15 @@ def test_mistakes(argv, words, capsys):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("job =", "not TOML"),
-        ('job = "mesh"', "no 'about'"),
-        ('job = "mesh"\nabout = ""\nsource = ""\nspeed = 3', "'speed'"),
-        ('job = "mesh"\nabout = ""\nsource = ""\n[args.train]\nlearning_rate = 1e-3', "no field 'learning_rate'"),
+        ("task =", "not TOML"),
+        ('task = "mesh"', "no 'about'"),
+        ('task = "mesh"\nabout = ""\nsource = ""\nspeed = 3', "'speed'"),
+        ('task = "mesh"\nabout = ""\nsource = ""\n[args.train]\nlearning_rate = 1e-3', "no field 'learning_rate'"),
         (
-            'job = "mesh"\nabout = ""\nsource = ""\n[args.train]\nlr = "fast"',
+            'task = "mesh"\nabout = ""\nsource = ""\n[args.train]\nlr = "fast"',
             "args.train.lr: expected float, got 'fast'",
         ),
-        ('job = "mesh"\nabout = ""\nsource = ""\n[args]\ntrain = 3', "expected a table"),
+        ('task = "mesh"\nabout = ""\nsource = ""\n[args]\ntrain = 3', "expected a table"),
     ],
 )
 def test_own_recipe_files(text, words, tmp_path):
@@ -155,7 +155,7 @@ def test_own_recipe_files(text, words, tmp_path):
     with pytest.raises(RecipeError, match=words.replace("(", r"\(")):
         args_of(path)
     path.write_text(
-        'job = "mesh"\nabout = "mine"\nsource = "me"\n[args]\nmodel = "x"\n[args.train]\nlr = 1\nout = "runs/x"\n'
+        'task = "mesh"\nabout = "mine"\nsource = "me"\n[args]\nmodel = "x"\n[args.train]\nlr = 1\nout = "runs/x"\n'
     )
     recipe, args = args_of(path)
     assert (recipe.name, args.train.lr, args.train.batch_size, json.dumps(args.model)) == ("own", 1.0, 32, '"x"')

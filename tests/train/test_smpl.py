@@ -9,29 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from studies.fasthmr.component_table import ComponentTable, markdown, smooth
-from tore_fast.cli import UsageError, train_fasthmr, train_fasthmr_clips
-from tore_fast.cli import eclm as eclm_cli
+from studies.fasthmr.component_table import ComponentTable, JointErrors, markdown, smooth
+from tore_fast.cli import UsageError, synth_clips, train_motion, train_smpl
 from tore_fast.cli import list as list_cli
+from tore_fast.cli import merge as merge_cli
 from tore_fast.data.mocap import Motion
 from tore_fast.data.synth.clips import ClipCrops
 from tore_fast.data.synth.motion import motion_rotations
 from tore_fast.data.synth.poses import PoseBank
+from tore_fast.data.synth.rendered import read_clip, render_clip, write_clips, write_tokens, write_view_tokens
 from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models import create_model, load_pretrained
 from tore_fast.models.smpl.hmr2 import HMR2Config, host_macs
-from tore_fast.pipelines.synth_clips import (
-    JointErrors,
-    read_clip,
-    render_clip,
-    write_clips,
-    write_tokens,
-    write_view_tokens,
-)
 from tore_fast.train.config import TrainConfig
 from tore_fast.train.motion import Stage2Config, read_motion, read_motion_folder
 from tore_fast.train.pose_discriminator import PoseDiscriminator, adversarial_losses
-from tore_fast.train.smpl import HostConfig, HostTask
+from tore_fast.train.smpl import HMRConfig, HMRTask
 
 HOST = dict(img_size=(64, 48), embed_dim=32, depth=3, num_heads=2, decoder_depth=1, decoder_heads=2, decoder_dim=32)
 
@@ -76,7 +69,7 @@ def clips(body, tmp_path_factory):
 
 def test_loss_reaches_every_weight_and_truth_lies_on_the_person(body):
     poses = PoseBank(motion_rotations(walk("a", 40, "train")))
-    task = HostTask(create_model("hmr2_vitt", **HOST), body, HostConfig(adversarial=0.0005, eval_images=8), poses)
+    task = HMRTask(create_model("hmr2_vitt", **HOST), body, HMRConfig(adversarial=0.0005, eval_images=8), poses)
     batch = task.batch(3, 8, 0)
     _, joints, seen = task.truth(batch)
     assert joints.shape == (8, 24, 3)
@@ -244,56 +237,75 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     rows = [{"id": m.id, "subject": m.subject, "split": m.split, "fps": 60, "description": "walk"} for m in motions]
     (data / "index.json").write_text(json.dumps({"clips": rows}))
     made = dict(data=data, out=tmp_path / "clips", image_size=128)
-    assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**made)) == 0
+    assert synth_clips.run(synth_clips.Args(**made)) == 0
     assert sorted(p.name for p in (tmp_path / "clips").iterdir()) == ["one.npz", "two.npz"]
     train = TrainConfig(out=str(tmp_path / "host"), steps=2, batch_size=4, eval_every=2, log_every=1)
-    args = train_fasthmr.Args(data=data, stage="host", host=HostConfig(eval_images=8), extra={"depth": 4}, train=train)
-    assert train_fasthmr.run(args) == 0
+    args = train_smpl.Args(
+        model="hmr2_vitt",
+        poses=data,
+        hmr=HMRConfig(eval_images=8),
+        set={"depth": "4"},
+        train=train,
+        export=tmp_path / "host" / "model",
+    )
+    assert train_smpl.run(args) == 0
+    card = json.loads((tmp_path / "host" / "model" / "config.json").read_text())
+    assert card["selection"] == "last averaged weights (step 2)" and card["metrics"]["mpjpe_mm"] > 0
     host = load_pretrained(tmp_path / "host" / "model")
     assert host.config.depth == 4 and host.config.img_size == (128, 96)
-    search = eclm_cli.Args(
-        str(tmp_path / "host" / "model"),
-        str(tmp_path / "clips"),
-        out=str(tmp_path / "eclm"),
+    search = merge_cli.Args(
+        model=str(tmp_path / "host" / "model"),
+        inputs=[str(tmp_path / "clips")],
+        out=tmp_path / "eclm",
         tau=1e6,
         limit=8,
         device="cpu",
     )
-    assert eclm_cli.run(search) == 0
+    assert merge_cli.run(search) == 0
     assert "4 -> 1 blocks" in capsys.readouterr().out
     trace = tmp_path / "eclm" / "trace.jsonl"
     plan, lines = (tmp_path / "eclm" / "plan.json").read_text(), trace.read_text().splitlines(keepends=True)
     trace.write_text("".join(lines[:2]) + '{"low": 1, "hi')  # killed while writing
     for _ in range(2):
-        assert eclm_cli.run(search) == 0 and (tmp_path / "eclm" / "plan.json").read_text() == plan
+        assert merge_cli.run(search) == 0 and (tmp_path / "eclm" / "plan.json").read_text() == plan
         assert [json.loads(line) for line in trace.read_text().splitlines()] == [json.loads(line) for line in lines]
-    tokens = dict(host=tmp_path / "eclm" / "model", tokens=tmp_path / "tokens", keep_tokens=24, merge_per_block=24)
-    assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**made, **tokens)) == 0
+    tokens = dict(model=tmp_path / "eclm" / "model", tokens=tmp_path / "tokens", keep_tokens=24, merge_per_block=24)
+    assert synth_clips.run(synth_clips.Args(**made, **tokens)) == 0
     assert np.load(tmp_path / "tokens" / "one.npz")["tokens"].shape == (12, 128)
     two = read_motion_folder(data)  # the archive itself is stage 1's data; its test split stays out
     assert [len(c.rotations) for c in two] == [12, 12]
     up = two[0].rotations[0, 0, :, 1]  # the pelvis' y axis in camera axes: upwards is -y
     torch.testing.assert_close(up, torch.tensor([0.0, -1, 0]), atol=1e-3, rtol=0)
     sizes = {"latent_tokens": 2, "latent_dim": 16, "ff_size": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+    sizes = {k: str(v) for k, v in sizes.items()}
     stage1 = TrainConfig(out=str(tmp_path / "vae"), steps=2, batch_size=2, eval_every=2)
-    assert train_fasthmr.run(train_fasthmr.Args(data=data, frames=8, extra=sizes, held_out=2, train=stage1)) == 0
+    prior = tmp_path / "vae" / "model"
+    args = train_motion.Args(data=data, frames=8, set=sizes, held_out=2, train=stage1, export=prior)
+    assert train_motion.run(args) == 0
     stage2 = TrainConfig(out=str(tmp_path / "denoiser"), steps=2, batch_size=2, eval_every=2)
-    args = train_fasthmr.Args(
-        data=tmp_path / "tokens", vae=tmp_path / "vae" / "model", frames=8, up="camera", held_out=2, train=stage2
+    args = train_motion.Args(
+        data=tmp_path / "tokens",
+        motion_prior=prior,
+        frames=8,
+        up="camera",
+        held_out=2,
+        train=stage2,
+        export=tmp_path / "denoiser" / "model",
     )
-    assert train_fasthmr.run(args) == 0
+    assert train_motion.run(args) == 0
     motion = load_pretrained(tmp_path / "denoiser" / "model")
     assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
-    only = dict(data=data, image_size=128, host=tmp_path / "eclm" / "model", tokens=tmp_path / "views")
-    assert train_fasthmr_clips.run(train_fasthmr_clips.Args(**only, views=2)) == 0
+    only = dict(data=data, image_size=128, model=tmp_path / "eclm" / "model", tokens=tmp_path / "views")
+    assert synth_clips.run(synth_clips.Args(**only, views=2)) == 0
     args = dataclasses.replace(
         args,
         data=tmp_path / "views",
-        correct=tmp_path / "eclm" / "model",
+        regressor=tmp_path / "eclm" / "model",
+        export=tmp_path / "corrector" / "model",
         loss=Stage2Config(1.0, 1.0),
         train=dataclasses.replace(stage2, out=str(tmp_path / "corrector")),
     )
-    assert train_fasthmr.run(args) == 0
+    assert train_motion.run(args) == 0
     motion = load_pretrained(tmp_path / "corrector" / "model")
     torch.testing.assert_close(
         motion.host_motion.weight, load_pretrained(tmp_path / "eclm" / "model").smpl_head.decpose.weight
@@ -301,11 +313,11 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
     for wrong, words in (
         (dict(views=2, out=tmp_path), "1 with --out"),
-        (dict(host=None, tokens=None), "give --out for the images"),
+        (dict(model=None, tokens=None), "give --out for the images"),
     ):
         with pytest.raises(UsageError, match=words):
-            train_fasthmr_clips.run(train_fasthmr_clips.Args(**{**only, **wrong}))
-    with pytest.raises(UsageError, match="--stage must be host, vae or denoiser"):
-        train_fasthmr.run(train_fasthmr.Args(data=data, stage="tail"))
-    with pytest.raises(UsageError, match="--host and --tokens belong together"):
-        train_fasthmr_clips.run(train_fasthmr_clips.Args(**made, host=tmp_path))
+            synth_clips.run(synth_clips.Args(**{**only, **wrong}))
+    with pytest.raises(UsageError, match="is not a motion VAE"):
+        train_motion.run(dataclasses.replace(args, motion_prior=tmp_path / "host" / "model"))
+    with pytest.raises(UsageError, match="--model and --tokens belong together"):
+        synth_clips.run(synth_clips.Args(**made, model=tmp_path))

@@ -1,28 +1,29 @@
-"""Labelled data sets on the command line, for `train mesh` and `train smpl`: PATH[@WEIGHT][?OPTION=VALUE&...] to readers."""
+"""Data sets on the command line, for `train mesh` and `train smpl`: PATH[@WEIGHT][?OPTION=VALUE&...] to readers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
+from ._train_options import TrainArgs
+
+SYNTH = ("synth",)
 
 
 @dataclass(kw_only=True)
-class SetArgs:
-    """Flags of the jobs that train on labelled data sets, or without any on synthetic images."""
+class SetArgs(TrainArgs):
+    """Flags of the tasks that train on labelled data sets or on synthetic images."""
 
-    sets: Annotated[tuple[str, ...], tyro.conf.arg(name="data")] = ()
-    """Data sets, PATH[@WEIGHT][?OPTION=VALUE&...] each, e.g. h36m.yaml@0.5 3dpw@0.2?split=train (docs/data.md lists
-    formats). Without weights all items make one epoch. None: synthetic images."""
+    data: tuple[str, ...] = SYNTH
+    """`synth`: synthetic images, rendered while training. Or data sets, PATH[@WEIGHT][?OPTION=VALUE&...] each, e.g.
+    h36m.yaml@0.5 3dpw@0.2?split=train (docs/data.md lists formats); without weights all items make one epoch."""
     val: str = ""
-    """Data set of the evaluations while training, PATH[?OPTION=VALUE]; synthetic images have their own held-out split."""
+    """Data set that is measured, PATH[?OPTION=VALUE]; synthetic images have their own held-out split. The checkpoint is not
+    chosen on it: the last averaged weights are exported."""
     val_items: int = 2000
     """At most so many items of it."""
     body: str = "auto"
-    """auto: the free body (models of hands: the free hand); else a file/folder with the SMPL (MANO) model that the data
-    speak of."""
+    """auto: the free body (models of hands: the free hand); else a file or folder with the SMPL (MANO) model of the data."""
     mesh_data: str | None = None
     """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
 
@@ -35,6 +36,8 @@ def open_sets(texts: Sequence[str]) -> tuple[list, list[float] | None]:
     """
     from ..data.readers import open_dataset
 
+    if "synth" in texts:
+        raise ValueError("--data: synth cannot be mixed with data sets")
     sources = [source_of(text) for text in texts]
     weights = [w for _, w, _ in sources]
     if any(w is None for w in weights) and any(w is not None for w in weights):
@@ -43,6 +46,12 @@ def open_sets(texts: Sequence[str]) -> tuple[list, list[float] | None]:
     for text, reader in zip(texts, readers):
         _check_labels(text, reader)
     return readers, None if weights[0] is None else weights
+
+
+def check_given(args: SetArgs) -> None:
+    """A recipe on data sets leaves --data open."""
+    if not args.data:
+        raise ValueError("--data: give the data sets of the recipe (docs/data.md), or synth")
 
 
 def validation(

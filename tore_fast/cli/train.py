@@ -1,6 +1,6 @@
-"""`tore-fast train JOB`: one module train_JOB.py per job, all on train/loop.py.
+"""`tore-fast train TASK`: one module train_TASK.py per task, all on train/run.py.
 
-`--recipe NAME` sets a job's flags as a paper did (recipes/); flags that follow still change them. The recipe names its job.
+`--recipe NAME` sets a task's flags as a paper did (recipes/); flags that follow still change them. The recipe names its task.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from . import UsageError
 
 SUBCOMMANDS = {
     "mesh": "image-to-mesh models on labelled data sets or on synthetic images of the free body and hand",
-    "hot": "video 2D-to-3D pose models (MixSTE, MotionBERT, MHFormer, HoT, TPC) on motion capture",
-    "fasthmr": "FastHMR: a host on synthetic crops, the motion prior (stage 1), the one-step denoiser (stage 2)",
-    "fasthmr_clips": "motion files rendered as clips, with a host's features: the data of FastHMR's stage 2",
+    "smpl": "regressors of body parameters (TCFormer, HMR2.0) on labelled data sets or on synthetic images",
+    "lifting": "video 2D-to-3D pose models (MixSTE, MotionBERT, MHFormer, HoT, TPC) on motion capture",
+    "keypoints": "heat-map models (TCFormer, PPT) on COCO-WholeBody, COCO, WFLW or synthetic people",
     "classify": "image classifiers (TCFormer) on folders of class folders",
-    "keypoints": "heat-map models (TCFormer, PPT) on COCO-WholeBody, WFLW or synthetic people",
-    "smpl": "body-parameter regression (TCFormer + HMR head) on labelled data sets or on synthetic images",
+    "motion": "FastHMR's motion prior (stage 1) and the one-step denoiser on it (stage 2)",
 }
 
 
 def default_job(argv: list[str]) -> str:
-    """The job where none is named: the recipe's. `--list-recipes` prints them and ends."""
+    """The task where none is named: the recipe's. `--list-recipes` prints them and ends."""
     if "--list-recipes" in argv:
         from ..recipes import table
 
@@ -29,11 +28,11 @@ def default_job(argv: list[str]) -> str:
         sys.exit(0)
     name, _ = _take_recipe(argv)
     if name is None:
-        raise UsageError(f"expected a job ({', '.join(SUBCOMMANDS)}), --recipe NAME or --list-recipes")
-    return _load(name).job
+        raise UsageError(f"expected a task ({', '.join(SUBCOMMANDS)}), --recipe NAME or --list-recipes")
+    return _load(name).task
 
 
-def defaults(args_class: type, job: str, argv: list[str]):
+def defaults(args_class: type, task: str, argv: list[str]):
     """(Args with the recipe's values or None, argv without --recipe)."""
     from ..recipes import RecipeError, arguments
 
@@ -41,8 +40,8 @@ def defaults(args_class: type, job: str, argv: list[str]):
     if name is None:
         return None, rest
     recipe = _load(name)
-    if recipe.job != job:
-        raise UsageError(f"--recipe {name}: is for `tore-fast train {recipe.job}`, not {job}")
+    if recipe.task != task:
+        raise UsageError(f"--recipe {name}: is for `tore-fast train {recipe.task}`, not {task}")
     try:
         made = arguments(recipe, args_class)
     except RecipeError as e:

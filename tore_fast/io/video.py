@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from .image import EXTENSIONS, ImageError, read_image
+from .image import EXTENSIONS, ImageError, read_image, read_labels
+from .natural import natural_sorted
 
 VIDEO_EXTENSIONS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 Box = tuple[float, float, float, float]
@@ -48,8 +48,8 @@ class VideoSource:
 
 
 def folder_frames(folder: Path) -> list[Path]:
-    """Images of a folder by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
+    """Images of a folder in the natural order of their names."""
+    return natural_sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
 
 
 def open_video(path: str | Path, fps: float | None = None) -> VideoSource:
@@ -178,12 +178,7 @@ class MaskFolder:
         path = path or self._files.get((None, frame))
         if path is None:
             return None
-        try:
-            with Image.open(path) as image:
-                values = np.asarray(image)
-        except OSError as e:
-            raise ImageError(f"{path}: not a readable mask ({e})") from None
-        values = values[..., 0] if values.ndim == 3 else values
+        values = read_labels(path)
         if values.shape != shape:
             raise ImageError(
                 f"{path}: the mask is {values.shape[1]}x{values.shape[0]}, the frame {shape[1]}x{shape[0]}"

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..layers.attention import dense_attention
 from ..layers.mesh import MeshUpsample
 from ._registry import ModelEntry, model_entry
 from .backbones import create_backbone
@@ -46,7 +45,7 @@ def count_module(model: nn.Module, *inputs: object) -> tuple[int, int]:
 
     handles = [m.register_forward_hook(dense_product) for m in model.modules() if isinstance(m, MeshUpsample)]
     try:
-        with dense_attention(), FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter:
             model(*inputs)
     finally:
         for h in handles:

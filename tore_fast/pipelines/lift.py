@@ -17,6 +17,7 @@ import torch
 from .._device import autocast, check_precision
 from ..data.cameras import crop_scale_2d, normalise_2d
 from ..geometry.windows import at_times, blend_windows, covering_indices, window_indices
+from ..layers.prepared import prepare
 from ..models._registry import facts_of
 from ..models.lifting._base import LiftedPose, PrunableHost, PruneConfig, center_pose, is_centered, lift_windows
 
@@ -267,7 +268,7 @@ class PoseStream:
         self._buffer: deque[np.ndarray] = deque(maxlen=2 * frames)
         self._count = 0
         self._given = 0
-        model.freeze()
+        prepare(model)
 
     @property
     def frames(self) -> int:

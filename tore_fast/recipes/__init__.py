@@ -1,8 +1,8 @@
 """Named training recipes: the papers' schedules as TOML files beside this one, for `tore-fast train --recipe NAME`.
 
-In: a name or a path; out: a Recipe, and with `arguments` the Args of its job (cli/train_JOB.py), whose fields stay free to
-change on the command line. A file has: job, about, source, items_per_step (the paper's processes x batch), and [args] with
-the fields of the job's Args.
+In: a name or a path; out: a Recipe, and with `arguments` the Args of its task (cli/train_TASK.py), whose fields stay free to
+change on the command line. A file has: task, about, source, items_per_step (the paper's processes x batch), and [args] with
+the fields of the task's Args.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class RecipeError(ValueError):
 @dataclass(frozen=True)
 class Recipe:
     name: str
-    job: str
-    """Job of `tore-fast train`."""
+    task: str
+    """Task of `tore-fast train`."""
     about: str
     source: str
     """Paper or released script the numbers come from."""
@@ -60,7 +60,7 @@ def load_recipe(name: str | Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise RecipeError(f"{path}: not TOML ({e})") from None
     known = {f.name for f in dataclasses.fields(Recipe)} - {"name"}
-    unknown, missing = sorted(set(data) - known), sorted({"job", "about", "source"} - set(data))
+    unknown, missing = sorted(set(data) - known), sorted({"task", "about", "source"} - set(data))
     if unknown or missing:
         raise RecipeError(
             f"{path}: "
@@ -74,7 +74,7 @@ def arguments(recipe: Recipe, args_class: type) -> Any:
     """An `args_class` with the recipe's values; required fields that it leaves open are tyro.MISSING.
 
     Raises:
-        RecipeError: a field that the job does not have, or a value of the wrong kind.
+        RecipeError: a field that the task does not have, or a value of the wrong kind.
     """
     return _filled(args_class, None, recipe.args, f"recipe {recipe.name}: args")
 
@@ -133,7 +133,7 @@ def batch_note(recipe: Recipe, train: Any) -> str:
 
 
 def table() -> str:
-    """All recipes as text: name, job, what it is."""
+    """All recipes as text: name, task, what it is."""
     recipes = [load_recipe(name) for name in recipe_names()]
     width = max(len(r.name) for r in recipes)
-    return "\n".join(f"  {r.name:{width}}  {r.job:9} {r.about}" for r in recipes)
+    return "\n".join(f"  {r.name:{width}}  {r.task:9} {r.about}" for r in recipes)

@@ -1,6 +1,6 @@
 """What a training run is told: the settings every training has (`TrainConfig`), and what a problem is (`Task`).
 
-A leaf of the folder: loop.py, memory.py and optim.py read it, it reads none of them.
+A leaf of the folder: loop.py, memory.py and optim.py read it, it reads none of them, nor torch: `--help` needs it.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SCHEDULES = ("cosine", "constant", "step", "exponential")
@@ -125,6 +126,8 @@ class Task(ABC):
 
 def local_device() -> str:
     """This process's device, as a Task needs it before the loop starts: its own GPU under torchrun, else cuda or cpu."""
+    import torch
+
     if not torch.cuda.is_available():
         return "cpu"
     index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()

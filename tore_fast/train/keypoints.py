@@ -107,7 +107,7 @@ class Keypoints(Task):
         self.model, self.training, self.held_out, self.metric = model, training, held_out, metric
         self.flip_test, self.refine, self.seed, self.eval_batch = flip_test, refine, seed, eval_batch
         self.best_metric = metric.best
-        self.items_per_epoch = len(training)
+        self.items_per_epoch, self.crop_size = len(training), tuple(training.image_size)
 
     def batch(self, index: int, batch_size: int, step: int) -> dict[str, Tensor]:
         items = []

@@ -1,20 +1,19 @@
 """Training of the video pose hosts: 2D windows in, root-relative 3D out, base, HoT and TPC alike.
 
 `PoseLifting` is the task that train/loop.py runs; eval/lifting.py measures a model on whole clips. Data: data/mocap.py
-(random cameras, new at every step) or recorded clips of data/h36m.py. Command: cli/train_hot.py.
+(random cameras, new at every step) or recorded clips of data/h36m.py. Command: cli/train_lifting.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.mocap import Motion, film, seen_by_camera
+from ..data.mocap import CAMERA_SEED, Motion, film, seen_by_camera
 from ..data.pose_clip import PoseClip
 from ..eval.lifting import evaluate_clips
 from ..geometry.skeleton import H36M17, mirror_points
@@ -22,7 +21,7 @@ from ..geometry.windows import window_indices
 from ..layers.tpc import gather_frames
 from ..models.lifting._base import LiftedPose, PrunableHost
 from .config import Task
-from .pose_losses import mixste_loss, motionbert_loss, position_loss
+from .pose_losses import FurtherLossConfig, further_losses, mixste_loss, motionbert_loss, position_loss
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor]]] = {
     "mixste": mixste_loss,
@@ -62,7 +61,9 @@ def unwrapped(model: nn.Module) -> PrunableHost:
     return getattr(model, "module", model)
 
 
-def lifting_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Callable) -> dict[str, Tensor]:
+def lifting_loss(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Callable, further: FurtherLossConfig | None = None
+) -> dict[str, Tensor]:
     """Losses of one batch: x [B, F, 17, C], y [B, F, 17, 3] root-relative. The target follows the frames the model kept."""
     lifted: LiftedPose = model(x)
     target = y - y[:, :, :1]
@@ -72,7 +73,9 @@ def lifting_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Callable) -> dict
                 f"the model recovers {lifted.pose.shape[1]} of {y.shape[1]} frames (recover_frames); which, nobody says"
             )
         target = gather_frames(target, lifted.index)
-    return loss(lifted.pose, target)
+    parts = loss(lifted.pose, target)
+    more = {} if further is None else further_losses(lifted.pose, target, further)
+    return {**parts, **more, "total": parts["total"] + sum(more.values())}
 
 
 FRAME_EMBEDDINGS = ("Temporal_pos_embed", "temp_embed", "x_token")  # [1, F, (1,) C]
@@ -88,37 +91,19 @@ def frame_waves(frames: int, channels: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_weights(model: PrunableHost, init: str | Path | None, embed_std: float = 0.0, seed: int = 0) -> str:
-    """Weights to start a training from; returns what was done, for the log.
+def spread_embeddings(model: PrunableHost, std: float, seed: int = 0) -> None:
+    """Starts the embeddings with deviation `std`: random ones of the joints, waves (`frame_waves`) of the frames and of TRA's
+    queries.
 
-    The published start of the embeddings is zero or nearly so. Hours of training find out from there which joint and frame a
-    token is; minutes do not.
-
-    Args:
-        init: folder of save_pretrained. Tensors of the same name and shape are copied; the rest keeps its start.
-        embed_std: deviation of the embeddings that `init` does not give: random ones of the joints, waves
-            (`frame_waves`) of the frames and of TRA's queries.
+    Their published start is zero or nearly so. Hours of training find out from there which joint and frame a token is; minutes
+    do not.
     """
-    from ..models import load_pretrained
-
-    own = model.state_dict()
-    given = {} if init is None else load_pretrained(init).state_dict()
-    fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
-    if init is not None and not fits:
-        raise ValueError(f"--init {init}: none of its tensors fits this model")
     generator = torch.Generator().manual_seed(seed)
-    for name, value in own.items():
-        if name in fits:
-            value.copy_(given[name])
-        elif embed_std and name in JOINT_EMBEDDINGS:
-            value.copy_(torch.randn(value.shape, generator=generator) * embed_std)
-        elif embed_std and name in FRAME_EMBEDDINGS:
-            value.copy_(frame_waves(value.shape[1], value.shape[-1]).reshape(value.shape) * embed_std)
-    if init is None:
-        return ""
-    kept = [name for name in own if name not in fits]
-    fresh = f", {len(kept)} start anew: {', '.join(kept[:12])}" if kept else ""
-    return f"{init}: {len(fits)} of {len(own)} tensors taken{fresh}\n"
+    for name, value in model.state_dict().items():
+        if name in JOINT_EMBEDDINGS:
+            value.copy_(torch.randn(value.shape, generator=generator) * std)
+        elif name in FRAME_EMBEDDINGS:
+            value.copy_(frame_waves(value.shape[1], value.shape[-1]).reshape(value.shape) * std)
 
 
 class PoseLifting(Task):
@@ -128,9 +113,12 @@ class PoseLifting(Task):
         model: a registered video pose host.
         train: motions (filmed by a new random camera per window) or recorded clips.
         validation: the same kind, of *training* subjects that `train` does not contain; chooses the best checkpoint.
+        test: the same kind, for `report`; pck_joints: the joints that PCK and AUC count there (None: all).
+        further: weights of loss terms beside the model's own.
     """
 
     best_metric = "mpjpe"
+    validation = "training subjects that are held out"
 
     def __init__(
         self,
@@ -139,6 +127,9 @@ class PoseLifting(Task):
         validation: Sequence[Motion] | Sequence[PoseClip],
         config: PoseDataConfig,
         seed: int = 0,
+        test: Sequence[Motion] | Sequence[PoseClip] = (),
+        pck_joints: Sequence[int] | None = None,
+        further: FurtherLossConfig | None = None,
     ) -> None:
         shared = {c.subject for c in train} & {c.subject for c in validation} - {""}
         if shared:
@@ -162,7 +153,8 @@ class PoseLifting(Task):
         # an epoch: every frame once as a target; MHFormer regresses one frame a window
         targets = 1 if model.facts.frames_out == "middle" else self.frames
         self.items_per_epoch = max(1, round(lengths.sum() / targets))
-        self.validation = film(resampled(validation, config.fps), config.noise_px, seed=seed + 1)
+        self.held_out = film(resampled(validation, config.fps), config.noise_px, seed=seed + 1)
+        self.test, self.pck_joints, self.further = test, pck_joints, further
         self.loss_fn = host_loss(model)
 
     def window(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,15 +187,21 @@ class PoseLifting(Task):
         return {k: torch.from_numpy(np.stack(v)) for k, v in zip("xy", zip(*windows))}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = lifting_loss(model, batch["x"], batch["y"], self.loss_fn)
+        parts = lifting_loss(model, batch["x"], batch["y"], self.loss_fn, self.further)
         return parts["total"], {k: v.detach() for k, v in parts.items() if k != "total"}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         c = self.config
-        meter = evaluate_clips(
-            unwrapped(model), self.validation, flip=c.flip, stride=c.eval_stride, limit=c.eval_windows
-        )
+        meter = evaluate_clips(unwrapped(model), self.held_out, flip=c.flip, stride=c.eval_stride, limit=c.eval_windows)
         return meter.result()
+
+    def report(self, model: nn.Module) -> dict:
+        """All windows of the test clips, and the means of each action."""
+        if not self.test:
+            return {}
+        clips = film(resampled(self.test, self.config.fps), self.config.noise_px, CAMERA_SEED)
+        meter = evaluate_clips(unwrapped(model), clips, self.config.flip, pck_joints=self.pck_joints)
+        return {**meter.result(), "per_action": meter.per_action()}
 
 
 def resampled(items: Sequence[Motion] | Sequence[PoseClip], fps: float) -> list:

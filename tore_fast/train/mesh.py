@@ -27,20 +27,27 @@ class MeshRecoveryConfig:
     """Data and losses of the synthetic image-to-mesh training."""
 
     image_size: int = 112
+    """Side of the images in pixels."""
     difficulty_start: float = 0.2
     """Pose, view, background and occluder difficulty (0..1) at step 0 ..."""
     difficulty_end: float = 1.0
     """... and from `curriculum` of the steps on; batches are spread over 0.4..1 of the current difficulty."""
     curriculum: float = 0.5
+    """Share of the steps over which the difficulty rises."""
     joint_weight: float = 10.0
+    """Of the 3D joints (L1, metres)."""
     mesh_weight: float = 10.0
+    """Of the vertices at three levels (L1, metres)."""
     edge_weight: float = 20.0
     """Of the coarse mesh's edge vectors: keeps the surface smooth where vertices are still uncertain."""
     projection_weight: float = 1.0
+    """Of the joints' projection (L1, the crop is -1..1)."""
     heatmap_weight: float = 2.0
     """Of the train-only joint heat maps (dense_supervision.py); 0 with part_weight 0 leaves the heads out."""
     part_weight: float = 0.5
+    """Of the train-only body parts."""
     data_seed: int = 1
+    """Of the rendered images; train.seed draws the weights."""
     eval_images: int = 512
     """Held-out images per evaluation while training (the card's numbers use the whole split)."""
 
@@ -131,3 +138,10 @@ class MeshRecovery(Task):
             )
             metrics |= {f"{name}_{k}": v for k, v in values.items() if k in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")}
         return metrics
+
+    def report(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """All images of the held-out sets."""
+        inner = (model.model if self.dense else model).float()
+        return {
+            n: evaluate_held_out(inner, self.body, n, image_size=self.config.image_size) for n in held_out(self.body)
+        }

@@ -45,10 +45,13 @@ class LabelConfig:
     flip: float = 0.5
     """Chance to mirror a body; hands never are."""
     noise: float = 0.4
+    """Largest change of a colour channel's brightness, as a share."""
     rotation_deg: float = -1.0
     """Deviation of in-plane rotation, clipped at twice that; -1: 30 for bodies, 90 for hands."""
     upright: float = 0.6
+    """Chance that a crop is not rotated."""
     scale: float = 0.25
+    """Deviation of the crop's size, as a share."""
 
     def augmentation(self, hand: bool) -> AugmentConfig:
         rotation = self.rotation_deg if self.rotation_deg >= 0 else 90.0 if hand else 30.0

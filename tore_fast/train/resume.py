@@ -1,6 +1,6 @@
 """Whether the run in a folder is the one that is asked for: another model or seed is refused, another rate is told.
 
-In: the state in OUT/last.pt and what is asked for; out: nothing, one line, or a ValueError of one line.
+In: the state in OUT/last.pt and what is asked for; out: nothing, one line, or an OtherRun of one line.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ FREE = {
 FIXED = ("seed", "optimiser", "decay_all")
 
 
+class OtherRun(ValueError):
+    """The folder holds a run of another model, seed or optimiser."""
+
+
 def identity_of(task: Task, name: str = "") -> dict[str, Any]:
     """What a run trains, JSON-able: the model's name and the fields of its config."""
     model = task.model_to_export()
@@ -38,7 +42,7 @@ def check_same_run(
     """Compares a saved run with the one that is asked for.
 
     Raises:
-        ValueError: it trains another model, or with another seed or optimiser.
+        OtherRun: it trains another model, or with another seed or optimiser.
     """
     before, now = state["config"], json.loads(json.dumps(dataclasses.asdict(config)))
     before = json.loads(json.dumps(before))
@@ -49,7 +53,7 @@ def check_same_run(
         different.append(("ema", before.get("ema"), now["ema"]))
     if different:
         key, old, new = different[0]
-        raise ValueError(
+        raise OtherRun(
             f"--train.out {out}: holds a run with {key} {old!r}, this one has {new!r}; give another folder or delete it"
         )
     changed = [k for k in now if k not in FREE and k not in FIXED and before.get(k) != now[k]]
@@ -64,14 +68,14 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
     """All weights of a saved run.
 
     Raises:
-        ValueError: names or shapes of another model.
+        OtherRun: names or shapes of another model.
     """
     own = model.state_dict()
     bad = sorted(
         k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape
     )
     if bad:
-        raise ValueError(
+        raise OtherRun(
             f"{path}: holds another model ({len(bad)} of {len(own)} tensors differ, first: {bad[0]}); give another --train.out"
         )
     model.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Training of an HMR host (models/smpl/hmr2.py) on synthetic crops of the free body, with HMR2.0's losses.
+"""Training of an HMR2.0 regressor (models/smpl/hmr2.py) on synthetic crops of the free body, with HMR2.0's losses.
 
 In: crops of data/synth/clips.py, poses of the prior and of motion files. Out: a Task for train/loop.py. The loss is HMR2.0's
 (or CameraHMR's, by weights): L1 of 2D and 3D joints, squared errors of rotations and shape, an optional adversarial
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..body import Body
+from ..data.mocap import read_motions
 from ..data.synth.camera import View
 from ..data.synth.clips import PersonCrops
+from ..data.synth.motion import motion_rotations
 from ..data.synth.poses import PoseBank
 from ..eval.pose import mpjpe, p_mpjpe
 from ..geometry.rotation import axis_angle_to_matrix
@@ -30,32 +32,54 @@ from .pose_discriminator import PoseDiscriminator, adversarial_losses
 
 
 @dataclass(frozen=True)
-class HostConfig:
+class HMRConfig:
     """Data and loss weights; HMR2.0's weights are 0.01, 0.05, 0.001, 0.001, 0.0005 (sums over an image's joints)."""
 
     joints_2d: float = 0.01
-    """CameraHMR: 0.05."""
+    """Weight of the projected joints. CameraHMR: 0.05."""
     joints_3d: float = 0.05
+    """Weight of the root-relative joints."""
     orientation: float = 0.001
+    """Weight of the body's own rotation."""
     pose: float = 0.001
+    """Weight of the joints' rotations."""
     betas: float = 0.0005
+    """Weight of the shape."""
     adversarial: float = 0.0
-    """HMR2.0: 0.0005, with the motion files' poses as the real ones."""
+    """Weight of the pose discriminator. HMR2.0: 0.0005, with the motion files' poses as the real ones."""
     heatmap: float = 0.5
     """Train-only joint heat maps on the tokens; 0 with parts 0 leaves the heads out."""
     parts: float = 0.1
+    """Weight of the train-only body parts."""
     difficulty: float = 0.1
+    """Of views, occlusion and backgrounds, 0..1."""
     bank_share: float = 0.8
     """Images whose pose comes from the motion files, where there are some."""
     data_seed: int = 11
+    """Of the rendered images; train.seed draws the weights."""
     cache: str = ""
     """Folder that keeps rendered batches, for further passes and runs; empty: every batch is new."""
     cache_batches: int = 700
     """Batches kept there; then they come round again."""
     eval_images: int = 256
+    """Held-out images per evaluation."""
 
 
-class HostTask(Task):
+def pose_banks(path: str | Path, every: int = 10) -> tuple[PoseBank, PoseBank]:
+    """Poses of motion files (ten a second) to train on, and held-out ones: of the test split, else of every `every`-th motion."""
+    motions = read_motions(path)
+    test = [i for i, m in enumerate(motions) if m.split == "test"] or list(range(0, len(motions), every))
+
+    def bank(numbers: list[int]) -> PoseBank:
+        return PoseBank(torch.cat([motion_rotations(motions[i], max(1, round(motions[i].fps / 10))) for i in numbers]))
+
+    rest = [i for i in range(len(motions)) if i not in test]
+    if not rest:
+        raise ValueError(f"--poses {path}: {len(motions)} motions, all held out; nothing to train on")
+    return bank(rest), bank(test)
+
+
+class HMRTask(Task):
     """Task: model(crops) -> body parameters, against synthetic truth.
 
     Args:
@@ -69,7 +93,7 @@ class HostTask(Task):
         self,
         model: HMR2,
         body: Body,
-        config: HostConfig,
+        config: HMRConfig,
         train_poses: PoseBank | None = None,
         test_poses: PoseBank | None = None,
         device: str = "cpu",

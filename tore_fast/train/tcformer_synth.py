@@ -39,6 +39,7 @@ class SynthKeypoints(Task):
         eval_images: int = 256,
     ):
         self.model, self.image_size, self.sigma, self.eval_images = model, image_size, sigma, eval_images
+        self.crop_size = (image_size, image_size)
         self.training, self.held_out = (
             SynthGenerator(body, image_size, seed=seed, difficulty=difficulty, split=split)
             for split in ("train", "test")

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..geometry.skeleton import H36M17
+from ..io.atomic import replacing, write_text
 
 _COLOURS = {"left": "#1f77b4", "right": "#d62728", "middle": "#444444"}
 BONES = [
@@ -53,7 +54,7 @@ def write_html(path: str | Path, poses: np.ndarray, fps: float, title: str = "li
     path = Path(path)
     flat = json.dumps(np.asarray(poses, np.float64).reshape(len(poses), -1).round(3).tolist(), separators=(",", ":"))
     parts = {"title": html.escape(title), "note": html.escape(note), "poses": flat, "fps": json.dumps(float(fps))}
-    path.write_text(_PAGE % {**parts, "bones": json.dumps(BONES), "colours": json.dumps(_COLOURS)})
+    write_text(path, _PAGE % {**parts, "bones": json.dumps(BONES), "colours": json.dumps(_COLOURS)})
     return path
 
 
@@ -66,7 +67,8 @@ def write_gif(path: str | Path, poses: np.ndarray, fps: float, size: int = 320) 
     delay_ms = 10 * round(100 / min(fps, 25.0))
     shown = np.arange(0, max(len(poses) * 1000 / fps, 1), delay_ms) * fps / 1000
     frames = list(_images(np.asarray(poses)[shown.astype(np.int64)], size))
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=delay_ms, loop=0)
+    with replacing(path) as part:
+        frames[0].save(part, "GIF", save_all=True, append_images=frames[1:], duration=delay_ms, loop=0)
     return path
 
 
@@ -80,7 +82,8 @@ def write_mp4(path: str | Path, poses: np.ndarray, fps: float, size: int = 480) 
             f"{path}: mp4 needs imageio and imageio-ffmpeg (pip install tore_fast[video]); gif and html need nothing"
         ) from e
     path = Path(path)
-    with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=16, ffmpeg_log_level="error") as film:
+    options = {"codec": "libx264", "macro_block_size": 16, "ffmpeg_log_level": "error"}
+    with replacing(path) as part, imageio.get_writer(part, fps=fps, **options) as film:
         for image in _images(poses, size):
             film.append_data(np.asarray(image))
     return path

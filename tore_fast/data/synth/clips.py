@@ -1,7 +1,7 @@
 """Person crops as the HMR hosts see them, single and as clips: one body, outfit, light and camera through a motion.
 
 In: SynthGenerator's prior or rotations of real motion (data/synth/motion.py); out: square crops whose 3:4 box holds the
-person, with masks and labels. Next on the way: train/smpl.py (stills) and pipelines/synth_clips.py (clips).
+person, with masks and labels. Next on the way: train/smpl.py (stills) and data/synth/rendered.py (clips).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...geometry.skeleton import H36M17, mirror_points
-from ...layers.frozen import freeze
+from ...layers.prepared import Prepared
 from ...layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ...layers.tra import TokenRecovery, interpolate_frames
 from .._registry import Facts, PaperRow, facts_of, register_model
@@ -116,7 +116,7 @@ def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
 PRUNE_FIELDS = tuple(f.name for f in fields(PruneConfig))
 
 
-class PrunableHost(nn.Module):
+class PrunableHost(Prepared):
     """Base of the four hosts: the pruning layers, official key names, input checks."""
 
     facts: Facts
@@ -188,10 +188,6 @@ class PrunableHost(nn.Module):
         if self.config.recovery == "tra":
             return self.cross_attention(x, self.x_token)
         return interpolate_frames(x, index, self.config.frames, self.config.recovery)  # type: ignore[attr-defined]
-
-    def freeze(self) -> None:
-        """Keeps for inference what follows from the weights alone: packed weights, TRA's queries; see layers/frozen.py."""
-        freeze(self)
 
 
 def metres(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:

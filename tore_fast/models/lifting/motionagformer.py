@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...layers.dense import Dense
+from ...layers.linear import Linear
 from ...layers.pose_blocks import Axis, Mlp, PoseAttention
 from .._config import make_config
 from .._registry import model_facts
@@ -62,7 +62,7 @@ class GraphMixer(nn.Module):
     def __init__(self, dim: int, nodes: int, axis: Axis) -> None:
         super().__init__()
         self.axis = axis
-        self.U, self.V = Dense(dim, dim), Dense(dim, dim)
+        self.U, self.V = Linear(dim, dim), Linear(dim, dim)
         self.batch_norm = nn.BatchNorm1d(nodes)
         for linear in (self.U, self.V):
             nn.init.normal_(linear.weight, 0, (2.0 / dim) ** 0.5)
@@ -168,7 +168,7 @@ class Motionagformer(PrunableHost):
         self.layers = nn.Sequential(*(DualStreamLayer(config, f) for f in lengths))
         self.norm = nn.LayerNorm(dim)
         self._add_pruning(dim, config.heads, qkv_bias=False)
-        self.rep_logit = nn.Sequential(OrderedDict(fc=Dense(dim, config.rep_channels), act=nn.Tanh()))
+        self.rep_logit = nn.Sequential(OrderedDict(fc=Linear(dim, config.rep_channels), act=nn.Tanh()))
         self.head = nn.Linear(config.rep_channels, 3)
 
     def forward(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...layers.dense import Dense
+from ...layers.linear import Linear
 from ...layers.pose_blocks import Axis, Mlp, PoseAttention
 from .._config import make_config
 from .._registry import PaperRow, model_facts
@@ -93,7 +93,7 @@ class Motionbert(PrunableHost):
             blocks = (StreamBlock(dim, config.heads, config.mlp_hidden, order) for _ in range(depth))
             setattr(self, f"blocks_{name}", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pre_logits = nn.Sequential(OrderedDict(fc=Dense(dim, config.rep_channels), act=nn.Tanh()))
+        self.pre_logits = nn.Sequential(OrderedDict(fc=Linear(dim, config.rep_channels), act=nn.Tanh()))
         self.head = nn.Linear(config.rep_channels, 3)
         self.ts_attn = nn.ModuleList(nn.Linear(2 * dim, 2) for _ in range(depth))
         self._add_pruning(dim, config.heads)

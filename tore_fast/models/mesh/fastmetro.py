@@ -141,9 +141,11 @@ class FastMETRO(MeshModel, TokenSelection):
             intermediate = self.upsample[0](coarse)
         return intermediate, self.upsample[1](intermediate)
 
-    def _fuse(self) -> None:
-        self.transformer_1.fuse(self.fixed(self.token_pos), self.queries(), self.pattern())
-        self.transformer_2.fuse(self.fixed(self.pos_2))
+    def keep_terms(self) -> None:
+        pos_1, pos_2 = (lambda: self.token_pos, lambda: self.pos_2) if self.has_fixed_positions else (None, None)
+        embeddings = (self.joint_token_embed, self.vertex_token_embed)
+        self.transformer_1.keep_constants(pos_1, self.queries, self.pattern, embeddings)
+        self.transformer_2.keep_constants(pos_2)
 
 
 PAPER_ERA = {"shared_reduction": True, "learned_upsample": False}

@@ -60,27 +60,30 @@ class DenseUpsampling(MeshModel):
         counts = self.mesh.counts
         self.upsampling = nn.Linear(counts[0], counts[1])
         self.upsampling2 = nn.Linear(counts[1], counts[2]) if len(counts) == 3 else None
-        self.register_buffer("fused_up", None, persistent=False)  # [V_fine, V]
-        self.register_buffer("fused_up_bias", None, persistent=False)  # [V_fine, 1]
 
     def upsample_mesh(self, coarse: Tensor) -> tuple[Tensor | None, Tensor]:
         """[B, V, 3] -> intermediate (None for a hand) and fine vertices."""
         one = self.upsampling.weight @ coarse + self.upsampling.bias[:, None]
         if self.upsampling2 is None:
             return None, one
-        if self.fused_up is not None:
-            return one, self.fused_up @ coarse + self.fused_up_bias
+        both = self.recall("up-sampling")
+        if both is not None:
+            return one, both[0] @ coarse + both[1]
         return one, self.upsampling2.weight @ one + self.upsampling2.bias[:, None]
 
     def unused_official_params(self) -> int:
         return super().unused_official_params() + sum(b.unused_official_params() for b in self.trans_encoder)
 
-    def fuse_upsampling(self) -> None:
+    def keep_terms(self) -> None:
         """Both steps as one matrix: a quarter of the multiply-adds of the second step alone (431 against 1723 columns)."""
-        if self.upsampling2 is not None:
-            w2 = self.upsampling2.weight
-            self.fused_up = w2 @ self.upsampling.weight
-            self.fused_up_bias = (w2 @ self.upsampling.bias + self.upsampling2.bias)[:, None]
+        if self.upsampling2 is None:
+            return
+
+        def both_steps() -> tuple[Tensor, Tensor]:  # [V_fine, V], [V_fine, 1]
+            one, two = self.upsampling, self.upsampling2
+            return two.weight @ one.weight, (two.weight @ one.bias + two.bias)[:, None]
+
+        self.keep("up-sampling", (self.upsampling, self.upsampling2), both_steps)
 
 
 @model_facts(task="mesh", family="metro", crop="square", projection="as_is", loss="metro", masked_queries="all")
@@ -122,8 +125,6 @@ class METRO(DenseUpsampling, TokenSelection):
         self.cam_param_fc = nn.Linear(3, 1)
         self.cam_param_fc2 = nn.Linear(tokens if c.camera_from_joints else c.num_vertices, c.camera_dim)
         self.cam_param_fc3 = nn.Linear(c.camera_dim, 3)
-        self.register_buffer("fused_in", None, persistent=False)  # [dim + width, C] embedding and residual of features
-        self.register_buffer("fused_const", None, persistent=False)  # [J + V, dim + width]
 
     def forward(
         self, images: Tensor, query_mask: Tensor | None = None, return_attention: bool = False, fine: bool = True
@@ -139,8 +140,9 @@ class METRO(DenseUpsampling, TokenSelection):
         tokens, heatmap = self.image_tokens(images)
         maps = [[], [], []] if return_attention else [None, None, None]
         first, second, third = self.trans_encoder
-        if self.fused_in is not None and query_mask is None:
-            both = self.mix(F.linear(tokens, self.fused_in), bias=False) + self.fused_const
+        kept = self.recall("embedding") if query_mask is None else None
+        if kept is not None:
+            both = self.mix(F.linear(tokens, kept[0]), bias=False) + kept[1]
             embedded, residual = both.split([first.dim, both.shape[-1] - first.dim], dim=-1)
             x, _ = first.from_embedded(embedded, residual, maps=maps[0])
         else:
@@ -180,12 +182,20 @@ class METRO(DenseUpsampling, TokenSelection):
     def camera(self, points: Tensor) -> Tensor:  # [B, N, 3] -> [B, 3]
         return self.cam_param_fc3(self.cam_param_fc2(self.cam_param_fc(points).squeeze(-1)))
 
-    def _fuse(self) -> None:
-        self.fuse_upsampling()
-        self.fused_in, self.fused_const = fused_embedding(self.trans_encoder[0], self.template, self.conv_learn_tokens)
+    def keep_terms(self) -> None:
+        super().keep_terms()
+        keep_embedding(self, self.conv_learn_tokens)
 
 
-def fused_embedding(
+def keep_embedding(model: DenseUpsampling, mix: nn.Conv1d | None) -> None:
+    """Keeps the image-token form of the first block's input (`token_embedding`) of a model that is prepared."""
+    first, template = model.trans_encoder[0], model.template
+    sources = (first.bert["position_embeddings"], first.bert["img_embedding"], first.residual, template)
+    compute = lambda: token_embedding(first, template, mix)
+    model.keep("embedding", sources if mix is None else (*sources, mix), compute)
+
+
+def token_embedding(
     block: BertBlock, template: Tensor, mix: nn.Conv1d | None
 ) -> tuple[Tensor, Tensor]:  # [D, C], [T, D] with D = dim + width
     """Embedding and residual of [xyz; M f + c] as M (W f) + constant: the linear layers commute with the token mix, so

@@ -21,7 +21,7 @@ from ...layers.mesh import MeshPattern
 from .._registry import PaperRow, model_facts, register_models
 from ._base import HMROutput, stack_maps
 from ._topology import ModelMesh
-from .metro import DenseUpsampling, METROConfig, bert_blocks, fused_embedding, mask_queries
+from .metro import DenseUpsampling, METROConfig, bert_blocks, keep_embedding, mask_queries
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,6 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         )
         self.cam_predictor, self.xyz_regressor_v = nn.Linear(c.dim_3, 3), nn.Linear(c.dim_3, 3)
         self.pattern = MeshPattern(self.mesh.topology(0))
-        self.register_buffer("fused_in", None, persistent=False)
-        self.register_buffer("fused_const", None, persistent=False)
 
     def forward(
         self,
@@ -101,9 +99,10 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         nsr_maps = {} if return_attention else None
         first, second, third = self.trans_encoder
         mix = self.conv_learn_tokens.weight[..., 0]  # [J, M]
-        if self.fused_in is not None and query_mask is None:
+        constant = self.recall("embedding") if query_mask is None else None
+        if constant is not None:
             # J < M, so the mix comes first here: embed J tokens
-            both = F.linear(mix @ kept.tokens, self.fused_in) + self.fused_const
+            both = F.linear(mix @ kept.tokens, constant[0]) + constant[1]
             embedded, residual = both.split([first.dim, both.shape[-1] - first.dim], dim=-1)
             x, _ = first.from_embedded(embedded, residual, maps=maps[0])
         else:
@@ -125,11 +124,11 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         camera = self.cam_predictor(nsr.camera).squeeze(1)
         return HMROutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
 
-    def _fuse(self) -> None:
-        self.fuse_upsampling()
-        self.fused_in, self.fused_const = fused_embedding(self.trans_encoder[0], self.template, self.conv_learn_tokens)
-        nsr = self.transformer_3
-        nsr.fuse(nsr.joint_pos, self.vertex_token_embed.weight[None], self.pattern())
+    def keep_terms(self) -> None:
+        super().keep_terms()
+        keep_embedding(self, self.conv_learn_tokens)
+        nsr, tokens = self.transformer_3, self.vertex_token_embed
+        nsr.keep_constants(lambda: nsr.joint_pos, lambda: tokens.weight[None], self.pattern, (tokens,))
 
 
 BODIES = {

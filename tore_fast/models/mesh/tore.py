@@ -138,10 +138,12 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         intermediate = self.upsample[0](coarse)
         return intermediate, self.upsample[1](intermediate)
 
-    def _fuse(self) -> None:
-        self.transformer_1.fuse(self.fixed(self.token_pos), self.joint_token_embed.weight[None])
-        self.transformer_2.fuse(self.fixed(self.pos_2))
-        self.transformer_3.fuse(self.transformer_3.joint_pos, self.vertex_token_embed.weight[None], self.pattern())
+    def keep_terms(self) -> None:
+        pos_1, pos_2 = (lambda: self.token_pos, lambda: self.pos_2) if self.has_fixed_positions else (None, None)
+        joints, vertices, nsr = self.joint_token_embed, self.vertex_token_embed, self.transformer_3
+        self.transformer_1.keep_constants(pos_1, lambda: joints.weight[None], sources=(joints,))
+        self.transformer_2.keep_constants(pos_2)
+        nsr.keep_constants(lambda: nsr.joint_pos, lambda: vertices.weight[None], self.pattern, (vertices,))
 
 
 SMALL: dict[str, Any] = dict(

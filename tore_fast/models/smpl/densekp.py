@@ -35,7 +35,7 @@ class DenseKPHead(nn.Module):
     def __init__(self, cfg: DecoderConfig, num_points: int = NUM_POINTS):
         super().__init__()
         self.num_points = num_points
-        self.transformer = CrossAttentionDecoder(1, cfg)
+        self.transformer = CrossAttentionDecoder(1, cfg, zero_query=True)
         self.dec_kp = nn.Linear(cfg.dim, 3 * num_points)
 
     def forward(self, context: Tensor) -> Tensor:  # [B, N, C] -> [B, points, 3]

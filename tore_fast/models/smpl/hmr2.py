@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ...geometry.camera import CROP_FOCAL_PX, CROP_PX, full_translation
 from ...geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
-from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig, FoldedDecoder
-from ...layers.frozen import freeze
+from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig
 from ...layers.mask_tome import MergeConfig, mask_coverage
+from ...layers.prepared import Prepared
 from .._config import make_config
 from .._registry import PaperRow, model_facts, register_models
-from ..backbones.vit import ConvStem, ViT, ViTConfig, embed_macs
+from ..backbones.vit import ViT, ViTConfig, embed_macs
 
 SIDE_CUT = 32  # columns dropped left and right of the square crop
 
@@ -137,7 +137,8 @@ class SMPLHead(nn.Module):
         self.num_joints, self.num_keypoints = num_body_joints + 1, keypoints
         npose = self.num_joints * (6 if joint_rep == "6d" else 3)
         state = npose + num_betas + 3
-        self.transformer = CrossAttentionDecoder({"zero": 1, "mean_shape": state, "bbox": 3 + state}[query], cfg)
+        width = {"zero": 1, "mean_shape": state, "bbox": 3 + state}[query]
+        self.transformer = CrossAttentionDecoder(width, cfg, zero_query=query == "zero")
         self.decpose = nn.Linear(cfg.dim, npose)
         self.decshape = nn.Linear(cfg.dim, num_betas)
         self.deccam = nn.Linear(cfg.dim, 3)
@@ -151,10 +152,6 @@ class SMPLHead(nn.Module):
             self.init_body_pose[:, 4] = -1.0  # upright in camera axes (y down), as in HMR's mean parameters
         for layer in (self.decpose, self.decshape, self.deccam):
             nn.init.xavier_uniform_(layer.weight, gain=0.01)  # start near the mean parameters
-
-    def constant_query(self) -> bool:
-        """Whether the query token is the same for every image."""
-        return self.query == "zero"
 
     def query_token(self, batch: int, state: tuple[Tensor, Tensor, Tensor], box: Tensor | None) -> Tensor:
         if self.query == "zero":
@@ -195,8 +192,8 @@ class SMPLHead(nn.Module):
 
 
 @model_facts(task="smpl", family="fasthmr", crop="hmr2", loss="hmr2")
-class HMR2(nn.Module):
-    """Crops -> SMPL parameters. `fold()` for inference, `set_merging()` to change the token count of one instance."""
+class HMR2(Prepared):
+    """Crops -> SMPL parameters. `prepare()` for inference, `set_merging()` to change the token count of one instance."""
 
     head_query = None  # the config decides
     aux_keypoints = 0
@@ -226,17 +223,6 @@ class HMR2(nn.Module):
         """Mask-ToMe down to `keep` tokens from the next call on, other settings (order, prop_attn, ...) as in the config."""
         changed = {"keep_tokens": keep, "merge_r": None, "merge_per_block": per_block or self.config.merge_per_block}
         self.set_merging(dataclasses.replace(self.config, **changed).merging())
-
-    def fold(self) -> HMR2:
-        """Drops dead weights and stores constants for inference; outputs stay the same, training is over. Returns self."""
-        head = self.smpl_head
-        if isinstance(head.transformer, CrossAttentionDecoder):
-            token = head.init_cam.new_zeros(1, 1, 1) if head.constant_query() else None
-            head.transformer = FoldedDecoder(head.transformer, token)
-        if isinstance(self.backbone.patch_embed, ConvStem):
-            self.backbone.patch_embed.fold()
-        freeze(self)
-        return self.requires_grad_(False)
 
     def coverage(self, mask: Tensor | None) -> Tensor | None:
         """Person mask of the square crop [B, 256, 256] -> coverage per token [B, N]."""
