@@ -18,10 +18,10 @@ from .._device import autocast, check_precision
 from ..data.cameras import crop_scale_2d, normalise_2d
 from ..geometry.windows import at_times, blend_windows, covering_indices, window_indices
 from ..layers.prepared import prepare
+from ..models._registry import facts_of
 from ..models.lifting._base import LiftedPose, PrunableHost, PruneConfig, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
-HOSTS = ("Mixste", "Motionbert", "Mhformer", "Motionagformer")
 BUILT_IN = Path(__file__).parents[1] / "models" / "assets" / "lift"
 
 
@@ -88,9 +88,7 @@ def _pruning_of(model: str, folder: str | Path) -> dict:
         named, held = create_model(model), create_model(stored["model"], **stored.get("config", {}))
     if type(named) is not type(held) or named.config.frames != held.config.frames:
         what = (
-            f"{type(held).__name__.lower()} for {held.config.frames} frames"
-            if type(held).__name__ in HOSTS
-            else stored["model"]
+            f"{held.facts.family} for {held.config.frames} frames" if held.facts.task == "lifting" else stored["model"]
         )
         raise ValueError(f"{folder}: holds weights of {what}, --model is {model}")
     return {f.name: getattr(named.config, f.name) for f in dataclasses.fields(PruneConfig)}
@@ -107,8 +105,8 @@ def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn
     _check_host(built, model)
     state = read_state_dict(checkpoint)
     host, found = config_fields(state)
-    if host != type(built).__name__.lower():
-        raise ValueError(f"{checkpoint}: holds weights of {host}, --model {model} is {type(built).__name__.lower()}")
+    if host != built.facts.family:
+        raise ValueError(f"{checkpoint}: holds weights of {host}, --model {model} is {built.facts.family}")
     if host == "motionbert":
         found["frames"] = built.config.frames  # its embeddings are sliced
     elif found["frames"] != built.config.frames:
@@ -120,8 +118,9 @@ def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn
 
 
 def _check_host(built: torch.nn.Module, model: str | Path) -> None:
-    if type(built).__name__ not in HOSTS:
-        raise ValueError(f"{model}: not a video pose model (hosts: {', '.join(HOSTS)})")
+    facts = facts_of(built)
+    if facts is None or facts.task != "lifting":
+        raise ValueError(f"{model}: not a video pose model; expected one of task lifting (tore-fast list)")
 
 
 def normalise_keypoints(
