@@ -109,7 +109,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     from ..geometry.skeleton import H36M17
     from ..io.atomic import write_arrays
     from ..io.bvh import write_bvh
-    from ..pipelines.lift import lift_at_rate, normalise, trained_facts
+    from ..pipelines.lift import lift_at_rate, normalise_keypoints, trained_facts
     from ..vis.stick_figure import write_gif, write_html, write_mp4
 
     clip = read_keypoints(path, args.order, args.person)
@@ -120,7 +120,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     how = args.normalise
     if how == "auto":
         how = facts.get("normalise", "image") if width and height else "crop"
-    x = normalise(clip.keypoints, how, width, height)
+    x = normalise_keypoints(clip.keypoints, how, width, height)
     rate = facts.get("fps") if args.resample and known_fps else None
     start = time.perf_counter()
     lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip, args.precision)

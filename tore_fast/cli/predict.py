@@ -109,7 +109,7 @@ def run(args: Args) -> int:
 
 def _formats(args: Args, images: list[Path], videos: list[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Formats of images and of videos; each given one must be for something that is there."""
-    from ..pipelines.overlay_video import why_no_mp4
+    from ..io.video import why_no_mp4
     from ..pipelines.results import FORMATS, parse_formats
 
     if args.format is None:

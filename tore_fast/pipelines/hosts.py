@@ -22,11 +22,9 @@ from ..geometry.warp import as_tensor, person_crops
 from ..io.image import ImageError, check_box, find_images, read_image
 from ..layers.ik import LEAF_VERTICES
 from ..models._hub import load_pretrained, read_config
-from ..models._registry import create_model
+from ..models._registry import create_model, facts_of
 from ..models.convert import smpl as convert
 from ..models.convert.others import recognise_other
-from ..models.smpl.camerahmr import CameraHMR
-from ..models.smpl.humanfov import HumanFoV
 
 # joint a leaf hangs on -> direction (T-pose, y up, facing +z) in which its tip lies
 _LEAVES = (
@@ -71,12 +69,13 @@ def attach_fov_net(model: nn.Module, path: str, source: str) -> None:
     Raises:
         ValueError: another model, or another file.
     """
-    if not isinstance(model, CameraHMR):
+    facts = facts_of(model)
+    if facts is None or not facts.takes_camera:
         raise ValueError(
             f"--fov-net: a field-of-view net belongs to CameraHMR models, {source} is {type(model).__name__}"
         )
     net = load_pretrained(path) if Path(path).is_dir() else convert.load_humanfov(path)
-    if not isinstance(net, HumanFoV):
+    if facts_of(net).task != "camera":
         raise ValueError(f"{path}: not a HumanFoV checkpoint")
     model.cam_model, model.config = net, dataclasses.replace(model.config, fov_net=True)
 
