@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tore_fast.layers.decoder_head import CrossAttentionDecoder, DecoderConfig
 from tore_fast.layers.eclm import ECLMPlan
-from tore_fast.layers.mask_tome import MergeConfig, TokenState, mask_coverage, merge_tokens, merged_counts
+from tore_fast.layers.mask_tome import MergeConfig, TokenState, mask_coverage, merge_tokens
 from tore_fast.layers.prepared import prepare, unprepare
 from tore_fast.layers.proportional import proportional_attention
 from tore_fast.layers.tome import patch_token_merging
@@ -63,7 +63,6 @@ def test_size_within_one_percent_of_the_paper(name):
 def test_schedule_reaches_the_budget_in_the_blocks_of_the_spec(per_block, kept):
     schedule = MergeConfig(keep=90, per_block=per_block).schedule(192, 28)
     assert sum(schedule) == 102 and sum(r > 0 for r in schedule) == kept
-    assert merged_counts(192, schedule)[-1] == 90
 
 
 def test_schedule_warns_when_depth_is_too_small():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from . import FAILED, UsageError, arguments, complain, sentence
+from . import FAILED, UsageError, arguments, format_error, print_error
 
 FORMATS = ("npz", "bvh", "html", "gif", "mp4")
 
@@ -20,7 +20,7 @@ class Args:
     keypoints: Positional[list[Path]]
     """JSON (COCO results, AlphaPose/Halpe, OpenPose file or folder, {"keypoints": ...}), npz (keypoints) or csv."""
     model: str = "default"
-    """`default` (built in), a folder written by `train hot --export`, or a registered name together with --checkpoint."""
+    """`default` (built in), a folder written by `train lifting --export`, or a registered name together with --checkpoint."""
     checkpoint: Path | None = None
     """Official weights (.pth, .bin, .safetensors) of the named model."""
     order: str = "auto"
@@ -83,7 +83,7 @@ def run(args: Args) -> int:
             print(_lift_file(args, model, path, stem, formats))
         except (ValueError, OSError) as e:
             failed += 1
-            complain(sentence(e))
+            print_error(format_error(e))
     return FAILED if failed else 0
 
 
@@ -109,7 +109,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     from ..geometry.skeleton import H36M17
     from ..io.atomic import write_arrays
     from ..io.bvh import write_bvh
-    from ..pipelines.lift import lift_at_rate, normalise, trained_facts
+    from ..pipelines.lift import lift_at_rate, normalise_keypoints, trained_facts
     from ..vis.stick_figure import write_gif, write_html, write_mp4
 
     clip = read_keypoints(path, args.order, args.person)
@@ -120,7 +120,7 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     how = args.normalise
     if how == "auto":
         how = facts.get("normalise", "image") if width and height else "crop"
-    x = normalise(clip.keypoints, how, width, height)
+    x = normalise_keypoints(clip.keypoints, how, width, height)
     rate = facts.get("fps") if args.resample and known_fps else None
     start = time.perf_counter()
     lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip, args.precision)

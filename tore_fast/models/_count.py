@@ -213,9 +213,8 @@ def count_model(name: str, **overrides) -> Counts:
         10.85
     """
     entry = model_entry(name)
-    config = getattr(entry.build, "config", None)
-    if config is not None:  # image-to-mesh: built without its trunk, which is counted once for all
-        return _count_mesh_model(entry, config, overrides)
+    if entry.task == "mesh":  # built without its trunk, which is counted once for all
+        return _count_mesh_model(entry, entry.config, overrides)
     try:
         with torch.device("meta"):
             model = entry.build(**overrides)
@@ -229,7 +228,7 @@ def count_model(name: str, **overrides) -> Counts:
         _, macs = count_module(model, torch.empty(1, *entry.input_shape, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
         macs = None  # the model takes something else than one tensor, or decides by values
-    if {"seq2seq", "seq2frame"} & set(entry.tags):
+    if entry.task == "lifting":
         return Counts(params, 0, 0, macs, None, count_clip(model))
     return Counts(params, 0, 0, macs, None)
 
@@ -284,7 +283,7 @@ def params_as_printed(entry: ModelEntry, counts: Counts) -> int | None:
         return None
     if entry.family not in ("fastmetro", "metro", "graphormer"):
         return counts.params
-    trunk = UNUSED_OF_TRUNK.get(entry.build.config.backbone, 0)
+    trunk = UNUSED_OF_TRUNK.get(entry.config.backbone, 0)
     upsampling = _METRO_UPSAMPLING if entry.family == "metro" else 0
     return counts.params - counts.backbone_params + counts.unused_params - trunk - upsampling
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ...layers.mesh import MeshUpsample
 from ...ops import csr_matrix
-from .._registry import PaperRow, register_model
+from .._registry import PaperRow, model_facts, register_models
 from ._base import HMROutput, stack_maps
 from ._topology import ModelMesh
 from .metro import DenseUpsampling, METROConfig, bert_blocks, keep_embedding, mask_queries
@@ -32,11 +33,14 @@ class MeshGraphormerConfig(METROConfig):
     feedforward: tuple[int, int, int] = (2048, 512, 128)
 
 
+@model_facts(
+    task="mesh", family="graphormer", crop="square", projection="as_is", loss="graphormer", masked_queries="all"
+)
 class MeshGraphormer(DenseUpsampling):
     """Mesh Graphormer for a body or (config.camera_from_joints) a hand.
 
     Args:
-        config: MeshGraphormerConfig.
+        config: MeshGraphormerConfig; its fields may be given as keywords instead.
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template.
     """
 
@@ -47,8 +51,9 @@ class MeshGraphormer(DenseUpsampling):
         config: MeshGraphormerConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         if self.backbone is not None and not hasattr(self.backbone, "grid_features"):
             raise ValueError(
@@ -152,12 +157,7 @@ class MeshGraphormer(DenseUpsampling):
         return weight @ self.grid_feat_dim.weight, const + F.pad(positions, (0, weight.shape[0] - first.dim))
 
 
-def _register() -> None:
-    paper = PaperRow(98.4, None, "FastMETRO table 2", "the paper counts unused weights")
-    hand = {"mesh": "free_hand", "num_joints": 21, "camera_from_joints": True, "camera_dim": 150}
-    build = MeshGraphormer.builder
-    register_model("graphormer_h64", "graphormer", paper, tags=("body",))(build())
-    register_model("graphormer_h64_hand", "graphormer", tags=("hand",))(build(**hand))
-
-
-_register()
+HAND = {"mesh": "free_hand", "num_joints": 21, "camera_from_joints": True, "camera_dim": 150}
+PAPERS = {"graphormer_h64": PaperRow(98.4, None, "FastMETRO table 2", "the paper counts unused weights")}
+register_models(MeshGraphormer, {"graphormer_h64": {}}, PAPERS, tags=("body",))
+register_models(MeshGraphormer, {"graphormer_h64_hand": HAND}, tags=("hand",))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from ...geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
 from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig
 from ...layers.mask_tome import MergeConfig, mask_coverage
 from ...layers.prepared import Prepared
-from .._registry import PaperRow, register_model
+from .._config import make_config
+from .._registry import PaperRow, model_facts, register_models
 from ..backbones.vit import ViT, ViTConfig
 
 SIDE_CUT = 32  # columns dropped left and right of the square crop
@@ -190,16 +191,18 @@ class SMPLHead(nn.Module):
         )
 
 
+@model_facts(task="smpl", family="fasthmr", crop="hmr2", loss="hmr2")
 class HMR2(Prepared):
     """Crops -> SMPL parameters. `prepare()` for inference, `set_merging()` to change the token count of one instance."""
 
-    Config = HMR2Config
     head_query = None  # the config decides
     aux_keypoints = 0
 
-    def __init__(self, config: HMR2Config | None = None):
+    config_class = HMR2Config
+
+    def __init__(self, config: HMR2Config | None = None, **fields: Any):
         super().__init__()
-        self.config = config or self.Config()
+        self.config = make_config(type(self), config, fields)
         c = self.config
         self.backbone = ViT(c.vit(), c.merging())
         self.smpl_head = SMPLHead(
@@ -266,23 +269,6 @@ SMALL = dict(
 )
 
 
-@register_model(
-    "hmr2_vith",
-    family="fasthmr",
-    input_shape=(3, 256, 256),
-    paper=PaperRow(670.2, 122.6, "FastHMR Table 12", "the paper leaves out position tables and attention products"),
-)
-def hmr2_vith(**overrides) -> HMR2:
-    """HMR2.0, the published ViT-H model."""
-    return HMR2(HMR2Config(**overrides))
-
-
-@register_model("hmr2_vits", family="fasthmr", input_shape=(3, 256, 256), tags=("small",))
-def hmr2_vits(**overrides) -> HMR2:
-    """Small host for training and tests: ViT-S with a three-layer decoder."""
-    return HMR2(HMR2Config(**{**SMALL, **overrides}))
-
-
 TINY = dict(
     img_size=(128, 96),
     box_margin=1.15,
@@ -296,20 +282,18 @@ TINY = dict(
     decoder_mlp_dim=256,
     decoder_dim=128,
 )
-
-
-@register_model("hmr2_vitt", family="fasthmr", input_shape=(3, 128, 128), tags=("small",))
-def hmr2_vitt(**overrides) -> HMR2:
-    """Smallest host, trainable on a CPU: a convolutional stem, 12 blocks of width 128, 48 tokens of a 128 x 96 crop (docs/smpl.md)."""
-    return HMR2(HMR2Config(**{**TINY, **overrides}))
-
-
-@register_model(
-    "fasthmr_hmr2",
-    family="fasthmr",
-    input_shape=(3, 256, 256),
-    paper=PaperRow(591.5, 52.8, "FastHMR Table 12", "ECLM 28 blocks + Mask-ToMe 90 tokens, without motion decoder"),
-)
-def fasthmr_hmr2(**overrides) -> HMR2:
-    """HMR2.0 after layer merging (28 blocks) with Mask-ToMe down to 90 tokens."""
-    return HMR2(HMR2Config(**{"depth": 28, "keep_tokens": 90, **overrides}))
+PAPERS = {
+    "hmr2_vith": PaperRow(
+        670.2, 122.6, "FastHMR Table 12", "the paper leaves out position tables and attention products"
+    ),
+    "fasthmr_hmr2": PaperRow(
+        591.5, 52.8, "FastHMR Table 12", "ECLM 28 blocks + Mask-ToMe 90 tokens, without motion decoder"
+    ),
+}
+# the published model, and the same after layer merging (28 blocks) with Mask-ToMe down to 90 tokens
+LARGE = {"hmr2_vith": {}, "fasthmr_hmr2": {"depth": 28, "keep_tokens": 90}}
+register_models(HMR2, LARGE, PAPERS, input_shape=(3, 256, 256))
+# for training and tests: ViT-S with a three-layer decoder
+register_models(HMR2, {"hmr2_vits": SMALL}, input_shape=(3, 256, 256), tags=("small",))
+# trainable on a CPU: a convolutional stem, 12 blocks of width 128, 48 tokens of a 128 x 96 crop (docs/smpl.md)
+register_models(HMR2, {"hmr2_vitt": TINY}, input_shape=(3, 128, 128), tags=("small",))
