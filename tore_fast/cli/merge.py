@@ -23,7 +23,7 @@ class Args(ModelArgs, RunArgs, OutArgs):
 
     inputs: Positional[list[str]] = field(default_factory=list)
     """Images or folders of images, one person each unless --boxes is given; or one folder of rendered clips
-    (`train fasthmr_clips`), whose labels then give the error (MPJPE)."""
+    (`tore-fast synth clips`), whose labels then give the error (MPJPE)."""
     plan: str | None = None
     """Apply this plan.json (of an earlier run, same depth) instead of searching; needs no images."""
     out: Path = Path("out_merge")

@@ -74,7 +74,12 @@ class Classification(Task):
             wrong5 += int((top != label[:, None]).all(1).sum())
             loss += float(F.cross_entropy(logits, label, reduction="sum"))
             count += len(label)
-        return {"top1_error": 100 * wrong / count, "top5_error": 100 * wrong5 / count, "cross_entropy": loss / count}
+        return {
+            "top1_percent": 100 - 100 * wrong / count,
+            "top5_percent": 100 - 100 * wrong5 / count,
+            "top1_error": 100 * wrong / count,
+            "cross_entropy": loss / count,
+        }
 
 
 # ---- key points
