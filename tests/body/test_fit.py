@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from body.simulated import simulate, to
-from tore_fast.body import load_body
+from tore_fast.body import Body, BodyTopology, load_body
 from tore_fast.body.fit import FittedBody, Landmarks, fit_body, landmarks_to_h36m17, pose_from_joints
+from tore_fast.body.fit.landmarks import landmark_model
 from tore_fast.body.fit.prior import gaussian, load_pose_prior
 from tore_fast.geometry.camera import intrinsics
 from tore_fast.geometry.procrustes import similarity_align
@@ -137,6 +138,24 @@ def test_video_warm_start_and_anchor():
     lost = fit_body(Landmarks(first.points * torch.nan, first.world, first.visibility))
     after = fit_body(second, start=lost)  # nothing believed: starts afresh
     torch.testing.assert_close(after.rotations, full.rotations, rtol=0, atol=1e-9)
+
+
+def test_a_users_smpl():
+    """Any body with SMPL's skeleton under that name; here the free body's numbers, its joints lengthened by a tenth."""
+    free = load_body("free")
+    topology = BodyTopology("smpl", free.hierarchy)
+    tables = {n: getattr(free, n) for n in ("template", "shape_dirs", "weights", "joints", "joint_dirs")}
+    tables |= {n: 1.1 * tables[n] for n in ("template", "joints")}
+    smpl = Body(topology, joint_names=free.joint_names, parents=free.parents, **tables)
+    counts = landmark_model(smpl).counts
+    assert [k for k in range(33) if counts[k] == 0] == [1, 3, 4, 6, 9, 10]  # eye corners and mouth: no public vertex
+    s = simulate(8, seed=12, body=smpl)
+    fitted = fit_body(s.landmarks, body=smpl)
+    assert all(fitted.believed) and errors(fitted, s.joints)[1] < 60
+    spoiled = s.landmarks.points.clone()
+    spoiled[:, [1, 3, 4, 6, 9, 10]] += 50  # not used
+    again = fit_body(Landmarks(spoiled, *list(vars(s.landmarks).values())[1:]), body=smpl)
+    torch.testing.assert_close(again.rotations, fitted.rotations, rtol=0, atol=1e-9)
 
 
 def test_dtype_and_shape_errors():

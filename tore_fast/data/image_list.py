@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..io.image import EXTENSIONS, ImageError
+from ..io.natural import natural_sorted
 from .readers.hmr2_tar import expand_tars, tar_samples
 
 
@@ -70,7 +71,7 @@ def _images_of(source: str | Path) -> list[Image]:
     if str(source).endswith(".tar"):
         return list(_tar_images(expand_tars(source)))
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
+        files = natural_sorted(p for p in path.rglob("*") if p.is_file())
         plain = [Image(p.as_posix(), str(p.resolve())) for p in files if p.suffix.lower() in EXTENSIONS]
         return [*plain, *_tar_images([p for p in files if p.suffix == ".tar"])]
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
