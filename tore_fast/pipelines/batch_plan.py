@@ -21,6 +21,7 @@ import numpy as np
 from ..data.readers.hmr2_tar import expand_tars, tar_samples
 from ..io.atomic import write_bytes
 from ..io.image import EXTENSIONS
+from ..io.natural import natural_sorted
 
 try:
     import fcntl
@@ -93,7 +94,7 @@ def _images_of(source: str | Path) -> list[Image]:
     if str(source).endswith(".tar"):
         return list(_tar_images(expand_tars(source)))
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
+        files = natural_sorted(p for p in path.rglob("*") if p.is_file())
         plain = [Image(p.as_posix(), str(p.resolve())) for p in files if p.suffix.lower() in EXTENSIONS]
         return [*plain, *_tar_images([p for p in files if p.suffix == ".tar"])]
     if path.is_file() and path.suffix.lower() in EXTENSIONS:

@@ -21,7 +21,7 @@ from ...layers.mask_tome import MergeConfig, mask_coverage
 from ...layers.prepared import Prepared
 from .._config import make_config
 from .._registry import PaperRow, model_facts, register_models
-from ..backbones.vit import ViT, ViTConfig, embed_macs
+from ..backbones.vit import ViT, ViTConfig
 
 SIDE_CUT = 32  # columns dropped left and right of the square crop
 
@@ -255,34 +255,6 @@ def cut_sides(x: Tensor, width: int) -> Tensor:
     if extra < 0 or extra % 2:
         raise ValueError(f"hmr: crop width must be {width} or {width + 2 * SIDE_CUT}, got {x.shape[-1]}")
     return x if extra == 0 else x[..., extra // 2 : x.shape[-1] - extra // 2]
-
-
-def host_macs(config: HMR2Config) -> tuple[float, float]:
-    """Multiply-adds of one crop: (convolution and linear layers, which is what the paper counts; attention products).
-
-    Example:
-        >>> linear, attention = host_macs(HMR2Config(depth=28, keep_tokens=90))
-        >>> round(linear / 1e9, 1), round((linear + attention) / 1e9, 1)
-        (52.8, 53.5)
-
-    Source: FastHMR Table 12 counts so.
-    """
-    c, merging = config, config.merging()
-    vit = c.vit()
-    d, n = c.embed_dim, vit.grid[0] * vit.grid[1]
-    schedule = (0,) * c.depth if merging is None else merging.schedule(n, c.depth)
-    linear, attention = embed_macs(vit), 0.0
-    for r in schedule:
-        linear += 4 * d * d * n
-        attention += 2 * n * n * d
-        n -= r
-        linear += 2 * d * int(d * c.mlp_ratio) * n
-    inner = c.decoder_heads * c.decoder_dim_head
-    # one query: self-attention is its output matrix after v, q and k are dead
-    per_layer = 2 * inner * c.decoder_dim + 2 * inner * c.decoder_dim + 2 * c.decoder_dim * c.decoder_mlp_dim
-    linear += c.decoder_depth * (per_layer + 2 * d * inner * n)
-    attention += c.decoder_depth * 2 * n * inner
-    return linear, attention
 
 
 SMALL = dict(
