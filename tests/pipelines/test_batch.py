@@ -18,8 +18,10 @@ from made_up.sets import image, jpeg, write_tar
 from PIL import Image
 
 from tore_fast.cli import main
+from tore_fast.data.image_list import list_images
+from tore_fast.io.image import ImageError
 from tore_fast.pipelines.batch import BatchConfig, ModelFactory, failures, predict_images, results, run, work
-from tore_fast.pipelines.batch_plan import BatchError, BatchFolder, list_images
+from tore_fast.pipelines.batch_plan import BatchError, BatchFolder
 
 TESTS = Path(__file__).resolve().parents[1]
 QUIET = {"log": lambda _: None}
@@ -332,12 +334,12 @@ def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
 
 
 def test_wrong_inputs(tmp_path, shards):
-    with pytest.raises(BatchError, match="expected a tar, a folder or an image"):
+    with pytest.raises(ImageError, match="expected a tar, a folder or an image"):
         run([tmp_path / "nothing"], tmp_path / "out", Factory(), **QUIET)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BatchError, match="no image in it"):
+    with pytest.raises(ImageError, match="no image in it"):
         run([tmp_path / "empty"], tmp_path / "out", Factory(), **QUIET)
-    with pytest.raises(BatchError, match="no input"):
+    with pytest.raises(ImageError, match="no input"):
         run([], tmp_path / "out", Factory(), **QUIET)
     with pytest.raises(ValueError, match="engine must be one of"):
         run([shards], tmp_path / "out", Factory(), engine="cloud", **QUIET)

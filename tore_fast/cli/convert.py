@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Args:
     """Convert weights that hold NaN or infinity, which are refused otherwise."""
     mesh_data: Path | None = None
     """Folder with the SMPL/MANO topology files: a written image-to-mesh folder is loaded with them once, as a check."""
+    json: bool = False
+    """Print the summary as JSON."""
 
 
 def run(args: Args) -> int:
@@ -45,16 +48,18 @@ def run(args: Args) -> int:
     of_mesh = model_entry(done.name).task == "mesh"
     if of_mesh and args.mesh_data is not None:
         from_pretrained(args.out, mesh_data=args.mesh_data, allow_nonfinite=args.allow_nonfinite)
-    print(f"{args.source}: {done.layout} layout, {done.keys} tensors kept")
+    lines = [f"{args.source}: {done.layout} layout, {done.keys} tensors kept"]
     if done.dropped:
-        print(
-            f"dropped {len(done.dropped)} tensors that no forward pass reads ({done.dropped_params / 1e6:.1f} M numbers)"
-        )
-    print(f"written: {args.out}/model.safetensors, config.json (model {done.name})")
+        numbers = f"{done.dropped_params / 1e6:.1f} M numbers"
+        lines.append(f"dropped {len(done.dropped)} tensors that no forward pass reads ({numbers})")
+    lines.append(f"written: {args.out}/model.safetensors, config.json (model {done.name})")
     if of_mesh and args.mesh_data is not None:
-        print(f"checked: {args.out} loads with the topology files in {args.mesh_data}")
+        lines.append(f"checked: {args.out} loads with the topology files in {args.mesh_data}")
     if of_mesh:
-        print(
-            "weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or TORE_FAST_MESH_DATA)"
+        lines.append(
+            "weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or "
+            "TORE_FAST_MESH_DATA)"
         )
+    facts = {"model": done.name, "layout": done.layout, "tensors": done.keys, "dropped": [*done.dropped]}
+    print(json.dumps({**facts, "out": str(args.out)}, indent=2) if args.json else "\n".join(lines))
     return 0

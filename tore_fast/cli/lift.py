@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from tyro.conf import Positional
 
 from . import UsageError, arguments, format_error, print_error
@@ -22,7 +23,7 @@ class Args(ModelArgs, RunArgs, OutArgs):
     Keys of the npz: docs/results.md. OUT/results.json says which file came from which input.
     """
 
-    keypoints: Positional[list[Path]]
+    keypoints: Annotated[Positional[list[Path]], tyro.conf.arg(metavar="KEYPOINT ...")]
     """JSON (COCO results, AlphaPose/Halpe, OpenPose file or folder, {"keypoints": ...}), npz (keypoints) or csv (header
     x0,y0,c0,x1,y1,c1,... or the bare numbers)."""
     format: str = "npz,bvh,html"

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from tyro.conf import Positional
 
 from ..pipelines.options import DecodeOptions
@@ -41,7 +42,7 @@ class Args(ModelArgs, RunArgs, OutArgs):
     With HMR2.0 and CameraHMR an interrupted video goes on where it stopped when started again with the same --out.
     """
 
-    inputs: Positional[list[str]]
+    inputs: Annotated[Positional[list[str]], tyro.conf.arg(metavar="INPUT ...")]
     """Images, videos, folders, glob patterns; several are taken."""
     format: str | None = None
     """Separated by commas. Images: png, glb, obj, ply, npz, json (default png,glb,npz). Videos: npz, bvh, glb, mp4 (default
