@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _ext
 from ._autograd import differentiable
-from ._dispatch import backend_reason, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from .reference.strassen_linear import ACTS, strassen_linear_reference
 
 BACKENDS = ("cpu",)
@@ -149,6 +149,7 @@ def strassen_linear(
         raise ValueError(
             f"strassen_linear: split must divide N into multiples of {GRAIN} and goes without residual, got {split} for N {out_features}"
         )
+    check_device("strassen_linear", "x", x, weight=weight.weight, bias=bias, residual=residual)
     backend = choose("strassen_linear", impl, BACKENDS, why_not, x, weight)
     if backend == "reference":
         out = strassen_linear_reference(x, weight.weight, bias, residual, act, norm_eps)
