@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 import tyro
 
+from tore_fast.io.atomic import write_text
+
 from . import registry, report, roofline
 from .harness import Case, run_case
 
@@ -128,9 +130,7 @@ def previous(path: Path, environment: dict) -> list[dict]:
 def save(path: Path, document: dict) -> None:
     """Replaces the file in one step: whoever reads it, or cuts this run, finds a whole document."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=1) + "\n")
-    part.replace(path)
+    write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def all_cases(options: Options, device: str, dtype: torch.dtype) -> Iterator[Case]:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import torch
 
-from tore_fast.layers.dense import aten_products
 from tore_fast.models import create_model
 from tore_fast.models.keypoints._macs import count_macs
 from tore_fast.ops.dpc_knn_cluster_merge import dpc_knn_cluster_merge
 
+from ..baselines import torch_products
 from ..harness import Case, Contender
 from . import _tcformer_official as official
 from .mesh import reference_ops
@@ -71,7 +71,7 @@ def _forward(name: str, model_name: str, size: tuple[int, int], batch: int, devi
 
     def theirs(image):
         run = official.heatmaps if "wholebody" in model_name else official.classify
-        with aten_products():
+        with torch_products():
             return run(build(model_name, device, dtype), image)
 
     compiled = torch.compile(lambda image: build(model_name, device, dtype)(image))

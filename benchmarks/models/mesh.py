@@ -17,12 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from tore_fast.layers.attention import dense_attention
-from tore_fast.layers.dense import aten_products
 from tore_fast.models import MeshGraphormerConfig, METROConfig, create_model, model_entry
 from tore_fast.models._count import count_backbone, count_model, shipped_counts
 from tore_fast.ops import op_backends
 
+from ..baselines import dense_attention, torch_products
 from ..harness import Case, Contender
 
 
@@ -84,7 +83,7 @@ def reference_ops() -> Iterator[None]:
     for m in modules:
         m.choose = lambda *args: "reference"
     try:
-        with aten_products():
+        with torch_products():
             yield
     finally:
         for m, choose in zip(modules, kept):
@@ -105,15 +104,15 @@ def sized(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Callable[[in
 
 @functools.lru_cache(maxsize=1)
 def _models(variant: Variant, device: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-    """The model as built and, with the same weights, fused. Built when first called: a list of cases costs little."""
+    """The model as built and, with the same weights, prepared. Built when first called: a list of cases costs little."""
     torch.manual_seed(0)
     fed = {} if variant.image else {"backbone": None, "feature_dim": _trunk_channels(variant.name)}
     model = create_model(variant.name, **fed, **variant.fields).to(device, dtype).eval()
-    return model, copy.deepcopy(model).fuse()
+    return model, copy.deepcopy(model).prepare()
 
 
 def _trunk_channels(name: str) -> int:
-    c = model_entry(name).build.config
+    c = model_entry(name).config
     return count_backbone(c.backbone, c.stride, c.dilated, *(n * c.stride for n in c.grid))[0]
 
 
@@ -122,14 +121,14 @@ def _input_shapes(variant: Variant) -> list[tuple[int, ...]]:
     entry = model_entry(variant.name)
     if variant.image:
         return [entry.input_shape]
-    c, channels = entry.build.config, _trunk_channels(variant.name)
+    c, channels = entry.config, _trunk_channels(variant.name)
     if isinstance(c, MeshGraphormerConfig):
         return [(channels,), (c.grid_dim, *c.grid)]
     return [(channels, *c.grid)]
 
 
 def _case(variant: Variant, batch: int, device: str, dtype: torch.dtype, few: bool) -> Case:
-    config = type(model_entry(variant.name).build.config)
+    config = type(model_entry(variant.name).config)
     counts = count_model(variant.name, **variant.fields) if variant.fields else shipped_counts()[variant.name]
     macs = counts.macs if variant.image else counts.macs - counts.backbone_macs
     shapes = _input_shapes(variant)
@@ -168,7 +167,7 @@ def _case(variant: Variant, batch: int, device: str, dtype: torch.dtype, few: bo
             masked,
             note="torch's fused attention, with a dense mask where the mesh asks for one, and torch's products",
         ),
-        Contender("tore_fast fused", fused, ours=True, note="model.fuse()", headline=True),
+        Contender("tore_fast fused", fused, ours=True, note="model.prepare()", headline=True),
     ]
     if not few:
         note = "explicit softmax over a dense mask, mean weights formed, learned queries per image"

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from tore_fast.layers.dense import aten_products
 from tore_fast.models import create_model, model_entry
 from tore_fast.models.smpl.hmr2 import host_macs
 
+from ..baselines import torch_products
 from ..harness import Case, Contender
 
 # name, model, config overrides; the merged form follows its host
@@ -96,12 +96,13 @@ def _model(variant: str, name: str, device: str, dtype: torch.dtype) -> torch.nn
         return _official_style(model)
     if variant == "eager":
         return model
-    return model.fold() if variant == "folded" else torch.compile(model.fold())
+    model = model.requires_grad_(False).prepare()
+    return model if variant == "folded" else torch.compile(model)
 
 
 def _contender(label: str, variant: str, name: str, device: str, dtype: torch.dtype, **facts) -> Contender:
     def run(x: torch.Tensor) -> torch.Tensor:
-        with aten_products() if variant == "official" else contextlib.nullcontext():
+        with torch_products() if variant == "official" else contextlib.nullcontext():
             return _model(variant, name, device, dtype)(x).pose
 
     return Contender(label, run, **facts)

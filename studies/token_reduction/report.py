@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from tore_fast.layers.prepared import prepare
 from tore_fast.models._count import count_model
 
 from .rows import CHANNELS, GRID, ROWS, Protocol, Row, build
@@ -357,7 +358,7 @@ def _save(figure, path: Path) -> Path:
 
 @torch.inference_mode()
 def measure(results: Path, protocol: Protocol, batch: int, seconds: float, threads: int) -> None:
-    """Images/s of every row's head from features and of trunk plus head from images; random weights, `fuse()` where the
+    """Images/s of every row's head from features and of trunk plus head from images; random weights, `prepare()` where the
     model has it, median of the samples. Rows take turns, so a disturbance hits all of them."""
     from tore_fast.body import load_body
 
@@ -402,10 +403,7 @@ def measure(results: Path, protocol: Protocol, batch: int, seconds: float, threa
 
 
 def _ready(row: Row, protocol: Protocol, body) -> torch.nn.Module:
-    model = build(row, protocol, body).eval()
-    if hasattr(model.net, "fuse"):
-        model.net.fuse()
-    return model
+    return prepare(build(row, protocol, body).eval())
 
 
 def _took(call, x: torch.Tensor, device: str) -> float:

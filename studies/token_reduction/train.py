@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,8 @@ from tore_fast.eval.synthetic import HeldOutErrors
 from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.procrustes import similarity_align
 from tore_fast.geometry.rotation import axis_angle_to_matrix
+from tore_fast.io.atomic import write_text
 from tore_fast.io.weights import read_weights
-from tore_fast.layers.attention import dense_attention
 from tore_fast.layers.mesh import MeshUpsample
 from tore_fast.models._count import count_backbone
 from tore_fast.ops import csr_matrix
@@ -195,9 +194,7 @@ def run_row(study: Study, name: str, row: Row, seed: int, runs: Path, results: P
         "torch": torch.__version__,
     }
     results.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -225,7 +222,7 @@ def count(task: RowTask, study: Study) -> dict:
     del total
     weights = sum(t.numel() * t.element_size() for t in model.parameters())
     model.eval().requires_grad_(False)  # the counter's hooks stumble over parameters that want gradients
-    with torch.no_grad(), dense_attention(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, CHANNELS, *GRID, device=study.device))
     model.requires_grad_(True)
     _, _, trunk = count_backbone("regnety_004", p.image_size // GRID[0], False, p.image_size, p.image_size)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tore_fast import cli
 from tore_fast.benchmarks import harness, memory, registry, report, run
 from tore_fast.benchmarks.harness import Case, Contender, relative_error, run_case
-from tore_fast.benchmarks.models import fasthmr, hmr
+from tore_fast.benchmarks.models import mesh, smpl
 
 ENVIRONMENT = dict.fromkeys(("gpu", "triton", "commit", "dirty")) | dict.fromkeys(
     ("cpu", "threads", "torch", "tore_fast", "date"), "x"
@@ -82,7 +82,7 @@ class Log(TorchDispatchMode):
         self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        numbers = [a for a in args if isinstance(a, int)]  # an op's own switches (the level of strassen_linear)
+        numbers = [a for a in args if isinstance(a, int)]  # an op's own switches (the level of Strassen's product)
         self.names.append(f"{func} {numbers}" if "tore_fast" in str(func) else str(func))
         return func(*args, **(kwargs or {}))
 
@@ -102,17 +102,17 @@ def test_one_contender_per_code_path(stem):
 
 
 def test_image_to_mesh_rows_with_and_without_gtr_and_itp():
-    plain, itp = {v.name for v in hmr.FEATURE_FED}, {v.label for v in hmr.ITP}
+    plain, itp = {v.name for v in mesh.FEATURE_FED}, {v.label for v in mesh.ITP}
     assert plain >= {"fastmetro_l_r50", "fastmetro_tore_l_r50_gtr", "fastmetro_tore_l_r50"}  # without, GTR, GTR + ITP
     assert plain >= {"metro_r50", "metro_tore_r50", "metro_tore_r50_itp20", "graphormer_h64", "metro_tore_r50_hand"}
     rows = itertools.product(("fastmetro_l_r50", "metro_r50"), ("soft", "cluster", "attention"), (0.8, 0.5))
     assert itp == {f"{name} itp {selector} {keep} features" for name, selector, keep in rows}  # ITP without GTR
-    metro = hmr._case(hmr.Variant("metro_r50"), 1, "cpu", torch.float32, few=False)  # none of our ops in it
+    metro = mesh._case(mesh.Variant("metro_r50"), 1, "cpu", torch.float32, few=False)  # none of our ops in it
     assert [c.name for c in metro.contenders] == ["official-style eager", "masked SDPA", "tore_fast fused", "tore_fast"]
-    gpu = hmr._case(hmr.Variant("graphormer_h64"), 64, "cuda", torch.bfloat16, few=True)
+    gpu = mesh._case(mesh.Variant("graphormer_h64"), 64, "cuda", torch.bfloat16, few=True)
     assert gpu.name == "graphormer_h64 features b64" and [c.heavy for c in gpu.contenders] == [False, False, True]
     default = run_case(
-        hmr._case(hmr.Variant("tore_default", image=True), 2, "cpu", torch.float32, few=False), seconds=0.01
+        mesh._case(mesh.Variant("tore_default", image=True), 2, "cpu", torch.float32, few=False), seconds=0.01
     )
     assert not default["wrong"] and all("median_ms" in c for c in default["contenders"])
 
@@ -289,21 +289,21 @@ def test_hosts_have_rows_on_every_device(monkeypatch):
         ("cpu", True, {"vits": (1, 16, 64), "vith": (1,)}),
         ("cuda", False, {h: (1, 16, 64) for h in ("vits", "vith")}),
     ):
-        monkeypatch.setattr(fasthmr, "_room_for_vith", lambda room=room: room)
+        monkeypatch.setattr(smpl, "_room_for_vith", lambda room=room: room)
         names = {
             c.name
-            for c in fasthmr.cases(device, torch.float32, False)
+            for c in smpl.cases(device, torch.float32, False)
             if c.op == "fasthmr_host" and "merged" not in c.name
         }
         assert names == {f"{h} batch {b}" for h, batches in hosts.items() for b in batches}
-    assert fasthmr._model.cache_info().currsize == 0
+    assert smpl._model.cache_info().currsize == 0
     small = {"img_size": (64, 48), "embed_dim": 32, "num_heads": 2, "decoder_depth": 1, "decoder_dim": 32}
     sizes = {"s": ("hmr2_vitt", {**small, "depth": 3}), "m": ("hmr2_vitt", {**small, "depth": 2, "keep_tokens": 6})}
-    monkeypatch.setattr(fasthmr, "SIZES", sizes)
-    monkeypatch.setattr(fasthmr, "FULL", {"m": "s"})
-    monkeypatch.setattr(fasthmr, "model_entry", lambda name: SimpleNamespace(input_shape=(3, 64, 64)))
-    rows = {c.op + c.name: run_case(c, seconds=0.01) for c in fasthmr.cases("cpu", torch.float32, True)}
-    fasthmr._model.cache_clear()
+    monkeypatch.setattr(smpl, "SIZES", sizes)
+    monkeypatch.setattr(smpl, "FULL", {"m": "s"})
+    monkeypatch.setattr(smpl, "model_entry", lambda name: SimpleNamespace(input_shape=(3, 64, 64)))
+    rows = {c.op + c.name: run_case(c, seconds=0.01) for c in smpl.cases("cpu", torch.float32, True)}
+    smpl._model.cache_clear()
     assert set(rows) == {"fasthmr_hosts batch 1", "fasthmr_hostm batch 1", "fasthmr_reductionm batch 1"}
     assert all(r["speedup"] is not None and not r["wrong"] for r in rows.values())
     assert not [c["note"] for r in rows.values() for c in r["contenders"] if c["note"].startswith("failed")]

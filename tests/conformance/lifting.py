@@ -164,7 +164,7 @@ def run_tra(case) -> None:
     x_token = case.input("x_token")
     with torch.inference_mode():
         got = layer(x, x_token)
-        layer.freeze()
+        layer.prepare()
         torch.testing.assert_close(layer(x, x_token), got, rtol=0, atol=0)
     got = got.transpose(1, 2).flatten(0, 1)
     want = case.arrays["output_slice"]

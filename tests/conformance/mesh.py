@@ -198,7 +198,7 @@ def run_fastmetro(case: Case) -> None:
     if config.backbone:
         check_backbone(case, taps.outputs["backbone"], atol)
     with torch.no_grad():
-        check_outputs(case, model.fuse()(model_input(case)), atol)
+        check_outputs(case, model.prepare()(model_input(case)), atol)
 
 
 def run_tore(case: Case) -> None:
@@ -250,7 +250,7 @@ def run_tore(case: Case) -> None:
     if config.backbone:
         check_backbone(case, taps.outputs["backbone"], atol)
     with torch.no_grad():
-        check_outputs(case, model.fuse()(model_input(case)), atol)
+        check_outputs(case, model.prepare()(model_input(case)), atol)
 
 
 def bert_fields(case: Case) -> dict:
@@ -307,7 +307,7 @@ def run_bert_model(case: Case, model, mesh, x) -> None:
     check_regressed(case, out, atol)
     check_blocks(case, model, mesh, taps, atol)
     with torch.no_grad():
-        check_outputs(case, model.fuse()(x), atol)
+        check_outputs(case, model.prepare()(x), atol)
 
 
 def run_metro(case: Case) -> None:

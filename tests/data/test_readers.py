@@ -113,7 +113,7 @@ def test_tsv_damage_is_named(tmp_path, rng):
             open_dataset(yaml)[i]
     write_tsv(tmp_path / "test.img.tsv", [["a", "@@"], ["b", "QUJD"]])
     write_tsv(tmp_path / "test.label.tsv", [["a", json.dumps([body_label(rng)])]] * 2)
-    for i, words in enumerate(("base64", "not a image")):
+    for i, words in enumerate(("base64", "not an image")):
         with pytest.raises(ValueError, match=words):
             open_dataset(yaml)[i].image  # noqa: B018
 

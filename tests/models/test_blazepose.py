@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tore_fast.models.convert import convert, from_pretrained, mediapipe
 from tore_fast.models.default import default_folder
 from tore_fast.models.keypoints.blazepose import NUM_POINTS, anchor_centres, refine_points
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "blazepose"
 NAMES = ("person_detector", "body_landmarks")
 needs_tflite = pytest.mark.skipif(importlib.util.find_spec("tflite") is None, reason="needs the package tflite")
 
@@ -54,7 +56,7 @@ def test_compile_without_breaks_and_export(built_in):
 
 
 def test_wrong_sizes_are_named(built_in):
-    with pytest.raises(ValueError, match=r"images must be \[B, 3, 2.., 2..\]"):
+    with pytest.raises(ValueError, match=r"images must be \[B, 3, "):
         built_in(torch.zeros(1, 3, 100, 100))
 
 
@@ -72,10 +74,24 @@ def test_features_are_what_the_points_come_from():
 
 
 def test_anchors():
-    anchors = anchor_centres(224)
+    anchors = anchor_centres(224, 224)
     assert anchors.shape == (28 * 28 * 2 + 14 * 14 * 2 + 7 * 7 * 6, 2)
-    assert torch.allclose(anchors[:4], torch.tensor([[0.5, 0.5], [0.5, 0.5], [1.5, 0.5], [1.5, 0.5]]) / 28)
-    assert torch.allclose(anchors[-1], torch.full((2,), 6.5 / 7))
+    assert anchors[:4].tolist() == [[4, 4], [4, 4], [12, 4], [12, 4]]
+    assert anchors[-1].tolist() == [208, 208]
+    assert anchor_centres(64, 96)[-1].tolist() == [80, 48]
+
+
+@torch.inference_mode()
+def test_the_detector_takes_larger_images():
+    """What it sees in a part of 224 px does not depend on what lies far from it."""
+    model = load_pretrained(default_folder("person_detector"))
+    pixels = np.load(GOLDEN / "astronaut_256.npz")["image"][16:240, 16:240]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    small, large = model(image), model(torch.nn.functional.pad(image, (224, 0, 0, 96)))
+    a, b = small.scores[0].argmax(), large.scores[0].argmax()
+    assert small.scores[0, a] > 0.5 and large.scores[0, b] > 0.5
+    moved = small.points[0, a] + torch.tensor([224.0, 0])
+    assert (large.points[0, b] - moved).norm(dim=-1).max() < 25
 
 
 def refined_by_loops(points, heat):

@@ -131,7 +131,7 @@ def test_interpolation_is_numpys(index):
         assert torch.equal(near[t], x[0, int(np.argmin([abs(t - i) for i in index]))])
 
 
-def test_recovery_queries_may_be_frozen_and_thaw_by_themselves():
+def test_a_prepared_recovery_keeps_its_queries():
     layer = TokenRecovery(16, 4).eval()
     token, x = torch.randn(1, 9, 16), torch.randn(2, 3, 17, 16)
     with torch.no_grad():
@@ -142,11 +142,11 @@ def test_recovery_queries_may_be_frozen_and_thaw_by_themselves():
                 parts = [slice(4 * h, 4 * h + 4) for h in range(4)]
                 heads = [torch.softmax(q[:, s] @ k[:, s].T / 2, -1) @ v[:, s] for s in parts]
                 torch.testing.assert_close(want[b, :, j], token[0] + layer.proj(torch.cat(heads, -1)))
-        layer.freeze()
+        layer.prepare()
         assert torch.equal(layer(x, token), want) and torch.equal(layer(x, token), want)
         assert not torch.allclose(layer(x, 2 * token), want)
         layer.load_state_dict({k: v + 0.1 for k, v in layer.state_dict().items()})
-        assert not layer.frozen and not torch.allclose(layer(x, token), want)
+        assert not layer.prepared and not torch.allclose(layer(x, token), want)
 
 
 def test_drop_path_drops_whole_groups():

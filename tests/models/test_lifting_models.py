@@ -70,7 +70,7 @@ def test_two_passes_are_identical_in_low_precision_too(host, fields, products):
     model = tiny(host, **fields)
     x = clip(model, 3)
     if products == "packed":
-        model.freeze()
+        model.prepare()
     elif products == "bfloat16 weights":
         model, x = model.bfloat16(), x.bfloat16()
     low = getattr(torch, products, torch.bfloat16)

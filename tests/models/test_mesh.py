@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from tore_fast.layers.attention import dense_attention
+from tore_fast.benchmarks.baselines import dense_attention
+from tore_fast.layers.prepared import Prepared
 from tore_fast.models import (
     METRO,
     METRO_TORE,
@@ -76,50 +77,56 @@ def test_every_parameter_gets_a_gradient(name):
     assert not [n for n in zero if not n.endswith((".key.bias", "qk.bias"))]
 
 
+def terms(model) -> dict[tuple[Prepared, object], object]:
+    """What a prepared model keeps beside packed weights: (module, name) -> value."""
+    parts = [m for m in model.modules() if isinstance(m, Prepared)]
+    return {(m, name): m.packed.peek(name) for m in parts for name in m._recipes}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_fuse_changes_nothing_but_the_work(name):
+@torch.no_grad()
+def test_prepare_changes_nothing_but_the_work(name):
     model, x = build(name).double(), tiny_input(name, 2, torch.float64)
-    plain = model(x)
-    fused = model.fuse()(x)
-    assert any(b is not None for n, b in model.named_buffers() if "fused_" in n)
-    for key, value in tensors(plain).items():
-        torch.testing.assert_close(getattr(fused, key), value, atol=1e-9, rtol=1e-9)
-    model.train()
-    assert not [n for n, b in model.named_buffers() if "fused_" in n]
+    plain = tensors(model(x))
+    prepared = tensors(model.prepare()(x))
+    assert terms(model)
+    for key, value in plain.items():
+        torch.testing.assert_close(prepared[key], value, atol=1e-9, rtol=1e-9)
+    again = tensors(model.unprepare()(x))
+    assert not terms(model) and all(torch.equal(again[key], value) for key, value in plain.items())
+    model.prepare().train()
+    assert not terms(model) and not model.prepared
     with pytest.raises(RuntimeError, match="eval"):
-        model.fuse()
+        model.prepare()
 
 
-SHORTCUTS = {  # what one shortcut of fuse() caches, and the models that have it
-    "constant first decoder self-attention": (
-        ("fused_x", "fused_query"),
-        ("fastmetro", "fastmetro_hand", "tore", "metro_tore"),
-    ),
-    "projected position encodings": (("fused_qkv", "fused_kv"), ("fastmetro_soft", "tore", "tore_none", "metro_tore")),
+SHORTCUTS = {  # what one shortcut keeps, and the models that have it
+    "constant first decoder self-attention": (("first query",), ("fastmetro", "fastmetro_hand", "tore", "metro_tore")),
+    "projected position encodings": (("qkv bias", "kv bias"), ("fastmetro_soft", "tore", "tore_none", "metro_tore")),
     "embedding of image tokens, not of queries": (
-        ("fused_in", "fused_const", "fused_grid", "fused_grid_const"),
+        ("embedding", "grid embedding"),
         ("metro", "metro_hand", "metro_cluster", "metro_tore", "graphormer"),
     ),
-    "both up-sampling steps as one matrix": (("fused_up", "fused_up_bias"), ("metro", "metro_tore", "graphormer")),
+    "both up-sampling steps as one matrix": (("up-sampling",), ("metro", "metro_tore", "graphormer")),
 }
 
 
 @pytest.mark.parametrize(("shortcut", "name"), [(s, n) for s, (_, names) in SHORTCUTS.items() for n in names])
+@torch.no_grad()
 def test_each_shortcut_alone_changes_nothing(shortcut, name):
     kept = SHORTCUTS[shortcut][0]
     model, x = build(name).double(), tiny_input(name, 2, torch.float64)
     plain = tensors(model(x))
-    model.fuse()
-    for module in model.modules():
-        for buffer in [b for b in module._buffers if b.startswith("fused_") and b not in kept]:
-            setattr(module, buffer, None)
-    assert {n.rpartition(".")[2] for n, b in model.named_buffers() if "fused_" in n} <= set(kept)
-    assert any(b is not None for n, b in model.named_buffers() if "fused_" in n)
+    model.prepare()
+    for module, term in terms(model):
+        if term not in kept:
+            del module._recipes[term]
+    assert {term for _, term in terms(model)} <= set(kept) and terms(model)
     for key, value in tensors(model(x)).items():
         torch.testing.assert_close(value, plain[key], atol=1e-9, rtol=1e-9)
-    for n, b in model.named_buffers():  # the shortcut is taken: what it cached decides
-        if "fused_" in n:
-            b.mul_(1.5)
+    for value in terms(model).values():  # the shortcut is taken: what it kept decides
+        for tensor in value if isinstance(value, tuple) else (value,):
+            tensor.mul_(1.5)
     assert not torch.allclose(model(x).vertices, plain["vertices"])
 
 
@@ -148,20 +155,21 @@ def test_joints_straight_from_coarse_vertices(name):
         model.coarse_joint_regressor(regressor[:, 1:])
 
 
+@torch.no_grad()
 def test_loading_weights_drops_shortcuts():
     model, other, x = build("tore"), build("tore"), tiny_input("tore")
-    model.fuse()
+    model.prepare()
     model.load_state_dict(other.state_dict())
-    torch.testing.assert_close(model(x).vertices, other(x).vertices)
+    assert torch.equal(model(x).vertices, other(x).vertices)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "fastmetro_smpl", "graphormer_hand"])
-def test_weights_of_a_part_changed_after_fuse_are_noticed(name):
+def test_weights_of_a_part_changed_after_prepare_are_noticed(name):
     model, other, x = build(name), build(name), tiny_input(name)
     with torch.no_grad():
         for p in other.parameters():
             p.mul_(1 + 0.2 * torch.rand_like(p))
-        model.fuse()(x)
+        model.prepare()(x)
         state = other.state_dict()
         for part, child in model.named_children():
             child.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")})
@@ -177,13 +185,17 @@ def test_weights_of_a_part_changed_after_fuse_are_noticed(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_fused_in_inference_mode_and_used_with_gradients(name):
+def test_prepared_in_inference_mode_and_used_with_gradients(name):
     model, x = build(name), tiny_input(name)
     with torch.inference_mode():
-        expected = model.fuse()(x).vertices
-    vertices = model(x).vertices
-    vertices.sum().backward()
-    torch.testing.assert_close(vertices.detach(), expected.clone(), atol=1e-5, rtol=1e-4)
+        expected = model.prepare()(x).vertices
+    for wanted in (True, False):  # gradients of the weights, or of the input alone: then what is kept is used
+        x = tuple(t.detach() for t in x) if isinstance(x, tuple) else x.detach()
+        for t in x if isinstance(x, tuple) else (x,):
+            t.requires_grad_(not wanted)
+        vertices = model.requires_grad_(wanted)(x).vertices
+        vertices.sum().backward()
+        torch.testing.assert_close(vertices.detach(), expected.clone(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -217,12 +229,12 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model(x).vertices, model(x).vertices)
 
 
-@pytest.mark.parametrize(("name", "fused"), [*((n, True) for n in FAMILIES), ("tore", False), ("metro", False)])
-def test_compiles_without_breaks(name, fused):
+@pytest.mark.parametrize(("name", "prepared"), [*((n, True) for n in FAMILIES), ("tore", False), ("metro", False)])
+def test_compiles_without_breaks(name, prepared):
     model, x = build(name).requires_grad_(False), tiny_input(name)
     plain = tensors(model(x))
     compiled = torch.compile(
-        model.fuse() if fused else model, fullgraph=True, backend="eager" if fused else "aot_eager"
+        model.prepare() if prepared else model, fullgraph=True, backend="eager" if prepared else "aot_eager"
     )
     for key, value in tensors(compiled(x)).items():
         torch.testing.assert_close(value, plain[key], atol=1e-5, rtol=1e-4)

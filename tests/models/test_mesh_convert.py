@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from tore_fast import models
 from tore_fast.models import from_pretrained, list_models, load_pretrained, model_entry, save_pretrained
 from tore_fast.models._count import count_model, params_as_printed, shipped_counts
-from tore_fast.models.convert import convert, read_state_dict, registered_name
+from tore_fast.models._registry import nearest_name
+from tore_fast.models.convert import convert, read_state_dict
 from tore_fast.models.convert import mesh as hmr
 from tore_fast.models.convert.backbones import efficientnet_key
 from tore_fast.pipelines.batch import ModelFactory
@@ -162,12 +163,12 @@ NAMED = {  # config fields besides those of the registered model -> the name tha
 
 
 @pytest.mark.parametrize("name", list(NAMED))
-def test_a_converted_model_gets_the_nearest_registered_name(name):
+def test_a_converted_model_gets_the_nearest_nearest_name(name):
     with torch.device("meta"):
         model = models.create_model(name, backbone=None, **NAMED[name])
-        config = dataclasses.replace(model_entry(name).build.config, mesh="smpl", **NAMED[name])
+        config = dataclasses.replace(model_entry(name).config, mesh="smpl", **NAMED[name])
         model.config = dataclasses.replace(config, num_vertices=model.config.num_vertices)
-    assert registered_name(model) == name
+    assert nearest_name(model) == name
 
 
 def test_efficientnet_names_map_one_to_one():
@@ -232,8 +233,7 @@ def test_a_converted_checkpoint_predicts_from_the_command_line(tmp_path, capsys)
     ]
     for pipeline in again:
         np.testing.assert_allclose(pipeline.predict([image], "full")[0].people[0].vertices, a[0], atol=1e-6)
-    fused = [any("fused_" in name for name, _ in p.model.named_buffers()) for p in again]
-    assert fused == [False, True, True]  # a module handed in stays as it is
+    assert [p.model.prepared for p in again] == [False, True, True]  # a module handed in stays as it is
     attention = (
         "viz",
         "attention",

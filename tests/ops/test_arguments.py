@@ -32,7 +32,7 @@ UNUSED = {
     ("map2token", "agg"),
     ("map2token", "other"),
     ("token_resample", "map"),
-    ("strassen_linear-norm", "residual"),
+    ("linear-norm", "residual"),
     *((name, part) for name in ("merge", "unmerge") for part in ("unm", "src", "dst", "y", "x")),
     ("unmerge", "size"),
 }

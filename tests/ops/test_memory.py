@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tore_fast.ops import kept_memory, mesh_upsample, release_memory, strassen_linear, strassen_pack
+from tore_fast.ops import kept_memory, linear, mesh_upsample, release_memory
+from tore_fast.ops._dispatch import backend_reason
 from tore_fast.ops._sparse import csr_matrix
-from tore_fast.ops.strassen_linear import why_not
 
 pytestmark = [
     pytest.mark.cpu_kernels,
-    pytest.mark.skipif(
-        why_not("cpu", torch.zeros(1)) is not None, reason=f"no kernels: {why_not('cpu', torch.zeros(1))}"
-    ),
+    pytest.mark.skipif(backend_reason("cpu") is not None, reason=f"no kernels: {backend_reason('cpu')}"),
 ]
 MB = 1 << 20
 HERE = Path(__file__).parent  # where no checkout of the package, perhaps not built, shadows the installed one
@@ -27,7 +25,7 @@ HERE = Path(__file__).parent  # where no checkout of the package, perhaps not bu
 
 def product(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(rows, 64)
-    return x, strassen_linear(x, strassen_pack(torch.eye(64)), impl="cpu")
+    return x, linear(x, torch.eye(64), impl="strassen")
 
 
 def test_large_results_leave_their_memory_to_the_next():
@@ -111,9 +109,9 @@ def test_the_limit_is_kept_to():
     """TORE_FAST_CACHE_MB bounds what lies idle, the oldest goes first; a process that ends with living tensors ends well."""
     program = """
 import torch
-from tore_fast.ops import kept_memory, strassen_linear, strassen_pack
-w = strassen_pack(torch.eye(64))
-make = lambda mb: strassen_linear(torch.zeros(mb << 12, 64), w, impl="cpu")
+from tore_fast.ops import PackedWeight, kept_memory, linear
+w, packed = torch.eye(64), PackedWeight()
+make = lambda mb: linear(torch.zeros(mb << 12, 64), w, impl="strassen", packed=packed)
 held = [make(2), make(4), make(6)]
 while held:
     held.pop(0)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from ..io.atomic import write_arrays
 from .hierarchy import MeshHierarchy
 
 FOLDER = Path(__file__).resolve().parent / "assets"
@@ -87,7 +88,7 @@ def save(path: Path, *, template, shape_dirs, joints, joint_dirs, weights, hiera
         arrays[f"regressor_{name}_values"] = m.data.astype(np.float32)
     text = json.dumps({**meta, "format": _FORMAT, "vertices": count, "regressors": list(regressors)}, sort_keys=True)
     arrays["meta"] = np.frombuffer(text.encode(), np.uint8)
-    np.savez_compressed(path, **arrays)
+    write_arrays(path, arrays, compressed=True)
 
 
 def load(path: Path) -> dict:

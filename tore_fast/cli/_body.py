@@ -1,4 +1,4 @@
-"""Which body or hand `eval mesh` and `train mesh` speak of: the free one, or the user's SMPL or MANO file."""
+"""Which body or hand the tasks mesh and smpl mean: the free one, or the user's SMPL or MANO file."""
 
 from __future__ import annotations
 

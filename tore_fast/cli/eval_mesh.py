@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ._body import protocol_of
-from .eval import RunArgs, device_of, guarded, registered_entry, report, work_folder, write_json
+from ._report import EvalArgs, device_of, guarded, number, report, unit_of, work_folder, write_json
+from .eval import registered_entry
 
 
-@dataclass
-class Args(RunArgs):
+@dataclass(kw_only=True)
+class Args(EvalArgs):
     """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
     process takes a share; the same command goes on after a kill."""
 
@@ -56,15 +57,14 @@ def _evaluate(args: Args) -> int:
     from ..data.readers import evaluation_crop, open_dataset
     from ..eval.evaluate import MeshScoring, evaluate, process_rank
     from ..eval.multiscale import VIEWS, MultiScale, view_crops
-    from ..eval.parameter_models import CameraScoring
+    from ..eval.parameter_models import CameraScoring, takes_camera
     from ..eval.protocols import HandProtocol, write_freihand_json
-    from ..models.smpl.camerahmr import CameraHMR
 
     reader = open_dataset(args.data, args.format, **args.options)
     hand = _is_hand(args, reader)
     protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
     model, size = _model(args)
-    scoring = CameraScoring if isinstance(model, CameraHMR) else MeshScoring
+    scoring = CameraScoring if takes_camera(model) else MeshScoring
     work = work_folder(args)
     label = {"data": args.data, "model": args.checkpoint or args.model}
     crop = evaluation_crop
@@ -92,7 +92,7 @@ def _evaluate(args: Args) -> int:
     if result is None:
         return 0  # rank 0 reports
     metrics, rows = result
-    code = report(metrics, args.json)
+    code = report(metrics, args.json, unlabelled=args.pred_json is not None)
     if args.pred_json is not None:
         if not isinstance(protocol, HandProtocol):
             raise ValueError("--pred-json is for hands (FreiHAND)")
@@ -153,8 +153,9 @@ def _synthetic(args: Args) -> int:
     metrics = {
         name: evaluate_held_out(model, body, name, image_size=side, images=args.limit) for name in held_out(body)
     }
-    print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics))
+    print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics) + "  unit")
     for key in next(iter(metrics.values())):
-        print(f"{key:28}" + "".join(f"{values[key]:10.2f}" for values in metrics.values()))
+        unit = "" if key == "images" else unit_of(key)
+        print(f"{key:28}" + "".join(f"{number(key, values[key]):>10}" for values in metrics.values()) + f"  {unit}")
     write_json(metrics, args.json)
     return 0

@@ -33,7 +33,8 @@ def report() -> dict:
     device = {"cuda_available": torch.cuda.is_available(), "cpu_threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         device["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    backends = {b: _dispatch.backend_reason(b) or "ready" for b in ("cpu", "cuda", "triton")}
+    kinds = dict.fromkeys(["cpu", "cuda", "triton", *(b for names in op_backends().values() for b in names)])
+    backends = {b: _dispatch.backend_reason(b) or "ready" for b in kinds}
     return {
         "tore_fast": __version__,
         "python": platform.python_version(),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from . import FAILED, UsageError, arguments, complain, sentence
+from . import FAILED, UsageError, arguments, format_error, print_error
 
 FORMATS = ("npz", "bvh", "html", "gif", "mp4")
 
@@ -20,7 +20,7 @@ class Args:
     keypoints: Positional[list[Path]]
     """JSON (COCO results, AlphaPose/Halpe, OpenPose file or folder, {"keypoints": ...}), npz (keypoints) or csv."""
     model: str = "default"
-    """`default` (built in), a folder written by `train hot --export`, or a registered name together with --checkpoint."""
+    """`default` (built in), a folder written by `train lifting --export`, or a registered name together with --checkpoint."""
     checkpoint: Path | None = None
     """Official weights (.pth, .bin, .safetensors) of the named model."""
     order: str = "auto"
@@ -57,6 +57,7 @@ def run(args: Args) -> int:
     if not any(p.exists() for p in args.keypoints):
         raise UsageError(f"{args.keypoints[0]}: no such file")
     from .._device import PRECISIONS, pick_device
+    from ..layers.prepared import prepare
     from ..pipelines.lift import NORMALISATIONS, load_lifter
 
     formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
@@ -75,14 +76,14 @@ def run(args: Args) -> int:
     with arguments():
         model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
         args.out.mkdir(parents=True, exist_ok=True)
-    model.freeze()
+    prepare(model)
     failed = 0
     for path, stem in zip(args.keypoints, output_stems(args.keypoints, args.out)):
         try:
             print(_lift_file(args, model, path, stem, formats))
         except (ValueError, OSError) as e:
             failed += 1
-            complain(sentence(e))
+            print_error(format_error(e))
     return FAILED if failed else 0
 
 
@@ -106,8 +107,9 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
 
     from ..data.keypoints import read_keypoints
     from ..geometry.skeleton import H36M17
+    from ..io.atomic import write_arrays
     from ..io.bvh import write_bvh
-    from ..pipelines.lift import lift_at_rate, normalise, trained_facts
+    from ..pipelines.lift import lift_at_rate, normalise_keypoints, trained_facts
     from ..vis.stick_figure import write_gif, write_html, write_mp4
 
     clip = read_keypoints(path, args.order, args.person)
@@ -118,24 +120,16 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     how = args.normalise
     if how == "auto":
         how = facts.get("normalise", "image") if width and height else "crop"
-    x = normalise(clip.keypoints, how, width, height)
+    x = normalise_keypoints(clip.keypoints, how, width, height)
     rate = facts.get("fps") if args.resample and known_fps else None
     start = time.perf_counter()
     lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip, args.precision)
     seconds = time.perf_counter() - start
     written = []
     if "npz" in formats:
-        np.savez_compressed(
-            f"{stem}.npz",
-            pose=lifted.pose,
-            keypoints=clip.keypoints,
-            normalised=x,
-            kept=lifted.kept,
-            joints=np.array(H36M17.names),
-            fps=fps,
-            normalisation=how,
-            order=clip.order,
-        )
+        arrays = {"pose": lifted.pose, "keypoints": clip.keypoints, "normalised": x, "kept": lifted.kept}
+        how_made = {"joints": np.array(H36M17.names), "fps": fps, "normalisation": how, "order": clip.order}
+        write_arrays(f"{stem}.npz", {**arrays, **how_made}, compressed=True)
         written.append(f"{stem}.npz")
     if "bvh" in formats:
         written.append(str(write_bvh(f"{stem}.bvh", lifted.pose, fps)))

@@ -54,6 +54,7 @@ def run(args: Args) -> int:
     from ..data.mocap import read_motions
     from ..data.synth import rendered
     from ..data.synth.clips import ClipCrops
+    from ..layers.prepared import prepare
     from ..models import load_pretrained
 
     with arguments():
@@ -79,7 +80,7 @@ def run(args: Args) -> int:
     if model is not None:
         if args.keep_tokens is not None:
             model.keep_tokens(args.keep_tokens, args.merge_per_block)
-        model.fold()
+        prepare(model)
     if args.out is None:
         written = rendered.write_view_tokens(
             model, motions, crops, args.tokens, args.views, args.fps, args.frames, lambda x: tqdm(x, desc="views")

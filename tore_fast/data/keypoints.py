@@ -1,4 +1,6 @@
 """2D keypoint files of pose detectors -> one clip in the H36M joint order.
+from ..io.natural import natural_sorted
+
 
 In: JSON (COCO results, AlphaPose / Halpe, OpenPose frames or folders, or {"keypoints": ...}), npz or csv, in the order COCO-17,
 Halpe-26, OpenPose-25/18 or H36M-17. Out: `KeypointClip` with [T, 17, 3] pixels and confidence. Next: pipelines/lift.py.
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from ..io.natural import natural_sorted
 
 ORDERS = ("auto", "h36m", "coco", "halpe", "openpose25", "openpose18")
 _BY_COUNT = {26: "halpe", 25: "openpose25", 18: "openpose18"}
@@ -296,7 +300,7 @@ def _read_json(path: Path, person: int | None):
 
 
 def _read_folder(path: Path, person: int | None):
-    files = sorted(path.glob("*.json"))
+    files = natural_sorted(path.glob("*.json"))
     if not files:
         raise KeypointError(f"{path}: no .json files")
     return _openpose([json.loads(f.read_text()) for f in files], path, person)

@@ -18,6 +18,7 @@ from ..body import Body
 from ..data.readers import JOINT_SETS, Record, to_j24
 from ..geometry.procrustes import similarity_align
 from ..geometry.skeleton import H36M17_TO_J14, J14_HIPS, J24, J24_TO_J14
+from ..io.atomic import write_text
 from .metrics import mpjpe, mpvpe, pa_mpjpe
 
 TRUTHS = ("auto", "annotation", "mesh", "mesh_j24")
@@ -296,4 +297,4 @@ def area_under_pck(errors_m: np.ndarray, last_m: float = 0.05, steps: int = 100)
 def write_freihand_json(rows: dict[str, np.ndarray], path: str | Path) -> None:
     """`pred.json` of the FreiHAND challenge: [joints of all items, vertices of all items], metres, wrist at the origin."""
     value = [np.round(rows[k].astype(np.float64), 7).tolist() for k in ("joints_pred", "vertices_pred")]
-    Path(path).write_text(json.dumps(value))
+    write_text(path, json.dumps(value))

@@ -1,4 +1,6 @@
 """Numbers per item on disk, so that a killed evaluation goes on where it was and any number of processes add up exactly.
+from ..io.atomic import write_arrays, write_json
+
 
 A folder holds `run.json` (what is being evaluated), `part-*.npz` (rows of some items, each file whole or not there) and
 `failed-*.json`. Items are known by their index in the reader; the means are taken over the union of all parts.
@@ -7,13 +9,14 @@ A folder holds `run.json` (what is being evaluated), `part-*.npz` (rows of some 
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from ..io.atomic import write_arrays, write_bytes, write_json
 
 
 class RowStore:
@@ -33,7 +36,7 @@ class RowStore:
         path = folder / "run.json"
         text = json.dumps(identity, indent=2, sort_keys=True)
         if not path.is_file():
-            _write(path, text.encode())  # every process writes the same
+            write_bytes(path, text.encode())  # every process writes the same
         else:
             there = json.loads(path.read_text())
             other = [k for k in {*there, *identity} if there.get(k) != json.loads(text).get(k)]
@@ -66,17 +69,13 @@ class RowStore:
     def fail(self, index: int, reason: str) -> None:
         """An item that cannot be evaluated."""
         self._failed[int(index)] = reason
-        _write(self.folder / f"failed-{self.rank}.json", json.dumps(self._failed).encode())
+        write_json(self.folder / f"failed-{self.rank}.json", self._failed)
 
     def flush(self) -> None:
         if self._pending:
             arrays = {k: np.concatenate([rows[k] for _, rows in self._pending]) for k in self._pending[0][1]}
             arrays["index"] = np.concatenate([index for index, _ in self._pending])
-            path = self.folder / f"part-{self.rank}-{uuid.uuid4().hex[:12]}.npz"
-            part = path.with_suffix(".tmp")
-            with open(part, "wb") as f:
-                np.savez(f, **arrays)
-            os.replace(part, path)
+            write_arrays(self.folder / f"part-{self.rank}-{uuid.uuid4().hex[:12]}.npz", arrays)
         self._pending, self._waiting, self._since = [], 0, time.monotonic()
 
     def merged(self) -> dict[str, np.ndarray]:
@@ -127,9 +126,3 @@ def _merge(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     _, first = np.unique(arrays["index"], return_index=True)
     return {k: v[first] for k, v in arrays.items()}
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    os.replace(part, path)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data.topdown import Instance, TopDownDataset
 from ..geometry.skeleton import WHOLEBODY_PARTS
+from ..io.atomic import write_text
 from ..io.image import ImageError
 from .keypoint_metrics import LandmarkMetric, OksMetric, batch_keypoints
 
@@ -158,7 +159,7 @@ def write_coco_results(scoring: KeypointScoring, rows: dict[str, np.ndarray], pa
     """Writes `coco_results`; returns how many detections there are."""
     results = coco_results(scoring, rows)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(results))
+    write_text(path, json.dumps(results))
     return len(results)
 
 

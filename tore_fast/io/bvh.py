@@ -8,7 +8,7 @@ camera). Mapping to the 17 joints: data/mocap.py.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from ..geometry.camera import CAMERA_TO_Y_UP
 from ..geometry.skeleton import H36M17
+from .atomic import PendingFile
 
 _AXES, _CM = "XYZ", 100.0
 
@@ -116,7 +117,7 @@ def read_bvh(path: str | Path) -> BvhMotion:
     return BvhMotion(names, parents, np.array(offsets), channels, np.array(values).reshape(count, width), frame_time)
 
 
-def _numbers(row: list[str], count: int, fail, number: int) -> list[float]:
+def _numbers(row: list[str], count: int, fail: Callable[[int, str], ValueError], number: int) -> list[float]:
     if len(row) != count:
         raise fail(number, f"expected {count} numbers, got {len(row)}")
     try:
@@ -147,7 +148,8 @@ class BvhWriter:
             raise ValueError(f"BvhWriter: rest_joints must be [{len(self.parents)}, 3] with as many names")
         self.num_frames, self.written = num_frames, 0
         self._order: list[int] = []
-        self._file = open(path, "w", encoding="ascii")  # noqa: SIM115 (closed in close)
+        self._pending = PendingFile(path)
+        self._file = open(self._pending.part, "w", encoding="ascii")  # noqa: SIM115 (closed in close)
         self._file.write("HIERARCHY\n")
         self._joint(0, np.asarray(rest_joints, np.float64), list(names), 0)
         self._file.write(f"MOTION\nFrames: {num_frames}\nFrame Time: {1 / fps:.8f}\n")
@@ -180,9 +182,17 @@ class BvhWriter:
         self.written += len(rotations)
 
     def close(self) -> None:
+        """Finishes the file, which appears now; ValueError, and no file, if frames are missing."""
         self._file.close()
         if self.written != self.num_frames:
+            self._pending.discard()
             raise ValueError(f"BvhWriter: promised {self.num_frames} frames, wrote {self.written}")
+        self._pending.commit()
+
+    def discard(self) -> None:
+        """Gives up: no file appears."""
+        self._file.close()
+        self._pending.discard()
 
 
 def euler_zxy(rotations: np.ndarray) -> np.ndarray:  # [..., 3, 3] -> [..., 3] degrees (z, x, y), R = Rz Rx Ry

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..geometry.camera import CAMERA_TO_Y_UP
+from .atomic import PendingFile, replacing
 
 _FLOAT, _U8, _U32 = 5126, 5121, 5125
 _ARRAY, _INDEX = 34962, 34963
@@ -60,7 +61,7 @@ class GlbAnimation:
         self.vertices, self.faces = np.asarray(vertices, np.float32), np.asarray(faces, np.uint32)
         self.weights, self.joints = np.asarray(weights, np.float32), np.asarray(joints, np.float32)
         self.parents, self.names = tuple(int(p) for p in parents), tuple(names)
-        self._spool = self.path.with_suffix(".frames.tmp")
+        self._spool = PendingFile(self.path.with_suffix(".frames")).part
         shape = (len(self.parents), num_frames, 4)
         self._quats = np.memmap(self._spool, np.float32, "w+", shape=shape)
         self._places = np.zeros((num_frames, 3), np.float32)
@@ -102,7 +103,9 @@ class GlbAnimation:
             (self._places, _FLOAT, "VEC3", None),
         ]
         blocks += [(self._quats[j], _FLOAT, "VEC4", None) for j in range(len(self.parents))]
-        views, accessors, offset = [], [], 0
+        views: list[dict] = []
+        accessors: list[dict] = []
+        offset = 0
         for array, kind, shape, target in blocks:
             views.append(
                 {
@@ -121,7 +124,7 @@ class GlbAnimation:
             offset += -(-array.nbytes // 4) * 4
         data = json.dumps(self._scene(views, accessors, offset), separators=(",", ":")).encode()
         data += b" " * (-len(data) % 4)
-        with open(self.path, "wb") as f:
+        with replacing(self.path) as part, open(part, "wb") as f:
             f.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(data) + 8 + offset))
             f.write(struct.pack("<I4s", len(data), b"JSON") + data)
             f.write(struct.pack("<I4s", offset, b"BIN\0"))

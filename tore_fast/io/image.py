@@ -1,4 +1,6 @@
 """Any image a user has, as one [H, W, 3] uint8 RGB array, upright; bad files end in one clear ImageError.
+from .natural import natural_sorted
+
 
 In: a path, a PIL image or an array. Out: pixels for geometry/warp.py. Handles EXIF rotation, grey, palettes, transparency
 (over white), CMYK and 16-bit files.
@@ -15,25 +17,30 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .natural import natural_sorted
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".heic", ".heif")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # bytes 8..12 of a HEIF file
 MAX_PIXELS = 200_000_000  # more is taken for a mistake or a decompression bomb
 
 
 class ImageError(ValueError):
-    """A image that cannot be used; the text names it and says why."""
+    """An image that cannot be used; the text names it and says why."""
 
 
 _opening = threading.Lock()
 
 
-def read_image(source: str | Path | bytes | Image.Image | np.ndarray, name: str = "image") -> np.ndarray:
-    """Upright RGB pixels of a image.
+def read_image(
+    source: str | Path | bytes | Image.Image | np.ndarray, name: str = "image", upright: bool = True
+) -> np.ndarray:
+    """RGB pixels of an image.
 
     Args:
         source: path, bytes of a file, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; uint8, uint16 or float
             in 0..1.
         name: of what has no path, for messages.
+        upright: turned as the EXIF flag says; False gives the pixels as stored, which data sets annotate.
 
     Returns:
         [H, W, 3] uint8, contiguous.
@@ -44,21 +51,40 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray, name: str 
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _from_pil(source, name)
+        return _from_pil(source, name, upright)
     if isinstance(source, bytes):
-        return _decoded(source, name)
+        return _decoded(source, name, upright)
     path = Path(source)
+    return _decoded(_bytes_of(path), str(path), upright)
+
+
+def read_labels(path: str | Path) -> np.ndarray:  # [H, W]
+    """Stored values of a label image (a mask, palette indices): no colours, no turning; the first channel of several.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    data = _bytes_of(Path(path))
+    try:
+        with _open(data) as image:
+            values = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, EOFError) as e:
+        raise ImageError(f"{path}: not a readable mask ({e})") from None
+    return values[..., 0] if values.ndim == 3 else values
+
+
+def _bytes_of(path: Path) -> bytes:
     if not path.exists():
         raise ImageError(f"{path}: no such file")
     if path.is_dir():
         raise ImageError(f"{path}: is a folder, expected an image file")
     try:
-        return _decoded(path.read_bytes(), str(path))
+        return path.read_bytes()
     except OSError as e:  # unreadable: no permission, a broken disk
         raise ImageError(f"{path}: cannot be read ({e.strerror or e})") from None
 
 
-def _decoded(data: bytes, name: str) -> np.ndarray:
+def _decoded(data: bytes, name: str, upright: bool) -> np.ndarray:
     if not data:
         raise ImageError(f"{name}: the file is empty")
     try:
@@ -66,7 +92,7 @@ def _decoded(data: bytes, name: str) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"{name}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
             image.load()
-            return _from_pil(image, name)
+            return _from_pil(image, name, upright)
     except UnidentifiedImageError:
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
             raise ImageError(
@@ -96,8 +122,9 @@ def _open(data: bytes) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _from_pil(image: Image.Image, name: str) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
+def _from_pil(image: Image.Image, name: str, upright: bool) -> np.ndarray:
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, np.float64)
         if not np.isfinite(values).all():
@@ -128,7 +155,7 @@ def _from_array(a: np.ndarray) -> np.ndarray:
     elif a.dtype != np.uint8:
         raise ImageError(f"image array must be uint8, uint16 or float in 0..1, got {a.dtype}")
     if a.shape[2] == 4:
-        return _from_pil(Image.fromarray(np.ascontiguousarray(a)), "image")
+        return _from_pil(Image.fromarray(np.ascontiguousarray(a)), "image", False)
     return np.ascontiguousarray(np.repeat(a, 3, axis=2) if a.shape[2] == 1 else a)
 
 
@@ -143,12 +170,12 @@ def find_images(sources: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and not p.is_dir())
+            inside = natural_sorted(p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and not p.is_dir())
             if not inside:
                 errors.append(f"{path}: the folder holds no image ({', '.join(EXTENSIONS)})")
             found.update(dict.fromkeys(inside))
         elif any(c in str(source) for c in "*?[") and not path.exists():
-            matches = sorted(Path(p) for p in glob.glob(str(source), recursive=True))
+            matches = natural_sorted(Path(p) for p in glob.glob(str(source), recursive=True))
             matches = [p for p in matches if p.is_file()]
             if not matches:
                 errors.append(f"{source}: no file matches")

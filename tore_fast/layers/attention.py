@@ -6,56 +6,17 @@ scaled-dot-product attention (dense). Weights are only formed when a caller asks
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import MeshTopology, mesh_attention
-from .dense import Dense, aten_products, onednn_fits, product
-from .frozen import Frozen
-
-
-@dataclass(frozen=True)
-class _Dense:
-    fused: bool
-    masks: dict[tuple, Tensor]  # topologies as dense masks, made once like the official code's
-
-
-# None: the ops. Otherwise attention is dense: only for counting multiply-adds in the papers' convention and as baselines.
-_DENSE: contextvars.ContextVar[_Dense | None] = contextvars.ContextVar("tore_fast_dense_attention", default=None)
-
-
-@contextlib.contextmanager
-def dense_attention(fused: bool = False, masks: dict | None = None) -> Iterator[None]:
-    """Within this context attention is dense: unfused with discarded mean weights like the official code, or (fused) by
-    torch's masked kernel; products are torch's. `masks` keeps dense masks from one use to the next."""
-    token = _DENSE.set(_Dense(fused, {} if masks is None else masks))
-    try:
-        with aten_products():
-            yield
-    finally:
-        _DENSE.reset(token)
-
-
-def imitates_official() -> bool:
-    """Whether attention is computed like the official code now (then learned queries are repeated per image, too)."""
-    return not torch.compiler.is_compiling() and _DENSE.get() is not None and not _DENSE.get().fused
-
-
-def _mask(dense: _Dense, topology: MeshTopology) -> Tensor:
-    key = (id(topology.col_idx), topology.joints)
-    if key not in dense.masks:
-        dense.masks[key] = topology.dense_mask()
-    return dense.masks[key]
+from ..ops import MeshTopology, linear, mesh_attention
+from .linear import Linear
+from .prepared import Prepared
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) [B, H, Tq, Tk] for q, k [B, H, T, D]; pairs with mask [Tq, Tk] False get zero."""
+    """softmax(q k^T / sqrt(D)) [B, H, Tq, Tk] for q, k [B, H, T, D]; pairs with mask False get zero."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         logits = logits + torch.zeros_like(mask, dtype=logits.dtype).masked_fill_(~mask, float("-inf"))
@@ -69,22 +30,19 @@ def attend(
     topology: MeshTopology | None = None,
     dropout_p: float = 0.0,
     maps: list[Tensor] | None = None,
+    mask: Tensor | None = None,  # bool, broadcasts to [B, H, Tq, Tk]: True = attends; instead of a topology
 ) -> Tensor:  # [B, H, Tq, D]
     """Attention; with a topology only its open pairs take part. `maps` collects head-averaged weights [B, Tq, Tk]."""
-    dense = None if torch.compiler.is_compiling() else _DENSE.get()
-    mask = _mask(dense or _Dense(False, {}), topology) if topology is not None and (dense or maps is not None) else None
-    if maps is not None or (dense and not dense.fused):
-        weights = attention_weights(q, k, mask)
-        mean = weights.mean(1)
-        if maps is not None:
-            maps.append(mean)
+    if maps is not None:
+        weights = attention_weights(q, k, mask if topology is None else topology.dense_mask())
+        maps.append(weights.mean(1))
         return F.dropout(weights, dropout_p) @ v
-    if topology is not None and not dense:
+    if topology is not None:
         return mesh_attention(q, k, v, topology, dropout_p=dropout_p)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
 
 
-class MultiheadAttention(Frozen):
+class MultiheadAttention(Prepared):
     """q, k, v projections in one matrix, `heads` heads, output projection (keys as torch.nn.MultiheadAttention).
 
     `dropout` is the rate of the attention weights and of the projected output.
@@ -97,7 +55,7 @@ class MultiheadAttention(Frozen):
         self.heads, self.dropout = heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = Dense(dim, dim, drop=dropout)
+        self.out_proj = Linear(dim, dim, drop=dropout)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -112,12 +70,8 @@ class MultiheadAttention(Frozen):
         dim = self.in_proj_weight.shape[1]
         weight = self.in_proj_weight[first * dim : last * dim]
         if token_bias is None:
-            return product(x, weight, self.in_proj_bias[first * dim : last * dim], owner=self, name=(first, last))
-        rows = token_bias.expand(x.shape[0], -1, -1)
-        if onednn_fits(x, weight, self.frozen):
-            return product(x, weight, residual=rows, owner=self, name=(first, last))
-        rows = rows.reshape(-1, rows.shape[-1])
-        return torch.addmm(rows, x.reshape(-1, dim), weight.t()).unflatten(0, x.shape[:2])
+            return linear(x, weight, self.in_proj_bias[first * dim : last * dim], packed=self.packed)
+        return linear(x, weight, residual=token_bias, packed=self.packed)
 
     def qkv(self, x: Tensor, pos: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Projections of self-attention, positions added to queries and keys only.
@@ -143,11 +97,11 @@ class MultiheadAttention(Frozen):
             v = self.project(memory, 2, 3)
         return self.split(k), self.split(v)
 
-    def position_bias(self, pos: Tensor) -> Tensor:  # [N, C] -> [N, 3C]
-        """in_proj_bias with the projected positions added to its query and key thirds."""
+    def position_bias(self, pos: Tensor, first: int = 0) -> Tensor:  # [N, C] -> [N, (3 - first) C]
+        """in_proj_bias with the projected positions added to its query and key thirds; from third `first` on."""
         dim = self.in_proj_weight.shape[1]
-        shift = F.linear(pos, self.in_proj_weight[: 2 * dim])
-        return self.in_proj_bias + F.pad(shift, (0, dim))
+        shift = F.linear(pos, self.in_proj_weight[first * dim : 2 * dim])
+        return self.in_proj_bias[first * dim :] + F.pad(shift, (0, dim))
 
     def attend(
         self,
@@ -157,7 +111,8 @@ class MultiheadAttention(Frozen):
         topology: MeshTopology | None = None,
         maps: list[Tensor] | None = None,
         residual: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:  # [B, N, C]
         """Attention of heads [B, H, N, D], joined, projected and (in training) dropped out; then `residual` is added."""
-        out = attend(q, k, v, topology, self.dropout if self.training else 0.0, maps)
+        out = attend(q, k, v, topology, self.dropout if self.training else 0.0, maps, mask)
         return self.out_proj(out.transpose(-3, -2).flatten(-2), residual)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attend
-from .dense import Dense
 from .graph_conv import GraphResidualBlock
+from .linear import Linear
 from .mesh import MeshUpsample
 
 
@@ -21,7 +21,7 @@ class _SelfAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"BertBlock: hidden width {dim} is not a multiple of heads {heads}")
         self.heads, self.dropout = heads, dropout
-        self.query, self.key, self.value = Dense(dim, dim), Dense(dim, dim), Dense(dim, dim)
+        self.query, self.key, self.value = Linear(dim, dim), Linear(dim, dim), Linear(dim, dim)
 
     def forward(self, x: Tensor, maps: list[Tensor] | None) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
@@ -34,7 +34,7 @@ class _Output(nn.Module):
 
     def __init__(self, in_dim: int, dim: int, dropout: float, eps: float):
         super().__init__()
-        self.dense, self.LayerNorm = Dense(in_dim, dim, drop=dropout), nn.LayerNorm(dim, eps=eps)
+        self.dense, self.LayerNorm = Linear(in_dim, dim, drop=dropout), nn.LayerNorm(dim, eps=eps)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dense(x, residual))
@@ -48,7 +48,7 @@ class BertLayer(nn.Module):
         self.attention = nn.ModuleDict(
             {"self": _SelfAttention(dim, heads, dropout), "output": _Output(dim, dim, dropout, eps)}
         )
-        self.intermediate = nn.ModuleDict({"dense": Dense(dim, feedforward)})
+        self.intermediate = nn.ModuleDict({"dense": Linear(dim, feedforward)})
         self.output = _Output(feedforward, dim, dropout, eps)
         self.graph_conv = GraphResidualBlock(dim, eps) if graph else None
 
@@ -95,11 +95,11 @@ class BertBlock(nn.Module):
         self.bert = nn.ModuleDict(
             {
                 "position_embeddings": nn.Embedding(positions, dim),
-                "img_embedding": Dense(in_dim, dim),
+                "img_embedding": Linear(in_dim, dim),
                 "encoder": nn.ModuleDict({"layer": nn.ModuleList(layer_list)}),
             }
         )
-        self.cls_head, self.residual = Dense(dim, out_dim), Dense(in_dim, out_dim)
+        self.cls_head, self.residual = Linear(dim, out_dim), Linear(in_dim, out_dim)
         self.dropout = nn.Dropout(dropout)
         self.apply(_bert_init)
 

@@ -3,7 +3,7 @@
 In: query token [B, 1, T] and context [B, N, C] (N = 192, or 90 after Mask-ToMe, then with log sizes); out: [B, 1, D].
 Parameter names are those of the official files. Two facts make it cheaper without changing a bit of meaning:
 self-attention of a single token is only out(v(x)), and a constant query makes everything before the first
-cross-attention constant (`FoldedDecoder`). Next on the way: models/smpl/hmr2.py, models/smpl/camerahmr.py, models/smpl/densekp.py.
+cross-attention constant (kept in a prepared decoder). Next on the way: models/smpl/hmr2.py, models/smpl/camerahmr.py, models/smpl/densekp.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dense import Dense
+from .linear import Linear
+from .prepared import Prepared
 from .proportional import proportional_attention
 
 
@@ -53,13 +54,20 @@ class SelfAttention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of what is left for one token: out(v(x))."""
+        out, v = self.to_out[0], self.to_qkv.weight.chunk(3)[2]
+        return (out.weight.double() @ v.double()).to(v.dtype), out.bias
 
-class CrossAttention(nn.Module):
+
+class ContextAttention(nn.Module):
+    """Cross-attention of the query token to the image tokens, a key of log size s counting as exp(s) equal ones."""
+
     def __init__(self, cfg: DecoderConfig):
         super().__init__()
         inner = cfg.heads * cfg.dim_head
         self.heads, self.dropout = cfg.heads, cfg.dropout
-        self.to_kv = Dense(cfg.context_dim, 2 * inner, bias=False)
+        self.to_kv = Linear(cfg.context_dim, 2 * inner, bias=False)
         self.to_q = nn.Linear(cfg.dim, inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner, cfg.dim), nn.Dropout(cfg.dropout))
 
@@ -107,32 +115,31 @@ class PreNorm(nn.Module):
 
 
 class _Layers(nn.Module):
+    """`layers.i` is the list (self-attention, cross-attention, feed-forward), as in the official files."""
+
     def __init__(self, cfg: DecoderConfig):
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.ModuleList(PreNorm(cfg.dim, fn(cfg)) for fn in (SelfAttention, CrossAttention, FeedForward))
+            nn.ModuleList(PreNorm(cfg.dim, fn(cfg)) for fn in (SelfAttention, ContextAttention, FeedForward))
             for _ in range(cfg.depth)
         )
 
-    def forward(self, x: Tensor, context: Tensor, log_size: Tensor | None) -> Tensor:
-        for self_attention, cross_attention, feed_forward in self.layers:
-            x = self_attention(x) + x
-            x = cross_attention(x, context, log_size) + x
-            x = feed_forward(x) + x
-        return x
 
-
-class CrossAttentionDecoder(nn.Module):
+class CrossAttentionDecoder(Prepared):
     """Query token [B, 1, token_dim] + context [B, N, C] -> [B, 1, dim]; no final norm.
+
+    A prepared decoder has value and output weights of each self-attention as one matrix; with a constant query,
+    everything before the first cross-attention's keys is two constants.
 
     Args:
         token_dim: width of the query token (1 for HMR2.0's zero token, 157 mean parameters, 160 CameraHMR).
         cfg: sizes.
+        zero_query: the query token is 0 in every call.
     """
 
-    def __init__(self, token_dim: int, cfg: DecoderConfig):
+    def __init__(self, token_dim: int, cfg: DecoderConfig, zero_query: bool = False):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.zero_query = cfg, zero_query
         self.to_token_embedding = nn.Linear(token_dim, cfg.dim)
         self.pos_embedding = nn.Parameter(torch.randn(1, 1, cfg.dim))
         self.dropout = nn.Dropout(cfg.emb_dropout)
@@ -143,69 +150,34 @@ class CrossAttentionDecoder(nn.Module):
             raise ValueError(
                 f"CrossAttentionDecoder: context must be [B, N, {self.cfg.context_dim}], got {list(context.shape)}"
             )
-        x = self.dropout(self.to_token_embedding(token) + self.pos_embedding)
-        return self.transformer(x, context, log_size)
-
-
-class FoldedDecoder(nn.Module):
-    """Inference form of a decoder: dead q/k weights dropped, v and output projection of each self-attention joined.
-
-    With `token` (a query that does not depend on the image), everything before the first cross-attention's keys is
-    stored as two constants. Outputs equal the decoder's up to rounding (tests/models/test_smpl.py).
-
-    Args:
-        decoder: trained decoder; its parameters are copied.
-        token: [1, 1, token_dim] constant query, or None when the query changes per image.
-    """
-
-    def __init__(self, decoder: CrossAttentionDecoder, token: Tensor | None = None):
-        super().__init__()
-        self.cfg = decoder.cfg
-        layers = decoder.transformer.layers
-        self.self_attention = nn.ModuleList()
-        self.cross_attention = nn.ModuleList()
-        self.feed_forward = nn.ModuleList()
-        with torch.no_grad():
-            for own, cross, forward in layers:
-                v = own.fn.to_qkv.weight.chunk(3)[2].double()
-                out = own.fn.to_out[0]
-                joined = nn.Linear(v.shape[1], out.out_features, device=v.device, dtype=out.weight.dtype)
-                joined.weight.copy_(out.weight.double() @ v)
-                joined.bias.copy_(out.bias)
-                norm = nn.LayerNorm(self.cfg.dim, device=v.device, dtype=out.weight.dtype)
-                norm.load_state_dict(own.norm.state_dict())
-                self.self_attention.append(nn.Sequential(norm, joined))
-                self.cross_attention.append(_copy(cross))
-                self.feed_forward.append(_copy(forward))
-            if token is None:
-                self.embed = _copy(decoder.to_token_embedding)
-                self.register_buffer("position", decoder.pos_embedding.detach().clone())
+        start = self.recall("start")
+        x = None if start is not None else self.dropout(self.to_token_embedding(token) + self.pos_embedding)
+        for i, (_, cross_attention, feed_forward) in enumerate(self.transformer.layers):
+            if x is None:
+                x, query = start
+                x = cross_attention.fn.attend(query.to(context.dtype), context, log_size) + x
             else:
-                self.embed = None
-                x = decoder.to_token_embedding(token) + decoder.pos_embedding
-                x = self.self_attention[0](x) + x
-                first = self.cross_attention[0]
-                self.register_buffer("start", x.detach().clone())
-                self.register_buffer("start_query", first.fn.to_q(first.norm(x)).detach().clone())
-                self.self_attention[0] = nn.Identity()  # folded into `start`
-                first.fn.to_q = nn.Identity()
-        self.requires_grad_(False)
-
-    def forward(self, token: Tensor | None, context: Tensor, log_size: Tensor | None = None) -> Tensor:
-        x = None
-        for i, (own, cross, forward) in enumerate(zip(self.self_attention, self.cross_attention, self.feed_forward)):
-            if i == 0 and self.embed is None:
-                x = cross.fn.attend(self.start_query.to(context.dtype), context, log_size) + self.start
-            else:
-                if i == 0:
-                    x = self.embed(token) + self.position
-                x = own(x) + x
-                x = cross(x, context, log_size) + x
-            x = forward(x) + x
+                x = self.self_attention(i, x)
+                x = cross_attention(x, context, log_size) + x
+            x = feed_forward(x) + x
         return x
 
+    def self_attention(self, i: int, x: Tensor) -> Tensor:
+        layer, joined = self.transformer.layers[i][0], self.recall(("self-attention", i))
+        out = layer(x) if joined is None or x.shape[1] > 1 else F.linear(layer.norm(x), *joined)
+        return out + x
 
-def _copy(module: nn.Module) -> nn.Module:
-    import copy
+    def keep_terms(self) -> None:
+        for i, (layer, _, _) in enumerate(self.transformer.layers):
+            self.keep(("self-attention", i), (layer.fn,), layer.fn.joined)
+        if self.zero_query:
+            first = self.transformer.layers[0]
+            sources = (self.to_token_embedding, self.pos_embedding, first[0], first[1].norm, first[1].fn.to_q)
+            self.keep("start", sources, self._start)
 
-    return copy.deepcopy(module)
+    def _start(self) -> tuple[Tensor, Tensor]:
+        """Tokens before the first cross-attention and their query, for the zero token."""
+        token = self.pos_embedding.new_zeros(1, 1, self.to_token_embedding.in_features)
+        x = self.self_attention(0, self.to_token_embedding(token) + self.pos_embedding)
+        cross = self.transformer.layers[0][1]
+        return x, cross.fn.to_q(cross.norm(x))

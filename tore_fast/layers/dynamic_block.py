@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..ops.pruned_attention import pruned_attention
 from ._tokens import Tokens
-from .dense import Dense
+from .linear import Linear
 from .pose_blocks import DropPath
 from .token_conv import MapConv, TokenConv, tokens_to_map
 
@@ -29,9 +29,9 @@ class ReducedAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"ReducedAttention: dim {dim} is not divisible by num_heads {num_heads}")
         self.num_heads, self.sr_ratio = num_heads, sr_ratio
-        self.q = Dense(dim, dim, bias=qkv_bias)
-        self.kv = Dense(dim, 2 * dim, bias=qkv_bias)
-        self.proj = Dense(dim, dim)
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.reduces_by_conv = sr_ratio > 1 and use_sr_layer
         if self.reduces_by_conv:
             self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio)
@@ -76,9 +76,9 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, on_grid: bool):
         super().__init__()
-        self.fc1 = Dense(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.dwconv = MapConv(hidden) if on_grid else TokenConv(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = Dense(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, tokens: Tokens, y: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.fc2(F.gelu(self.dwconv(tokens, self.fc1(y))), residual)

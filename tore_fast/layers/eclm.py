@@ -1,4 +1,6 @@
 """Layer merging (ECLM of FastHMR): which residual blocks of a stack can be folded into one another.
+from ..io.atomic import write_json
+
 
 In: a number of blocks and an error callback over groupings (pipelines/merge.py builds those from a model and
 images); out: an `ECLMPlan`, which rewrites any state dict of the same shape without data. `linear_cka` is the paper's
@@ -16,6 +18,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..io.atomic import write_json
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -102,7 +106,7 @@ class ECLMPlan:
         }
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> ECLMPlan:

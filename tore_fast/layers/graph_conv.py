@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dense import product
+from ..ops import linear
 from .mesh import MeshUpsample
 
 
@@ -24,7 +24,7 @@ class _Linear(nn.Module):
         nn.init.xavier_uniform_(self.W)
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.W, self.b)
+        return linear(x, self.W, self.b)
 
 
 class _GraphConvolution(nn.Module):

@@ -82,9 +82,10 @@ class TokenSelection(nn.Module):
         """`pos` of `token_positions` for the kept tokens: [M, C], or per image [B, M, C] where the image decides."""
         return heatmap @ pos if self.selector in ("cluster", "attention") else pos
 
-    def fixed(self, pos: Tensor) -> Tensor | None:
-        """`pos` if it is the same for every image, so that `fuse` may project it once."""
-        return pos if self.selector in ("soft", "none") else None
+    @property
+    def has_fixed_positions(self) -> bool:
+        """Whether the positions of the kept tokens are the same for every image."""
+        return self.selector in ("soft", "none")
 
     def select_tokens(self, features: Tensor) -> Selection:  # [B, C, h, w]
         tokens = features.flatten(2).transpose(1, 2)  # [B, N, C], row-major

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..ops import linear
 from ..ops.token_map import token_resample
 from ._tokens import Tokens
-from .dense import product
 from .dynamic_block import TCBlock
 from .token_conv import tokens_to_map
 
@@ -26,7 +26,7 @@ class _Lateral(nn.Module):
         self.conv = nn.Conv2d(dim_in, dim_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.conv.weight[:, :, 0, 0], self.conv.bias)
+        return linear(x, self.conv.weight[:, :, 0, 0], self.conv.bias)
 
 
 class MTA(nn.Module):

@@ -2,7 +2,7 @@
 
 In: tokens of F frames and J joints. Out: the same shape. Spatial attention groups the joints of one frame, temporal
 attention the frames of one joint; both read strided views of q, k, v, so the (b f) <-> (b j) copies of the official
-code do not exist. Products are layers/dense.py's. Next on the way: models/{mixste,motionbert,mhformer,motionagformer}.py.
+code do not exist. Products are layers/linear.py's. Next on the way: models/{mixste,motionbert,mhformer,motionagformer}.py.
 """
 
 from __future__ import annotations
@@ -10,27 +10,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.pruned_attention import pruned_attention, why_not
-from .dense import Dense
+from ..ops import plain_attention
+from .linear import Linear
 
 Axis = Literal["joints", "frames"]
-SHORT_KEYS = 64
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for strided [N, H, L, D]; the result is laid out [N, L, H, D].
-
-    Inference on the CPU and short sequences on the GPU (the 17 joints: all keys in one tile) take our kernel: 7.2 against
-    SDPA's 11.2 ms for 243 x 8 problems of 17 x 17 and 28.7 against 31.6 ms for 136 of 243 x 243 (D 64, one Zen 4 core).
-    """
-    if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
-        cpu = why_not("cpu", q) is None
-        if cpu or (why_not("triton", q) is None and k.shape[2] <= SHORT_KEYS):
-            return pruned_attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 def joint_attention(
@@ -42,7 +27,7 @@ def joint_attention(
     """softmax(q k^T / sqrt(C / heads)) v among the tokens of each frame; views only, also for slices of a fused qkv."""
     b, f, j, c = q.shape
     q, k, v = (t.reshape(b * f, t.shape[2], heads, c // heads).transpose(1, 2) for t in (q, k, v))
-    return attend(q, k, v).transpose(1, 2).reshape(b, f, j, c)
+    return plain_attention(q, k, v).transpose(1, 2).reshape(b, f, j, c)
 
 
 def frame_attention(
@@ -58,7 +43,7 @@ def frame_attention(
     """
     b, f, j, c = q.shape
     q, k, v = (t.reshape(b, t.shape[1], j * heads, c // heads).transpose(1, 2) for t in (q, k, v))
-    return attend(q, k, v).transpose(1, 2).reshape(b, f, j, c)
+    return plain_attention(q, k, v).transpose(1, 2).reshape(b, f, j, c)
 
 
 def attention_column_mean(
@@ -110,8 +95,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = Dense(dim, hidden, drop=drop)
-        self.fc2 = Dense(hidden, dim, drop=drop)
+        self.fc1 = Linear(dim, hidden, drop=drop)
+        self.fc2 = Linear(hidden, dim, drop=drop)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, norm: nn.LayerNorm | None = None) -> Tensor:
         return self.fc2(self.fc1(x, act="gelu", norm=norm), residual)
@@ -125,12 +110,12 @@ class PoseAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"PoseAttention: dim {dim} is not divisible by heads {heads}")
         self.heads = heads
-        self.qkv = Dense(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Dense(dim, dim, drop=proj_drop)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim, drop=proj_drop)
 
     def queries_keys_values(self, x: Tensor, split: bool, norm: nn.LayerNorm | None = None) -> tuple[Tensor, ...]:
         """q, k, v like x. `split`: three contiguous tensors (what frame attention needs), else slices of one product."""
-        return self.qkv.parts(x, 3, norm) if split else self.qkv(x, norm=norm).chunk(3, dim=-1)
+        return self.qkv(x, norm=norm, split=3) if split else self.qkv(x, norm=norm).chunk(3, dim=-1)
 
     def forward(
         self, x: Tensor, axis: Axis, residual: Tensor | None = None, norm: nn.LayerNorm | None = None

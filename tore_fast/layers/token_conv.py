@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops import linear
 from ..ops.token_map import map2token, token2map
 from ._tokens import Tokens
-from .dense import product
 
 
 def tokens_to_map(tokens: Tokens, x: Tensor | None = None, map_size: tuple[int, int] | None = None) -> Tensor:
@@ -56,7 +56,7 @@ class TokenConv(nn.Conv2d):
         x = tokens.x if x is None else x
         moved = map_to_tokens(super().forward(tokens_to_map(tokens, x)), tokens)
         if self.groups == 1:
-            return product(x, self.skip.weight[..., 0], residual=moved)
+            return linear(x, self.skip.weight[..., 0], residual=moved)
         if self.groups == self.in_channels == self.out_channels:
             return torch.addcmul(moved, x, self.skip.weight[:, 0, 0].to(x.dtype))
         return moved + self.skip(x.transpose(1, 2)).transpose(1, 2)

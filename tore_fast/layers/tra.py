@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .dense import Dense
-from .frozen import Frozen
-from .pose_blocks import attend
+from ..ops import plain_attention
+from .linear import Linear
+from .prepared import Prepared
 from .tpc import gather_frames
 
 
@@ -23,10 +23,10 @@ class CrossAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"{type(self).__name__}: dim {dim} is not divisible by heads {heads}")
         self.heads = heads
-        self.linear_q = Dense(dim, dim, bias=qkv_bias)
-        self.linear_k = Dense(dim, dim, bias=qkv_bias)
-        self.linear_v = Dense(dim, dim, bias=qkv_bias)
-        self.proj = Dense(dim, dim, drop=proj_drop)
+        self.linear_q = Linear(dim, dim, bias=qkv_bias)
+        self.linear_k = Linear(dim, dim, bias=qkv_bias)
+        self.linear_v = Linear(dim, dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim, drop=proj_drop)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, N, C], k and v [B, M, C] -> [B, N, C]."""
@@ -34,15 +34,15 @@ class CrossAttention(nn.Module):
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for t in (self.linear_q(q), self.linear_k(k), self.linear_v(v))
         )
-        out = attend(q, k, v)
+        out = plain_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
-class TokenRecovery(Frozen, CrossAttention):
+class TokenRecovery(Prepared, CrossAttention):
     """TRA: x_token + proj(attention(q = x_token, k = v = kept frames of the same joint)).
 
     The projected query is the same for every clip and joint: it is computed once per call on [1, F, C] (the official
-    code does so B * J times), and once for all while the layer is frozen (layers/frozen.py).
+    code does so B * J times), and once for all in a prepared layer.
     """
 
     def _queries(self, x_token: Tensor, joints: int) -> Tensor:
@@ -58,7 +58,7 @@ class TokenRecovery(Frozen, CrossAttention):
             t.reshape(b, t.shape[1], joints * self.heads, c // self.heads).transpose(1, 2)
             for t in (self.linear_k(x), self.linear_v(x))
         )
-        out = attend(q.expand(b, -1, -1, -1), k, v)
+        out = plain_attention(q.expand(b, -1, -1, -1), k, v)
         out = out.transpose(1, 2).reshape(b, x_token.shape[1], joints, c)
         return x_token[:, :, None] + self.proj(out)
 

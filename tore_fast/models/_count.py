@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..layers.attention import dense_attention
 from ..layers.mesh import MeshUpsample
 from ._registry import ModelEntry, model_entry
 from .backbones import create_backbone
@@ -46,7 +45,7 @@ def count_module(model: nn.Module, *inputs: object) -> tuple[int, int]:
 
     handles = [m.register_forward_hook(dense_product) for m in model.modules() if isinstance(m, MeshUpsample)]
     try:
-        with dense_attention(), FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter:
             model(*inputs)
     finally:
         for h in handles:
@@ -72,9 +71,8 @@ def count_model(name: str, **overrides) -> Counts:
         10.85
     """
     entry = model_entry(name)
-    config = getattr(entry.build, "config", None)
-    if config is not None:  # image-to-mesh: built without its trunk, which is counted once for all
-        return _count_mesh_model(entry, config, overrides)
+    if entry.task == "mesh":  # built without its trunk, which is counted once for all
+        return _count_mesh_model(entry, entry.config, overrides)
     try:
         with torch.device("meta"):
             model = entry.build(**overrides)
@@ -89,7 +87,7 @@ def count_model(name: str, **overrides) -> Counts:
         _, macs = count_module(model, torch.empty(1, *entry.input_shape, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
         macs = None  # the model takes something else than one tensor, or decides by values
-    if {"seq2seq", "seq2frame"} & set(entry.tags):
+    if entry.task == "lifting":
         from .lifting._macs import count_paper_macs
 
         return Counts(params, 0, 0, macs, None, count_paper_macs(model))
@@ -117,7 +115,7 @@ def params_as_printed(entry: ModelEntry, counts: Counts) -> int | None:
         return None
     if entry.family not in ("fastmetro", "metro", "graphormer"):
         return counts.params
-    trunk = UNUSED_OF_TRUNK.get(entry.build.config.backbone, 0)
+    trunk = UNUSED_OF_TRUNK.get(entry.config.backbone, 0)
     upsampling = _METRO_UPSAMPLING if entry.family == "metro" else 0
     return counts.params - counts.backbone_params + counts.unused_params - trunk - upsampling
 

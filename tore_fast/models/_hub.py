@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..io.atomic import replacing, write_text
 from ..io.open_file import read_regular
 from ..io.weights import read_safetensors
 from ._registry import model_entry
@@ -43,12 +44,13 @@ def save_pretrained(model: nn.Module, folder: str | Path, name: str, dtype: torc
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if dtype is not None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    save_file(state, folder / WEIGHTS_NAME)
+    with replacing(folder / WEIGHTS_NAME) as part:
+        save_file(state, part)
     umask = os.umask(0)  # safetensors writes 0600 whatever the umask; a shared or installed folder must be readable
     os.umask(umask)
     os.chmod(folder / WEIGHTS_NAME, 0o666 & ~umask)
     config = {"model": name, "config": dataclasses.asdict(model.config), **extra}
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
     return folder
 
 

@@ -1,8 +1,8 @@
 """Which implementation of an op runs: `impl="auto"` asks each backend why not, an explicit `impl` never falls back.
 
-A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels) or "reference" (plain torch, any
-device and dtype). Every ops/<stem>.py has `BACKENDS` in order of preference and a pure function
-`why_not(backend, *args) -> str | None`; `tore-fast info` prints the same sentences.
+A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels; linear has two ways there, "strassen", ours,
+and "onednn", torch's) or "reference" (plain torch, any device and dtype). Every ops/<stem>.py has `BACKENDS` in order of
+preference and a pure function `why_not(backend, *args) -> str | None`; `tore-fast info` prints the same sentences.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import _ext
 
-DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # whose tensors a backend takes
-IMPLS = ("auto", "reference", "cpu", "cuda", "triton")
+# whose tensors a backend takes
+DEVICE_TYPES = {"cpu": "cpu", "strassen": "cpu", "onednn": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
 class BackendUnavailable(RuntimeError):
@@ -24,8 +24,11 @@ class BackendUnavailable(RuntimeError):
 
 def backend_reason(backend: str) -> str | None:
     """Why `backend` cannot run on this machine at all, or None."""
-    if backend == "cpu":
+    if backend in ("cpu", "strassen"):
         return _ext.cpu_reason
+    if backend == "onednn":
+        has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        return None if has and torch.backends.mkldnn.enabled else "torch without oneDNN, or it is switched off"
     return _ext.gpu_reason() if backend == "cuda" else _ext.triton_reason()
 
 

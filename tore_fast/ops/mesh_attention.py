@@ -103,7 +103,7 @@ def mesh_attention(
 
     Source: FastMETRO (Cho et al., ECCV 2022), attention mask from the mesh adjacency, section 3.3; TORE's NSR (J = 0).
     """
-    if torch.is_autocast_enabled(q.device.type):
+    if not q.is_meta and torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check(q, k, v, topology, dropout_p, seed)

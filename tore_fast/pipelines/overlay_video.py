@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from ..body import Body
-from ..io.video import VideoSource
+from ..io.atomic import PendingFile
+from ..io.video import VideoSource, why_no_mp4, write_mp4
 from ..vis.overlay import PALETTE, PerspectiveCamera, draw_people
 from .track_store import NpzRows
 
@@ -25,31 +26,21 @@ PIECE = 64  # frames of a track read at once
 SEGMENT = 240  # frames of the video that a kill can cost
 
 
-def why_no_mp4() -> str | None:
-    """Reason why mp4 files cannot be written here, None when they can."""
-    try:
-        import imageio_ffmpeg
-
-        imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError) as e:
-        return f"mp4 needs imageio and imageio-ffmpeg: pip install tore_fast[video] ({e})"
-    return None
-
-
 class _Track:
     """One file's vertices by frame, frames asked for in rising order."""
 
     def __init__(self, path: Path, body: Body):
         self.rows, self.body = NpzRows(path), body
-        ends = self.rows.rows("frame_ids", 0, 1)
+        ends = self.rows.rows("frame", 0, 1)
         self.first = int(ends[0]) if len(ends) else 0
         self.per_frame_betas = self.rows.array("betas").ndim == 2
-        self.focal, self.centre = float(self.rows.array("cam_K")[0, 0]), self.rows.array("cam_K")[:2, 2]
-        self.number = int(self.rows.array("track_id"))
+        self.number = int(self.rows.array("track"))
         self._start, self._vertices = -PIECE, np.zeros((0, 0, 3), np.float32)
+        self._cameras: list[PerspectiveCamera] = []
 
     @torch.inference_mode()
-    def at(self, frame: int) -> np.ndarray | None:  # [V, 3]
+    def at(self, frame: int) -> tuple[np.ndarray, PerspectiveCamera] | None:
+        """Vertices [V, 3] around the body's origin, and the camera that sees them; None where the track is not there."""
         row = frame - self.first
         if row < 0:
             return None
@@ -57,15 +48,17 @@ class _Track:
             self._start = row - row % PIECE
             a, b = self._start, self._start + PIECE
             device = self.body.template.device
-            poses, trans = (torch.from_numpy(self.rows.rows(k, a, b).copy()).to(device) for k in ("poses", "trans"))
+            poses = torch.from_numpy(self.rows.rows("poses", a, b).copy()).to(device)
             betas = self.rows.rows("betas", a, b) if self.per_frame_betas else self.rows.array("betas")[None]
             betas = torch.from_numpy(betas.copy()).to(device)[:, : self.body.num_betas]
             if len(poses):
-                posed = self.body(poses, betas.expand(len(poses), -1), trans)
-                self._vertices = posed.vertices.cpu().numpy()
+                self._vertices = self.body(poses, betas.expand(len(poses), -1)).vertices.cpu().numpy()
             else:
                 self._vertices = np.zeros((0, 0, 3), np.float32)
-        return self._vertices[row - self._start] if row - self._start < len(self._vertices) else None
+            numbers = (self.rows.rows(k, a, b) for k in ("focal_px", "trans", "principal_px"))
+            self._cameras = [PerspectiveCamera(float(f), tuple(t), tuple(c)) for f, t, c in zip(*numbers)]
+        k = row - self._start
+        return (self._vertices[k], self._cameras[k]) if k < len(self._vertices) else None
 
 
 def overlay_frames(
@@ -80,9 +73,9 @@ def overlay_frames(
                 index,
                 draw_people(
                     frame,
-                    [v for _, v in shown],
+                    [v for _, (v, _) in shown],
                     body.faces(0),
-                    [PerspectiveCamera(t.focal, (0.0, 0.0, 0.0), tuple(t.centre)) for t, _ in shown],
+                    [c for _, (_, c) in shown],
                     colours=[PALETTE[t.number % len(PALETTE)] for t, _ in shown] or PALETTE,
                 ),
             )
@@ -108,8 +101,7 @@ def write_overlay(
     Raises:
         ValueError: imageio-ffmpeg is missing.
     """
-    reason = why_no_mp4()
-    if reason:
+    if reason := why_no_mp4():
         raise ValueError(reason)
     path = Path(path)
     folder = path.with_name(f".{path.stem}_pieces")
@@ -119,12 +111,8 @@ def write_overlay(
         frames = itertools.takewhile(lambda item: item[0] < limit, frames)
     drawn = overlay_frames(frames, tracks, body)
     for first in drawn:
-        _write_piece(
-            folder / f"{done:05d}.mp4",
-            itertools.chain((first,), itertools.islice(drawn, segment - 1)),
-            source.fps,
-            on_frame,
-        )
+        piece = itertools.chain((first,), itertools.islice(drawn, segment - 1))
+        write_mp4(folder / f"{done:05d}.mp4", _counted(piece, on_frame), source.fps)
         done += 1
     if not done:
         raise ValueError(f"write_overlay: {source.path} gave no frame")
@@ -149,36 +137,11 @@ def _whole_pieces(folder: Path, source: VideoSource, tracks: Sequence[Path], lim
     return len(list(folder.glob("[0-9]*.mp4")))
 
 
-def _write_piece(
-    path: Path, frames: Iterable[tuple[int, np.ndarray]], fps: float, on_frame: Callable[[int], None] | None
-) -> None:
-    import imageio.v2 as imageio
-
-    hidden = path.with_name(f".{path.name}")
-    # B-frames shift a piece's first time stamp, which doubles a frame at every seam
-    writer = imageio.get_writer(
-        hidden,
-        format="ffmpeg",
-        fps=fps,
-        codec="libx264",
-        quality=7,
-        macro_block_size=1,
-        ffmpeg_log_level="error",
-        output_params=["-bf", "0"],
-    )
-    try:
-        with writer:
-            for index, frame in frames:
-                h, w = frame.shape[:2]
-                writer.append_data(
-                    np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
-                )  # H.264 wants even sides
-                if on_frame is not None:
-                    on_frame(index)
-    except BaseException:
-        hidden.unlink(missing_ok=True)
-        raise
-    hidden.replace(path)
+def _counted(frames: Iterable[tuple[int, np.ndarray]], on_frame: Callable[[int], None] | None) -> Iterator[np.ndarray]:
+    for index, frame in frames:
+        yield frame
+        if on_frame is not None:
+            on_frame(index)
 
 
 def _join(pieces: Sequence[Path], path: Path) -> None:
@@ -188,11 +151,11 @@ def _join(pieces: Sequence[Path], path: Path) -> None:
         return
     from imageio_ffmpeg import get_ffmpeg_exe
 
-    names, hidden = pieces[0].with_name("pieces.txt"), path.with_name(f".{path.stem}.part.mp4")
+    names, pending = pieces[0].with_name("pieces.txt"), PendingFile(path)
     names.write_text("".join(f"file '{p.name}'\n" for p in pieces))
-    command = [get_ffmpeg_exe(), "-y", "-v", "error", "-f", "concat", "-i", str(names), "-c", "copy", str(hidden)]
+    command = [get_ffmpeg_exe(), "-y", "-v", "error", "-f", "concat", "-i", str(names), "-c", "copy", str(pending.part)]
     made = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if made.returncode:
-        hidden.unlink(missing_ok=True)
+        pending.discard()
         raise RuntimeError(f"{path}: ffmpeg could not join the pieces: {made.stderr.strip()}")
-    hidden.replace(path)
+    pending.commit()

@@ -1,4 +1,6 @@
 """Per-frame predictions of every track on disk, so that videos of any length fit in memory and interrupted runs go on.
+from ..io.atomic import replacing, write_json
+
 
 In: rows of pipelines/video.py, appended in order of frames; out: memory-mapped rows per track. Also the
 streaming .npz writer. Folder: `track_NNN.rows` (fixed-size records) and `progress.json` (written atomically, last).
@@ -12,6 +14,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+
+from ..io.atomic import replacing, write_json
 
 
 def row_dtype(token_dim: int) -> np.dtype:
@@ -98,9 +102,7 @@ class TrackStore:
             "facts": self.facts,
             "counts": {str(k): v for k, v in self.counts.items()},
         }
-        part = self._progress.with_suffix(".part")
-        part.write_text(json.dumps(note))
-        os.replace(part, self._progress)
+        write_json(self._progress, note, indent=None)
 
     @property
     def tracks(self) -> list[int]:
@@ -115,10 +117,10 @@ class NpzStream:
     """An .npz whose long arrays arrive in pieces; the file appears whole, at `close`.
 
     Args:
-        path: the .npz. lengths: rows of every streamed array.
+        path: the .npz. length: rows of every streamed array; None: not known before, only the same for all.
     """
 
-    def __init__(self, path: str | Path, length: int):
+    def __init__(self, path: str | Path, length: int | None = None):
         self.path, self.length = Path(path), length
         self._parts: dict[str, tuple[Path, np.dtype, tuple[int, ...], int]] = {}
         self._whole: dict[str, np.ndarray] = {}
@@ -137,14 +139,14 @@ class NpzStream:
         self._parts[key] = (file, rows.dtype, rows.shape[1:], count + len(rows))
 
     def close(self) -> None:
-        part = self.path.with_name(f".{self.path.name}.part")
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        expected = self.length if self.length is not None else max((p[3] for p in self._parts.values()), default=0)
+        with replacing(self.path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for key, value in self._whole.items():
                 with archive.open(f"{key}.npy", "w") as f:
                     np.lib.format.write_array(f, value, allow_pickle=False)
             for key, (file, dtype, shape, count) in self._parts.items():
-                if count != self.length:
-                    raise ValueError(f"{self.path.name}: {key} has {count} rows, expected {self.length}")
+                if count != expected:
+                    raise ValueError(f"{self.path.name}: {key} has {count} rows, expected {expected}")
                 header = {
                     "descr": np.lib.format.dtype_to_descr(dtype),
                     "fortran_order": False,
@@ -154,7 +156,6 @@ class NpzStream:
                     np.lib.format.write_array_header_1_0(f, header)
                     while block := source.read(1 << 20):
                         f.write(block)
-        os.replace(part, self.path)
         self.discard()
 
     def discard(self) -> None:

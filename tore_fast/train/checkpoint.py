@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from ..io.atomic import replacing
 from ..io.weights import read_weights
 
 
 def save_atomically(state: dict, path: Path) -> None:
     """A reader (or a kill) never sees half a file."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    with replacing(path) as part:
+        torch.save(state, part)
 
 
 def previous(path: Path) -> Path:

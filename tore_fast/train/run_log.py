@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..io.atomic import write_text
 from .config import TrainConfig
 
 QUIET_SECONDS = 30.0  # without a line for so long, one is printed between two of log_every
@@ -91,9 +91,7 @@ class RunLog:
         path = self.out / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            part = path.with_suffix(".part")
-            part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            os.replace(part, path)
+            write_text(path, "".join(f"{line}\n" for line in kept))
         self.file = open(path, "a", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter

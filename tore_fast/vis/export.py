@@ -1,4 +1,6 @@
 """Mesh files for other programs: GLB, OBJ, PLY, STL through trimesh.
+from ..io.atomic import write_bytes
+
 
 In: vertices in camera axes (x right, y down, z away) as pipelines/ gives them; out: files with y UP and the person
 facing +z when it faced the camera, metres, as viewers expect (a half turn about x; the faces keep their orientation).
@@ -10,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ..io.atomic import write_bytes
 
 FORMATS = ("glb", "obj", "ply", "stl")
 _COLOUR = (166, 189, 219, 255)
@@ -24,8 +28,12 @@ def save_mesh(
     vertices: np.ndarray | Sequence[np.ndarray],  # [V, 3], or several people
     faces: np.ndarray,  # [F, 3]
     path: str | Path,
+    facts: dict | None = None,
 ) -> None:
     """Writes one mesh (several people: one scene in GLB, one joined mesh otherwise); the suffix gives the format.
+
+    Args:
+        facts: JSON-able, kept in a GLB's scene as `extras` (source file, box ...).
 
     Raises:
         ValueError: unknown suffix, wrong shapes, or vertices that are not finite.
@@ -60,8 +68,8 @@ def save_mesh(
     if not meshes:
         raise ValueError("save_mesh: no people")
     if kind == "glb":
-        scene = trimesh.Scene({f"person_{i}": mesh for i, mesh in enumerate(meshes)})
+        scene = trimesh.Scene({f"person_{i}": mesh for i, mesh in enumerate(meshes)}, metadata=facts)
         data = scene.export(file_type="glb", include_normals=True)
     else:
         data = (meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)).export(file_type=kind)
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    write_bytes(path, data.encode() if isinstance(data, str) else data)

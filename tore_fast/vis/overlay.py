@@ -6,7 +6,6 @@ pixels. The visibility is ops.rasterize; work is done in bands, so a large photo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..io.atomic import replacing
 from ..ops import rasterize
 
 PALETTE = ((166, 189, 219), (253, 190, 133), (161, 217, 155), (250, 159, 181), (188, 189, 220), (255, 237, 160))
@@ -165,4 +165,5 @@ def panel(
 
 def save_png(image: np.ndarray, path: str | Path) -> None:
     """Writes a PNG whatever the name's suffix."""
-    Image.fromarray(image).save(os.fspath(path), "PNG")
+    with replacing(path) as part:
+        Image.fromarray(image).save(part, "PNG")

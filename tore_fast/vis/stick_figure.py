@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..geometry.skeleton import H36M17
+from ..io import video
+from ..io.atomic import replacing, write_text
 
 _COLOURS = {"left": "#1f77b4", "right": "#d62728", "middle": "#444444"}
 BONES = [
@@ -53,7 +55,7 @@ def write_html(path: str | Path, poses: np.ndarray, fps: float, title: str = "li
     path = Path(path)
     flat = json.dumps(np.asarray(poses, np.float64).reshape(len(poses), -1).round(3).tolist(), separators=(",", ":"))
     parts = {"title": html.escape(title), "note": html.escape(note), "poses": flat, "fps": json.dumps(float(fps))}
-    path.write_text(_PAGE % {**parts, "bones": json.dumps(BONES), "colours": json.dumps(_COLOURS)})
+    write_text(path, _PAGE % {**parts, "bones": json.dumps(BONES), "colours": json.dumps(_COLOURS)})
     return path
 
 
@@ -66,23 +68,15 @@ def write_gif(path: str | Path, poses: np.ndarray, fps: float, size: int = 320) 
     delay_ms = 10 * round(100 / min(fps, 25.0))
     shown = np.arange(0, max(len(poses) * 1000 / fps, 1), delay_ms) * fps / 1000
     frames = list(_images(np.asarray(poses)[shown.astype(np.int64)], size))
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=delay_ms, loop=0)
+    with replacing(path) as part:
+        frames[0].save(part, "GIF", save_all=True, append_images=frames[1:], duration=delay_ms, loop=0)
     return path
 
 
 def write_mp4(path: str | Path, poses: np.ndarray, fps: float, size: int = 480) -> Path:
     """Front view (left) and side view (right) as an H.264 film at the clip's own rate; needs the extra `video`."""
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401  imageio finds its encoder through it
-    except ImportError as e:
-        raise ValueError(
-            f"{path}: mp4 needs imageio and imageio-ffmpeg (pip install tore_fast[video]); gif and html need nothing"
-        ) from e
     path = Path(path)
-    with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=16, ffmpeg_log_level="error") as film:
-        for image in _images(poses, size):
-            film.append_data(np.asarray(image))
+    video.write_mp4(path, (np.asarray(image) for image in _images(poses, size)), fps)
     return path
 
 

@@ -84,21 +84,28 @@ def _fit_body(landmarks, camera, body, steps, start, temporal, settings, max_err
     solid = (world - world[:, :1]).abs().amax((1, 2)) > 1e-4  # all world points in one place say nothing
     weights = torch.stack((weight * finite[0] * usable[:, None], weight * finite[1] * solid[:, None]), -1)
 
-    rotations = pose_from_joints(landmarks_to_h36m17(world))
-    rotations = torch.where(solid[:, None, None, None], rotations, pose_from_image(points))
     betas = torch.zeros(batch, body.num_betas, dtype=dtype, device=device)
-    anchor = anchor_weight = None
-    if start is not None:
+    anchor = anchor_betas = anchor_weight = None
+    settings = settings or FitSettings()
+    if start is None:
+        rotations = _analytic_start(world, solid, points)
+    else:
         if len(start) != batch:
             raise ValueError(f"fit_body: start has {len(start)} people, landmarks have {batch}")
         warm = start.believed.to(device)
-        rotations = torch.where(warm[:, None, None, None], start.rotations.to(rotations), rotations)
+        rotations = start.rotations.to(device, dtype)
+        if not bool(warm.all()):
+            fresh = _analytic_start(world, solid, points)
+            rotations = torch.where(warm[:, None, None, None], rotations, fresh)
         betas = torch.where(warm[:, None], start.betas.to(betas), betas)
         if temporal > 0:
             anchor, anchor_weight = rotations, temporal * warm.to(dtype)
+            # two Gaussians of the shape, about 0 and about the last one, are one
+            anchor_betas = betas * (temporal / (1 + temporal))
+            settings = settings._replace(shape=settings.shape * (1 + temporal))
     fit = fit_landmarks(
         points, weights, world, marks.model, rotations, betas, inv_focal=inv_focal, anchor=anchor,
-        anchor_betas=betas if start is not None else None, anchor_weight=anchor_weight, steps=steps, settings=settings,
+        anchor_betas=anchor_betas, anchor_weight=anchor_weight, steps=steps, settings=settings,
         impl=impl,
     )  # fmt: skip
     return _result(fit, body, landmarks, points, weight, finite[0], side, origin, stretch, inv_focal, max_error_px)
@@ -109,6 +116,14 @@ def _world_points(landmarks: Landmarks) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     finite = tuple(torch.isfinite(t).all(-1) for t in (landmarks.points, landmarks.world))
     world = torch.where(finite[1][..., None], landmarks.world.to(landmarks.points.dtype), 0)
     return world - world[:, 23:25].mean(1, keepdim=True), finite
+
+
+def _analytic_start(world: Tensor, solid: Tensor, points: Tensor) -> Tensor:  # [B, 24, 3, 3]
+    """From the world points; where they say nothing, the mean pose turned like the image points."""
+    rotations = pose_from_joints(landmarks_to_h36m17(world))
+    if bool(solid.all()):
+        return rotations
+    return torch.where(solid[:, None, None, None], rotations, pose_from_image(points))
 
 
 def _view(landmarks: Landmarks, camera: Tensor | None, unit: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...io.image import read_image
 from ...io.safe_pickle import loads
 from .joint_sets import set_of
-from .record import DataError, Reader, Record, decode_image, float_array, gender_name, plain_data, require
+from .record import DataError, Reader, Record, float_array, gender_name, plain_data, require
 
 SOURCE = "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the images keep their data sets' licences"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
@@ -139,7 +140,7 @@ class Hmr2TarReader(Reader):
 
     def _image(self, sample: int) -> np.ndarray:
         key, members = self._samples[sample]
-        return decode_image(self._tars.read(_image_member(members)), key)
+        return read_image(self._tars.read(_image_member(members)), key, upright=False)
 
     def _record(self, index: int) -> Record:
         sample, person = self._people[index]

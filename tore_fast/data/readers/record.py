@@ -6,7 +6,6 @@ Next on the way: sample.py crops a record for training or evaluation.
 
 from __future__ import annotations
 
-import io
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from ...io.image import ImageError
+from ...io.image import ImageError, read_image
 
 
 @dataclass(frozen=True)
@@ -127,27 +125,8 @@ def plain_data(read: Callable, *args) -> Any:
 
 
 def stored_image(path: Path) -> Callable[[], np.ndarray]:
-    """Opener of a image on disk as it is stored: data sets annotate the pixels, whatever their EXIF flag says."""
-    return partial(_read_stored, path)
-
-
-def _read_stored(path: Path) -> np.ndarray:
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise ImageError(f"{path}: cannot be read ({e.strerror})") from None
-    return decode_image(data, str(path))
-
-
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """[H, W, 3] uint8 of encoded image bytes, stored orientation."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.ascontiguousarray(np.asarray(image.convert("RGB")))
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise ImageError(f"{name}: damaged or truncated image ({e})") from None
+    """Opener of an image on disk as it is stored: data sets annotate the pixels, whatever their EXIF flag says."""
+    return partial(read_image, path, upright=False)
 
 
 def float_array(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:

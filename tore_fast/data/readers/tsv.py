@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ...io.image import read_image
 from .joint_sets import set_of
-from .record import DataError, Reader, Record, decode_image, float_array, gender_name, require
+from .record import DataError, Reader, Record, float_array, gender_name, require
 
 SOURCE = (
     "The TSV sets came from the MeshTransformer (METRO) and FastMETRO projects; their hosts answer no more, so convert "
@@ -150,7 +151,7 @@ class TsvReader(Reader):
             data = base64.b64decode(row[-1], validate=True)  # old files have more columns; the image is the last
         except binascii.Error as e:
             raise DataError(f"{self.path}: {row[0]}: the image is not base64 ({e})") from None
-        return decode_image(data, f"{self.path}: {row[0]}")
+        return read_image(data, f"{self.path}: {row[0]}", upright=False)
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of a image, from the hw column where there is one (no decoding)."""

@@ -7,7 +7,6 @@ with poses and a regressor's per-frame features (`write_tokens`, `write_view_tok
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ...geometry.rotation import axis_angle_to_matrix
 from ...geometry.warp import normalise_image
+from ...io.atomic import write_arrays
 from ...layers.mask_tome import ellipse_mask
 from ..mocap import Motion
 from .clips import ClipCrops
@@ -170,10 +170,7 @@ def write_view_tokens(
 
 
 def _save(path: Path, **arrays) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as f:
-        np.savez(f, **arrays)
-    os.replace(part, path)  # a clip is there completely or not at all
+    write_arrays(path, arrays)
 
 
 class LabelledCrops(NamedTuple):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...body import load_body
+from ...io.atomic import write_arrays, write_json
 from .generator import SynthGenerator
 from .motion import load_pose_bank
 
@@ -168,11 +168,7 @@ def _write_shard(folder: Path, settings: SynthSettings, start: int, count: int, 
     for k, items in files.items():
         arrays[k] = np.frombuffer(b"".join(items), np.uint8)
         arrays[f"{k}_end"] = np.cumsum([len(b) for b in items])
-    path = shard_path(folder, start // settings.shard_size)
-    part = path.with_suffix(".part")
-    with open(part, "wb") as f:
-        np.savez(f, **arrays)
-    os.replace(part, path)  # a shard is there completely or not at all
+    write_arrays(shard_path(folder, start // settings.shard_size), arrays)
 
 
 def _encode(array: np.ndarray, kind: str, **options) -> bytes:
@@ -207,7 +203,7 @@ def _check_manifest(folder: Path, settings: SynthSettings) -> None:
         return
     if any(folder.glob("shard-*.npz")):
         raise ValueError(f"synth: {folder} has shards but no synth.json; give another folder")
-    path.write_text(json.dumps(want, indent=2) + "\n")
+    write_json(path, want, indent=2)
 
 
 class SynthShards(Dataset):

@@ -43,7 +43,7 @@ class HRNetW64(nn.Module):
     The original's unused `classifier` is left out (2.05 M of the 128.06 M parameters that the papers count).
     """
 
-    num_channels, grid_channels, stride = 2048, 1024, 32
+    num_channels, stride = 2048, 32
 
     def __init__(self, pretrained: bool = False):
         super().__init__()

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
-from ...layers.dense import Dense
+from ...layers.linear import Linear
 from ...layers.mask_tome import MergeConfig, TokenState, merge_tokens
 from ...layers.pose_blocks import DropPath
+from ...layers.prepared import Prepared
 from ...layers.proportional import proportional_attention
 
 
@@ -72,8 +74,8 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"ViT: embed_dim {dim} must be a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
-        self.qkv = Dense(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Dense(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def forward(
         self,
@@ -91,8 +93,8 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = Dense(dim, hidden)
-        self.fc2 = Dense(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, norm: nn.LayerNorm | None = None) -> Tensor:
         return self.fc2(self.fc1(x, act="gelu", norm=norm), residual)
@@ -132,7 +134,7 @@ class PatchEmbed(nn.Module):
         return self.proj(img).flatten(2).transpose(1, 2)
 
 
-class ConvStem(nn.Module):
+class ConvStem(Prepared):
     """Image [B, 3, H, W] -> tokens [B, N, C] through strided 3x3 convolutions: each halves the image and doubles the channels.
 
     The last map is 1.5 times as wide as a token; after the first, every strided convolution is followed by a plain one.
@@ -151,18 +153,22 @@ class ConvStem(nn.Module):
             layers += [nn.Conv2d(cin, cout, 3, stride, 1, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True)]
         self.proj = nn.Sequential(*layers, nn.Conv2d(cout, cfg.embed_dim, 1))
 
-    def fold(self) -> None:
-        """Batch normalisation goes into the convolutions (inference)."""
-        layers: list[nn.Module] = []
-        for layer in self.proj:
-            if isinstance(layer, nn.BatchNorm2d):
-                layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.eval())
-            else:
-                layers.append(layer)
-        self.proj = nn.Sequential(*layers)
+    def keep_terms(self) -> None:
+        self.keep("convolutions", (self.proj,), self._convolutions)
+
+    def _convolutions(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases of the 3x3 convolutions with their batch normalisation folded in."""
+        fused = (fuse_conv_bn_eval(conv, norm) for conv, norm in zip(self.proj[0:-1:3], self.proj[1:-1:3]))
+        return [(conv.weight.detach(), conv.bias.detach()) for conv in fused]
 
     def forward(self, img: Tensor) -> Tensor:
-        return self.proj(img).flatten(2).transpose(1, 2)
+        folded = self.recall("convolutions")
+        if folded is None:
+            return self.proj(img).flatten(2).transpose(1, 2)
+        x = img
+        for conv, (weight, bias) in zip(self.proj[0:-1:3], folded):
+            x = F.relu_(F.conv2d(x, weight, bias, conv.stride, conv.padding))
+        return self.proj[-1](x).flatten(2).transpose(1, 2)
 
 
 def _stem_convs(cfg: ViTConfig) -> list[tuple[int, int, int]]:

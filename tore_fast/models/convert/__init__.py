@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from .._hub import CONFIG_NAME, load_pretrained, save_pretrained
-from .._registry import list_models, model_entry
+from .._registry import model_entry, nearest_name
 from .._weights import load_strict
 from . import mediapipe
 from . import mesh as hmr
 from .files import clean_state_dict, read_state_dict
-from .others import OTHERS, dropped_keys, load_other, nearest_name, recognise_other, shared_fields
+from .others import OTHERS, dropped_keys, load_other, recognise_other
 
 __all__ = ["Conversion", "clean_state_dict", "convert", "from_pretrained", "read_state_dict", "to_native"]
 
@@ -126,28 +126,8 @@ def convert(
     model = hmr.LAYOUTS[layout].model(config, hmr.stand_in_mesh(config))
     native = hmr.to_native(state)
     load_strict(model, native, str(path))
-    name = registered_name(model)
+    name = nearest_name(model)
     facts = {"converted_from": Path(path).name, "layout": layout}
     save_pretrained(model, folder, name, **facts)
     dropped = tuple(k for k in state if hmr.native_key(k) is None)
     return Conversion(layout, name, len(native), dropped, sum(state[k].numel() for k in dropped))
-
-
-def registered_name(model: nn.Module) -> str:
-    """The registered name nearest to an image-to-mesh model: same class, trunk, size and layout, body or hand."""
-    c = model.config
-    stem = {
-        "FastMETRO": "fastmetro_{size}_",
-        "FastMETRO_TORE": "fastmetro_tore_{size}_",
-        "METRO": "metro_",
-        "METRO_TORE": "metro_tore_",
-        "MeshGraphormer": "graphormer_",
-    }[type(model).__name__].format(size={1: "s", 2: "m", 3: "l"}.get(c.layers, "s"))
-    known, trunk = (
-        list_models(stem + "*"),
-        {"resnet50": "r50", "hrnet_w64": "h64", "efficientnet_b0": "eb0"}.get(c.backbone),
-    )
-    base = stem + trunk if trunk and stem + trunk in known else stem + ("h64" if stem == "graphormer_" else "r50")
-    candidates = [n for n in known if n.startswith(base)]
-    hand = [n for n in candidates if ("hand" in model_entry(n).tags) == (c.num_joints == 21)]
-    return max(hand, key=lambda n: (shared_fields(c, model_entry(n).build.config), -len(n)))

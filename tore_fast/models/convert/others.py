@@ -5,30 +5,15 @@ In: a path; out: a model of vpt.py, tcformer.py or fasthmr.py, for convert/__ini
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from .._registry import create_model, list_models
 from . import keypoints as tcformer
 from . import lifting as vpt
 from . import smpl as fasthmr
 
 OTHERS = ("tcformer", "hot", "hmr2", "camerahmr", "humanfov", "densekp")
-_NAMES = {  # class -> registered names among which the nearest is looked for
-    "TCFormer": "tcformer_*",
-    "TCFormerPose": "tcformer_*",
-    "Mixste": "*mixste_*",
-    "Motionbert": "*motionbert_*",
-    "Mhformer": "*mhformer_*",
-    "Motionagformer": "*motionagformer_*",
-    "HMR2": "hmr2_*",
-    "CameraHMR": "camerahmr_*",
-    "HumanFoV": "humanfov",
-    "DenseKP": "densekp_*",
-}
 
 
 def recognise_other(state: dict[str, Tensor]) -> str | None:
@@ -54,19 +39,3 @@ def load_other(path: str | Path, upstream: str, **overrides) -> nn.Module:
 def dropped_keys(state: dict[str, Tensor], upstream: str) -> tuple[str, ...]:
     """Keys that the loader leaves out: discriminators and body buffers beside the network."""
     return tuple(k for k in state if fasthmr.IGNORED.match(k)) if upstream not in ("hot", "tcformer") else ()
-
-
-def nearest_name(model: nn.Module) -> str:
-    """Registered name of the same class that shares most config fields; the saved config says the rest."""
-    found = {}
-    for name in list_models(_NAMES[type(model).__name__]):
-        with torch.device("meta"):
-            other = create_model(name)
-        if type(other) is type(model):
-            found[name] = shared_fields(model.config, other.config)
-    return max(found, key=found.get)
-
-
-def shared_fields(config, other) -> int:
-    """In how many fields two configs of one class agree."""
-    return sum(getattr(config, f.name) == getattr(other, f.name) for f in dataclasses.fields(config))

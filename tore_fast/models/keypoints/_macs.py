@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ...layers.ctm import CTM
-from ...layers.dense import Dense
 from ...layers.dynamic_block import ReducedAttention
+from ...layers.linear import Linear
 from ...layers.mta import MTA
 from ...layers.token_conv import TokenConv
 
@@ -77,7 +77,7 @@ def count_macs(model: nn.Module, image_size: tuple[int, int]) -> Macs:
         nn.Conv2d: conv,
         nn.ConvTranspose2d: conv,
         nn.Linear: linear,
-        Dense: linear,
+        Linear: linear,
         nn.LayerNorm: norm,
         ReducedAttention: attention,
         CTM: ctm,

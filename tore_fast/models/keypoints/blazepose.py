@@ -8,14 +8,24 @@ What comes before (windows, rotated crops) and after (people, tracks) is in pipe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._registry import register_model
-from ._blazepose_blocks import Block, Down, Separable, SeparableResidual, Trunk, depth_to_space, enlarge, pointwise
+from .._config import make_config
+from .._registry import model_facts, register_models
+from ._blazepose_blocks import (
+    Block,
+    Down,
+    Separable,
+    SeparableResidual,
+    Trunk,
+    depth_to_space,
+    enlarge,
+    pointwise,
+    relu6,
+)
 
 LANDMARKS = (
     "nose left_eye_inner left_eye left_eye_outer right_eye_inner right_eye right_eye_outer left_ear right_ear "
@@ -30,11 +40,11 @@ REFINE_WINDOW, REFINE_SCORE = 7, 0.5  # heat map cells a side; a map whose best 
 
 
 class DetectorOutput(NamedTuple):
-    """Candidates of one image, before overlapping ones are merged. 1 is the side of the input."""
+    """Candidates, before overlapping ones are merged; A is 2254 for 224 x 224. Pixels of the input."""
 
-    scores: Tensor  # [B, 2254] 0..1
-    boxes: Tensor  # [B, 2254, 4] x0, y0, x1, y1 of the head and shoulders
-    points: Tensor  # [B, 2254, 4, 2] middle of the hips, point on the circle round the body, two of the upper body
+    scores: Tensor  # [B, A] 0..1
+    boxes: Tensor  # [B, A, 4] x0, y0, x1, y1 of the head and shoulders
+    points: Tensor  # [B, A, 4, 2] middle of the hips, point on the circle round the body, two of the upper body
 
 
 class LandmarksOutput(NamedTuple):
@@ -90,19 +100,21 @@ class _Anchors(nn.Module):
         return score.flatten(1), box.reshape(x.shape[0], -1, 12)
 
 
+@model_facts(task="keypoints", family="blazepose", crop="letterbox", pixels="unit", licence="Apache-2.0")
 class PersonDetector(nn.Module):
     """People in an image by head and shoulders, with the middle of the hips and a circle round the body.
 
-    Made for a person up to about 4 m away whose head can be seen; small people need windows (pipelines/people.py).
+    Made for a person up to about 4 m away whose head can be seen, in an image of 224 px. Smaller people are found in a larger one:
+    both sides may be any multiple of 32 (pipelines/people.py).
 
-    Args of forward: images [B, 3, 224, 224] in 0..1, the image letterboxed on zeros, channels_last preferred.
+    Args of forward: images [B, 3, H, W] in 0..1, on zeros where the image does not fill them; channels_last preferred.
     """
 
-    config: PersonDetectorConfig
+    config_class = PersonDetectorConfig
 
-    def __init__(self, config: PersonDetectorConfig | None = None):
+    def __init__(self, config: PersonDetectorConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = c = config or PersonDetectorConfig()
+        self.config = c = make_config(type(self), config, fields)
         self.trunk = Trunk(c.stem, c.blocks, c.head)
         fine, middle = c.laterals
         self.lateral_middle = Separable(self.trunk.widths[3], middle, linear_depth=True)
@@ -112,33 +124,44 @@ class PersonDetector(nn.Module):
         self.residual_fine = nn.Sequential(*(SeparableResidual(fine, linear_depth=True) for _ in range(2)))
         self.anchors_fine, self.anchors_middle = _Anchors(fine // 4, 2), _Anchors(middle // 4, 2)
         self.anchors_coarse = _Anchors(c.head // 4, 6)
-        self.register_buffer("anchors", anchor_centres(c.image_size), persistent=False)
 
     def raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Score logits [B, 2254] and boxes [B, 2254, 12] (centre offset, size and four point offsets, px), as in the file."""
-        _check(images, self.config.image_size, "PersonDetector")
+        """Score logits [B, A] and boxes [B, A, 12] (centre offset, size and four point offsets, px), as in the file."""
+        if (
+            images.ndim != 4
+            or images.shape[1] != 3
+            or images.shape[2] % 32
+            or images.shape[3] % 32
+            or 0 in images.shape[2:]
+        ):
+            raise ValueError(
+                f"PersonDetector: images must be [B, 3, H, W] in 0..1, H and W multiples of 32, got {list(images.shape)}"
+            )
         levels, x = self.trunk(images * 2 - 1)
-        middle = self.residual_middle(self.lateral_middle(levels[3]) + F.relu6(self.fuse_middle(enlarge(x))))
-        fine = self.residual_fine(self.lateral_fine(levels[2]) + F.relu6(self.fuse_fine(enlarge(middle))))
+        middle = self.residual_middle(self.lateral_middle(levels[3]) + relu6(self.fuse_middle(enlarge(x))))
+        fine = self.residual_fine(self.lateral_fine(levels[2]) + relu6(self.fuse_fine(enlarge(middle))))
         scales = (self.anchors_fine, fine), (self.anchors_middle, middle), (self.anchors_coarse, x)
         scores, boxes = zip(*(anchors(depth_to_space(y)) for anchors, y in scales))
         return torch.cat(scores, 1), torch.cat(boxes, 1)
 
     def forward(self, images: Tensor) -> DetectorOutput:
         logits, values = self.raw(images)
-        values = values.float() / self.config.image_size
-        centre, half = values[..., :2] + self.anchors, values[..., 2:4] / 2
-        points = values[..., 4:].unflatten(-1, (4, 2)) + self.anchors[:, None]
+        values = values.float()
+        anchors = anchor_centres(images.shape[2], images.shape[3], images.device)
+        centre, half = values[..., :2] + anchors, values[..., 2:4] / 2
+        points = values[..., 4:].unflatten(-1, (4, 2)) + anchors[:, None]
         return DetectorOutput(torch.sigmoid(logits.float()), torch.cat([centre - half, centre + half], -1), points)
 
 
-def anchor_centres(size: int) -> Tensor:
-    """[N, 2] centres of the detector's cells in 0..1: strides 8 and 16 with two anchors a cell, 32 with six."""
+def anchor_centres(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """[A, 2] px: centres of the detector's cells: strides 8 and 16 with two anchors a cell, 32 with six."""
     rows = []
     for stride, count in ((8, 2), (16, 2), (32, 6)):
-        side = size // stride
-        line = (torch.arange(side, dtype=torch.float32) + 0.5) / side
-        y, x = torch.meshgrid(line, line, indexing="ij")
+        x, y = (
+            (torch.arange(side // stride, dtype=torch.float32, device=device) + 0.5) * stride
+            for side in (width, height)
+        )
+        y, x = torch.meshgrid(y, x, indexing="ij")
         rows.append(torch.stack([x, y], -1).reshape(-1, 1, 2).expand(-1, count, 2).reshape(-1, 2))
     return torch.cat(rows)
 
@@ -179,17 +202,18 @@ class BodyLandmarksConfig:
     shallow: int = 0
 
 
+@model_facts(task="keypoints", family="blazepose", crop="roi", pixels="unit", licence="Apache-2.0")
 class BodyLandmarks(nn.Module):
     """33 points of one person in a square crop: 2D, relative depth, visibility, and metric-like 3D about the hips.
 
     Args of forward: images [B, 3, 256, 256] in 0..1 (crop of `roi_of_points`), channels_last preferred.
     """
 
-    config: BodyLandmarksConfig
+    config_class = BodyLandmarksConfig
 
-    def __init__(self, config: BodyLandmarksConfig | None = None):
+    def __init__(self, config: BodyLandmarksConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = c = config or BodyLandmarksConfig()
+        self.config = c = make_config(type(self), config, fields)
         self.trunk = Trunk(c.stem, c.blocks, c.head)
         widths = self.trunk.widths  # at 1/2, 1/4, 1/8 and 1/16 of the side
         self.laterals = nn.ModuleList(Separable(w, c.lateral) for w in widths[1:])
@@ -269,16 +293,6 @@ def _check(images: Tensor, size: int, who: str) -> None:
         raise ValueError(f"{who}: images must be [B, 3, {size}, {size}] in 0..1, got {list(images.shape)}")
 
 
-@register_model("person_detector", family="blazepose", input_shape=(3, 224, 224), tags=("keypoints",))
-def person_detector(**overrides) -> PersonDetector:
-    return PersonDetector(PersonDetectorConfig(**overrides))
-
-
-@register_model("body_landmarks", family="blazepose", input_shape=(3, 256, 256), tags=("keypoints",))
-def body_landmarks(**overrides) -> BodyLandmarks:
-    return BodyLandmarks(BodyLandmarksConfig(**overrides))
-
-
 LITE: dict = {
     "stem": (24, 8),
     "blocks": (
@@ -321,13 +335,6 @@ HEAVY: dict = {
     "tower": ((96, 6), (192, 7), (288, 7), (288, 7), (288, 7)),
     "shallow": 3,
 }
-
-
-@register_model("body_landmarks_lite", family="blazepose", input_shape=(3, 256, 256), tags=("keypoints",))
-def body_landmarks_lite(**overrides) -> BodyLandmarks:
-    return BodyLandmarks(BodyLandmarksConfig(**{**LITE, **overrides}))
-
-
-@register_model("body_landmarks_heavy", family="blazepose", input_shape=(3, 256, 256), tags=("keypoints",))
-def body_landmarks_heavy(**overrides) -> BodyLandmarks:
-    return BodyLandmarks(BodyLandmarksConfig(**{**HEAVY, **overrides}))
+LANDMARK_NETS = {"body_landmarks": {}, "body_landmarks_lite": LITE, "body_landmarks_heavy": HEAVY}
+register_models(PersonDetector, {"person_detector": {}}, input_shape=(3, 224, 224), tags=("keypoints",))
+register_models(BodyLandmarks, LANDMARK_NETS, input_shape=(3, 256, 256), tags=("keypoints",))

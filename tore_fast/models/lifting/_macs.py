@@ -39,21 +39,21 @@ def count_paper_macs(model: PrunableHost) -> int:
         >>> round(2 * count_paper_macs(model) / 1e9, 1)
         167.5
     """
-    c, host = model.config, type(model).__name__
+    c, host = model.config, model.facts.family
     frames: int = c.frames  # type: ignore[attr-defined]
     x = torch.empty(1, frames, JOINTS, model.in_channels, device="meta")
     index = torch.empty(1, c.keep_frames, dtype=torch.int64, device="meta") if c.pruned else None
     with _LayerCounter() as counter:
         model.eval()(x, index=index)
     macs = counter.macs
-    if host == "Mhformer":  # its joints are merged before TPC and TRA
+    if host == "mhformer":  # its joints are merged before TPC and TRA
         return macs
     channels: int = c.channels  # type: ignore[attr-defined]
     if c.pruned and c.pruning == "tpc":
         macs += (JOINTS + 1) * frames * channels
     if c.recovery == "tra":
         macs += (JOINTS - 1) * channels**2 * c.output_frames
-    if host != "Mixste":  # two streams: fused by a layer of two outputs; ours is no layer and computes their difference
+    if host != "mixste":  # two streams: fused by a layer of two outputs; ours is no layer and computes their difference
         first = c.depth if c.prune_block is None else c.prune_block  # type: ignore[attr-defined]
         seen = first * frames + (c.depth - first) * (c.keep_frames or 0)  # type: ignore[attr-defined]
         macs += 4 * channels * seen * JOINTS

@@ -1,4 +1,4 @@
-"""What the image-to-mesh models share: the output tuple, the up-sampling heads and the `fuse` protocol.
+"""What the image-to-mesh models share: the output tuple, the up-sampling heads.
 
 Next on the way: fastmetro.py, tore.py, metro.py, graphormer.py.
 """
@@ -6,16 +6,17 @@ Next on the way: fastmetro.py, tore.py, metro.py, graphormer.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...layers.frozen import Frozen, freeze
 from ...layers.mesh import MeshUpsample
+from ...layers.prepared import Prepared
 from ...ops import csr_matrix
+from .._config import make_config
 from ..backbones import create_backbone
 from ._topology import ModelMesh, resolve_mesh
 
@@ -72,23 +73,8 @@ def stack_maps(maps: dict[str, list[Tensor]] | None, batch: int) -> dict[str, Te
     return {name: torch.stack([m.expand(batch, -1, -1) for m in layers]) for name, layers in maps.items()}
 
 
-def _unfuse_after_load(module: MeshModel, _incompatible) -> None:
-    module.unfuse()
-
-
-def _versions(parameters: list[nn.Parameter]) -> list[int]:
-    """How often each was written to in place (20 microseconds for 300; inference tensors do not count it)."""
-    return [0 if p.is_inference() else p._version for p in parameters]
-
-
-def _refuse_if_changed(module: MeshModel, _args) -> None:
-    """Forward pre-hook: terms of other weights than today's would be silently wrong."""
-    if not torch.compiler.is_compiling() and module._fused_from and _versions(module._fused_from) != module._fused_at:
-        module.fuse()
-
-
-class MeshModel(nn.Module):
-    """Base of the family: backbone, mesh, inference shortcuts."""
+class MeshModel(Prepared):
+    """Base of the family: backbone, mesh."""
 
     needs_template = False  # METRO and Mesh Graphormer take the rest mesh as queries
     config_class: type[MeshModelConfig]
@@ -98,16 +84,12 @@ class MeshModel(nn.Module):
         config: MeshModelConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        """`config` None: the class's defaults; `mesh` overrides config.mesh; `mesh_data` is the folder of SMPL/MANO
-        topology files."""
+        """`config` None: the class's defaults; `fields` change it; `mesh` overrides config.mesh; `mesh_data` is the folder of
+        SMPL/MANO topology files."""
         super().__init__()
-        config = self.config_class() if config is None else config
-        if not isinstance(config, self.config_class):
-            raise TypeError(
-                f"{type(self).__name__}: config must be a {self.config_class.__name__}, got {config!r:.60}; models by name "
-                "come from create_model(name)"
-            )
+        config = make_config(type(self), config, fields)
         self.mesh = resolve_mesh(config.mesh if mesh is None else mesh, mesh_data, self.needs_template)
         self.backbone = None
         channels = config.feature_dim or 2048
@@ -129,28 +111,17 @@ class MeshModel(nn.Module):
             mesh=self.mesh.name,
             pretrained_backbone=False,
         )
-        self._fused_from: list[nn.Parameter] = []  # what the terms of `fuse` follow from; the trunk has none
-        self._fused_at: list[int] = []
-        self.register_load_state_dict_post_hook(_unfuse_after_load)
-        self.register_forward_pre_hook(_refuse_if_changed)
 
     @classmethod
-    def builder(cls, **defaults) -> Callable[..., MeshModel]:
-        """Function for the registry: overrides are config fields, `mesh` (name or object) and `mesh_data`."""
-
-        def build(mesh=None, mesh_data=None, **overrides) -> MeshModel:
-            fields = {**defaults, **overrides}
-            known = {f.name for f in dataclasses.fields(cls.config_class)}
-            if unknown := set(fields) - known:
-                raise ValueError(f"{cls.__name__}: unknown config fields {sorted(unknown)}; there are {sorted(known)}")
-            if "backbone" in overrides and "feature_dim" not in overrides:
-                fields.pop("feature_dim", None)
-            if isinstance(mesh, str):
-                fields["mesh"], mesh = mesh, None
-            return cls(cls.config_class(**fields), mesh, mesh_data)
-
-        build.config = cls.config_class(**defaults)
-        return build
+    def from_fields(cls, fields: Mapping[str, Any], overrides: dict[str, Any]) -> MeshModel:
+        """For the registry: overrides are config fields, `mesh` (name or object) and `mesh_data`."""
+        mesh, mesh_data = overrides.pop("mesh", None), overrides.pop("mesh_data", None)
+        merged = {**fields, **overrides}
+        if "backbone" in overrides and "feature_dim" not in overrides:
+            merged.pop("feature_dim", None)
+        if isinstance(mesh, str):
+            merged["mesh"], mesh = mesh, None
+        return cls(make_config(cls, None, merged), mesh, mesh_data)
 
     def features(self, images: Tensor) -> Tensor:
         """Backbone features [B, C, h, w]; without a backbone the input is taken as the features.
@@ -211,42 +182,3 @@ class MeshModel(nn.Module):
         _, response = self.upsample_mesh(basis[None])
         bias = regressor @ offset[0]
         return regressor @ response[0] - bias, bias
-
-    def fuse(self):
-        """Prepares exact inference shortcuts (terms that are the same for every image); returns self.
-
-        Only in eval mode. Outputs change by rounding only. `train()`, `load_state_dict` and `unfuse()` undo it; weights that
-        are changed in place later (a part's own load_state_dict, averaging) are noticed by the next forward, except through
-        `.data`. Call it last: after moving to the final device and dtype.
-        """
-        if self.training:
-            raise RuntimeError(f"{type(self).__name__}.fuse: call eval() first; shortcuts would skip dropout")
-        self.unfuse()
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # terms made in inference mode could not meet a gradient later
-            self._fuse()
-        freeze(self)
-        self._fused_from = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
-        self._fused_at = _versions(self._fused_from)
-        return self
-
-    def _fuse(self) -> None:
-        raise NotImplementedError
-
-    def unfuse(self):
-        """Drops the cached terms of `fuse`."""
-        self._fused_from = []
-        for module in self.modules():
-            if isinstance(module, Frozen):
-                module.thaw()
-            for name in module._buffers:
-                if name.startswith("fused_"):
-                    module._buffers[name] = None
-        return self
-
-    def train(self, mode: bool = True):
-        if mode:
-            self.unfuse()
-        return super().train(mode)

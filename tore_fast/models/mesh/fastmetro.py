@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,9 @@ from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.smpl_regressor import SMPLParameterRegressor
 from ...layers.transformer import Transformer
-from .._registry import PaperRow, register_model
+from .._registry import PaperRow, model_facts, register_models
 from ._base import HMROutput, MeshModel, MeshModelConfig, stack_maps
 from ._topology import ModelMesh
-
-BACKBONES = {"r50": "resnet50", "h64": "hrnet_w64", "eb0": "efficientnet_b0"}
-LAYERS = {"s": 1, "m": 2, "l": 3}  # FastMETRO-S/M/L: encoder layers = decoder layers
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,12 @@ class FastMETROConfig(MeshModelConfig):
     smpl_head: bool = False  # SMPL parameter regressor
 
 
+@model_facts(task="mesh", family="fastmetro", crop="square", projection="centred", loss="fastmetro")
 class FastMETRO(MeshModel, TokenSelection):
     """FastMETRO for a body (three mesh levels) or a hand (two levels, never a learned up-sampling).
 
     Args:
-        config: FastMETROConfig. With a `selector` the image tokens are pruned (ITP without GTR, an ablation of TORE's).
+        config: FastMETROConfig; its fields may be given as keywords instead. With a `selector` the image tokens are pruned (ITP without GTR, an ablation of TORE's).
         mesh, mesh_data: see models/mesh/_topology.py.
 
     Example:
@@ -61,8 +60,9 @@ class FastMETRO(MeshModel, TokenSelection):
         config: FastMETROConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         counts = self.mesh.counts
         sizes = ((c.dim_1, c.feedforward_1), (c.dim_2, c.feedforward_2))
@@ -141,36 +141,67 @@ class FastMETRO(MeshModel, TokenSelection):
             intermediate = self.upsample[0](coarse)
         return intermediate, self.upsample[1](intermediate)
 
-    def _fuse(self) -> None:
-        self.transformer_1.fuse(self.fixed(self.token_pos), self.queries(), self.pattern())
-        self.transformer_2.fuse(self.fixed(self.pos_2))
+    def keep_terms(self) -> None:
+        pos_1, pos_2 = (lambda: self.token_pos, lambda: self.pos_2) if self.has_fixed_positions else (None, None)
+        embeddings = (self.joint_token_embed, self.vertex_token_embed)
+        self.transformer_1.keep_constants(pos_1, self.queries, self.pattern, embeddings)
+        self.transformer_2.keep_constants(pos_2)
 
 
-# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
-_PAPER_PARAMS = {"s": 9.2, "m": 17.1, "l": 24.9}
-_PAPER_MACS = {
-    ("l", "r50"): (10.9, "TORE table B1"),
-    ("l", "h64"): (35.7, "TORE table B1"),
-    ("l", "eb0"): (7.1, "TORE table H7"),
+PAPER_ERA = {"shared_reduction": True, "learned_upsample": False}
+HAND = {"mesh": "free_hand", "num_joints": 21}
+BODIES = {
+    "fastmetro_s_r50": {"backbone": "resnet50", "layers": 1},
+    "fastmetro_s_r50_paper": {"backbone": "resnet50", "layers": 1, **PAPER_ERA},
+    "fastmetro_s_r50_smpl": {"backbone": "resnet50", "layers": 1, "smpl_head": True},
+    "fastmetro_s_h64": {"backbone": "hrnet_w64", "layers": 1},
+    "fastmetro_s_h64_paper": {"backbone": "hrnet_w64", "layers": 1, **PAPER_ERA},
+    "fastmetro_s_h64_smpl": {"backbone": "hrnet_w64", "layers": 1, "smpl_head": True},
+    "fastmetro_s_eb0": {"backbone": "efficientnet_b0", "layers": 1},
+    "fastmetro_s_eb0_paper": {"backbone": "efficientnet_b0", "layers": 1, **PAPER_ERA},
+    "fastmetro_s_eb0_smpl": {"backbone": "efficientnet_b0", "layers": 1, "smpl_head": True},
+    "fastmetro_m_r50": {"backbone": "resnet50", "layers": 2},
+    "fastmetro_m_r50_paper": {"backbone": "resnet50", "layers": 2, **PAPER_ERA},
+    "fastmetro_m_r50_smpl": {"backbone": "resnet50", "layers": 2, "smpl_head": True},
+    "fastmetro_m_h64": {"backbone": "hrnet_w64", "layers": 2},
+    "fastmetro_m_h64_paper": {"backbone": "hrnet_w64", "layers": 2, **PAPER_ERA},
+    "fastmetro_m_h64_smpl": {"backbone": "hrnet_w64", "layers": 2, "smpl_head": True},
+    "fastmetro_m_eb0": {"backbone": "efficientnet_b0", "layers": 2},
+    "fastmetro_m_eb0_paper": {"backbone": "efficientnet_b0", "layers": 2, **PAPER_ERA},
+    "fastmetro_m_eb0_smpl": {"backbone": "efficientnet_b0", "layers": 2, "smpl_head": True},
+    "fastmetro_l_r50": {"backbone": "resnet50", "layers": 3},
+    "fastmetro_l_r50_paper": {"backbone": "resnet50", "layers": 3, **PAPER_ERA},
+    "fastmetro_l_r50_smpl": {"backbone": "resnet50", "layers": 3, "smpl_head": True},
+    "fastmetro_l_h64": {"backbone": "hrnet_w64", "layers": 3},
+    "fastmetro_l_h64_paper": {"backbone": "hrnet_w64", "layers": 3, **PAPER_ERA},
+    "fastmetro_l_h64_smpl": {"backbone": "hrnet_w64", "layers": 3, "smpl_head": True},
+    "fastmetro_l_eb0": {"backbone": "efficientnet_b0", "layers": 3},
+    "fastmetro_l_eb0_paper": {"backbone": "efficientnet_b0", "layers": 3, **PAPER_ERA},
+    "fastmetro_l_eb0_smpl": {"backbone": "efficientnet_b0", "layers": 3, "smpl_head": True},
 }
-
-
-def _register() -> None:
-    for size, layers in LAYERS.items():
-        for tag, backbone in BACKBONES.items():
-            name, base = f"fastmetro_{size}_{tag}", {"backbone": backbone, "layers": layers}
-            build = FastMETRO.builder
-            macs, source = _PAPER_MACS.get((size, tag), (None, ""))
-            paper = PaperRow(None, macs, source) if macs else None
-            params = _PAPER_PARAMS[size] if tag != "eb0" else None  # table 1 is about 2048-channel trunks
-            sources = [*(["FastMETRO table 1"] if params else []), *([source] if source else [])]
-            paper_era = PaperRow(params, macs, ", ".join(sources)) if sources else None
-            old = {"shared_reduction": True, "learned_upsample": False}
-            hand = {"mesh": "free_hand", "num_joints": 21}
-            register_model(name, "fastmetro", paper, tags=("body",))(build(**base))
-            register_model(f"{name}_paper", "fastmetro", paper_era, tags=("body",))(build(**base, **old))
-            register_model(f"{name}_smpl", "fastmetro", tags=("body",))(build(**base, smpl_head=True))
-            register_model(f"{name}_hand", "fastmetro", tags=("hand",))(build(**base, **hand))
-
-
-_register()
+HANDS = {
+    "fastmetro_s_r50_hand": {"backbone": "resnet50", "layers": 1, **HAND},
+    "fastmetro_s_h64_hand": {"backbone": "hrnet_w64", "layers": 1, **HAND},
+    "fastmetro_s_eb0_hand": {"backbone": "efficientnet_b0", "layers": 1, **HAND},
+    "fastmetro_m_r50_hand": {"backbone": "resnet50", "layers": 2, **HAND},
+    "fastmetro_m_h64_hand": {"backbone": "hrnet_w64", "layers": 2, **HAND},
+    "fastmetro_m_eb0_hand": {"backbone": "efficientnet_b0", "layers": 2, **HAND},
+    "fastmetro_l_r50_hand": {"backbone": "resnet50", "layers": 3, **HAND},
+    "fastmetro_l_h64_hand": {"backbone": "hrnet_w64", "layers": 3, **HAND},
+    "fastmetro_l_eb0_hand": {"backbone": "efficientnet_b0", "layers": 3, **HAND},
+}
+# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
+PAPERS = {
+    "fastmetro_s_r50_paper": PaperRow(9.2, None, "FastMETRO table 1"),
+    "fastmetro_s_h64_paper": PaperRow(9.2, None, "FastMETRO table 1"),
+    "fastmetro_m_r50_paper": PaperRow(17.1, None, "FastMETRO table 1"),
+    "fastmetro_m_h64_paper": PaperRow(17.1, None, "FastMETRO table 1"),
+    "fastmetro_l_r50": PaperRow(None, 10.9, "TORE table B1"),
+    "fastmetro_l_r50_paper": PaperRow(24.9, 10.9, "FastMETRO table 1, TORE table B1"),
+    "fastmetro_l_h64": PaperRow(None, 35.7, "TORE table B1"),
+    "fastmetro_l_h64_paper": PaperRow(24.9, 35.7, "FastMETRO table 1, TORE table B1"),
+    "fastmetro_l_eb0": PaperRow(None, 7.1, "TORE table H7"),
+    "fastmetro_l_eb0_paper": PaperRow(None, 7.1, "TORE table H7"),
+}
+register_models(FastMETRO, BODIES, PAPERS, tags=("body",))
+register_models(FastMETRO, HANDS, tags=("hand",))

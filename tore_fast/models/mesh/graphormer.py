@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 
 from ...layers.mesh import MeshUpsample
 from ...ops import csr_matrix
-from .._registry import PaperRow, register_model
+from .._registry import PaperRow, model_facts, register_models
 from ._base import HMROutput, stack_maps
 from ._topology import ModelMesh
-from .metro import DenseUpsampling, METROConfig, bert_blocks, fused_embedding, mask_queries
+from .metro import DenseUpsampling, METROConfig, bert_blocks, keep_embedding, mask_queries
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,14 @@ class MeshGraphormerConfig(METROConfig):
     feedforward: tuple[int, int, int] = (2048, 512, 128)
 
 
+@model_facts(
+    task="mesh", family="graphormer", crop="square", projection="as_is", loss="graphormer", masked_queries="all"
+)
 class MeshGraphormer(DenseUpsampling):
     """Mesh Graphormer for a body or (config.camera_from_joints) a hand.
 
     Args:
-        config: MeshGraphormerConfig.
+        config: MeshGraphormerConfig; its fields may be given as keywords instead.
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template.
     """
 
@@ -47,8 +51,9 @@ class MeshGraphormer(DenseUpsampling):
         config: MeshGraphormerConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         if self.backbone is not None and not hasattr(self.backbone, "grid_features"):
             raise ValueError(
@@ -69,10 +74,6 @@ class MeshGraphormer(DenseUpsampling):
         self.cam_param_fc = nn.Linear(3, 1)
         self.cam_param_fc2 = nn.Linear(points if c.camera_from_joints else c.num_vertices, c.camera_dim)
         self.cam_param_fc3 = nn.Linear(c.camera_dim, 3)
-        self.register_buffer("fused_in", None, persistent=False)  # [dim + width, C]
-        self.register_buffer("fused_const", None, persistent=False)  # [J + V, dim + width]
-        self.register_buffer("fused_grid", None, persistent=False)  # [dim + width, grid_dim]
-        self.register_buffer("fused_grid_const", None, persistent=False)  # [h * w, dim + width]
 
     def forward(
         self,
@@ -94,9 +95,10 @@ class MeshGraphormer(DenseUpsampling):
         maps = [[], [], []] if return_attention else [None, None, None]
         points, joints = self.template.shape[0], self.config.num_joints
         first, second, third = self.trans_encoder
-        if self.fused_in is not None and query_mask is None:
-            rows = F.linear(pooled, self.fused_in)[:, None] + self.fused_const
-            both = torch.cat([rows, F.linear(grid, self.fused_grid) + self.fused_grid_const], dim=1)
+        kept = (self.recall("embedding"), self.recall("grid embedding")) if query_mask is None else (None, None)
+        if kept[0] is not None and kept[1] is not None:
+            rows = F.linear(pooled, kept[0][0])[:, None] + kept[0][1]
+            both = torch.cat([rows, F.linear(grid, kept[1][0]) + kept[1][1]], dim=1)
             embedded, residual = both.split([first.dim, both.shape[-1] - first.dim], dim=-1)
             x, _ = first.from_embedded(embedded, residual, maps=maps[0])
         else:
@@ -137,26 +139,25 @@ class MeshGraphormer(DenseUpsampling):
         pooled = torch.empty(1, channels, device="meta")
         return pooled, torch.empty(1, self.config.grid_dim, rows, cols, device="meta")
 
-    def _fuse(self) -> None:
-        self.fuse_upsampling()
+    def keep_terms(self) -> None:
+        super().keep_terms()
+        keep_embedding(self, None)
         first = self.trans_encoder[0]
-        self.fused_in, self.fused_const = fused_embedding(first, self.template, None)
+        parts = (first.bert["position_embeddings"], first.bert["img_embedding"], first.residual, self.grid_feat_dim)
+        self.keep("grid embedding", parts, self._grid_embedding)
+
+    def _grid_embedding(self) -> tuple[Tensor, Tensor]:  # [D, grid_dim], [h * w, D] with D = dim + width
+        first = self.trans_encoder[0]
         embed, residual = first.bert["img_embedding"], first.residual
         weight = torch.cat([embed.weight, residual.weight])
         bias = torch.cat([embed.bias, residual.bias])
         points, cells = self.template.shape[0], self.config.grid[0] * self.config.grid[1]
         positions = first.positions(points + cells)[points:]
-        self.fused_grid = weight @ self.grid_feat_dim.weight
         const = F.linear(self.grid_feat_dim.bias, weight, bias)
-        self.fused_grid_const = const + F.pad(positions, (0, weight.shape[0] - first.dim))
+        return weight @ self.grid_feat_dim.weight, const + F.pad(positions, (0, weight.shape[0] - first.dim))
 
 
-def _register() -> None:
-    paper = PaperRow(98.4, None, "FastMETRO table 2", "the paper counts unused weights")
-    hand = {"mesh": "free_hand", "num_joints": 21, "camera_from_joints": True, "camera_dim": 150}
-    build = MeshGraphormer.builder
-    register_model("graphormer_h64", "graphormer", paper, tags=("body",))(build())
-    register_model("graphormer_h64_hand", "graphormer", tags=("hand",))(build(**hand))
-
-
-_register()
+HAND = {"mesh": "free_hand", "num_joints": 21, "camera_from_joints": True, "camera_dim": 150}
+PAPERS = {"graphormer_h64": PaperRow(98.4, None, "FastMETRO table 2", "the paper counts unused weights")}
+register_models(MeshGraphormer, {"graphormer_h64": {}}, PAPERS, tags=("body",))
+register_models(MeshGraphormer, {"graphormer_h64_hand": HAND}, tags=("hand",))

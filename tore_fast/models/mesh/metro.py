@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ...layers.bert_block import BertBlock
 from ...layers.itp import TokenSelection
-from .._registry import PaperRow, register_model
+from .._registry import PaperRow, model_facts, register_models
 from ._base import HMROutput, MeshModel, MeshModelConfig, stack_maps
 from ._topology import ModelMesh
 
@@ -59,34 +60,38 @@ class DenseUpsampling(MeshModel):
         counts = self.mesh.counts
         self.upsampling = nn.Linear(counts[0], counts[1])
         self.upsampling2 = nn.Linear(counts[1], counts[2]) if len(counts) == 3 else None
-        self.register_buffer("fused_up", None, persistent=False)  # [V_fine, V]
-        self.register_buffer("fused_up_bias", None, persistent=False)  # [V_fine, 1]
 
     def upsample_mesh(self, coarse: Tensor) -> tuple[Tensor | None, Tensor]:
         """[B, V, 3] -> intermediate (None for a hand) and fine vertices."""
         one = self.upsampling.weight @ coarse + self.upsampling.bias[:, None]
         if self.upsampling2 is None:
             return None, one
-        if self.fused_up is not None:
-            return one, self.fused_up @ coarse + self.fused_up_bias
+        both = self.recall("up-sampling")
+        if both is not None:
+            return one, both[0] @ coarse + both[1]
         return one, self.upsampling2.weight @ one + self.upsampling2.bias[:, None]
 
     def unused_official_params(self) -> int:
         return super().unused_official_params() + sum(b.unused_official_params() for b in self.trans_encoder)
 
-    def fuse_upsampling(self) -> None:
+    def keep_terms(self) -> None:
         """Both steps as one matrix: a quarter of the multiply-adds of the second step alone (431 against 1723 columns)."""
-        if self.upsampling2 is not None:
-            w2 = self.upsampling2.weight
-            self.fused_up = w2 @ self.upsampling.weight
-            self.fused_up_bias = (w2 @ self.upsampling.bias + self.upsampling2.bias)[:, None]
+        if self.upsampling2 is None:
+            return
+
+        def both_steps() -> tuple[Tensor, Tensor]:  # [V_fine, V], [V_fine, 1]
+            one, two = self.upsampling, self.upsampling2
+            return two.weight @ one.weight, (two.weight @ one.bias + two.bias)[:, None]
+
+        self.keep("up-sampling", (self.upsampling, self.upsampling2), both_steps)
 
 
+@model_facts(task="mesh", family="metro", crop="square", projection="as_is", loss="metro", masked_queries="all")
 class METRO(DenseUpsampling, TokenSelection):
     """METRO for a body or (config.pooled) a hand.
 
     Args:
-        config: METROConfig. With a `selector` the 49 image tokens are pruned before their learned mix into queries, which
+        config: METROConfig; its fields may be given as keywords instead. With a `selector` the 49 image tokens are pruned before their learned mix into queries, which
             then reads M tokens (our reading of ITP on METRO; a pooled model has no image tokens to prune).
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its points are the queries).
 
@@ -103,8 +108,9 @@ class METRO(DenseUpsampling, TokenSelection):
         config: METROConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         if c.pooled and c.selector != "none":
             raise ValueError(f"METRO: a pooled model has no image tokens to select, config.selector is {c.selector!r}")
@@ -119,8 +125,6 @@ class METRO(DenseUpsampling, TokenSelection):
         self.cam_param_fc = nn.Linear(3, 1)
         self.cam_param_fc2 = nn.Linear(tokens if c.camera_from_joints else c.num_vertices, c.camera_dim)
         self.cam_param_fc3 = nn.Linear(c.camera_dim, 3)
-        self.register_buffer("fused_in", None, persistent=False)  # [dim + width, C] embedding and residual of features
-        self.register_buffer("fused_const", None, persistent=False)  # [J + V, dim + width]
 
     def forward(
         self, images: Tensor, query_mask: Tensor | None = None, return_attention: bool = False, fine: bool = True
@@ -136,8 +140,9 @@ class METRO(DenseUpsampling, TokenSelection):
         tokens, heatmap = self.image_tokens(images)
         maps = [[], [], []] if return_attention else [None, None, None]
         first, second, third = self.trans_encoder
-        if self.fused_in is not None and query_mask is None:
-            both = self.mix(F.linear(tokens, self.fused_in), bias=False) + self.fused_const
+        kept = self.recall("embedding") if query_mask is None else None
+        if kept is not None:
+            both = self.mix(F.linear(tokens, kept[0]), bias=False) + kept[1]
             embedded, residual = both.split([first.dim, both.shape[-1] - first.dim], dim=-1)
             x, _ = first.from_embedded(embedded, residual, maps=maps[0])
         else:
@@ -177,12 +182,20 @@ class METRO(DenseUpsampling, TokenSelection):
     def camera(self, points: Tensor) -> Tensor:  # [B, N, 3] -> [B, 3]
         return self.cam_param_fc3(self.cam_param_fc2(self.cam_param_fc(points).squeeze(-1)))
 
-    def _fuse(self) -> None:
-        self.fuse_upsampling()
-        self.fused_in, self.fused_const = fused_embedding(self.trans_encoder[0], self.template, self.conv_learn_tokens)
+    def keep_terms(self) -> None:
+        super().keep_terms()
+        keep_embedding(self, self.conv_learn_tokens)
 
 
-def fused_embedding(
+def keep_embedding(model: DenseUpsampling, mix: nn.Conv1d | None) -> None:
+    """Keeps the image-token form of the first block's input (`token_embedding`) of a model that is prepared."""
+    first, template = model.trans_encoder[0], model.template
+    sources = (first.bert["position_embeddings"], first.bert["img_embedding"], first.residual, template)
+    compute = lambda: token_embedding(first, template, mix)
+    model.keep("embedding", sources if mix is None else (*sources, mix), compute)
+
+
+def token_embedding(
     block: BertBlock, template: Tensor, mix: nn.Conv1d | None
 ) -> tuple[Tensor, Tensor]:  # [D, C], [T, D] with D = dim + width
     """Embedding and residual of [xyz; M f + c] as M (W f) + constant: the linear layers commute with the token mix, so
@@ -217,16 +230,12 @@ HAND = dict(
 )
 
 
-def _register() -> None:
-    note = "the paper counts unused weights and leaves out the 12.6 M of the up-sampling"
-    macs = {
-        "resnet50": PaperRow(102.3, 31.6, "FastMETRO table 2, TORE table B1", note),
-        "hrnet_w64": PaperRow(102.3, 56.5, "FastMETRO table 2, TORE table B1", note),
-    }
-    for tag, backbone in (("r50", "resnet50"), ("h64", "hrnet_w64")):
-        build = METRO.builder
-        register_model(f"metro_{tag}", "metro", macs[backbone], tags=("body",))(build(backbone=backbone))
-        register_model(f"metro_{tag}_hand", "metro", tags=("hand",))(build(backbone=backbone, **HAND))
-
-
-_register()
+NOTE = "the paper counts unused weights and leaves out the 12.6 M of the up-sampling"
+BODIES = {"metro_r50": {"backbone": "resnet50"}, "metro_h64": {"backbone": "hrnet_w64"}}
+HANDS = {"metro_r50_hand": {"backbone": "resnet50", **HAND}, "metro_h64_hand": {"backbone": "hrnet_w64", **HAND}}
+PAPERS = {
+    "metro_r50": PaperRow(102.3, 31.6, "FastMETRO table 2, TORE table B1", NOTE),
+    "metro_h64": PaperRow(102.3, 56.5, "FastMETRO table 2, TORE table B1", NOTE),
+}
+register_models(METRO, BODIES, PAPERS, tags=("body",))
+register_models(METRO, HANDS, tags=("hand",))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from ...layers.gtr_nsr import NeuralShapeRegressor
 from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
-from .._registry import PaperRow, register_model
+from .._registry import PaperRow, model_facts, register_models
 from ._base import HMROutput, stack_maps
 from ._topology import ModelMesh
-from .metro import DenseUpsampling, METROConfig, bert_blocks, fused_embedding, mask_queries
+from .metro import DenseUpsampling, METROConfig, bert_blocks, keep_embedding, mask_queries
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,12 @@ class METROToreConfig(METROConfig):
     layers_3: int = 3
 
 
+@model_facts(task="mesh", family="metro", crop="square", projection="as_is", loss="tore_metro", masked_queries="joints")
 class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's name)
     """METRO with GTR.
 
     Args:
-        config: METROToreConfig.
+        config: METROToreConfig; its fields may be given as keywords instead.
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its joints are the queries).
 
     Example:
@@ -53,8 +55,9 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         config: METROToreConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         if c.hidden[2] != c.dim_3:
             raise ValueError(
@@ -72,8 +75,6 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         )
         self.cam_predictor, self.xyz_regressor_v = nn.Linear(c.dim_3, 3), nn.Linear(c.dim_3, 3)
         self.pattern = MeshPattern(self.mesh.topology(0))
-        self.register_buffer("fused_in", None, persistent=False)
-        self.register_buffer("fused_const", None, persistent=False)
 
     def forward(
         self,
@@ -98,9 +99,10 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         nsr_maps = {} if return_attention else None
         first, second, third = self.trans_encoder
         mix = self.conv_learn_tokens.weight[..., 0]  # [J, M]
-        if self.fused_in is not None and query_mask is None:
+        constant = self.recall("embedding") if query_mask is None else None
+        if constant is not None:
             # J < M, so the mix comes first here: embed J tokens
-            both = F.linear(mix @ kept.tokens, self.fused_in) + self.fused_const
+            both = F.linear(mix @ kept.tokens, constant[0]) + constant[1]
             embedded, residual = both.split([first.dim, both.shape[-1] - first.dim], dim=-1)
             x, _ = first.from_embedded(embedded, residual, maps=maps[0])
         else:
@@ -122,24 +124,26 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         camera = self.cam_predictor(nsr.camera).squeeze(1)
         return HMROutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
 
-    def _fuse(self) -> None:
-        self.fuse_upsampling()
-        self.fused_in, self.fused_const = fused_embedding(self.trans_encoder[0], self.template, self.conv_learn_tokens)
-        nsr = self.transformer_3
-        nsr.fuse(nsr.joint_pos, self.vertex_token_embed.weight[None], self.pattern())
+    def keep_terms(self) -> None:
+        super().keep_terms()
+        keep_embedding(self, self.conv_learn_tokens)
+        nsr, tokens = self.transformer_3, self.vertex_token_embed
+        nsr.keep_constants(lambda: nsr.joint_pos, lambda: tokens.weight[None], self.pattern, (tokens,))
 
 
-def _register() -> None:
-    hand = {"mesh": "free_hand", "num_joints": 21}
-    macs = {"r50": 5.4, "h64": 30.3}
-    for tag, backbone in (("r50", "resnet50"), ("h64", "hrnet_w64")):
-        build = METRO_TORE.builder
-        name, paper = f"metro_tore_{tag}", PaperRow(None, macs[tag], "TORE table B1")
-        register_model(name, "metro", paper, tags=("body",))(build(backbone=backbone))
-        register_model(f"{name}_itp20", "metro", tags=("body",))(
-            build(backbone=backbone, selector="soft", keep_ratio=0.8)
-        )
-        register_model(f"{name}_hand", "metro", tags=("hand",))(build(backbone=backbone, **hand))
-
-
-_register()
+BODIES = {
+    "metro_tore_r50": {"backbone": "resnet50"},
+    "metro_tore_r50_itp20": {"backbone": "resnet50", "selector": "soft", "keep_ratio": 0.8},
+    "metro_tore_h64": {"backbone": "hrnet_w64"},
+    "metro_tore_h64_itp20": {"backbone": "hrnet_w64", "selector": "soft", "keep_ratio": 0.8},
+}
+HANDS = {
+    "metro_tore_r50_hand": {"backbone": "resnet50", "mesh": "free_hand", "num_joints": 21},
+    "metro_tore_h64_hand": {"backbone": "hrnet_w64", "mesh": "free_hand", "num_joints": 21},
+}
+PAPERS = {
+    "metro_tore_r50": PaperRow(None, 5.4, "TORE table B1"),
+    "metro_tore_h64": PaperRow(None, 30.3, "TORE table B1"),
+}
+register_models(METRO_TORE, BODIES, PAPERS, tags=("body",))
+register_models(METRO_TORE, HANDS, tags=("hand",))

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...geometry.camera import CROP_FOCAL_PX, CROP_PX, full_translation
 from ...geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
-from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig, FoldedDecoder
-from ...layers.frozen import freeze
+from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig
 from ...layers.mask_tome import MergeConfig, mask_coverage
-from .._registry import PaperRow, register_model
-from ..backbones.vit import ConvStem, ViT, ViTConfig, embed_macs
+from ...layers.prepared import Prepared
+from .._config import make_config
+from .._registry import PaperRow, model_facts, register_models
+from ..backbones.vit import ViT, ViTConfig, embed_macs
 
 SIDE_CUT = 32  # columns dropped left and right of the square crop
 
@@ -136,7 +137,8 @@ class SMPLHead(nn.Module):
         self.num_joints, self.num_keypoints = num_body_joints + 1, keypoints
         npose = self.num_joints * (6 if joint_rep == "6d" else 3)
         state = npose + num_betas + 3
-        self.transformer = CrossAttentionDecoder({"zero": 1, "mean_shape": state, "bbox": 3 + state}[query], cfg)
+        width = {"zero": 1, "mean_shape": state, "bbox": 3 + state}[query]
+        self.transformer = CrossAttentionDecoder(width, cfg, zero_query=query == "zero")
         self.decpose = nn.Linear(cfg.dim, npose)
         self.decshape = nn.Linear(cfg.dim, num_betas)
         self.deccam = nn.Linear(cfg.dim, 3)
@@ -150,10 +152,6 @@ class SMPLHead(nn.Module):
             self.init_body_pose[:, 4] = -1.0  # upright in camera axes (y down), as in HMR's mean parameters
         for layer in (self.decpose, self.decshape, self.deccam):
             nn.init.xavier_uniform_(layer.weight, gain=0.01)  # start near the mean parameters
-
-    def constant_query(self) -> bool:
-        """Whether the query token is the same for every image."""
-        return self.query == "zero"
 
     def query_token(self, batch: int, state: tuple[Tensor, Tensor, Tensor], box: Tensor | None) -> Tensor:
         if self.query == "zero":
@@ -193,16 +191,18 @@ class SMPLHead(nn.Module):
         )
 
 
-class HMR2(nn.Module):
-    """Crops -> SMPL parameters. `fold()` for inference, `set_merging()` to change the token count of one instance."""
+@model_facts(task="smpl", family="fasthmr", crop="hmr2", loss="hmr2")
+class HMR2(Prepared):
+    """Crops -> SMPL parameters. `prepare()` for inference, `set_merging()` to change the token count of one instance."""
 
-    Config = HMR2Config
     head_query = None  # the config decides
     aux_keypoints = 0
 
-    def __init__(self, config: HMR2Config | None = None):
+    config_class = HMR2Config
+
+    def __init__(self, config: HMR2Config | None = None, **fields: Any):
         super().__init__()
-        self.config = config or self.Config()
+        self.config = make_config(type(self), config, fields)
         c = self.config
         self.backbone = ViT(c.vit(), c.merging())
         self.smpl_head = SMPLHead(
@@ -223,17 +223,6 @@ class HMR2(nn.Module):
         """Mask-ToMe down to `keep` tokens from the next call on, other settings (order, prop_attn, ...) as in the config."""
         changed = {"keep_tokens": keep, "merge_r": None, "merge_per_block": per_block or self.config.merge_per_block}
         self.set_merging(dataclasses.replace(self.config, **changed).merging())
-
-    def fold(self) -> HMR2:
-        """Drops dead weights and stores constants for inference; outputs stay the same, training is over. Returns self."""
-        head = self.smpl_head
-        if isinstance(head.transformer, CrossAttentionDecoder):
-            token = head.init_cam.new_zeros(1, 1, 1) if head.constant_query() else None
-            head.transformer = FoldedDecoder(head.transformer, token)
-        if isinstance(self.backbone.patch_embed, ConvStem):
-            self.backbone.patch_embed.fold()
-        freeze(self)
-        return self.requires_grad_(False)
 
     def coverage(self, mask: Tensor | None) -> Tensor | None:
         """Person mask of the square crop [B, 256, 256] -> coverage per token [B, N]."""
@@ -308,23 +297,6 @@ SMALL = dict(
 )
 
 
-@register_model(
-    "hmr2_vith",
-    family="fasthmr",
-    input_shape=(3, 256, 256),
-    paper=PaperRow(670.2, 122.6, "FastHMR Table 12", "the paper leaves out position tables and attention products"),
-)
-def hmr2_vith(**overrides) -> HMR2:
-    """HMR2.0, the published ViT-H model."""
-    return HMR2(HMR2Config(**overrides))
-
-
-@register_model("hmr2_vits", family="fasthmr", input_shape=(3, 256, 256), tags=("small",))
-def hmr2_vits(**overrides) -> HMR2:
-    """Small host for training and tests: ViT-S with a three-layer decoder."""
-    return HMR2(HMR2Config(**{**SMALL, **overrides}))
-
-
 TINY = dict(
     img_size=(128, 96),
     box_margin=1.15,
@@ -338,20 +310,18 @@ TINY = dict(
     decoder_mlp_dim=256,
     decoder_dim=128,
 )
-
-
-@register_model("hmr2_vitt", family="fasthmr", input_shape=(3, 128, 128), tags=("small",))
-def hmr2_vitt(**overrides) -> HMR2:
-    """Smallest host, trainable on a CPU: a convolutional stem, 12 blocks of width 128, 48 tokens of a 128 x 96 crop (docs/smpl.md)."""
-    return HMR2(HMR2Config(**{**TINY, **overrides}))
-
-
-@register_model(
-    "fasthmr_hmr2",
-    family="fasthmr",
-    input_shape=(3, 256, 256),
-    paper=PaperRow(591.5, 52.8, "FastHMR Table 12", "ECLM 28 blocks + Mask-ToMe 90 tokens, without motion decoder"),
-)
-def fasthmr_hmr2(**overrides) -> HMR2:
-    """HMR2.0 after layer merging (28 blocks) with Mask-ToMe down to 90 tokens."""
-    return HMR2(HMR2Config(**{"depth": 28, "keep_tokens": 90, **overrides}))
+PAPERS = {
+    "hmr2_vith": PaperRow(
+        670.2, 122.6, "FastHMR Table 12", "the paper leaves out position tables and attention products"
+    ),
+    "fasthmr_hmr2": PaperRow(
+        591.5, 52.8, "FastHMR Table 12", "ECLM 28 blocks + Mask-ToMe 90 tokens, without motion decoder"
+    ),
+}
+# the published model, and the same after layer merging (28 blocks) with Mask-ToMe down to 90 tokens
+LARGE = {"hmr2_vith": {}, "fasthmr_hmr2": {"depth": 28, "keep_tokens": 90}}
+register_models(HMR2, LARGE, PAPERS, input_shape=(3, 256, 256))
+# for training and tests: ViT-S with a three-layer decoder
+register_models(HMR2, {"hmr2_vits": SMALL}, input_shape=(3, 256, 256), tags=("small",))
+# trainable on a CPU: a convolutional stem, 12 blocks of width 128, 48 tokens of a 128 x 96 crop (docs/smpl.md)
+register_models(HMR2, {"hmr2_vitt": TINY}, input_shape=(3, 128, 128), tags=("small",))

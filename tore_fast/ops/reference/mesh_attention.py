@@ -56,7 +56,7 @@ def mesh_attention_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out [B, H, T, D], lse [B, H, T], weights [B, H, T, T] before dropout)."""
     acc = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):  # autocast knows no meta device
         scores = (q.to(acc) * scale) @ k.to(acc).transpose(-2, -1)
         scores = scores.masked_fill(~dense_mask(row_ptr, col_idx, joints), float("-inf"))
         lse = scores.logsumexp(-1)
