@@ -33,7 +33,6 @@ struct MeshAttentionArgs {
     joints = num_joints, vertices = row_ptr.size(0) - 1;
     STD_TORCH_CHECK(joints >= 0 && vertices >= 0 && joints + vertices == tokens && t_row_ptr.size(0) == vertices + 1,
                     "mesh_attention: joints + vertices must be the number of tokens");
-    STD_TORCH_CHECK(t_col_idx.size(0) == col_idx.size(0), "mesh_attention: col_idx and t_col_idx differ in length");
     STD_TORCH_CHECK(dim > 0, "mesh_attention: the head dimension must be positive");
     STD_TORCH_CHECK(tokens < (int64_t(1) << 30) && heads < (int64_t(1) << 30), "mesh_attention: q is too large");
     if (!(dropout_p > 0.0)) return;
