@@ -26,12 +26,8 @@ MIN_DETECTION, MIN_PARTIAL = 0.45, 0.55  # of the detector's score, in the whole
 MIN_SCORE = 0.5  # of the landmark net's "there is a person"
 MAX_PEOPLE = 64
 _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
-_SAME_HIPS, _SAME_POINTS, _SAME_HEAD, _SAME_TORSO = (
-    0.10,
-    0.10,
-    0.05,
-    0.10,
-)  # of the crop's side: two finds of one person
+# Two finds are one person where these lie closer, in sides of the crop:
+_SAME_HIPS, _SAME_POINTS, _SAME_HEAD, _SAME_TORSO = 0.10, 0.10, 0.035, 0.10
 _DOUBTFUL = 0.65  # a detection below this on a better one's torso is that person
 _HEAD, _LIMBS, _TORSO = slice(0, 11), slice(11, 29), [11, 12, 23, 24]
 _MAX_CHANGE = 2.0  # a second crop so much larger or smaller than the first is not believed
