@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tore_fast.cli import main
-from tore_fast.cli.eval_lift import looks_like_motion
+from tore_fast.cli.eval import looks_like_motion
 from tore_fast.cli.lift import output_stems
 from tore_fast.data.pose_sets import kind_of, read_pose_set
 from tore_fast.geometry.windows import at_times
@@ -150,11 +150,14 @@ def test_train_test_export_eval_lift(mocap, tmp_path, capsys):
     assert code == 0 and set(got["per_action"]) == {"move d"} and set(got["per_subject"]) == {"d"} and got["clips"] == 1
     assert got["mpjpe"] == pytest.approx(measured["mpjpe"], rel=0.01)  # the export is rounded to 16 bit
     assert (
-        {"mpjpe", "p_mpjpe", "n_mpjpe", "mpjve", "pck150", "auc"} <= got.keys() and "p_mpjpe" in out and "move d" in out
+        {"mpjpe", "p_mpjpe", "n_mpjpe", "mpjve", "pck150", "auc"} <= got.keys()
+        and "p_mpjpe" in out
+        and "move d" in out
+        and "mpjve [mm/frame]" in out
     )
-    code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--options", "colour", "red")
-    assert code == 2 and "no option 'colour'" in err
-    code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--options", "subjects", "z")
+    code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--colour", "red")
+    assert code == 2 and "Unrecognized options: --colour" in err
+    code, _, err = call(capsys, "eval", "--data", mocap, "--model", tmp_path / "model", "--subjects", "z")
     assert code == 2 and "no test clips of z" in err
     np.savez(tmp_path / "k.npz", keypoints=np.random.rand(20, 17, 2) * 500, order="h36m", fps=25.0)
     code, out, _ = call(
@@ -182,17 +185,17 @@ def test_bad_settings_are_one_line(mocap, tmp_path, capsys, change, message):
 @pytest.mark.parametrize(
     "pair, message",
     [
-        (["stride", "-3"], "--options stride: expected a whole number from 0 on, got '-3'"),
-        (["limit", "1.5"], "--options limit: expected a whole number"),
-        (["views", "0"], "--options views: expected a whole number from 1 on"),
-        (["fps", "0"], "--options fps: expected a positive number"),
-        (["noise_px", "much"], "--options noise_px: expected a number from 0 on, got 'much'"),
-        (["flip", "maybe"], "--options flip: expected true or false, got 'maybe'"),
-        (["split", "dev"], "split must be one of"),
+        (["--stride", "-3"], "--stride: expected a whole number from 0 on, got -3"),
+        (["--limit", "1.5"], "--limit"),
+        (["--views", "0"], "--views: expected a whole number from 1 on"),
+        (["--fps", "-1"], "--fps: expected a number from 0 on"),
+        (["--noise-px", "much"], "--noise-px"),
+        (["--split", "dev"], "--split"),
+        (["--model", "nowhere/"], "--model nowhere/: no such folder or file, and no registered model"),
     ],
 )
 def test_bad_evaluation_options_are_one_line(mocap, capsys, pair, message):
-    code, _, err = call(capsys, "eval", "--data", mocap, "--options", *pair)
+    code, _, err = call(capsys, "eval", "--data", mocap, *pair)
     assert code == 2 and message in err and err.count("\n") == 1
 
 

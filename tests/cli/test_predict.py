@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from made_up.command import command
 from PIL import Image
 
 from tore_fast.cli import VERBS, main
+from tore_fast.io.image import read_image
 from tore_fast.models import create_model, save_pretrained
-from tore_fast.pipelines.results import NPZ_KEYS, unique_names
+from tore_fast.pipelines.results import keys_of
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,9 @@ def test_predict_writes_every_format(checkpoint, photo, tmp_path, capsys):
     boxes.write_text(json.dumps({"photo.jpg": [[5, 5, 60, 80], [0, 0, 30, 40]]}))
     out = tmp_path / "out"
     assert (
-        command("predict", photo, "--model", checkpoint, "--boxes", boxes, "--out", out, "--format", "png,glb,obj,npz")
+        command(
+            "predict", photo, "--model", checkpoint, "--boxes", boxes, "--out", out, "--format", "png,glb,obj,npz,json"
+        )
         == 0
     )
     assert {p.name for p in out.iterdir()} == {
@@ -46,18 +50,111 @@ def test_predict_writes_every_format(checkpoint, photo, tmp_path, capsys):
         "photo_1.glb",
         "photo_0.obj",
         "photo_1.obj",
+        "photo_scene.glb",
         "photo.npz",
+        "photo.json",
+        "results.json",
     }
     with Image.open(out / "photo_overlay.png") as image:
         assert image.size == (70, 90)
     with np.load(out / "photo.npz", allow_pickle=False) as data:
-        assert set(data.files) == set(NPZ_KEYS)
+        smpl = {"poses", "rotations", "betas"}
+        assert set(data.files) == set(keys_of("p")) - smpl and str(data["source"]) == str(photo)
         assert data["vertices"].shape == (2, 6890, 3) and data["box"].tolist() == [[5, 5, 60, 80], [0, 0, 30, 40]]
         mesh = trimesh.load(out / "photo_1.obj", process=False)
         np.testing.assert_allclose(mesh.vertices * [1, -1, -1], data["vertices"][1], atol=1e-4)
         assert np.array_equal(mesh.faces, data["faces"])
+    numbers = json.loads((out / "photo.json").read_text())
+    assert numbers["box"] == [[5, 5, 60, 80], [0, 0, 30, 40]] and "vertices" not in numbers
+    scene = gltf(out / "photo_1.glb")["scenes"][0]["extras"]
+    assert scene["source"] == str(photo) and scene["box"] == [[0, 0, 30, 40]]
+    assert len(gltf(out / "photo_scene.glb")["meshes"]) == 2
+    (entry,) = json.loads((out / "results.json").read_text())["items"]
+    assert entry["source"] == str(photo) and entry["people"] == 2 and "photo_1.glb" in entry["files"]
     text = capsys.readouterr().out
-    assert "2 people in 1 images" in text and "seconds per stage: read" in text
+    assert "2 people in 1 inputs" in text and "seconds per stage: read" in text and "results.json" in text
+
+
+def gltf(path) -> dict:
+    data = path.read_bytes()
+    (size,) = struct.unpack("<I", data[12:16])
+    return json.loads(data[20 : 20 + size])
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [("a.jpg", "a_2.jpg", "a.png"), ("a/x.jpg", "b/x.jpg", "x_2.jpg"), ("img.jpg", "img_1.jpg"), ("caf\udce9.jpg",)],
+)
+def test_results_never_overwrite_each_other(checkpoint, tmp_path, capsys, inputs):
+    rng = np.random.default_rng(0)
+    for name in inputs:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (60, 50, 3), dtype=np.uint8)).save(path)
+    boxes, out = tmp_path / "boxes.json", tmp_path / "out"
+    boxes.write_text(json.dumps({str(tmp_path / n): [[1, 1, 40, 50], [5, 5, 30, 40]] for n in inputs}))
+    run = [
+        "predict",
+        *(tmp_path / n for n in inputs),
+        "--model",
+        checkpoint,
+        "--out",
+        out,
+        "--format",
+        "npz,glb",
+        "--json",
+    ]
+    assert command(*run, "--boxes", boxes) == 0
+    report = json.loads(capsys.readouterr().out)
+    items = json.loads((out / "results.json").read_text())["items"]
+    assert {e["source"] for e in items} == {str(tmp_path / n) for n in inputs} and report["people"] == 2 * len(inputs)
+    files = [f for e in items for f in e["files"]]
+    assert len(set(files)) == len(files) == 4 * len(inputs) and all((out / f).is_file() for f in files)
+    for entry in items:
+        (npz,) = (f for f in entry["files"] if f.endswith(".npz"))
+        assert str(np.load(out / npz)["source"]) == entry["source"]
+
+
+def test_one_odd_image_does_not_end_the_run(checkpoint, photo, tmp_path, monkeypatch, capsys):
+    import tore_fast.pipelines.images as images
+
+    def odd(source):
+        if str(source).endswith("odd.jpg"):
+            raise MemoryError
+        return read_image(source)
+
+    monkeypatch.setattr(images, "read_image", odd)
+    (tmp_path / "odd.jpg").write_bytes(photo.read_bytes())
+    out = tmp_path / "out"
+    assert command("predict", tmp_path / "odd.jpg", photo, "--model", checkpoint, "--out", out, "--format", "npz") == 1
+    assert "odd.jpg: cannot be decoded (MemoryError" in capsys.readouterr().err and (out / "photo.npz").is_file()
+    assert [e.get("error") is None for e in json.loads((out / "results.json").read_text())["items"]] == [False, True]
+
+
+def test_models_of_smpl_parameters_take_a_photograph(photo, tmp_path, capsys):
+    small = "embed_dim 32 depth 2 num_heads 2 decoder_depth 1 decoder_heads 2 decoder_dim 24".split()
+    for name in ("hmr2_vitt", "camerahmr_vits"):
+        out = tmp_path / name
+        assert command("predict", photo, "--model", name, "--set", *small, "--out", out) == 0
+        with np.load(out / "photo.npz") as data:
+            assert set(data.files) == set(keys_of("p")) and data["poses"].shape == (1, 72)
+        assert "random weights" in capsys.readouterr().err and (out / "photo_overlay.png").is_file()
+    assert command("predict", photo, "--model", "hmr2_vitt", "--set", "prop_attn", "no") == 2
+    assert "--set prop_attn: expected true or false, got 'no'" in capsys.readouterr().err
+
+
+def test_a_folder_of_frames_through_a_mesh_model(checkpoint, photo, tmp_path):
+    frames, out = tmp_path / "frames", tmp_path / "out"
+    frames.mkdir()
+    for i in range(3):
+        (frames / f"{i}.jpg").write_bytes(photo.read_bytes())
+    (tmp_path / "boxes.csv").write_text("frame,track,x0,y0,x1,y1\n0,4,5,5,60,80\n2,4,6,5,60,80\n2,7,0,0,30,40\n")
+    run = ["predict", frames, "--video.folders", "--model", checkpoint, "--boxes", tmp_path / "boxes.csv", "--out", out]
+    assert command(*run, "--format", "npz") == 0
+    with np.load(out / "frames" / "track_004.npz") as data:
+        assert data["frame"].tolist() == [0, 2] and data["vertices"].shape == (2, 6890, 3) and data["track"] == 4
+        assert set(data.files) <= set(keys_of("v")) and {"joints_3d", "trans", "faces", "source"} <= set(data.files)
+    assert (out / "frames" / "track_007.npz").is_file() and not list((out / "frames").glob(".*"))
 
 
 def test_bad_inputs_are_named_and_the_rest_is_done(checkpoint, photo, tmp_path, capsys):
@@ -81,11 +178,11 @@ def test_bad_inputs_are_named_and_the_rest_is_done(checkpoint, photo, tmp_path, 
         "full",
     )
     err = capsys.readouterr().err
-    assert code == 1 and [p.name for p in out.iterdir()] == ["photo.npz"]
+    assert code == 1 and {p.name for p in out.iterdir()} == {"photo.npz", "results.json"}
     for word in (
         "broken.png: damaged or truncated",
         "notes.jpg: not an image",
-        "empty: the folder holds no image",
+        "empty: the folder holds no image or video",
         "3 of 4",
     ):
         assert word in err, err
@@ -99,6 +196,8 @@ def test_bad_inputs_are_named_and_the_rest_is_done(checkpoint, photo, tmp_path, 
         (["--boxes", "nowhere.json"], "no such box file"),
         (["--model", "fastmetro_xl"], "no model 'fastmetro_xl'"),
         (["--device", "cuda:0"], "no CUDA device"),
+        (["--device", "xpu"], "no XPU device"),
+        (["--model", "nowhere/model"], "nowhere/model: no such file or folder"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
     ],
 )
@@ -108,10 +207,6 @@ def test_usage_errors(checkpoint, photo, tmp_path, capsys, extra, words):
     model = [] if "--model" in extra else ["--model", checkpoint]
     assert command("predict", photo, *model, "--out", tmp_path / "o", *extra) == 2
     assert words in capsys.readouterr().err
-
-
-def test_names_do_not_collide(tmp_path):
-    assert unique_names([tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.png", tmp_path / "y.jpg"]) == ["x", "x_2", "y"]
 
 
 def test_info_and_unknown_verbs(capsys):
@@ -132,7 +227,7 @@ def test_info_and_unknown_verbs(capsys):
         (["--checkpoint", "code.bin"], ["code.bin", "not plain tensors", "never executed"]),
         (["--out", "photo.jpg"], ["--out", "expected a folder", "photo.jpg"]),
         (["--boxes", "typo.csv"], ["typo.csv", "line 1", "expected image,x0,y0,x1,y1"]),
-        (["--model", "hot_mixste_27"], ["hot_mixste_27", "expected an image-to-mesh model"]),
+        (["--model", "hot_mixste_27"], ["hot_mixste_27", "expected a model of task mesh or smpl"]),
     ],
 )
 def test_user_errors_are_one_line(checkpoint, photo, monkeypatch, capsys, argv, words):

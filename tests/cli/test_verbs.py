@@ -9,7 +9,7 @@ import torch
 from made_up.command import command
 
 import tore_fast.cli as cli
-from tore_fast.cli import VERBS, UsageError, arguments, sentence
+from tore_fast.cli import VERBS, UsageError, arguments, format_error
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.train.config import TrainConfig
 
@@ -22,21 +22,23 @@ SAID = {  # one mistake per verb and what the line must say
     ("list", "nothing*"): "no model matches 'nothing*'",
     ("list", "--family", "metros"): "no model has 'metros'; expected some of blazepose, fasthmr",
     ("list", "--tag", "foot"): "no model has 'foot'; expected some of ",
-    ("predict", "nowhere.jpg"): "no image to work on",
+    ("predict", "nowhere.jpg"): "no image or video to work on",
     ("batch", "nowhere.tar"): "nowhere.tar: not there",
     ("batch", "text.bin", "--workers", "0"): "workers and unit_images must be at least 1",
-    ("hmr", "--video", "nowhere.mp4", "--model", "hmr2_vits"): "no such video",
-    ("eclm", "--model", "hmr2_vits"): "give --data (to search) or --plan (to apply one)",
+    ("merge", "--model", "hmr2_vits"): "give images (to search) or --plan (to apply one)",
     ("lift", "nowhere.json", "--model", "mixste_27"): "nowhere.json: no such file",
     ("lift",): "no keypoint file to work on",
     ("eval", "mesh", "--data", "nowhere"): "nowhere: no such file or folder",
-    ("eval", "lift", "--model", "mixste_27", "--data", "nowhere"): "mixste_27: not a folder with trained weights",
+    ("eval", "lifting", "--model", "mixste_27", "--data", "nowhere"): "mixste_27: not a folder with trained weights",
+    ("eval", "smpl", "--data", "nowhere"): "--model or --checkpoint",
+    ("eval", "smpl", "--data", "nowhere", "--model", "tore_default"): "regresses no body parameters",
+    ("eval", "motion", "--data", "nowhere", "--model", "gone"): "--model gone: no such folder",
     ("eval", "keypoints", "--data", "nowhere"): "--model or --checkpoint",
     ("eval", "classify", "--data", "nowhere"): "--model or --checkpoint",
     ("train", "--recipe", "nothing"): "nothing",
     ("demo", "--device", "banana"): "expected auto, cpu, cuda",
     ("viz", "tokens", "nowhere.jpg"): "nowhere.jpg",
-    ("viz", "attention", "nowhere.jpg", "--model", "ppt_s"): "expected an image-to-mesh model",
+    ("viz", "attention", "nowhere.jpg", "--model", "ppt_s"): "--model ppt_s returns no attention maps",
     ("train", "mesh", "--model", "ppt_s"): "--model ppt_s: expected an image-to-mesh model",
     ("train", "mesh", "--train.steps", "0"): "train.steps: expected at least 1, got 0",
     ("train", "mesh", "--train.schedule", "linear"): "train.schedule: expected one of cosine",
@@ -63,15 +65,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("train", "smpl", "--model", "hmr2_vitt", "--data", "x.yaml"): "train on synthetic crops of the free body",
     ("synth", "clips", "--data", "nowhere", "--out", "clips"): "nowhere",
     ("synth", "images", "--out", "text.bin", "--n", "2", "--size", "48", "--backgrounds", "noise"): "text.bin",
-    (
-        "batch",
-        "x",
-        "--out",
-        "y",
-        "--extra",
-        "colour",
-        "red",
-    ): "options (--extra): expected upstream, mesh_data, got 'colour'",
+    ("batch", "x", "--out", "y", "--set", "colour", "red"): "--set colour: FastMETROToreConfig has no such field",
     ("bench", "ops", "--op", "nothing"): "no ops benchmark 'nothing'",
     (
         "bench",
@@ -157,7 +151,7 @@ def test_errors_of_the_work_and_of_arguments(monkeypatch, capsys, folder):
     with pytest.raises(OSError, match="No space"):
         with arguments():
             raise OSError(28, "No space left on device")
-    assert sentence(KeyError()) == "KeyError"
+    assert format_error(KeyError()) == "KeyError"
 
 
 def test_list(capsys):

@@ -262,6 +262,7 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
         main(
             [
                 "eval",
+                "mesh",
                 "--data",
                 str(tmp_path),
                 "--model",
@@ -283,6 +284,7 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
         main(
             [
                 "eval",
+                "mesh",
                 "--data",
                 str(tmp_path),
                 "--model",
@@ -311,6 +313,7 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
         main(
             [
                 "eval",
+                "mesh",
                 "--data",
                 str(tmp_path / "tsv" / "t.yaml"),
                 "--model",
@@ -343,6 +346,18 @@ def test_eval_errors_are_one_line(threedpw, arguments, words, capsys, monkeypatc
         main(["eval", *[a.replace("{3dpw}", str(threedpw)) for a in arguments]])
     error = capsys.readouterr().err.strip()
     assert e.value.code == 2 and words in error and "\n" not in error
+
+
+def test_a_set_without_labels_is_refused(tmp_path, capsys, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((60, 50, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "own.csv").write_text("a.png,5,5,45,55\n")
+    with pytest.raises(SystemExit) as e:
+        main(["eval", "--data", "own.csv", "--workers", "0"])
+    said = capsys.readouterr()
+    assert e.value.code == 2 and "none of its 1 items has a label" in said.err and "metric" not in said.out
 
 
 def test_models_of_body_parameters(body):

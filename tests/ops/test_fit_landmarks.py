@@ -231,3 +231,16 @@ def test_errors():
     ):
         with pytest.raises(ValueError, match=text):
             fit_landmarks(*first, small_model()._replace(**change), *start)
+
+
+def test_reference_makes_nothing_on_another_device():
+    """A tensor on the CPU among meta tensors would be refused, as it would among CUDA tensors."""
+    p = {n: t.to("meta") for n, t in person(2).items()}
+    model = small_model()
+    model = model._replace(**{k: t.to("meta") for k, t in model._asdict().items() if isinstance(t, torch.Tensor)})
+    q = dict(p)
+    first = [q.pop(n) for n in ("points", "weights", "world")]
+    for without in ((), q):
+        kwargs = {n: t for n, t in q.items() if n not in ("rotations", "betas") and n not in without}
+        out = fit_landmarks(*first, model, q["rotations"], q["betas"], **kwargs)
+        assert all(t.device.type == "meta" for t in out) and out.cost.shape == (2, 7)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tore_fast.cli import main
 from tore_fast.pipelines.batch import BatchConfig, ModelFactory, failures, predict_images, results, run, work
-from tore_fast.pipelines.batch_units import BatchError, BatchFolder, list_images
+from tore_fast.pipelines.batch_plan import BatchError, BatchFolder, list_images
 
 TESTS = Path(__file__).resolve().parents[1]
 QUIET = {"log": lambda _: None}
@@ -47,11 +47,11 @@ def everything(out) -> dict[str, tuple]:
     """Image -> its error or its people's numbers; fails where a image is there twice."""
     table: dict[str, tuple] = {}
     for part in results(out):
-        for i, name in enumerate(part["image_name"]):
+        for i, name in enumerate(part["source"]):
             mine = part["image_index"] == i
             assert name not in table
             table[str(name)] = (
-                str(part["image_error"][i]),
+                str(part["error"][i]),
                 part["joints_3d"][mine],
                 part["box"][mine],
                 part["vertices_coarse"][mine],
@@ -104,11 +104,8 @@ def test_kill_workers(shards, expected, tmp_path):
         while len(killed) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
             for claim in (tmp_path / "claims").glob("unit-*.json"):
-                try:
-                    pid = json.loads(claim.read_text())["pid"]
-                except (OSError, ValueError):
-                    continue
-                if pid not in killed and len(killed) < 2:
+                pid = _pid(claim)
+                if pid and pid not in killed and len(killed) < 2:
                     killed.append(pid)
                     os.kill(pid, signal.SIGKILL)
 
@@ -160,7 +157,8 @@ def test_kill_everything_and_go_on(shards, expected, tmp_path):
     process.kill()
     process.wait()
     for claim in folder.claims.glob("unit-*.json"):  # the orphaned worker, in the middle of a unit
-        os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
+        if pid := _pid(claim):
+            os.kill(pid, signal.SIGKILL)
     done, times = folder.done(), {u: folder.result_path(u).stat().st_mtime_ns for u in folder.done()}
     assert 2 <= len(done) < 8
     with pytest.raises(BatchError, match="units are not done"):
@@ -179,14 +177,18 @@ def test_torchrun_processes_share_the_work(shards, expected, tmp_path):
     processes = [driver(tmp_path, shards, "torchrun", RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2") for r in range(2)]
     folder = BatchFolder(tmp_path / "out")
     wait_for(
-        lambda: (
-            folder.claims.is_dir()
-            and any(f'"pid": {processes[1].pid},' in _text(c) for c in folder.claims.glob("unit-*.json"))
-        )
+        lambda: folder.claims.is_dir() and any(_pid(c) == processes[1].pid for c in folder.claims.glob("unit-*.json"))
     )
     processes[1].kill()
     assert processes[0].wait(180) == 0 and processes[1].wait() == -signal.SIGKILL
     assert same(everything(folder.root), expected) == ""
+
+
+def _pid(claim: Path) -> int | None:
+    try:
+        return json.loads(_text(claim))["pid"]
+    except ValueError:
+        return None
 
 
 def _text(path: Path) -> str:
@@ -219,38 +221,42 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path, capfd):
     assert not list((tmp_path / "out" / "claims").iterdir())  # no unit is blamed for it
 
 
-def test_claims(tmp_path):
+def one_unit(tmp_path) -> BatchFolder:
     folder = BatchFolder(tmp_path)
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
     folder.make(list_images([tmp_path / "a.png"]), 1, {})
+    return folder
+
+
+def left_by_the_dead(folder: BatchFolder, **state) -> None:
+    """A claim file as a killed worker leaves it: nobody holds its lock."""
+    (folder.claims / "unit-000000.json").write_text(json.dumps({"pid": 1, "deaths": 0, "at": -1, "bad": []} | state))
+
+
+def test_claims(tmp_path):
+    folder = one_unit(tmp_path)
     mine = folder.claim(0)
-    assert mine is not None and folder.claim(0) is None  # we live
-    forced = folder.claim(0, force=True)
-    assert not mine.careful and forced.state["deaths"] == 1 and folder.claim(0) is None
-    # another machine: dead only when it gave no sign for long
-    state = json.loads(forced.path.read_text()) | {"host": "elsewhere", "deaths": 1, "at": 7}
-    forced.path.write_text(json.dumps(state))
-    assert folder.claim(0, stale_s=60) is None
-    os.utime(forced.path, (time.time() - 100,) * 2)
-    taken = folder.claim(0, stale_s=60)
-    assert taken.careful and taken.bad == [7]
-    with taken.beating():
-        assert taken.path.exists()
-    assert not taken.path.exists()
-    # two results for one unit: the first stays
-    one = {"image_name": np.array(["x"])}
-    assert folder.commit(0, one) and not folder.commit(0, {"image_name": np.array(["y"])})
-    assert folder.load(0)["image_name"].tolist() == ["x"]
+    assert mine is not None and not mine.careful and folder.claim(0) is None  # we live
+    mine.release()
+    assert not list(folder.claims.iterdir())
+    left_by_the_dead(folder, deaths=1, at=7, bad=[3])
+    taken = folder.claim(0)
+    assert taken.careful and taken.deaths == 2 and taken.bad == [3, 7] and folder.claim(0) is None
+    taken.release()
+    (folder.claims / "unit-000000.json").write_text("half a not")  # killed while writing
+    folder.claim(0).release()
+    # two results for one unit: the first stays, and a done unit cannot be claimed
+    one = {"source": np.array(["x"])}
+    assert folder.commit(0, one) and not folder.commit(0, {"source": np.array(["y"])})
+    assert folder.load(0)["source"].tolist() == ["x"] and folder.claim(0) is None
+    assert not list(folder.results.glob(".*"))
 
 
 def test_many_claim_one_unit(tmp_path):
     """Of many takers of a dead worker's unit exactly one gets it."""
-    folder = BatchFolder(tmp_path)
-    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
-    folder.make(list_images([tmp_path / "a.png"]), 1, {})
+    folder = one_unit(tmp_path)
     for _ in range(100):
-        dead = folder.claim(0)
-        dead.path.write_text(json.dumps(dead.state | {"start": "1"}))  # such a process does not exist
+        left_by_the_dead(folder)
         got, barrier = [], threading.Barrier(8)
 
         def take(got=got, barrier=barrier):
@@ -262,9 +268,20 @@ def test_many_claim_one_unit(tmp_path):
             t.start()
         for t in threads:
             t.join()
-        assert sum(c is not None for c in got) == 1
-        for claim in folder.claims.iterdir():
-            claim.unlink()
+        held = [c for c in got if c is not None]
+        assert len(held) == 1
+        held[0].release()
+
+
+def test_an_image_does_not_depend_on_its_neighbours(tmp_path):
+    """The same bits one by one (as after a death) and in a unit."""
+    for i in range(5):
+        Image.fromarray(image(np.random.default_rng(i), 40 + 5 * i, 48)).save(tmp_path / f"{i}.png")
+    images, pipeline = list_images([tmp_path]), ModelFactory(device="cpu", batch_size=4, threads=1)()
+    together = predict_images(images, pipeline, "auto", None)
+    for one, result in zip(images, together):
+        (alone,) = predict_images([one], pipeline, "auto", None)
+        assert np.array_equal(alone.people[0].vertices, result.people[0].vertices)
 
 
 def test_boxes(tmp_path):
@@ -314,7 +331,7 @@ def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
 
 
 def test_wrong_inputs(tmp_path, shards):
-    with pytest.raises(BatchError, match="expected a tar, a folder or a image"):
+    with pytest.raises(BatchError, match="expected a tar, a folder or an image"):
         run([tmp_path / "nothing"], tmp_path / "out", Factory(), **QUIET)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BatchError, match="no image in it"):
@@ -372,9 +389,8 @@ def test_ray_with_a_killed_worker(shards, expected, tmp_path, monkeypatch):
         while not killed and time.monotonic() < deadline:
             time.sleep(0.05)
             for claim in (tmp_path / "out" / "claims").glob("unit-*.json"):
-                text = _text(claim)
-                if text and not killed:
-                    killed.append(json.loads(text)["pid"])
+                if (pid := _pid(claim)) and not killed:
+                    killed.append(pid)
                     os.kill(killed[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill_one)

@@ -13,6 +13,8 @@ from torch import nn
 from tore_fast.body import load_body
 from tore_fast.geometry.crop import Crop, crop_of_box, whole_crop
 from tore_fast.geometry.warp import model_input
+from tore_fast.io.image import read_image
+from tore_fast.models import create_model
 from tore_fast.pipelines.images import ImagePipeline
 
 
@@ -68,10 +70,10 @@ def test_pelvis_is_the_origin_and_cameras_agree(model, images):
     assert np.abs(hips).max() < 0.15  # the hips surround the pelvis
     scale, x, y = person.camera_image
     np.testing.assert_allclose(person.joints_2d, scale * person.joints_3d[:, :2] + [x, y], atol=1e-3)
-    # the perspective camera of the renderers gives nearly the same points as the weak-perspective one
-    p = person.joints_3d + person.translation
-    perspective = person.focal_px * p[:, :2] / p[:, 2:] + person.crop.center
-    assert np.abs(perspective - person.joints_2d).max() < 0.03 * person.crop.side
+    # the perspective camera of the whole image gives nearly the same points as the weak-perspective one
+    p = person.joints_3d + person.trans
+    perspective = person.focal_px * p[:, :2] / p[:, 2:] + person.principal_px
+    assert np.abs(perspective - person.joints_2d).max() < 0.03 * person.crop.side and person.principal_px == (200, 150)
 
 
 def test_several_boxes(model, images):
@@ -136,3 +138,48 @@ def test_cut_outside_is_black():
     black = (0 - 0.485) / 0.229
     np.testing.assert_allclose(got[0, 5:, 5:], black, atol=1e-6)
     assert got[0, 0, 0] == pytest.approx((1 - 0.485) / 0.229)
+
+
+def test_models_of_parameters_on_a_photograph(images):
+    """Poses, shape and camera of HMR2.0 and CameraHMR; the body posed with them is the mesh."""
+    torch.manual_seed(0)
+    small = dict(embed_dim=32, depth=2, num_heads=2, decoder_depth=1, decoder_heads=2, decoder_dim=24)
+    for name in ("hmr2_vitt", "camerahmr_vits"):
+        network = create_model(name, **small).eval()
+        pipeline = ImagePipeline(network, device="cpu", batch_size=2, fov_deg=50.0)
+        boxes = [(100, 50, 250, 280), (10, 10, 120, 200)]
+        people = pipeline.predict([images[3]], [boxes])[0].people
+        assert [p.box for p in people] == boxes and pipeline.joint_names[0] == "Pelvis"
+        for p in people:
+            assert p.poses.shape == (72,) and p.rotations.shape == (24, 3, 3) and p.betas.shape == (10,)
+            posed = load_body("free")(torch.from_numpy(p.poses)[None], torch.from_numpy(p.betas)[None])
+            np.testing.assert_allclose(posed.vertices[0].numpy(), p.vertices, atol=2e-4)
+            assert p.focal_px == pytest.approx(150 / np.tan(np.radians(25)), rel=1e-5)
+        # the crop's weak camera and the whole image's pinhole agree on the middle of the body
+        np.testing.assert_allclose(people[0].joints_2d.mean(0), people[0].camera_image[1:], atol=60)
+    with pytest.raises(ValueError, match="task mesh or smpl"):
+        ImagePipeline("hot_mixste_27", device="cpu")
+
+
+def test_find_people_gives_the_boxes(model, images):
+    pipeline = ImagePipeline(
+        model, device="cpu", find_people=lambda pixels: [(5, 5, 40, 60, 0.9)][: pixels.shape[0] > 70]
+    )
+    some, nobody = pipeline.predict([images[0], images[2]])
+    assert [p.box for p in some.people] == [(5, 5, 40, 60)] and some.people[0].box_source == "found"
+    assert nobody.people == [] and nobody.error is None
+    given = pipeline.predict([images[0]], [[(1, 1, 30, 40)]])[0].people[0]
+    assert given.box_source == "given"
+
+
+def test_whatever_a_decoder_raises_costs_one_image(model, images, monkeypatch):
+    import tore_fast.pipelines.images as module
+
+    def odd(source):
+        if str(source).endswith("p1.png"):
+            raise KeyError(0x8769)  # as broken EXIF does
+        return read_image(source)
+
+    monkeypatch.setattr(module, "read_image", odd)
+    results = ImagePipeline(model, device="cpu").predict(images[:3], "full")
+    assert [r.error is None for r in results] == [True, False, True] and "p1.png: cannot be decoded" in results[1].error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from tore_fast.body import load_body
 from tore_fast.cli import UsageError
-from tore_fast.cli import hmr as hmr_cli
+from tore_fast.cli import predict as predict_cli
 from tore_fast.data.synth.scene import Scene, write_scene
 from tore_fast.io.image import read_image
 from tore_fast.io.video import TrackBoxes, open_video
@@ -112,6 +111,14 @@ def folders(scene, tmp_path_factory):
     return out
 
 
+def predict(video, **change) -> int:
+    """`tore-fast predict FOLDER --video.folders ...`; results in OUT/NAME."""
+    own = {k: change.pop(k) for k in [*change] if k in predict_cli.VideoArgs.__dataclass_fields__}
+    change = {k: Path(v) if k == "out" else v for k, v in change.items()}
+    args = predict_cli.Args(inputs=[str(video)], video=predict_cli.VideoArgs(folders=True, **own), quiet=True, **change)
+    return predict_cli.run(args)
+
+
 def halves(frame: np.ndarray):
     """A detector: one person in each half of the image."""
     h, w = frame.shape[:2]
@@ -131,21 +138,19 @@ def test_command_with_masks_and_overlay(folders, tmp_path, capsys):
     pytest.importorskip("imageio_ffmpeg")
     import imageio.v2 as imageio
 
-    common = dict(
-        video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True
-    )
-    args = hmr_cli.Args(
-        **common, out=str(tmp_path), masks=str(folders / "masks"), format="mp4,bvh", principal=(70.0, 55.0), focal=170.0
-    )
-    assert hmr_cli.run(args) == 0
+    common = dict(model=str(folders / "host"), boxes=str(folders / "boxes.csv"), out=tmp_path)
+    masks = str(folders / "masks")
+    camera = dict(principal=(70.0, 55.0), focal=170.0)
+    assert predict(folders / "frames", **common, masks=masks, format="mp4,bvh", **camera) == 0
+    out = tmp_path / "frames"
     text = capsys.readouterr().out
-    assert "overlay.mp4" in text and "overlay" in text and (tmp_path / "track_001.bvh").exists()
-    assert np.load(tmp_path / "track_000.npz")["cam_K"][:2, 2].tolist() == [70, 55]
-    frames = imageio.mimread(tmp_path / "overlay.mp4", format="ffmpeg")
+    assert "overlay" in text and (out / "track_001.bvh").exists()
+    assert np.load(out / "track_000.npz")["principal_px"][0].tolist() == [70, 55]
+    frames = imageio.mimread(out / "overlay.mp4", format="ffmpeg")
     assert len(frames) == 14 and frames[0].shape == (120, 160, 3)
     drawn = dict(
         overlay_video.overlay_frames(
-            iter([(3, read_image(folders / "frames" / "000003.png"))]), [tmp_path / "track_000.npz"], load_body("free")
+            iter([(3, read_image(folders / "frames" / "000003.png"))]), [out / "track_000.npz"], load_body("free")
         )
     )
     assert (drawn[3] != read_image(folders / "frames" / "000003.png")).any()
@@ -161,24 +166,20 @@ def around(index: int, frame: np.ndarray, boxes: dict) -> dict:
 
 
 def test_command_takes_masks_from_a_folder_a_function_or_nowhere(folders, tmp_path):
-    common = dict(
-        video=str(folders / "frames"),
-        model=str(folders / "host"),
-        boxes=str(folders / "boxes.csv"),
-        quiet=True,
-        limit=3,
-    )
+    common = dict(model=str(folders / "host"), boxes=str(folders / "boxes.csv"), limit=3, format="npz")
     sources = {
         "none": {},
         "folder": {"masks": str(folders / "masks")},
         "function": {"masks": f"{__name__}:around"},
-        "ellipse": {"mask_source": "ellipse"},
-        "ignored": {"masks": str(folders / "masks"), "mask_source": "none"},
+        "ellipse": {"masks": "ellipse"},
+        "ignored": {"masks": "none"},
     }
     poses = {}
     for name, change in sources.items():
-        assert hmr_cli.run(hmr_cli.Args(**common, out=str(tmp_path / name), **change)) == 0
-        poses[name] = np.concatenate([np.load(tmp_path / name / f"track_00{t}.npz")["poses"] for t in (0, 1)])
+        assert predict(folders / "frames", **common, out=tmp_path / name, **change) == 0
+        poses[name] = np.concatenate(
+            [np.load(tmp_path / name / "frames" / f"track_00{t}.npz")["poses"] for t in (0, 1)]
+        )
     assert np.array_equal(poses.pop("ignored"), poses["none"])
     assert len({p.tobytes() for p in poses.values()}) == 4
     for wrong, message in (
@@ -186,17 +187,16 @@ def test_command_takes_masks_from_a_folder_a_function_or_nowhere(folders, tmp_pa
         ("nowhere", "no such mask folder"),
     ):
         with pytest.raises(UsageError, match=message):
-            hmr_cli.run(hmr_cli.Args(**common, out=str(tmp_path / "x"), masks=wrong))
+            predict(folders / "frames", **common, out=tmp_path / "x", masks=wrong)
 
 
 def test_a_killed_overlay_goes_on_and_is_the_same(folders, tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     import imageio.v2 as imageio
 
-    common = dict(
-        video=str(folders / "frames"), model=str(folders / "host"), boxes=str(folders / "boxes.csv"), quiet=True
-    )
-    assert hmr_cli.run(hmr_cli.Args(**common, out=str(tmp_path))) == 0
+    common = dict(model=str(folders / "host"), boxes=str(folders / "boxes.csv"), format="npz")
+    assert predict(folders / "frames", **common, out=tmp_path) == 0
+    tmp_path = tmp_path / "frames"
     source, body, tracks = open_video(folders / "frames"), load_body("free"), sorted(tmp_path.glob("track_*.npz"))
 
     def movie(name: str, stop_at: int = -1, **options) -> tuple[list[int], list]:
@@ -237,29 +237,33 @@ def test_command_with_a_detector_that_is_killed_goes_on(folders, tmp_path, monke
         return halves(frame)
 
     monkeypatch.setattr(sys.modules[__name__], "detector", counted, raising=False)
-    common = dict(video=str(folders / "frames"), model=str(folders / "host"), quiet=True, chunk=4, batch_size=2)
-    args = hmr_cli.Args(**common, out=str(tmp_path), detector=f"{__name__}:detector", motion=str(folders / "motion"))
+    common = dict(model=str(folders / "host"), chunk_frames=4, batch_size=2, format="npz", out=tmp_path)
+    run = lambda **change: predict(
+        folders / "frames",
+        **{**common, "detector": f"{__name__}:detector", "motion": str(folders / "motion"), **change},
+    )
+    out = tmp_path / "frames"
     with pytest.raises(KeyboardInterrupt):
-        hmr_cli.run(args)
-    assert hmr_cli.run(args) == 0
+        run()
+    assert run() == 0
     assert len(calls) == 9 + 6  # frames 0-7 were committed
-    tracks = [np.load(tmp_path / f"track_00{t}.npz") for t in (0, 1)]
-    assert all(t["frame_ids"].tolist() == list(range(14)) for t in tracks)
-    assert tracks[0]["bbox"][0, 0] == 5 and tracks[1]["bbox"][13, 0] == 85
-    before = (tmp_path / "track_000.npz").stat().st_mtime_ns
-    assert hmr_cli.run(args) == 0 and (tmp_path / "track_000.npz").stat().st_mtime_ns == before
-    assert hmr_cli.run(dataclasses.replace(args, motion=None)) == 0  # other poses wanted: not the old file
-    assert len(calls) == 15 and not np.allclose(np.load(tmp_path / "track_000.npz")["poses"], tracks[0]["poses"])
+    tracks = [np.load(out / f"track_00{t}.npz") for t in (0, 1)]
+    assert all(t["frame"].tolist() == list(range(14)) for t in tracks)
+    assert tracks[0]["box"][0, 0] == 5 and tracks[1]["box"][13, 0] == 85
+    before = (out / "track_000.npz").stat().st_mtime_ns
+    assert run() == 0 and (out / "track_000.npz").stat().st_mtime_ns == before
+    assert run(motion=None) == 0  # other poses wanted: not the old file
+    assert len(calls) == 15 and not np.allclose(np.load(out / "track_000.npz")["poses"], tracks[0]["poses"])
 
 
 def test_reasons_for_no_mp4_and_no_detector(folders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    common = dict(video=str(folders / "frames"), model=str(folders / "host"), out=str(tmp_path), quiet=True)
+    common = dict(model=str(folders / "host"), out=tmp_path)
     for wrong, message in (
-        ({"format": "npz,mp4"}, r"pip install tore_fast\[video\]"),
+        ({"format": "npz,mp4"}, r"pip install imageio imageio-ffmpeg"),
         ({"detector": "nothing"}, "MODULE:CALLABLE"),
         ({"detector": "math:sqrt", "boxes": str(folders / "boxes.csv")}, "not both"),
     ):
         with pytest.raises(UsageError, match=message):
-            hmr_cli.run(hmr_cli.Args(**common, **wrong))
-    assert not (tmp_path / ".work").exists()
+            predict(folders / "frames", **common, **wrong)
+    assert not list(tmp_path.iterdir())

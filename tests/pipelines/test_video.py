@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +15,16 @@ from scipy.spatial.transform import Rotation
 
 from tore_fast.body import load_body
 from tore_fast.cli import UsageError
-from tore_fast.cli import eclm as eclm_cli
-from tore_fast.cli import hmr as hmr_cli
+from tore_fast.cli import merge as merge_cli
+from tore_fast.cli import predict as predict_cli
+from tore_fast.geometry.rotation import axis_angle_to_matrix
 from tore_fast.io.bvh import euler_zxy
 from tore_fast.io.video import TrackBoxes, open_video
 from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models import create_model, load_pretrained, save_pretrained
 from tore_fast.pipelines.hosts import RestSkeleton, leaf_vertices
 from tore_fast.pipelines.options import VideoOptions
+from tore_fast.pipelines.results import keys_of
 from tore_fast.pipelines.track_files import FORMATS
 from tore_fast.pipelines.track_store import NpzStream, TrackStore
 from tore_fast.pipelines.video import VideoPipeline
@@ -93,19 +96,19 @@ def result(clip, tmp_path_factory):
     return out, store, paths
 
 
-def test_files_of_two_tracks(result):
+def test_files_of_two_tracks(result, clip):
     out, _, paths = result
     assert sorted(p.name for p in paths) == sorted(f"track_00{t}.{f}" for t in (0, 1) for f in FORMATS)
     assert not list(out.glob(".*.tmp")) and not list(out.glob(".*part*"))
     first, second = (np.load(out / f"track_00{t}.npz") for t in (0, 1))
-    assert first["poses"].shape == (FRAMES, 72) and second["frame_ids"].tolist() == list(range(5, FRAMES))
+    assert first["poses"].shape == (FRAMES, 72) and second["frame"].tolist() == list(range(5, FRAMES))
     assert second["detected"].sum() == FRAMES - 5 - 3 and not second["detected"][9 - 5]
-    assert first["betas"].shape == (10,) and float(first["mocap_framerate"]) == 25 and str(first["model"]) == "free"
+    assert first["betas"].shape == (10,) and float(first["mocap_framerate"]) == 25 and str(first["body"]) == "free"
     for z in (first, second):
-        assert all(np.isfinite(z[k]).all() for k in ("poses", "trans", "joints3d", "bbox"))
-        np.testing.assert_allclose(z["poses"][:, 3:], z["body_pose"])
-        assert z["cam_K"][0, 2] == 64 and z["cam_K"][1, 2] == 48
-    np.testing.assert_allclose(second["bbox"][9 - 5, 0], 70)  # interpolated between frames 8 and 11
+        assert all(np.isfinite(z[k]).all() for k in ("poses", "trans", "joints_3d", "box"))
+        assert set(z.files) == set(keys_of("v")) - {"vertices", "faces"}
+        assert (z["principal_px"] == (64, 48)).all() and str(z["source"]) == str(clip)
+    np.testing.assert_allclose(second["box"][9 - 5, 0], 70)  # interpolated between frames 8 and 11
 
 
 def test_joints_are_the_posed_body(result):
@@ -114,7 +117,10 @@ def test_joints_are_the_posed_body(result):
     body = load_body("free")
     betas = torch.from_numpy(z["betas"])[None].expand(FRAMES, -1)
     posed = body(torch.from_numpy(z["poses"]), betas, torch.from_numpy(z["trans"]), level=2)
-    np.testing.assert_allclose(posed.joints.numpy(), z["joints3d"], atol=2e-4)
+    np.testing.assert_allclose(posed.joints.numpy(), z["joints_3d"] + z["trans"][:, None], atol=2e-4)
+    np.testing.assert_allclose(
+        axis_angle_to_matrix(torch.from_numpy(z["poses"]).view(-1, 24, 3)).numpy(), z["rotations"], atol=2e-4
+    )
 
 
 def bvh_positions(path) -> tuple[np.ndarray, list[str]]:
@@ -164,7 +170,7 @@ def test_bvh_moves_like_the_joints(result):
         from tore_fast.geometry.skeleton import SMPL24
 
         order = [SMPL24.index(n) for n in names]
-    want = z["joints3d"][:, order] * np.array([1, -1, -1]) * 100
+    want = (z["joints_3d"] + z["trans"][:, None])[:, order] * np.array([1, -1, -1]) * 100
     np.testing.assert_allclose(positions, want, atol=0.05)
 
 
@@ -194,7 +200,7 @@ def test_glb_is_a_skinned_animation(result):
 
     times, places = array(6)[:, 0], array(7)
     np.testing.assert_allclose(times, np.arange(FRAMES) / 25, atol=1e-6)
-    np.testing.assert_allclose(places, z["joints3d"][:, 0] * [1, -1, -1], atol=1e-4)
+    np.testing.assert_allclose(places, (z["joints_3d"][:, 0] + z["trans"]) * [1, -1, -1], atol=1e-4)
     # skin one frame by hand and compare with the body
     frame, body = 17, load_body("free")
     nodes = scene["nodes"]
@@ -234,19 +240,19 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(clip, tmp_path, result):
     assert 8 <= seen[0] <= 14 and seen[-1] == FRAMES - 1  # frames of finished chunks are not read again
     for t in (0, 1):
         want, got = np.load(result[0] / f"track_00{t}.npz"), np.load(tmp_path / f"track_00{t}.npz")
-        for key in ("poses", "trans", "joints3d", "frame_ids", "bbox"):
+        for key in ("poses", "trans", "joints_3d", "frame", "box"):
             np.testing.assert_allclose(got[key], want[key], atol=1e-4)
     with pytest.raises(ValueError, match="other settings .box_rule"):
         run(pipeline(box_rule="tight"), clip, tmp_path)
 
 
 def test_host_poses_without_motion_decoder(clip, tmp_path):
-    pipe = pipeline(motion=False, betas_mode="per_frame", rotmats=True, fov_deg=60.0)
+    pipe = pipeline(motion=False, betas_mode="per_frame", fov_deg=60.0)
     store, paths = run(pipe, clip, tmp_path, ("npz",))
     z, rows = np.load(paths[0]), store.rows(0)
-    np.testing.assert_allclose(z["rotmats"], rows["rotations"], atol=1e-5)
+    np.testing.assert_allclose(z["rotations"], rows["rotations"], atol=1e-5)
     np.testing.assert_allclose(z["betas"], rows["betas"], atol=1e-6)
-    assert z["cam_K"][0, 0] == pytest.approx(96 / (2 * np.tan(np.radians(30))), rel=1e-5)
+    assert z["focal_px"][0] == pytest.approx(96 / (2 * np.tan(np.radians(30))), rel=1e-5)
     assert "encode" in pipe.timing.table() and pipe.timing.people == len(rows) + len(store.rows(1))
 
 
@@ -259,29 +265,15 @@ def test_long_gaps_cut_a_track(clip, tmp_path):
     assert [len(np.load(p)["poses"]) for p in paths] == [5, 5]
 
 
-def test_images(clip):
-    pipe = pipeline(motion=False)
-    frames = [f for _, f in open_video(clip).frames(28)]
-    k = np.array([[400.0, 0, 60], [0, 400, 40], [0, 0, 1]])
-    people = pipe.predict(frames, boxes=[[(10, 10, 50, 90), (60, 5, 110, 80)], []], intrinsics=[k, k])
-    assert (
-        [len(p) for p in people] == [2, 0] and people[0][0].vertices.shape == (6890, 3) and people[0][0].focal_px == 400
-    )
-    whole = pipe.predict(frames[:1], vertices=False)
-    assert len(whole[0]) == 1 and whole[0][0].vertices is None
-
-
-def test_pipeline_from_files(clip, folders):
+def test_pipeline_from_files(folders):
     pipe = VideoPipeline.from_checkpoint(
-        str(folders / "host"), str(folders / "motion"), keep_tokens=120, merge_per_block=50
+        str(folders / "host"),
+        str(folders / "motion"),
+        overrides={"merge_r": None, "keep_tokens": 120, "merge_per_block": 50},
     )
     assert (
         pipe.name == "hmr2_vits" and pipe.host.backbone.merging.schedule(192, 2) == (50, 22) and pipe.motion is not None
     )
-    frame = next(open_video(clip).frames())[1]
-    k = np.array([[150.0, 0, 60], [0, 150, 50], [0, 0, 1]])
-    people = pipe.predict([frame], boxes=[[(5, 10, 45, 90), (70, 5, 110, 80)]], intrinsics=[k])[0]
-    assert len(people) == 2 and people[0].focal_px == 150 and people[1].joints3d.shape == (24, 3)
 
 
 def test_body_leaves_are_the_tips():
@@ -325,70 +317,87 @@ def folders(tmp_path_factory):
     return out
 
 
-def test_hmr_command(clip, folders, tmp_path, capsys):
-    common = dict(
-        video=str(clip),
-        model=str(folders / "host"),
-        out=str(tmp_path),
-        boxes=str(clip / "boxes.csv"),
-        quiet=True,
-        limit=12,
-    )
-    assert hmr_cli.run(hmr_cli.Args(**common, motion=str(folders / "motion"), format="npz,bvh", keep_tokens=100)) == 0
+def predict(video, **change) -> int:
+    """`tore-fast predict FOLDER --video.folders ...`; results in OUT/NAME."""
+    own = {k: change.pop(k) for k in [*change] if k in predict_cli.VideoArgs.__dataclass_fields__}
+    change = {k: Path(v) if k == "out" else v for k, v in change.items()}
+    args = predict_cli.Args(inputs=[str(video)], video=predict_cli.VideoArgs(folders=True, **own), quiet=True, **change)
+    return predict_cli.run(args)
+
+
+KEEP = {"merge_r": "none", "keep_tokens": "100"}
+
+
+def test_command(clip, folders, tmp_path, capsys):
+    common = dict(model=str(folders / "host"), out=tmp_path, boxes=str(clip / "boxes.csv"), limit=12)
+    assert predict(clip, **common, motion=str(folders / "motion"), format="npz,bvh", set=KEEP) == 0
     text = capsys.readouterr().out
-    assert "100 tokens kept" in text and "persons/s" in text and "track_001.bvh" in text
-    assert len(np.load(tmp_path / "track_000.npz")["poses"]) == 12
+    assert "2 people in 1 inputs" in text and "encode" in text
+    out = tmp_path / clip.name
+    assert len(np.load(out / "track_000.npz")["poses"]) == 12 and (out / "track_001.bvh").is_file()
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["items"]
+    assert entry["source"] == str(clip) and f"{clip.name}/track_001.npz" in entry["files"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "npz,fbx"}, "expected a list of npz, bvh, glb"),
-        ({"video": "nowhere.mp4"}, "no such video"),
+        ({"format": "npz,fbx"}, "--format: expected some of npz, bvh, glb, mp4, got 'npz,fbx'"),
+        ({"format": "png"}, "--format: expected some of npz, bvh, glb, mp4"),
+        ({"video": "nowhere.mp4"}, "no image or video to work on"),
         ({"boxes": "nowhere.csv"}, "no such box file"),
         ({"masks": "nowhere"}, "no such mask folder"),
-        ({"model": "fastmetro_s_r50"}, "not a FastHMR host"),
+        ({"model": "default", "format": "bvh"}, "bvh of a video needs a model of SMPL parameters"),
         ({"model": "nothing"}, "no model 'nothing'"),
         ({"precision": "float8"}, "precision must be one of fp32, bf16, fp16, got 'float8'"),
         ({"box_rule": "wide"}, "box_rule must be one of hmr2, tight"),
-        ({"mask_source": "user"}, "masks must be one of auto, ellipse, none"),
-        ({"noise": "white"}, "noise must be one of seeded, zeros"),
-        ({"betas_mode": "mean"}, "betas_mode must be one of median, per_frame"),
-        ({"ik": "best"}, "ik_mode must be one of adaptive, naive"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"chunk": 0}, "chunk_frames must be at least 1"),
-        ({"denoising_steps": 0}, "denoising_steps must be at least 1"),
         ({"overlap": 12, "motion": "MOTION"}, "overlap must be below the decoder's 12 frames"),
         ({"motion": "HOST"}, "not a motion decoder"),
-        ({"model": "MOTION"}, "not a FastHMR host"),
+        ({"model": "MOTION"}, "expected a model of task mesh or smpl"),
         ({"fov": 200.0}, "fov_deg must lie between 0 and 180"),
         ({"focal": -3.0}, "focal_px must be positive"),
         ({"focal": 100.0, "fov": 50.0}, "focal_px or fov_deg, not both"),
         ({"limit": 0}, "--limit: expected at least 1"),
-        ({"merge_per_block": 10}, "goes with --keep-tokens"),
-        ({"fov_net": "nowhere.ckpt"}, "a field-of-view net belongs to CameraHMR hosts"),
+        ({"set": {"keep_tokens": "few"}}, "--set keep_tokens: expected a whole number or none, got 'few'"),
+        ({"fov_net": "nowhere.ckpt"}, "a field-of-view net belongs to CameraHMR models"),
     ],
 )
-def test_hmr_command_errors(change, message, clip, folders, tmp_path):
+def test_command_errors(change, message, clip, folders, tmp_path):
     change = {
-        k: {"HOST": str(folders / "host"), "MOTION": str(folders / "motion")}.get(v, v) for k, v in change.items()
+        k: {"HOST": str(folders / "host"), "MOTION": str(folders / "motion")}.get(v, v) if isinstance(v, str) else v
+        for k, v in change.items()
     }
-    args = {"video": str(clip), "model": str(folders / "host"), "out": str(tmp_path), **change}
+    args = {"video": str(clip), "model": str(folders / "host"), "out": tmp_path, **change}
     with pytest.raises(UsageError, match=message):
-        hmr_cli.run(hmr_cli.Args(**args))
+        predict(**args)
 
 
-def test_hmr_command_decodes_again_with_other_settings(clip, folders, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise": "white"}, "noise must be one of seeded, zeros"),
+        ({"betas_mode": "mean"}, "betas_mode must be one of median, per_frame"),
+        ({"ik_mode": "best"}, "ik_mode must be one of adaptive, naive"),
+        ({"chunk_frames": 0}, "chunk_frames must be at least 1"),
+        ({"denoising_steps": 0}, "denoising_steps must be at least 1"),
+        ({"masks": "user"}, "masks must be one of auto, ellipse, none"),
+    ],
+)
+def test_options_check_themselves(change, message):
+    with pytest.raises(ValueError, match=message):
+        VideoOptions(**change)
+
+
+def test_command_decodes_again_with_other_settings(clip, folders, tmp_path, capsys):
     """Settings of the second stage leave the encoded rows alone and make the files anew; the first stage's refuse."""
-    common = dict(
-        video=str(clip), model=str(folders / "host"), out=str(tmp_path), boxes=str(clip / "boxes.csv"), quiet=True
-    )
-    common |= dict(motion=str(folders / "motion"), keep_tokens=100, merge_per_block=30)
-    got = []
-    for change in ({}, {"denoising_steps": 4}, {"ik": "naive"}, {"max_gap": 1}, {"overlap": 3}, {}):
-        assert hmr_cli.run(hmr_cli.Args(**common, **change)) == 0
-        got.append(sorted(p.name for p in tmp_path.glob("*.npz")))
-        got.append(np.load(tmp_path / "track_000.npz")["poses"])
+    common = dict(model=str(folders / "host"), out=tmp_path, boxes=str(clip / "boxes.csv"), format="npz")
+    common |= dict(motion=str(folders / "motion"), set={**KEEP, "merge_per_block": "30"})
+    out, got = tmp_path / clip.name, []
+    for change in ({}, {"denoising_steps": 4}, {"ik_mode": "naive"}, {"max_gap": 1}, {"overlap": 3}, {}):
+        assert predict(clip, **common, **change) == 0
+        got.append(sorted(p.name for p in out.glob("*.npz")))
+        got.append(np.load(out / "track_000.npz")["poses"])
     assert got[0] == ["track_000.npz", "track_001.npz"] and got[6] == [
         "track_000.npz",
         "track_001_0.npz",
@@ -396,26 +405,25 @@ def test_hmr_command_decodes_again_with_other_settings(clip, folders, tmp_path):
     ]
     assert not np.allclose(got[3], got[1]) and not np.allclose(got[5], got[1]) and not np.allclose(got[9], got[1])
     np.testing.assert_array_equal(got[11], got[1])
-    with pytest.raises(UsageError, match=r"other settings \(per_block\)"):
-        hmr_cli.run(hmr_cli.Args(**{**common, "merge_per_block": 31}))
+    assert predict(clip, **{**common, "set": {**KEEP, "merge_per_block": "31"}}) == 1
+    assert "other settings (set)" in capsys.readouterr().err
 
 
-def test_eclm_command(clip, folders, tmp_path, capsys):
-    args = dict(
-        model=str(folders / "host"), data=str(clip), out=str(tmp_path), tau=1e6, limit=4, batch_size=3, device="cpu"
-    )
-    assert eclm_cli.run(eclm_cli.Args(**args, cka=True)) == 0
+def test_merge_command(clip, folders, tmp_path, capsys):
+    args = dict(model=str(folders / "host"), inputs=[str(clip)], out=tmp_path, tau=1e6, limit=4, batch_size=3)
+    assert merge_cli.run(merge_cli.Args(**args, cka=True, device="cpu")) == 0
     text = capsys.readouterr().out
     assert "2 -> 1 blocks" in text and (tmp_path / "cka.npy").exists() and (tmp_path / "model" / "config.json").exists()
     assert json.loads((tmp_path / "plan.json").read_text())["groups"] == [[0, 1]]
     with pytest.raises(UsageError, match="none"):
-        eclm_cli.run(eclm_cli.Args(**{**args, "data": str(tmp_path / "none")}))
-    applied = dict(model=str(folders / "host"), plan=str(tmp_path / "plan.json"), out=str(tmp_path / "again"))
-    assert eclm_cli.run(eclm_cli.Args(**applied)) == 0
+        merge_cli.run(merge_cli.Args(**{**args, "inputs": [str(tmp_path / "none")]}))
+    applied = dict(model=str(folders / "host"), plan=str(tmp_path / "plan.json"), out=tmp_path / "again")
+    assert merge_cli.run(merge_cli.Args(**applied, json=True)) == 0
+    assert json.loads(capsys.readouterr().out)["blocks"] == [2, 1]
     both = [load_pretrained(tmp_path / name / "model") for name in (".", "again")]
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in both)))
-    with pytest.raises(UsageError, match="give --data"):
-        eclm_cli.run(eclm_cli.Args(model=str(folders / "host")))
+    with pytest.raises(UsageError, match="give images"):
+        merge_cli.run(merge_cli.Args(model=str(folders / "host")))
 
 
 def test_focal_length_sources(clip):

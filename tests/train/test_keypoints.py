@@ -16,7 +16,7 @@ from tore_fast.data import wflw, wholebody
 from tore_fast.data.augment import AugmentConfig
 from tore_fast.data.readers import open_dataset
 from tore_fast.data.topdown import CropAugment, Instance, TopDownDataset
-from tore_fast.eval.keypoint_metrics import LandmarkMetric, PixelError, WholeBodyMetric
+from tore_fast.eval.keypoint_metrics import LandmarkMetric, WholeBodyMetric
 from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.skeleton import H36M17_TO_J14, WHOLEBODY133
 from tore_fast.models import create_model, load_pretrained, save_pretrained
@@ -170,7 +170,7 @@ def test_landmarks_metric(people):
 
 def test_augmented_training_batches_repeat(people):
     data = TopDownDataset(people, (64, 64), WHOLEBODY133.mirror, CropAugment())
-    task = tasks.Keypoints(torch.nn.Identity(), data, data, PixelError())
+    task = tasks.Keypoints(torch.nn.Identity(), data, data, WholeBodyMetric())
     a, b, c = task.batch(3, 4, 0), task.batch(3, 4, 0), task.batch(4, 4, 0)
     assert torch.equal(a["image"], b["image"]) and not torch.equal(a["image"], c["image"])
 

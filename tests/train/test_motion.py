@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -190,7 +192,7 @@ def test_correcting_a_host_starts_at_the_hosts_own_motion(rest):
 
 
 def test_both_stages_by_command(files, tmp_path):
-    from tore_fast.cli import UsageError
+    from tore_fast.cli import UsageError, eval_motion
     from tore_fast.cli import train_motion as command
     from tore_fast.models import load_pretrained
 
@@ -221,5 +223,14 @@ def test_both_stages_by_command(files, tmp_path):
     stats = torch.load(tmp_path / "1" / "model" / "statistics.pt", weights_only=True)
     torch.testing.assert_close(motion.feature_mean, stats["mean"])
     assert motion(torch.zeros(1, 16, 12)).joints.shape == (1, 16, 29, 3)
+    for number, name in (("1", "last averaged weights (step 2)"), ("2", "last averaged weights (step 2)")):
+        card = json.loads((tmp_path / number / "model" / "config.json").read_text())
+        assert card["selection"] == name and card["metrics"]["joints_mm"] > 0
+        asked = eval_motion.Args(
+            data=files[0].parent, model=tmp_path / number / "model", up="camera", frames=16, json=tmp_path / "e.json"
+        )
+        assert eval_motion.run(asked) == 0
+        found = json.loads((tmp_path / "e.json").read_text())
+        assert len(found["per_motion"]) == 3 and found["joints_mm"] > 0
     with pytest.raises(UsageError, match="AMASS-like .npz, .bvh or .amc"):
-        command.run(command.Args(tmp_path))
+        command.run(command.Args(data=tmp_path))

@@ -22,16 +22,15 @@ VERBS = {
     "info": "versions, device, what is built, what is not and why",
     "convert": "an official checkpoint to our folder of safetensors and config.json",
     "list": "models with parameters and multiply-adds, ours and the paper's",
-    "predict": "photographs to meshes, joints and overlay images",
-    "batch": "meshes for any number of images in tars and folders; resumable, many processes, Ray",
-    "hmr": "people in a video to body motion (npz, bvh, glb)",
-    "eclm": "merge layers of a host on your images",
+    "predict": "photographs and videos to bodies: meshes, joints, SMPL parameters, motion, overlays",
+    "batch": "bodies for any number of images in tars and folders; resumable, many processes, Ray",
+    "lift": "2D key points of a clip to 3D poses, BVH and a stick-figure view",
     "demo": "the main job on an embedded image with the embedded weights",
-    "lift": "2D keypoints of a clip to 3D poses, BVH and a stick-figure view",
     "eval": "errors of a model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
     "synth": "synthetic training images of the free body, written to disk",
     "viz": "images of what a method does inside, e.g. token regions",
+    "merge": "merge similar layers of an HMR2.0 or CameraHMR model on your images (ECLM)",
     "bench": "times ops or models against tuned baselines, correctness first",
 }
 
@@ -58,26 +57,17 @@ def arguments(flag: str = "", also: tuple[type[Exception], ...] = ()) -> Iterato
     try:
         yield
     except (ValueError, ImportError, *_WRONG_PATH, *also) as e:  # a full disk is not the user's argument
-        raise UsageError(f"{flag}: {sentence(e)}" if flag else sentence(e)) from e
+        raise UsageError(f"{flag}: {format_error(e)}" if flag else format_error(e)) from e
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """One line on stderr, with the verb in front; progress bars make room for it."""
     from tqdm import tqdm
 
     tqdm.write(f"{_prog}: {message}", file=sys.stderr)
 
 
-def note_random_weights(model: str, what: str) -> None:
-    """One line on stderr where `model` is a registered name, so that its weights are random and `what` mean nothing."""
-    if not os.path.exists(model):
-        print(
-            f"note: {model} is no checkpoint but a name: its weights are random, the {what} mean nothing",
-            file=sys.stderr,
-        )
-
-
-def sentence(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists: 'out.txt'"."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}"
@@ -86,6 +76,9 @@ def sentence(error: BaseException) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     argv = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb of this folder
+    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if not argv:
         argv = ["info"]
     if argv[0] in ("-h", "--help"):
@@ -103,7 +96,7 @@ def _run(verb: str, rest: list[str]) -> int:
     global _prog
     _prog = "tore-fast"
     if verb not in VERBS:
-        complain(f"no verb {verb!r}; expected one of {', '.join(VERBS)}")
+        print_error(f"no verb {verb!r}; expected one of {', '.join(VERBS)}")
         return USAGE
     module, _prog = importlib.import_module(f".{verb}", __package__), f"tore-fast {verb}"
     try:
@@ -113,12 +106,12 @@ def _run(verb: str, rest: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         return INTERRUPTED
     except (UsageError, *EXPECTED) as e:
         if os.environ.get("TORE_FAST_TRACEBACK", "0") not in ("", "0"):
             raise
-        complain(sentence(e))
+        print_error(format_error(e))
         return USAGE if isinstance(e, UsageError) else FAILED
 
 
@@ -136,7 +129,7 @@ def _run_job(verb: str, parent, jobs: dict[str, str], rest: list[str]) -> int | 
         return 0 if rest else USAGE
     job, rest = rest[0], rest[1:]
     if job not in jobs:
-        complain(f"no job {job!r}; expected one of {', '.join(jobs)}")
+        print_error(f"no job {job!r}; expected one of {', '.join(jobs)}")
         return USAGE
     module = importlib.import_module(f".{verb}_{job}", __package__)
     _prog = f"{_prog} {job}"

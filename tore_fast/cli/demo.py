@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import arguments
+from ._options import OutArgs
 
 
-@dataclass
-class Args:
+@dataclass(kw_only=True)
+class Args(OutArgs):
     """Runs the built-in model on the built-in image and says where the results are and how far to trust them."""
 
     out: Path = Path("tore_fast_demo")
@@ -40,16 +41,23 @@ def run(args: Args) -> int:
     want = torch.from_numpy(truth.joints_3d)[None]
     error = 1000 * float((joints - want).norm(dim=-1).mean())
     aligned = 1000 * float((similarity_align(joints, want) - want).norm(dim=-1).mean())
-    print("A synthetic image of the free body (its truth is known) went through the built-in model:")
-    for path in files:
-        print(f"  {path}")
-    print(f"mesh: {len(person.vertices):,} vertices, height {np.ptp(person.vertices[:, 1]):.2f} m as posed")
-    print(f"error on this image: {error:.0f} mm per joint (pelvis at the origin), {aligned:.0f} mm after alignment")
     m = card["metrics"]["hard"]
-    print(
+    trust = card.get("trust", "Trained on synthetic images only: expect rough meshes on real photographs.")
+    lines = [
+        "A synthetic image of the free body (its truth is known) went through the built-in model:",
+        *(f"  {path}" for path in files),
+        f"mesh: {len(person.vertices):,} vertices, height {np.ptp(person.vertices[:, 1]):.2f} m as posed",
+        f"error on this image: {error:.0f} mm per joint (pelvis at the origin), {aligned:.0f} mm after alignment",
         f"held-out synthetic images: MPJPE {m['mpjpe_mm']:.0f} mm (constant mean: {m['constant_mean_mpjpe_mm']:.0f}), "
-        f"PA-MPJPE {m['pa_mpjpe_mm']:.0f} mm (mean pose: {m['mean_pose_pa_mpjpe_mm']:.0f})"
-    )
-    print(card.get("trust", "Trained on synthetic images only: expect rough meshes on real photographs."))
-    print("Your own images: tore-fast predict photo.jpg --out out/")
+        f"PA-MPJPE {m['pa_mpjpe_mm']:.0f} mm (mean pose: {m['mean_pose_pa_mpjpe_mm']:.0f})",
+        trust,
+        "Your own images: tore-fast predict photo.jpg --out out/",
+    ]
+    facts = {
+        "files": [str(f) for f in files],
+        "vertices": len(person.vertices),
+        "mpjpe_mm": error,
+        "pa_mpjpe_mm": aligned,
+    }
+    args.say({**facts, "held_out": m, "trust": trust}, "\n".join(lines))
     return 0

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._models import check_crops, tested_model
-from .eval import RunArgs, device_of, guarded, report, work_folder
+from ._report import EvalArgs, device_of, guarded, report, work_folder
 
 
-@dataclass
-class Args(RunArgs):
+@dataclass(kw_only=True)
+class Args(EvalArgs):
     """ImageNet's protocol: shorter side to 256/224 of the input size (bicubic), centre crop. Under torchrun every process
     takes a share; the same command goes on after a kill."""
 

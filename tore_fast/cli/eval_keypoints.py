@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from ._models import check_crops, tested_model, trained_size
-from .eval import RunArgs, device_of, guarded, report, work_folder, write_json
+from ._report import EvalArgs, device_of, guarded, number, report, unit_of, work_folder, write_json
 
 
-@dataclass
-class Args(RunArgs):
+@dataclass(kw_only=True)
+class Args(EvalArgs):
     """Key points on COCO-WholeBody (133), COCO (17) or WFLW (98) by the official protocols, or on synthetic people (14).
     Under torchrun every process takes a share; the same command goes on after a kill."""
 
@@ -47,14 +47,17 @@ def run(args: Args) -> int:
 
 def _evaluate(args: Args) -> int:
     from ..eval.evaluate import evaluate_rows
-    from ..eval.task_scoring import ListedItems, write_coco_results
+    from ..eval.keypoint_sets import format_of, read_set
+    from ..eval.task_scoring import KeypointScoring, ListedItems, write_coco_results
 
     if args.pred_json is not None and args.data.endswith(".txt"):
         raise ValueError("--pred-json: WFLW has no result format")
     model, size = tested_model(args.model, args.checkpoint, "keypoints")
     size = args.image_size if args.image_size[0] else size
     check_crops(model, size)
-    scoring = _scoring(args, _format(args, model), size)
+    form = format_of(args.format, args.data, getattr(model.config, "num_keypoints", 0))
+    found = read_set(form, args.data, args.images, size, boxes=args.boxes, limit=args.limit)
+    scoring = KeypointScoring(form, found.data, found.metric, args.flip_test, args.refine, args.half_pixel)
     result = evaluate_rows(
         model,
         ListedItems(scoring.name, scoring.data),
@@ -75,51 +78,6 @@ def _evaluate(args: Args) -> int:
     return code
 
 
-def _format(args: Args, model) -> str:
-    points = getattr(model.config, "num_keypoints", 0)
-    forms = {17: "coco", 98: "wflw", 133: "wholebody"}
-    form = "wflw" if args.format == "auto" and args.data.endswith(".txt") else args.format
-    if form == "auto":
-        if points not in forms:
-            raise ValueError(f"--format: cannot tell the data of a model with {points} key points; known: {forms}")
-        form = forms[points]
-    if forms.get(points) != form:
-        raise ValueError(
-            f"--format {form}: has {next(k for k, v in forms.items() if v == form)} key points, the model {points}"
-        )
-    return form
-
-
-def _scoring(args: Args, form: str, size: tuple[int, int]):
-    from ..data import coco_body, wflw, wholebody
-    from ..eval.keypoint_metrics import LandmarkMetric, OksMetric, WholeBodyMetric
-    from ..eval.task_scoring import KeypointScoring, in_images_of
-
-    images = args.images or Path(args.data).parent
-    if not images.is_dir():
-        raise ValueError(f"--images: {images} is not a folder")
-    if form == "wflw":
-        if args.boxes is not None:
-            raise ValueError("--boxes: WFLW's faces come with their rectangles")
-        faces, attributes = wflw.read_wflw(args.data, images)
-        data = wflw.wflw_dataset(faces[: args.limit], size)
-        metric = LandmarkMetric(attributes[: args.limit], wflw.SUBSETS, wflw.EYE_CORNERS)
-    else:
-        read, make, kind = {
-            "wholebody": (wholebody.read_wholebody, wholebody.wholebody_dataset, WholeBodyMetric),
-            "coco": (coco_body.read_coco_body, coco_body.coco_body_dataset, OksMetric),
-        }[form]
-        people = read(args.data, images, args.boxes)[: args.limit]
-        if not people:
-            raise ValueError(
-                f"--data {args.data}: nobody to test" + (f" in {args.boxes}" if args.boxes else ": no labelled point")
-            )
-        data = make(people, size)
-        everybody = read(args.data, images, everybody=True)
-        metric = kind(everybody if args.limit is None else in_images_of(everybody, people), size)
-    return KeypointScoring(form, data, metric, args.flip_test, args.refine, args.half_pixel)
-
-
 def _synthetic(args: Args) -> int:
     """Held-out images of data/synth; the model must have their 14 joints."""
     from ..body import load_body
@@ -133,6 +91,6 @@ def _synthetic(args: Args) -> int:
         raise ValueError(f"--image-size: synthetic images are square, got {args.image_size}")
     task = SynthKeypoints(model, load_body("free"), side, args.difficulty, eval_images=args.limit or 256)
     metrics = task.evaluate(model.to(device_of(args.device)).eval())
-    print("\n".join(f"{name:24}{value:10.4f}" for name, value in metrics.items()))
+    print("\n".join(f"{name:24}{number(name, value):>10}  {unit_of(name)}" for name, value in metrics.items()))
     write_json(metrics, args.json)
     return 0

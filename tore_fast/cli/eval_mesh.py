@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ._body import protocol_of
-from .eval import RunArgs, device_of, guarded, registered_entry, report, work_folder, write_json
+from ._report import EvalArgs, device_of, guarded, number, report, unit_of, work_folder, write_json
+from .eval import registered_entry
 
 
-@dataclass
-class Args(RunArgs):
+@dataclass(kw_only=True)
+class Args(EvalArgs):
     """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
     process takes a share; the same command goes on after a kill."""
 
@@ -92,7 +93,7 @@ def _evaluate(args: Args) -> int:
     if result is None:
         return 0  # rank 0 reports
     metrics, rows = result
-    code = report(metrics, args.json)
+    code = report(metrics, args.json, unlabelled=args.pred_json is not None)
     if args.pred_json is not None:
         if not isinstance(protocol, HandProtocol):
             raise ValueError("--pred-json is for hands (FreiHAND)")
@@ -153,8 +154,9 @@ def _synthetic(args: Args) -> int:
     metrics = {
         name: evaluate_held_out(model, body, name, image_size=side, images=args.limit) for name in held_out(body)
     }
-    print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics))
+    print(f"{'held-out synthetic images':28}" + "".join(f"{name:>10}" for name in metrics) + "  unit")
     for key in next(iter(metrics.values())):
-        print(f"{key:28}" + "".join(f"{values[key]:10.2f}" for values in metrics.values()))
+        unit = "" if key == "images" else unit_of(key)
+        print(f"{key:28}" + "".join(f"{number(key, values[key]):>10}" for values in metrics.values()) + f"  {unit}")
     write_json(metrics, args.json)
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from . import FAILED, UsageError, arguments, complain, sentence
+from . import FAILED, UsageError, arguments, format_error, print_error
 
 FORMATS = ("npz", "bvh", "html", "gif", "mp4")
 
@@ -83,7 +83,7 @@ def run(args: Args) -> int:
             print(_lift_file(args, model, path, stem, formats))
         except (ValueError, OSError) as e:
             failed += 1
-            complain(sentence(e))
+            print_error(format_error(e))
     return FAILED if failed else 0
 
 

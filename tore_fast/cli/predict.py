@@ -1,137 +1,285 @@
-"""`tore-fast predict photo.jpg`: meshes, joints, cameras and an overlay image for every person box."""
+"""`tore-fast predict photo.jpg clip.mp4`: people in photographs and videos to bodies, with any model of task mesh or smpl."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
-from . import FAILED, UsageError, arguments, complain, sentence
+from ..pipelines.options import DecodeOptions
+from . import UsageError, arguments, format_error, print_error
+from ._options import ModelArgs, OutArgs, RunArgs, report_failures
+
+VIDEO_FORMATS = ("npz", "bvh", "glb", "mp4")
 
 
-@dataclass
-class Args:
-    """Photographs to meshes: an overlay, GLB/OBJ meshes and an npz of numbers for each image."""
+@dataclass(kw_only=True)
+class VideoArgs(DecodeOptions):
+    """Videos only."""
 
-    images: Positional[list[str]]
-    """Files, folders or glob patterns."""
-    model: str = "default"
-    """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
-    checkpoint: str | None = None
-    """Weights: a folder of ours, or an official file (of the model that --model names, else told by its keys)."""
+    fps: float | None = None
+    """Frames per second; default: the file's, 30 for folders."""
+    motion: str | None = None
+    """Checkpoint folder of a motion decoder (fasthmr_motion), with HMR2.0 and CameraHMR; none: the model's own poses."""
+    folders: bool = False
+    """A folder is the frames of one video, not separate photographs."""
+
+
+@dataclass(kw_only=True)
+class Args(ModelArgs, RunArgs, OutArgs):
+    """People in photographs and videos to bodies.
+
+    An image gives an overlay (png), meshes (glb, obj, ply; with several people also one scene) and numbers (npz, json); a
+    video a folder with a file per tracked person (npz, bvh, animated glb) and an overlay (mp4). docs/results.md lists every
+    key. OUT/results.json says which file came from which input.
+
+    With HMR2.0 and CameraHMR an interrupted video goes on where it stopped when started again with the same --out.
+    """
+
+    inputs: Positional[list[str]]
+    """Images, videos, folders, glob patterns; several are taken."""
+    format: str | None = None
+    """Separated by commas. Images: png, glb, obj, ply, npz, json (default png,glb,npz). Videos: npz, bvh, glb, mp4 (default
+    npz,mp4 where imageio-ffmpeg is there, else npz)."""
     boxes: str = "auto"
-    """auto (found by the model itself), full (whole image), centre (official demo's square), or a JSON/CSV file."""
-    out: Path = Path("out")
-    """Folder for the results."""
-    format: str = "png,glb,npz"
-    """Any of png, glb, obj, npz, separated by commas."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 ..."""
-    batch_size: int = 8
-    """Crops run at once."""
-    mesh_data: Path | None = None
-    """Folder with the SMPL/MANO topology files, for official weights (else $TORE_FAST_MESH_DATA)."""
+    """Where people are: auto (looked for), full (whole image), centre (the official demo's square), or a file. Images: JSON
+    {"photo.jpg": [[x0, y0, x1, y1], ...]} or CSV image,x0,y0,x1,y1. Videos: CSV frame,track,x0,y0,x1,y1 or JSON
+    {"track": [[frame, x0, y0, x1, y1], ...]}."""
+    detector: str | None = None
+    """Instead of boxes: MODULE:CALLABLE (image [H, W, 3] -> boxes [N, 4 or 5]), or torchvision:MODEL (extra `detect`)."""
+    detector_weights: str | None = None
+    """Weights file of a torchvision detector."""
+    masks: str = "auto"
+    """For token merging (Mask-ToMe) in HMR2.0 and CameraHMR: auto (a detector's), ellipse (in every box), none; for videos
+    also a folder of FRAME.png or TRACK/FRAME.png, or MODULE:CALLABLE (frame number, frame, {track: box}) -> {track: [H, W]
+    mask}."""
+    body: str = "free"
+    """Body posed by models of SMPL parameters: free, or a SMPL model file."""
+    box_rule: str = "hmr2"
+    """Crop of HMR2.0 and CameraHMR: hmr2, or tight (CameraHMR's demo)."""
+    fov: float | None = None
+    """Vertical field of view of the camera in degrees."""
+    focal: float | None = None
+    """Focal length in pixels, instead of --fov. Without both: from CameraHMR's net, else HMR2.0's default."""
+    principal: tuple[float, float] | None = None
+    """Principal point x y in pixels; default: the image's centre."""
+    fov_net: str | None = None
+    """HumanFoV's file, for a CameraHMR model that comes without it."""
+    video: VideoArgs = field(default_factory=VideoArgs)
 
 
 def run(args: Args) -> int:
-    from ..data.boxes import read_boxes
-    from ..io.image import find_images
-    from ..models.default import BUILT_IN
-    from ..pipelines.images import BOX_MODES, ImagePipeline
-    from ..pipelines.results import FORMATS
+    from ..pipelines.inputs import sort_inputs
+    from ..pipelines.names import output_names
 
-    formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
-    wrong = [f for f in formats if f not in FORMATS]
-    if wrong or not formats:
-        raise UsageError(f"--format: expected some of {', '.join(FORMATS)}, got {args.format!r}")
-    with arguments("--boxes"):
-        table = None if args.boxes in BOX_MODES else read_boxes(args.boxes)
-    paths, errors = find_images(args.images)
-    for line in errors:
-        complain(line)
-    if not any(p.exists() for p in paths):
-        for path in paths:
-            complain(f"{path}: no such file")
-        raise UsageError("no image to work on")
     with arguments():
-        pipeline = ImagePipeline(
-            args.model,
-            checkpoint=args.checkpoint,
-            mesh_data=args.mesh_data,
-            device=args.device,
-            batch_size=args.batch_size,
+        args.check_limit()
+        found = sort_inputs(args.inputs, args.video.folders)
+        for path in found.keypoints:
+            found.errors.append(f"{path}: key points or boxes, not an image; key points go to `tore-fast lift`")
+        for line in found.errors:
+            print_error(line)
+        paths = [*found.images, *found.videos]
+        if not any(p.exists() for p in paths):
+            for path in paths:
+                print_error(f"{path}: no such file")
+            raise UsageError("no image or video to work on")
+        formats = _formats(args, found.images, found.videos)
+        detector = _detector(args, found.videos)
+        pipeline = _pipeline(args, found.images, found.videos, detector)
+        shared = _video_runner(args, pipeline, formats[1]) if found.videos else None
+    args.note_random("bodies")
+    entries: list[dict[str, Any]] = []
+    with args.folder() as out:
+        with arguments("--out"):
+            names = dict(zip(paths, output_names(paths, out, [f".{f}" for f in (*formats[0], *formats[1])])))
+        if found.images:
+            entries += _images(args, pipeline, found.images, names, formats[0])
+        for path in found.videos:
+            entries.append(_video(args, pipeline, shared, detector, path, out / names[path], formats[1]))
+        failed = len(found.errors) + sum("error" in e for e in entries)
+        _summary(args, pipeline, entries)
+    return report_failures(failed, len(paths) + len(found.errors))
+
+
+def _formats(args: Args, images: list[Path], videos: list[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Formats of images and of videos; each given one must be for something that is there."""
+    from ..pipelines.overlay_video import why_no_mp4
+    from ..pipelines.results import FORMATS, parse_formats
+
+    if args.format is None:
+        return ("png", "glb", "npz"), ("npz",) if why_no_mp4() else ("npz", "mp4")
+    known = [*(FORMATS if images or not videos else ()), *(VIDEO_FORMATS if videos else ())]
+    given = parse_formats(args.format, tuple(dict.fromkeys(known)))
+    of_images = tuple(f for f in given if f in FORMATS)
+    of_videos = tuple(f for f in given if f in VIDEO_FORMATS)
+    if (images and not of_images) or (videos and not of_videos):
+        raise ValueError(
+            f"--format: {args.format!r} gives nothing for {'images' if images and not of_images else 'videos'}"
         )
-    if args.checkpoint is None and args.model not in BUILT_IN and not Path(args.model).is_dir():
-        print(f"note: {args.model} without --checkpoint has random weights: the meshes mean nothing", file=sys.stderr)
-    with _folder(args.out):
-        return _predict(args, pipeline, paths, table, formats, len(errors))
+    if videos and "mp4" in of_videos and (reason := why_no_mp4()):
+        raise ValueError(f"--format: {reason}")
+    return of_images, of_videos
 
 
-def _predict(args: Args, pipeline, paths: list[Path], table, formats: tuple[str, ...], failed: int) -> int:
-    """Runs all images; `failed` inputs gave none."""
-    from ..data.boxes import boxes_of
-    from ..pipelines.results import unique_names, write_result
+def _detector(args: Args, videos: list[Path]) -> Callable | None:
+    from ..data.detect import load_detector
+    from ..pipelines.images import BOX_MODES
 
-    inputs = len(paths) + failed
-    boxes = args.boxes if table is None else [boxes_of(table, p) for p in paths]
-    if table is not None:
+    if args.detector is None:
+        return None
+    if args.boxes not in BOX_MODES:
+        raise ValueError("--boxes or --detector, not both")
+    return load_detector(args.detector, args.detector_weights)
+
+
+def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Callable | None) -> Any:
+    """The pipeline of images, and what the options of both kinds must fulfil before any work."""
+    from ..data.boxes import read_boxes
+    from ..data.detect import as_detections
+    from ..io.video import TrackBoxes
+    from ..pipelines.images import BOX_MODES, ImagePipeline
+    from ..pipelines.options import MASK_SOURCES, VideoOptions
+
+    if args.boxes not in BOX_MODES:
+        with arguments("--boxes"):
+            if images:
+                read_boxes(args.boxes)
+            if videos:
+                TrackBoxes.read(args.boxes)
+    masks = args.masks if args.masks in MASK_SOURCES else "auto"
+    VideoOptions(masks=masks, box_rule=args.box_rule, focal_px=args.focal, fov_deg=args.fov)
+
+    def found(pixels: Any) -> Sequence[Sequence[float]]:
+        return as_detections(detector(pixels), pixels.shape[:2]).boxes.tolist()
+
+    return ImagePipeline(
+        args.model,
+        checkpoint=args.checkpoint,
+        overrides=args.config_fields(),
+        mesh_data=args.mesh_data,
+        body=args.body,
+        fov_net=args.fov_net,
+        find_people=None if detector is None else found,
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        focal_px=args.focal,
+        fov_deg=args.fov,
+        principal_px=args.principal,
+        box_rule=args.box_rule,
+        masks=masks,
+    )
+
+
+def _images(
+    args: Args, pipeline: Any, paths: list[Path], names: dict[Path, str], formats: tuple[str, ...]
+) -> list[dict]:
+    """Index entries of all images; errors are said as they come."""
+    from ..data.boxes import boxes_of, read_boxes
+    from ..pipelines.images import BOX_MODES
+    from ..pipelines.results import write_result
+
+    paths = paths[: args.limit]
+    if args.boxes in BOX_MODES:
+        boxes: Any = None if args.boxes == "auto" else args.boxes
+    else:
+        table = read_boxes(args.boxes)
+        boxes = [boxes_of(table, p) for p in paths]
         for p in (p for p, b in zip(paths, boxes) if b is None):
             print(f"note: {p}: not in {args.boxes}; a box is looked for", file=sys.stderr)
-    written, writing = [], 0.0
-    progress = _progress(len(paths))
+    entries, start_writing = [], 0.0
+    with args.progress(len(paths), "img") as bar:
+        try:
+            for path, result in zip(paths, pipeline.stream(paths, boxes)):
+                entry: dict[str, Any] = {"name": names[path], "source": str(path), "files": []}
+                if result.error is None:
+                    start = time.perf_counter()
+                    try:
+                        written = write_result(result, pipeline, args.out, names[path], formats)
+                        entry |= {"files": [p.name for p in written], "people": len(result.people)}
+                    except (OSError, ValueError) as e:
+                        entry["error"] = f"{result.name}: results not written: {format_error(e)}"
+                    start_writing += time.perf_counter() - start
+                else:
+                    entry["error"] = result.error
+                if "error" in entry:
+                    print_error(entry["error"])
+                entries.append(entry)
+                bar.update()
+        except ValueError as e:  # the model's output does not fit a mesh
+            raise UsageError(f"--model: {e}") from e
+    pipeline.seconds["write"] = start_writing
+    return entries
+
+
+def _video_runner(args: Args, pipeline: Any, formats: tuple[str, ...]) -> Any:
+    """What all videos share; checks their options before any work."""
+    from ..pipelines.bodies import HostModel
+    from ._predict_video import check_mesh_video, host_runner
+
+    if isinstance(pipeline.body_model, HostModel):
+        return host_runner(args, pipeline)
+    check_mesh_video(args, formats)
+    return None
+
+
+def _video(
+    args: Args,
+    pipeline: Any,
+    shared: Any,
+    detector: Callable | None,
+    path: Path,
+    folder: Path,
+    formats: tuple[str, ...],
+) -> dict:
+    """Index entry of one video; what goes wrong costs this video only."""
+    from ..data.detect import BoxTracker
+    from ..io.video import TrackBoxes, open_video
+    from ..pipelines.images import BOX_MODES
+    from ._predict_video import host_video, mesh_video
+
+    entry: dict[str, Any] = {"name": folder.name, "source": str(path), "files": []}
     try:
-        for name, result in zip(unique_names(paths), pipeline.stream(paths, boxes)):
-            if result.error is not None:
-                failed += 1
-                complain(result.error)
-            else:
-                start = time.perf_counter()
-                try:
-                    written += write_result(result, pipeline, args.out, name, formats)
-                except OSError as e:
-                    failed += 1
-                    complain(f"{result.name}: results not written: {sentence(e)}")
-                writing += time.perf_counter() - start
-            progress.update()
-    except ValueError as e:  # the model's output does not fit a mesh
-        raise UsageError(f"--model: {e}") from e
-    finally:
-        progress.close()
-    _summary(pipeline, writing, written, args.out)
-    if failed:
-        complain(f"{failed} of {inputs} inputs failed (see above)")
-    return FAILED if failed else 0
+        source = open_video(path, args.video.fps)
+        tracker = None
+        if detector is not None:
+            tracker = BoxTracker(detector)
+        elif args.boxes not in BOX_MODES:
+            table = TrackBoxes.read(args.boxes)
+            tracker = lambda i, frame: table.at(i)
+        work = mesh_video if shared is None else host_video
+        written, error = work(args, pipeline, shared, source, tracker, folder, formats)
+        entry |= {"files": [str(p.relative_to(args.out)) for p in written]}
+        entry |= {"people": sum(p.suffix == f".{formats[0]}" for p in written)}
+        if error is not None:
+            entry["error"] = error
+    except (OSError, ValueError) as e:
+        entry["error"] = format_error(e) if str(path) in str(e) else f"{path}: {format_error(e)}"
+    if "error" in entry:
+        print_error(entry["error"])
+    return entry
 
 
-@contextlib.contextmanager
-def _folder(path: Path):
-    """Makes the folder, and removes what it made if nothing came into it."""
-    made = [p for p in (path, *path.parents) if not p.exists()]
-    with arguments("--out: expected a folder that can be written"):
-        path.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # not empty: results are there
-            for p in made:
-                p.rmdir()
+def _summary(args: Args, pipeline: Any, entries: list[dict]) -> None:
+    from .. import __version__
+    from ..pipelines.names import write_index
 
-
-def _progress(total: int):
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="img", disable=None if sys.stderr.isatty() else True)
-
-
-def _summary(pipeline, writing: float, written: list[Path], out: Path) -> None:
-    seconds = {**pipeline.seconds, "write": writing}
-    seconds = {k: v for k, v in seconds.items() if v > 0}
-    counts = pipeline.counts
-    print(
-        f"{counts['people']} people in {counts['images']} images on {pipeline.device}: {len(written)} files in {out}/"
+    files = sum(len(e["files"]) for e in entries)
+    if not files:
+        return
+    facts = {"tore_fast": __version__, "verb": "predict", "model": str(args.checkpoint or args.model)}
+    index = write_index(args.out, entries, facts)
+    seconds = {k: round(v, 3) for k, v in pipeline.seconds.items() if v > 0}
+    people = sum(e.get("people", 0) for e in entries)
+    done = sum("error" not in e for e in entries)
+    args.say(
+        {**facts, "index": str(index), "people": people, "files": files, "seconds": seconds, "items": entries},
+        f"{people} people in {done} inputs on {pipeline.device}: {files} files in {args.out}/, listed in {index}\n"
+        "seconds per stage: " + "  ".join(f"{k} {v:.2f}" for k, v in seconds.items()),
     )
-    print("seconds per stage: " + "  ".join(f"{k} {v:.2f}" for k, v in seconds.items()))

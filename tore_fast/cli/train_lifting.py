@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..train.config import TrainConfig
 from ..train.lifting import PoseDataConfig
+from ..train.pose_losses import FurtherLossConfig
 from . import arguments
 from ._train_options import TrainArgs, build_model, model_name, run_task, use_threads
 
@@ -28,6 +29,8 @@ class Args(TrainArgs):
     """Human3.6M only: JSON with the camera parameters."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=4e-4, weight_decay=0.1, clip_norm=1.0))
     windows: PoseDataConfig = field(default_factory=PoseDataConfig)
+    loss: FurtherLossConfig = field(default_factory=FurtherLossConfig)
+    """Loss terms beside the model's own."""
     embed_std: float = 0.0
     """Spread of the joint and frame embeddings at the start; 0 keeps the published start (zero or nearly). Short trainings
     from nothing need about 1: they leave the mean pose several times sooner."""
@@ -57,8 +60,9 @@ def run(args: Args) -> int:
             args.train.seed,
             splits["test"],
             found.pck_joints,
+            args.loss,
         )
     print("clips: " + "  ".join(f"{split} {len(items)}" for split, items in splits.items()))
-    facts = {"data": str(args.data), "windows": dataclasses.asdict(args.windows)}
+    facts = {"data": str(args.data), "windows": dataclasses.asdict(args.windows), "loss": dataclasses.asdict(args.loss)}
     card = {"normalise": "image", "fps": args.windows.fps}  # what `lift` must do to its input
     return run_task(args, task, name, dtype=torch.float16, facts=facts, card=card)

@@ -9,24 +9,21 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from . import arguments
+from ._options import ModelArgs, OutArgs
 
 DEFAULT_JOINTS = {14: ("Head", "R_Wrist", "L_Wrist", "L_Ankle"), 21: ("Wrist", "Thumb4", "Index4", "Pinky4")}
 
 PANEL_PX = 224  # least side of a tile with the image
 
 
-@dataclass
-class Args:
+@dataclass(kw_only=True)
+class Args(ModelArgs, OutArgs):
     """Draws the attention maps of one image: MAP_joints.png (joint by joint), MAP_image.png (joints to image
     cells), MAP_vertices.png (vertex to vertices), MAP_joints_on_mesh.png (how much every vertex attends to a joint),
     MAP_joints_to_vertices.png (the other way round). Which of them there are depends on the tokens of the map."""
 
     image: Positional[Path]
     """A photograph of one person (or hand)."""
-    model: str = "default"
-    """`default`, a folder written by save_pretrained, or a registered name (tore-fast list; random weights)."""
-    checkpoint: Path | None = None
-    """Weights: an official file (of the model that --model names, else told by its keys)."""
     layer: tuple[str, ...] = ()
     """Maps to draw, e.g. cross_2 (its last layer) or cross_2.1 (its first); default: the last layer of every map."""
     joints: tuple[str, ...] = ()
@@ -39,8 +36,6 @@ class Args:
     """Folder for the PNG files."""
     seed: int = 0
     """Of the random weights, where the model is a registered name."""
-    mesh_data: Path | None = None
-    """Folder with the SMPL/MANO topology files (else $TORE_FAST_MESH_DATA)."""
 
 
 def run(args: Args) -> int:
@@ -49,8 +44,7 @@ def run(args: Args) -> int:
     with arguments():
         require_matplotlib()
         written = _draw(args)
-    for path in written:
-        print(path)
+    args.say({"images": [str(p) for p in written]}, "\n".join(map(str, written)))
     return 0
 
 
@@ -61,13 +55,16 @@ def _draw(args: Args) -> list[Path]:
     import torch
 
     from ..geometry.warp import IMAGENET_MEAN, IMAGENET_STD, model_input
-    from ..models.default import BUILT_IN
+    from ..models import create_model
     from ..pipelines.images import ImagePipeline, load_model
     from ..vis.overlay import save_png
 
-    random = args.checkpoint is None and args.model not in BUILT_IN and not Path(args.model).is_dir()
+    random, fields = args.is_random(), args.config_fields()
     torch.manual_seed(args.seed)
-    model = load_model(args.model, args.checkpoint, mesh_data=args.mesh_data).eval()
+    if random:
+        model = create_model(args.model, **fields).eval()
+    else:
+        model = load_model(args.model, args.checkpoint, mesh_data=args.mesh_data, overrides=fields).eval()
     if "return_attention" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"{args.checkpoint or f'--model {args.model}'} returns no attention maps; expected fastmetro*, *tore*, metro* or graphormer*"
@@ -80,7 +77,7 @@ def _draw(args: Args) -> list[Path]:
     if result.error:
         raise ValueError(result.error)
     person = result.people[0]
-    crop = model_input(result.pixels, person.crop, pipeline.image_size)
+    crop = model_input(result.pixels, person.crop, pipeline.body_model.image_size)
     with torch.inference_mode():
         out = model(crop[None], return_attention=True, fine=False)
     photo = ((crop.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN) * 255).round().clip(0, 255).astype(np.uint8)

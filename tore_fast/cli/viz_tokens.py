@@ -9,24 +9,20 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from . import arguments
+from ._options import ModelArgs, OutArgs
 
 
-@dataclass
-class Args:
-    """Draws the token regions of every stage beside the image."""
+@dataclass(kw_only=True)
+class Args(ModelArgs, OutArgs):
+    """Draws the token regions of every stage beside the image (NAME_tokens.png)."""
 
     image: Positional[Path]
     """A photograph."""
     model: str = "tcformer_base"
-    """A registered TCFormer (tore-fast list), or a folder written by save_pretrained."""
-    weights: Path | None = None
-    """Official TCFormer file; its own sizes are used."""
-    out: Path | None = None
-    """PNG to write, or a folder for NAME_tokens.png; default: the current folder."""
+    """A registered TCFormer (tore-fast list), or a folder written by save_pretrained. Part-wise clustering: --set parts
+    4,4,2,2,1,1 (rows and columns of parts for each merge)."""
     size: int = 224
     """Shorter side the image is scaled to before the model sees it."""
-    parts: tuple[int, ...] = ()
-    """Part-wise clustering: rows and columns of parts for each merge, e.g. 4 4 2 2 1 1."""
     seed: int = 0
     """Of the random weights, where none are given."""
 
@@ -35,26 +31,25 @@ def run(args: Args) -> int:
     import torch
     from PIL import Image
 
-    from ..geometry.warp import as_tensor, normalise_image
+    from ..geometry.warp import normalise_image
+    from ..io.atomic import replacing
     from ..io.image import read_image
-    from ..models import create_model, load_pretrained
-    from ..models.convert.keypoints import load_tcformer
+    from ..models import create_model
     from ..models.keypoints.tcformer import TCFormer
+    from ..pipelines.images import load_model
+    from ..pipelines.names import output_names
     from ..vis.tokens import token_panel
 
     with arguments():
         pixels = read_image(args.image)
         if args.size < 32:
             raise ValueError(f"--size: expected at least 32, got {args.size}")
-        overrides = {"parts": tuple(args.parts)} if args.parts else {}
-        if args.weights is not None:
-            model = load_tcformer(args.weights, **overrides)
-        elif Path(args.model).is_dir():
-            model = load_pretrained(args.model, **overrides)
-        else:
+        if args.is_random():
             torch.manual_seed(args.seed)
-            model = create_model(args.model, **overrides).eval()
-            print("note: random weights (no --weights): the regions follow untrained features", file=sys.stderr)
+            model = create_model(args.model, **args.config_fields()).eval()
+            print("note: random weights (no --checkpoint): the regions follow untrained features", file=sys.stderr)
+        else:
+            model = load_model(args.model, args.checkpoint, overrides=args.config_fields())
         backbone = getattr(model, "backbone", model)
         if not isinstance(backbone, TCFormer):
             raise ValueError(f"--model: {args.model} has no dynamic tokens; expected a tcformer model")
@@ -63,12 +58,13 @@ def run(args: Args) -> int:
         small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         pixels = read_image(small)
         with torch.no_grad():
-            stages = backbone.forward_features(normalise_image(as_tensor(pixels).permute(2, 0, 1))[None])
-    out = args.out or Path(".")
-    if out.is_dir() or not out.suffix:
-        out = out / f"{args.image.stem}_tokens.png"
-    with arguments(f"--out: {out} cannot be written"):  # ValueError: Pillow does not know the suffix
-        out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(token_panel(pixels, stages)).save(out)
-    print(f"{out}: " + ", ".join(f"stage {i}: {t.num_tokens}" for i, t in enumerate(stages, 1)) + " tokens")
+            stages = backbone.forward_features(normalise_image(torch.from_numpy(pixels).permute(2, 0, 1))[None])
+    with args.folder() as folder:
+        name = output_names([args.image], folder, (".png",))[0]
+        out = folder / f"{name}_tokens.png"
+        with arguments(f"--out: {out} cannot be written"), replacing(out) as part:
+            Image.fromarray(token_panel(pixels, stages)).save(part)
+    counts = [t.num_tokens for t in stages]
+    text = f"{out}: " + ", ".join(f"stage {i}: {n}" for i, n in enumerate(counts, 1)) + " tokens"
+    args.say({"image": str(out), "tokens": counts}, text)
     return 0

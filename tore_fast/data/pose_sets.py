@@ -1,7 +1,7 @@
 """Whatever motion or pose-lifting data lies at a path, split into train, validation and test.
 
 In: a folder or file of Human3.6M (VideoPose3D), MotionBERT clips, MPI-INF-3DHP (P-STMO) or motion capture. Out: `PoseSet`. The
-readers are data/h36m.py and data/mocap.py. Next on the way: train/lifting.py (training), cli/eval_lift.py (evaluation).
+readers are data/h36m.py and data/mocap.py. Next on the way: train/lifting.py (training), cli/eval_lifting.py (evaluation).
 """
 
 from __future__ import annotations

@@ -114,19 +114,6 @@ class LandmarkMetric:
         return nme_report(nme(points, truth, self.corners), self.attributes, self.subsets)
 
 
-class PixelError:
-    """Mean distance of the labelled points in pixels, and the share within 5 % of the box size (PCK)."""
-
-    best = "error_px"
-
-    def __call__(self, instances: list[Instance], points: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        truth = np.stack([i.points for i in instances])
-        labelled = truth[..., 2] > 0
-        error = np.linalg.norm(points - truth[..., :2], axis=2)
-        size = np.array([max(i.box[2:]) for i in instances])[:, None]
-        return {"error_px": float(error[labelled].mean()), "pck_0.05": float((error < 0.05 * size)[labelled].mean())}
-
-
 @torch.no_grad()
 def batch_keypoints(
     model: nn.Module,

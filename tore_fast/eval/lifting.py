@@ -1,7 +1,7 @@
 """Errors of a video pose model on recorded clips, as the papers count them.
 
 In: a host of models/{mixste,motionbert,mhformer,motionagformer}.py and `PoseClip`s. Out: `PoseMeter`s (eval/pose.py), by action or
-by subject. Called by train/lifting.py on the validation split and by cli/eval_lift.py.
+by subject. Called by train/lifting.py on the validation split and by cli/eval_lifting.py.
 """
 
 from __future__ import annotations

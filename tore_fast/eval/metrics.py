@@ -1,12 +1,11 @@
 """Errors of image-to-mesh models as their official evaluations define them; averages are weighted by sample count.
 
-In: predictions in metres with joints and vertices in one frame. Out: per-item errors [B] in the unit of the input; a
-`MeshErrors` collects a test set and prints millimetres.
+In: predictions in metres with joints and vertices in one frame. Out: per-item errors [B] in the unit of the input;
+protocols.py makes rows of them, synthetic.py collects a held-out set.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..geometry.procrustes import similarity_align
@@ -33,35 +32,3 @@ def mpvpe(pred: Tensor, target: Tensor) -> Tensor:
 def pa_mpjpe(pred: Tensor, target: Tensor) -> Tensor:
     """[B] mean distance after the best similarity (rotation without reflection, scale, translation) per item."""
     return (similarity_align(pred, target) - target).norm(dim=-1).mean(-1)
-
-
-class MeshErrors:
-    """Running MPJPE, PA-MPJPE and MPVPE of a test set, in millimetres (sums stay on the device until `result`)."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
-
-    def update(
-        self,
-        pred_joints: Tensor,  # [B, J, 3] metres
-        joints: Tensor,
-        pred_vertices: Tensor | None = None,  # [B, V, 3] pelvis-centred
-        vertices: Tensor | None = None,
-        has_mesh: Tensor | None = None,  # [B]
-    ) -> None:
-        """Adds a batch; vertex errors count only for items with `has_mesh`."""
-        self._add("mpjpe_mm", mpjpe(pred_joints, joints), None)
-        self._add("pa_mpjpe_mm", pa_mpjpe(pred_joints, joints), None)
-        if pred_vertices is not None:
-            self._add("mpvpe_mm", mpvpe(pred_vertices, vertices), has_mesh)
-
-    def _add(self, name: str, errors: Tensor, has: Tensor | None) -> None:
-        keep = torch.ones_like(errors) if has is None else (has > 0).to(errors)
-        errors = torch.where(keep > 0, errors, 0.0)
-        self._sums[name] = self._sums.get(name, 0) + errors.sum().double()
-        self._counts[name] = self._counts.get(name, 0) + keep.sum().double()
-
-    def result(self) -> dict[str, float]:
-        """Means over all items seen, millimetres; NaN where no item had a label."""
-        return {k: 1000 * float(s / self._counts[k]) for k, s in self._sums.items()}

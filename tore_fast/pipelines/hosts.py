@@ -6,7 +6,8 @@ In: command-line strings; out: models and tensors for merge.py and video.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,36 +38,47 @@ _LEAVES = (
 )
 
 
-def load_host(source: str, fov_net: str | None = None) -> tuple[str, nn.Module]:
+def load_host(source: str, fov_net: str | None = None, overrides: dict | None = None) -> tuple[str, nn.Module]:
     """(registry name, model) of a checkpoint folder, an official .ckpt / .pth file, or a model name (random weights).
 
     Args:
-        fov_net: HumanFoV's file or folder, for a CameraHMR host that comes without it.
+        fov_net: HumanFoV's file or folder, for a CameraHMR host that comes without it. overrides: config fields.
 
     Raises:
         ValueError: not a host, or the file does not fit.
     """
-    path = Path(source)
+    path, fields = Path(source), overrides or {}
     if path.is_dir():
-        name, model = str(read_config(path)["model"]), load_pretrained(path)
+        name, model = str(read_config(path)["model"]), load_pretrained(path, **fields)
     elif path.is_file() or path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
         kind = recognise_other(convert.read_state_dict(path))
         kind = kind if kind in convert.NAMES else "hmr2"  # its loader says what is missing
-        name, model = convert.NAMES[kind], getattr(convert, f"load_{kind}")(path)
+        name, model = convert.NAMES[kind], getattr(convert, f"load_{kind}")(path, **fields)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # random weights, but the same ones when an interrupted run goes on
-            name, model = source, create_model(source)
+            name, model = source, create_model(source, **fields)
     if not hasattr(model, "smpl_head"):
-        raise ValueError(f"{source!r} is not a FastHMR host; expected hmr2_*, camerahmr_* or fasthmr_*")
+        raise ValueError(f"{source!r} is no HMR2.0 or CameraHMR model; expected hmr2_*, camerahmr_* or fasthmr_*")
     if fov_net is not None:
-        if not isinstance(model, CameraHMR):
-            raise ValueError(f"a field-of-view net belongs to CameraHMR hosts, {source!r} is {name}")
-        net = load_pretrained(fov_net) if Path(fov_net).is_dir() else convert.load_humanfov(fov_net)
-        if not isinstance(net, HumanFoV):
-            raise ValueError(f"{fov_net}: not a HumanFoV checkpoint")
-        model.cam_model, model.config = net, dataclasses.replace(model.config, fov_net=True)
+        attach_fov_net(model, fov_net, source)
     return name, model.eval()
+
+
+def attach_fov_net(model: nn.Module, path: str, source: str) -> None:
+    """HumanFoV's file or folder into a CameraHMR model that comes without it; `source` is named in messages.
+
+    Raises:
+        ValueError: another model, or another file.
+    """
+    if not isinstance(model, CameraHMR):
+        raise ValueError(
+            f"--fov-net: a field-of-view net belongs to CameraHMR models, {source} is {type(model).__name__}"
+        )
+    net = load_pretrained(path) if Path(path).is_dir() else convert.load_humanfov(path)
+    if not isinstance(net, HumanFoV):
+        raise ValueError(f"{path}: not a HumanFoV checkpoint")
+    model.cam_model, model.config = net, dataclasses.replace(model.config, fov_net=True)
 
 
 class ImageCrops(NamedTuple):
@@ -79,17 +91,28 @@ class ImageCrops(NamedTuple):
 
 
 def image_crops(
-    folder: str, boxes: str | None = None, limit: int | None = None, size: int = CROP_PX, margin: float = 1.0
+    sources: Sequence[str | Path],
+    boxes: str | None = None,
+    limit: int | None = None,
+    size: int = CROP_PX,
+    margin: float = 1.0,
 ) -> ImageCrops:
-    """Crops of the people in a folder's images (whole images without boxes), at most `limit`; size, margin: the host's."""
-    paths, errors = find_images([folder])
+    """Crops of the people in images and folders (whole images without boxes), at most `limit`; size, margin: the model's.
+
+    An image that cannot be read is left out with a warning.
+    """
+    paths, errors = find_images(sources)
     if errors or not paths:
-        raise ImageError(errors[0] if errors else f"{folder}: no image")
+        raise ImageError(errors[0] if errors else "no image")
     table = read_boxes(boxes) if boxes else None
     crops: list[Tensor] = []
     windows: list[tuple[float, ...]] = []
     for path in paths:
-        pixels = read_image(path)
+        try:
+            pixels = read_image(path)
+        except Exception as e:  # noqa: BLE001 (decoders raise anything)
+            warnings.warn(f"left out: {e}")
+            continue
         h, w = pixels.shape[:2]
         found = [(0.0, 0.0, float(w), float(h))] if table is None else (boxes_of(table, path) or [])
         squares = [crop_of_box(check_box(b, w, h, str(path)), "hmr2", margin) for b in found]
@@ -99,7 +122,7 @@ def image_crops(
         if limit is not None and len(windows) >= limit:
             break
     if not crops:
-        raise ImageError(f"{folder}: no box for any of its images")
+        raise ImageError(f"{paths[0]} ...: no box for any of the images, or none that can be read")
     numbers = torch.tensor(windows)[:limit]
     return ImageCrops(torch.cat(crops)[:limit], numbers[:, :2], numbers[:, 2], numbers[:, 3:])
 

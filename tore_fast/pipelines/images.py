@@ -1,66 +1,71 @@
-"""Photographs to meshes: read -> boxes -> crops -> model -> vertices, joints and cameras per person.
+"""Photographs to bodies: read -> boxes -> crops -> model -> vertices, joints, SMPL parameters and cameras per person.
 
 `ImagePipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of images in constant
-memory. Way of the data: io/image.py, geometry/crop.py -> models/ -> here -> vis/overlay.py, vis/export.py.
+memory. Way of the data: io/image.py, a box (given, or from `find_people`), bodies.py (crop and model) -> here -> results.py.
 """
 
 from __future__ import annotations
 
-import os
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from .._device import pick_device
-from ..body import BodyTopology, load_body, load_topology
-from ..geometry.camera import full_translation, image_camera
-from ..geometry.crop import Crop, centre_crop, crop_of_box, whole_crop
-from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14
-from ..geometry.warp import model_input
+from .._device import check_precision, pick_device
+from ..body import BodyTopology
+from ..geometry import camera
+from ..geometry.crop import Crop, centre_crop
+from ..geometry.rotation import matrix_to_axis_angle
 from ..io.image import ImageError, check_box, read_image
 from ..layers.prepared import prepare
 from ..models import create_model, from_pretrained, load_pretrained
 from ..models.default import BUILT_IN, default_folder
-from ..models.keypoints.tcformer_heads import TCFormerHMR
-from .posed_body import PosedBody
+from .bodies import Bodies, BodyModel, Sight, body_model
+from .hosts import attach_fov_net
+from .options import check_camera
 
 BOX_MODES = ("auto", "full", "centre")
-# Official METRO and TORE weights project the mesh as it comes out; FastMETRO's (and ours) after centring it.
-UNCENTRED_PROJECTION = ("METRO", "METRO_TORE", "FastMETRO_TORE", "MeshGraphormer")
-FOCAL_PX, CROP_PX = 1000.0, 224.0  # perspective camera of the official renderers, per 224-pixel crop
 REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
 # A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still. Mean 2D
 # error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies unchanged.
 SHRUNK = 0.5
 
+Box = tuple[float, float, float, float]
+FindPeople = Callable[[np.ndarray], Sequence[Sequence[float]]]
+"""[H, W, 3] uint8 -> boxes (x0, y0, x1, y1 pixels, more numbers are ignored) of the people, best first; [] for nobody."""
+
 
 @dataclass(frozen=True)
 class Person:
-    """One body or hand. Metres, x right, y down, z away from the camera, centred on the regressed pelvis (wrist)."""
+    """One body or hand. Camera axes: x right, y down, z away. The fields are keys of the result files (results.py)."""
 
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 pixels of the image
-    box_source: str  # "given", "auto", "full" or "centre"
+    box: Box  # x0, y0, x1, y1 pixels of the image
+    box_source: str  # "given", "found", "auto", "full" or "centre"
     crop: Crop
     camera: np.ndarray  # [3] scale, tx, ty: crop point in [-1, 1] = scale * (xy + t)
     camera_image: np.ndarray  # [3] scale_px, x_px, y_px: pixel = scale_px * xy + (x_px, y_px)
-    translation: np.ndarray  # [3] metres: perspective camera of focal `focal_px` centred on the crop
-    focal_px: float
-    vertices: np.ndarray  # [V, 3]
+    focal_px: float  # of the whole image's camera, the same for all its people
+    principal_px: tuple[float, float]
+    trans: np.ndarray  # [3] metres: vertices + trans lie in front of that camera
+    vertices: np.ndarray  # [V, 3] metres
     vertices_coarse: np.ndarray  # [V_coarse, 3]
-    joints_3d: np.ndarray  # [14, 3] regressed from the mesh (J14); a hand has [21, 3] (HAND21)
-    joints_2d: np.ndarray  # [14, 2] pixels of the image
+    joints_3d: np.ndarray  # [J, 3]
+    joints_2d: np.ndarray  # [J, 2] pixels of the image
+    poses: np.ndarray | None = None  # [72] axis-angle, of models of SMPL parameters
+    rotations: np.ndarray | None = None  # [24, 3, 3]
+    betas: np.ndarray | None = None  # [10]
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What came of one image: people, or the reason why not."""
+    """The people of one image, or the error that kept them from being found."""
 
     name: str
     size: tuple[int, int] = (0, 0)  # width, height of the upright image
@@ -69,27 +74,53 @@ class ImageResult:
     pixels: np.ndarray | None = None  # [H, W, 3] uint8
 
 
-@dataclass
-class _Open:
-    """A image on its way: its pixels and the crops still to be run."""
+class Stored(NamedTuple):
+    """An image that is read when its turn comes."""
 
     name: str
+    read: Callable[[], bytes]
+
+
+class Job(NamedTuple):
+    """A crop to be run."""
+
+    image: int  # number in the group
     pixels: np.ndarray
-    crops: list[tuple[tuple[float, float, float, float], str, Crop]]
+    focal_px: float
+    box: Box
+    source: str
+    crop: Crop
+
+
+class Seen(NamedTuple):
+    """What the model gave for one crop."""
+
+    camera: np.ndarray
+    vertices: np.ndarray
+    vertices_coarse: np.ndarray
+    joints: np.ndarray
+    rotations: np.ndarray | None
+    betas: np.ndarray | None
 
 
 class ImagePipeline:
     """Images in, people out.
 
     Args:
-        model: None for the built-in default; a folder written by `save_pretrained`; a registered name (random
-            weights: useful only for trying things); or a module whose forward returns `camera`, `joints`,
-            `vertices_coarse` and `vertices`.
-        checkpoint, upstream: weights, a folder of ours or an official file; see `load_model`.
-        topology: faces and joint regressors of the mesh the model speaks of; default: what the model's mesh name says.
+        model: None for the built-in default; a folder written by `save_pretrained`; a registered name of task mesh or smpl
+            (random weights: useful only for trying things); or a module whose forward returns `camera`, `vertices_coarse`
+            and `vertices`, or a BodyModel.
+        checkpoint, upstream, overrides: weights (a folder of ours or an official file) and config fields; see `load_model`.
+        topology: faces and joint regressors of the mesh; default: what the model's mesh name says.
         mesh_data: folder with the SMPL/MANO topology files, for models of those meshes (else $TORE_FAST_MESH_DATA).
-        device: "auto" takes a GPU where there is one.
-        batch_size: crops run at once.
+        body: "free" or a SMPL model file, posed by models of SMPL parameters. fov_net: HumanFoV's file, for a CameraHMR model
+            that comes without it.
+        find_people: looks for the people of images without given boxes; None: the model itself does ("auto").
+        device: "auto" takes a GPU where there is one. precision: fp32, bf16 or fp16. batch_size: crops run at once.
+        fixed_batch: always run batches of that size, filled up by repeating a crop: a result then does not depend on how
+            many others ran beside it. workers: threads that read images.
+        focal_px, fov_deg (vertical), principal_px: the camera where it is known.
+        box_rule, masks: of HMR2.0 and CameraHMR (bodies.py).
 
     Example:
         >>> photo = np.zeros((240, 180, 3), np.uint8)  # or "photo.jpg"
@@ -100,33 +131,58 @@ class ImagePipeline:
 
     def __init__(
         self,
-        model: nn.Module | str | Path | None = None,
+        model: nn.Module | BodyModel | str | Path | None = None,
         *,
         checkpoint: str | Path | None = None,
         upstream: str | None = None,
+        overrides: dict[str, Any] | None = None,
         topology: BodyTopology | None = None,
         mesh_data: str | Path | None = None,
+        body: str = "free",
+        fov_net: str | None = None,
+        find_people: FindPeople | None = None,
         device: str = "auto",
+        precision: str = "fp32",
         batch_size: int = 8,
+        workers: int = 2,
+        fixed_batch: bool = False,
+        focal_px: float | None = None,
+        fov_deg: float | None = None,
+        principal_px: tuple[float, float] | None = None,
+        box_rule: str = "hmr2",
+        masks: str = "auto",
     ):
-        if batch_size < 1:
-            raise ValueError(f"ImagePipeline: batch_size must be at least 1, got {batch_size}")
+        for name, value in (("batch_size", batch_size), ("workers", workers)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_camera(focal_px, fov_deg)
+        check_precision(precision)
         self.device = torch.device(pick_device(device))
-        if isinstance(model, nn.Module):
-            self.model = (PosedBody(model) if isinstance(model, TCFormerHMR) else model).to(self.device).eval()
+        if isinstance(model, BodyModel):
+            self.body_model = model
         else:
-            loaded = load_model(model, checkpoint, upstream=upstream, mesh_data=mesh_data)
-            self.model = mesh_model(loaded, str(checkpoint or model)).to(self.device).eval()
-            prepare(self.model)  # a module handed in stays as it is
-        self.topology = mesh_of(self.model, mesh_data) if topology is None else topology
-        regressor, self._picks, self.joint_names = _joint_rows(self.topology)
-        self._regressor = torch.from_numpy(regressor).to(self.device)
-        official = self.topology.name in ("smpl", "mano")
-        self._centred = not (official and type(self.model).__name__ in UNCENTRED_PROJECTION)
-        size = getattr(getattr(self.model, "config", None), "image_size", 224)
-        self.image_size = int(size if isinstance(size, int) else size[0])
-        self.batch_size = batch_size
-        self.seconds: dict[str, float] = {"read": 0.0, "crop": 0.0, "model": 0.0, "mesh": 0.0}
+            network = load_model(model, checkpoint, upstream=upstream, mesh_data=mesh_data, overrides=overrides)
+            if fov_net is not None:
+                attach_fov_net(network, fov_net, str(checkpoint or model))
+            self.body_model = body_model(
+                network,
+                str(checkpoint or model),
+                device=self.device,
+                precision=precision,
+                body=body,
+                topology=topology,
+                mesh_data=mesh_data,
+                box_rule=box_rule,
+                masks=masks,
+            )
+            if not isinstance(model, nn.Module):
+                prepare(network)  # a module handed in stays as it is
+        self.model = self.body_model.network
+        self.topology, self.joint_names = self.body_model.topology, self.body_model.joint_names
+        self.batch_size, self.workers, self.find_people = batch_size, workers, find_people
+        self._fixed_batch = fixed_batch
+        self._focal_px, self._fov_deg, self._principal_px = focal_px, fov_deg, principal_px
+        self.seconds: dict[str, float] = {"read": 0.0, "model": 0.0, "mesh": 0.0}
         self.counts = {"images": 0, "people": 0}
 
     def predict(self, images: Sequence[Any] | Any, boxes: Any = None) -> list[ImageResult]:
@@ -134,8 +190,9 @@ class ImagePipeline:
 
         Args:
             images: paths, PIL images or arrays (see io/image.py), one or several.
-            boxes: None or "auto": a box found by the model itself; "full": the whole image; "centre": the centre
-                square of the official demo; or per image a list of (x0, y0, x1, y1), one result per box.
+            boxes: None: by `find_people`, or "auto" without one: a box found by the model itself; "full": the whole image;
+                "centre": the centre square of the official demo; or per image a list of (x0, y0, x1, y1), one result per
+                box (None in that list: as above).
         """
         if isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Iterable):
             images = [images]
@@ -143,16 +200,14 @@ class ImagePipeline:
                 boxes = [boxes]
         images = list(images)
         if boxes is not None and not isinstance(boxes, str) and len(boxes) != len(images):
-            raise ValueError(
-                f"ImagePipeline.predict: boxes must have one entry per image ({len(images)}), got {len(boxes)}"
-            )
+            raise ValueError(f"predict: boxes must have one entry per image ({len(images)}), got {len(boxes)}")
         return list(self.stream(images, boxes))
 
     def stream(self, images: Iterable[Any], boxes: Any = None) -> Iterator[ImageResult]:
         """Like `predict`, one result after the other; only a batch of images is in memory."""
         if isinstance(boxes, str) and boxes not in BOX_MODES:
-            raise ValueError(f"ImagePipeline: boxes must be one of {BOX_MODES} or lists of boxes, got {boxes!r}")
-        with ThreadPoolExecutor(2) as pool:
+            raise ValueError(f"predict: boxes must be one of {BOX_MODES} or lists of boxes, got {boxes!r}")
+        with ThreadPoolExecutor(self.workers) as pool:
             group: list[tuple[Any, Any]] = []
             for i, image in enumerate(images):
                 group.append((image, boxes if boxes is None or isinstance(boxes, str) else boxes[i]))
@@ -164,191 +219,177 @@ class ImagePipeline:
 
     def _group(self, group: list[tuple[Any, Any]], pool: ThreadPoolExecutor) -> Iterator[ImageResult]:
         start = time.perf_counter()
-        opened = list(pool.map(lambda pair: _open(*pair), group))
+        read = list(pool.map(lambda pair: _read(pair[0]), group))
         self.seconds["read"] += time.perf_counter() - start
-        jobs = [(o, job) for o in opened if isinstance(o, _Open) for job in o.crops]
-        found: dict[int, list[Person]] = {id(o): [] for o in opened}
+        opened: list[ImageResult] = []
+        jobs: list[Job] = []
+        for i, (image, (_, boxes)) in enumerate(zip(read, group)):
+            if image.error is None:
+                try:
+                    jobs += self._jobs(i, image, boxes)
+                except ImageError as e:
+                    image = ImageResult(image.name, error=str(e))
+            opened.append(image)
         for first in range(0, len(jobs), self.batch_size):
             part = jobs[first : first + self.batch_size]
-            for (o, _), person in zip(part, self._people(part)):
-                found[id(o)].append(person)
-        for o in opened:
+            for job, person in zip(part, self._people(part)):
+                opened[job.image].people.append(person)
+        for result in opened:
             self.counts["images"] += 1
-            if isinstance(o, ImageResult):
-                yield o
-                continue
-            self.counts["people"] += len(found[id(o)])
-            height, width = o.pixels.shape[:2]
-            yield ImageResult(o.name, (width, height), found[id(o)], None, o.pixels)
+            self.counts["people"] += len(result.people)
+            yield result
 
-    def _people(self, jobs: list[tuple[_Open, tuple]]) -> list[Person]:
-        out = self._run([(o.pixels, job[2]) for o, job in jobs])
+    def _jobs(self, number: int, image: ImageResult, boxes: Any) -> list[Job]:
+        """The crops of an image: given boxes, those of `find_people`, or one for the whole image."""
+        width, height = image.size
+        focal, pixels = self.focal_px(image.pixels), image.pixels
+        mode, source = boxes if isinstance(boxes, str) else None, "given"
+        if boxes is None and self.find_people is not None:
+            boxes, source = [tuple(float(v) for v in b[:4]) for b in self.find_people(pixels)], "found"
+        elif boxes is None:
+            mode = "auto"
+        if mode is not None:
+            whole = (0.0, 0.0, float(width), float(height))
+            crop = centre_crop(width, height) if mode == "centre" else self.body_model.whole_crop(width, height)
+            return [Job(number, pixels, focal, whole, mode, crop)]
+        checked = [check_box(b, width, height, image.name) for b in boxes]
+        return [Job(number, pixels, focal, b, source, self.body_model.crop_of_box(b)) for b in checked]
+
+    def focal_px(self, pixels: np.ndarray) -> float:
+        """Focal length in pixels of an image's camera: given, from the field of view, or the model's own way."""
+        if self._focal_px is not None:
+            return float(self._focal_px)
+        if self._fov_deg is not None:
+            return float(camera.focal_from_fov(math.radians(self._fov_deg), pixels.shape[0]))
+        return self.body_model.focal_px(pixels)
+
+    def _people(self, jobs: list[Job]) -> list[Person]:
+        seen = self._run(jobs)
         open_ = set(range(len(jobs)))
         for _ in range(REFINE_STEPS):
-            closer = {i: job for i, job in _refined(jobs, out).items() if i in open_}
+            closer = {i: job for i, job in self._refined(jobs, seen).items() if i in open_}
             if not closer:
                 break
-            fresh = self._run([(o.pixels, job[2]) for o, job in closer.values()])
-            for (i, job), values in zip(closer.items(), fresh):
-                if _extent(job, values) < SHRUNK * _extent(jobs[i], out[i]):
+            for (i, job), fresh in zip(closer.items(), self._run(list(closer.values()))):
+                if _extent(job, fresh) < SHRUNK * _extent(jobs[i], seen[i]):
                     open_.discard(i)
                 else:
-                    jobs[i], out[i] = job, values
-        return [_person(o, job, values) for (o, job), values in zip(jobs, out)]
+                    jobs[i], seen[i] = job, fresh
+        return [self._person(job, s) for job, s in zip(jobs, seen)]
 
-    @torch.inference_mode()
-    def _run(self, crops: list[tuple[np.ndarray, Crop]]) -> list[dict[str, np.ndarray]]:
-        t0 = time.perf_counter()
-        images = torch.stack([model_input(p, c, self.image_size) for p, c in crops]).to(self.device)
-        t1 = time.perf_counter()
-        out = self.model(images)
-        lacking = [k for k in ("camera", "vertices", "vertices_coarse") if not hasattr(out, k)]
-        if lacking:
-            raise ValueError(
-                f"ImagePipeline: expected an image-to-mesh model (fastmetro*, metro*, graphormer*, tore_default), got "
-                f"{type(self.model).__name__}, whose output lacks {', '.join(lacking)}"
-            )
-        vertices = out.vertices.float()
-        if vertices.shape[1] != self._regressor.shape[1]:
-            raise ValueError(
-                f"ImagePipeline: the model gives {vertices.shape[1]} vertices, the mesh {self.topology.name!r} has "
-                f"{self._regressor.shape[1]}; pass the topology the model was made for"
-            )
-        regressed = self._regressor @ vertices
-        root = regressed[:, :1]
-        camera = out.camera.float()
-        if not self._centred:  # the same image points, said of the centred mesh
-            camera = torch.cat([camera[:, :1], camera[:, 1:] + root[:, 0, :2]], 1)
-        values = {
-            "camera": camera,
-            "vertices": vertices - root,
-            "vertices_coarse": out.vertices_coarse.float() - root,
-            "joints": regressed[:, self._picks] - root,
-        }
-        host = {k: v.cpu().numpy() for k, v in values.items()}
-        t2 = time.perf_counter()
-        self.seconds["crop"] += t1 - t0
-        self.seconds["model"] += t2 - t1
-        return [{k: v[i] for k, v in host.items()} for i in range(len(crops))]
+    def _run(self, jobs: list[Job]) -> list[Seen]:
+        start = time.perf_counter()
+        sights = [Sight(j.pixels, j.crop, j.focal_px) for j in jobs]
+        if self._fixed_batch:
+            sights += sights[-1:] * (self.batch_size - len(sights))
+        found: Bodies = self.body_model(sights)
+        self.seconds["model"] += time.perf_counter() - start
+        return [Seen(*(None if array is None else array[i] for array in found)) for i in range(len(jobs))]
+
+    def _refined(self, jobs: list[Job], seen: list[Seen]) -> dict[int, Job]:
+        """For "auto" jobs, by number: the box of the mesh just seen, where it is plausible and clearly another than the crop."""
+        closer = {}
+        for i, (job, values) in enumerate(zip(jobs, seen)):
+            points = _points(job, values)
+            if job.source != "auto" or not np.isfinite(points).all():
+                continue
+            height, width = job.pixels.shape[:2]
+            (x0, y0), (x1, y1) = points.min(0), points.max(0)
+            box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+            if min(box[2] - box[0], box[3] - box[1]) < 0.05 * max(width, height):
+                continue  # nothing one could call a person: the whole image stays
+            box = tuple(float(v) for v in box)
+            new = self.body_model.crop_of_box(box)
+            if new.side < 0.85 * job.crop.side or abs(new.center[0] - job.crop.center[0]) > 0.1 * job.crop.side:
+                closer[i] = job._replace(box=box, crop=new)
+        return closer
+
+    def _person(self, job: Job, seen: Seen) -> Person:
+        height, width = job.pixels.shape[:2]
+        principal = self._principal_px or (width / 2, height / 2)
+        place = camera.image_camera(seen.camera, job.crop.center, job.crop.side)
+        scale = place[0] + 1e-9
+        trans = np.array([*((place[1:] - principal) / scale), job.focal_px / scale], np.float32)
+        if self.body_model.task == "smpl":
+            points = seen.joints + trans
+            joints_2d = job.focal_px * points[:, :2] / np.maximum(points[:, 2:], 1e-6) + np.array(principal)
+        else:
+            joints_2d = job.crop.to_image(seen.camera[0] * (seen.joints[:, :2] + seen.camera[1:]))
+        poses = None
+        if seen.rotations is not None:
+            poses = matrix_to_axis_angle(torch.from_numpy(seen.rotations)).flatten().numpy()
+        return Person(
+            box=job.box,
+            box_source=job.source,
+            crop=job.crop,
+            camera=seen.camera,
+            camera_image=place,
+            focal_px=job.focal_px,
+            principal_px=(float(principal[0]), float(principal[1])),
+            trans=trans,
+            vertices=seen.vertices,
+            vertices_coarse=seen.vertices_coarse,
+            joints_3d=seen.joints,
+            joints_2d=joints_2d,
+            poses=poses,
+            rotations=seen.rotations,
+            betas=seen.betas,
+        )
 
 
-def load_model(model: nn.Module | str | Path | None, checkpoint: str | Path | None = None, **options) -> nn.Module:
+def _read(image: Any) -> ImageResult:
+    """Pixels of an image, or why there are none. Whatever a decoder raises costs this image alone."""
+    name = str(image) if isinstance(image, (str, Path)) else image.name if isinstance(image, Stored) else "image"
+    try:
+        pixels = read_image(image.read(), name) if isinstance(image, Stored) else read_image(image)
+    except ImageError as e:
+        return ImageResult(name, error=str(e))
+    except Exception as e:  # noqa: BLE001 (decoders raise anything on damaged files: KeyError, struct.error, MemoryError ...)
+        return ImageResult(name, error=f"{name}: cannot be decoded ({type(e).__name__}: {e})")
+    return ImageResult(name, (pixels.shape[1], pixels.shape[0]), [], None, pixels)
+
+
+def _points(job: Job, seen: Seen) -> np.ndarray:  # [V, 2] pixels of the image
+    return job.crop.to_image(seen.camera[0] * (seen.vertices[:, :2] + seen.camera[1:]))
+
+
+def _extent(job: Job, seen: Seen) -> float:
+    """Longer side of what the model saw, in pixels of the image; 0 where that is no number."""
+    size = float(np.ptp(_points(job, seen), axis=0).max())
+    return size if np.isfinite(size) else 0.0
+
+
+def load_model(
+    model: nn.Module | str | Path | None,
+    checkpoint: str | Path | None = None,
+    *,
+    overrides: dict[str, Any] | None = None,
+    **options,
+) -> nn.Module:
     """Module from what `ImagePipeline(model=...)` accepts, or from a checkpoint.
 
     Args:
         checkpoint: a folder of ours or an official file. `model` is then None or "default" (told by the file), or the
             registered name that the file must fit.
+        overrides: config fields. A registered name's random weights are the same ones in every run.
         **options: of `from_pretrained` (upstream, mesh_data), for folders and files; None means not given.
     """
     if isinstance(model, nn.Module):
         return model
-    given = {k: v for k, v in options.items() if v is not None}
+    given = {**{k: v for k, v in options.items() if v is not None}, **(overrides or {})}
     if checkpoint is not None:
         return from_pretrained(checkpoint, model=None if model in (None, "default") else str(model), **given)
     if model is None or str(model) in BUILT_IN:
-        return load_pretrained(default_folder(str(model or "default")))
-    if Path(model).is_dir():
+        return load_pretrained(default_folder(str(model or "default")), **(overrides or {}))
+    if Path(model).exists():
         return from_pretrained(model, **given)
-    return mesh_model(create_model(str(model)), str(model))
+    if _is_path(str(model)):
+        raise FileNotFoundError(f"{model}: no such file or folder")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # random, but the same when an interrupted run goes on
+        return create_model(str(model), **(overrides or {})).eval()
 
 
-def mesh_model(model: nn.Module, source: str) -> nn.Module:
-    """`model` where it regresses a mesh from images, or the body it regresses parameters of; else a ValueError that names
-    `source`."""
-    if isinstance(model, TCFormerHMR):
-        return PosedBody(model)
-    if not hasattr(model, "mesh"):
-        raise ValueError(
-            f"{source}: expected an image-to-mesh model (fastmetro*, metro*, graphormer*, tore_default, tcformer_*_hmr), "
-            f"got {type(model).__name__}"
-        )
-    return model
-
-
-def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopology:
-    """Topology of the mesh a model regresses, by the name it carries ("free" where it carries none)."""
-    name = getattr(getattr(model, "mesh", None), "name", "free")
-    if name in ("free", "free_hand"):
-        return load_body(name).topology
-    folder = mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
-    if folder is None:
-        raise ValueError(
-            f"ImagePipeline: the model speaks of the licence-bound mesh {name!r}: give the folder with its topology files "
-            "(--mesh-data DIR, mesh_data=... or $TORE_FAST_MESH_DATA)"
-        )
-    return load_topology(name, folder)
-
-
-def _joint_rows(topology: BodyTopology) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
-    """Regressor whose row 0 is the root, the rows that are reported, and their names."""
-    if "h36m17" in topology.regressors:
-        return topology.regressor("h36m17"), list(H36M17_TO_J14), J14.names
-    if "hand21" in topology.regressors:
-        return topology.regressor("hand21"), list(range(21)), HAND21.names
-    raise ValueError(
-        f"ImagePipeline: the mesh {topology.name!r} has no joint regressor; its folder needs J_regressor_h36m_correct.npy"
-    )
-
-
-def _open(image: Any, boxes: Any) -> _Open | ImageResult:
-    name = str(image) if isinstance(image, (str, Path)) else "image"
-    try:
-        pixels = read_image(image)
-        height, width = pixels.shape[:2]
-        whole = (0.0, 0.0, float(width), float(height))
-        if boxes is None or isinstance(boxes, str):
-            mode = boxes or "auto"
-            crop = centre_crop(width, height) if mode == "centre" else whole_crop(width, height)
-            return _Open(name, pixels, [(whole, mode, crop)])
-        checked = [check_box(b, width, height, name) for b in boxes]
-        return _Open(name, pixels, [(b, "given", crop_of_box(b)) for b in checked])
-    except ImageError as e:
-        return ImageResult(name, error=str(e))
-
-
-def _refined(jobs: list[tuple[_Open, tuple]], out: list[dict]) -> dict[int, tuple[_Open, tuple]]:
-    """For "auto" jobs, by number: the box of the mesh just seen, where it is plausible and clearly another than the crop."""
-    closer = {}
-    for i, (job, values) in enumerate(zip(jobs, out)):
-        o, (_, source, crop) = job
-        points = _points(job, values)
-        if source != "auto" or not np.isfinite(points).all():
-            continue
-        height, width = o.pixels.shape[:2]
-        (x0, y0), (x1, y1) = points.min(0), points.max(0)
-        box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-        if min(box[2] - box[0], box[3] - box[1]) < 0.05 * max(width, height):
-            continue  # nothing one could call a person: the whole image stays
-        new = crop_of_box(box)
-        if new.side < 0.85 * crop.side or abs(new.center[0] - crop.center[0]) > 0.1 * crop.side:
-            closer[i] = (o, (tuple(float(v) for v in box), source, new))
-    return closer
-
-
-def _points(job: tuple[_Open, tuple], values: dict[str, np.ndarray]) -> np.ndarray:  # [V, 2] pixels of the image
-    return job[1][2].to_image(values["camera"][0] * (values["vertices"][:, :2] + values["camera"][1:]))
-
-
-def _extent(job: tuple[_Open, tuple], values: dict[str, np.ndarray]) -> float:
-    """Longer side of what the model saw, in pixels of the image; 0 where that is no number."""
-    size = float(np.ptp(_points(job, values), axis=0).max())
-    return size if np.isfinite(size) else 0.0
-
-
-def _person(o: _Open, job: tuple, values: dict[str, np.ndarray]) -> Person:
-    box, source, crop = job
-    camera = values["camera"]
-    points = camera[0] * (values["joints"][:, :2] + camera[1:])
-    return Person(
-        box=box,
-        box_source=source,
-        crop=crop,
-        camera=camera,
-        camera_image=image_camera(camera, crop.center, crop.side),
-        translation=full_translation(torch.from_numpy(camera)[None], focal=FOCAL_PX, crop=CROP_PX)[0].numpy(),
-        focal_px=FOCAL_PX * crop.side / CROP_PX,
-        vertices=values["vertices"],
-        vertices_coarse=values["vertices_coarse"],
-        joints_3d=values["joints"],
-        joints_2d=crop.to_image(points),
-    )
+def _is_path(model: str) -> bool:
+    """Whether a text can only mean a file or folder: a separator or a suffix of weights."""
+    return "/" in model or "\\" in model or Path(model).suffix in (".bin", ".ckpt", ".pth", ".pt", ".safetensors")

@@ -33,7 +33,7 @@ def why_no_mp4() -> str | None:
 
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as e:
-        return f"mp4 needs imageio and imageio-ffmpeg: pip install tore_fast[video] ({e})"
+        return f"mp4 needs imageio and imageio-ffmpeg: pip install imageio imageio-ffmpeg ({e})"
     return None
 
 
@@ -42,15 +42,16 @@ class _Track:
 
     def __init__(self, path: Path, body: Body):
         self.rows, self.body = NpzRows(path), body
-        ends = self.rows.rows("frame_ids", 0, 1)
+        ends = self.rows.rows("frame", 0, 1)
         self.first = int(ends[0]) if len(ends) else 0
         self.per_frame_betas = self.rows.array("betas").ndim == 2
-        self.focal, self.centre = float(self.rows.array("cam_K")[0, 0]), self.rows.array("cam_K")[:2, 2]
-        self.number = int(self.rows.array("track_id"))
+        self.number = int(self.rows.array("track"))
         self._start, self._vertices = -PIECE, np.zeros((0, 0, 3), np.float32)
+        self._cameras: list[PerspectiveCamera] = []
 
     @torch.inference_mode()
-    def at(self, frame: int) -> np.ndarray | None:  # [V, 3]
+    def at(self, frame: int) -> tuple[np.ndarray, PerspectiveCamera] | None:
+        """Vertices [V, 3] around the body's origin, and the camera that sees them; None where the track is not there."""
         row = frame - self.first
         if row < 0:
             return None
@@ -58,15 +59,17 @@ class _Track:
             self._start = row - row % PIECE
             a, b = self._start, self._start + PIECE
             device = self.body.template.device
-            poses, trans = (torch.from_numpy(self.rows.rows(k, a, b).copy()).to(device) for k in ("poses", "trans"))
+            poses = torch.from_numpy(self.rows.rows("poses", a, b).copy()).to(device)
             betas = self.rows.rows("betas", a, b) if self.per_frame_betas else self.rows.array("betas")[None]
             betas = torch.from_numpy(betas.copy()).to(device)[:, : self.body.num_betas]
             if len(poses):
-                posed = self.body(poses, betas.expand(len(poses), -1), trans)
-                self._vertices = posed.vertices.cpu().numpy()
+                self._vertices = self.body(poses, betas.expand(len(poses), -1)).vertices.cpu().numpy()
             else:
                 self._vertices = np.zeros((0, 0, 3), np.float32)
-        return self._vertices[row - self._start] if row - self._start < len(self._vertices) else None
+            numbers = (self.rows.rows(k, a, b) for k in ("focal_px", "trans", "principal_px"))
+            self._cameras = [PerspectiveCamera(float(f), tuple(t), tuple(c)) for f, t, c in zip(*numbers)]
+        k = row - self._start
+        return (self._vertices[k], self._cameras[k]) if k < len(self._vertices) else None
 
 
 def overlay_frames(
@@ -81,9 +84,9 @@ def overlay_frames(
                 index,
                 draw_people(
                     frame,
-                    [v for _, v in shown],
+                    [v for _, (v, _) in shown],
                     body.faces(0),
-                    [PerspectiveCamera(t.focal, (0.0, 0.0, 0.0), tuple(t.centre)) for t, _ in shown],
+                    [c for _, (_, c) in shown],
                     colours=[PALETTE[t.number % len(PALETTE)] for t, _ in shown] or PALETTE,
                 ),
             )
@@ -120,7 +123,7 @@ def write_overlay(
         frames = itertools.takewhile(lambda item: item[0] < limit, frames)
     drawn = overlay_frames(frames, tracks, body)
     for first in drawn:
-        _write_piece(
+        write_piece(
             folder / f"{done:05d}.mp4",
             itertools.chain((first,), itertools.islice(drawn, segment - 1)),
             source.fps,
@@ -150,7 +153,7 @@ def _whole_pieces(folder: Path, source: VideoSource, tracks: Sequence[Path], lim
     return len(list(folder.glob("[0-9]*.mp4")))
 
 
-def _write_piece(
+def write_piece(
     path: Path, frames: Iterable[tuple[int, np.ndarray]], fps: float, on_frame: Callable[[int], None] | None
 ) -> None:
     import imageio.v2 as imageio

@@ -1,92 +1,187 @@
-"""Files of one image's result: overlay PNG, GLB or OBJ per person, one npz with documented keys.
+"""What results hold and how they are written: one table of keys for predict (images and videos), batch and lift.
 
-In: ImageResult of pipelines/images.py. The drawing is vis/overlay.py, the mesh files vis/export.py.
+In: ImageResult of images.py; out: overlay PNG, GLB / OBJ / PLY, npz, json. The table is `KEYS`; tools/results_page.py makes
+docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.py, the files of videos track_files.py.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..io.atomic import replacing
 from ..vis import export, overlay
-from .images import ImagePipeline, ImageResult
+from .images import ImagePipeline, ImageResult, Person
 
-FORMATS = ("png", "glb", "obj", "npz")
-
-NPZ_KEYS = {
-    "box": "[P, 4] x0, y0, x1, y1 pixels of the upright image",
-    "box_source": "[P] given | auto | full | centre",
-    "crop": "[P, 3] centre x, centre y, side of the square crop, pixels",
-    "camera": "[P, 3] scale, tx, ty: point of the crop in [-1, 1] = scale * (xy + t)",
-    "camera_image": "[P, 3] scale_px, x_px, y_px: pixel = scale_px * xy + (x_px, y_px)",
-    "translation": "[P, 3] metres: add to the vertices for a perspective camera at the crop's centre",
-    "focal_px": "[P] focal length of that camera",
-    "vertices": "[P, V, 3] metres; x right, y down, z away; the pelvis is the origin",
-    "vertices_coarse": "[P, V_coarse, 3]",
-    "joints_3d": "[P, 14, 3] metres, regressed from the mesh (a hand has 21)",
-    "joints_2d": "[P, 14, 2] pixels",
-    "joint_names": "[14]",
-    "faces": "[F, 3] int32",
-    "image_size": "[2] width, height",
-}
+FORMATS = ("png", "glb", "obj", "ply", "npz", "json")
 
 
-def unique_names(paths: list[Path]) -> list[str]:
-    """File stems; where two images share one, a number is added."""
-    used: dict[str, int] = {}
-    names = []
-    for path in paths:
-        stem = path.stem
-        used[stem] = used.get(stem, 0) + 1
-        names.append(stem if used[stem] == 1 else f"{stem}_{used[stem]}")
-    return names
+class Key(NamedTuple):
+    """One array of a result file."""
+
+    name: str
+    shape: str  # N: people (predict, batch) or frames (video, lift); I: images of a unit; empty: a single value
+    unit: str
+    meaning: str
+    where: str  # letters: p predict images, v predict videos, b batch, l lift
+    optional: str = ""  # when it is there; empty: always
+
+
+_SMPL = "models of SMPL parameters"
+KEYS = (
+    Key("source", "", "", "file the result comes from; in batch [I], all images of the unit in order", "pvbl"),
+    Key("error", "[I]", "", "why an image gave nothing; empty: it was done", "b"),
+    Key("image_size", "[2]", "px", "width, height of the upright image; in batch [I, 2]", "pvb"),
+    Key("image_index", "[N]", "", "image of each person, a row of `source`", "b"),
+    Key("frame", "[N]", "", "frame of the video or of the key-point file, from 0", "vl"),
+    Key("detected", "[N]", "", "false where the box was missing and the result is interpolated", "v"),
+    Key("track", "", "", "number of the person", "v"),
+    Key("mocap_framerate", "", "1/s", "frames per second", "vl"),
+    Key("box", "[N, 4]", "px", "x0, y0, x1, y1 of the person", "pvb"),
+    Key("box_source", "[N]", "", "given, found (by a detector), auto (by the model itself), full or centre", "p"),
+    Key("crop", "[N, 3]", "px", "centre x, centre y and side of the square that the model saw", "p"),
+    Key("camera", "[N, 3]", "", "scale, tx, ty: point of the crop in [-1, 1] = scale * (xy + t)", "pb"),
+    Key("camera_image", "[N, 3]", "px", "scale_px, x_px, y_px: pixel = scale_px * xy + (x_px, y_px)", "pb"),
+    Key(
+        "focal_px", "[N]", "px", "focal length of the whole image's camera; the same for all people of an image", "pvb"
+    ),
+    Key("principal_px", "[N, 2]", "px", "principal point of that camera", "pvb"),
+    Key("trans", "[N, 3]", "m", "add it to vertices and joints_3d to have them in that camera's axes", "pvb"),
+    Key("poses", "[N, 72]", "rad", "axis-angle of the 24 SMPL joints, the global orientation first", "pvb", _SMPL),
+    Key("rotations", "[N, 24, 3, 3]", "", "the same as rotation matrices", "pvb", _SMPL),
+    Key("betas", "[N, 10]", "", "shape coefficients; of a video [10], unless betas-mode is per_frame", "pvb", _SMPL),
+    Key("joints_3d", "[N, J, 3]", "m", "joints, in the axes and around the origin of the vertices", "pvbl"),
+    Key("joints_2d", "[N, J, 2]", "px", "the same joints in the image", "pb"),
+    Key(
+        "joint_names",
+        "[J]",
+        "",
+        "24 SMPL joints (models of SMPL parameters), 14 of a mesh, 21 of a hand, 17 of H36M (lift)",
+        "pvbl",
+    ),
+    Key("vertices_coarse", "[N, V_coarse, 3]", "m", "vertices of the coarse mesh: 431, a hand 195", "pb"),
+    Key(
+        "vertices",
+        "[N, V, 3]",
+        "m",
+        "vertices: 6890, a hand 778",
+        "pvb",
+        "batch: --save-vertices; videos: models of task mesh",
+    ),
+    Key("faces", "[F, 3]", "", "triangles as rows of `vertices`", "pv", "videos: models of task mesh"),
+    Key("body", "", "", "body of the parameters: free (shipped) or smpl", "v", _SMPL),
+    Key("gender", "", "", "neutral", "v", _SMPL),
+    Key("keypoints", "[N, 17, 3]", "px", "input in H36M order: x, y, confidence", "l"),
+    Key("normalised", "[N, 17, 2 or 3]", "", "what the network saw", "l"),
+    Key("kept", "[N]", "", "in how many windows token pruning kept the frame", "l"),
+    Key("normalisation", "", "", "image, pixel or crop", "l"),
+    Key("order", "", "", "joint order of the source", "l"),
+    Key("seconds", "", "s", "time the unit took", "b"),
+)
+AXES = (
+    "Axes: x right, y down, z away from the camera. The origin of `vertices` and `joints_3d` is the regressed pelvis (a hand's "
+    "wrist) for models of task mesh, and the body model's own origin for models of SMPL parameters, so that the body posed with "
+    "`poses` and `betas` gives these vertices. GLB, OBJ, PLY and BVH files have y up: (x, -y, -z)."
+)
+
+
+def keys_of(where: str) -> dict[str, Key]:
+    """Rows of KEYS for p (predict images), v (videos), b (batch) or l (lift), by name."""
+    return {k.name: k for k in KEYS if where in k.where}
+
+
+def people_arrays(people: Sequence[Person], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """[N, ...] arrays of the people's fields among `names`; SMPL parameters only where the people have them."""
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        if name == "box_source":
+            arrays[name] = np.array([p.box_source for p in people], dtype=np.str_)
+        elif name == "crop":
+            rows = [p.crop.x_y_side for p in people]
+            arrays[name] = np.array(rows, np.float32).reshape(len(people), 3)
+        elif all(getattr(p, name) is not None for p in people) and people:
+            arrays[name] = np.stack([np.asarray(getattr(p, name), np.float32) for p in people])
+    return arrays
+
+
+_PERSON = [k for k in keys_of("p") if k in Person.__dataclass_fields__]
+
+
+def npz_arrays(result: ImageResult, faces: np.ndarray, joint_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of one image's npz, under the names of KEYS."""
+    return {
+        "source": np.array(result.name),
+        "image_size": np.array(result.size, np.int32),
+        **people_arrays(result.people, _PERSON),
+        "joint_names": np.array(joint_names),
+        "faces": np.asarray(faces, np.int32),
+    }
+
+
+def json_values(
+    arrays: dict[str, np.ndarray], without: Sequence[str] = ("vertices", "vertices_coarse", "faces")
+) -> dict:
+    """`arrays` as JSON values, all but the meshes."""
+    return {k: v.tolist() for k, v in arrays.items() if k not in without}
+
+
+def draw(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
+    """The image with its people drawn over it."""
+    people, faces = result.people, pipeline.topology.hierarchy.faces[0]
+    cameras: list[Any] = [p.camera_image for p in people]
+    if pipeline.body_model.task == "smpl":  # a perspective camera; meshes from tokens are trained with a weak one
+        cameras = [overlay.PerspectiveCamera(p.focal_px, p.trans, p.principal_px) for p in people]
+    return overlay.draw_people(result.pixels, [p.vertices for p in people], faces, cameras)
 
 
 def write_result(
-    result: ImageResult, pipeline: ImagePipeline, folder: Path, name: str, formats: tuple[str, ...]
+    result: ImageResult, pipeline: ImagePipeline, folder: Path, name: str, formats: Sequence[str]
 ) -> list[Path]:
-    """Writes the asked formats; each file appears whole or not at all. Returns the paths."""
+    """Writes the asked formats; each file appears whole or not at all. Returns the paths.
+
+    Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and for
+    several people in GLB also NAME_scene.glb, where they stand in front of the image's camera.
+    """
     faces = pipeline.topology.hierarchy.faces[0]
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
 
-    def put(path: Path, write) -> None:
-        with replacing(path) as part:
+    def put(file: str, write: Callable[[Path], None]) -> None:
+        with replacing(folder / file) as part:
             write(part)
-        written.append(path)
+        written.append(folder / file)
 
     people = result.people
     if "png" in formats:
-        image = overlay.draw_people(
-            result.pixels, [p.vertices for p in people], faces, [p.camera_image for p in people]
-        )
-        put(folder / f"{name}_overlay.png", lambda p: overlay.save_png(image, p))
+        put(f"{name}_overlay.png", lambda p: overlay.save_png(draw(result, pipeline), p))
     for i, person in enumerate(people):
-        suffix = f"_{i}" if len(people) > 1 else ""
-        for kind in ("glb", "obj"):
-            if kind in formats:
-                put(folder / f"{name}{suffix}.{kind}", lambda p, v=person.vertices: export.save_mesh(v, faces, p))
-    if "npz" in formats:
-        put(folder / f"{name}.npz", lambda p: np.savez_compressed(p, **npz_arrays(result, faces, pipeline.joint_names)))
+        file = f"{name}_{i}" if len(people) > 1 else name
+        facts = {"source": result.name, **json_values(people_arrays([person], ["box", "focal_px", "trans"]))}
+        for kind in (k for k in ("glb", "obj", "ply") if k in formats):
+            put(f"{file}.{kind}", lambda p, v=person.vertices, f=facts: export.save_mesh(v, faces, p, f))
+    if "glb" in formats and len(people) > 1:
+        placed = [p.vertices + p.trans for p in people]
+        put(f"{name}_scene.glb", lambda p: export.save_mesh(placed, faces, p, {"source": result.name}))
+    if "npz" in formats or "json" in formats:
+        arrays = npz_arrays(result, faces, pipeline.joint_names)
+        if "npz" in formats:
+            put(f"{name}.npz", lambda p: np.savez_compressed(p, **arrays))
+        if "json" in formats:
+            put(f"{name}.json", lambda p: p.write_text(json.dumps(json_values(arrays)) + "\n") and None)
     return written
 
 
-def npz_arrays(result: ImageResult, faces: np.ndarray, joint_names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Arrays under the names of NPZ_KEYS."""
-    people = result.people
-    arrays: dict[str, np.ndarray] = {
-        "box": np.array([p.box for p in people], np.float32).reshape(len(people), 4),
-        "box_source": np.array([p.box_source for p in people]),
-        "crop": np.array([p.crop.x_y_side for p in people], np.float32),
-        "focal_px": np.array([p.focal_px for p in people], np.float32),
-        "joint_names": np.array(joint_names),
-        "faces": np.asarray(faces, np.int32),
-        "image_size": np.array(result.size, np.int32),
-    }
-    for key in ("camera", "camera_image", "translation", "vertices", "vertices_coarse", "joints_3d", "joints_2d"):
-        arrays[key] = (
-            np.stack([getattr(p, key) for p in people]).astype(np.float32) if people else np.zeros(0, np.float32)
-        )
-    return arrays
+def parse_formats(text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The formats of `--format a,b`.
+
+    Raises:
+        ValueError: none, or one that is not among `known`.
+    """
+    formats = tuple(dict.fromkeys(f.strip() for f in text.split(",") if f.strip()))
+    if not formats or any(f not in known for f in formats):
+        raise ValueError(f"--format: expected some of {', '.join(known)}, got {text!r}")
+    return formats

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..body import Body
-from ..geometry import camera
 from ..geometry.rotation import matrix_to_axis_angle
 from ..geometry.skeleton import SMPL24
 from ..io.bvh import BvhWriter
@@ -23,24 +22,7 @@ from .options import VideoOptions
 from .track_store import NpzStream, TrackStore
 
 FORMATS = ("npz", "bvh", "glb")
-NPZ_KEYS = {
-    "poses": "[F, 72] axis-angle of 24 joints, global orientation first (camera axes: x right, y down, z forward)",
-    "global_orient": "[F, 3] axis-angle",
-    "body_pose": "[F, 69] axis-angle",
-    "betas": "[10], or [F, 10] with betas_mode per_frame",
-    "trans": "[F, 3] metres; add to the body's vertices (camera at the origin)",
-    "joints3d": "[F, 24, 3] metres in camera axes",
-    "rotmats": "[F, 24, 3, 3] (option)",
-    "frame_ids": "[F] frame of the video",
-    "detected": "[F] bool; False where the box was missing and the result is interpolated",
-    "bbox": "[F, 4] x0, y0, x1, y1 px",
-    "track_id": "number",
-    "cam_K": "[3, 3] camera matrix, px",
-    "mocap_framerate": "frames per second",
-    "gender": "neutral",
-    "model": "smpl, or free for the shipped body",
-    "image_size": "[2] W, H",
-}
+ROW_KEYS = ("rotations", "trans", "joints_3d", "frame", "detected", "box", "focal_px", "principal_px")
 
 
 def track_writers(
@@ -88,17 +70,14 @@ def _npz_writer(
     track: int,
 ) -> Callable[[dict | None], None]:
     stream = NpzStream(path, count)
-    w, h = store.facts["image_size"]
-    k = camera.intrinsics(torch.tensor([float(store.facts["focal"])]), torch.tensor([[float(w), float(h)]]))[0]
-    if options.principal_px is not None:
-        k[:2, 2] = torch.tensor(options.principal_px)
     facts = {
-        "track_id": track,
-        "cam_K": k.numpy(),
+        "source": str(store.facts.get("source", "")),
+        "image_size": np.array(store.facts["image_size"], np.int32),
+        "track": track,
         "mocap_framerate": float(fps),
         "gender": "neutral",
-        "model": body_name,
-        "image_size": np.array([w, h], np.int32),
+        "body": body_name,
+        "joint_names": np.array(SMPL24.names),
     }
     for key, value in facts.items():
         stream.put(key, value)
@@ -109,18 +88,8 @@ def _npz_writer(
         if piece is None:
             stream.close()
             return
-        angles = matrix_to_axis_angle(torch.from_numpy(piece["rotations"])).flatten(1).numpy()
-        stream.append("poses", angles)
-        stream.append("global_orient", angles[:, :3])
-        stream.append("body_pose", angles[:, 3:])
-        stream.append("trans", piece["trans"])
-        stream.append("joints3d", piece["joints3d"])
-        stream.append("frame_ids", piece["frame_ids"])
-        stream.append("detected", piece["detected"])
-        stream.append("bbox", piece["box"])
-        if options.betas_mode == "per_frame":
-            stream.append("betas", piece["betas"])
-        if options.rotmats:
-            stream.append("rotmats", piece["rotations"])
+        stream.append("poses", matrix_to_axis_angle(torch.from_numpy(piece["rotations"])).flatten(1).numpy())
+        for key in (*ROW_KEYS, *(("betas",) if options.betas_mode == "per_frame" else ())):
+            stream.append(key, piece[key])
 
     return write

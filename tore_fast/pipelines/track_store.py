@@ -117,10 +117,10 @@ class NpzStream:
     """An .npz whose long arrays arrive in pieces; the file appears whole, at `close`.
 
     Args:
-        path: the .npz. lengths: rows of every streamed array.
+        path: the .npz. length: rows of every streamed array; None: not known before, only the same for all.
     """
 
-    def __init__(self, path: str | Path, length: int):
+    def __init__(self, path: str | Path, length: int | None = None):
         self.path, self.length = Path(path), length
         self._parts: dict[str, tuple[Path, np.dtype, tuple[int, ...], int]] = {}
         self._whole: dict[str, np.ndarray] = {}
@@ -139,13 +139,14 @@ class NpzStream:
         self._parts[key] = (file, rows.dtype, rows.shape[1:], count + len(rows))
 
     def close(self) -> None:
+        expected = self.length if self.length is not None else max((p[3] for p in self._parts.values()), default=0)
         with replacing(self.path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for key, value in self._whole.items():
                 with archive.open(f"{key}.npy", "w") as f:
                     np.lib.format.write_array(f, value, allow_pickle=False)
             for key, (file, dtype, shape, count) in self._parts.items():
-                if count != self.length:
-                    raise ValueError(f"{self.path.name}: {key} has {count} rows, expected {self.length}")
+                if count != expected:
+                    raise ValueError(f"{self.path.name}: {key} has {count} rows, expected {expected}")
                 header = {
                     "descr": np.lib.format.dtype_to_descr(dtype),
                     "fortran_order": False,

@@ -27,6 +27,7 @@ from ..geometry.crop import Crop, crop_of_box
 from ..geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
 from ..geometry.warp import as_tensor, letterbox, mask_crop, normalise_image, person_crops
 from ..geometry.windows import fill_gaps, track_spans
+from ..io.image import ImageError
 from ..io.video import VideoSource
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
 from ..layers.prepared import prepare
@@ -74,17 +75,17 @@ class Timing:
         return "\n".join(lines)
 
 
-class PersonResult(NamedTuple):
-    """One person in one image (numpy, float32; metres in camera axes, pixels)."""
+class Pending(NamedTuple):
+    """A crop that waits for its batch."""
 
-    box: np.ndarray  # [4]
-    rotations: np.ndarray  # [24, 3, 3]
-    betas: np.ndarray  # [10]
-    trans: np.ndarray  # [3]
-    joints3d: np.ndarray  # [24, 3]
-    vertices: np.ndarray | None  # [V, 3] with trans
+    frame: int
+    track: int
+    box: tuple[float, ...]
+    square: tuple[float, float, float]  # centre x, y and side, px
+    image_size: tuple[int, int]  # W, H px
     focal_px: float
-    token: np.ndarray  # [D]
+    crop: Tensor  # [3, S, S]
+    mask: Tensor | None  # [S, S]
 
 
 class VideoPipeline:
@@ -133,26 +134,22 @@ class VideoPipeline:
         body: str = "free",
         options: VideoOptions | None = None,
         device: str | torch.device = "cpu",
-        keep_tokens: int | None = None,
-        merge_per_block: int | None = None,
         fov_net: str | None = None,
+        overrides: dict | None = None,
     ) -> VideoPipeline:
         """ImagePipeline from files, folded for inference.
 
         Args:
             host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion decoder.
-            body: "free" or a SMPL model file. keep_tokens, merge_per_block: Mask-ToMe (HMR2.keep_tokens). fov_net: HumanFoV's
-            file, for a CameraHMR host without it.
+            body: "free" or a SMPL model file. fov_net: HumanFoV's file, for a CameraHMR host without it. overrides: config fields, e.g.
+            keep_tokens and merge_per_block (Mask-ToMe).
 
         Example:
-            >>> pipe = VideoPipeline.from_checkpoint("hmr2_vitt", keep_tokens=24)
-            >>> [[person]] = pipe.predict([np.zeros((160, 120, 3), np.uint8)])
-            >>> person.joints3d.shape
-            (24, 3)
+            >>> pipe = VideoPipeline.from_checkpoint("hmr2_vitt", overrides={"keep_tokens": 24})
+            >>> pipe.body.name
+            'free'
         """
-        name, network = load_host(host, fov_net)
-        if keep_tokens is not None:
-            network.keep_tokens(keep_tokens, merge_per_block)
+        name, network = load_host(host, fov_net, overrides)
         decoder = load_pretrained(motion) if motion else None
         if decoder is not None and not isinstance(decoder, FastHMRMotion):
             raise ValueError(f"{motion}: not a motion decoder (fasthmr_motion)")
@@ -186,7 +183,7 @@ class VideoPipeline:
         self, frame: np.ndarray, squares: list[Crop], masks: list[np.ndarray | None]
     ) -> tuple[Tensor, Tensor | None]:
         image = as_tensor(frame, self.device)
-        crops = person_crops(image, squares, size=self.host.config.img_size[0])
+        crops = person_crops(image, squares, self.host.config.img_size[0])
         if self.host.backbone.merging is None or self.options.masks == "none":
             return crops, None
         size = crops.shape[-1]
@@ -202,7 +199,7 @@ class VideoPipeline:
                     self._warned = True
                 rows.append(ellipse_mask(1, size, size, self.device)[0])
             else:
-                rows.append(mask_crop(as_tensor(mask, self.device), square, size=size))
+                rows.append(mask_crop(as_tensor(mask, self.device), square, size))
         return crops, torch.stack(rows)
 
     def _check_budget(self, masks: Tensor | None) -> None:
@@ -218,61 +215,6 @@ class VideoPipeline:
             if isinstance(self.host, CameraHMR):
                 return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
             return self.host(crops, masks)
-
-    # ---- single images
-
-    def predict(
-        self,
-        images: Sequence[np.ndarray],
-        boxes: Sequence[Sequence[Sequence[float]]] | None = None,
-        masks: Sequence[Sequence[np.ndarray | None]] | None = None,
-        intrinsics: Sequence[np.ndarray] | None = None,
-        vertices: bool = True,
-    ) -> list[list[PersonResult]]:
-        """People in separate images (the host's pose read-out; the motion decoder is for videos).
-
-        Args:
-            images: RGB [H, W, 3] uint8. boxes: per image a list of x0, y0, x1, y1 (default: the whole image).
-            masks: per image and person [H, W] or None. intrinsics: per image [3, 3].
-        """
-        results: list[list[PersonResult]] = []
-        self._has_masks = masks is not None
-        for n, frame in enumerate(images):
-            h, w = frame.shape[:2]
-            own = [(0.0, 0.0, float(w), float(h))] if boxes is None else list(boxes[n])
-            squares = [self._square(b) for b in own]
-            if not squares:
-                results.append([])
-                continue
-            focal = float(intrinsics[n][0, 0]) if intrinsics is not None else self.focal(frame)
-            crops, mask = self._crops(frame, squares, [None] * len(own) if masks is None else list(masks[n]))
-            sq = torch.tensor([s.x_y_side for s in squares], device=self.device)
-            image = torch.tensor([[float(w), float(h)]], device=self.device).expand(len(own), 2)
-            f = torch.full((len(own),), focal, device=self.device)
-            principal = image / 2
-            if intrinsics is not None:
-                principal = torch.as_tensor(intrinsics[n][:2, 2], dtype=torch.float32, device=self.device).expand(
-                    len(own), 2
-                )
-            out = self._encode(crops, mask, sq, image, f)
-            trans = camera.full_translation(out.cam, focal=f, crop=sq[:, 2], offset=sq[:, :2] - principal)
-            with torch.inference_mode():
-                posed = self.body(
-                    out.rotations, out.betas[:, : self.body.num_betas], trans, 0 if vertices else self._coarse
-                )
-            results.append(
-                [
-                    PersonResult(
-                        np.array(own[i], np.float32),
-                        *(t[i].cpu().numpy() for t in (out.rotations, out.betas, trans, posed.joints)),
-                        posed.vertices[i].cpu().numpy() if vertices else None,
-                        focal,
-                        out.token[i].float().cpu().numpy(),
-                    )
-                    for i in range(len(own))
-                ]
-            )
-        return results
 
     @property
     def _coarse(self) -> int:
@@ -316,19 +258,24 @@ class VideoPipeline:
                 store.facts["tracker"] = tracker.state()
             store.commit(next_frame, finished)
 
-        pending: list[tuple[int, int, tuple, tuple[float, float, float], tuple[int, int], Tensor, Tensor | None]] = []
+        pending: list[Pending] = []
         timing, last = self.timing, store.next_frame
         frames = source.frames(store.next_frame)
         while True:
-            with timing.stage("read"):
-                item = next(frames, None)
+            try:
+                with timing.stage("read"):
+                    item = next(frames, None)
+            except ImageError as e:  # damaged from here on: what was read is done
+                store.facts["error"] = str(e)
+                item = None
             if item is None or (limit is not None and item[0] >= limit):
                 break
             index, frame = item
-            if "focal" not in store.facts:
-                store.facts["focal"] = self.focal(frame)
-                store.facts["image_size"] = [frame.shape[1], frame.shape[0]]
             h, w = frame.shape[:2]
+            store.facts.setdefault("source", str(source.path))
+            store.facts.setdefault("image_size", [w, h])
+            cameras = store.facts.setdefault("focal_px", {})  # of each frame size: a folder may hold several
+            focal = cameras[f"{w}x{h}"] = cameras.get(f"{w}x{h}") or self.focal(frame)
             with timing.stage("detect"):
                 boxes = {0: (0.0, 0.0, float(w), float(h))} if tracker is None else tracker(index, frame)
             with timing.stage("crop", self.device):
@@ -338,16 +285,9 @@ class VideoPipeline:
                     found = masks(index, frame, boxes) if masks is not None else {}
                     crops, mask = self._crops(frame, squares, [found.get(t) for t in tracks])
                     for i, t in enumerate(tracks):
+                        own = None if mask is None else mask[i]
                         pending.append(
-                            (
-                                index,
-                                t,
-                                tuple(boxes[t]),
-                                squares[i].x_y_side,
-                                (w, h),
-                                crops[i],
-                                None if mask is None else mask[i],
-                            )
+                            Pending(index, t, tuple(boxes[t]), squares[i].x_y_side, (w, h), focal, crops[i], own)
                         )
             last = index + 1
             timing.frames += 1
@@ -361,22 +301,22 @@ class VideoPipeline:
         commit(last, finished=True)
         return store
 
-    def _flush(self, store: TrackStore, pending: list) -> None:
+    def _flush(self, store: TrackStore, pending: list[Pending]) -> None:
         size = self.options.batch_size
         for first in range(0, len(pending), size):
             part = pending[first : first + size]
             with self.timing.stage("encode", self.device):
-                crops = torch.stack([p[5] for p in part])
-                masks = None if part[0][6] is None else torch.stack([p[6] for p in part])
-                squares = torch.tensor([p[3] for p in part], device=self.device)
-                image = torch.tensor([p[4] for p in part], dtype=torch.float32, device=self.device)
-                focal = torch.full((len(part),), float(store.facts["focal"]), device=self.device)
+                crops = torch.stack([p.crop for p in part])
+                masks = None if part[0].mask is None else torch.stack([p.mask for p in part])
+                squares = torch.tensor([p.square for p in part], device=self.device)
+                image = torch.tensor([p.image_size for p in part], dtype=torch.float32, device=self.device)
+                focal = torch.tensor([p.focal_px for p in part], device=self.device)
                 self._check_budget(masks)
                 out = self._encode(crops, masks, squares, image, focal)
             rows = np.zeros(len(part), store.dtype)
-            rows["frame"], rows["box"] = [p[0] for p in part], [p[2] for p in part]
-            rows["square"], rows["image"] = [p[3] for p in part], [p[4] for p in part]
-            rows["focal"] = store.facts["focal"]
+            rows["frame"], rows["box"] = [p.frame for p in part], [p.box for p in part]
+            rows["square"], rows["image"] = [p.square for p in part], [p.image_size for p in part]
+            rows["focal"] = [p.focal_px for p in part]
             for key, value in (
                 ("cam", out.cam),
                 ("betas", out.betas),
@@ -385,7 +325,7 @@ class VideoPipeline:
             ):
                 rows[key] = value.float().cpu().numpy()
             for i, p in enumerate(part):
-                store.append(p[1], rows[i : i + 1])
+                store.append(p.track, rows[i : i + 1])
             self.timing.people += len(part)
         pending.clear()
 
@@ -448,10 +388,12 @@ class VideoPipeline:
                     fields = {
                         "rotations": rotations,
                         "trans": trans,
-                        "joints3d": posed.joints,
+                        "joints_3d": posed.joints[:, :24] - trans[:, None],
+                        "focal_px": focal,
+                        "principal_px": principal.expand(len(trans), 2),
                         "betas": own,
                         "box": every("box", start, end),
-                        "frame_ids": frames,
+                        "frame": frames,
                         "detected": torch.isin(frames, ids),
                     }
                     piece = {k: v.cpu().numpy() for k, v in fields.items()}

@@ -21,7 +21,7 @@ from ..geometry.windows import window_indices
 from ..layers.tpc import gather_frames
 from ..models.lifting._base import LiftedPose, PrunableHost
 from .config import Task
-from .pose_losses import mixste_loss, motionbert_loss, position_loss
+from .pose_losses import FurtherLossConfig, further_losses, mixste_loss, motionbert_loss, position_loss
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor]]] = {
     "mixste": mixste_loss,
@@ -61,7 +61,9 @@ def unwrapped(model: nn.Module) -> PrunableHost:
     return getattr(model, "module", model)
 
 
-def lifting_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Callable) -> dict[str, Tensor]:
+def lifting_loss(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Callable, further: FurtherLossConfig | None = None
+) -> dict[str, Tensor]:
     """Losses of one batch: x [B, F, 17, C], y [B, F, 17, 3] root-relative. The target follows the frames the model kept."""
     lifted: LiftedPose = model(x)
     target = y - y[:, :, :1]
@@ -71,7 +73,9 @@ def lifting_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Callable) -> dict
                 f"the model recovers {lifted.pose.shape[1]} of {y.shape[1]} frames (recover_frames); which, nobody says"
             )
         target = gather_frames(target, lifted.index)
-    return loss(lifted.pose, target)
+    parts = loss(lifted.pose, target)
+    more = {} if further is None else further_losses(lifted.pose, target, further)
+    return {**parts, **more, "total": parts["total"] + sum(more.values())}
 
 
 FRAME_EMBEDDINGS = ("Temporal_pos_embed", "temp_embed", "x_token")  # [1, F, (1,) C]
@@ -110,6 +114,7 @@ class PoseLifting(Task):
         train: motions (filmed by a new random camera per window) or recorded clips.
         validation: the same kind, of *training* subjects that `train` does not contain; chooses the best checkpoint.
         test: the same kind, for `report`; pck_joints: the joints that PCK and AUC count there (None: all).
+        further: weights of loss terms beside the model's own.
     """
 
     best_metric = "mpjpe"
@@ -124,6 +129,7 @@ class PoseLifting(Task):
         seed: int = 0,
         test: Sequence[Motion] | Sequence[PoseClip] = (),
         pck_joints: Sequence[int] | None = None,
+        further: FurtherLossConfig | None = None,
     ) -> None:
         shared = {c.subject for c in train} & {c.subject for c in validation} - {""}
         if shared:
@@ -148,7 +154,7 @@ class PoseLifting(Task):
         targets = 1 if type(model).__name__ == "Mhformer" else self.frames
         self.items_per_epoch = max(1, round(lengths.sum() / targets))
         self.held_out = film(resampled(validation, config.fps), config.noise_px, seed=seed + 1)
-        self.test, self.pck_joints = test, pck_joints
+        self.test, self.pck_joints, self.further = test, pck_joints, further
         self.loss_fn = host_loss(model)
 
     def window(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +187,7 @@ class PoseLifting(Task):
         return {k: torch.from_numpy(np.stack(v)) for k, v in zip("xy", zip(*windows))}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = lifting_loss(model, batch["x"], batch["y"], self.loss_fn)
+        parts = lifting_loss(model, batch["x"], batch["y"], self.loss_fn, self.further)
         return parts["total"], {k: v.detach() for k, v in parts.items() if k != "total"}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

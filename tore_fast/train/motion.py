@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
 
     Args:
         fps: frame rate wanted (rotations are interpolated as quaternions). up: "z" for AMASS world axes, "camera" for
-            files of `tore-fast hmr` and other camera-axes motions.
+            files of `tore-fast predict` and other camera-axes motions.
 
     Raises:
         ValueError: a key is missing or has another shape.
@@ -209,19 +209,29 @@ class _MotionTask(Task):
         rng = np.random.default_rng((self.seed, index))
         return [self.window(rng, mirror, time) for _ in range(batch_size)]
 
-    def fixed_windows(self) -> list[tuple[Tensor, Tensor | None]]:
+    def fixed_windows(self) -> list[Window]:
         """Every held-out clip's windows, without augmentation."""
         if not self._fixed:
-            for clip in self.held_out:
-                features = self.features(clip.rotations, clip.betas)
-                for start in range(0, max(1, len(features) - self.frames + 1), self.frames):
-                    part = slice(start, start + self.frames)
-                    tokens = None if clip.tokens is None else resample(clip.tokens[part], self.frames)
-                    self._fixed.append((resample(features[part], self.frames), tokens))
+            self._fixed = [w for clip in self.held_out for w in windows_of(clip, self.rest, self.frames)]
         return self._fixed
 
 
-def _stacked(windows: list[tuple[Tensor, Tensor | None]], size: int = 16):
+Window = tuple[Tensor, Tensor | None]  # features [F, 133], tokens [F, C]
+
+
+@torch.no_grad()
+def windows_of(clip: MotionClip, rest: Callable[[Tensor], Tensor], frames: int) -> list[Window]:
+    """A clip's windows one after another; a shorter clip is stretched to one."""
+    features = pose_to_features(clip.rotations, rest(clip.betas[None])[0].float())
+    windows: list[Window] = []
+    for start in range(0, max(1, len(features) - frames + 1), frames):
+        part = slice(start, start + frames)
+        tokens = None if clip.tokens is None else resample(clip.tokens[part], frames)
+        windows.append((resample(features[part], frames), tokens))
+    return windows
+
+
+def _stacked(windows: Sequence[Window], size: int = 16) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of windows."""
     for a in range(0, len(windows), size):
         features, tokens = zip(*windows[a : a + size])
@@ -231,6 +241,30 @@ def _stacked(windows: list[tuple[Tensor, Tensor | None]], size: int = 16):
 def joints_error_mm(got: Tensor, want: Tensor) -> float:
     """Mean distance of root-relative joints in features [..., 133], millimetres."""
     return float((split_features(got)[0] - split_features(want)[0]).norm(dim=-1).mean()) * 1000
+
+
+@torch.no_grad()
+def window_errors_mm(
+    model: nn.Module, windows: Sequence[Window], prior: tuple[Tensor, Tensor] | None = None
+) -> list[float]:
+    """Joint error of every window: of the motion that comes back from the VAE, or that the denoiser makes of the tokens.
+
+    Args:
+        prior: mean and deviation [133] of the features where `model` is the VAE; None: it is the denoiser.
+    """
+    device, errors = next(model.parameters()).device, []
+    for features, tokens in _stacked(windows):
+        features = features.to(device)
+        if prior is not None:
+            mean, std = (p.to(device) for p in prior)
+            got = model((features - mean) / std)[0] * std + mean
+        elif tokens is None:
+            raise ValueError("the motions hold no tokens; the denoiser makes motion of a regressor's features")
+        else:
+            motion = model(tokens.to(device))
+            got = torch.cat((motion.joints.flatten(2), motion.twists.flatten(2)), -1)
+        errors += [joints_error_mm(g, f) for g, f in zip(got, features)]
+    return errors
 
 
 class MotionVAETask(_MotionTask):
@@ -268,14 +302,8 @@ class MotionVAETask(_MotionTask):
         losses = vae_losses(batch["features"], *model(batch["features"]), self.kl_weight, self.velocity_weight)
         return losses.total, {"reconstruction": losses.reconstruction.detach(), "kl": losses.kl.detach()}
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        mean, std, errors = self.mean.to(device), self.std.to(device), []
-        for features, _ in _stacked(self.fixed_windows()):
-            features = features.to(device)
-            got, _, _ = model((features - mean) / std)
-            errors += [joints_error_mm(g * std + mean, f) for g, f in zip(got, features)]
+        errors = window_errors_mm(model, self.fixed_windows(), (self.mean, self.std))
         return {"joints_mm": float(np.mean(errors))}
 
 
@@ -339,11 +367,5 @@ class MotionDenoiserTask(_MotionTask):
         logs = {"velocity": losses.velocity.detach(), "noise": losses.noise.detach()}
         return losses.total, {**logs, "decoded": losses.decoded.detach()} if self.options.joints else logs
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        device, errors = next(model.parameters()).device, []
-        for features, tokens in _stacked(self.fixed_windows()):
-            motion = model(tokens.to(device))
-            got = torch.cat((motion.joints.flatten(2), motion.twists.flatten(2)), -1)
-            errors += [joints_error_mm(g, f) for g, f in zip(got, features.to(device))]
-        return {"joints_mm": float(np.mean(errors))}
+        return {"joints_mm": float(np.mean(window_errors_mm(model, self.fixed_windows())))}

@@ -1,10 +1,13 @@
-"""Losses of video pose lifting, all on root-relative poses [B, F, 17, 3]; which host uses which is in train/lifting.py.
+"""Losses of video pose lifting, all on root-relative poses [B, F, 17, 3]; which model uses which is in train/lifting.py.
 
 Sources: MixSTE (weighted position, temporal consistency, velocity), MotionBERT (position, scale-free position, velocity, limb
-and angle terms), as their released code computes them; units are those of the poses.
+and angle terms), MHFormer's helpers (symmetry, bone consistency), as their released code computes them; units are those of the
+poses. `further_losses` adds the terms that the released settings leave at weight 0.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -139,3 +142,35 @@ def bone_consistency(pred: Tensor) -> Tensor:
     if pred.shape[1] < 2:
         return pred.new_zeros(())
     return 0.01 * bone_vectors(pred).diff(dim=1).norm(dim=-1).mean(dim=(0, 1)).sum()
+
+
+@dataclass(frozen=True)
+class FurtherLossConfig:
+    """Weights of terms on bones and angles; the released settings of all models leave them at 0."""
+
+    limb_variance: float = 0.0
+    """MotionBERT: variance of a bone's length over time."""
+    limb_error: float = 0.0
+    """MotionBERT: difference of the bones' lengths."""
+    angle_error: float = 0.0
+    """MotionBERT: difference of the angles between bones."""
+    angle_velocity: float = 0.0
+    """MotionBERT: difference of these angles' change from frame to frame."""
+    symmetry: float = 0.0
+    """Difference of left and right bones' lengths."""
+    bone_consistency: float = 0.0
+    """Change of the bones from frame to frame."""
+
+
+def further_losses(pred: Tensor, target: Tensor, weights: FurtherLossConfig) -> dict[str, Tensor]:
+    """The terms with a weight, already multiplied by it."""
+    terms = {
+        "limb_variance": lambda: limb_variance(pred),
+        "limb_error": lambda: limb_error(pred, target),
+        "angle_error": lambda: angle_error(pred, target),
+        "angle_velocity": lambda: angle_velocity_error(pred, target),
+        "symmetry": lambda: symmetry_error(pred),
+        "bone_consistency": lambda: bone_consistency(pred),
+    }
+    chosen = {f.name: getattr(weights, f.name) for f in fields(weights)}
+    return {name: weight * terms[name]() for name, weight in chosen.items() if weight}

@@ -28,8 +28,12 @@ def save_mesh(
     vertices: np.ndarray | Sequence[np.ndarray],  # [V, 3], or several people
     faces: np.ndarray,  # [F, 3]
     path: str | Path,
+    facts: dict | None = None,
 ) -> None:
     """Writes one mesh (several people: one scene in GLB, one joined mesh otherwise); the suffix gives the format.
+
+    Args:
+        facts: JSON-able, kept in a GLB's scene as `extras` (source file, box ...).
 
     Raises:
         ValueError: unknown suffix, wrong shapes, or vertices that are not finite.
@@ -64,7 +68,7 @@ def save_mesh(
     if not meshes:
         raise ValueError("save_mesh: no people")
     if kind == "glb":
-        scene = trimesh.Scene({f"person_{i}": mesh for i, mesh in enumerate(meshes)})
+        scene = trimesh.Scene({f"person_{i}": mesh for i, mesh in enumerate(meshes)}, metadata=facts)
         data = scene.export(file_type="glb", include_normals=True)
     else:
         data = (meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)).export(file_type=kind)

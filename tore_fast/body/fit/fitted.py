@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...geometry.rotation import matrix_to_axis_angle
 
-MAX_ERROR_PX = 5.0  # mean reprojection error that is still believed, pixels of a 256 px crop
+MAX_ERROR_PX = 4.5  # mean reprojection error that is still believed, pixels of a 256 px crop
 CROP_PX = 256
 MIN_FLAG = 0.5  # of the landmark net's "there is a person"
 MIN_VISIBLE, VISIBLE = 4, 0.5  # as many landmarks must have this visibility

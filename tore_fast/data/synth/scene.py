@@ -1,7 +1,7 @@
 """A synthetic video of people walking about, with everything a video command takes: frames, boxes, masks.
 
 In: a body, poses (the prior's, or real motion); out: DIR/frames/000000.png, DIR/boxes.csv, DIR/masks/TRACK/FRAME.png. For
-trying `tore-fast hmr` and for its long-video test; the images are plain (one colour a person, a still backdrop).
+trying `tore-fast predict` and for its long-video test; the images are plain (one colour a person, a still backdrop).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Scene:
 def write_scene(scene: Scene, folder: str | Path, frames: int, fps: float | None = None) -> Path:
     """Writes `frames` frames under `folder`: with `fps` as clip.mp4 (extra `video`), else as PNG files. Returns the folder.
 
-    `boxes.csv` and `masks/` are as `tore-fast hmr` takes them.
+    `boxes.csv` and `masks/` are as `tore-fast predict` takes them.
     """
     folder = Path(folder)
     images = folder / "frames" if fps is None else folder

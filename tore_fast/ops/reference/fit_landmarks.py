@@ -269,7 +269,8 @@ def fit_landmarks_reference(
     settings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Arguments and results as ops/fit_landmarks.py; any device, differentiable in nothing."""
-    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+    device = points.device.type
+    with torch.no_grad(), torch.autocast(device if device != "meta" else "cpu", enabled=False):
         problem, person = prepare(
             points,
             weights,

@@ -1,54 +1,56 @@
-"""`tore-fast eclm`: finds mergeable layers of a host on your images and writes the smaller model."""
+"""`tore-fast merge`: finds mergeable layers of an HMR2.0 or CameraHMR model on your images, writes the smaller model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
-from . import arguments, note_random_weights
+from tyro.conf import Positional
+
+from . import arguments
+from ._options import ModelArgs, OutArgs, RunArgs
 
 
-@dataclass
-class Args:
-    """Merges layers of an HMR2 / CameraHMR host while an error on calibration images stays within tau.
+@dataclass(kw_only=True)
+class Args(ModelArgs, RunArgs, OutArgs):
+    """Merges layers of an HMR2.0 or CameraHMR model while an error on calibration images stays within tau (ECLM).
 
-    The error is MPJPE against labels where the data has them, else the distance to the unmerged model's own joints. Interrupted runs go on where they stopped.
+    The error is MPJPE against labels where the data has them, else the distance to the unmerged model's own joints. An
+    interrupted run goes on where it stopped.
     """
 
-    model: str
-    """Checkpoint folder written by tore_fast, an official .ckpt file, or a model name (random weights: for tests)."""
-    data: str | None = None
-    """Folder of images, one person each unless --boxes is given; or of rendered clips (`train fasthmr_clips`), whose
-    labels then give the error (MPJPE)."""
+    inputs: Positional[list[str]] = field(default_factory=list)
+    """Images or folders of images, one person each unless --boxes is given; or one folder of rendered clips
+    (`train fasthmr_clips`), whose labels then give the error (MPJPE)."""
     plan: str | None = None
-    """Apply this plan.json (of an earlier run, same depth) instead of searching; needs no data."""
-    out: str = "out/eclm"
-    """Folder for trace.jsonl, plan.json and the merged checkpoint."""
+    """Apply this plan.json (of an earlier run, same depth) instead of searching; needs no images."""
+    out: Path = Path("out_merge")
+    """Folder for trace.jsonl, plan.json and the merged checkpoint (model/)."""
     boxes: str | None = None
     """JSON or CSV with boxes per image (image,x0,y0,x1,y1)."""
     tau: float = 0.1
     """Allowed rise of the error: mm for joints, degrees for angle."""
-    measure: str = "joints"
+    measure: Literal["joints", "angle"] = "joints"
     """joints (mm, needs a body) or angle (degrees between rotations)."""
     body: str = "free"
     """Body for the joints: free, or a SMPL model file."""
-    limit: int = 1360
+    limit: int | None = 1360
     """Most crops used."""
     batch_size: int = 16
     fov: float = 55.0
-    """Vertical field of view in degrees, for CameraHMR hosts."""
+    """Vertical field of view in degrees, for CameraHMR."""
     kappa: float | None = None
     """Skip windows whose outputs have linear CKA below this."""
     cka: bool = False
     """Also write cka.npy and, with matplotlib, cka.png (the paper's figure 2)."""
     as_printed: bool = False
     """Follow the printed algorithm, which forgets the last open window."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
 
 
 def run(args: Args) -> int:
     import math
-    from pathlib import Path
 
     from tqdm import tqdm
 
@@ -61,27 +63,26 @@ def run(args: Args) -> int:
 
     with arguments():
         device = pick_device(args.device)
-        if (args.data is None) == (args.plan is None):
-            raise ValueError("give --data (to search) or --plan (to apply one)")
-        name, model = hosts.load_host(args.model)
-        note_random_weights(args.model, "merged layers")
+        args.check_limit()
+        if bool(args.inputs) == (args.plan is not None):
+            raise ValueError("give images (to search) or --plan (to apply one)")
+        name, model = hosts.load_host(str(args.checkpoint or args.model), overrides=args.config_fields())
+        args.note_random("merged layers")
         if args.plan is not None:
-            return _apply(merge, ECLMPlan.load(args.plan), model, name, Path(args.out))
-        labelled = any(Path(args.data).glob("*.npz"))
+            return _apply(args, merge, ECLMPlan.load(args.plan), model, name)
+        labelled = len(args.inputs) == 1 and any(Path(args.inputs[0]).glob("*.npz"))
         if labelled and args.measure != "joints":
             raise ValueError("--measure: labelled clips give an error of joints")
         joints = hosts.body_joints(args.body, device) if args.measure == "joints" else None
         targets = None
         if labelled:
             if hasattr(model, "cam_model"):
-                raise ValueError(
-                    "--data: labelled clips are for HMR2 hosts (CameraHMR needs the camera of every image)"
-                )
-            found = rendered.labelled_crops(args.data, args.limit, hosts.body_joints(args.body, "cpu"))
+                raise ValueError("labelled clips are for HMR2.0 (CameraHMR needs the camera of every image)")
+            found = rendered.labelled_crops(args.inputs[0], args.limit, hosts.body_joints(args.body, "cpu"))
             targets = [found.joints[i : i + args.batch_size] for i in range(0, len(found.crops), args.batch_size)]
         else:
             found = hosts.image_crops(
-                args.data, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin
+                args.inputs, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin
             )
     model = model.to(device).eval()
     model.set_merging(None)
@@ -95,39 +96,42 @@ def run(args: Args) -> int:
     calibration = merge.host_calibration(model, batches, joints, args.measure, targets, head_inputs)
     layers = len(model.backbone.blocks)
     unit = "mm" if args.measure == "joints" else "deg"
-    out = Path(args.out)
-    print(f"{name}: {layers} blocks, {len(crops)} crops, tau {args.tau} {unit}, {device}")
-    with tqdm(total=layers - 1, desc="evaluations") as bar:
+    out = args.out
+    print(f"{name}: {layers} blocks, {len(crops)} crops, tau {args.tau} {unit}, {device}", file=sys.stderr)
+    with args.progress(layers - 1, "step", "evaluations") as bar:
 
         def show(step, number):
             bar.update(number - bar.n)
             mark = "merge" if step.accept else "stop"
-            tqdm.write(f"  blocks {step.low:2d}..{step.high:2d}  error {step.error:8.4f} {unit}  {mark}")
+            line = f"  blocks {step.low:2d}..{step.high:2d}  error {step.error:8.4f} {unit}  {mark}"
+            tqdm.write(line, file=sys.stderr)
 
         result = merge.run_search(calibration, out, args.tau, not args.as_printed, args.kappa, show)
     merged = merge.apply_plan(model, result.plan)
     result.plan.save(out / "plan.json")
     save_pretrained(merged, out / "model", name, eclm=result.to_json())
     final = calibration.error(result.plan.groups)
-    print(
-        f"base error {result.base:.4f} {unit}; merged {final:.4f} {unit}; {layers} -> {result.plan.num_layers} blocks"
-    )
-    for line in describe(result.plan):
-        print(f"  {line}")
     if args.cka:
         _write_cka(merge.layer_similarity(calibration), out)
-    print(f"wrote {out / 'plan.json'}, {out / 'model'}")
+    lines = [
+        f"base error {result.base:.4f} {unit}; merged {final:.4f} {unit}; {layers} -> {result.plan.num_layers} blocks",
+        *(f"  {line}" for line in describe(result.plan)),
+        f"wrote {out / 'plan.json'}, {out / 'model'}",
+    ]
+    facts = {"model": str(out / "model"), "unit": unit, "base_error": result.base, "merged_error": final}
+    args.say({**facts, "plan": str(out / "plan.json"), "blocks": [layers, result.plan.num_layers]}, "\n".join(lines))
     return 0
 
 
-def _apply(merge, plan, model, name: str, out) -> int:
+def _apply(args: Args, merge, plan, model, name: str) -> int:
     from ..models._hub import save_pretrained
 
     merged = merge.apply_plan(model, plan)
-    out.mkdir(parents=True, exist_ok=True)
-    plan.save(out / "plan.json")
-    save_pretrained(merged, out / "model", name, eclm=plan.to_json())
-    print(f"{plan.num_original} -> {plan.num_layers} blocks; wrote {out / 'model'}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    plan.save(args.out / "plan.json")
+    save_pretrained(merged, args.out / "model", name, eclm=plan.to_json())
+    text = f"{plan.num_original} -> {plan.num_layers} blocks; wrote {args.out / 'model'}"
+    args.say({"model": str(args.out / "model"), "blocks": [plan.num_original, plan.num_layers]}, text)
     return 0
 
 
@@ -141,7 +145,7 @@ def _write_cka(matrix, out) -> None:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        print("cka.png needs matplotlib; cka.npy is written")
+        print("note: cka.png needs matplotlib; cka.npy is written", file=sys.stderr)
         return
     fig, ax = plt.subplots(figsize=(5, 4.4))
     lowest = (
