@@ -9,11 +9,8 @@ cudaError_t group_by_id(const int64_t* id, int64_t batch, int64_t count, int64_t
   int warps = kGroupThreads / 32;
   while (warps > 1 && warps * groups * int64_t(sizeof(int32_t)) > 32 * 1024) warps /= 2;
   const int bytes = warps * int(groups) * int(sizeof(int32_t));
-  if (bytes > 32 * 1024) {
-    const cudaError_t e =
-        cudaFuncSetAttribute(group_by_id_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (e != cudaSuccess) return e;
-  }
+  const cudaError_t e = allow_shared(group_by_id_kernel, bytes);
+  if (e != cudaSuccess) return e;
   TF_LAUNCH(group_by_id_kernel, unsigned(batch), kGroupThreads, bytes, stream, id, count, int(groups), warps,
             row_ptr, items);
   return cudaGetLastError();

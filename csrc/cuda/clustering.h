@@ -82,12 +82,11 @@ struct DpcParams {
   int32_t *ranked, *place;  // [batch, clusters]
   NearLists lists;          // where uses_lists says so
 };
-// Whether one launch does it all on this device: few tokens, no mask.
-bool dpc_one_launch(const TokensParams& t, int device);
-cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream);
+// Whether one launch does it all on the current device: few tokens, no mask.
+bool dpc_one_launch(const TokensParams& t);
+cudaError_t dpc_knn_cluster(const DpcParams& p, cudaStream_t stream);
 // The same and cluster_merge of the same tokens by m.cluster == p.cluster: in that one launch where it fits
 // (m.row_ptr and m.items may then be nullptr), else one after the other.
-cudaError_t dpc_knn_cluster_merge(const DpcParams& p, const ClusterMergeParams& m, int device,
-                                  cudaStream_t stream);
+cudaError_t dpc_knn_cluster_merge(const DpcParams& p, const ClusterMergeParams& m, cudaStream_t stream);
 
 }  // namespace tore_fast::cuda

@@ -39,6 +39,27 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
+// Largest shared memory a block of the current device may have, in bytes.
+inline int64_t shared_limit() {
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  return bytes;
+}
+// What a kernel may have of static shared memory beside its dynamic part.
+constexpr int64_t kStaticShared = 1024;
+constexpr bool fits_shared(int64_t bytes, int64_t limit) { return bytes + kStaticShared <= limit; }
+
+// Before a launch with `bytes` of dynamic shared memory. What is set belongs to the kernel on this device and holds for all host
+// threads, so it is always the device's whole limit: a thread with a smaller shape takes nothing from one with a larger shape.
+template <typename Kernel>
+cudaError_t allow_shared(Kernel kernel, int64_t bytes) {
+  if (fits_shared(bytes, 48 * 1024)) return cudaSuccess;  // what every kernel has unasked
+  const int64_t limit = shared_limit();
+  if (!fits_shared(bytes, limit)) return cudaErrorInvalidValue;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(limit - kStaticShared));
+}
+
 // Calls fn(T{}) with T the C++ type of `dtype`.
 template <typename Fn>
 cudaError_t by_dtype(DType dtype, Fn&& fn) {

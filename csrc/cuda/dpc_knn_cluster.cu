@@ -4,19 +4,11 @@
 namespace tore_fast::cuda {
 namespace {
 
-// Largest dynamic shared memory a block may ask for.
-int64_t shared_limit(int device) {
-  int bytes = 0;
-  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
-    return 0;
-  return bytes;
-}
-
 template <int kPasses>
 cudaError_t launch_fused(const DpcParams& p, const ClusterMergeParams& m, const FusedPlan& f, int64_t bytes,
                          cudaStream_t stream) {
   const auto kernel = dpc_fused_kernel<kPasses>;
-  const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  const cudaError_t e = allow_shared(kernel, bytes);
   if (e != cudaSuccess) return e;
   TF_LAUNCH(kernel, unsigned(p.t.batch), f.threads, bytes, stream, p, m);
   return cudaGetLastError();
@@ -30,14 +22,14 @@ cudaError_t one_launch(const DpcParams& p, const ClusterMergeParams& m, cudaStre
 
 }  // namespace
 
-bool dpc_one_launch(const TokensParams& t, int device) {
+bool dpc_one_launch(const TokensParams& t) {
   if (t.mask || t.tokens > kFusedTokens) return false;
-  return fused_floats(int(t.tokens), int(t.tokens)) * 4 <= shared_limit(device);
+  return fits_shared(fused_floats(int(t.tokens), int(t.tokens)) * 4, shared_limit());
 }
 
-cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream) {
+cudaError_t dpc_knn_cluster(const DpcParams& p, cudaStream_t stream) {
   if (p.t.batch == 0) return cudaSuccess;
-  if (dpc_one_launch(p.t, device)) return one_launch(p, ClusterMergeParams{}, stream);
+  if (dpc_one_launch(p.t)) return one_launch(p, ClusterMergeParams{}, stream);
   const int64_t batch = p.t.batch;
   const unsigned by_token = unsigned(cdiv(batch * p.t.tokens, kListThreads));
   cudaError_t e = knn_density(DensityParams{p.t, p.noise, p.k, p.rho, p.top, p.lists}, stream);
@@ -58,11 +50,10 @@ cudaError_t dpc_knn_cluster(const DpcParams& p, int device, cudaStream_t stream)
   });
 }
 
-cudaError_t dpc_knn_cluster_merge(const DpcParams& p, const ClusterMergeParams& m, int device,
-                                  cudaStream_t stream) {
+cudaError_t dpc_knn_cluster_merge(const DpcParams& p, const ClusterMergeParams& m, cudaStream_t stream) {
   if (p.t.batch == 0) return cudaSuccess;
-  if (dpc_one_launch(p.t, device)) return one_launch(p, m, stream);
-  const cudaError_t e = dpc_knn_cluster(p, device, stream);
+  if (dpc_one_launch(p.t)) return one_launch(p, m, stream);
+  const cudaError_t e = dpc_knn_cluster(p, stream);
   return e != cudaSuccess ? e : cluster_merge(m, p.t.dtype, stream);
 }
 

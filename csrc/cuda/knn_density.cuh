@@ -25,6 +25,26 @@ __device__ __forceinline__ void insert(float (&list)[K], int (&ids)[K], float v,
   }
 }
 
+// What a row's K nearest distances say: its density and, with kIds, its list of neighbours.
+template <int K, bool kIds>
+__device__ __forceinline__ void write_density(const DensityParams& p, int64_t b, int row, const uint8_t* mask,
+                                              const float (&list)[K], const int (&ids)[K]) {
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < K; ++i)
+    if (i < p.k && (!mask || list[i] < kInf)) sum += list[i];
+  // with a mask knn_density_mask_kernel finishes: neighbours may be missing
+  float rho = mask ? sum : expf(-sum / float(p.k));
+  if (!mask && p.noise) rho += p.noise[b * p.t.tokens + row];
+  p.rho[b * p.t.tokens + row] = rho;
+  if (kIds) {
+    const int64_t at = (b * p.t.tokens + row) * p.k;
+#pragma unroll
+    for (int i = 0; i < K; ++i)
+      if (i < p.k) p.lists.d2[at + i] = list[i], p.lists.id[at + i] = ids[i];
+  }
+}
+
 // kIds: the neighbours go to p.lists, too.
 template <int K, bool kIds, typename Stage>
 __global__ void __launch_bounds__(kTileThreads, 2) knn_density_fwd_kernel(const DensityParams p) {
@@ -75,22 +95,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) knn_density_fwd_kernel(const 
   }
   top = block_max(top, warp_top);
   if (threadIdx.x == 0) p.top[blockIdx.x] = top;
-  if (row < tokens && threadIdx.x % kThreadsPerRow == 0) {
-    float sum = 0.f;
-#pragma unroll
-    for (int i = 0; i < K; ++i)
-      if (i < p.k && (!mask || list[i] < kInf)) sum += list[i];
-    // with a mask knn_density_mask_kernel finishes: neighbours may be missing
-    float rho = mask ? sum : expf(-sum / float(p.k));
-    if (!mask && p.noise) rho += p.noise[b * tokens + row];
-    p.rho[b * tokens + row] = rho;
-    if (kIds) {
-      const int64_t at = (b * tokens + row) * p.k;
-#pragma unroll
-      for (int i = 0; i < K; ++i)
-        if (i < p.k) p.lists.d2[at + i] = list[i], p.lists.id[at + i] = ids[i];
-    }
-  }
+  if (row < tokens && threadIdx.x % kThreadsPerRow == 0) write_density<K, kIds>(p, b, row, mask, list, ids);
 }
 
 // One warp per token.

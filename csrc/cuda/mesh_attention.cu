@@ -7,12 +7,6 @@ bool aligned(const HeadTensor& t, int64_t element) {
   return reinterpret_cast<uintptr_t>(t.data) % (4 * element) == 0 && t.batch % 4 == 0 && t.head % 4 == 0 && t.token % 4 == 0;
 }
 
-template <typename Kernel>
-cudaError_t allow_shared(Kernel kernel, int64_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-}
-
 template <typename T, int kDim, MeshRole kRole>
 cudaError_t launch(const MeshAttentionParams& p, cudaStream_t stream) {
   constexpr bool kBackward = kRole != MeshRole::kForward;

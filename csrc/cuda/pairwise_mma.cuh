@@ -1,6 +1,7 @@
 // The tile of pairwise.cuh for float16/bfloat16 tokens on the matrix units: d2 = |a|^2 + |b|^2 - 2 a.b,
 // everything accumulated in float32, the norms from the same rounded values (mixing in exact norms is far
-// worse), clamped at 0, exactly 0 for a token with itself.
+// worse), clamped at 0, exactly 0 for a token with itself. A token that is not a number is near nobody, as in
+// the float32 tile.
 //
 // 8 warps make 16 x 32 outputs each by mma.m16n8k16; both token tiles are staged token-major, 64 channels at
 // a time, in rows of 72 elements (144 bytes), which ldmatrix reads without bank conflicts.
@@ -77,8 +78,9 @@ __device__ __forceinline__ void distance_tile(const TokenRows& a, int a0, const 
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int r = row0 + lane / 4 + 8 * (e / 2), c = column0 + 8 * n + 2 * (lane % 4) + e % 2;
-      const float d2 = fmaxf(s.norm_a[r] + s.norm_b[c] - 2.f * sum[n][e], 0.f) * scale;
-      d[r * kTileStride + c] = s.token_a[r] == s.token_b[c] ? 0.f : d2;
+      float d2 = s.norm_a[r] + s.norm_b[c] - 2.f * sum[n][e];
+      if (s.token_a[r] == s.token_b[c]) d2 -= d2;  // 0, but not for a token that is not a number
+      d[r * kTileStride + c] = (d2 < 0.f ? 0.f : d2) * scale;
     }
   }
   __syncthreads();

@@ -67,7 +67,7 @@ struct DpcWorkspace {
   std::optional<Tensor> norm, top, ranks, near, ids;
 
   DpcWorkspace(const Tensor& x, const cuda::TokensParams& tokens, int64_t clusters, int64_t k)
-      : t(tokens), clusters(clusters), one_launch(cuda::dpc_one_launch(t, x.get_device_index())) {
+      : t(tokens), clusters(clusters), one_launch(cuda::dpc_one_launch(t)) {
     if (one_launch) return;
     norm = norm_workspace(x, t);
     top = torch::stable::new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dpc_knn_cluster_cuda(
   const DpcOutputs out(x, t, num_clusters, "dpc_knn_cluster");
   const DpcWorkspace work(x, t, num_clusters, k);
   const cuda::DpcParams p = dpc_params(out, work, exclude, noise, k, masked, strict, by_index);
-  STD_CUDA_CHECK(cuda::dpc_knn_cluster(p, device, current_stream(x)));
+  STD_CUDA_CHECK(cuda::dpc_knn_cluster(p, current_stream(x)));
   return {out.centers, out.cluster, out.rho, out.delta, out.score};
 }
 

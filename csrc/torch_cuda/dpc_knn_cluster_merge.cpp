@@ -58,7 +58,7 @@ Results dpc_knn_cluster_merge_cuda(const Tensor& x_in, int64_t num_clusters, int
                                    row_ptr,
                                    row_ptr ? row_ptr + t.batch * (num_clusters + 1) : nullptr,
                                    !mask.data || masked >= 0};
-  STD_CUDA_CHECK(cuda::dpc_knn_cluster_merge(p, m, x.get_device_index(), current_stream(x)));
+  STD_CUDA_CHECK(cuda::dpc_knn_cluster_merge(p, m, current_stream(x)));
   return {merged,      norm_weight, total,   new_idx_token, new_agg_weight,
           out.centers, out.cluster, out.rho, out.delta,     out.score};
 }
