@@ -13,6 +13,8 @@ import csv
 import json
 from pathlib import Path
 
+from tore_fast.cli._report import unit_of
+
 
 def read_rows(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.jsonl or of a CSV this tool wrote; a step that a resumed run repeated counts once, the later one."""
@@ -62,7 +64,7 @@ def main() -> None:
     )
     for colour, (name, value) in zip(("tab:red", "tab:gray", "tab:olive"), levels.items()):
         right.axhline(value, ls="--", color=colour, label=f"{name} {value:.3g}")
-    right.set(xlabel="step")
+    right.set(xlabel="step", ylabel=f"{args.metric} [{unit_of(args.metric)}]")
     right.legend(fontsize=8)
     for axes in (left, right):
         axes.grid(alpha=0.3)

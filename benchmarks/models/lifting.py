@@ -183,7 +183,7 @@ def _joint_mlp(block, h: list[Tensor]) -> list[Tensor]:
     return list((x + _mlp(block.mlp, block.norm2(x))).chunk(3, dim=-1))
 
 
-OFFICIAL_STYLE = {"Mixste": mixste, "Motionbert": motionbert, "Mhformer": mhformer}
+OFFICIAL_STYLE = {"mixste": mixste, "motionbert": motionbert, "mhformer": mhformer}  # by family
 
 
 def _model(name: str, device: str, dtype: torch.dtype):
@@ -207,7 +207,7 @@ def _inputs(batch: int, shape: tuple[int, ...], device: str, dtype: torch.dtype)
 
 def _case(name: str, batch: int, device: str, dtype: torch.dtype, autocast: bool = False) -> Case:
     model = _model(name, device, dtype)
-    official = OFFICIAL_STYLE[type(model).__name__]
+    official = OFFICIAL_STYLE[model.facts.family]
     entry, pruned = model_entry(name), model.config.pruned
     shape = entry.input_shape
 

@@ -112,7 +112,7 @@ def _models(variant: Variant, device: str, dtype: torch.dtype) -> tuple[nn.Modul
 
 
 def _trunk_channels(name: str) -> int:
-    c = model_entry(name).build.config
+    c = model_entry(name).config
     return count_backbone(c.backbone, c.stride, c.dilated, *(n * c.stride for n in c.grid))[0]
 
 
@@ -121,14 +121,14 @@ def _input_shapes(variant: Variant) -> list[tuple[int, ...]]:
     entry = model_entry(variant.name)
     if variant.image:
         return [entry.input_shape]
-    c, channels = entry.build.config, _trunk_channels(variant.name)
+    c, channels = entry.config, _trunk_channels(variant.name)
     if isinstance(c, MeshGraphormerConfig):
         return [(channels,), (c.grid_dim, *c.grid)]
     return [(channels, *c.grid)]
 
 
 def _case(variant: Variant, batch: int, device: str, dtype: torch.dtype, few: bool) -> Case:
-    config = type(model_entry(variant.name).build.config)
+    config = type(model_entry(variant.name).config)
     counts = count_model(variant.name, **variant.fields) if variant.fields else shipped_counts()[variant.name]
     macs = counts.macs if variant.image else counts.macs - counts.backbone_macs
     shapes = _input_shapes(variant)

@@ -17,10 +17,12 @@ from safetensors.torch import save_file
 
 from tore_fast import models
 from tore_fast.models import from_pretrained, list_models, load_pretrained, model_entry, save_pretrained
+from tore_fast.models._checkpoint import convert
 from tore_fast.models._count import count_model, params_as_printed, shipped_counts
-from tore_fast.models.convert import convert, read_state_dict, registered_name
-from tore_fast.models.convert import mesh as hmr
-from tore_fast.models.convert.backbones import efficientnet_key
+from tore_fast.models._registry import nearest_name
+from tore_fast.models._weights import read_state_dict
+from tore_fast.models.mesh import layouts as hmr
+from tore_fast.models.mesh._efficientnet_keys import efficientnet_key
 from tore_fast.pipelines.batch import ModelFactory
 from tore_fast.pipelines.images import ImagePipeline
 
@@ -162,12 +164,12 @@ NAMED = {  # config fields besides those of the registered model -> the name tha
 
 
 @pytest.mark.parametrize("name", list(NAMED))
-def test_a_converted_model_gets_the_nearest_registered_name(name):
+def test_a_converted_model_gets_the_nearest_nearest_name(name):
     with torch.device("meta"):
         model = models.create_model(name, backbone=None, **NAMED[name])
-        config = dataclasses.replace(model_entry(name).build.config, mesh="smpl", **NAMED[name])
+        config = dataclasses.replace(model_entry(name).config, mesh="smpl", **NAMED[name])
         model.config = dataclasses.replace(config, num_vertices=model.config.num_vertices)
-    assert registered_name(model) == name
+    assert nearest_name(model) == name
 
 
 def test_efficientnet_names_map_one_to_one():

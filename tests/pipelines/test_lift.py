@@ -12,7 +12,7 @@ from made_up.command import command
 from tore_fast.data.keypoints import COUNTS, KeypointError, read_keypoints, to_h36m
 from tore_fast.io.bvh import read_bvh
 from tore_fast.models import create_model, save_pretrained
-from tore_fast.pipelines.lift import PoseStream, lift_clip, normalise
+from tore_fast.pipelines.lift import PoseStream, lift_clip, normalise_keypoints
 
 SMALL = dict(frames=9, channels=16, depth=2, heads=2, mlp_hidden=16)
 PRUNED = dict(prune_block=1, keep_frames=4)
@@ -39,7 +39,7 @@ def walk(frames: int, joints: int = 17) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["base", "hot", "tpc", "confidence"])
 @pytest.mark.parametrize("frames", [1, 4, 9, 10, 31])
 def test_clips_of_any_length(kind, frames):
-    x = normalise(walk(frames), "image", 1000, 1000)
+    x = normalise_keypoints(walk(frames), "image", 1000, 1000)
     got = lift_clip(lifter(kind), x)
     assert got.pose.shape == (frames, 17, 3) and np.isfinite(got.pose).all() and (got.pose[:, 0] == 0).all()
     assert (got.kept > 0).any() == (kind in ("hot", "tpc"))
@@ -48,7 +48,7 @@ def test_clips_of_any_length(kind, frames):
 
 
 def test_one_window_is_the_model_itself():
-    model, x = lifter("base"), normalise(walk(9), "image", 1000, 1000)
+    model, x = lifter("base"), normalise_keypoints(walk(9), "image", 1000, 1000)
     with torch.no_grad():
         want = model(torch.from_numpy(x[..., :2])[None]).pose[0]
     np.testing.assert_allclose(lift_clip(model, x, flip=False).pose, (want - want[:, :1]).numpy(), atol=1e-5)
@@ -63,7 +63,7 @@ def test_bad_clips_are_refused():
     with pytest.raises(ValueError, match="overlap"):
         lift_clip(model, np.zeros((3, 17, 2), np.float32), overlap=1.0)
     with pytest.raises(ValueError, match="needs the image's width"):
-        normalise(walk(2), "image")
+        normalise_keypoints(walk(2), "image")
 
 
 @pytest.mark.parametrize("kind, latency", [("base", 0), ("base", 3), ("hot", 8), ("tpc", 0), ("tpc", 4)])
@@ -74,7 +74,7 @@ def test_stream_gives_every_frame_once_after_its_latency(kind, latency):
     assert [g is None for g in got] == [i < latency for i in range(14)]
     poses = [g for g in got if g is not None] + stream.flush()
     assert len(poses) == 14
-    x = normalise(frames, "image", 1000, 1000)[..., :2]
+    x = normalise_keypoints(frames, "image", 1000, 1000)[..., :2]
     with torch.no_grad():  # frame 11 - latency when frame 11 is the newest
         if kind == "tpc":
             slots = np.clip(np.arange(9) + 11 - latency - 4, 0, 11)
@@ -89,7 +89,7 @@ def test_full_latency_stream_equals_the_clip():
     model, frames = lifter("tpc"), walk(14)
     stream = PoseStream(model, 4, width=1000, height=1000)
     poses = [p for f in frames if (p := stream.push(f)) is not None] + stream.flush()
-    clip = lift_clip(model, normalise(frames, "image", 1000, 1000), flip=False)
+    clip = lift_clip(model, normalise_keypoints(frames, "image", 1000, 1000), flip=False)
     np.testing.assert_allclose(np.stack(poses), clip.pose, atol=1e-5)
 
 
@@ -305,8 +305,12 @@ def test_lift_command(tmp_path, capsys):
     text = capsys.readouterr().out
     assert code == 0 and "order h36m, normalisation image (1000 x 800)" in text
     with np.load(tmp_path / "out" / "a.npz") as data:
-        assert data["pose"].shape == (20, 17, 3) and str(data["normalisation"]) == "image" and data["fps"] == 30
-        pose = data["pose"]
+        assert (
+            data["joints_3d"].shape == (20, 17, 3)
+            and str(data["normalisation"]) == "image"
+            and data["mocap_framerate"] == 30
+        )
+        pose = data["joints_3d"]
     motion = read_bvh(tmp_path / "out" / "a.bvh")
     assert len(motion.values) == 20 and motion.fps == pytest.approx(30, rel=1e-4)
     page = (tmp_path / "out" / "a.html").read_text()
@@ -352,7 +356,7 @@ def test_lift_with_an_official_checkpoint(tmp_path):
     from tore_fast.pipelines.lift import load_lifter
 
     loaded = load_lifter("mixste_9", tmp_path / "w.pth", heads=2)
-    x = normalise(walk(12), "image", 1000, 800)
+    x = normalise_keypoints(walk(12), "image", 1000, 800)
     np.testing.assert_allclose(lift_clip(loaded, x).pose, lift_clip(model, x).pose, atol=1e-6)
     with pytest.raises(ValueError, match="does not fit|no known video pose host|expected a state dict"):
         torch.save({"a": torch.zeros(1)}, tmp_path / "bad.pth")

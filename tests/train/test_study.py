@@ -177,3 +177,51 @@ def test_every_family_gives_camera_joints_and_coarse_mesh(study, tiny_body, name
         and out.vertices_coarse.shape == (2, p.vertices, 3)
     )
     assert out.vertices is None
+
+
+def parsed(words):
+    """The Args that `tore-fast WORDS` runs with; every flag must exist."""
+    import importlib
+
+    from tore_fast.cli import _parse
+
+    words = [str(w) for w in words]
+    jobs = words[0] in ("train", "synth", "eval")
+    name, rest = ("_".join(words[:2]), words[2:]) if jobs else (words[0], words[1:])
+    return _parse(importlib.import_module(f"tore_fast.cli.{name}").Args, rest)
+
+
+def test_commands_of_the_motion_study_can_be_run(tmp_path, monkeypatch):
+    import argparse
+
+    from studies.smpl_motion import run
+
+    seen = []
+    monkeypatch.setattr(run, "tore_fast", lambda *words: seen.append(words))
+    args = argparse.Namespace(
+        data=tmp_path,
+        out=tmp_path / "out",
+        host_steps=3,
+        vae_steps=3,
+        denoiser_steps=3,
+        corrector_steps=3,
+        views=2,
+        tau=0.1,
+    )
+    for name, step in run.STEPS.items():
+        if name != "table":
+            step(args)
+    made = [parsed(words) for words in seen]
+    assert len(made) == 2 + 1 + 1 + len(run.LARGER_TAUS) + 2 + 1 + 1 + 1 + 1
+    corrector = next(a for words, a in zip(seen, made) if "--regressor" in words)
+    assert corrector.motion_prior == tmp_path / "out" / "vae" / "model" and corrector.loss.joints == 1
+
+
+def test_commands_of_the_lifting_study_can_be_run(tmp_path):
+    from studies.lifting.run import RUNS, train_command
+    from tore_fast.models._overrides import config_type, parse_overrides
+
+    for name in RUNS:
+        args = parsed(train_command(name, tmp_path, tmp_path)[2:])
+        fields = parse_overrides(config_type(args.model), args.set)
+        assert args.export == tmp_path / name / "export" and fields["channels"] == 64

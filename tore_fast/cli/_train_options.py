@@ -25,7 +25,7 @@ class TrainArgs:
     set: dict[str, str] = field(default_factory=dict)
     """Config fields of the model to change, NAME VALUE pairs: depth 4 qkv_bias false embed_dims 16,32,48,64 ..."""
     checkpoint: Path | None = None
-    """Weights to start from: a checkpoint folder, an official file, or the last.pt or best.pt of a run. Every tensor that fits
+    """Weights to start from: a checkpoint folder, an official file, `default` (built in), or the last.pt or best.pt of a run. Every tensor that fits
     by name and shape is taken; whether that was the whole model or its backbone is printed. A run that goes on has its own."""
     test: bool = False
     """When the training ends, measure the weights it exports on the test data; print it and write OUT/test.json."""
@@ -109,9 +109,13 @@ def run_task(args: TrainArgs, task: Task, name: str, *, mesh_data: str | None = 
     return 0
 
 
-def use_threads(args: TrainArgs) -> None:
-    """--threads, before anything is computed."""
+def begin(args: TrainArgs) -> None:
+    """What comes before everything else: --threads, and the folder behind a built-in name in --checkpoint."""
     import torch
 
+    from ..models.default import BUILT_IN, default_folder
+
+    if args.checkpoint is not None and str(args.checkpoint) in BUILT_IN and not args.checkpoint.exists():
+        args.checkpoint = Path(default_folder(str(args.checkpoint)))
     if args.threads:
         torch.set_num_threads(args.threads)

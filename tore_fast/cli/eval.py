@@ -21,9 +21,6 @@ SUBCOMMANDS = {
     "classify": "image classifiers (TCFormer) on folders of class folders (ImageNet)",
     "motion": "FastHMR's motion prior and denoiser on motion files",
 }
-TASK_OF_TAG = {
-    "keypoints": "keypoints", "classification": "classify", "smpl": "smpl", "seq2seq": "lifting", "seq2frame": "lifting",
-}  # fmt: skip
 
 
 def default_job(argv: list[str]) -> str:
@@ -42,14 +39,7 @@ def default_job(argv: list[str]) -> str:
         )
     if not entries and model in BUILT_IN and looks_like_motion(Path(given.get("--data", ""))):
         return "lifting"
-    for entry in entries:
-        if entry.name.startswith("fasthmr_motion"):
-            return "motion"
-        if entry.family == "fasthmr":
-            return "smpl"
-        if found := next((TASK_OF_TAG[t] for t in entry.tags if t in TASK_OF_TAG), None):
-            return found
-    return "mesh"
+    return next((e.task for e in entries if e.task in SUBCOMMANDS), "mesh")
 
 
 def looks_like_motion(path: Path) -> bool:

@@ -57,15 +57,14 @@ def _evaluate(args: Args) -> int:
     from ..data.readers import evaluation_crop, open_dataset
     from ..eval.evaluate import MeshScoring, evaluate, process_rank
     from ..eval.multiscale import VIEWS, MultiScale, view_crops
-    from ..eval.parameter_models import CameraScoring
+    from ..eval.parameter_models import CameraScoring, takes_camera
     from ..eval.protocols import HandProtocol, write_freihand_json
-    from ..models.smpl.camerahmr import CameraHMR
 
     reader = open_dataset(args.data, args.format, **args.options)
     hand = _is_hand(args, reader)
     protocol = protocol_of(hand, args.body, args.mesh_data, args.truth, args.gendered)
     model, size = _model(args)
-    scoring = CameraScoring if isinstance(model, CameraHMR) else MeshScoring
+    scoring = CameraScoring if takes_camera(model) else MeshScoring
     work = work_folder(args)
     label = {"data": args.data, "model": args.checkpoint or args.model}
     crop = evaluation_crop

@@ -21,6 +21,6 @@ def run(args: Args) -> int:
     if not args.model and args.checkpoint is None:
         raise UsageError("--model or --checkpoint: expected a regressor of body parameters (tore-fast list --tag smpl)")
     entry = registered_entry(str(args.checkpoint or args.model))
-    if entry is not None and not ("smpl" in entry.tags or entry.family == "fasthmr"):
+    if entry is not None and entry.task != "smpl":
         raise UsageError(f"--model: {entry.name} regresses no body parameters; tore-fast eval mesh takes meshes")
     return eval_mesh.run(args)

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from tyro.conf import Positional
 
 from ..pipelines.options import DecodeOptions
@@ -41,7 +42,7 @@ class Args(ModelArgs, RunArgs, OutArgs):
     With HMR2.0 and CameraHMR an interrupted video goes on where it stopped when started again with the same --out.
     """
 
-    inputs: Positional[list[str]]
+    inputs: Annotated[Positional[list[str]], tyro.conf.arg(metavar="INPUT ...")]
     """Images, videos, folders, glob patterns; several are taken."""
     format: str | None = None
     """Separated by commas. Images: png, glb, obj, ply, npz, json (default png,glb,npz). Videos: npz, bvh, glb, mp4 (default
@@ -116,7 +117,7 @@ def run(args: Args) -> int:
 
 def _formats(args: Args, images: list[Path], videos: list[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Formats of images and of videos; each given one must be for something that is there."""
-    from ..pipelines.overlay_video import why_no_mp4
+    from ..io.video import why_no_mp4
     from ..pipelines.results import FORMATS, parse_formats
 
     if args.format is None:

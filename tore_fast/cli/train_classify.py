@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..train.config import TrainConfig
 from . import arguments
-from ._train_options import TrainArgs, build_model, model_name, run_task, use_threads
+from ._train_options import TrainArgs, begin, build_model, model_name, run_task
 
 DEFAULT_MODEL = "tcformer_light"
 
@@ -37,7 +37,7 @@ def run(args: Args) -> int:
     from ..train.keypoints import Classification
     from ._models import check_crops
 
-    use_threads(args)
+    begin(args)
     with arguments():
         held_out = imagenet_folder(args.data / "val", False, args.image_size)
         training = imagenet_folder(args.data / "train", True, args.image_size, args.augment)

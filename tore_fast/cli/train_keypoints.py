@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..train.config import TrainConfig
 from . import arguments
-from ._train_options import TrainArgs, build_model, model_name, run_task, use_threads
+from ._train_options import TrainArgs, begin, build_model, model_name, run_task
 
 if TYPE_CHECKING:
     from ..train.keypoints import Keypoints
@@ -47,7 +47,7 @@ class Args(TrainArgs):
 
 
 def run(args: Args) -> int:
-    use_threads(args)
+    begin(args)
     with arguments():
         name = model_name(args, DEFAULT_MODEL, "keypoints")
         task = _synth(args, name) if args.data == "synth" else _annotated(args, name)

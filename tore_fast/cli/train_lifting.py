@@ -10,7 +10,7 @@ from ..train.config import TrainConfig
 from ..train.lifting import PoseDataConfig
 from ..train.pose_losses import FurtherLossConfig
 from . import arguments
-from ._train_options import TrainArgs, build_model, model_name, run_task, use_threads
+from ._train_options import TrainArgs, begin, build_model, model_name, run_task
 
 DEFAULT_MODEL = "hot_mixste_27"
 
@@ -42,7 +42,7 @@ def run(args: Args) -> int:
     from ..data.pose_sets import read_pose_set
     from ..train.lifting import PoseLifting, spread_embeddings
 
-    use_threads(args)
+    begin(args)
     with arguments(also=(TypeError,)):
         name = model_name(args, DEFAULT_MODEL, "seq2seq", "seq2frame")
         model = build_model(args, name, ("seq2seq", "seq2frame"))

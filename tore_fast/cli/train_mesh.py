@@ -11,7 +11,7 @@ from ..train.mesh import MeshRecoveryConfig
 from ..train.mesh_labels import LabelConfig
 from . import arguments
 from ._sets import SYNTH, SetArgs, check_given, open_sets, validation
-from ._train_options import build_model, model_name, run_task, use_threads
+from ._train_options import begin, build_model, model_name, run_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ class Args(SetArgs):
 def run(args: Args) -> int:
     import torch
 
-    use_threads(args)
+    begin(args)
     with arguments():
         check_given(args)
     name = model_name(args, DEFAULT_MODEL, "body", "hand")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..train.config import TrainConfig
 from ..train.motion import Stage2Config
 from . import arguments
-from ._train_options import TrainArgs, build_model, model_name, run_task, use_threads
+from ._train_options import TrainArgs, begin, build_model, model_name, run_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ def run(args: Args) -> int:
     from ..pipelines.hosts import RestSkeleton, load_named_body
     from ..train.motion import hold_out, read_motion_folder
 
-    use_threads(args)
+    begin(args)
     with arguments(also=(TypeError,)):
         default = "fasthmr_motion_vae" if args.motion_prior is None else "fasthmr_motion"
         name = model_name(args, default)

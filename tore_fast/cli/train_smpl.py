@@ -11,7 +11,7 @@ from ..train.config import TrainConfig, local_device
 from ..train.smpl import HMRConfig
 from . import arguments
 from ._sets import SYNTH, SetArgs, check_given, open_sets, validation
-from ._train_options import build_model, model_name, run_task, use_threads
+from ._train_options import begin, build_model, model_name, run_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ class Args(SetArgs):
 def run(args: Args) -> int:
     from ..models import model_entry
 
-    use_threads(args)
+    begin(args)
     with arguments(also=(TypeError,)):
         check_given(args)
         name = model_name(args, DEFAULT_MODEL, "smpl", "small")

@@ -35,7 +35,6 @@ def run(args: Args) -> int:
     from ..io.atomic import replacing
     from ..io.image import read_image
     from ..models import create_model
-    from ..models.keypoints.tcformer import TCFormer
     from ..pipelines.images import load_model
     from ..pipelines.names import output_names
     from ..vis.tokens import token_panel
@@ -51,7 +50,7 @@ def run(args: Args) -> int:
         else:
             model = load_model(args.model, args.checkpoint, overrides=args.config_fields())
         backbone = getattr(model, "backbone", model)
-        if not isinstance(backbone, TCFormer):
+        if not hasattr(backbone, "forward_features"):
             raise ValueError(f"--model: {args.model} has no dynamic tokens; expected a tcformer model")
         scale = args.size / min(pixels.shape[:2])
         height, width = (max(round(s * scale), 32) for s in pixels.shape[:2])

@@ -58,12 +58,12 @@ class Augmentation:
 def draw_augmentation(rng: np.random.Generator, config: AugmentConfig) -> Augmentation:
     """Draws one change of a training crop."""
     flip = bool(rng.random() < config.flip)
-    gain = rng.uniform(1 - config.noise, 1 + config.noise, 3)
+    red, green, blue = map(float, rng.uniform(1 - config.noise, 1 + config.noise, 3))
     rotation = float(np.clip(rng.normal() * config.rotation_deg, -2 * config.rotation_deg, 2 * config.rotation_deg))
     if rng.random() < config.upright:
         rotation = 0.0
     scale = float(np.clip(rng.normal() * config.scale + 1, 1 - config.scale, 1 + config.scale))
-    return Augmentation(flip, tuple(map(float, gain)), rotation, scale)
+    return Augmentation(flip, (red, green, blue), rotation, scale)
 
 
 def _cut(center: Sequence[float], scale: float, a: Augmentation) -> Crop:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from ..data.readers import Record
 from ..geometry.camera import CROP_PX, focal_from_fov
 from ..geometry.warp import as_tensor, letterbox, normalise_image
-from ..models.keypoints.tcformer_heads import TCFormerHMR
+from ..models._registry import facts_of
 from ..models.smpl.camerahmr import CameraHMR
-from ..models.smpl.hmr2 import HMR2
 from .evaluate import MeshScoring, mesh_of
 
 DEFAULT_CROP_PX = 224
@@ -25,7 +24,14 @@ DEFAULT_CROP_PX = 224
 
 def is_scored(model: nn.Module) -> bool:
     """The model returns a mesh, or parameters that a body is posed with."""
-    return hasattr(model, "mesh") or isinstance(model, (HMR2, TCFormerHMR))
+    facts = facts_of(model)
+    return hasattr(model, "mesh") or (facts is not None and facts.task in ("mesh", "smpl"))
+
+
+def takes_camera(model: nn.Module) -> bool:
+    """The model also wants to know where the crop lies in the image, and the focal length."""
+    facts = facts_of(model)
+    return facts is not None and facts.takes_camera
 
 
 def crop_size(model: nn.Module) -> int | tuple[int, int]:
@@ -34,7 +40,7 @@ def crop_size(model: nn.Module) -> int | tuple[int, int]:
     CameraHMR sees the square around the longer side and cuts its columns itself.
     """
     config = getattr(model, "config", None)
-    if isinstance(model, CameraHMR):
+    if takes_camera(model):
         return config.img_size[0]
     return getattr(config, "image_size", None) or getattr(config, "img_size", DEFAULT_CROP_PX)
 

@@ -130,13 +130,18 @@ def _neighbours(v: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _resize(
-    image: np.ndarray, rows, cols, extent=None, have_y=None, have_x=None
+    image: np.ndarray,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    extent: np.ndarray | None = None,
+    have_y: np.ndarray | None = None,
+    have_x: np.ndarray | None = None,
 ) -> np.ndarray:  # [len(rows), len(cols), 3]
     """Bilinear samples at rows x cols of an image of `extent`, of which `image` holds the lines have_y and have_x (None: all)."""
     height, width = image.shape[:2] if extent is None else extent
     y0, y1, fy = _neighbours(rows, height)
     x0, x1, fx = _neighbours(cols, width)
-    if have_y is not None:
+    if have_y is not None and have_x is not None:
         y0, y1, x0, x1 = (np.searchsorted(h, v) for h, v in ((have_y, y0), (have_y, y1), (have_x, x0), (have_x, x1)))
     fy, fx = fy[:, None, None], fx[:, None]
     upper, lower = image[y0], image[y1]
@@ -228,7 +233,7 @@ def warp_tensor(
     return F.grid_sample(window, grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
 
 
-def as_tensor(image: np.ndarray | Tensor, device=None) -> Tensor:
+def as_tensor(image: np.ndarray | Tensor, device: torch.device | str | None = None) -> Tensor:
     """Frame as a tensor [H, W, C] on `device` (uint8 travels, floats are made there)."""
     if isinstance(image, np.ndarray):
         # torch wants writable memory; Pillow's arrays are not

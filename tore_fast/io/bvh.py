@@ -8,7 +8,7 @@ camera). Mapping to the 17 joints: data/mocap.py.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def read_bvh(path: str | Path) -> BvhMotion:
     return BvhMotion(names, parents, np.array(offsets), channels, np.array(values).reshape(count, width), frame_time)
 
 
-def _numbers(row: list[str], count: int, fail, number: int) -> list[float]:
+def _numbers(row: list[str], count: int, fail: Callable[[int, str], ValueError], number: int) -> list[float]:
     if len(row) != count:
         raise fail(number, f"expected {count} numbers, got {len(row)}")
     try:

@@ -103,7 +103,9 @@ class GlbAnimation:
             (self._places, _FLOAT, "VEC3", None),
         ]
         blocks += [(self._quats[j], _FLOAT, "VEC4", None) for j in range(len(self.parents))]
-        views, accessors, offset = [], [], 0
+        views: list[dict] = []
+        accessors: list[dict] = []
+        offset = 0
         for array, kind, shape, target in blocks:
             views.append(
                 {

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .atomic import replacing
 from .image import EXTENSIONS, ImageError, read_image, read_labels
 from .natural import natural_sorted
 
@@ -36,8 +38,7 @@ class VideoSource:
                 if i >= start:
                     yield i, read_image(path)
             return
-        import imageio.v2 as imageio
-
+        imageio = _imageio()
         try:
             with imageio.get_reader(self.path, format="ffmpeg") as reader:
                 for i, frame in enumerate(reader):
@@ -50,6 +51,40 @@ class VideoSource:
 def folder_frames(folder: Path) -> list[Path]:
     """Images of a folder in the natural order of their names."""
     return natural_sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
+
+
+def _imageio() -> Any:  # its readers and writers have no usable types
+    import imageio.v2
+
+    return imageio.v2
+
+
+def why_no_mp4() -> str | None:
+    """Reason why mp4 files cannot be written here, None when they can."""
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as e:
+        return f"mp4 needs imageio and imageio-ffmpeg: pip install imageio imageio-ffmpeg ({e})"
+    return None
+
+
+def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """H.264 video of RGB frames [H, W, 3] uint8; odd sides are padded by repeating their last line. Whole or not at all.
+
+    Raises:
+        ValueError: imageio or imageio-ffmpeg is missing.
+    """
+    if reason := why_no_mp4():
+        raise ValueError(f"{path}: {reason}")
+    imageio = _imageio()
+    # B-frames shift a file's first time stamp, which doubles a frame where files are joined
+    options = {"quality": 7, "macro_block_size": 1, "ffmpeg_log_level": "error", "output_params": ["-bf", "0"]}
+    with replacing(path) as part, imageio.get_writer(part, format="ffmpeg", fps=fps, codec="libx264", **options) as out:
+        for frame in frames:
+            h, w = frame.shape[:2]
+            out.append_data(np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge"))
 
 
 def open_video(path: str | Path, fps: float | None = None) -> VideoSource:
@@ -68,16 +103,16 @@ def open_video(path: str | Path, fps: float | None = None) -> VideoSource:
     if path.stat().st_size == 0:
         raise ImageError(f"{path}: the file is empty")
     try:
-        import imageio.v2 as imageio
+        imageio = _imageio()
     except ImportError:
         raise ImageError(
-            f"{path}: reading videos needs imageio; pip install tore_fast[video], or give a folder of frames"
+            f"{path}: reading videos needs imageio; pip install imageio imageio-ffmpeg, or give a folder of frames"
         ) from None
     try:
         with imageio.get_reader(path, format="ffmpeg") as reader:
             rate = float(reader.get_meta_data().get("fps") or 30.0)
     except ImportError:
-        raise ImageError(f"{path}: reading videos needs imageio-ffmpeg; pip install tore_fast[video]") from None
+        raise ImageError(f"{path}: reading videos needs imageio-ffmpeg; pip install imageio-ffmpeg") from None
     except (OSError, RuntimeError, ValueError, SyntaxError, KeyError) as e:
         raise ImageError(
             f"{path}: not a video that ffmpeg can read ({str(e).splitlines()[0] if str(e) else e})"

@@ -7,7 +7,6 @@ models/backbones/vit.py (built in) and layers/tome.py (any timm ViT). The matchi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -198,12 +197,3 @@ def warn_if_over_budget(coverage: Tensor, keep: int, threshold: float) -> bool:
     if most > keep:
         warnings.warn(f"Mask-ToMe: a person covers {most} tokens, only {keep} are kept: some of the person merges too")
     return most > keep
-
-
-def merged_counts(num_tokens: int, schedule: Sequence[int]) -> list[int]:
-    """Tokens after each block: [152, 112, 90, ...] for 192 and (40, 40, 22, ...)."""
-    counts = []
-    for r in schedule:
-        num_tokens -= r
-        counts.append(num_tokens)
-    return counts

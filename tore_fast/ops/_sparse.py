@@ -36,10 +36,6 @@ class CsrMatrix(NamedTuple):
     def shape(self) -> tuple[int, int]:
         return self.row_ptr.shape[0] - 1, self.t_row_ptr.shape[0] - 1
 
-    @property
-    def transposed(self) -> CsrMatrix:
-        return CsrMatrix(*self[3:], *self[:3])
-
     def to(self, device) -> CsrMatrix:
         return CsrMatrix(*(t.to(device) for t in self))
 

@@ -6,7 +6,6 @@ body). It knows its crop rule, its camera convention and its joints. Next on the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,18 +16,16 @@ from torch import Tensor, nn
 
 from .._device import autocast
 from ..body import Body, BodyTopology, load_body, load_topology
+from ..body.official import mesh_data_folder
 from ..geometry import camera
 from ..geometry.crop import Crop, crop_of_box, whole_crop
 from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14, SMPL24
 from ..geometry.warp import as_tensor, letterbox, model_input, normalise_image, person_crops
 from ..layers.mask_tome import ellipse_mask
+from ..models._registry import facts_of
 from ..models.keypoints.tcformer_heads import TCFormerHMR
-from ..models.smpl.camerahmr import CameraHMR
 from ..models.smpl.hmr2 import HMR2
 from .hosts import load_named_body
-
-# Official METRO and TORE weights project the mesh as it comes out; FastMETRO's (and ours) after centring it.
-UNCENTRED_PROJECTION = ("METRO", "METRO_TORE", "FastMETRO_TORE", "MeshGraphormer")
 
 
 class Sight(NamedTuple):
@@ -98,7 +95,9 @@ class MeshModel(BodyModel):
         regressor, self._rows, self.joint_names = _joint_rows(self.topology)
         self._regressor = torch.from_numpy(regressor).to(self.device)
         official = self.topology.name in ("smpl", "mano")
-        self._centred = not (official and type(network).__name__ in UNCENTRED_PROJECTION)
+        facts = facts_of(network)
+        # official METRO and TORE weights project the mesh as it comes out; FastMETRO's (and ours) after centring it
+        self._centred = not (official and facts is not None and facts.projection == "as_is")
         size = getattr(getattr(network, "config", None), "image_size", 224)
         self.image_size = int(size if isinstance(size, int) else size[0])
 
@@ -199,7 +198,7 @@ class HostModel(_PosedModel):
         return self.crop_of_box((0.0, 0.0, float(width), float(height)))
 
     def focal_px(self, pixels: np.ndarray) -> float:
-        if not isinstance(self.network, CameraHMR) or self.network.cam_model is None:
+        if getattr(self.network, "cam_model", None) is None:
             return super().focal_px(pixels)
         with torch.inference_mode():
             fov = self.network.estimate_fov(
@@ -214,7 +213,7 @@ class HostModel(_PosedModel):
         if self.masks == "ellipse" and self.network.backbone.merging is not None:
             mask = ellipse_mask(len(sights), size, size, self.device)
         extra: tuple[Tensor, ...] = ()
-        if isinstance(self.network, CameraHMR):
+        if self.network.facts.takes_camera:
             q = torch.tensor([s.crop.x_y_side for s in sights], device=self.device)
             image = torch.tensor([(s.pixels.shape[1], s.pixels.shape[0]) for s in sights], device=self.device).float()
             extra = (q[:, :2], q[:, 2], image, torch.tensor([s.focal_px for s in sights], device=self.device))
@@ -243,11 +242,12 @@ def body_model(
     Raises:
         ValueError: a network of another task; a topology that is not there.
     """
-    if isinstance(network, TCFormerHMR):
+    facts = facts_of(network)
+    if facts is not None and facts.task == "smpl" and facts.crop == "square":
         return ParameterModel(network, device, precision)
-    if hasattr(network, "smpl_head") and hasattr(network, "backbone") and not hasattr(network, "mesh"):
+    if facts is not None and facts.task == "smpl":
         return HostModel(network, load_named_body(body), device, precision, box_rule, masks)
-    if hasattr(network, "mesh") or topology is not None or not type(network).__module__.startswith("tore_fast."):
+    if facts is None or facts.task == "mesh":  # of another project: its output tells whether it fits
         return MeshModel(network, device, precision, topology, mesh_data)
     raise ValueError(
         f"{source}: expected a model of task mesh or smpl (fastmetro*, metro*, graphormer*, tore_default, tcformer_*_hmr, "
@@ -260,7 +260,7 @@ def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopolo
     name = getattr(getattr(model, "mesh", None), "name", "free")
     if name in ("free", "free_hand"):
         return load_body(name).topology
-    folder = mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
+    folder = mesh_data_folder(mesh_data)
     if folder is None:
         raise ValueError(
             f"the model uses the {name.upper()} mesh, whose topology files are not shipped; pass --mesh-data DIR "

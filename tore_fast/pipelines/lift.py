@@ -18,10 +18,10 @@ from .._device import autocast, check_precision
 from ..data.cameras import crop_scale_2d, normalise_2d
 from ..geometry.windows import at_times, blend_windows, covering_indices, window_indices
 from ..layers.prepared import prepare
+from ..models._registry import facts_of
 from ..models.lifting._base import LiftedPose, PrunableHost, PruneConfig, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
-HOSTS = ("Mixste", "Motionbert", "Mhformer", "Motionagformer")
 BUILT_IN = Path(__file__).parents[1] / "models" / "assets" / "lift"
 
 
@@ -88,9 +88,7 @@ def _pruning_of(model: str, folder: str | Path) -> dict:
         named, held = create_model(model), create_model(stored["model"], **stored.get("config", {}))
     if type(named) is not type(held) or named.config.frames != held.config.frames:
         what = (
-            f"{type(held).__name__.lower()} for {held.config.frames} frames"
-            if type(held).__name__ in HOSTS
-            else stored["model"]
+            f"{held.facts.family} for {held.config.frames} frames" if held.facts.task == "lifting" else stored["model"]
         )
         raise ValueError(f"{folder}: holds weights of {what}, --model is {model}")
     return {f.name: getattr(named.config, f.name) for f in dataclasses.fields(PruneConfig)}
@@ -99,16 +97,16 @@ def _pruning_of(model: str, folder: str | Path) -> dict:
 def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn.Module:
     """Registered model with an official checkpoint, which must be of that host and window."""
     from ..models import create_model
-    from ..models.convert.files import read_state_dict
-    from ..models.convert.lifting import config_fields, model_from_state
+    from ..models._weights import read_state_dict
+    from ..models.lifting.layouts import config_fields, model_from_state
 
     with torch.device("meta"):
         built = create_model(model, **overrides)
     _check_host(built, model)
     state = read_state_dict(checkpoint)
     host, found = config_fields(state)
-    if host != type(built).__name__.lower():
-        raise ValueError(f"{checkpoint}: holds weights of {host}, --model {model} is {type(built).__name__.lower()}")
+    if host != built.facts.family:
+        raise ValueError(f"{checkpoint}: holds weights of {host}, --model {model} is {built.facts.family}")
     if host == "motionbert":
         found["frames"] = built.config.frames  # its embeddings are sliced
     elif found["frames"] != built.config.frames:
@@ -120,26 +118,29 @@ def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn
 
 
 def _check_host(built: torch.nn.Module, model: str | Path) -> None:
-    if type(built).__name__ not in HOSTS:
-        raise ValueError(f"{model}: not a video pose model (hosts: {', '.join(HOSTS)})")
+    facts = facts_of(built)
+    if facts is None or facts.task != "lifting":
+        raise ValueError(f"{model}: not a video pose model; expected one of task lifting (tore-fast list)")
 
 
-def normalise(keypoints: np.ndarray, how: str, width: float | None = None, height: float | None = None) -> np.ndarray:
+def normalise_keypoints(
+    keypoints: np.ndarray, how: str, width: float | None = None, height: float | None = None
+) -> np.ndarray:
     """Pixels [T, 17, 2+] -> network input.
 
     "image": x / w * 2 - 1, y alike (VideoPose3D, MixSTE, MHFormer, HoT); "pixel": centred and divided by min(w, h) / 2
     (MotionBERT in the wild); "crop": the clip's bounding box to [-1, 1], needs no image size (MotionBERT).
     """
     if how not in NORMALISATIONS:
-        raise ValueError(f"normalise: expected one of {NORMALISATIONS}, got {how!r}")
+        raise ValueError(f"normalise_keypoints: expected one of {NORMALISATIONS}, got {how!r}")
     if how == "crop":
         return crop_scale_2d(keypoints).astype(np.float32)
     if width is None or height is None:
-        raise ValueError(f"normalise: {how!r} needs the image's width and height")
+        raise ValueError(f"normalise_keypoints: {how!r} needs the image's width and height")
     if how == "image":
         return normalise_2d(keypoints, width, height).astype(np.float32)
     if width <= 0 or height <= 0:
-        raise ValueError(f"normalise: width and height must be positive, got {width} x {height}")
+        raise ValueError(f"normalise_keypoints: width and height must be positive, got {width} x {height}")
     out = np.array(keypoints, np.float32)
     out[..., :2] = (out[..., :2] - np.array([width, height], np.float32) / 2) / (min(width, height) / 2)
     return out
@@ -262,10 +263,12 @@ class PoseStream:
             raise ValueError(f"PoseStream: latency must be in 0..{frames - 1} (window - 1), got {latency}")
         if normalisation == "crop":
             raise ValueError("PoseStream: 'crop' needs the whole clip; use 'image' or 'pixel' with width and height")
-        normalise(np.zeros((1, 17, 2)), normalisation, width, height)  # complains now rather than at the first frame
+        normalise_keypoints(
+            np.zeros((1, 17, 2)), normalisation, width, height
+        )  # complains now rather than at the first frame
         check_precision(precision)
         self.model, self.latency, self.flip, self.precision = model.eval(), latency, flip, precision
-        self._normalise = lambda x: normalise(x, normalisation, width, height)
+        self._normalise = lambda x: normalise_keypoints(x, normalisation, width, height)
         self._buffer: deque[np.ndarray] = deque(maxlen=2 * frames)
         self._count = 0
         self._given = 0

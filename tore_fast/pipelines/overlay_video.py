@@ -18,23 +18,12 @@ import torch
 
 from ..body import Body
 from ..io.atomic import PendingFile
-from ..io.video import VideoSource
+from ..io.video import VideoSource, why_no_mp4, write_mp4
 from ..vis.overlay import PALETTE, PerspectiveCamera, draw_people
 from .track_store import NpzRows
 
 PIECE = 64  # frames of a track read at once
 SEGMENT = 240  # frames of the video that a kill can cost
-
-
-def why_no_mp4() -> str | None:
-    """Reason why mp4 files cannot be written here, None when they can."""
-    try:
-        import imageio_ffmpeg
-
-        imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError) as e:
-        return f"mp4 needs imageio and imageio-ffmpeg: pip install imageio imageio-ffmpeg ({e})"
-    return None
 
 
 class _Track:
@@ -112,8 +101,7 @@ def write_overlay(
     Raises:
         ValueError: imageio-ffmpeg is missing.
     """
-    reason = why_no_mp4()
-    if reason:
+    if reason := why_no_mp4():
         raise ValueError(reason)
     path = Path(path)
     folder = path.with_name(f".{path.stem}_pieces")
@@ -123,12 +111,8 @@ def write_overlay(
         frames = itertools.takewhile(lambda item: item[0] < limit, frames)
     drawn = overlay_frames(frames, tracks, body)
     for first in drawn:
-        write_piece(
-            folder / f"{done:05d}.mp4",
-            itertools.chain((first,), itertools.islice(drawn, segment - 1)),
-            source.fps,
-            on_frame,
-        )
+        piece = itertools.chain((first,), itertools.islice(drawn, segment - 1))
+        write_mp4(folder / f"{done:05d}.mp4", _counted(piece, on_frame), source.fps)
         done += 1
     if not done:
         raise ValueError(f"write_overlay: {source.path} gave no frame")
@@ -153,36 +137,11 @@ def _whole_pieces(folder: Path, source: VideoSource, tracks: Sequence[Path], lim
     return len(list(folder.glob("[0-9]*.mp4")))
 
 
-def write_piece(
-    path: Path, frames: Iterable[tuple[int, np.ndarray]], fps: float, on_frame: Callable[[int], None] | None
-) -> None:
-    import imageio.v2 as imageio
-
-    pending = PendingFile(path)
-    # B-frames shift a piece's first time stamp, which doubles a frame at every seam
-    writer = imageio.get_writer(
-        pending.part,
-        format="ffmpeg",
-        fps=fps,
-        codec="libx264",
-        quality=7,
-        macro_block_size=1,
-        ffmpeg_log_level="error",
-        output_params=["-bf", "0"],
-    )
-    try:
-        with writer:
-            for index, frame in frames:
-                h, w = frame.shape[:2]
-                writer.append_data(
-                    np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
-                )  # H.264 wants even sides
-                if on_frame is not None:
-                    on_frame(index)
-    except BaseException:
-        pending.discard()
-        raise
-    pending.commit()
+def _counted(frames: Iterable[tuple[int, np.ndarray]], on_frame: Callable[[int], None] | None) -> Iterator[np.ndarray]:
+    for index, frame in frames:
+        yield frame
+        if on_frame is not None:
+            on_frame(index)
 
 
 def _join(pieces: Sequence[Path], path: Path) -> None:

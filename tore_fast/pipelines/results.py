@@ -136,6 +136,28 @@ def npz_arrays(result: ImageResult, faces: np.ndarray, joint_names: Sequence[str
     }
 
 
+def unit_arrays(found: list[ImageResult], pipeline: ImagePipeline, save_vertices: bool) -> dict[str, np.ndarray]:
+    """Results as the arrays of one unit of a batch. A unit without people has them too, so that units can be joined."""
+    joints, mesh = len(pipeline.joint_names), pipeline.topology.hierarchy
+    shapes = {"box": (4,), "camera": (3,), "camera_image": (3,), "focal_px": (), "principal_px": (2,), "trans": (3,)}
+    shapes |= {"joints_3d": (joints, 3), "joints_2d": (joints, 2), "vertices_coarse": (mesh.counts[-1], 3)}
+    if pipeline.body_model.task == "smpl":
+        shapes |= {"poses": (72,), "rotations": (24, 3, 3), "betas": (10,)}
+    if save_vertices:
+        shapes["vertices"] = (mesh.counts[0], 3)
+    people = [(i, person) for i, result in enumerate(found) for person in result.people]
+    arrays = {
+        "source": np.array([r.name for r in found], dtype=np.str_),
+        "error": np.array([r.error or "" for r in found], dtype=np.str_),
+        "image_size": np.array([r.size for r in found], np.int32).reshape(len(found), 2),
+        "image_index": np.array([i for i, _ in people], np.int32),
+        "joint_names": np.array(pipeline.joint_names),
+    }
+    for name, shape in shapes.items():
+        arrays[name] = np.array([getattr(p, name) for _, p in people], np.float32).reshape(len(people), *shape)
+    return arrays
+
+
 def json_values(
     arrays: dict[str, np.ndarray], without: Sequence[str] = ("vertices", "vertices_coarse", "faces")
 ) -> dict:

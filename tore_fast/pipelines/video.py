@@ -33,7 +33,6 @@ from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
 from ..layers.prepared import prepare
 from ..models._hub import load_pretrained
 from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
-from ..models.smpl.camerahmr import CameraHMR
 from ..models.smpl.hmr2 import HMR2
 from .hosts import RestSkeleton, load_host, load_named_body
 from .options import VideoOptions
@@ -168,7 +167,7 @@ class VideoPipeline:
             return float(o.focal_px)
         if o.fov_deg is not None:
             return float(camera.focal_from_fov(math.radians(o.fov_deg), h))
-        if isinstance(self.host, CameraHMR) and self.host.cam_model is not None:
+        if getattr(self.host, "cam_model", None) is not None:
             with torch.inference_mode():
                 fov = self.host.estimate_fov(
                     normalise_image(letterbox(as_tensor(frame, self.device), camera.CROP_PX))[None]
@@ -212,7 +211,7 @@ class VideoPipeline:
     @torch.inference_mode()
     def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):
         with autocast(self.device, self.options.precision):
-            if isinstance(self.host, CameraHMR):
+            if self.host.facts.takes_camera:
                 return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
             return self.host(crops, masks)
 

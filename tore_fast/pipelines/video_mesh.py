@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..io.image import ImageError
-from ..io.video import VideoSource
+from ..io.video import VideoSource, write_mp4
 from .images import ImagePipeline, ImageResult
-from .overlay_video import write_piece
 from .results import draw, people_arrays
 from .track_store import NpzStream
 from .video import Tracker
@@ -63,7 +62,7 @@ def predict_video(
 
     try:
         if "mp4" in formats:
-            write_piece(folder / "overlay.mp4", ((i, draw(r, pipeline)) for i, r in rows()), source.fps, None)
+            write_mp4(folder / "overlay.mp4", (draw(r, pipeline) for _, r in rows()), source.fps)
         else:
             for _ in rows():
                 pass

@@ -19,7 +19,6 @@ from ..data.topdown import TopDownDataset
 from ..eval.keypoint_metrics import KeypointMetric, predict_keypoints
 from ..geometry.camera import project_weak
 from ..geometry.skeleton import H36M17_TO_J14, J24_TO_J14
-from ..models.keypoints.ppt import PPT
 from ..models.keypoints.tcformer_heads import BodyParameters
 from .config import Task
 from .losses import joints_3d_loss, labelled_mean
@@ -75,7 +74,12 @@ class Classification(Task):
             wrong5 += int((top != label[:, None]).all(1).sum())
             loss += float(F.cross_entropy(logits, label, reduction="sum"))
             count += len(label)
-        return {"top1_error": 100 * wrong / count, "top5_error": 100 * wrong5 / count, "cross_entropy": loss / count}
+        return {
+            "top1_percent": 100 - 100 * wrong / count,
+            "top5_percent": 100 - 100 * wrong5 / count,
+            "top1_error": 100 * wrong / count,
+            "cross_entropy": loss / count,
+        }
 
 
 # ---- key points
@@ -118,7 +122,7 @@ class Keypoints(Task):
         return {k: torch.stack([item[k] for item in items]) for k in ("image", "target", "weight")}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if isinstance(self.model, PPT):
+        if hasattr(self.model, "set_epoch"):
             self.model.set_epoch(step / self.steps_per_epoch)
         value = joints_mse(model(batch["image"]), batch["target"], batch["weight"])
         return value, {"heatmap_mse": value.detach()}

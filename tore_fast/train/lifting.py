@@ -53,7 +53,7 @@ class PoseDataConfig:
 
 def host_loss(model: nn.Module) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     """The loss the host was published with."""
-    return LOSSES[type(unwrapped(model)).__name__.lower()]
+    return LOSSES[unwrapped(model).facts.loss]
 
 
 def unwrapped(model: nn.Module) -> PrunableHost:
@@ -151,7 +151,7 @@ class PoseLifting(Task):
         lengths = np.array([_length(m) for m in self.train_items], np.float64)
         self.share = lengths / lengths.sum()
         # an epoch: every frame once as a target; MHFormer regresses one frame a window
-        targets = 1 if type(model).__name__ == "Mhformer" else self.frames
+        targets = 1 if model.facts.frames_out == "middle" else self.frames
         self.items_per_epoch = max(1, round(lengths.sum() / targets))
         self.held_out = film(resampled(validation, config.fps), config.noise_px, seed=seed + 1)
         self.test, self.pck_joints, self.further = test, pck_joints, further

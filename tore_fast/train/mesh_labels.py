@@ -21,19 +21,12 @@ from ..data.readers import DataError, Reader, training_sample
 from ..geometry.camera import project_weak
 from ..geometry.skeleton import H36M17_TO_J14, J24_TO_J14
 from ..io.image import ImageError
+from ..models._registry import facts_of
 from . import losses
 from .config import Task
 from .mesh_loss import PRESETS, MeshLoss, MeshTargets, draw_query_mask
 from .stream import Mixture
 
-# model class -> loss of its project; "_hand" is added for hands
-LOSS_OF_MODEL = {
-    "FastMETRO": "fastmetro",
-    "FastMETRO_TORE": "tore_fastmetro",
-    "METRO": "metro",
-    "METRO_TORE": "tore_metro",
-    "MeshGraphormer": "graphormer",
-}
 MAX_BAD_IN_A_ROW = 20
 
 
@@ -158,10 +151,10 @@ class LabelledMeshes(Task):
         """The preset that --labels.loss names, or the model's own."""
         if self.config.loss != "auto":
             return self.config.loss
-        kind = type(self.model).__name__
-        if kind not in LOSS_OF_MODEL:
-            raise ValueError(f"--labels.loss: no published loss for {kind}; name one of {', '.join(PRESETS)}")
-        return LOSS_OF_MODEL[kind] + ("_hand" if self.hand else "")
+        facts = facts_of(self.model)
+        if facts is None or facts.loss not in PRESETS:
+            raise ValueError(f"--labels.loss: no published loss for this model; name one of {', '.join(PRESETS)}")
+        return facts.loss + ("_hand" if self.hand else "")
 
     # ---- batches
 
@@ -195,7 +188,9 @@ class LabelledMeshes(Task):
             part.to(images.device)  # no copy when they are there
         mask = {}
         if self.mask_ratio:
-            vertices = 0 if type(self.model).__name__ == "METRO_TORE" else self.body.hierarchy.counts[-1]
+            facts = facts_of(self.model)
+            only_joints = facts is not None and facts.masked_queries == "joints"
+            vertices = 0 if only_joints else self.body.hierarchy.counts[-1]
             mask["query_mask"] = draw_query_mask(len(images), 14, vertices, self.mask_ratio, device=images.device)
         out = model(images, **mask)
         target = self.targets(batch)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..geometry.skeleton import H36M17
+from ..io import video
 from ..io.atomic import replacing, write_text
 
 _COLOURS = {"left": "#1f77b4", "right": "#d62728", "middle": "#444444"}
@@ -74,18 +75,8 @@ def write_gif(path: str | Path, poses: np.ndarray, fps: float, size: int = 320) 
 
 def write_mp4(path: str | Path, poses: np.ndarray, fps: float, size: int = 480) -> Path:
     """Front view (left) and side view (right) as an H.264 film at the clip's own rate; needs the extra `video`."""
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401  imageio finds its encoder through it
-    except ImportError as e:
-        raise ValueError(
-            f"{path}: mp4 needs imageio and imageio-ffmpeg (pip install tore_fast[video]); gif and html need nothing"
-        ) from e
     path = Path(path)
-    options = {"codec": "libx264", "macro_block_size": 16, "ffmpeg_log_level": "error"}
-    with replacing(path) as part, imageio.get_writer(part, fps=fps, **options) as film:
-        for image in _images(poses, size):
-            film.append_data(np.asarray(image))
+    video.write_mp4(path, (np.asarray(image) for image in _images(poses, size)), fps)
     return path
 
 

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from . import amass, freihand, threedpw, tsv
-from .amass import AmassReader, Motion
+from .amass import AmassMotion, AmassReader
 from .folder import FolderReader
 from .freihand import FreiHandReader
 from .hmr2_npz import Hmr2NpzReader
@@ -32,7 +32,7 @@ __all__ = [
     "Hmr2NpzReader",
     "Hmr2TarReader",
     "MissingData",
-    "Motion",
+    "AmassMotion",
     "Reader",
     "Record",
     "ThreeDPWReader",

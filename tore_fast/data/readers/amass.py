@@ -20,7 +20,7 @@ SOURCE = "AMASS is licensed for research: register at the AMASS page of MPI for 
 BODY_NUMBERS = 66  # root and 21 body joints, the same in SMPL, SMPL+H and SMPL-X
 
 
-class Motion(NamedTuple):
+class AmassMotion(NamedTuple):
     """One file, thinned to the reader's rate."""
 
     name: str
@@ -79,14 +79,14 @@ class AmassReader(Reader):
     def num_motions(self) -> int:
         return len(self._files)
 
-    def motion(self, index: int) -> Motion:
+    def motion(self, index: int) -> AmassMotion:
         """The whole of file `index`."""
         return self._load(index)
 
     def _step(self, file: Path) -> int:
         return 1 if self._wanted is None else max(1, int(_rate(file) / self._wanted + 1e-6))
 
-    def _read(self, index: int) -> Motion:
+    def _read(self, index: int) -> AmassMotion:
         file = self._files[index]
         data = plain_data(read_npz, file)
         step, poses = self._step(file), np.asarray(data["poses"], np.float32)
@@ -95,7 +95,7 @@ class AmassReader(Reader):
             raise DataError(f"{file}: poses has {len(poses)} frames, trans {len(shift)}")
         pose = np.zeros((len(poses), 72), np.float32)
         pose[:, :BODY_NUMBERS] = poses[:, :BODY_NUMBERS]
-        return Motion(
+        return AmassMotion(
             file.relative_to(self.root).with_suffix("").as_posix(),
             pose,
             np.asarray(data.get("betas", np.zeros(10)), np.float32).ravel()[:10],

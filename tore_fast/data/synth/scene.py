@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ...body import Body
 from ...geometry.rotation import axis_rotation
+from ...io.atomic import write_text
+from ...io.video import write_mp4
 from ...ops import rasterize
 from .draw import Draw
 from .poses import sample_pose
@@ -131,24 +133,20 @@ def write_scene(scene: Scene, folder: str | Path, frames: int, fps: float | None
     images = folder / "frames" if fps is None else folder
     images.mkdir(parents=True, exist_ok=True)
     rows = ["frame,track,x0,y0,x1,y1"]
-    writer = None
-    if fps is not None:
-        import imageio.v2 as imageio
 
-        writer = imageio.get_writer(
-            folder / "clip.mp4", format="ffmpeg", fps=fps, codec="libx264", macro_block_size=1, ffmpeg_log_level="error"
-        )
-    for index, made in scene.frames(0, frames):
-        if writer is not None:
-            writer.append_data(made.image)
-        else:
-            Image.fromarray(made.image).save(images / f"{index:06d}.png", compress_level=1)
-        rows += [f"{index},{k},{','.join(f'{v:.0f}' for v in box)}" for k, box in made.boxes.items()]
-        for k, mask in made.masks.items():
-            path = folder / "masks" / str(k) / f"{index:06d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask).save(path, compress_level=1)
-    if writer is not None:
-        writer.close()
-    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
+    def made() -> Iterator[tuple[int, np.ndarray]]:
+        for index, frame in scene.frames(0, frames):
+            rows.extend(f"{index},{k},{','.join(f'{v:.0f}' for v in box)}" for k, box in frame.boxes.items())
+            for k, mask in frame.masks.items():
+                path = folder / "masks" / str(k) / f"{index:06d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(path, compress_level=1)
+            yield index, frame.image
+
+    if fps is not None:
+        write_mp4(folder / "clip.mp4", (image for _, image in made()), fps)
+    else:
+        for index, image in made():
+            Image.fromarray(image).save(images / f"{index:06d}.png", compress_level=1)
+    write_text(folder / "boxes.csv", "\n".join(rows) + "\n")
     return folder

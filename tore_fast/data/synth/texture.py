@@ -116,7 +116,7 @@ def albedo(
     side = x.abs()
     head, torso, arm = surface.is_head[part], surface.is_torso[part], surface.is_arm[part] | surface.is_hand[part]
     leg, foot = surface.is_leg[part], surface.is_foot[part]
-    nose_y, nose_z = surface.marks["nose"]
+    nose_y, _ = surface.marks["nose"]
 
     garment = torch.where(surface.is_scalp[part], HAIR, SKIN)
     garment = torch.where(head & (z < hair_back) & (y > collar), HAIR, garment)

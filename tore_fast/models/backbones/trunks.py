@@ -43,7 +43,7 @@ class HRNetW64(nn.Module):
     The original's unused `classifier` is left out (2.05 M of the 128.06 M parameters that the papers count).
     """
 
-    num_channels, grid_channels, stride = 2048, 1024, 32
+    num_channels, stride = 2048, 32
 
     def __init__(self, pretrained: bool = False):
         super().__init__()
@@ -74,7 +74,7 @@ class HRNetW64(nn.Module):
 class EfficientNetB0(nn.Module):
     """EfficientNet-b0 with TensorFlow's "same" padding up to the head convolution: -> [B, 1280, H/32, W/32].
 
-    This is efficientnet_pytorch's endpoint `reduction_6`. Keys are timm's; models/convert maps the official ones.
+    This is efficientnet_pytorch's endpoint `reduction_6`. Keys are timm's; mesh/layouts.py maps the official ones.
     """
 
     num_channels, stride = 1280, 32

@@ -1,6 +1,6 @@
 """Person detector and body landmarks of BlazePose (arXiv:2006.10204) as torch modules.
 
-The weights are Google's (MediaPipe, Apache-2.0); tools/bake/landmarks.py and models/convert/mediapipe.py read them out of the
+The weights are Google's (MediaPipe, Apache-2.0); tools/bake/landmarks.py and models/keypoints/_mediapipe.py read them out of the
 original .tflite files. The branch that segments the body is left out. Float16 in the file, float32 in the arithmetic.
 What comes before (windows, rotated crops) and after (people, tracks) is in pipelines/people.py.
 """
@@ -8,12 +8,13 @@ What comes before (windows, rotated crops) and after (people, tracks) is in pipe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .._registry import register_model
+from .._config import make_config
+from .._registry import model_facts, register_models
 from ._blazepose_blocks import (
     Block,
     Down,
@@ -99,6 +100,7 @@ class _Anchors(nn.Module):
         return score.flatten(1), box.reshape(x.shape[0], -1, 12)
 
 
+@model_facts(task="keypoints", family="blazepose", crop="letterbox", pixels="unit", licence="Apache-2.0")
 class PersonDetector(nn.Module):
     """People in an image by head and shoulders, with the middle of the hips and a circle round the body.
 
@@ -108,11 +110,11 @@ class PersonDetector(nn.Module):
     Args of forward: images [B, 3, H, W] in 0..1, on zeros where the image does not fill them; channels_last preferred.
     """
 
-    config: PersonDetectorConfig
+    config_class = PersonDetectorConfig
 
-    def __init__(self, config: PersonDetectorConfig | None = None):
+    def __init__(self, config: PersonDetectorConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = c = config or PersonDetectorConfig()
+        self.config = c = make_config(type(self), config, fields)
         self.trunk = Trunk(c.stem, c.blocks, c.head)
         fine, middle = c.laterals
         self.lateral_middle = Separable(self.trunk.widths[3], middle, linear_depth=True)
@@ -200,17 +202,18 @@ class BodyLandmarksConfig:
     shallow: int = 0
 
 
+@model_facts(task="keypoints", family="blazepose", crop="roi", pixels="unit", licence="Apache-2.0")
 class BodyLandmarks(nn.Module):
     """33 points of one person in a square crop: 2D, relative depth, visibility, and metric-like 3D about the hips.
 
     Args of forward: images [B, 3, 256, 256] in 0..1 (crop of `roi_of_points`), channels_last preferred.
     """
 
-    config: BodyLandmarksConfig
+    config_class = BodyLandmarksConfig
 
-    def __init__(self, config: BodyLandmarksConfig | None = None):
+    def __init__(self, config: BodyLandmarksConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = c = config or BodyLandmarksConfig()
+        self.config = c = make_config(type(self), config, fields)
         self.trunk = Trunk(c.stem, c.blocks, c.head)
         widths = self.trunk.widths  # at 1/2, 1/4, 1/8 and 1/16 of the side
         self.laterals = nn.ModuleList(Separable(w, c.lateral) for w in widths[1:])
@@ -290,16 +293,6 @@ def _check(images: Tensor, size: int, who: str) -> None:
         raise ValueError(f"{who}: images must be [B, 3, {size}, {size}] in 0..1, got {list(images.shape)}")
 
 
-@register_model("person_detector", family="blazepose", input_shape=(3, 224, 224), tags=("keypoints",))
-def person_detector(**overrides) -> PersonDetector:
-    return PersonDetector(PersonDetectorConfig(**overrides))
-
-
-@register_model("body_landmarks", family="blazepose", input_shape=(3, 256, 256), tags=("keypoints",))
-def body_landmarks(**overrides) -> BodyLandmarks:
-    return BodyLandmarks(BodyLandmarksConfig(**overrides))
-
-
 LITE: dict = {
     "stem": (24, 8),
     "blocks": (
@@ -342,13 +335,6 @@ HEAVY: dict = {
     "tower": ((96, 6), (192, 7), (288, 7), (288, 7), (288, 7)),
     "shallow": 3,
 }
-
-
-@register_model("body_landmarks_lite", family="blazepose", input_shape=(3, 256, 256), tags=("keypoints",))
-def body_landmarks_lite(**overrides) -> BodyLandmarks:
-    return BodyLandmarks(BodyLandmarksConfig(**{**LITE, **overrides}))
-
-
-@register_model("body_landmarks_heavy", family="blazepose", input_shape=(3, 256, 256), tags=("keypoints",))
-def body_landmarks_heavy(**overrides) -> BodyLandmarks:
-    return BodyLandmarks(BodyLandmarksConfig(**{**HEAVY, **overrides}))
+LANDMARK_NETS = {"body_landmarks": {}, "body_landmarks_lite": LITE, "body_landmarks_heavy": HEAVY}
+register_models(PersonDetector, {"person_detector": {}}, input_shape=(3, 224, 224), tags=("keypoints",))
+register_models(BodyLandmarks, LANDMARK_NETS, input_shape=(3, 256, 256), tags=("keypoints",))

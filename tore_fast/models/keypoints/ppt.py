@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...ops.ppt_select import gather_tokens, ppt_select
 from ...ops.pruned_attention import pruned_attention
-from .._registry import register_model
+from .._config import make_config
+from .._registry import model_facts, register_models
 
 
 class PPTOutput(NamedTuple):
@@ -185,6 +186,7 @@ class Bottleneck(nn.Module):
         return (y + (x if self.downsample is None else self.downsample(x))).relu()
 
 
+@model_facts(task="keypoints", family="tcformer", crop="topdown")
 class PPT(nn.Module):
     """2D pose heat-maps with human-token pruning.
 
@@ -194,9 +196,11 @@ class PPT(nn.Module):
         torch.Size([1, 17, 64, 48])
     """
 
-    def __init__(self, config: PPTConfig | None = None):
+    config_class = PPTConfig
+
+    def __init__(self, config: PPTConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = c = config or PPTConfig()
+        self.config = c = make_config(type(self), config, fields)
         width = c.stem_channels // 4
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64)
         self.conv2, self.bn2 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64)
@@ -257,6 +261,4 @@ def keep_ratio_at(epoch: float, final: float = 0.7, start: int = 10, end: int = 
     return final + (1 - final) * (0.5 * (1 + math.cos(math.pi * t)) if shape == "cosine" else 1 - t)
 
 
-@register_model("ppt_s", family="tcformer", input_shape=(3, 256, 192), tags=("keypoints",))
-def ppt_s(**overrides) -> PPT:
-    return PPT(PPTConfig(**overrides))
+register_models(PPT, {"ppt_s": {}}, input_shape=(3, 256, 192), tags=("keypoints",))

@@ -2,13 +2,14 @@
 
 In: images [B, 3, H, W] (ImageNet mean/std); out: class logits, or the `Tokens` of four stages for the heads of
 models/keypoints/tcformer_heads.py. Layers: layers/ctm.py, layers/dynamic_block.py, layers/mta.py. State-dict keys are the official
-ones; official files load through models/convert/keypoints.py.
+ones; official files load through models/keypoints/layouts.py.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +17,8 @@ from ...layers._tokens import Tokens, grid_tokens
 from ...layers.ctm import CTM, ConvDownsample
 from ...layers.dynamic_block import TCBlock
 from ...layers.token_conv import tokens_to_map
-from .._registry import PaperRow, register_model
+from .._config import make_config
+from .._registry import PaperRow, model_facts, register_models
 
 DEPTHS = {"light": (2, 2, 2, 2), "base": (3, 4, 6, 3), "large": (3, 8, 27, 3)}
 REDUCTIONS = ("dpc", "topk", "conv")
@@ -104,6 +106,7 @@ class PatchEmbed(nn.Module):
         return grid_tokens(self.norm(y.flatten(2).transpose(1, 2)), (y.shape[2], y.shape[3]))
 
 
+@model_facts(task="classify", family="tcformer")
 class TCFormer(nn.Module):
     """TCFormer backbone with an optional classifier.
 
@@ -116,9 +119,11 @@ class TCFormer(nn.Module):
         [3136, 784, 196, 49]
     """
 
-    def __init__(self, config: TCFormerConfig | None = None):
+    config_class = TCFormerConfig
+
+    def __init__(self, config: TCFormerConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = config = config or TCFormerConfig()
+        self.config = config = make_config(type(self), config, fields)
         dims = config.embed_dims
         self.num_stages = len(dims)
         self.patch_embed1 = PatchEmbed(config.in_chans, dims[0], config.stem_norm_eps)
@@ -197,19 +202,15 @@ def init_weights(m: nn.Module) -> None:
         nn.init.zeros_(m.bias)
 
 
-def _register(size: str, params_m: float, gmacs: float, note: str = "") -> None:
-    drop_path = 0.3 if size == "large" else 0.1
-
-    @register_model(
-        f"tcformer_{size}",
-        family="tcformer",
-        paper=PaperRow(params_m, gmacs, "parameters: official README; multiply-adds: official counter", note),
-        tags=("classification", "imagenet"),
-    )
-    def build(**overrides) -> TCFormer:
-        return TCFormer(TCFormerConfig(**{"depths": DEPTHS[size], "drop_path_rate": drop_path, **overrides}))
-
-
-_register("light", 14.2, 3.84)
-_register("base", 25.6, 5.83, "the paper prints 5.9")
-_register("large", 62.8, 12.15)
+MODELS = {
+    "tcformer_light": {"depths": DEPTHS["light"], "drop_path_rate": 0.1},
+    "tcformer_base": {"depths": DEPTHS["base"], "drop_path_rate": 0.1},
+    "tcformer_large": {"depths": DEPTHS["large"], "drop_path_rate": 0.3},
+}
+_COUNTED = "parameters: official README; multiply-adds: official counter"
+PAPERS = {
+    "tcformer_light": PaperRow(14.2, 3.84, _COUNTED),
+    "tcformer_base": PaperRow(25.6, 5.83, _COUNTED, "the paper prints 5.9"),
+    "tcformer_large": PaperRow(62.8, 12.15, _COUNTED),
+}
+register_models(TCFormer, MODELS, PAPERS, tags=("classification", "imagenet"))

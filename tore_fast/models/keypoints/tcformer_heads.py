@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ...geometry.rotation import rot6d_to_matrix
 from ...layers.mta import MTA
 from ...layers.token_conv import tokens_to_map
-from .._registry import PaperRow, register_model
+from .._config import make_config
+from .._registry import PaperRow, model_facts, register_models
 from .tcformer import DEPTHS, TCFormer, TCFormerConfig
 
 NECKS = ("mta", "none")
@@ -89,6 +90,7 @@ class DeconvHead(nn.Module):
         return self.final_layer(self.deconv_layers(feature_map))
 
 
+@model_facts(task="keypoints", family="tcformer", crop="topdown")
 class TCFormerPose(nn.Module):
     """Heat-maps from TCFormer tokens: backbone -> MTA -> 1x1 convolution.
 
@@ -98,9 +100,11 @@ class TCFormerPose(nn.Module):
         torch.Size([1, 133, 64, 48])
     """
 
-    def __init__(self, config: TCFormerPoseConfig | None = None):
+    config_class = TCFormerPoseConfig
+
+    def __init__(self, config: TCFormerPoseConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = c = config or TCFormerPoseConfig()
+        self.config = c = make_config(type(self), config, fields)
         self.backbone = TCFormer(c)
         if c.neck == "mta":
             self.neck = MTA(
@@ -191,15 +195,18 @@ class TCFormerHMRConfig(TCFormerConfig):
     mesh: str = "free"  # body its pose and shape speak of: "free" or "smpl"
 
 
+@model_facts(task="smpl", family="tcformer", crop="square", projection="centred", loss="smpl")
 class TCFormerHMR(nn.Module):
     """SMPL parameters from the mean of the last stage's tokens by an iterative regressor.
 
     The paper's mesh model; its code was never released, so reading the 512-d token mean is our reading of the text.
     """
 
-    def __init__(self, config: TCFormerHMRConfig | None = None):
+    config_class = TCFormerHMRConfig
+
+    def __init__(self, config: TCFormerHMRConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = c = config or TCFormerHMRConfig()
+        self.config = c = make_config(type(self), config, fields)
         self.backbone = TCFormer(c)
         self.regressor = IterativeRegressor(
             c.embed_dims[-1], c.iterations, c.regressor_hidden, c.num_joints, c.num_shape
@@ -209,25 +216,21 @@ class TCFormerHMR(nn.Module):
         return self.regressor(self.backbone.forward_features(image)[-1].x.mean(dim=1))
 
 
-def _register_pose(name: str, size: str, keypoints: int, shape: tuple, paper: PaperRow | None, *tags: str) -> None:
-    @register_model(name, family="tcformer", paper=paper, input_shape=(3, *shape), tags=("keypoints", *tags))
-    def build(**overrides) -> TCFormerPose:
-        defaults = {"depths": DEPTHS[size], "num_keypoints": keypoints, "drop_path_rate": 0.1}
-        return TCFormerPose(TCFormerPoseConfig(**{**defaults, **overrides}))
+def _sized(size: str, num_keypoints: int) -> dict:
+    return {"depths": DEPTHS[size], "num_keypoints": num_keypoints, "drop_path_rate": 0.1}
 
 
 _COUNTED = "parameters and multiply-adds by the official counter"
-_register_pose("tcformer_light_wholebody", "light", 133, (256, 192), None, "wholebody")
-_register_pose("tcformer_base_wholebody", "base", 133, (256, 192), PaperRow(27.782, 8.71, _COUNTED), "wholebody")
-_register_pose("tcformer_large_wholebody", "large", 133, (384, 288), PaperRow(65.006, 38.65, _COUNTED), "wholebody")
-_register_pose("tcformer_light_wflw", "light", 98, (256, 256), None, "face")
-
-
-def _register_hmr(size: str) -> None:
-    @register_model(f"tcformer_{size}_hmr", family="tcformer", input_shape=(3, 224, 224), tags=("mesh", "smpl"))
-    def build(**overrides) -> TCFormerHMR:
-        return TCFormerHMR(TCFormerHMRConfig(**{"depths": DEPTHS[size], **overrides}))
-
-
-_register_hmr("light")
-_register_hmr("base")
+_PAPERS = {
+    "tcformer_base_wholebody": PaperRow(27.782, 8.71, _COUNTED),
+    "tcformer_large_wholebody": PaperRow(65.006, 38.65, _COUNTED),
+}
+_WHOLEBODY = {"tcformer_light_wholebody": _sized("light", 133), "tcformer_base_wholebody": _sized("base", 133)}
+_TAGS = ("keypoints", "wholebody")
+register_models(TCFormerPose, _WHOLEBODY, _PAPERS, input_shape=(3, 256, 192), tags=_TAGS)
+_LARGE = {"tcformer_large_wholebody": _sized("large", 133)}
+register_models(TCFormerPose, _LARGE, _PAPERS, input_shape=(3, 384, 288), tags=_TAGS)
+_FACES = {"tcformer_light_wflw": _sized("light", 98)}
+register_models(TCFormerPose, _FACES, input_shape=(3, 256, 256), tags=("keypoints", "face"))
+_BODIES = {"tcformer_light_hmr": {"depths": DEPTHS["light"]}, "tcformer_base_hmr": {"depths": DEPTHS["base"]}}
+register_models(TCFormerHMR, _BODIES, tags=("mesh", "smpl"))

@@ -18,6 +18,7 @@ from ...geometry.skeleton import H36M17, mirror_points
 from ...layers.prepared import Prepared
 from ...layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ...layers.tra import TokenRecovery, interpolate_frames
+from .._registry import Facts, PaperRow, facts_of, register_model
 
 JOINTS = 17
 TIES = ("index", "strict")
@@ -59,6 +60,23 @@ class PruneConfig:
         return self.recover_frames or frames
 
 
+def register_lifting(
+    model: type[PrunableHost], rows: dict[str, dict], papers: dict[str, PaperRow] | None = None
+) -> None:
+    """Registers a table {name: config fields} of lifting networks; input and tags follow from the fields."""
+    for name, given in rows.items():
+        shape = (given["frames"], JOINTS, model.in_channels)
+        tags = pose_tags(name, is_seq2frame(model, given))
+        register_model(name, model, given, paper=(papers or {}).get(name), input_shape=shape, tags=tags)
+
+
+def is_seq2frame(model: type[PrunableHost], given: dict) -> bool:
+    """Whether these config fields make a model for the middle frame of a window."""
+    if "prune_block" not in given:
+        return model.facts.frames_out == "middle"
+    return given.get("recovery", "none") == "none"
+
+
 def pose_tags(name: str, seq2frame: bool) -> tuple[str, ...]:
     """Tags of a registered host, for `tore-fast list --tag`."""
     kind = name.split("_")[0]
@@ -95,9 +113,14 @@ def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
         raise ValueError(f"{host}: knn must be in 1..{frames} (frames), got {config.knn}")
 
 
+PRUNE_FIELDS = tuple(f.name for f in fields(PruneConfig))
+
+
 class PrunableHost(Prepared):
     """Base of the four hosts: the pruning layers, official key names, input checks."""
 
+    facts: Facts
+    config_class: type[PruneConfig]
     config: PruneConfig
     in_channels: int
 
@@ -166,6 +189,21 @@ class PrunableHost(Prepared):
             return self.cross_attention(x, self.x_token)
         return interpolate_frames(x, index, self.config.frames, self.config.recovery)  # type: ignore[attr-defined]
 
+    def paper_extra_macs(self) -> int:
+        """What the tables of the HoT paper count of one clip beside linear and convolution layers: the pooling of the tokens
+        that TPC chooses by, and TRA's query once per joint, as the official code computes it (ours: once)."""
+        c, channels = self.config, self.config.channels  # type: ignore[attr-defined]
+        pooling = (JOINTS + 1) * c.frames * channels if c.pruned and c.pruning == "tpc" else 0  # type: ignore[attr-defined]
+        queries = (JOINTS - 1) * channels**2 * c.output_frames if c.recovery == "tra" else 0
+        return pooling + queries
+
+    def _two_stream_macs(self) -> int:
+        """The layer of two outputs that fuses two streams in the official code; ours computes their difference."""
+        c = self.config
+        first = c.depth if c.prune_block is None else c.prune_block  # type: ignore[attr-defined]
+        seen = first * c.frames + (c.depth - first) * (c.keep_frames or 0)  # type: ignore[attr-defined]
+        return 4 * c.channels * seen * JOINTS  # type: ignore[attr-defined]
+
 
 def metres(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
     """head(tokens), in float32 also under autocast: at one metre the steps of bfloat16 are 4 mm."""
@@ -178,7 +216,7 @@ def metres(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
 
 def is_centered(model: PrunableHost) -> bool:
     """Whether only the middle frame of a window is meant to be used (seq2frame)."""
-    return model.config.recovery == "none" and (model.config.pruned or type(model).__name__ == "Mhformer")
+    return model.config.recovery == "none" and (model.config.pruned or facts_of(model).frames_out == "middle")
 
 
 def center_pose(lifted: LiftedPose, frames: int) -> Tensor:

@@ -10,21 +10,21 @@ from __future__ import annotations
 import re
 
 from .._registry import ModelEntry, register_name_rule
-from ._base import JOINTS, PrunableHost, pose_tags
-from .mhformer import Mhformer, MhformerConfig
-from .mixste import Mixste, MixsteConfig
-from .motionagformer import Motionagformer, MotionagformerConfig
+from ._base import JOINTS, PrunableHost, is_seq2frame, pose_tags
+from .mhformer import Mhformer
+from .mixste import Mixste
+from .motionagformer import Motionagformer
 from .motionbert import FULL, Motionbert, MotionbertConfig
 
-# host as it is named: (family, model, config, fields, published n). Unpruned MotionBERT is called lite where it is; pruned, it is
+# host as it is named: (model, fields, published n). Unpruned MotionBERT is called lite where it is; pruned, it is
 # lite unless it is called full.
-_HOSTS: dict[str, tuple[str, type[PrunableHost], type, dict, int]] = {
-    "mixste": ("mixste", Mixste, MixsteConfig, {}, 3),
-    "mhformer": ("mhformer", Mhformer, MhformerConfig, {}, 1),
-    "motionagformer": ("motionagformer", Motionagformer, MotionagformerConfig, {}, 7),
-    "motionbert": ("motionbert", Motionbert, MotionbertConfig, {}, 1),
-    "motionbert_lite": ("motionbert", Motionbert, MotionbertConfig, {}, 1),
-    "motionbert_full": ("motionbert", Motionbert, MotionbertConfig, FULL, 1),
+_HOSTS: dict[str, tuple[type[PrunableHost], dict, int]] = {
+    "mixste": (Mixste, {}, 3),
+    "mhformer": (Mhformer, {}, 1),
+    "motionagformer": (Motionagformer, {}, 7),
+    "motionbert": (Motionbert, {}, 1),
+    "motionbert_lite": (Motionbert, {}, 1),
+    "motionbert_full": (Motionbert, FULL, 1),
 }
 _FORM = re.compile(
     rf"(?:(hot|tpc)_)?({'|'.join(sorted(_HOSTS, key=len, reverse=True))})_([1-9]\d*)(?:_n(\d+)f([1-9]\d*))?"
@@ -42,11 +42,11 @@ def host_by_name(name: str) -> ModelEntry | None:
         raise ValueError(
             f"create_model: {name!r} names a pruning; begin with hot_ (all frames recovered) or tpc_ (middle frame)"
         )
-    family, model, config, fields, block = _HOSTS[host]
+    model, fields, block = _HOSTS[host]
     fields = {**fields, "frames": frames}
     if host == "motionbert" and kind is None:
         fields |= FULL
-    if family == "motionbert":
+    if model is Motionbert:
         fields["max_frames"] = max(frames, MotionbertConfig.max_frames)  # longer windows need embeddings of their own
     if kind is not None:
         fields |= {
@@ -54,6 +54,6 @@ def host_by_name(name: str) -> ModelEntry | None:
             "keep_frames": max(frames // 3, 1) if f is None else int(f),
         }
         fields |= {"recovery": "tra"} if kind == "hot" else {"keep_center": True}
-    tags = pose_tags(name, seq2frame=kind == "tpc" or (family == "mhformer" and kind is None))
+    tags = pose_tags(name, is_seq2frame(model, fields))
     shape = (frames, JOINTS, model.in_channels)
-    return ModelEntry(name, lambda **overrides: model(config(**{**fields, **overrides})), family, None, shape, tags)
+    return ModelEntry(name, model, fields, None, shape, tags)

@@ -8,6 +8,7 @@ MHFormer (recovery to all frames) is not in the paper and follows the other host
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from ...layers.pose_blocks import DropPath, Mlp, PoseAttention, PoseBlock, linear_rates
 from ...layers.tpc import gather_frames
 from ...layers.tra import CrossAttention
-from .._registry import PaperRow, register_model
-from ._base import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, pose_tags
+from .._config import make_config
+from .._registry import PaperRow, model_facts
+from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, register_lifting
 
 MHG_HEADS = 9  # attention heads over the F-dimensional tokens of the hypothesis generator
 EPS = 1e-6
@@ -130,6 +132,9 @@ class HypothesisTransformer(nn.Module):
         self.norm = nn.LayerNorm(3 * config.channels, eps=EPS)
 
 
+@model_facts(
+    task="lifting", family="mhformer", pixels="", loss="mhformer", frames_out="middle", free_fields=PRUNE_FIELDS
+)
 class Mhformer(PrunableHost):
     """MHFormer, and TPC / HoT w. MHFormer when `config.prune_block` is set (before SHR block n = 0..layers-2).
 
@@ -141,10 +146,12 @@ class Mhformer(PrunableHost):
         torch.Size([1, 9, 17, 3])
     """
 
+    config_class = MhformerConfig
     in_channels = 2
 
-    def __init__(self, config: MhformerConfig) -> None:
+    def __init__(self, config: MhformerConfig | None = None, **fields: Any) -> None:
         super().__init__()
+        config = make_config(type(self), config, fields)
         check_pruning("Mhformer", config, range(config.layers - 1))
         if config.frames % MHG_HEADS:
             raise ValueError(
@@ -173,6 +180,9 @@ class Mhformer(PrunableHost):
             tokens = getattr(self, f"embedding_{i}")(x).transpose(1, 2)
             out.append(t.pos_drop(tokens + getattr(t, f"pos_embed_{i}")))
         return out
+
+    def paper_extra_macs(self) -> int:
+        return 0  # its joints are merged before TPC and TRA
 
     def forward(
         self,
@@ -211,26 +221,21 @@ class Mhformer(PrunableHost):
 _CVPR24 = "HoT, CVPR 2024, table 1 (the paper prints 2 x multiply-adds)"
 
 
-def _register(name: str, frames: int, params_m: float | None, gflops: float | None, **fixed) -> None:
-    paper = None if params_m is None else PaperRow(params_m, gflops / 2, _CVPR24)
-    tags = pose_tags(name, seq2frame=fixed.get("recovery") != "tra")
-
-    @register_model(name, "mhformer", paper, input_shape=(frames, JOINTS, 2), tags=tags)
-    def build(**overrides) -> Mhformer:
-        return Mhformer(MhformerConfig(**{"frames": frames, **fixed, **overrides}))
-
-
-_register("mhformer_9", 9, None, None)
-_register("mhformer_27", 27, None, None)
-_register("mhformer_81", 81, None, None)
-_register("mhformer_243", 243, None, None)
-_register("mhformer_351", 351, 31.516, 14.15)
-_register("tpc_mhformer_9", 9, None, None, prune_block=1, keep_frames=3, keep_center=True)
-_register("tpc_mhformer_27", 27, None, None, prune_block=1, keep_frames=9, keep_center=True)
-_register("tpc_mhformer_81", 81, None, None, prune_block=1, keep_frames=27, keep_center=True)
-_register("tpc_mhformer_243", 243, None, None, prune_block=1, keep_frames=81, keep_center=True)
-_register("tpc_mhformer_351", 351, 31.516, 8.22, prune_block=1, keep_frames=117, keep_center=True)
-_register("hot_mhformer_27", 27, None, None, prune_block=1, keep_frames=9, recovery="tra")
-_register("hot_mhformer_81", 81, None, None, prune_block=1, keep_frames=27, recovery="tra")
-_register("hot_mhformer_243", 243, None, None, prune_block=1, keep_frames=81, recovery="tra")
-_register("hot_mhformer_351", 351, None, None, prune_block=1, keep_frames=117, recovery="tra")
+MODELS: dict[str, dict] = {
+    "mhformer_9": dict(frames=9),
+    "mhformer_27": dict(frames=27),
+    "mhformer_81": dict(frames=81),
+    "mhformer_243": dict(frames=243),
+    "mhformer_351": dict(frames=351),
+    "tpc_mhformer_9": dict(frames=9, prune_block=1, keep_frames=3, keep_center=True),
+    "tpc_mhformer_27": dict(frames=27, prune_block=1, keep_frames=9, keep_center=True),
+    "tpc_mhformer_81": dict(frames=81, prune_block=1, keep_frames=27, keep_center=True),
+    "tpc_mhformer_243": dict(frames=243, prune_block=1, keep_frames=81, keep_center=True),
+    "tpc_mhformer_351": dict(frames=351, prune_block=1, keep_frames=117, keep_center=True),
+    "hot_mhformer_27": dict(frames=27, prune_block=1, keep_frames=9, recovery="tra"),
+    "hot_mhformer_81": dict(frames=81, prune_block=1, keep_frames=27, recovery="tra"),
+    "hot_mhformer_243": dict(frames=243, prune_block=1, keep_frames=81, recovery="tra"),
+    "hot_mhformer_351": dict(frames=351, prune_block=1, keep_frames=117, recovery="tra"),
+}
+PAPERS = {"mhformer_351": PaperRow(31.516, 14.15 / 2, _CVPR24), "tpc_mhformer_351": PaperRow(31.516, 8.22 / 2, _CVPR24)}
+register_lifting(Mhformer, MODELS, PAPERS)

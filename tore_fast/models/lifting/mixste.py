@@ -1,19 +1,21 @@
 """MixSTE: 2D keypoints of F frames -> 3D poses, alternating attention over joints and over frames; with HoT and TPC.
 
 In: [B, F, 17, 2] normalised 2D. Out: `LiftedPose`. Source: MixSTE, CVPR 2022; pruned: HoT, CVPR 2024, tables 1-3, 10-13.
-Keys are those of the official checkpoints (models/convert/lifting.py).
+Keys are those of the official checkpoints (models/lifting/layouts.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...layers.pose_blocks import PoseBlock, linear_rates
-from .._registry import PaperRow, register_model
-from ._base import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, pose_tags
+from .._config import make_config
+from .._registry import PaperRow, model_facts
+from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, register_lifting
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class MixsteConfig(PruneConfig):
     drop_path: float = 0.1
 
 
+@model_facts(task="lifting", family="mixste", pixels="", loss="mixste", frames_out="all", free_fields=PRUNE_FIELDS)
 class Mixste(PrunableHost):
     """MixSTE, and HoT / TPC w. MixSTE when `config.prune_block` is set (before pair n = 1..depth-1).
 
@@ -35,10 +38,12 @@ class Mixste(PrunableHost):
         torch.Size([2, 27, 17, 3])
     """
 
+    config_class = MixsteConfig
     in_channels = 2
 
-    def __init__(self, config: MixsteConfig) -> None:
+    def __init__(self, config: MixsteConfig | None = None, **fields: Any) -> None:
         super().__init__()
+        config = make_config(type(self), config, fields)
         check_pruning("Mixste", config, range(1, config.depth))
         self.config = config
         dim = config.channels
@@ -77,24 +82,26 @@ class Mixste(PrunableHost):
 _CVPR24 = "HoT, CVPR 2024, tables 2, 10 and 11 (the paper prints 2 x multiply-adds)"
 
 
-def _register(name: str, frames: int, params_m: float | None, gflops: float | None, **fixed) -> None:
-    paper = None if params_m is None else PaperRow(params_m, gflops / 2, _CVPR24)
-    tags = pose_tags(name, seq2frame="keep_center" in fixed)
-
-    @register_model(name, "mixste", paper, input_shape=(frames, JOINTS, 2), tags=tags)
-    def build(**overrides) -> Mixste:
-        return Mixste(MixsteConfig(**{"frames": frames, **fixed, **overrides}))
-
-
-_register("mixste_9", 9, None, None)
-_register("mixste_27", 27, None, None)
-_register("mixste_81", 81, 33.701, 92.42)
-_register("mixste_147", 147, 33.735, 167.72)
-_register("mixste_243", 243, 33.784, 277.25)
-_register("hot_mixste_27", 27, None, None, prune_block=3, keep_frames=9, recovery="tra")
-_register("hot_mixste_81", 81, None, None, prune_block=3, keep_frames=27, recovery="tra")
-_register("hot_mixste_243", 243, 35.000, 167.52, prune_block=3, keep_frames=81, recovery="tra")
-_register("tpc_mixste_27", 27, None, None, prune_block=3, keep_frames=9, keep_center=True)
-_register("tpc_mixste_81", 81, None, None, prune_block=3, keep_frames=27, keep_center=True)
-_register("tpc_mixste_243", 243, 33.784, 161.73, prune_block=3, keep_frames=81, keep_center=True)
-_register("tpc_mixste_243_n7f61", 243, 33.784, 251.29, prune_block=7, keep_frames=61, keep_center=True)
+MODELS: dict[str, dict] = {
+    "mixste_9": dict(frames=9),
+    "mixste_27": dict(frames=27),
+    "mixste_81": dict(frames=81),
+    "mixste_147": dict(frames=147),
+    "mixste_243": dict(frames=243),
+    "hot_mixste_27": dict(frames=27, prune_block=3, keep_frames=9, recovery="tra"),
+    "hot_mixste_81": dict(frames=81, prune_block=3, keep_frames=27, recovery="tra"),
+    "hot_mixste_243": dict(frames=243, prune_block=3, keep_frames=81, recovery="tra"),
+    "tpc_mixste_27": dict(frames=27, prune_block=3, keep_frames=9, keep_center=True),
+    "tpc_mixste_81": dict(frames=81, prune_block=3, keep_frames=27, keep_center=True),
+    "tpc_mixste_243": dict(frames=243, prune_block=3, keep_frames=81, keep_center=True),
+    "tpc_mixste_243_n7f61": dict(frames=243, prune_block=7, keep_frames=61, keep_center=True),
+}
+PAPERS = {
+    "mixste_81": PaperRow(33.701, 92.42 / 2, _CVPR24),
+    "mixste_147": PaperRow(33.735, 167.72 / 2, _CVPR24),
+    "mixste_243": PaperRow(33.784, 277.25 / 2, _CVPR24),
+    "hot_mixste_243": PaperRow(35.000, 167.52 / 2, _CVPR24),
+    "tpc_mixste_243": PaperRow(33.784, 161.73 / 2, _CVPR24),
+    "tpc_mixste_243_n7f61": PaperRow(33.784, 251.29 / 2, _CVPR24),
+}
+register_lifting(Mixste, MODELS, PAPERS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from ...layers.linear import Linear
 from ...layers.pose_blocks import Axis, Mlp, PoseAttention
-from .._registry import register_model
-from ._base import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, pose_tags
+from .._config import make_config
+from .._registry import model_facts
+from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, register_lifting
 from .motionbert import fuse_streams
 
 # Neighbours of each joint in the spatial graph as published: the torso's links to the left hip and to both shoulders are one-way.
@@ -133,6 +135,14 @@ class DualStreamLayer(nn.Module):
         return fuse_streams(attention, graph, self.fusion)
 
 
+@model_facts(
+    task="lifting",
+    family="motionagformer",
+    pixels="",
+    loss="motionagformer",
+    frames_out="all",
+    free_fields=PRUNE_FIELDS,
+)
 class Motionagformer(PrunableHost):
     """MotionAGFormer, and HoT / TPC w. MotionAGFormer when `config.prune_block` is set (before layer n = 0..depth-1).
 
@@ -142,10 +152,12 @@ class Motionagformer(PrunableHost):
         torch.Size([1, 27, 17, 3])
     """
 
+    config_class = MotionagformerConfig
     in_channels = 3
 
-    def __init__(self, config: MotionagformerConfig) -> None:
+    def __init__(self, config: MotionagformerConfig | None = None, **fields: Any) -> None:
         super().__init__()
+        config = make_config(type(self), config, fields)
         check_pruning("Motionagformer", config, range(config.depth))
         self.config = config
         dim = config.channels
@@ -158,6 +170,9 @@ class Motionagformer(PrunableHost):
         self._add_pruning(dim, config.heads, qkv_bias=False)
         self.rep_logit = nn.Sequential(OrderedDict(fc=Linear(dim, config.rep_channels), act=nn.Tanh()))
         self.head = nn.Linear(config.rep_channels, 3)
+
+    def paper_extra_macs(self) -> int:
+        return super().paper_extra_macs() + self._two_stream_macs()
 
     def forward(
         self,
@@ -177,20 +192,15 @@ class Motionagformer(PrunableHost):
         return LiftedPose(metres(self.head, self.rep_logit(x)), index)
 
 
-def _register(name: str, frames: int, **fixed) -> None:
-    tags = pose_tags(name, seq2frame="keep_center" in fixed)
-
-    @register_model(name, "motionagformer", input_shape=(frames, JOINTS, 3), tags=tags)
-    def build(**overrides) -> Motionagformer:
-        return Motionagformer(MotionagformerConfig(**{"frames": frames, **fixed, **overrides}))
-
-
-_register("motionagformer_27", 27)
-_register("motionagformer_81", 81)
-_register("motionagformer_243", 243)
-_register("hot_motionagformer_27", 27, prune_block=7, keep_frames=9, recovery="tra")
-_register("hot_motionagformer_81", 81, prune_block=7, keep_frames=27, recovery="tra")
-_register("hot_motionagformer_243", 243, prune_block=7, keep_frames=81, recovery="tra")
-_register("tpc_motionagformer_27", 27, prune_block=7, keep_frames=9, keep_center=True)
-_register("tpc_motionagformer_81", 81, prune_block=7, keep_frames=27, keep_center=True)
-_register("tpc_motionagformer_243", 243, prune_block=7, keep_frames=81, keep_center=True)
+MODELS: dict[str, dict] = {
+    "motionagformer_27": dict(frames=27),
+    "motionagformer_81": dict(frames=81),
+    "motionagformer_243": dict(frames=243),
+    "hot_motionagformer_27": dict(frames=27, prune_block=7, keep_frames=9, recovery="tra"),
+    "hot_motionagformer_81": dict(frames=81, prune_block=7, keep_frames=27, recovery="tra"),
+    "hot_motionagformer_243": dict(frames=243, prune_block=7, keep_frames=81, recovery="tra"),
+    "tpc_motionagformer_27": dict(frames=27, prune_block=7, keep_frames=9, keep_center=True),
+    "tpc_motionagformer_81": dict(frames=81, prune_block=7, keep_frames=27, keep_center=True),
+    "tpc_motionagformer_243": dict(frames=243, prune_block=7, keep_frames=81, keep_center=True),
+}
+register_lifting(Motionagformer, MODELS)

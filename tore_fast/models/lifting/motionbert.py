@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...layers.linear import Linear
 from ...layers.pose_blocks import Axis, Mlp, PoseAttention
-from .._registry import PaperRow, register_model
-from ._base import JOINTS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, pose_tags
+from .._config import make_config
+from .._registry import PaperRow, model_facts
+from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, register_lifting
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def fuse_streams(a: Tensor, b: Tensor, fusion: nn.Linear) -> Tensor:
     return torch.lerp(b, a, logit.sigmoid().to(a.dtype))  # autocast makes the logits 16 bit
 
 
+@model_facts(
+    task="lifting", family="motionbert", pixels="", loss="motionbert", frames_out="all", free_fields=PRUNE_FIELDS
+)
 class Motionbert(PrunableHost):
     """DSTformer, and HoT / TPC w. MotionBERT when `config.prune_block` is set (before layer n = 0..depth-1).
 
@@ -69,10 +74,12 @@ class Motionbert(PrunableHost):
         torch.Size([1, 9, 17, 3])
     """
 
+    config_class = MotionbertConfig
     in_channels = 3
 
-    def __init__(self, config: MotionbertConfig) -> None:
+    def __init__(self, config: MotionbertConfig | None = None, **fields: Any) -> None:
         super().__init__()
+        config = make_config(type(self), config, fields)
         check_pruning("Motionbert", config, range(config.depth))
         if config.frames > config.max_frames:
             raise ValueError(f"Motionbert: frames {config.frames} exceeds max_frames {config.max_frames} (temp_embed)")
@@ -104,6 +111,9 @@ class Motionbert(PrunableHost):
             nn.init.zeros_(fusion.weight)
             nn.init.constant_(fusion.bias, 0.5)
 
+    def paper_extra_macs(self) -> int:
+        return super().paper_extra_macs() + self._two_stream_macs()
+
     def forward(
         self,
         x: Tensor,  # [B, F, 17, 3]
@@ -126,25 +136,25 @@ _CVPR24 = "HoT, CVPR 2024, tables 1-3 (the paper prints 2 x multiply-adds)"
 FULL = {"channels": 512, "mlp_hidden": 1024}
 
 
-def _register(name: str, frames: int, params_m: float | None, gflops: float | None, **fixed) -> None:
-    paper = None if params_m is None else PaperRow(params_m, gflops / 2, _CVPR24)
-    tags = pose_tags(name, seq2frame="keep_center" in fixed)
-
-    @register_model(name, "motionbert", paper, input_shape=(frames, JOINTS, 3), tags=tags)
-    def build(**overrides) -> Motionbert:
-        return Motionbert(MotionbertConfig(**{"frames": frames, **fixed, **overrides}))
-
-
-_register("motionbert_lite_27", 27, None, None)
-_register("motionbert_lite_81", 81, None, None)
-_register("motionbert_lite_243", 243, 16.002, 131.09)
-_register("motionbert_243", 243, None, None, **FULL)
-_register("hot_motionbert_27", 27, None, None, prune_block=1, keep_frames=9, recovery="tra")
-_register("hot_motionbert_81", 81, None, None, prune_block=1, keep_frames=27, recovery="tra")
-_register("hot_motionbert_243", 243, 16.348, 63.21, prune_block=1, keep_frames=81, recovery="tra")
-_register("hot_motionbert_full_243", 243, None, None, prune_block=1, keep_frames=81, recovery="tra", **FULL)
-_register("tpc_motionbert_27", 27, None, None, prune_block=1, keep_frames=9, keep_center=True)
-_register("tpc_motionbert_81", 81, None, None, prune_block=1, keep_frames=27, keep_center=True)
-_register("tpc_motionbert_243", 243, 16.002, 61.04, prune_block=1, keep_frames=81, keep_center=True)
-_register("tpc_motionbert_243_n2f121", 243, 16.002, 91.38, prune_block=2, keep_frames=121, keep_center=True)
-_register("tpc_motionbert_full_243", 243, None, None, prune_block=1, keep_frames=81, keep_center=True, **FULL)
+MODELS: dict[str, dict] = {
+    "motionbert_lite_27": dict(frames=27),
+    "motionbert_lite_81": dict(frames=81),
+    "motionbert_lite_243": dict(frames=243),
+    "motionbert_243": dict(frames=243, **FULL),
+    "hot_motionbert_27": dict(frames=27, prune_block=1, keep_frames=9, recovery="tra"),
+    "hot_motionbert_81": dict(frames=81, prune_block=1, keep_frames=27, recovery="tra"),
+    "hot_motionbert_243": dict(frames=243, prune_block=1, keep_frames=81, recovery="tra"),
+    "hot_motionbert_full_243": dict(frames=243, prune_block=1, keep_frames=81, recovery="tra", **FULL),
+    "tpc_motionbert_27": dict(frames=27, prune_block=1, keep_frames=9, keep_center=True),
+    "tpc_motionbert_81": dict(frames=81, prune_block=1, keep_frames=27, keep_center=True),
+    "tpc_motionbert_243": dict(frames=243, prune_block=1, keep_frames=81, keep_center=True),
+    "tpc_motionbert_243_n2f121": dict(frames=243, prune_block=2, keep_frames=121, keep_center=True),
+    "tpc_motionbert_full_243": dict(frames=243, prune_block=1, keep_frames=81, keep_center=True, **FULL),
+}
+PAPERS = {
+    "motionbert_lite_243": PaperRow(16.002, 131.09 / 2, _CVPR24),
+    "hot_motionbert_243": PaperRow(16.348, 63.21 / 2, _CVPR24),
+    "tpc_motionbert_243": PaperRow(16.002, 61.04 / 2, _CVPR24),
+    "tpc_motionbert_243_n2f121": PaperRow(16.002, 91.38 / 2, _CVPR24),
+}
+register_lifting(Motionbert, MODELS, PAPERS)

@@ -1,4 +1,4 @@
-"""What the image-to-mesh models share: the output tuple, the up-sampling heads.
+"""What the image-to-mesh models share: the up-sampling heads.
 
 Next on the way: fastmetro.py, tore.py, metro.py, graphormer.py.
 """
@@ -6,9 +6,9 @@ Next on the way: fastmetro.py, tore.py, metro.py, graphormer.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +16,9 @@ from torch import Tensor, nn
 from ...layers.mesh import MeshUpsample
 from ...layers.prepared import Prepared
 from ...ops import csr_matrix
+from .._config import make_config
 from ..backbones import create_backbone
 from ._topology import ModelMesh, resolve_mesh
-
-
-class HMROutput(NamedTuple):
-    """Lengths in metres, up to the model's own origin: centre on the regressed pelvis or wrist after up-sampling."""
-
-    camera: Tensor  # [B, 3] scale, tx, ty: crop coordinates in [-1, 1] are s * (xy + t)
-    joints: Tensor  # [B, J, 3] the joint tokens
-    vertices_coarse: Tensor  # [B, V, 3]
-    vertices_intermediate: Tensor | None  # [B, 1723, 3]; None where the mesh has two levels or it was not asked for
-    vertices: Tensor | None  # [B, 6890, 3] fine; None when not asked for
-    heatmap: Tensor | None = None  # [B, M, h * w] of the token selector
-    rotmat: Tensor | None = None  # [B, 24, 3, 3] SMPL parameter head
-    betas: Tensor | None = None  # [B, 10]
-    attention: dict[str, Tensor] | None = None  # name -> [layers, B, queries, keys], averaged over heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +70,12 @@ class MeshModel(Prepared):
         config: MeshModelConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        """`config` None: the class's defaults; `mesh` overrides config.mesh; `mesh_data` is the folder of SMPL/MANO
-        topology files."""
+        """`config` None: the class's defaults; `fields` change it; `mesh` overrides config.mesh; `mesh_data` is the folder of
+        SMPL/MANO topology files."""
         super().__init__()
-        config = self.config_class() if config is None else config
-        if not isinstance(config, self.config_class):
-            raise TypeError(
-                f"{type(self).__name__}: config must be a {self.config_class.__name__}, got {config!r:.60}; models by name "
-                "come from create_model(name)"
-            )
+        config = make_config(type(self), config, fields)
         self.mesh = resolve_mesh(config.mesh if mesh is None else mesh, mesh_data, self.needs_template)
         self.backbone = None
         channels = config.feature_dim or 2048
@@ -116,22 +99,15 @@ class MeshModel(Prepared):
         )
 
     @classmethod
-    def builder(cls, **defaults) -> Callable[..., MeshModel]:
-        """Function for the registry: overrides are config fields, `mesh` (name or object) and `mesh_data`."""
-
-        def build(mesh=None, mesh_data=None, **overrides) -> MeshModel:
-            fields = {**defaults, **overrides}
-            known = {f.name for f in dataclasses.fields(cls.config_class)}
-            if unknown := set(fields) - known:
-                raise ValueError(f"{cls.__name__}: unknown config fields {sorted(unknown)}; there are {sorted(known)}")
-            if "backbone" in overrides and "feature_dim" not in overrides:
-                fields.pop("feature_dim", None)
-            if isinstance(mesh, str):
-                fields["mesh"], mesh = mesh, None
-            return cls(cls.config_class(**fields), mesh, mesh_data)
-
-        build.config = cls.config_class(**defaults)
-        return build
+    def from_fields(cls, fields: Mapping[str, Any], overrides: dict[str, Any]) -> MeshModel:
+        """For the registry: overrides are config fields, `mesh` (name or object) and `mesh_data`."""
+        mesh, mesh_data = overrides.pop("mesh", None), overrides.pop("mesh_data", None)
+        merged = {**fields, **overrides}
+        if "backbone" in overrides and "feature_dim" not in overrides:
+            merged.pop("feature_dim", None)
+        if isinstance(mesh, str):
+            merged["mesh"], mesh = mesh, None
+        return cls(make_config(cls, None, merged), mesh, mesh_data)
 
     def features(self, images: Tensor) -> Tensor:
         """Backbone features [B, C, h, w]; without a backbone the input is taken as the features.

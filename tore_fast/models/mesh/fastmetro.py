@@ -1,6 +1,6 @@
 """FastMETRO: image tokens are encoded, joint and vertex queries decode them, in two transformers of falling width.
 
-In: [B, 3, 224, 224] crops (geometry/warp.py); out: HMROutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
 variant is tore.py. Parameter names are the official ones, so official state dicts load strictly.
 Cho et al., "Cross-Attention of Disentangled Modalities for 3D Human Mesh Recovery with Transformers", ECCV 2022.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,10 @@ from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.smpl_regressor import SMPLParameterRegressor
 from ...layers.transformer import Transformer
-from .._registry import PaperRow, register_model
-from ._base import HMROutput, MeshModel, MeshModelConfig, stack_maps
+from .._outputs import MeshOutput
+from .._registry import PaperRow, model_facts, register_models
+from ._base import MeshModel, MeshModelConfig, stack_maps
 from ._topology import ModelMesh
-
-BACKBONES = {"r50": "resnet50", "h64": "hrnet_w64", "eb0": "efficientnet_b0"}
-LAYERS = {"s": 1, "m": 2, "l": 3}  # FastMETRO-S/M/L: encoder layers = decoder layers
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,12 @@ class FastMETROConfig(MeshModelConfig):
     smpl_head: bool = False  # SMPL parameter regressor
 
 
+@model_facts(task="mesh", family="fastmetro", crop="square", projection="centred", loss="fastmetro")
 class FastMETRO(MeshModel, TokenSelection):
     """FastMETRO for a body (three mesh levels) or a hand (two levels, never a learned up-sampling).
 
     Args:
-        config: FastMETROConfig. With a `selector` the image tokens are pruned (ITP without GTR, an ablation of TORE's).
+        config: FastMETROConfig; its fields may be given as keywords instead. With a `selector` the image tokens are pruned (ITP without GTR, an ablation of TORE's).
         mesh, mesh_data: see models/mesh/_topology.py.
 
     Example:
@@ -61,8 +61,9 @@ class FastMETRO(MeshModel, TokenSelection):
         config: FastMETROConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         counts = self.mesh.counts
         sizes = ((c.dim_1, c.feedforward_1), (c.dim_2, c.feedforward_2))
@@ -90,7 +91,7 @@ class FastMETRO(MeshModel, TokenSelection):
         self.init_selection(c.selector, c.dim_1, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain)
         self.register_buffer("pos_2", self.token_positions(c.dim_2), persistent=False)
 
-    def forward(self, images: Tensor, return_attention: bool = False, fine: bool = True) -> HMROutput:
+    def forward(self, images: Tensor, return_attention: bool = False, fine: bool = True) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -123,7 +124,7 @@ class FastMETRO(MeshModel, TokenSelection):
         maps = {f"{k}_{i}": v for i, m in ((1, maps_1), (2, maps_2)) for k, v in (m or {}).items()}
         attention = stack_maps(maps, batch) if return_attention else None
         camera = self.cam_predictor(two.camera).squeeze(1)
-        return HMROutput(
+        return MeshOutput(
             camera, xyz[:, :joints], coarse, intermediate, vertices, kept.heatmap, rotmat, betas, attention
         )
 
@@ -148,31 +149,60 @@ class FastMETRO(MeshModel, TokenSelection):
         self.transformer_2.keep_constants(pos_2)
 
 
-# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
-_PAPER_PARAMS = {"s": 9.2, "m": 17.1, "l": 24.9}
-_PAPER_MACS = {
-    ("l", "r50"): (10.9, "TORE table B1"),
-    ("l", "h64"): (35.7, "TORE table B1"),
-    ("l", "eb0"): (7.1, "TORE table H7"),
+PAPER_ERA = {"shared_reduction": True, "learned_upsample": False}
+HAND = {"mesh": "free_hand", "num_joints": 21}
+BODIES = {
+    "fastmetro_s_r50": {"backbone": "resnet50", "layers": 1},
+    "fastmetro_s_r50_paper": {"backbone": "resnet50", "layers": 1, **PAPER_ERA},
+    "fastmetro_s_r50_smpl": {"backbone": "resnet50", "layers": 1, "smpl_head": True},
+    "fastmetro_s_h64": {"backbone": "hrnet_w64", "layers": 1},
+    "fastmetro_s_h64_paper": {"backbone": "hrnet_w64", "layers": 1, **PAPER_ERA},
+    "fastmetro_s_h64_smpl": {"backbone": "hrnet_w64", "layers": 1, "smpl_head": True},
+    "fastmetro_s_eb0": {"backbone": "efficientnet_b0", "layers": 1},
+    "fastmetro_s_eb0_paper": {"backbone": "efficientnet_b0", "layers": 1, **PAPER_ERA},
+    "fastmetro_s_eb0_smpl": {"backbone": "efficientnet_b0", "layers": 1, "smpl_head": True},
+    "fastmetro_m_r50": {"backbone": "resnet50", "layers": 2},
+    "fastmetro_m_r50_paper": {"backbone": "resnet50", "layers": 2, **PAPER_ERA},
+    "fastmetro_m_r50_smpl": {"backbone": "resnet50", "layers": 2, "smpl_head": True},
+    "fastmetro_m_h64": {"backbone": "hrnet_w64", "layers": 2},
+    "fastmetro_m_h64_paper": {"backbone": "hrnet_w64", "layers": 2, **PAPER_ERA},
+    "fastmetro_m_h64_smpl": {"backbone": "hrnet_w64", "layers": 2, "smpl_head": True},
+    "fastmetro_m_eb0": {"backbone": "efficientnet_b0", "layers": 2},
+    "fastmetro_m_eb0_paper": {"backbone": "efficientnet_b0", "layers": 2, **PAPER_ERA},
+    "fastmetro_m_eb0_smpl": {"backbone": "efficientnet_b0", "layers": 2, "smpl_head": True},
+    "fastmetro_l_r50": {"backbone": "resnet50", "layers": 3},
+    "fastmetro_l_r50_paper": {"backbone": "resnet50", "layers": 3, **PAPER_ERA},
+    "fastmetro_l_r50_smpl": {"backbone": "resnet50", "layers": 3, "smpl_head": True},
+    "fastmetro_l_h64": {"backbone": "hrnet_w64", "layers": 3},
+    "fastmetro_l_h64_paper": {"backbone": "hrnet_w64", "layers": 3, **PAPER_ERA},
+    "fastmetro_l_h64_smpl": {"backbone": "hrnet_w64", "layers": 3, "smpl_head": True},
+    "fastmetro_l_eb0": {"backbone": "efficientnet_b0", "layers": 3},
+    "fastmetro_l_eb0_paper": {"backbone": "efficientnet_b0", "layers": 3, **PAPER_ERA},
+    "fastmetro_l_eb0_smpl": {"backbone": "efficientnet_b0", "layers": 3, "smpl_head": True},
 }
-
-
-def _register() -> None:
-    for size, layers in LAYERS.items():
-        for tag, backbone in BACKBONES.items():
-            name, base = f"fastmetro_{size}_{tag}", {"backbone": backbone, "layers": layers}
-            build = FastMETRO.builder
-            macs, source = _PAPER_MACS.get((size, tag), (None, ""))
-            paper = PaperRow(None, macs, source) if macs else None
-            params = _PAPER_PARAMS[size] if tag != "eb0" else None  # table 1 is about 2048-channel trunks
-            sources = [*(["FastMETRO table 1"] if params else []), *([source] if source else [])]
-            paper_era = PaperRow(params, macs, ", ".join(sources)) if sources else None
-            old = {"shared_reduction": True, "learned_upsample": False}
-            hand = {"mesh": "free_hand", "num_joints": 21}
-            register_model(name, "fastmetro", paper, tags=("body",))(build(**base))
-            register_model(f"{name}_paper", "fastmetro", paper_era, tags=("body",))(build(**base, **old))
-            register_model(f"{name}_smpl", "fastmetro", tags=("body",))(build(**base, smpl_head=True))
-            register_model(f"{name}_hand", "fastmetro", tags=("hand",))(build(**base, **hand))
-
-
-_register()
+HANDS = {
+    "fastmetro_s_r50_hand": {"backbone": "resnet50", "layers": 1, **HAND},
+    "fastmetro_s_h64_hand": {"backbone": "hrnet_w64", "layers": 1, **HAND},
+    "fastmetro_s_eb0_hand": {"backbone": "efficientnet_b0", "layers": 1, **HAND},
+    "fastmetro_m_r50_hand": {"backbone": "resnet50", "layers": 2, **HAND},
+    "fastmetro_m_h64_hand": {"backbone": "hrnet_w64", "layers": 2, **HAND},
+    "fastmetro_m_eb0_hand": {"backbone": "efficientnet_b0", "layers": 2, **HAND},
+    "fastmetro_l_r50_hand": {"backbone": "resnet50", "layers": 3, **HAND},
+    "fastmetro_l_h64_hand": {"backbone": "hrnet_w64", "layers": 3, **HAND},
+    "fastmetro_l_eb0_hand": {"backbone": "efficientnet_b0", "layers": 3, **HAND},
+}
+# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
+PAPERS = {
+    "fastmetro_s_r50_paper": PaperRow(9.2, None, "FastMETRO table 1"),
+    "fastmetro_s_h64_paper": PaperRow(9.2, None, "FastMETRO table 1"),
+    "fastmetro_m_r50_paper": PaperRow(17.1, None, "FastMETRO table 1"),
+    "fastmetro_m_h64_paper": PaperRow(17.1, None, "FastMETRO table 1"),
+    "fastmetro_l_r50": PaperRow(None, 10.9, "TORE table B1"),
+    "fastmetro_l_r50_paper": PaperRow(24.9, 10.9, "FastMETRO table 1, TORE table B1"),
+    "fastmetro_l_h64": PaperRow(None, 35.7, "TORE table B1"),
+    "fastmetro_l_h64_paper": PaperRow(24.9, 35.7, "FastMETRO table 1, TORE table B1"),
+    "fastmetro_l_eb0": PaperRow(None, 7.1, "TORE table H7"),
+    "fastmetro_l_eb0_paper": PaperRow(None, 7.1, "TORE table H7"),
+}
+register_models(FastMETRO, BODIES, PAPERS, tags=("body",))
+register_models(FastMETRO, HANDS, tags=("hand",))

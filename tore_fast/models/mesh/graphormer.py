@@ -1,6 +1,6 @@
 """Mesh Graphormer: METRO's blocks with 49 grid tokens added, and graph convolutions over the mesh in the last block.
 
-In: [B, 3, 224, 224] crops; out: HMROutput. Layers: bert_block.py, graph_conv.py. Only HRNet gives the two features it
+In: [B, 3, 224, 224] crops; out: MeshOutput. Layers: bert_block.py, graph_conv.py. Only HRNet gives the two features it
 needs; other trunks have no map before their final layer.
 Lin et al., "Mesh Graphormer", ICCV 2021.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from ...layers.mesh import MeshUpsample
 from ...ops import csr_matrix
-from .._registry import PaperRow, register_model
-from ._base import HMROutput, stack_maps
+from .._outputs import MeshOutput
+from .._registry import PaperRow, model_facts, register_models
+from ._base import stack_maps
 from ._topology import ModelMesh
 from .metro import DenseUpsampling, METROConfig, bert_blocks, keep_embedding, mask_queries
 
@@ -32,11 +34,14 @@ class MeshGraphormerConfig(METROConfig):
     feedforward: tuple[int, int, int] = (2048, 512, 128)
 
 
+@model_facts(
+    task="mesh", family="graphormer", crop="square", projection="as_is", loss="graphormer", masked_queries="all"
+)
 class MeshGraphormer(DenseUpsampling):
     """Mesh Graphormer for a body or (config.camera_from_joints) a hand.
 
     Args:
-        config: MeshGraphormerConfig.
+        config: MeshGraphormerConfig; its fields may be given as keywords instead.
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template.
     """
 
@@ -47,8 +52,9 @@ class MeshGraphormer(DenseUpsampling):
         config: MeshGraphormerConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         if self.backbone is not None and not hasattr(self.backbone, "grid_features"):
             raise ValueError(
@@ -76,7 +82,7 @@ class MeshGraphormer(DenseUpsampling):
         query_mask: Tensor | None = None,
         return_attention: bool = False,
         fine: bool = True,
-    ) -> HMROutput:
+    ) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -109,7 +115,7 @@ class MeshGraphormer(DenseUpsampling):
         camera = self.cam_param_fc3(self.cam_param_fc2(self.cam_param_fc(camera).squeeze(-1)))
         named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} if return_attention else None
         attention = stack_maps(named, x.shape[0])
-        return HMROutput(camera, x[:, :joints], coarse, intermediate, vertices, None, None, None, attention)
+        return MeshOutput(camera, x[:, :joints], coarse, intermediate, vertices, None, None, None, attention)
 
     def features(self, images: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Pooled feature [B, C] and grid features [B, grid_dim, h, w]."""
@@ -152,12 +158,7 @@ class MeshGraphormer(DenseUpsampling):
         return weight @ self.grid_feat_dim.weight, const + F.pad(positions, (0, weight.shape[0] - first.dim))
 
 
-def _register() -> None:
-    paper = PaperRow(98.4, None, "FastMETRO table 2", "the paper counts unused weights")
-    hand = {"mesh": "free_hand", "num_joints": 21, "camera_from_joints": True, "camera_dim": 150}
-    build = MeshGraphormer.builder
-    register_model("graphormer_h64", "graphormer", paper, tags=("body",))(build())
-    register_model("graphormer_h64_hand", "graphormer", tags=("hand",))(build(**hand))
-
-
-_register()
+HAND = {"mesh": "free_hand", "num_joints": 21, "camera_from_joints": True, "camera_dim": 150}
+PAPERS = {"graphormer_h64": PaperRow(98.4, None, "FastMETRO table 2", "the paper counts unused weights")}
+register_models(MeshGraphormer, {"graphormer_h64": {}}, PAPERS, tags=("body",))
+register_models(MeshGraphormer, {"graphormer_h64_hand": HAND}, tags=("hand",))

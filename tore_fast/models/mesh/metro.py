@@ -1,6 +1,6 @@
 """METRO: template joints and vertices with image features are the tokens of three BERT-style blocks of falling width.
 
-In: [B, 3, 224, 224] crops; out: HMROutput. Layers: bert_block.py. TORE's variant is metro_tore.py, Mesh Graphormer
+In: [B, 3, 224, 224] crops; out: MeshOutput. Layers: bert_block.py. TORE's variant is metro_tore.py, Mesh Graphormer
 graphormer.py. Parameter names are the official ones without the tables that no forward pass reads (44.8 M weights).
 Lin et al., "End-to-End Human Pose and Mesh Reconstruction with Transformers", CVPR 2021.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from ...layers.bert_block import BertBlock
 from ...layers.itp import TokenSelection
-from .._registry import PaperRow, register_model
-from ._base import HMROutput, MeshModel, MeshModelConfig, stack_maps
+from .._outputs import MeshOutput
+from .._registry import PaperRow, model_facts, register_models
+from ._base import MeshModel, MeshModelConfig, stack_maps
 from ._topology import ModelMesh
 
 MASKED = 0.01  # every channel of a masked query (masked joint and vertex modelling)
@@ -85,11 +87,12 @@ class DenseUpsampling(MeshModel):
         self.keep("up-sampling", (self.upsampling, self.upsampling2), both_steps)
 
 
+@model_facts(task="mesh", family="metro", crop="square", projection="as_is", loss="metro", masked_queries="all")
 class METRO(DenseUpsampling, TokenSelection):
     """METRO for a body or (config.pooled) a hand.
 
     Args:
-        config: METROConfig. With a `selector` the 49 image tokens are pruned before their learned mix into queries, which
+        config: METROConfig; its fields may be given as keywords instead. With a `selector` the 49 image tokens are pruned before their learned mix into queries, which
             then reads M tokens (our reading of ITP on METRO; a pooled model has no image tokens to prune).
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its points are the queries).
 
@@ -106,8 +109,9 @@ class METRO(DenseUpsampling, TokenSelection):
         config: METROConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         if c.pooled and c.selector != "none":
             raise ValueError(f"METRO: a pooled model has no image tokens to select, config.selector is {c.selector!r}")
@@ -125,7 +129,7 @@ class METRO(DenseUpsampling, TokenSelection):
 
     def forward(
         self, images: Tensor, query_mask: Tensor | None = None, return_attention: bool = False, fine: bool = True
-    ) -> HMROutput:
+    ) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -151,7 +155,7 @@ class METRO(DenseUpsampling, TokenSelection):
         camera = self.camera(x if self.config.camera_from_joints else coarse)
         named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} if return_attention else None
         attention = stack_maps(named, x.shape[0])
-        return HMROutput(camera, joints, coarse, intermediate, vertices, heatmap, None, None, attention)
+        return MeshOutput(camera, joints, coarse, intermediate, vertices, heatmap, None, None, attention)
 
     def image_tokens(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Kept tokens [B, M, C] and their heat map, or the pooled feature [B, 1, C]."""
@@ -227,16 +231,12 @@ HAND = dict(
 )
 
 
-def _register() -> None:
-    note = "the paper counts unused weights and leaves out the 12.6 M of the up-sampling"
-    macs = {
-        "resnet50": PaperRow(102.3, 31.6, "FastMETRO table 2, TORE table B1", note),
-        "hrnet_w64": PaperRow(102.3, 56.5, "FastMETRO table 2, TORE table B1", note),
-    }
-    for tag, backbone in (("r50", "resnet50"), ("h64", "hrnet_w64")):
-        build = METRO.builder
-        register_model(f"metro_{tag}", "metro", macs[backbone], tags=("body",))(build(backbone=backbone))
-        register_model(f"metro_{tag}_hand", "metro", tags=("hand",))(build(backbone=backbone, **HAND))
-
-
-_register()
+NOTE = "the paper counts unused weights and leaves out the 12.6 M of the up-sampling"
+BODIES = {"metro_r50": {"backbone": "resnet50"}, "metro_h64": {"backbone": "hrnet_w64"}}
+HANDS = {"metro_r50_hand": {"backbone": "resnet50", **HAND}, "metro_h64_hand": {"backbone": "hrnet_w64", **HAND}}
+PAPERS = {
+    "metro_r50": PaperRow(102.3, 31.6, "FastMETRO table 2, TORE table B1", NOTE),
+    "metro_h64": PaperRow(102.3, 56.5, "FastMETRO table 2, TORE table B1", NOTE),
+}
+register_models(METRO, BODIES, PAPERS, tags=("body",))
+register_models(METRO, HANDS, tags=("hand",))

@@ -1,6 +1,6 @@
 """TORE on METRO: the BERT-style blocks run on the joint tokens only, an NSR gives the vertices (GTR); ITP optional.
 
-In: [B, 3, 224, 224] crops; out: HMROutput. Layers: bert_block.py, gtr_nsr.py, itp.py. Released for bodies without ITP.
+In: [B, 3, 224, 224] crops; out: MeshOutput. Layers: bert_block.py, gtr_nsr.py, itp.py. Released for bodies without ITP.
 Our extensions: hands (the body's way with 21 joints), and ITP, which here means to prune the 49 grid tokens before the
 learned 49 -> J mix; the mix then reads M tokens.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from ...layers.gtr_nsr import NeuralShapeRegressor
 from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
-from .._registry import PaperRow, register_model
-from ._base import HMROutput, stack_maps
+from .._outputs import MeshOutput
+from .._registry import PaperRow, model_facts, register_models
+from ._base import stack_maps
 from ._topology import ModelMesh
 from .metro import DenseUpsampling, METROConfig, bert_blocks, keep_embedding, mask_queries
 
@@ -33,11 +35,12 @@ class METROToreConfig(METROConfig):
     layers_3: int = 3
 
 
+@model_facts(task="mesh", family="metro", crop="square", projection="as_is", loss="tore_metro", masked_queries="joints")
 class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's name)
     """METRO with GTR.
 
     Args:
-        config: METROToreConfig.
+        config: METROToreConfig; its fields may be given as keywords instead.
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its joints are the queries).
 
     Example:
@@ -53,8 +56,9 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         config: METROToreConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         if c.hidden[2] != c.dim_3:
             raise ValueError(
@@ -80,7 +84,7 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         return_attention: bool = False,
         fine: bool = True,
         nsr_noise: float = 0.0,
-    ) -> HMROutput:
+    ) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -119,7 +123,7 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
             named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} | {f"{k}_3": m for k, m in nsr_maps.items()}
             attention = stack_maps(named, batch)
         camera = self.cam_predictor(nsr.camera).squeeze(1)
-        return HMROutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
+        return MeshOutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
 
     def keep_terms(self) -> None:
         super().keep_terms()
@@ -128,17 +132,19 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         nsr.keep_constants(lambda: nsr.joint_pos, lambda: tokens.weight[None], self.pattern, (tokens,))
 
 
-def _register() -> None:
-    hand = {"mesh": "free_hand", "num_joints": 21}
-    macs = {"r50": 5.4, "h64": 30.3}
-    for tag, backbone in (("r50", "resnet50"), ("h64", "hrnet_w64")):
-        build = METRO_TORE.builder
-        name, paper = f"metro_tore_{tag}", PaperRow(None, macs[tag], "TORE table B1")
-        register_model(name, "metro", paper, tags=("body",))(build(backbone=backbone))
-        register_model(f"{name}_itp20", "metro", tags=("body",))(
-            build(backbone=backbone, selector="soft", keep_ratio=0.8)
-        )
-        register_model(f"{name}_hand", "metro", tags=("hand",))(build(backbone=backbone, **hand))
-
-
-_register()
+BODIES = {
+    "metro_tore_r50": {"backbone": "resnet50"},
+    "metro_tore_r50_itp20": {"backbone": "resnet50", "selector": "soft", "keep_ratio": 0.8},
+    "metro_tore_h64": {"backbone": "hrnet_w64"},
+    "metro_tore_h64_itp20": {"backbone": "hrnet_w64", "selector": "soft", "keep_ratio": 0.8},
+}
+HANDS = {
+    "metro_tore_r50_hand": {"backbone": "resnet50", "mesh": "free_hand", "num_joints": 21},
+    "metro_tore_h64_hand": {"backbone": "hrnet_w64", "mesh": "free_hand", "num_joints": 21},
+}
+PAPERS = {
+    "metro_tore_r50": PaperRow(None, 5.4, "TORE table B1"),
+    "metro_tore_h64": PaperRow(None, 30.3, "TORE table B1"),
+}
+register_models(METRO_TORE, BODIES, PAPERS, tags=("body",))
+register_models(METRO_TORE, HANDS, tags=("hand",))

@@ -1,6 +1,6 @@
 """TORE on FastMETRO: image tokens are pruned (ITP), the transformers decode joints only, an NSR gives the vertices (GTR).
 
-In: [B, 3, 224, 224] crops (geometry/warp.py); out: HMROutput with the selector's heat map. Layers: itp.py, transformer.py,
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput with the selector's heat map. Layers: itp.py, transformer.py,
 gtr_nsr.py. Parameter names are the official ones, so official state dicts load strictly. METRO's variant: metro_tore.py.
 Dou et al., "TORE: Token Reduction for Efficient Human Mesh Recovery with Transformer", ICCV 2023.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,10 +18,11 @@ from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.positional import sine_position
 from ...layers.transformer import Transformer
-from .._registry import PaperRow, register_model
-from ._base import HMROutput, MeshModel, MeshModelConfig, stack_maps
+from .._outputs import MeshOutput
+from .._registry import PaperRow, model_facts, register_models
+from ._base import MeshModel, MeshModelConfig, stack_maps
 from ._topology import ModelMesh
-from .fastmetro import BACKBONES, LAYERS
+from .fastmetro import HAND
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class FastMETROToreConfig(MeshModelConfig):
     position_in_features: bool = False  # ours: a learned position is added to the token contents, see `tore_default`
 
 
+@model_facts(task="mesh", family="tore", crop="square", projection="as_is", loss="tore_fastmetro")
 class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name)
     """FastMETRO with GTR and ITP, for a body or (our extension) a hand.
 
     Args:
-        config: FastMETROToreConfig. Any token grid, widths and mesh are possible, e.g. 128 px at stride 16.
+        config: FastMETROToreConfig; its fields may be given as keywords instead. Any token grid, widths and mesh are possible, e.g. 128 px at stride 16.
         mesh, mesh_data: see models/mesh/_topology.py.
 
     Example:
@@ -62,8 +65,9 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         config: FastMETROToreConfig | None = None,
         mesh: str | ModelMesh | None = None,
         mesh_data: str | Path | None = None,
+        **fields: Any,
     ):
-        super().__init__(config, mesh, mesh_data)
+        super().__init__(config, mesh, mesh_data, **fields)
         c = self.config
         sizes = ((c.dim_1, c.feedforward_1), (c.dim_2, c.feedforward_2))
         self.transformer_1, self.transformer_2 = (Transformer(d, c.heads, f, c.layers, c.dropout) for d, f in sizes)
@@ -87,7 +91,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
 
     def forward(
         self, images: Tensor, return_attention: bool = False, fine: bool = True, nsr_noise: float = 0.0
-    ) -> HMROutput:
+    ) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -126,7 +130,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
             attention = stack_maps(named, batch)
         camera = self.cam_predictor(two.camera).squeeze(1)
         joints = self.xyz_regressor_j(two.decoded)
-        return HMROutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
+        return MeshOutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
 
     def upsample_mesh(self, coarse: Tensor) -> tuple[Tensor | None, Tensor]:
         """[B, V, 3] -> intermediate (None for a hand) and fine vertices, by the fixed matrices."""
@@ -143,51 +147,93 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         nsr.keep_constants(lambda: nsr.joint_pos, lambda: vertices.weight[None], self.pattern, (vertices,))
 
 
-# "ITP@20%" prunes a fifth of the image tokens, i.e. keep_ratio 0.8; parameters are not printed for these rows.
-_ITP = {"": 0.8, "_itp0": 1.0, "_itp50": 0.5, "_itp75": 0.25}
-_PAPER = {
-    ("l", "r50", ""): PaperRow(None, 5.3, "TORE table B1"),
-    ("l", "h64", ""): PaperRow(None, 30.2, "TORE table B1"),
-    ("l", "eb0", ""): PaperRow(None, 1.6, "TORE table H7"),
-    ("l", "eb0", "_itp50"): PaperRow(None, 1.4, "TORE table H7"),
-    ("l", "eb0", "_itp75"): PaperRow(None, 1.2, "TORE table H7", "paper rounds 1.26 down"),
+SMALL: dict[str, Any] = dict(
+    backbone="regnety_004",
+    stride=16,
+    image_size=112,
+    layers=1,
+    heads=4,
+    dim_1=256,
+    dim_2=64,
+    dim_3=64,
+    feedforward_1=512,
+    feedforward_2=128,
+    feedforward_3=128,
+    # Attention adds positions to queries and keys only, so a token's content must tell where it is. Features of a
+    # pretrained trunk do; those of a small trunk trained from scratch do not, and the model stays at the mean pose
+    # (measured after 45 k images with ITP and 12 k without).
+    position_in_features=True,
+    selector="none",
+    dropout=0.0,  # unlimited synthetic images: nothing to regularise
+)
+# "ITP@20%" prunes a fifth of the image tokens, i.e. keep_ratio 0.8
+BODIES = {
+    "fastmetro_tore_s_r50": {"backbone": "resnet50", "layers": 1, "keep_ratio": 0.8},
+    "fastmetro_tore_s_r50_itp0": {"backbone": "resnet50", "layers": 1, "keep_ratio": 1.0},
+    "fastmetro_tore_s_r50_itp50": {"backbone": "resnet50", "layers": 1, "keep_ratio": 0.5},
+    "fastmetro_tore_s_r50_itp75": {"backbone": "resnet50", "layers": 1, "keep_ratio": 0.25},
+    "fastmetro_tore_s_r50_gtr": {"backbone": "resnet50", "layers": 1, "selector": "none"},
+    "fastmetro_tore_s_h64": {"backbone": "hrnet_w64", "layers": 1, "keep_ratio": 0.8},
+    "fastmetro_tore_s_h64_itp0": {"backbone": "hrnet_w64", "layers": 1, "keep_ratio": 1.0},
+    "fastmetro_tore_s_h64_itp50": {"backbone": "hrnet_w64", "layers": 1, "keep_ratio": 0.5},
+    "fastmetro_tore_s_h64_itp75": {"backbone": "hrnet_w64", "layers": 1, "keep_ratio": 0.25},
+    "fastmetro_tore_s_h64_gtr": {"backbone": "hrnet_w64", "layers": 1, "selector": "none"},
+    "fastmetro_tore_s_eb0": {"backbone": "efficientnet_b0", "layers": 1, "keep_ratio": 0.8},
+    "fastmetro_tore_s_eb0_itp0": {"backbone": "efficientnet_b0", "layers": 1, "keep_ratio": 1.0},
+    "fastmetro_tore_s_eb0_itp50": {"backbone": "efficientnet_b0", "layers": 1, "keep_ratio": 0.5},
+    "fastmetro_tore_s_eb0_itp75": {"backbone": "efficientnet_b0", "layers": 1, "keep_ratio": 0.25},
+    "fastmetro_tore_s_eb0_gtr": {"backbone": "efficientnet_b0", "layers": 1, "selector": "none"},
+    "fastmetro_tore_m_r50": {"backbone": "resnet50", "layers": 2, "keep_ratio": 0.8},
+    "fastmetro_tore_m_r50_itp0": {"backbone": "resnet50", "layers": 2, "keep_ratio": 1.0},
+    "fastmetro_tore_m_r50_itp50": {"backbone": "resnet50", "layers": 2, "keep_ratio": 0.5},
+    "fastmetro_tore_m_r50_itp75": {"backbone": "resnet50", "layers": 2, "keep_ratio": 0.25},
+    "fastmetro_tore_m_r50_gtr": {"backbone": "resnet50", "layers": 2, "selector": "none"},
+    "fastmetro_tore_m_h64": {"backbone": "hrnet_w64", "layers": 2, "keep_ratio": 0.8},
+    "fastmetro_tore_m_h64_itp0": {"backbone": "hrnet_w64", "layers": 2, "keep_ratio": 1.0},
+    "fastmetro_tore_m_h64_itp50": {"backbone": "hrnet_w64", "layers": 2, "keep_ratio": 0.5},
+    "fastmetro_tore_m_h64_itp75": {"backbone": "hrnet_w64", "layers": 2, "keep_ratio": 0.25},
+    "fastmetro_tore_m_h64_gtr": {"backbone": "hrnet_w64", "layers": 2, "selector": "none"},
+    "fastmetro_tore_m_eb0": {"backbone": "efficientnet_b0", "layers": 2, "keep_ratio": 0.8},
+    "fastmetro_tore_m_eb0_itp0": {"backbone": "efficientnet_b0", "layers": 2, "keep_ratio": 1.0},
+    "fastmetro_tore_m_eb0_itp50": {"backbone": "efficientnet_b0", "layers": 2, "keep_ratio": 0.5},
+    "fastmetro_tore_m_eb0_itp75": {"backbone": "efficientnet_b0", "layers": 2, "keep_ratio": 0.25},
+    "fastmetro_tore_m_eb0_gtr": {"backbone": "efficientnet_b0", "layers": 2, "selector": "none"},
+    "fastmetro_tore_l_r50": {"backbone": "resnet50", "layers": 3, "keep_ratio": 0.8},
+    "fastmetro_tore_l_r50_itp0": {"backbone": "resnet50", "layers": 3, "keep_ratio": 1.0},
+    "fastmetro_tore_l_r50_itp50": {"backbone": "resnet50", "layers": 3, "keep_ratio": 0.5},
+    "fastmetro_tore_l_r50_itp75": {"backbone": "resnet50", "layers": 3, "keep_ratio": 0.25},
+    "fastmetro_tore_l_r50_gtr": {"backbone": "resnet50", "layers": 3, "selector": "none"},
+    "fastmetro_tore_l_h64": {"backbone": "hrnet_w64", "layers": 3, "keep_ratio": 0.8},
+    "fastmetro_tore_l_h64_itp0": {"backbone": "hrnet_w64", "layers": 3, "keep_ratio": 1.0},
+    "fastmetro_tore_l_h64_itp50": {"backbone": "hrnet_w64", "layers": 3, "keep_ratio": 0.5},
+    "fastmetro_tore_l_h64_itp75": {"backbone": "hrnet_w64", "layers": 3, "keep_ratio": 0.25},
+    "fastmetro_tore_l_h64_gtr": {"backbone": "hrnet_w64", "layers": 3, "selector": "none"},
+    "fastmetro_tore_l_eb0": {"backbone": "efficientnet_b0", "layers": 3, "keep_ratio": 0.8},
+    "fastmetro_tore_l_eb0_itp0": {"backbone": "efficientnet_b0", "layers": 3, "keep_ratio": 1.0},
+    "fastmetro_tore_l_eb0_itp50": {"backbone": "efficientnet_b0", "layers": 3, "keep_ratio": 0.5},
+    "fastmetro_tore_l_eb0_itp75": {"backbone": "efficientnet_b0", "layers": 3, "keep_ratio": 0.25},
+    "fastmetro_tore_l_eb0_gtr": {"backbone": "efficientnet_b0", "layers": 3, "selector": "none"},
 }
-
-
-def _register() -> None:
-    build = FastMETRO_TORE.builder
-    hand = {"mesh": "free_hand", "num_joints": 21}
-    for size, layers in LAYERS.items():
-        for tag, backbone in BACKBONES.items():
-            name, base = f"fastmetro_tore_{size}_{tag}", {"backbone": backbone, "layers": layers}
-            for itp, keep in _ITP.items():
-                paper = _PAPER.get((size, tag, itp))
-                register_model(name + itp, "tore", paper, tags=("body",))(build(**base, keep_ratio=keep))
-            register_model(f"{name}_gtr", "tore", tags=("body",))(build(**base, selector="none"))
-            register_model(f"{name}_hand", "tore", tags=("hand",))(build(**base, **hand))
-    small = FastMETROToreConfig(
-        backbone="regnety_004",
-        stride=16,
-        image_size=112,
-        layers=1,
-        heads=4,
-        dim_1=256,
-        dim_2=64,
-        dim_3=64,
-        feedforward_1=512,
-        feedforward_2=128,
-        feedforward_3=128,
-        # Attention adds positions to queries and keys only, so a token's content must tell where it is. Features of a
-        # pretrained trunk do; those of a small trunk trained from scratch do not, and the model stays at the mean pose
-        # (measured after 45 k images with ITP and 12 k without).
-        position_in_features=True,
-        selector="none",
-        dropout=0.0,  # unlimited synthetic images: nothing to regularise
-    )
-    register_model("tore_default", "tore", input_shape=(3, 112, 112), tags=("body",))(build(**vars(small)))
-    register_model("tore_default_hand", "tore", input_shape=(3, 112, 112), tags=("hand",))(
-        build(**{**vars(small), **hand, "dim_1": 128, "feedforward_1": 256})
-    )
-
-
-_register()
+HANDS = {
+    "fastmetro_tore_s_r50_hand": {"backbone": "resnet50", "layers": 1, **HAND},
+    "fastmetro_tore_s_h64_hand": {"backbone": "hrnet_w64", "layers": 1, **HAND},
+    "fastmetro_tore_s_eb0_hand": {"backbone": "efficientnet_b0", "layers": 1, **HAND},
+    "fastmetro_tore_m_r50_hand": {"backbone": "resnet50", "layers": 2, **HAND},
+    "fastmetro_tore_m_h64_hand": {"backbone": "hrnet_w64", "layers": 2, **HAND},
+    "fastmetro_tore_m_eb0_hand": {"backbone": "efficientnet_b0", "layers": 2, **HAND},
+    "fastmetro_tore_l_r50_hand": {"backbone": "resnet50", "layers": 3, **HAND},
+    "fastmetro_tore_l_h64_hand": {"backbone": "hrnet_w64", "layers": 3, **HAND},
+    "fastmetro_tore_l_eb0_hand": {"backbone": "efficientnet_b0", "layers": 3, **HAND},
+}
+PAPERS = {  # parameters are not printed for these rows
+    "fastmetro_tore_l_r50": PaperRow(None, 5.3, "TORE table B1"),
+    "fastmetro_tore_l_h64": PaperRow(None, 30.2, "TORE table B1"),
+    "fastmetro_tore_l_eb0": PaperRow(None, 1.6, "TORE table H7"),
+    "fastmetro_tore_l_eb0_itp50": PaperRow(None, 1.4, "TORE table H7"),
+    "fastmetro_tore_l_eb0_itp75": PaperRow(None, 1.2, "TORE table H7", "paper rounds 1.26 down"),
+}
+register_models(FastMETRO_TORE, BODIES, PAPERS, tags=("body",))
+register_models(FastMETRO_TORE, HANDS, tags=("hand",))
+register_models(FastMETRO_TORE, {"tore_default": SMALL}, input_shape=(3, 112, 112), tags=("body",))
+SMALL_HAND = {**SMALL, **HAND, "dim_1": 128, "feedforward_1": 256}
+register_models(FastMETRO_TORE, {"tore_default_hand": SMALL_HAND}, input_shape=(3, 112, 112), tags=("hand",))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ...geometry.windows import Clip, fade_weight, resample, split_clips
 from ...layers.host_motion import HostMotion
 from ...layers.ik import hybrik_ik, split_features
-from .._registry import PaperRow, register_model
+from .._config import make_config
+from .._registry import PaperRow, model_facts, register_models
 from .denoiser import DenoiserConfig, Diffusion, MotionDenoiser, clip_noise
 from .vae import MotionDecoder, MotionEncoder, MotionVAE, MotionVAEConfig
 
@@ -85,12 +86,15 @@ class Stage2Losses(NamedTuple):
     decoded: Tensor
 
 
+@model_facts(task="motion", family="fasthmr", pixels="")
 class FastHMRMotion(nn.Module):
     """Denoiser + VAE decoder + the feature statistics of the training set."""
 
-    def __init__(self, config: FastHMRMotionConfig | None = None):
+    config_class = FastHMRMotionConfig
+
+    def __init__(self, config: FastHMRMotionConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = c = config or FastHMRMotionConfig()
+        self.config = c = make_config(type(self), config, fields)
         self.denoiser = MotionDenoiser(c.denoiser())
         self.motion_decoder = MotionDecoder(dataclasses.replace(c.vae(), max_length=c.frames))
         self.diffusion = Diffusion(c.diffusion_steps)
@@ -301,18 +305,11 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-@register_model("fasthmr_motion", family="fasthmr", input_shape=(243, 1024))
-def fasthmr_motion(**overrides) -> FastHMRMotion:
-    """Motion decoder with nine decoder layers (FastHMR Table 15)."""
-    return FastHMRMotion(FastHMRMotionConfig(**overrides))
-
-
-@register_model(
-    "fasthmr_motion_d5",
-    family="fasthmr",
-    input_shape=(243, 1024),
-    paper=PaperRow(29.5, 6.8, "FastHMR Table 12", "five decoder layers give the printed size; per clip of 243 frames"),
-)
-def fasthmr_motion_d5(**overrides) -> FastHMRMotion:
-    """Motion decoder with five decoder layers (the size of FastHMR's Table 12)."""
-    return FastHMRMotion(FastHMRMotionConfig(**{"decoder_layers": 5, **overrides}))
+# FastHMR's Table 15 (nine decoder layers) and the size of its Table 12 (five)
+MODELS = {"fasthmr_motion": {}, "fasthmr_motion_d5": {"decoder_layers": 5}}
+PAPERS = {
+    "fasthmr_motion_d5": PaperRow(
+        29.5, 6.8, "FastHMR Table 12", "five decoder layers give the printed size; per clip of 243 frames"
+    )
+}
+register_models(FastHMRMotion, MODELS, PAPERS, input_shape=(243, 1024))

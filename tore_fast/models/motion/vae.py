@@ -7,13 +7,14 @@ clips decoded from latents. The decoder alone is what models/motion/denoiser.py 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...layers.skip_transformer import LearnedPositions, SkipTransformer, TransformerConfig
-from .._registry import register_model
+from .._config import make_config
+from .._registry import model_facts, register_models
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,15 @@ def encode_features(model: nn.Module, features: Tensor, keep: Tensor | None = No
     return out[:, : c.latent_tokens], out[:, c.latent_tokens :]
 
 
+@model_facts(task="motion", family="fasthmr", pixels="")
 class MotionVAE(nn.Module):
     """Transformer VAE of MLD / ACTOR."""
 
-    def __init__(self, config: MotionVAEConfig | None = None):
+    config_class = MotionVAEConfig
+
+    def __init__(self, config: MotionVAEConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = self.cfg = config or MotionVAEConfig()
+        self.config = self.cfg = make_config(type(self), config, fields)
         c = self.config
         self.global_motion_token = _latent_queries(c)
         self.query_pos_encoder = LearnedPositions(c.latent_dim, c.max_length)
@@ -191,7 +195,5 @@ def vae_losses(
     return VAELosses(mse + kl_weight * kl + velocity_weight * velocity, mse, kl, velocity)
 
 
-@register_model("fasthmr_motion_vae", family="fasthmr", input_shape=(243, 133))
-def fasthmr_motion_vae(**overrides) -> MotionVAE:
-    """Motion VAE with the sizes of FastHMR's Table 15."""
-    return MotionVAE(MotionVAEConfig(**overrides))
+# the sizes of FastHMR's Table 15
+register_models(MotionVAE, {"fasthmr_motion_vae": {}}, input_shape=(243, 133))

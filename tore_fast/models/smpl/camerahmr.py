@@ -1,18 +1,20 @@
 """CameraHMR: HMR2.0's network with a box token and true intrinsics, and the HumanFoV net.
 
-In: square crops, their boxes and the camera matrix (or a field of view from `HumanFoV`); out: `HMROutput` with 44
+In: square crops, their boxes and the camera matrix (or a field of view from `HumanFoV`); out: `SmplOutput` with 44
 auxiliary key points. Feed RGB to both networks. Next on the way: geometry/camera.py:full_translation, body/.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from ...geometry import camera
-from .._registry import PaperRow, register_model
-from .hmr2 import HMR2, SMALL, HMR2Config, HMROutput
+from .._outputs import SmplOutput
+from .._registry import PaperRow, model_facts, register_models
+from .hmr2 import HMR2, SMALL, HMR2Config
 from .humanfov import HumanFoV
 
 
@@ -24,13 +26,15 @@ class CameraHMRConfig(HMR2Config):
     fov_net: bool = True
 
 
+@model_facts(task="smpl", family="fasthmr", crop="hmr2", loss="hmr2", takes_camera=True)
 class CameraHMR(HMR2):
-    Config = CameraHMRConfig
     head_query = "bbox"
     aux_keypoints = 44
 
-    def __init__(self, config: CameraHMRConfig | None = None):
-        super().__init__(config)
+    config_class = CameraHMRConfig
+
+    def __init__(self, config: CameraHMRConfig | None = None, **fields: Any):
+        super().__init__(config, **fields)
         self.cam_model = HumanFoV() if self.config.fov_net else None
 
     def estimate_fov(self, image: Tensor) -> Tensor:
@@ -47,8 +51,8 @@ class CameraHMR(HMR2):
         box_size: Tensor | None = None,  # [B] px
         image_size: Tensor | None = None,  # [B, 2] (W, H) px
         focal: Tensor | None = None,  # [B] px
-    ) -> HMROutput:
-        """Crops and where they come from -> HMROutput.
+    ) -> SmplOutput:
+        """Crops and where they come from -> SmplOutput.
 
         Without box, size and focal the crop counts as the whole image: its field of view is estimated here.
         """
@@ -66,31 +70,14 @@ class CameraHMR(HMR2):
         return self.smpl_head(context, log_size, info)
 
 
-@register_model(
-    "camerahmr_vith",
-    family="fasthmr",
-    input_shape=(3, 256, 256),
-    paper=PaperRow(737.1, 144.0, "FastHMR Table 12", "with HumanFoV; ours includes its two unused layers"),
-)
-def camerahmr_vith(**overrides) -> CameraHMR:
-    """CameraHMR, the published ViT-H model with its field-of-view net."""
-    return CameraHMR(CameraHMRConfig(**overrides))
-
-
-@register_model("camerahmr_vits", family="fasthmr", input_shape=(3, 256, 256), tags=("small",))
-def camerahmr_vits(**overrides) -> CameraHMR:
-    """Small CameraHMR without the field-of-view net, for training and tests."""
-    return CameraHMR(CameraHMRConfig(**{**SMALL, "fov_net": False, **overrides}))
-
-
-@register_model(
-    "fasthmr_camerahmr",
-    family="fasthmr",
-    input_shape=(3, 256, 256),
-    paper=PaperRow(
+PAPERS = {
+    "camerahmr_vith": PaperRow(737.1, 144.0, "FastHMR Table 12", "with HumanFoV; ours includes its two unused layers"),
+    "fasthmr_camerahmr": PaperRow(
         619.0, 70.7, "FastHMR Table 12", "ECLM 26 blocks + Mask-ToMe 90 tokens + HumanFoV, without motion decoder"
     ),
-)
-def fasthmr_camerahmr(**overrides) -> CameraHMR:
-    """CameraHMR after layer merging (26 blocks) with Mask-ToMe down to 90 tokens."""
-    return CameraHMR(CameraHMRConfig(**{"depth": 26, "keep_tokens": 90, **overrides}))
+}
+# the published model, and the same after layer merging (26 blocks) with Mask-ToMe down to 90 tokens
+LARGE = {"camerahmr_vith": {}, "fasthmr_camerahmr": {"depth": 26, "keep_tokens": 90}}
+register_models(CameraHMR, LARGE, PAPERS, input_shape=(3, 256, 256))
+# for training and tests, without the field-of-view net
+register_models(CameraHMR, {"camerahmr_vits": {**SMALL, "fov_net": False}}, input_shape=(3, 256, 256), tags=("small",))

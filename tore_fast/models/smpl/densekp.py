@@ -6,12 +6,14 @@ In: square crops [B, 3, 256, 256]; out: [B, 138, 3] = x, y in crop units (-0.5..
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig
-from .._registry import register_model
+from .._config import make_config
+from .._registry import model_facts, register_models
 from ..backbones.vit import ViT, ViTConfig
 from .hmr2 import cut_sides
 
@@ -43,12 +45,15 @@ class DenseKPHead(nn.Module):
         return self.dec_kp(token[:, 0]).unflatten(1, (self.num_points, 3))
 
 
+@model_facts(task="keypoints", family="fasthmr", crop="hmr2")
 class DenseKP(nn.Module):
     """Backbone and head; keys `backbone.*` and `head.*` as the official file."""
 
-    def __init__(self, config: DenseKPConfig | None = None):
+    config_class = DenseKPConfig
+
+    def __init__(self, config: DenseKPConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = config or DenseKPConfig()
+        self.config = make_config(type(self), config, fields)
         c = self.config
         self.backbone = ViT(ViTConfig(embed_dim=c.embed_dim, depth=c.depth, num_heads=c.num_heads))
         self.head = DenseKPHead(DecoderConfig(depth=c.decoder_depth, context_dim=c.embed_dim), c.num_points)
@@ -58,7 +63,4 @@ class DenseKP(nn.Module):
         return self.head(self.backbone.forward_tokens(img).tokens)
 
 
-@register_model("densekp_vith", family="fasthmr", input_shape=(3, 256, 256))
-def densekp_vith(**overrides) -> DenseKP:
-    """DenseKP, ViT-H."""
-    return DenseKP(DenseKPConfig(**overrides))
+register_models(DenseKP, {"densekp_vith": {}}, input_shape=(3, 256, 256))

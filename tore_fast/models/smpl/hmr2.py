@@ -1,6 +1,6 @@
 """HMR2.0 (4D-Humans): ViT-H tokens -> one query token -> SMPL pose, shape, camera.
 
-In: square crops [B, 3, 256, 256] of geometry/warp.py; out: `HMROutput`, whose `token` feeds models/motion/denoiser.py
+In: square crops [B, 3, 256, 256] of geometry/warp.py; out: `SmplOutput`, whose `token` feeds models/motion/denoiser.py
 and whose rotations and betas feed body/. Depth and token count are config fields, so the ECLM + Mask-ToMe form
 (`fasthmr_hmr2`) is the same class with 28 blocks and 90 tokens.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,10 @@ from ...geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
 from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig
 from ...layers.mask_tome import MergeConfig, mask_coverage
 from ...layers.prepared import Prepared
-from .._registry import PaperRow, register_model
-from ..backbones.vit import ViT, ViTConfig, embed_macs
+from .._config import make_config
+from .._outputs import SmplOutput
+from .._registry import PaperRow, model_facts, register_models
+from ..backbones.vit import ViT, ViTConfig
 
 SIDE_CUT = 32  # columns dropped left and right of the square crop
 
@@ -96,18 +98,6 @@ class HMR2Config:
         )
 
 
-class HMROutput(NamedTuple):
-    """What a host predicts per crop (tensors float32; [B, ...])."""
-
-    token: Tensor  # [B, 1024] decoder output, the per-frame feature of FastHMR
-    rotations: Tensor  # [B, 24, 3, 3], [:, 0] global orientation in camera axes
-    betas: Tensor  # [B, 10]
-    cam: Tensor  # [B, 3] (s, tx, ty)
-    cam_t: Tensor  # [B, 3] metres, camera of the crop (focal 5000 px of 256)
-    pose: Tensor  # [B, 144] raw pose numbers
-    keypoints: Tensor | None  # [B, 44, 2] auxiliary read-out of CameraHMR
-
-
 class SMPLHead(nn.Module):
     """Cross-attention decoder and linear read-outs added to the mean parameters.
 
@@ -163,8 +153,8 @@ class SMPLHead(nn.Module):
             )
         return torch.cat((box.to(state[0].dtype), *state), 1)[:, None]
 
-    def forward(self, context: Tensor, log_size: Tensor | None = None, bbox_info: Tensor | None = None) -> HMROutput:
-        """context [B, N, C] (+ log token sizes [B, N], box token [B, 3]) -> HMROutput."""
+    def forward(self, context: Tensor, log_size: Tensor | None = None, bbox_info: Tensor | None = None) -> SmplOutput:
+        """context [B, N, C] (+ log token sizes [B, N], box token [B, 3]) -> SmplOutput."""
         if context.dim() != 3:
             raise ValueError(f"SMPLHead: context must be [B, N, C], got {list(context.shape)}")
         b = context.shape[0]
@@ -185,21 +175,23 @@ class SMPLHead(nn.Module):
         else:
             rotations = axis_angle_to_matrix(pose.unflatten(1, (self.num_joints, 3)))
         points = None if kp is None else kp.float().unflatten(1, (self.num_keypoints, 2))
-        return HMROutput(
+        return SmplOutput(
             token, rotations, betas.float(), cam, full_translation(cam, focal=CROP_FOCAL_PX, crop=CROP_PX), pose, points
         )
 
 
+@model_facts(task="smpl", family="fasthmr", crop="hmr2", loss="hmr2")
 class HMR2(Prepared):
     """Crops -> SMPL parameters. `prepare()` for inference, `set_merging()` to change the token count of one instance."""
 
-    Config = HMR2Config
     head_query = None  # the config decides
     aux_keypoints = 0
 
-    def __init__(self, config: HMR2Config | None = None):
+    config_class = HMR2Config
+
+    def __init__(self, config: HMR2Config | None = None, **fields: Any):
         super().__init__()
-        self.config = config or self.Config()
+        self.config = make_config(type(self), config, fields)
         c = self.config
         self.backbone = ViT(c.vit(), c.merging())
         self.smpl_head = SMPLHead(
@@ -235,8 +227,8 @@ class HMR2(Prepared):
         log_size = out.size.log() if out.size is not None and merging is not None and merging.prop_attn else None
         return out.tokens, log_size
 
-    def forward(self, img: Tensor, mask: Tensor | None = None) -> HMROutput:
-        """Square normalised crops -> HMROutput.
+    def forward(self, img: Tensor, mask: Tensor | None = None) -> SmplOutput:
+        """Square normalised crops -> SmplOutput.
 
         Args:
             img: [B, 3, 256, 256] (32 columns per side are cut here) or [B, 3, 256, 192].
@@ -254,34 +246,6 @@ def cut_sides(x: Tensor, width: int) -> Tensor:
     return x if extra == 0 else x[..., extra // 2 : x.shape[-1] - extra // 2]
 
 
-def host_macs(config: HMR2Config) -> tuple[float, float]:
-    """Multiply-adds of one crop: (convolution and linear layers, which is what the paper counts; attention products).
-
-    Example:
-        >>> linear, attention = host_macs(HMR2Config(depth=28, keep_tokens=90))
-        >>> round(linear / 1e9, 1), round((linear + attention) / 1e9, 1)
-        (52.8, 53.5)
-
-    Source: FastHMR Table 12 counts so.
-    """
-    c, merging = config, config.merging()
-    vit = c.vit()
-    d, n = c.embed_dim, vit.grid[0] * vit.grid[1]
-    schedule = (0,) * c.depth if merging is None else merging.schedule(n, c.depth)
-    linear, attention = embed_macs(vit), 0.0
-    for r in schedule:
-        linear += 4 * d * d * n
-        attention += 2 * n * n * d
-        n -= r
-        linear += 2 * d * int(d * c.mlp_ratio) * n
-    inner = c.decoder_heads * c.decoder_dim_head
-    # one query: self-attention is its output matrix after v, q and k are dead
-    per_layer = 2 * inner * c.decoder_dim + 2 * inner * c.decoder_dim + 2 * c.decoder_dim * c.decoder_mlp_dim
-    linear += c.decoder_depth * (per_layer + 2 * d * inner * n)
-    attention += c.decoder_depth * 2 * n * inner
-    return linear, attention
-
-
 SMALL = dict(
     embed_dim=384,
     depth=12,
@@ -292,23 +256,6 @@ SMALL = dict(
     decoder_mlp_dim=512,
     decoder_dim=512,
 )
-
-
-@register_model(
-    "hmr2_vith",
-    family="fasthmr",
-    input_shape=(3, 256, 256),
-    paper=PaperRow(670.2, 122.6, "FastHMR Table 12", "the paper leaves out position tables and attention products"),
-)
-def hmr2_vith(**overrides) -> HMR2:
-    """HMR2.0, the published ViT-H model."""
-    return HMR2(HMR2Config(**overrides))
-
-
-@register_model("hmr2_vits", family="fasthmr", input_shape=(3, 256, 256), tags=("small",))
-def hmr2_vits(**overrides) -> HMR2:
-    """Small host for training and tests: ViT-S with a three-layer decoder."""
-    return HMR2(HMR2Config(**{**SMALL, **overrides}))
 
 
 TINY = dict(
@@ -324,20 +271,18 @@ TINY = dict(
     decoder_mlp_dim=256,
     decoder_dim=128,
 )
-
-
-@register_model("hmr2_vitt", family="fasthmr", input_shape=(3, 128, 128), tags=("small",))
-def hmr2_vitt(**overrides) -> HMR2:
-    """Smallest host, trainable on a CPU: a convolutional stem, 12 blocks of width 128, 48 tokens of a 128 x 96 crop (docs/smpl.md)."""
-    return HMR2(HMR2Config(**{**TINY, **overrides}))
-
-
-@register_model(
-    "fasthmr_hmr2",
-    family="fasthmr",
-    input_shape=(3, 256, 256),
-    paper=PaperRow(591.5, 52.8, "FastHMR Table 12", "ECLM 28 blocks + Mask-ToMe 90 tokens, without motion decoder"),
-)
-def fasthmr_hmr2(**overrides) -> HMR2:
-    """HMR2.0 after layer merging (28 blocks) with Mask-ToMe down to 90 tokens."""
-    return HMR2(HMR2Config(**{"depth": 28, "keep_tokens": 90, **overrides}))
+PAPERS = {
+    "hmr2_vith": PaperRow(
+        670.2, 122.6, "FastHMR Table 12", "the paper leaves out position tables and attention products"
+    ),
+    "fasthmr_hmr2": PaperRow(
+        591.5, 52.8, "FastHMR Table 12", "ECLM 28 blocks + Mask-ToMe 90 tokens, without motion decoder"
+    ),
+}
+# the published model, and the same after layer merging (28 blocks) with Mask-ToMe down to 90 tokens
+LARGE = {"hmr2_vith": {}, "fasthmr_hmr2": {"depth": 28, "keep_tokens": 90}}
+register_models(HMR2, LARGE, PAPERS, input_shape=(3, 256, 256))
+# for training and tests: ViT-S with a three-layer decoder
+register_models(HMR2, {"hmr2_vits": SMALL}, input_shape=(3, 256, 256), tags=("small",))
+# trainable on a CPU: a convolutional stem, 12 blocks of width 128, 48 tokens of a 128 x 96 crop (docs/smpl.md)
+register_models(HMR2, {"hmr2_vitt": TINY}, input_shape=(3, 128, 128), tags=("small",))

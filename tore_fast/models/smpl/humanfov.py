@@ -8,11 +8,13 @@ In: images letterboxed to 256x256 (geometry/warp.py:letterbox), ImageNet-normali
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._registry import register_model
+from .._config import make_config
+from .._registry import model_facts, register_models
 
 CHANNELS = (48, 96, 192, 384)
 BLOCKS = 4  # residual blocks per branch
@@ -125,12 +127,15 @@ class HumanFoVConfig:
     dropout: float = 0.2
 
 
+@model_facts(task="camera", family="fasthmr", crop="letterbox")
 class HumanFoV(nn.Module):
     """Field-of-view net (FLNet): [B, 3, 256, 256] -> [B, 2] (horizontal, vertical) in radians."""
 
-    def __init__(self, config: HumanFoVConfig | None = None):
+    config_class = HumanFoVConfig
+
+    def __init__(self, config: HumanFoVConfig | None = None, **fields: Any):
         super().__init__()
-        self.config = config or HumanFoVConfig()
+        self.config = make_config(type(self), config, fields)
         self.backbone = HRNetW48()
         self.fc1 = nn.Linear(sum(CHANNELS), 1024)
         self.fc2 = nn.Linear(1024, 1024)  # unused
@@ -143,7 +148,4 @@ class HumanFoV(nn.Module):
         return self.fc3(self.dropout(self.fc1(self.backbone(img))))
 
 
-@register_model("humanfov", family="fasthmr", input_shape=(3, 256, 256))
-def humanfov(**overrides) -> HumanFoV:
-    """The field-of-view net alone."""
-    return HumanFoV(HumanFoVConfig(**overrides))
+register_models(HumanFoV, {"humanfov": {}}, input_shape=(3, 256, 256))

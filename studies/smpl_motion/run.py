@@ -1,6 +1,6 @@
 """Everything behind docs/smpl.md's table, in order; started again it goes on where it stopped.
 
-  python -m studies.fasthmr.run --data MOCAP --out runs/fasthmr
+  python -m studies.smpl_motion.run --data MOCAP --out runs/fasthmr
 
 renders clips of the motion files, trains a small host, merges its layers, writes its tokens, trains the motion prior and
 the one-step denoisers, and evaluates the components on the test split. About two hours on one free CPU core; every
@@ -71,8 +71,8 @@ def tore_fast(*words: object) -> None:
 def clips(args) -> None:
     for split, frames in (("train", 300), ("test", 243)):
         tore_fast(
-            "train",
-            "fasthmr_clips",
+            "synth",
+            "clips",
             "--data",
             args.data,
             "--out",
@@ -96,24 +96,24 @@ def host(args) -> None:
         return
     tore_fast(
         "train",
-        "fasthmr",
-        "--stage",
-        "host",
+        "smpl",
         "--model",
         "hmr2_vitt",
-        "--data",
+        "--poses",
         args.data,
+        "--export",
+        folder / "model",
         "--train.out",
         folder,
-        "--host.joints-2d",
+        "--hmr.joints-2d",
         0.05,
-        "--host.orientation",
+        "--hmr.orientation",
         0.005,
-        "--host.pose",
+        "--hmr.pose",
         0.005,
-        "--host.cache",
+        "--hmr.cache",
         args.out / "stills",
-        "--host.cache-batches",
+        "--hmr.cache-batches",
         1400,
         "--train.steps",
         args.host_steps,
@@ -148,11 +148,10 @@ def taus(args) -> None:
 def _merge_layers(args, folder: Path, tau: float, *more: str) -> None:
     if not (folder / "model" / "config.json").exists():
         tore_fast(
-            "eclm",
+            "merge",
+            args.out / "clips_train",
             "--model",
             args.out / "host" / "model",
-            "--data",
-            args.out / "clips_train",
             "--limit",
             670,
             "--tau",
@@ -168,8 +167,8 @@ def _merge_layers(args, folder: Path, tau: float, *more: str) -> None:
 def tokens(args) -> None:
     for split, frames in (("train", 300), ("test", 243)):
         tore_fast(
-            "train",
-            "fasthmr_clips",
+            "synth",
+            "clips",
             "--data",
             args.data,
             "--out",
@@ -178,7 +177,7 @@ def tokens(args) -> None:
             split,
             "--frames",
             frames,
-            "--host",
+            "--model",
             args.out / "eclm" / "model",
             "--tokens",
             args.out / f"tokens_{split}",
@@ -196,9 +195,9 @@ def vae(args) -> None:
     sizes = [w for k, v in MOTION_SIZES.items() for w in (k, v)]
     tore_fast(
         "train",
-        "fasthmr",
-        "--stage",
-        "vae",
+        "motion",
+        "--export",
+        folder / "model",
         "--data",
         args.out / "clips_train",
         "--up",
@@ -217,22 +216,22 @@ def vae(args) -> None:
         16,
         "--train.eval-every",
         100,
-        "--extra",
+        "--set",
         *sizes,
     )
 
 
 def views(args) -> None:
     tore_fast(
-        "train",
-        "fasthmr_clips",
+        "synth",
+        "clips",
         "--data",
         args.data,
         "--split",
         "train",
         "--frames",
         300,
-        "--host",
+        "--model",
         args.out / "eclm" / "model",
         "--tokens",
         args.out / "tokens_views",
@@ -255,7 +254,7 @@ def corrector(args) -> None:
         "corrector",
         args.corrector_steps,
         "tokens_views",
-        "--correct",
+        "--regressor",
         args.out / "eclm" / "model",
         "--loss.last-step",
         1,
@@ -273,16 +272,16 @@ def _stage2(args, name: str, steps: int, tokens: str, *more: object, lr: float =
     if not _done(folder, steps):
         tore_fast(
             "train",
-            "fasthmr",
-            "--stage",
-            "denoiser",
+            "motion",
+            "--export",
+            folder / "model",
             "--data",
             args.out / tokens,
             "--up",
             "camera",
             "--frames",
             FRAMES,
-            "--vae",
+            "--motion-prior",
             args.out / "vae" / "model",
             "--train.out",
             folder,
@@ -296,7 +295,7 @@ def _stage2(args, name: str, steps: int, tokens: str, *more: object, lr: float =
             16,
             "--train.eval-every",
             every,
-            "--extra",
+            "--set",
             "denoiser_layers",
             3,
             *more,

@@ -1,13 +1,13 @@
-"""The HoT study of docs/lifting.md: trains every row under one budget, measures it on unseen subjects, draws the plots.
+"""The frame-pruning study of docs/lifting.md: trains every row under one budget, measures it on unseen subjects, draws the plots.
 
-    python -m studies.hot.run all --data MOCAP --out runs/hot_study       # everything below, one after another
+    python -m studies.lifting.run all --data MOCAP --out runs/lifting_study       # everything below, one after another
 
-    python -m studies.hot.run run --data MOCAP --out runs/hot_study       # about two hours of one core; goes on after a kill
-    python -m studies.hot.run measure --data MOCAP --out runs/hot_study   # errors, memory, kept frames -> benchmarks/results/hot_study.json
-    python -m studies.hot.run time                                        # frames/s into the same file; wants a quiet machine
-    python -m studies.hot.run plot                                        # docs/images/hot_*.png and the table, from that file alone
+    python -m studies.lifting.run run --data MOCAP --out runs/lifting_study       # about two hours of one core; goes on after a kill
+    python -m studies.lifting.run measure --data MOCAP --out runs/lifting_study   # errors, memory, kept frames -> benchmarks/results/lifting_study.json
+    python -m studies.lifting.run time                                        # frames/s into the same file; wants a quiet machine
+    python -m studies.lifting.run plot                                        # docs/images/lifting_*.png and the table, from that file alone
 
-A row is one `tore-fast train hot` command, printed before it runs; rows that have their export are not trained again.
+A row is one `tore-fast train lifting` command, printed before it runs; rows that have their export are not trained again.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def train_command(name: str, data: Path, out: Path) -> list[str]:
         "-m",
         "tore_fast",
         "train",
-        "hot",
+        "lifting",
         "--data",
         str(data),
         "--model",
@@ -79,10 +79,10 @@ def train_command(name: str, data: Path, out: Path) -> list[str]:
         "--train.seed",
         str(seed),
         *budget.split(),
-        *(["--init", str(out / start / "export")] if start else []),
+        *(["--checkpoint", str(out / start / "export")] if start else []),
         "--export",
         str(out / name / "export"),
-        "--extra",
+        "--set",
         *fields.split(),
     ]
 
@@ -109,7 +109,7 @@ def main() -> int:
             sub.add_argument(
                 "--data", type=Path, required=True, help="folder with clips.npz + index.json, or BVH / AMC files"
             )
-            sub.add_argument("--out", type=Path, default=Path("runs/hot_study"))
+            sub.add_argument("--out", type=Path, default=Path("runs/lifting_study"))
             sub.add_argument("--rows", nargs="*", default=list(RUNS), choices=list(RUNS))
         if verb != "run":
             sub.add_argument("--json", type=Path, default=RESULTS)
@@ -122,7 +122,9 @@ def main() -> int:
         if failed or args.verb == "run":
             return failed
     if does("measure"):
-        commands = {n: "python " + " ".join(train_command(n, Path("MOCAP"), Path("runs/hot_study"))) for n in args.rows}
+        commands = {
+            n: "python " + " ".join(train_command(n, Path("MOCAP"), Path("runs/lifting_study"))) for n in args.rows
+        }
         measure(args.data, args.out, commands, args.json)
     if does("time"):
         time_rows(args.json)

@@ -1,4 +1,4 @@
-"""Measuring and drawing for studies/hot/run.py: exports -> one JSON -> table and plots."""
+"""Measuring and drawing for studies/lifting/run.py: exports -> one JSON -> table and plots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tore_fast.train.lifting import resampled
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-RESULTS = ROOT / "benchmarks" / "results" / "hot_study.json"
+RESULTS = ROOT / "benchmarks" / "results" / "lifting_study.json"
 FPS, NOISE_PX, SPREAD_SHOWN = 50.0, 5.0, 8
 FRAMES = 32 * 27  # in the large batch of times and memory: 32 windows of 27 frames, 4 of 243
 STRICT = ("02", "11", "12", "14")  # test subjects whose skeletons are not in training
@@ -373,7 +373,7 @@ def plot(result: dict, images: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(images / "hot_study.png", dpi=80)
+    figure.savefig(images / "lifting_study.png", dpi=80)
     shown = result["maps"]
     figure, axis = plt.subplots(figsize=(11, 2.8))
     for level, kept in enumerate(shown["kept"].values()):
@@ -388,4 +388,4 @@ def plot(result: dict, images: Path) -> None:
     axis.set_frame_on(False)
     axis.set(xlabel=f"frame (50 per second), clip {shown['clip']}; grey lines: windows of 27, of which 9 are kept")
     figure.tight_layout()
-    figure.savefig(images / "hot_kept_frames.png", dpi=80)
+    figure.savefig(images / "lifting_kept_frames.png", dpi=80)
