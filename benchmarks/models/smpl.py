@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from tore_fast.models import create_model, model_entry
-from tore_fast.models.smpl.hmr2 import host_macs
+from tore_fast.models._count import count_host
 
 from ..baselines import torch_products
 from ..harness import Case, Contender
@@ -162,7 +162,7 @@ def _host_case(op: str, name: str, batch: int, device: str, dtype: torch.dtype, 
         device=device,
         dtype=dtype,
         bytes=weights * torch.finfo(dtype).bits / 8,
-        macs=sum(host_macs(config)) * batch,
+        macs=sum(count_host(config)) * batch,
         items=batch,
         params={"model": model_name, **overrides, "batch": batch},
         error_limit=1e-4 if dtype == torch.float32 else 3e-2,

@@ -17,8 +17,9 @@ from tore_fast.body import Body
 from tore_fast.data.synth.rendered import ModelClip, clip_truth, read_clip, run_model
 from tore_fast.eval.pose import mpjpe, p_mpjpe
 from tore_fast.eval.protocols import acceleration_error
+from tore_fast.models._count import count_host
 from tore_fast.models.motion.fasthmr import FastHMRMotion, motion_rotations
-from tore_fast.models.smpl.hmr2 import HMR2, host_macs
+from tore_fast.models.smpl.hmr2 import HMR2
 from tore_fast.pipelines.hosts import RestSkeleton
 
 SMOOTH_FRAMES = 2.0  # standard deviation of the plain smoothing that the motion decoder is compared with
@@ -105,7 +106,7 @@ class ComponentTable:
         made = self.predictions(host, masks)
         frames = sum(len(c.images) for c in self.clips)
         ms = 1000 * (time.process_time() - start) / frames
-        linear, attention = host_macs(host.config)
+        linear, attention = count_host(host.config)
         joints = [self.joints(m.rotations, m.betas.median(0).values.expand_as(m.betas)) for m in made]
         facts = {"gmacs": (linear + attention) / 1e9, "blocks": host.config.depth, "tokens": _kept(host), "cpu_ms": ms}
         self._add(name, joints, **facts)

@@ -1,7 +1,7 @@
 """The study's protocol and rows: which models are compared, all reduced by the same factors, as named dataclass configs.
 
 In: nothing; out: PROTOCOLS, ROWS and `build(row, protocol)` for study.py. A row's model takes cached trunk features
-(_study_features.py) and returns HMROutput without up-sampling: that is one fixed linear map, the same for every row.
+(_study_features.py) and returns MeshOutput without up-sampling: that is one fixed linear map, the same for every row.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tore_fast.layers._tokens import grid_tokens
 from tore_fast.layers.ctm import CTM
 from tore_fast.layers.dynamic_block import TCBlock
 from tore_fast.layers.positional import sine_position
+from tore_fast.models._outputs import MeshOutput
 from tore_fast.models.keypoints.tcformer_heads import IterativeRegressor
-from tore_fast.models.mesh._base import HMROutput
 from tore_fast.models.mesh._topology import mesh_from_topology
 from tore_fast.models.mesh.fastmetro import FastMETRO, FastMETROConfig
 from tore_fast.models.mesh.graphormer import MeshGraphormer, MeshGraphormerConfig
@@ -156,7 +156,7 @@ ROWS = _rows()
 
 
 class StudyHead(nn.Module):
-    """A row's model on cached features: [B, 208, 7, 7] -> HMROutput (joints, coarse vertices, camera).
+    """A row's model on cached features: [B, 208, 7, 7] -> MeshOutput (joints, coarse vertices, camera).
 
     The same for every row: features are standardised per channel; sine positions are put beside them (attention adds
     positions to queries and keys only, and heads on a small trunk stay at the mean pose when the token contents do not tell
@@ -181,7 +181,7 @@ class StudyHead(nn.Module):
         for name, values in (("camera", "camera"), ("joints", "joints3d"), ("coarse", "coarse")):
             getattr(self, f"mean_{name}").copy_(data[values].mean(0))
 
-    def forward(self, features: Tensor, nsr_noise: float = 0.0) -> HMROutput:
+    def forward(self, features: Tensor, nsr_noise: float = 0.0) -> MeshOutput:
         x = (features.float() - self.shift) * self.scale
         x = torch.cat([x, self.position.expand(x.shape[0], -1, -1, -1)], 1)
         extra = {"nsr_noise": nsr_noise} if nsr_noise else {}
@@ -205,10 +205,10 @@ class MlpHead(nn.Module):
         self.one, self.two = nn.Linear(dim * GRID[0] * GRID[1], hidden), nn.Linear(hidden, 3 * (joints + vertices) + 3)
         nn.init.normal_(self.two.weight, std=0.01)
 
-    def forward(self, x: Tensor, fine: bool = False) -> HMROutput:
+    def forward(self, x: Tensor, fine: bool = False) -> MeshOutput:
         y = self.two(F.gelu(self.one(F.gelu(self.reduce(x)).flatten(1))))
         points = y[:, 3:].unflatten(1, (-1, 3))
-        return HMROutput(y[:, :3], points[:, : self.joints], points[:, self.joints :], None, None)
+        return MeshOutput(y[:, :3], points[:, : self.joints], points[:, self.joints :], None, None)
 
 
 class ClusterStages(nn.Module):
@@ -230,7 +230,7 @@ class ClusterStages(nn.Module):
         turned = torch.diag(torch.tensor([1.0, -1.0, -1.0]))[:, :2]  # a camera sees the body y down
         self.regressor.init_pose.view(-1, 3, 2)[0] = turned
 
-    def forward(self, x: Tensor, fine: bool = False) -> HMROutput:
+    def forward(self, x: Tensor, fine: bool = False) -> MeshOutput:
         body = self.body[0]
         tokens = grid_tokens(self.reduce(x).flatten(2).transpose(1, 2), GRID)
         for block in self.stage_1:
@@ -243,7 +243,7 @@ class ClusterStages(nn.Module):
         coarse = body(params.rotations, params.shape, level=body.hierarchy.num_levels - 1).vertices
         joints = body.regress("h36m17", coarse)
         coarse = coarse - joints[:, :1]
-        return HMROutput(
+        return MeshOutput(
             params.camera, body.regress("j14", coarse), coarse, None, None, None, params.rotations, params.shape
         )
 

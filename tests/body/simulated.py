@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tore_fast.body import load_body
+from tore_fast.body import Body, load_body
 from tore_fast.body.fit import Landmarks
 from tore_fast.body.fit.landmarks import landmark_model
 from tore_fast.body.lbs import forward_kinematics
@@ -24,9 +24,10 @@ class Simulated(NamedTuple):
     translation: Tensor  # [B, 3]
 
 
-def body_points(rotations: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-    """Landmarks [B, 33, 3] and joints of the free body about the pelvis, rigid on their joints (float64)."""
-    body, m = load_body("free"), landmark_model(load_body("free")).model
+def body_points(rotations: Tensor, betas: Tensor, body: Body | None = None) -> tuple[Tensor, Tensor]:
+    """Landmarks [B, 33, 3] and joints of a body about the pelvis, rigid on their joints (float64)."""
+    body = body or load_body("free")
+    m = landmark_model(body).model
     rest = (body.joints.double() + torch.einsum("jcs,bs->bjc", body.joint_dirs.double(), betas)).contiguous()
     world, joints = forward_kinematics(rotations, rest, body.ancestors)
     offset = m.offsets + torch.einsum("pcs,bs->bpc", m.offset_dirs, betas)
@@ -45,6 +46,7 @@ def simulate(
     side: float = 256.0,
     difficulty: float = 1.0,
     rotations: Tensor | None = None,
+    body: Body | None = None,
 ) -> Simulated:
     """People about 200 px tall near (320, 240).
 
@@ -56,7 +58,7 @@ def simulate(
     draw = Draw(batch, seed, "simulated landmarks")
     rotations = sample_pose(draw, difficulty).double() if rotations is None else rotations.double()
     betas = draw.normal(10, std=0.8).clamp(-2, 2).double()
-    points, joints = body_points(rotations, betas)
+    points, joints = body_points(rotations, betas, body)
     scale = draw.uniform(low=100, high=130).double()
     place = torch.tensor([320.0, 240.0], dtype=torch.float64) + draw.uniform(2, low=-120, high=120).double()
     translation = torch.full((batch, 3), torch.nan, dtype=torch.float64)

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from body.simulated import simulate, to
-from tore_fast.body import load_body
+from tore_fast.body import Body, BodyTopology, load_body
 from tore_fast.body.fit import FittedBody, Landmarks, fit_body, landmarks_to_h36m17, pose_from_joints
+from tore_fast.body.fit.fit import fit_device
+from tore_fast.body.fit.landmarks import landmark_model
 from tore_fast.body.fit.prior import gaussian, load_pose_prior
 from tore_fast.geometry.camera import intrinsics
 from tore_fast.geometry.procrustes import similarity_align
+from tore_fast.ops._dispatch import backend_reason
 from tore_fast.ops.fit_landmarks import FitSettings
 
 
@@ -115,6 +118,36 @@ def test_not_known_is_said():
         assert torch.isfinite(t).all()
 
 
+def test_missing_hips():
+    s = simulate(4, seed=13).landmarks
+    points, world = s.points.clone(), s.world.clone()
+    points[:, 23:25], world[:, 23:25] = torch.nan, torch.nan  # the net's world origin is the middle of the hips
+    k = intrinsics(torch.tensor([700.0]), torch.tensor([[640.0, 480.0]]))[0].double()
+    for camera in (None, k):
+        fitted = fit_body(Landmarks(points, world, s.visibility), camera)
+        assert all(fitted.believed) and errors(fitted, simulate(4, seed=13).joints)[1] < 60
+
+
+def test_where_the_steps_run():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    compiled = backend_reason("cpu") is None
+    assert fit_device(cuda, 4, "auto") == (cpu if compiled else cuda)
+    assert fit_device(cuda, 4, "reference") == fit_device(cuda, 10_000, "auto") == cuda
+    assert fit_device(cpu, 4, "auto") == cpu
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_cuda(impl):
+    s = simulate(6, seed=14, noise_px=1.0).landmarks
+    want, got = fit_body(s), fit_body(s.to("cuda"), impl=impl)
+    for name in ("rotations", "camera", "vertices", "error_px"):
+        value = getattr(got, name)
+        assert value.device.type == "cuda"
+        torch.testing.assert_close(value.cpu(), getattr(want, name), rtol=1e-4, atol=1e-4)
+    assert got.reasons == want.reasons
+
+
 def test_degenerate_world_points_start_upright():
     for world in (torch.zeros(2, 33, 3), torch.full((2, 33, 3), torch.nan), torch.ones(2, 33, 3)):
         s = simulate(2, seed=6, difficulty=0.0).landmarks
@@ -137,6 +170,24 @@ def test_video_warm_start_and_anchor():
     lost = fit_body(Landmarks(first.points * torch.nan, first.world, first.visibility))
     after = fit_body(second, start=lost)  # nothing believed: starts afresh
     torch.testing.assert_close(after.rotations, full.rotations, rtol=0, atol=1e-9)
+
+
+def test_a_users_smpl():
+    """Any body with SMPL's skeleton under that name; here the free body's numbers, its joints lengthened by a tenth."""
+    free = load_body("free")
+    topology = BodyTopology("smpl", free.hierarchy)
+    tables = {n: getattr(free, n) for n in ("template", "shape_dirs", "weights", "joints", "joint_dirs")}
+    tables |= {n: 1.1 * tables[n] for n in ("template", "joints")}
+    smpl = Body(topology, joint_names=free.joint_names, parents=free.parents, **tables)
+    counts = landmark_model(smpl).counts
+    assert [k for k in range(33) if counts[k] == 0] == [1, 3, 4, 6, 9, 10]  # eye corners and mouth: no public vertex
+    s = simulate(8, seed=12, body=smpl)
+    fitted = fit_body(s.landmarks, body=smpl)
+    assert all(fitted.believed) and errors(fitted, s.joints)[1] < 60
+    spoiled = s.landmarks.points.clone()
+    spoiled[:, [1, 3, 4, 6, 9, 10]] += 50  # not used
+    again = fit_body(Landmarks(spoiled, *list(vars(s.landmarks).values())[1:]), body=smpl)
+    torch.testing.assert_close(again.rotations, fitted.rotations, rtol=0, atol=1e-9)
 
 
 def test_dtype_and_shape_errors():

@@ -15,11 +15,11 @@ import torch
 
 from tore_fast.cli import main
 from tore_fast.cli.eval import looks_like_motion
-from tore_fast.cli.lift import output_stems
 from tore_fast.data.pose_sets import kind_of, read_pose_set
 from tore_fast.geometry.windows import at_times
 from tore_fast.models import create_model, save_pretrained
 from tore_fast.pipelines.lift import lift_at_rate, lift_clip
+from tore_fast.pipelines.results import keys_of
 from tore_fast.train.lifting import frame_waves, spread_embeddings
 from tore_fast.train.start import take_weights
 
@@ -163,7 +163,11 @@ def test_train_test_export_eval_lift(mocap, tmp_path, capsys):
     code, out, _ = call(
         capsys, "lift", tmp_path / "k.npz", "--model", tmp_path / "model", "--out", tmp_path, "--format", "npz"
     )
-    assert code == 0 and "lifted at 50 frames/s" in out and np.load(tmp_path / "k_npz.npz")["pose"].shape == (20, 17, 3)
+    assert (
+        code == 0
+        and "lifted at 50 frames/s" in out
+        and np.load(tmp_path / "k_npz.npz")["joints_3d"].shape == (20, 17, 3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -290,16 +294,22 @@ def test_lifting_at_another_rate():
         lift_at_rate(model, x, 0.0, 50.0)
 
 
-def test_outputs_never_hit_an_input_or_each_other(tmp_path):
-    names = ["a.json", "a.csv", "b.npz", "c.json"]
-    got = output_stems([tmp_path / n for n in names], tmp_path)
-    assert [g.name for g in got] == ["a", "a_csv", "b_npz", "c"]
-    assert (
-        output_stems([tmp_path / "x" / "a.json", tmp_path / "y" / "a.json", tmp_path / "z" / "a.json"], tmp_path)[
-            2
-        ].name
-        == "a_2"
-    )
+def test_outputs_never_hit_an_input_or_each_other(tmp_path, capsys):
+    for name in ("a.json", "a.csv", "b.npz"):
+        keypoints = np.random.default_rng(0).uniform(100, 400, (6, 17, 2))
+        if name.endswith("json"):
+            (tmp_path / name).write_text(json.dumps({"keypoints": keypoints.tolist(), "order": "h36m"}))
+        elif name.endswith("csv"):
+            np.savetxt(tmp_path / name, keypoints.reshape(6, 34), delimiter=",")
+        else:
+            np.savez(tmp_path / name, keypoints=keypoints, order="h36m")
+    inputs = [tmp_path / n for n in ("a.json", "a.csv", "b.npz")]
+    before = (tmp_path / "b.npz").read_bytes()
+    code, out, _ = call(capsys, "lift", *inputs, "--order", "h36m", "--out", tmp_path, "--format", "npz", "--json")
+    assert code == 0 and [e["files"] for e in json.loads(out)["items"]] == [["a.npz"], ["a_csv.npz"], ["b_npz.npz"]]
+    assert (tmp_path / "b.npz").read_bytes() == before
+    with np.load(tmp_path / "a_csv.npz") as data:
+        assert set(data.files) == set(keys_of("l")) and str(data["source"]).endswith("a.csv")
 
 
 def test_lifting_needs_nothing_but_keypoints(tmp_path, capsys):
@@ -318,5 +328,5 @@ def test_lifting_needs_nothing_but_keypoints(tmp_path, capsys):
     )
     code, out, _ = call(capsys, "lift", tmp_path / "k.json", "--out", tmp_path, "--format", "npz")
     assert code == 0 and "normalisation image" in out
-    error = np.linalg.norm(np.load(tmp_path / "k.npz")["pose"] - (seen - seen[:1]), axis=-1).mean()
+    error = np.linalg.norm(np.load(tmp_path / "k.npz")["joints_3d"] - (seen - seen[:1]), axis=-1).mean()
     assert error < 0.1, f"{1000 * error:.0f} mm"

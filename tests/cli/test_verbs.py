@@ -27,7 +27,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("batch", "text.bin", "--workers", "0"): "workers and unit_images must be at least 1",
     ("merge", "--model", "hmr2_vits"): "give images (to search) or --plan (to apply one)",
     ("lift", "nowhere.json", "--model", "mixste_27"): "nowhere.json: no such file",
-    ("lift",): "no keypoint file to work on",
+    ("lift",): "no key-point file to work on",
     ("eval", "mesh", "--data", "nowhere"): "nowhere: no such file or folder",
     ("eval", "lifting", "--model", "mixste_27", "--data", "nowhere"): "mixste_27: not a folder with trained weights",
     ("eval", "smpl", "--data", "nowhere"): "--model or --checkpoint",

@@ -15,7 +15,7 @@ from torch import nn
 from tore_fast.layers._tokens import Tokens, grid_tokens
 from tore_fast.layers.ctm import CTM
 from tore_fast.layers.dynamic_block import TCBlock
-from tore_fast.models.convert.keypoints import convert_tcformer, tcformer_config
+from tore_fast.models.keypoints.layouts import convert_tcformer, tcformer_config
 from tore_fast.models.keypoints.ppt import PPTTransformer
 from tore_fast.models.keypoints.tcformer import TCFormer
 from tore_fast.models.keypoints.tcformer_heads import TCFormerPose

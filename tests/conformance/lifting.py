@@ -8,8 +8,8 @@ from scipy.spatial.transform import Rotation
 
 from conformance import recipe
 from tore_fast.layers.tpc import FrameSelection
-from tore_fast.models.convert.lifting import detect_host, model_from_state
 from tore_fast.models.lifting._base import center_pose
+from tore_fast.models.lifting.layouts import detect_host, model_from_state
 
 HOST_WORDS = ("mixste", "motionbert", "mhformer", "motionagformer")
 FIELD_OF = {

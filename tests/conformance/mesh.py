@@ -11,8 +11,8 @@ import torch
 from tore_fast.body import load_topology
 from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.skeleton import H36M17_TO_J14
-from tore_fast.models.convert.mesh import trunk_of
 from tore_fast.models.mesh._topology import mesh_from_topology, resolve_mesh
+from tore_fast.models.mesh.layouts import trunk_of
 
 from .case import Case, SkipCase
 
@@ -89,7 +89,7 @@ def image_size(case: Case) -> tuple[int, int]:
 
 
 def load(model, case: Case):
-    from tore_fast.models.convert import to_native
+    from tore_fast.models.mesh.layouts import to_native
 
     model.load_state_dict(to_native(case.state_dict()), strict=True)
     return model.eval()

@@ -17,7 +17,6 @@ from tore_fast.layers.decoder_head import DecoderConfig
 from tore_fast.layers.eclm import eclm_search
 from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models.backbones.vit import ViT, ViTConfig
-from tore_fast.models.convert import smpl as convert
 from tore_fast.models.motion.denoiser import (
     DenoiserConfig,
     MotionDenoiser,
@@ -26,6 +25,7 @@ from tore_fast.models.motion.denoiser import (
     timestep_embedding,
 )
 from tore_fast.models.motion.vae import MotionVAE, MotionVAEConfig
+from tore_fast.models.smpl import layouts as convert
 from tore_fast.models.smpl.camerahmr import CameraHMR, CameraHMRConfig
 from tore_fast.models.smpl.densekp import DenseKPHead
 from tore_fast.models.smpl.hmr2 import HMR2, HMR2Config, SMPLHead

@@ -185,8 +185,8 @@ def test_two_processes_weigh_items_not_processes(tmp_path, threedpw):
 
 def test_eval_of_an_official_checkpoint_on_3dpw(tmp_path, threedpw, monkeypatch, capsys):
     """Random weights in FastMETRO's official file layout -> convert -> eval on 3DPW-like files, checked by hand."""
-    from tore_fast.models import create_model
-    from tore_fast.models.convert import convert, from_pretrained
+    from tore_fast.models import create_model, from_pretrained
+    from tore_fast.models._checkpoint import convert
 
     write_topology(tmp_path / "topology")
     write_smpl(tmp_path / "topology")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tore_fast.models import create_model, load_pretrained
-from tore_fast.models.convert import convert, from_pretrained, mediapipe
+from tore_fast.models import create_model, from_pretrained, load_pretrained
+from tore_fast.models._checkpoint import convert
 from tore_fast.models.default import default_folder
+from tore_fast.models.keypoints import _mediapipe as mediapipe
 from tore_fast.models.keypoints.blazepose import NUM_POINTS, anchor_centres, refine_points
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "blazepose"

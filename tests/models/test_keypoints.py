@@ -13,9 +13,9 @@ from tore_fast.geometry.rotation import rot6d_to_matrix
 from tore_fast.layers._tokens import grid_tokens
 from tore_fast.layers.ctm import CTM, part_order, topk_clusters
 from tore_fast.layers.token_conv import TokenConv
-from tore_fast.models import create_model, list_models, load_pretrained, model_entry, save_pretrained
-from tore_fast.models.convert.keypoints import convert_tcformer, is_mmpose, load_tcformer, tcformer_config
-from tore_fast.models.keypoints._macs import count_macs
+from tore_fast.models import create_model, from_pretrained, list_models, load_pretrained, model_entry, save_pretrained
+from tore_fast.models._count import count_macs
+from tore_fast.models.keypoints.layouts import convert_tcformer, is_mmpose, tcformer_config
 from tore_fast.models.keypoints.ppt import keep_ratio_at
 
 TWO_STAGES = dict(
@@ -42,7 +42,7 @@ def test_parameters_and_macs(name, size, params_m, gmacs, clustering):
     """What the official counter gives for the official models, within 1 %."""
     with FakeTensorMode():  # shapes alone count
         model = create_model(name)
-        macs = count_macs(model, size)
+        macs = count_macs(model, torch.zeros(1, 3, *size), convention="tcformer")
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(params_m, rel=1e-4)
     assert macs.total / 1e9 == pytest.approx(gmacs, rel=0.01)
     assert macs.clustering / 1e9 == pytest.approx(clustering, rel=0.01)
@@ -280,7 +280,7 @@ def test_official_file_tells_its_own_config(tmp_path, kind):
         }
         file = {"state_dict": state, "meta": {"epoch": 210}}
     torch.save(file, tmp_path / "official.pth")
-    again = load_tcformer(tmp_path / "official.pth")
+    again = from_pretrained(tmp_path / "official.pth", "tcformer")
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again(image), model(image))
@@ -293,10 +293,10 @@ def test_official_file_tells_its_own_config(tmp_path, kind):
     ):
         torch.save({wrapper: bad}, tmp_path / "damaged.pth")
         with pytest.raises(ValueError, match=f"damaged.pth: .*{words}"):
-            load_tcformer(tmp_path / "damaged.pth")
+            from_pretrained(tmp_path / "damaged.pth", "tcformer")
     torch.save({"model": {"conv.weight": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not a TCFormer state dict"):
-        load_tcformer(tmp_path / "other.pth")
+        from_pretrained(tmp_path / "other.pth", "tcformer")
 
 
 def test_folder_round_trip(tmp_path):

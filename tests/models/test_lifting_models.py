@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from tore_fast.models import create_model, list_models, load_pretrained, model_entry, save_pretrained
-from tore_fast.models._count import count_model, shipped_counts
+from tore_fast.models._count import count_clip, count_model, shipped_counts
 from tore_fast.models.lifting._base import center_pose
-from tore_fast.models.lifting._macs import count_paper_macs
 from tore_fast.models.lifting.hot import host_by_name
 
 TINY = {
@@ -242,7 +241,7 @@ def test_sizes_of_motionagformer(name, measured):
 def test_layers_are_counted_whatever_products_they_become():
     with torch.device("meta"):
         model = create_model("motionagformer_27", channels=8)
-    assert count_paper_macs(model) == count_paper_macs(model.requires_grad_(False))
+    assert count_clip(model) == count_clip(model.requires_grad_(False))
 
 
 @pytest.mark.parametrize("name", [n for n in list_models() if host_by_name(n) is not None])

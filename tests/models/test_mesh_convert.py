@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 
 from tore_fast import models
 from tore_fast.models import from_pretrained, list_models, load_pretrained, model_entry, save_pretrained
+from tore_fast.models._checkpoint import convert
 from tore_fast.models._count import count_model, params_as_printed, shipped_counts
 from tore_fast.models._registry import nearest_name
-from tore_fast.models.convert import convert, read_state_dict
-from tore_fast.models.convert import mesh as hmr
-from tore_fast.models.convert.backbones import efficientnet_key
+from tore_fast.models._weights import read_state_dict
+from tore_fast.models.mesh import layouts as hmr
+from tore_fast.models.mesh._efficientnet_keys import efficientnet_key
 from tore_fast.pipelines.batch import ModelFactory
 from tore_fast.pipelines.images import ImagePipeline
 

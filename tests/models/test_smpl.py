@@ -15,7 +15,7 @@ from tore_fast.layers.prepared import prepare, unprepare
 from tore_fast.layers.proportional import proportional_attention
 from tore_fast.layers.tome import patch_token_merging
 from tore_fast.models import create_model, load_pretrained, model_entry, save_pretrained
-from tore_fast.models.backbones.vit import ViT, ViTConfig, embed_macs
+from tore_fast.models.backbones.vit import ViT, ViTConfig
 from tore_fast.models.smpl.hmr2 import SMPLHead
 from tore_fast.pipelines.merge import apply_plan
 
@@ -132,17 +132,14 @@ def test_the_conv_sees_the_window_that_coverage_assumes():
         assert changed == [12 * i + j]
 
 
-def test_convolutional_stem_counts_prepares_and_merges():
-    """The stem of `hmr2_vitt`: its grid, its multiply-adds, masks that line up, and the folded and layer-merged forms."""
+def test_convolutional_stem_prepares_and_merges():
+    """The stem of `hmr2_vitt`: its grid, masks that line up, and the folded and layer-merged forms."""
     model = randomise(create_model("hmr2_vitt", depth=3, embed_dim=32, decoder_depth=1))
     stem, cfg = model.backbone.patch_embed, model.backbone.cfg
     img = torch.randn(4, 3, 128, 128)
     model.train()(img)  # moves the running statistics away from 0 and 1
     model.eval()
     assert cfg.grid == (8, 6) and stem(img[..., 16:-16]).shape == (4, 48, 32)
-    with FlopCounterMode(display=False) as counter:
-        stem(img[:1, :, :, 16:-16])
-    assert embed_macs(cfg) == counter.get_total_flops() / 2
     torch.testing.assert_close(mask_coverage(torch.ones(1, 128, 96), 16, cfg.stride, cfg.padding), torch.ones(1, 48))
     for wrong in ({"img_size": (120, 96)}, {"ratio": 2}, {"patch_size": 12, "img_size": (96, 96)}):
         with pytest.raises(ValueError, match="stem 'conv' needs ratio 1"):

@@ -305,8 +305,12 @@ def test_lift_command(tmp_path, capsys):
     text = capsys.readouterr().out
     assert code == 0 and "order h36m, normalisation image (1000 x 800)" in text
     with np.load(tmp_path / "out" / "a.npz") as data:
-        assert data["pose"].shape == (20, 17, 3) and str(data["normalisation"]) == "image" and data["fps"] == 30
-        pose = data["pose"]
+        assert (
+            data["joints_3d"].shape == (20, 17, 3)
+            and str(data["normalisation"]) == "image"
+            and data["mocap_framerate"] == 30
+        )
+        pose = data["joints_3d"]
     motion = read_bvh(tmp_path / "out" / "a.bvh")
     assert len(motion.values) == 20 and motion.fps == pytest.approx(30, rel=1e-4)
     page = (tmp_path / "out" / "a.html").read_text()

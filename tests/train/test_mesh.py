@@ -14,7 +14,7 @@ pytest.importorskip("skimage", reason="background photographs come from scikit-i
 from tore_fast.body import load_body  # noqa: E402
 from tore_fast.eval.synthetic import evaluate_held_out  # noqa: E402
 from tore_fast.models import create_model, load_pretrained, save_pretrained  # noqa: E402
-from tore_fast.models.mesh._base import HMROutput  # noqa: E402
+from tore_fast.models._outputs import MeshOutput  # noqa: E402
 from tore_fast.train.dense_supervision import heatmap_target, part_target  # noqa: E402
 from tore_fast.train.mesh import MeshRecovery, MeshRecoveryConfig  # noqa: E402
 
@@ -74,7 +74,7 @@ def test_hands_train_by_the_same_task():
     assert torch.isfinite(total) and {"joints", "mesh", "edges", "parts"} <= set(parts)
     truth = batch["vertices"]
     joints = hand.regress("hand21", truth)
-    perfect = HMROutput(batch["camera"], joints, hand.coarse(truth, 1), None, truth)
+    perfect = MeshOutput(batch["camera"], joints, hand.coarse(truth, 1), None, truth)
     _, parts = task.loss(lambda images: perfect, batch, 0)
     assert max(float(parts[k]) for k in ("joints", "mesh", "edges")) < 1e-6 < float(parts["2d"]) < 0.1  # perspective
     metrics = evaluate_held_out(task.model.model.eval(), hand, "easy", image_size=112, images=8)

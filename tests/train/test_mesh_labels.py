@@ -19,7 +19,7 @@ from tore_fast.cli._sets import source_of
 from tore_fast.data.readers import open_dataset
 from tore_fast.geometry.skeleton import H36M17_TO_J14, J24_TO_J14
 from tore_fast.models import create_model
-from tore_fast.models.mesh._base import HMROutput
+from tore_fast.models._outputs import MeshOutput
 from tore_fast.train.mesh_labels import LabelConfig, LabelledMeshes
 from tore_fast.train.stream import BLOCK, Mixture
 
@@ -130,13 +130,13 @@ def test_a_perfect_prediction_costs_nothing_and_unlabelled_items_only_2d(sets, b
     joints = (torch.from_numpy(regressor) @ mesh)[:, 1:]
     batch["joints_3d"][:, list(J24_TO_J14), :3] = joints  # labels that agree with the mesh
     batch["joints_2d"][..., 2] = 0
-    perfect = HMROutput(torch.ones(10, 3), joints, body.coarse(mesh, 2), body.coarse(mesh, 1), mesh)
+    perfect = MeshOutput(torch.ones(10, 3), joints, body.coarse(mesh, 2), body.coarse(mesh, 1), mesh)
     total, parts = t.loss(lambda images: perfect, batch, 0)
     assert float(parts["joints"]) < 1e-2 and float(parts["vertices"]) < 1e-3 and float(parts["projection"]) == 0
     spoilt = [v.clone() for v in perfect[1:5]]
     for v in spoilt:
         v[batch["has_smpl"] == 0] += torch.randn(3)
-    again, _ = t.loss(lambda images: HMROutput(perfect.camera, *spoilt), batch, 0)
+    again, _ = t.loss(lambda images: MeshOutput(perfect.camera, *spoilt), batch, 0)
     prior = 1e-4 * 100 * 1.0  # FastMETRO's edge-length prior sees labelled items only as well
     assert abs(float(again) - float(total)) < 1e-2 + prior
 
@@ -181,7 +181,7 @@ def test_smpl_head_terms(sets, body):
     joints = (t.loss_of.regressor @ mesh)[:, 1:]
     batch["joints_3d"][:, list(J24_TO_J14), :3] = joints
     batch["joints_2d"][..., 2] = 0
-    out = HMROutput(
+    out = MeshOutput(
         torch.ones(6, 3),
         joints + torch.randn(6, 14, 3),
         body.coarse(mesh, 2),

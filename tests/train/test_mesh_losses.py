@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tore_fast.eval.metrics import mpjpe, pa_mpjpe
-from tore_fast.models.mesh._base import HMROutput
+from tore_fast.models._outputs import MeshOutput
 from tore_fast.train import losses
 from tore_fast.train.mesh_loss import PRESETS, MeshLoss, MeshTargets, draw_query_mask
 
@@ -60,7 +60,7 @@ def batch(levels: int, dtype=torch.float64):
     regressor = regressor / regressor.sum(1, keepdim=True)
     joints, camera = torch.randn(2, 5, 3, dtype=dtype), torch.rand(2, 3, dtype=dtype)
     heat = torch.rand(2, 3, 49, dtype=dtype).softmax(-1)
-    out = HMROutput(camera, joints, vertices[0], vertices[1] if levels == 3 else None, vertices[-1], heat)
+    out = MeshOutput(camera, joints, vertices[0], vertices[1] if levels == 3 else None, vertices[-1], heat)
     one = torch.ones(2)
     target = MeshTargets(
         torch.randn(2, 5, 3),

@@ -20,7 +20,8 @@ from tore_fast.data.synth.poses import PoseBank
 from tore_fast.data.synth.rendered import read_clip, render_clip, write_clips, write_tokens, write_view_tokens
 from tore_fast.layers.mask_tome import MergeConfig
 from tore_fast.models import create_model, load_pretrained
-from tore_fast.models.smpl.hmr2 import HMR2Config, host_macs
+from tore_fast.models._count import count_host
+from tore_fast.models.smpl.hmr2 import HMR2Config
 from tore_fast.train.config import TrainConfig
 from tore_fast.train.motion import Stage2Config, read_motion, read_motion_folder
 from tore_fast.train.pose_discriminator import PoseDiscriminator, adversarial_losses
@@ -193,7 +194,7 @@ def test_component_table_rows(body, clips):
         rows["motion, 4 steps"]["gmacs"]
         > rows["motion"]["gmacs"]
         > rows["host"]["gmacs"]
-        == sum(host_macs(host.config)) / 1e9
+        == sum(count_host(host.config)) / 1e9
     )
     assert rows["motion"]["mpjpe_mm"] != rows["motion, 4 steps"]["mpjpe_mm"]
     assert len({rows[m]["mpjpe_mm"] for m in ("given", "ellipse", "none")}) == 3 and rows["given"]["tokens"] == 8
@@ -216,7 +217,7 @@ def test_errors_of_known_offsets():
     ("blocks", "keep", "linear", "both"), [(32, None, 122.5, 125.5), (28, 90, 52.8, 53.5), (26, 64, 37.1, 37.5)]
 )
 def test_macs_of_the_specs_table(blocks, keep, linear, both):
-    a, b = host_macs(HMR2Config(depth=blocks, keep_tokens=keep))
+    a, b = count_host(HMR2Config(depth=blocks, keep_tokens=keep))
     assert a / 1e9 == pytest.approx(linear, abs=0.05) and (a + b) / 1e9 == pytest.approx(both, abs=0.06)
 
 

@@ -4,7 +4,7 @@
     pip download --no-deps --python-version 311 --only-binary=:all: mediapipe==0.10.21
     python -m tools.bake.landmarks mediapipe-0.10.21-*.whl     # writes tore_fast/models/assets/{person_detector,body_landmarks}
 
-Only the two .tflite files are taken out of the wheel, and only if their SHA-256 is the one in models/convert/mediapipe.py.
+Only the two .tflite files are taken out of the wheel, and only if their SHA-256 is the one in models/keypoints/_mediapipe.py.
 Later wheels carry no such files. Nothing of the wheel is installed, run or needed at run time.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from tore_fast.models import load_pretrained, save_pretrained
-from tore_fast.models.convert.mediapipe import SHA256, card, load_tflite, name_of_file
+from tore_fast.models.keypoints._mediapipe import SHA256, card, load_tflite, name_of_file
 
 ASSETS = Path(__file__).resolve().parents[2] / "tore_fast" / "models" / "assets"
 MEMBERS = {

@@ -6,6 +6,7 @@ BodyTopology and Body. Nothing is downloaded, no pickle is executed (safe_pickle
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,11 @@ _FIT_BODIES, _FIT_SPREAD = (300, 0.35)  # random poses (radians per axis) behind
 def _check_name(function: str, name: str) -> None:
     if name not in LEVELS:
         raise ValueError(f"{function}: name must be 'smpl' or 'mano', got {name!r}")
+
+
+def mesh_data_folder(given: str | Path | None = None) -> str | Path | None:
+    """Folder of the SMPL and MANO topology files: the given one, else $TORE_FAST_MESH_DATA, else None."""
+    return given or os.environ.get("TORE_FAST_MESH_DATA") or None
 
 
 def load_topology(name: str, folder: str | Path) -> BodyTopology:

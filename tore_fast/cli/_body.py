@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
@@ -44,8 +43,9 @@ def protocol_of(
 def smpl_topology(mesh_data: str | None):
     """SMPL's public topology files: the H36M regressor, which the model file lacks, is among them."""
     from ..body import load_topology
+    from ..body.official import mesh_data_folder
 
-    folder = mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
+    folder = mesh_data_folder(mesh_data)
     if not folder:
         raise ValueError(
             "--body with an SMPL file needs --mesh-data: the folder with J_regressor_h36m_correct.npy and mesh files"

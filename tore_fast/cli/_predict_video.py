@@ -139,8 +139,10 @@ def _masks(args: Args) -> Callable | None:
 def drop_stale(folder: Path, settings: dict) -> None:
     """Files that were decoded with other settings would pass for finished ones: they are made again."""
     note = folder / ".work" / "decoding.json"
+    from ..io.atomic import write_text
+
     text = json.dumps(settings)
     if note.exists() and note.read_text() != text:
         for path in [*folder.glob("track_*.*"), *folder.glob("overlay.mp4")]:
             path.unlink()
-    note.write_text(text)
+    write_text(note, text)

@@ -7,8 +7,9 @@ import sys
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
 from . import FAILED, UsageError, arguments, print_error
@@ -22,7 +23,7 @@ class Args(ModelArgs, RunArgs, OutArgs):
     """Bodies for many images: tars and folders in, one npz per unit of images out (keys: docs/results.md), by several
     processes, torchrun or Ray. The same command goes on after a kill; no image is lost or there twice."""
 
-    inputs: Positional[list[str]]
+    inputs: Annotated[Positional[list[str]], tyro.conf.arg(metavar="INPUT ...")]
     """Tars, {000000..000012}.tar patterns, folders (with all below), images."""
     out: Path = Path("out_batch")
     """Folder of plan and results (results/unit-*.npz)."""

@@ -5,24 +5,29 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
+import tyro
 from tyro.conf import Positional
 
-from . import FAILED, UsageError, arguments, format_error, print_error
+from . import UsageError, arguments, format_error, print_error
+from ._options import ModelArgs, OutArgs, RunArgs, report_failures
 
 FORMATS = ("npz", "bvh", "html", "gif", "mp4")
 
 
-@dataclass
-class Args:
-    """Lifts 2D keypoint clips to root-relative 3D poses in metres (camera axes: x right, y down, z forward)."""
+@dataclass(kw_only=True)
+class Args(ModelArgs, RunArgs, OutArgs):
+    """Lifts 2D key-point clips to root-relative 3D poses in metres (camera axes: x right, y down, z forward).
 
-    keypoints: Positional[list[Path]]
-    """JSON (COCO results, AlphaPose/Halpe, OpenPose file or folder, {"keypoints": ...}), npz (keypoints) or csv."""
-    model: str = "default"
-    """`default` (built in), a folder written by `train lifting --export`, or a registered name together with --checkpoint."""
-    checkpoint: Path | None = None
-    """Official weights (.pth, .bin, .safetensors) of the named model."""
+    Keys of the npz: docs/results.md. OUT/results.json says which file came from which input.
+    """
+
+    keypoints: Annotated[Positional[list[Path]], tyro.conf.arg(metavar="KEYPOINT ...")]
+    """JSON (COCO results, AlphaPose/Halpe, OpenPose file or folder, {"keypoints": ...}), npz (keypoints) or csv (header
+    x0,y0,c0,x1,y1,c1,... or the bare numbers)."""
+    format: str = "npz,bvh,html"
+    """Any of npz, bvh, html, gif, mp4, separated by commas."""
     order: str = "auto"
     """Joint order: auto, coco, halpe, openpose25, openpose18 or h36m."""
     person: int | None = None
@@ -33,36 +38,31 @@ class Args:
     width: float | None = None
     """Image width in pixels, if the file does not say."""
     height: float | None = None
+    """Image height in pixels, if the file does not say."""
     fps: float | None = None
     """Frame rate, if the file does not say (default 25)."""
     resample: bool = True
     """Lift at the frame rate the model was trained at, where both rates are known, and come back to the clip's."""
-    out: Path = Path("out")
-    """Folder for the results."""
-    format: str = "npz,bvh,html"
-    """Any of npz, bvh, html, gif, mp4, separated by commas."""
     overlap: float = 0.5
     """Share of frames that neighbouring windows have in common (seq2seq models)."""
     flip: bool = True
     """Average with the mirrored pass."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 (autocast of the network; poses stay float32)."""
-    device: str = "auto"
-    """auto, cpu, cuda ..."""
 
 
 def run(args: Args) -> int:
     if not args.keypoints:
-        raise UsageError("no keypoint file to work on")
+        raise UsageError("no key-point file to work on")
     if not any(p.exists() for p in args.keypoints):
         raise UsageError(f"{args.keypoints[0]}: no such file")
     from .._device import PRECISIONS, pick_device
     from ..layers.prepared import prepare
     from ..pipelines.lift import NORMALISATIONS, load_lifter
+    from ..pipelines.names import output_names, write_index
+    from ..pipelines.results import parse_formats
 
-    formats = tuple(f.strip() for f in args.format.split(",") if f.strip())
-    if not formats or any(f not in FORMATS for f in formats):
-        raise UsageError(f"--format: expected some of {', '.join(FORMATS)}, got {args.format!r}")
+    with arguments():
+        args.check_limit()
+        formats = parse_formats(args.format, FORMATS)
     if args.normalise not in ("auto", *NORMALISATIONS):
         raise UsageError(f"--normalise: expected auto, {', '.join(NORMALISATIONS)}, got {args.normalise!r}")
     if args.precision not in PRECISIONS:
@@ -74,35 +74,34 @@ def run(args: Args) -> int:
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"--{name}: expected a positive number, got {value:g}")
     with arguments():
-        model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
-        args.out.mkdir(parents=True, exist_ok=True)
+        fields = {} if args.model == "default" and not args.set else args.config_fields()
+        model = load_lifter(args.model, args.checkpoint, **fields).to(pick_device(args.device))
     prepare(model)
-    failed = 0
-    for path, stem in zip(args.keypoints, output_stems(args.keypoints, args.out)):
-        try:
-            print(_lift_file(args, model, path, stem, formats))
-        except (ValueError, OSError) as e:
-            failed += 1
-            print_error(format_error(e))
-    return FAILED if failed else 0
+    entries: list[dict[str, Any]] = []
+    with args.folder() as out, args.progress(len(args.keypoints), "clip") as bar:
+        with arguments("--out"):
+            names = output_names(args.keypoints, out, [f".{f}" for f in FORMATS])
+        for path, name in zip(args.keypoints, names):
+            entry: dict[str, Any] = {"name": name, "source": str(path), "files": []}
+            try:
+                found, text = _lift_file(args, model, path, out / name, formats)
+                entry |= found
+                if not args.json:
+                    print(text)
+            except (ValueError, OSError) as e:
+                entry["error"] = format_error(e)
+                print_error(entry["error"])
+            entries.append(entry)
+            bar.update()
+        facts = {"verb": "lift", "model": str(args.checkpoint or args.model)}
+        if any(e["files"] for e in entries):
+            index = write_index(out, entries, facts)
+            args.say({**facts, "index": str(index), "items": entries}, f"listed in {index}")
+    return report_failures(sum("error" in e for e in entries), len(entries))
 
 
-def output_stems(inputs: list[Path], out: Path) -> list[Path]:
-    """OUT/NAME for every input: never an input itself, and not the same for two (a.json, a.csv -> a, a_csv, then a_2, a_3 ...)."""
-    taken = {p.resolve() for p in inputs}
-    stems: list[Path] = []
-    for path in inputs:
-        names = [
-            path.stem,
-            f"{path.stem}_{path.suffix[1:] or '3d'}",
-            *(f"{path.stem}_{n}" for n in range(2, 3 + len(inputs))),
-        ]
-        free = lambda s: s not in stems and not any(Path(f"{s}.{f}").resolve() in taken for f in FORMATS)
-        stems.append(next(s for s in (out / n for n in names) if free(s)))
-    return stems
-
-
-def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ...]) -> str:
+def _lift_file(args: Args, model: Any, path: Path, stem: Path, formats: tuple[str, ...]) -> tuple[dict, str]:
+    """(facts for the index, text for the user) of one clip."""
     import numpy as np
 
     from ..data.keypoints import read_keypoints
@@ -120,16 +119,18 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
     how = args.normalise
     if how == "auto":
         how = facts.get("normalise", "image") if width and height else "crop"
-    x = normalise_keypoints(clip.keypoints, how, width, height)
+    points, frames = clip.keypoints[: args.limit], clip.frames
+    frames = np.arange(len(points)) if frames is None else np.asarray(frames)[: args.limit]
+    x = normalise_keypoints(points, how, width, height)
     rate = facts.get("fps") if args.resample and known_fps else None
     start = time.perf_counter()
     lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip, args.precision)
     seconds = time.perf_counter() - start
     written = []
     if "npz" in formats:
-        arrays = {"pose": lifted.pose, "keypoints": clip.keypoints, "normalised": x, "kept": lifted.kept}
-        how_made = {"joints": np.array(H36M17.names), "fps": fps, "normalisation": how, "order": clip.order}
-        write_arrays(f"{stem}.npz", {**arrays, **how_made}, compressed=True)
+        arrays = {"source": str(path), "frame": frames, "mocap_framerate": fps, "joints_3d": lifted.pose}
+        arrays |= {"joint_names": np.array(H36M17.names), "keypoints": points, "normalised": x, "kept": lifted.kept}
+        write_arrays(f"{stem}.npz", {**arrays, "normalisation": how, "order": clip.order}, compressed=True)
         written.append(f"{stem}.npz")
     if "bvh" in formats:
         written.append(str(write_bvh(f"{stem}.bvh", lifted.pose, fps)))
@@ -151,10 +152,11 @@ def _lift_file(args: Args, model, path: Path, stem: Path, formats: tuple[str, ..
         lines.append(f"  note: frame rate unknown (--fps), {fps:g} frames/s are written to the files")
     if args.normalise == "auto" and how == "crop" and facts.get("windows", {}).get("zoom", 1.0) <= 1.0:
         lines.append(
-            "  note: these weights know figures as large as a image shows them; --width and --height give better poses"
+            "  note: these weights know figures as large as an image shows them; --width and --height give better poses"
         )
     if clip.filled:
         lines.append(f"  note: {clip.filled} joint positions were not detected and interpolated in time")
     if clip.note:
         lines.append(f"  note: {clip.note}")
-    return "\n".join([*lines, f"  wrote {', '.join(written)}"])
+    text = "\n".join([*lines, f"  wrote {', '.join(written)}"])
+    return {"files": [Path(w).name for w in written], "frames": len(lifted.pose), "fps": fps, "order": clip.order}, text

@@ -170,12 +170,13 @@ PAPER_GMACS = {(32, 192): 122.6, (28, 192): 107.5, (28, 90): 52.8}  # FastHMR Ta
 
 def reductions() -> list[dict]:
     """Multiply-adds (G, one crop) of HMR2.0's ViT-H host per row of REDUCTIONS."""
-    from ..models.smpl.hmr2 import HMR2Config, host_macs
+    from ..models._count import count_host
+    from ..models.smpl.hmr2 import HMR2Config
 
-    full = sum(host_macs(HMR2Config()))
+    full = sum(count_host(HMR2Config()))
     out = []
     for blocks, tokens in REDUCTIONS:
-        linear, attention = host_macs(HMR2Config(depth=blocks, keep_tokens=None if tokens == 192 else tokens))
+        linear, attention = count_host(HMR2Config(depth=blocks, keep_tokens=None if tokens == 192 else tokens))
         out.append(
             {
                 "blocks": blocks,

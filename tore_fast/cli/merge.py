@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
 from . import arguments
@@ -21,7 +22,7 @@ class Args(ModelArgs, RunArgs, OutArgs):
     interrupted run goes on where it stopped.
     """
 
-    inputs: Positional[list[str]] = field(default_factory=list)
+    inputs: Annotated[Positional[list[str]], tyro.conf.arg(metavar="INPUT ...")] = field(default_factory=list)
     """Images or folders of images, one person each unless --boxes is given; or one folder of rendered clips
     (`tore-fast synth clips`), whose labels then give the error (MPJPE)."""
     plan: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class Args:
     """Share of images with a pose from --poses."""
     shard_size: int = 512
     """Images per shard."""
+    json: bool = False
+    """Print the summary as JSON."""
 
 
 def run(args: Args) -> int:
@@ -59,8 +62,10 @@ def run(args: Args) -> int:
             made = write_shards(args.out, args.n, settings, args.workers, bar.update)
     time_s = time.perf_counter() - start
     size_mb = sum(p.stat().st_size for p in args.out.glob("shard-*.npz")) / 1e6
-    print(
+    text = (
         f"{args.n} images in {args.out} ({size_mb:.0f} MB); made {made} in {time_s:.1f} s = "
         f"{made / time_s:.0f} img/s with {args.workers} worker(s), start-up included"
     )
+    facts = {"out": str(args.out), "images": args.n, "made": made, "megabytes": size_mb, "seconds": time_s}
+    print(json.dumps(facts, indent=2) if args.json else text)
     return 0

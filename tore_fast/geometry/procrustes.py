@@ -34,3 +34,12 @@ def similarity_align(
     spread = x.square().sum((1, 2)).clamp_min(1e-300)
     scale = (rotation @ k).diagonal(dim1=1, dim2=2).sum(-1) / spread
     return (scale[:, None, None] * (x @ rotation.transpose(1, 2)) + y_mean).to(source.dtype)
+
+
+def kabsch(source: Tensor, target: Tensor) -> Tensor:  # [B, N, 3] x 2, about their origins -> [B, 3, 3]
+    """The rotation (determinant +1) that takes the source points nearest to the target points, in least squares."""
+    covariance = source.mT @ target
+    u, _, vh = torch.linalg.svd(covariance if covariance.dtype == torch.float64 else covariance.float())
+    sign = torch.linalg.det(u @ vh).sign()
+    d = torch.stack((torch.ones_like(sign), torch.ones_like(sign), sign), -1)
+    return (vh.mT @ torch.diag_embed(d) @ u.mT).to(source.dtype)

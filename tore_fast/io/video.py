@@ -19,6 +19,7 @@ from .atomic import replacing
 from .image import EXTENSIONS, ImageError, read_image, read_labels
 from .natural import natural_sorted
 
+VIDEO_EXTENSIONS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 Box = tuple[float, float, float, float]
 
 
@@ -105,13 +106,13 @@ def open_video(path: str | Path, fps: float | None = None) -> VideoSource:
         imageio = _imageio()
     except ImportError:
         raise ImageError(
-            f"{path}: reading videos needs imageio; pip install tore_fast[video], or give a folder of frames"
+            f"{path}: reading videos needs imageio; pip install imageio imageio-ffmpeg, or give a folder of frames"
         ) from None
     try:
         with imageio.get_reader(path, format="ffmpeg") as reader:
             rate = float(reader.get_meta_data().get("fps") or 30.0)
     except ImportError:
-        raise ImageError(f"{path}: reading videos needs imageio-ffmpeg; pip install tore_fast[video]") from None
+        raise ImageError(f"{path}: reading videos needs imageio-ffmpeg; pip install imageio-ffmpeg") from None
     except (OSError, RuntimeError, ValueError, SyntaxError, KeyError) as e:
         raise ImageError(
             f"{path}: not a video that ffmpeg can read ({str(e).splitlines()[0] if str(e) else e})"

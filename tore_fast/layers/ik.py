@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..geometry.procrustes import kabsch
 from ..geometry.rotation import minimal_rotation, rodrigues, swing_twist
 from ..geometry.skeleton import SMPL29
 
@@ -67,16 +68,7 @@ class IKTree:
 SMPL_TREE = IKTree()
 
 
-def _root_kabsch(target: Tensor, rest: Tensor) -> Tensor:
-    """Least-squares rotation rest -> target of [B, n, 3] offsets, determinant +1."""
-    covariance = (rest.transpose(-1, -2) @ target).float() if rest.dtype != torch.float64 else rest.mT @ target
-    u, _, vh = torch.linalg.svd(covariance)
-    sign = torch.linalg.det(u @ vh).sign()
-    d = torch.stack((torch.ones_like(sign), torch.ones_like(sign), sign), -1)
-    return (vh.mT @ torch.diag_embed(d) @ u.mT).to(rest.dtype)
-
-
-def _root_two_step(target: Tensor, rest: Tensor) -> Tensor:
+def _root_two_step(rest: Tensor, target: Tensor) -> Tensor:
     """Spine first, then the mean of the other children turned about the spine; [B, n, 3], main child first."""
     spine = minimal_rotation(rest[:, 0], target[:, 0])
     up = target[:, 0] / target[:, 0].norm(dim=-1, keepdim=True)
@@ -131,8 +123,8 @@ def hybrik_ik(
     twists = twists / (twists.norm(dim=-1, keepdim=True) + 1e-8)
 
     kids = list(tree.root_children)
-    align = _root_kabsch if root == "svd" else _root_two_step
-    first = align(posed[:, kids], rest[:, kids])
+    turn_root = kabsch if root == "svd" else _root_two_step
+    first = turn_root(rest[:, kids], posed[:, kids])
     local: list[Tensor] = [first] + [first] * (rotations - 1)
     chain = list(local)
     position = [origin[:, 0]] * rotations

@@ -1,7 +1,7 @@
 """Transformers of the motion models: post- or pre-norm layers with long skip connections (MLD).
 
 In: sequences [B, N, D] of models/motion/vae.py and models/motion/denoiser.py; out: the same shape. Parameters carry
-the names of nn.MultiheadAttention (in_proj_weight, out_proj) so that MLD files load; attention is fused and batch-first.
+the names of nn.MultiheadAttention (in_proj_weight, out_proj) so that MLD files load; attention is layers/attention.py's.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .attention import MultiheadAttention
+from .linear import Linear
 
 
 @dataclass(frozen=True)
@@ -33,62 +35,44 @@ class TransformerConfig:
             raise ValueError(f"TransformerConfig: activation must be 'gelu' or 'relu', got {self.activation!r}")
 
 
-class MultiheadAttention(nn.Module):
-    """Attention with nn.MultiheadAttention's parameter names; query [B, Nq, D], memory [B, Nk, D], keep [B, Nk] bool."""
-
-    def __init__(self, dim: int, heads: int, dropout: float):
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-
-    def forward(self, query: Tensor, memory: Tensor, keep: Tensor | None = None) -> Tensor:
-        dim = query.shape[-1]
-        if memory is query:
-            q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
-        else:
-            wq, wkv = self.in_proj_weight.split((dim, 2 * dim))
-            bq, bkv = self.in_proj_bias.split((dim, 2 * dim))
-            q = F.linear(query, wq, bq)
-            k, v = F.linear(memory, wkv, bkv).chunk(2, -1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        mask = None if keep is None else keep[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
-
-
 class Layer(nn.Module):
     """Self-attention, optional cross-attention to a memory, feed-forward."""
 
     def __init__(self, cfg: TransformerConfig, cross: bool):
         super().__init__()
-        self.pre_norm, self.activation = cfg.pre_norm, F.gelu if cfg.activation == "gelu" else F.relu
+        self.pre_norm, self.activation = cfg.pre_norm, cfg.activation
         self.self_attn = MultiheadAttention(cfg.dim, cfg.heads, cfg.dropout)
         if cross:
             self.multihead_attn = MultiheadAttention(cfg.dim, cfg.heads, cfg.dropout)
-        self.linear1, self.linear2 = nn.Linear(cfg.dim, cfg.ff_size), nn.Linear(cfg.ff_size, cfg.dim)
+        self.linear1 = Linear(cfg.dim, cfg.ff_size, drop=cfg.dropout)
+        self.linear2 = Linear(cfg.ff_size, cfg.dim, drop=cfg.dropout)
         self.cross = cross
         for i in range(3 if cross else 2):
             setattr(self, f"norm{i + 1}", nn.LayerNorm(cfg.dim))
-        self.dropout = nn.Dropout(cfg.dropout)
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+    def feed_forward(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        return self.linear2(self.linear1(x, act=self.activation, norm=norm), residual)
+
+    def attend(self, x: Tensor, residual: Tensor, keep: Tensor | None) -> Tensor:
+        attn, mask = self.self_attn, None if keep is None else keep[:, None, None, :]
+        return attn.attend(*attn.qkv(x), residual=residual, mask=mask)
+
+    def read(self, x: Tensor, memory: Tensor, residual: Tensor) -> Tensor:
+        attn = self.multihead_attn
+        k, v = (attn.split(t) for t in attn.project(memory, 1, 3).chunk(2, -1))
+        return attn.attend(attn.query(x), k, v, residual=residual)
 
     def forward(self, x: Tensor, memory: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         last = self.norm3 if self.cross else self.norm2
         if self.pre_norm:
-            y = self.norm1(x)
-            x = x + self.dropout(self.self_attn(y, y, keep))
+            x = self.attend(self.norm1(x), x, keep)
             if self.cross:
-                x = x + self.dropout(self.multihead_attn(self.norm2(x), memory))
-            return x + self.dropout(self.feed_forward(last(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x, x, keep)))
+                x = self.read(self.norm2(x), memory, x)
+            return self.feed_forward(x, x, last)
+        x = self.norm1(self.attend(x, x, keep))
         if self.cross:
-            x = self.norm2(x + self.dropout(self.multihead_attn(x, memory)))
-        return last(x + self.dropout(self.feed_forward(x)))
+            x = self.norm2(self.read(x, memory, x))
+        return last(self.feed_forward(x, x))
 
 
 class SkipTransformer(nn.Module):

@@ -1,6 +1,6 @@
 """Models by name: `create_model("fastmetro_s_r50")`, `list_models("*tore*")`, or import the classes directly.
 
-One file per family; `_registry.py` holds the names, `_hub.py` our checkpoint folders, `convert/` the official layouts.
+One file per family; `_registry.py` holds the names, `_checkpoint.py` every way to weights, each room's `layouts.py` its official files.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from ._registry import create_model, list_models, model_entry
 
 # Classes (and from_pretrained, which knows them all) are imported when asked for, so that `import tore_fast.models` stays light.
 _CLASSES = {
-    "from_pretrained": "convert",
+    "from_pretrained": "_checkpoint",
     "FastMETRO": "mesh.fastmetro",
     "FastMETROConfig": "mesh.fastmetro",
     "FastMETRO_TORE": "mesh.tore",

@@ -1,24 +1,40 @@
-"""Parameters and multiply-adds of registered models, by the convention of the papers; nothing is computed (meta device).
+"""Parameters and multiply-adds of models, by the conventions of the papers. One image or clip, one forward pass.
 
-Convention: matrix products and convolutions only, one image, masked attention and fixed sparse matrices
-counted as dense, as the official code would spend them. The papers print these multiply-adds as "GFLOPs".
-Used by `tore-fast list` and the README's table.
+| convention | what counts | who prints it (as "GFLOPs") |
+|---|---|---|
+| "products" | matrix products and convolutions; masked attention and fixed sparse matrices as dense ones | FastMETRO, TORE, METRO |
+| "layers" | linear and convolution layers only, no attention products | HoT (with `paper_extra_macs`), FastHMR table 12 |
+| "tcformer" | layers, bias of convolutions, 2 per element of a LayerNorm, attention 2 N Nk C, every token <-> map move N0 (C + 4), a CTM N^2 C + N k + N^2 + N C; GELU and softmax are free | TCFormer |
+
+"products" and "layers" compute nothing where the model is on the meta device. Used by `tore-fast list` and the README's table;
+FLOPs of a single op in the usual sense: `torch.utils.flop_counter` knows our kernels (formulas in ops/<stem>.py).
 """
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..layers.ctm import CTM
+from ..layers.dynamic_block import ReducedAttention
+from ..layers.linear import Linear
 from ..layers.mesh import MeshUpsample
+from ..layers.mta import MTA
+from ..layers.token_conv import TokenConv
 from ._registry import ModelEntry, model_entry
 from .backbones import create_backbone
+
+if TYPE_CHECKING:
+    from .smpl.hmr2 import HMR2Config
 
 UNUSED_OF_TRUNK = {"hrnet_w64": 2_049_000}  # the ImageNet classifier in the official files
 _METRO_UPSAMPLING = 431 * 1723 + 1723 + 1723 * 6890 + 6890  # learned, body
@@ -30,13 +46,40 @@ class Counts(NamedTuple):
     unused_params: int  # further weights of the official file that no forward pass reads
     macs: int | None  # whole model, one image; None where they cannot be counted without running it
     backbone_macs: int | None
-    paper_macs: int | None = None  # by the rule of the model's paper, where that is another than ours (vpt_macs.py)
+    paper_macs: int | None = None  # by the rule of the model's paper, where that is another than ours (`count_clip`)
+
+
+class Macs(NamedTuple):
+    """Multiply-adds; the total is what the convention counts."""
+
+    main: int
+    clustering: int = 0  # of the CTMs ("tcformer")
+
+    @property
+    def total(self) -> int:
+        return self.main + self.clustering
 
 
 @torch.no_grad()
-def count_module(model: nn.Module, *inputs: object) -> tuple[int, int]:
-    """Parameters and multiply-adds of one forward pass of a module built on the meta device."""
-    model = model.to("meta").requires_grad_(False).eval()
+def count_macs(model: nn.Module, *inputs: object, convention: str = "products") -> Macs:
+    """Multiply-adds of one forward pass; the model is in training mode afterwards if it was before.
+
+    Example:
+        >>> from tore_fast.models import create_model
+        >>> image = torch.zeros(1, 3, 224, 224)
+        >>> round(count_macs(create_model("tcformer_light"), image, convention="tcformer").total / 1e9, 2)
+        3.85
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"count_macs: convention must be one of {tuple(CONVENTIONS)}, got {convention!r}")
+    training = model.training
+    try:
+        return CONVENTIONS[convention](model.eval(), inputs)
+    finally:
+        model.train(training)
+
+
+def _products(model: nn.Module, inputs: tuple) -> Macs:
     sparse: list[int] = []
 
     def dense_product(module: MeshUpsample, args, out) -> None:
@@ -50,7 +93,106 @@ def count_module(model: nn.Module, *inputs: object) -> tuple[int, int]:
     finally:
         for h in handles:
             h.remove()
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2 + sum(sparse)
+    return Macs(counter.get_total_flops() // 2 + sum(sparse))
+
+
+class _LayerCounter(TorchFunctionMode):
+    """Counts layers where they are called: which products they become depends on strides and gradients."""
+
+    macs = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is F.linear:
+            self.macs += out.numel() * args[0].shape[-1]
+        elif function in (F.conv1d, F.conv2d):
+            self.macs += out.numel() * args[1][0].numel()
+        elif function is torch.addmm:  # a linear layer whose bias differs from row to row (ops.linear with a residual)
+            self.macs += out.numel() * args[1].shape[-1]
+        return out
+
+
+def _layers(model: nn.Module, inputs: tuple) -> Macs:
+    with _LayerCounter() as counter:
+        model(*inputs)
+    return Macs(counter.macs)
+
+
+def _tcformer(model: nn.Module, inputs: tuple) -> Macs:
+    total, clustering = [], []
+
+    def conv(m: nn.Conv2d, _, out) -> None:
+        per_pixel = m.weight.numel() + (m.out_channels if m.bias is not None else 0)
+        total.append(per_pixel * out.shape[-2] * out.shape[-1])
+
+    def linear(m: nn.Linear, args, out) -> None:
+        total.append(args[0].numel() * m.out_features)
+
+    def norm(m: nn.LayerNorm, args, out) -> None:
+        total.append(2 * args[0].numel())
+
+    def token_conv(m: TokenConv, args, out) -> None:
+        tokens = args[0]
+        h, w = ((s + 2 * p - k) // d + 1 for s, p, k, d in zip(tokens.map_size, m.padding, m.kernel_size, m.stride))
+        cells = tokens.idx_token.shape[1]
+        total.append((m.weight.numel() + m.out_channels) * h * w + m.skip.weight.numel() * tokens.num_tokens)
+        total.append(cells * (m.in_channels + 4) + cells * (m.out_channels + 4))
+
+    def attention(m: ReducedAttention, args, out) -> None:
+        y_query, y_key, keys, (h, w) = args
+        r, channels = m.sr_ratio, y_query.shape[2]
+        num_keys = y_key.shape[1] if r == 1 else (h // r) * (w // r)
+        total.append(2 * y_query.shape[1] * num_keys * channels)
+        if r > 1 and not keys.is_grid:
+            total.append(keys.idx_token.shape[1] * (channels + 4))
+
+    def ctm(m: CTM, args, out) -> None:
+        n, channels = args[0].num_tokens, out[1].x.shape[2]
+        clustering.append(n * n * channels + n * m.k + n * n + n * channels)
+
+    def mta(m: MTA, args, out) -> None:
+        for i, (tokens, lateral) in enumerate(zip(args[0], m.lateral_convs)):
+            channels, cells = lateral.conv.out_channels, tokens.idx_token.shape[1]
+            total.append((lateral.conv.weight.numel() + channels) * tokens.num_tokens)
+            if i > 0:
+                total.append(2 * cells * (channels + 4))  # moved up once, laid out as a map once
+
+    # a Conv2d inside TokenConv or MTA's laterals never fires its own hook: both use the weights directly
+    hooks = {
+        TokenConv: token_conv,
+        nn.Conv2d: conv,
+        nn.ConvTranspose2d: conv,
+        nn.Linear: linear,
+        Linear: linear,
+        nn.LayerNorm: norm,
+        ReducedAttention: attention,
+        CTM: ctm,
+        MTA: mta,
+    }
+    handles = []
+    for m in model.modules():
+        for kind, hook in hooks.items():
+            if type(m) is kind:
+                handles.append(m.register_forward_hook(hook))
+    try:
+        model(*inputs)
+    finally:
+        for h in handles:
+            h.remove()
+    return Macs(sum(total), clustering=sum(clustering))
+
+
+CONVENTIONS: dict[str, Callable[[nn.Module, tuple], Macs]] = {
+    "products": _products,
+    "layers": _layers,
+    "tcformer": _tcformer,
+}
+
+
+def count_module(model: nn.Module, *inputs: object) -> tuple[int, int]:
+    """Parameters and multiply-adds ("products") of one forward pass of a module built on the meta device."""
+    macs = count_macs(model.to("meta").requires_grad_(False), *inputs).total
+    return sum(p.numel() for p in model.parameters()), macs
 
 
 @functools.lru_cache
@@ -81,17 +223,43 @@ def count_model(name: str, **overrides) -> Counts:
     params = sum(p.numel() for p in model.parameters())
     try:
         if entry.family == "tcformer" and name.startswith("tcformer"):  # by the rules of the official counter
-            from .keypoints._macs import count_macs
-
-            return Counts(params, 0, 0, count_macs(model, entry.input_shape[1:]).total, None)
+            image = torch.zeros(1, *entry.input_shape, device=next(model.parameters()).device)
+            return Counts(params, 0, 0, count_macs(model, image, convention="tcformer").total, None)
         _, macs = count_module(model, torch.empty(1, *entry.input_shape, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
         macs = None  # the model takes something else than one tensor, or decides by values
     if entry.task == "lifting":
-        from .lifting._macs import count_paper_macs
-
-        return Counts(params, 0, 0, macs, None, count_paper_macs(model))
+        return Counts(params, 0, 0, macs, None, count_clip(model))
     return Counts(params, 0, 0, macs, None)
+
+
+def count_clip(model: nn.Module) -> int:
+    """Multiply-adds of a lifting model on the meta device by the rule of the HoT paper: what its tables print, halved.
+
+    TRA's query counts once per joint, as the official code computes it (ours: once).
+    """
+    c = model.config
+    x = torch.empty(1, c.frames, 17, model.in_channels, device="meta")
+    index = torch.empty(1, c.keep_frames, dtype=torch.int64, device="meta") if c.pruned else None
+    return count_macs(model, x, index, convention="layers").total + model.paper_extra_macs()
+
+
+def count_host(config: HMR2Config) -> tuple[int, int]:
+    """Multiply-adds of one crop through HMR2.0: (layers, which is what the paper counts; attention products).
+
+    Example:
+        >>> from tore_fast.models.smpl.hmr2 import HMR2Config
+        >>> layers, attention = count_host(HMR2Config(depth=28, keep_tokens=90))
+        >>> round(layers / 1e9, 1), round((layers + attention) / 1e9, 1)
+        (52.8, 53.5)
+    """
+    from .smpl.hmr2 import HMR2
+
+    with torch.device("meta"):
+        model, crop = HMR2(config), torch.empty(1, 3, *config.img_size)
+    with _LayerCounter() as layers:
+        products = count_macs(model, crop).total
+    return layers.macs, products - layers.macs
 
 
 def _count_mesh_model(entry: ModelEntry, c, overrides: dict) -> Counts:

@@ -1,7 +1,7 @@
 """Saving and loading our own checkpoint folders: `config.json` + `model.safetensors`, nothing executable.
 
 A folder written by `save_pretrained` names the registered model and the config fields that differ from its default,
-so `load_pretrained(folder)` rebuilds exactly that module and loads strictly. Official files go through models/convert.
+so `load_pretrained(folder)` rebuilds exactly that module and loads strictly. Official files go through _checkpoint.py.
 """
 
 from __future__ import annotations

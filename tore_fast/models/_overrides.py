@@ -54,17 +54,11 @@ def config_type(name: str) -> type:
     """Config dataclass of a registered model name.
 
     Raises:
-        ValueError: no such model, or one without a config.
+        ValueError: no such model.
     """
-    import torch
+    from ._registry import model_entry
 
-    from ._registry import create_model
-
-    with torch.device("meta"):
-        config = getattr(create_model(name), "config", None)
-    if not dataclasses.is_dataclass(config):
-        raise ValueError(f"{name}: has no config fields to set")
-    return type(config)
+    return model_entry(name).model.config_class  # type: ignore[attr-defined]
 
 
 def parse_value(text: str, kind: Any) -> Any:

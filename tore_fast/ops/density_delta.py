@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ._cluster_args import as_mask, check_like_tokens, check_tokens, cluster_why_not, density_noise, kernel_input
 from ._dispatch import choose
@@ -72,6 +73,11 @@ def density_delta(
     if backend == "reference":
         return DensityDelta(*density_delta_reference(x.detach(), rho, mask, strict))
     return DensityDelta(*torch.ops.tore_fast.density_delta(kernel_input(backend, x), rho.float(), mask, strict))
+
+
+@register_flop_formula(torch.ops.tore_fast.density_delta)
+def _flops(x_shape, *args, **kwargs) -> int:
+    return 2 * x_shape[0] * x_shape[1] ** 2 * x_shape[2]  # the distances
 
 
 @torch.library.register_fake("tore_fast::density_delta")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ._cluster_args import as_mask, check_neighbours, check_tokens, cluster_why_not, density_noise, kernel_input
 from ._dispatch import choose
@@ -159,6 +160,13 @@ def _join_parts(out: tuple[Tensor, ...], batch: int, parts: int, tokens: int, cl
     cluster = torch.where(cluster < 0, cluster, cluster + part * clusters)
     stats = [s.view(batch, parts * tokens) for s in stats]
     return DpcClusters(centers.flatten(1), cluster.flatten(1), *stats)
+
+
+@register_flop_formula([torch.ops.tore_fast.dpc_knn_cluster, torch.ops.tore_fast.dpc_knn_cluster_merge])
+def _flops(x_shape, num_clusters, *args, **kwargs) -> int:
+    """Distances once for the densities, once for the deltas, and those to the centres (the merge itself only adds)."""
+    batch, tokens, channels = x_shape
+    return 2 * batch * tokens * (2 * tokens + num_clusters) * channels
 
 
 @torch.library.register_fake("tore_fast::dpc_knn_cluster")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ._cluster_args import as_mask, check_neighbours, check_tokens, cluster_why_not, kernel_input
 from ._dispatch import choose
@@ -55,6 +56,11 @@ def knn_density(
     if backend == "reference":
         return knn_density_reference(x.detach(), k, mask)
     return torch.ops.tore_fast.knn_density(kernel_input(backend, x), k, mask)
+
+
+@register_flop_formula(torch.ops.tore_fast.knn_density)
+def _flops(x_shape, *args, **kwargs) -> int:
+    return 2 * x_shape[0] * x_shape[1] ** 2 * x_shape[2]  # the distances
 
 
 @torch.library.register_fake("tore_fast::knn_density")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ._autograd import differentiable, softmax_delta
 from ._dispatch import backend_reason, check_device, choose, tensor_reason
@@ -148,6 +149,21 @@ def _check(q: Tensor, k: Tensor, v: Tensor, topology: MeshTopology, dropout_p: f
     check_device("mesh_attention", "q", q, seed=seed, **dict(zip(_ARRAYS, topology[:4], strict=True)))
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"mesh_attention: dropout_p must be in [0, 1), got {dropout_p}")
+
+
+@register_flop_formula(torch.ops.tore_fast.mesh_attention_fwd)
+def _fwd_flops(q_shape, k_shape, v_shape, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, *args, **kwargs) -> int:
+    """Two products over the open pairs: joints with everything, vertices by the pattern."""
+    batch, heads, tokens, dim = q_shape
+    vertices = tokens - joints
+    pairs = joints * tokens + vertices * joints + col_idx[0]
+    return 4 * batch * heads * pairs * dim
+
+
+@register_flop_formula(torch.ops.tore_fast.mesh_attention_bwd)
+def _bwd_flops(grad_shape, q_shape, k_shape, v_shape, delta, lse, *pattern, **kwargs) -> int:
+    """Scores again, gradients of weights, q, k and v: five products."""
+    return 5 * _fwd_flops(q_shape, k_shape, v_shape, *pattern) // 2
 
 
 @torch.library.register_fake("tore_fast::mesh_attention_fwd")

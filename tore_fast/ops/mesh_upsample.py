@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ._autograd import differentiable
 from ._dispatch import backend_reason, check_device, choose, tensor_reason
@@ -62,6 +63,11 @@ def mesh_upsample(
     if backend == "reference":
         return mesh_upsample_reference(x, matrix.row_ptr, matrix.col_idx, matrix.values)
     return _mesh_upsample(x, *matrix)
+
+
+@register_flop_formula(torch.ops.tore_fast.mesh_upsample)
+def _flops(x_shape, row_ptr, col_idx, *args, **kwargs) -> int:
+    return 2 * x_shape[0] * col_idx[0] * x_shape[2]  # the stored entries only
 
 
 @torch.library.register_fake("tore_fast::mesh_upsample")

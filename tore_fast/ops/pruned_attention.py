@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .._schema import LIBRARY
 from ._autograd import differentiable, softmax_delta
@@ -276,6 +277,18 @@ def _run(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q, max_k, scale)
     ]
     out, lse = _pruned_attention_fwd(q, k, v, bias, *lens, cu_q, cu_k, max_q, max_k, scale)
     return out.transpose(1, 2).to(dtype), lse
+
+
+@register_flop_formula(torch.ops.tore_fast.pruned_attention_fwd)
+def _fwd_flops(q_shape, k_shape, *args, **kwargs) -> int:
+    """Two products over all pairs, as if every sequence had the full length: lengths are values."""
+    batch, heads, queries, dim = q_shape
+    return 4 * batch * heads * queries * k_shape[2] * dim
+
+
+@register_flop_formula(torch.ops.tore_fast.pruned_attention_bwd)
+def _bwd_flops(grad_shape, q_shape, k_shape, *args, **kwargs) -> int:
+    return 5 * _fwd_flops(q_shape, k_shape) // 2  # scores again, gradients of weights, q, k and v
 
 
 @torch.library.register_fake("tore_fast::pruned_attention_fwd")

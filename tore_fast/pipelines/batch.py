@@ -21,8 +21,10 @@ import numpy as np
 
 from .._device import pick_device
 from ..data.boxes import boxes_of, read_boxes
-from .batch_plan import BatchError, BatchFolder, BatchUnfinished, Claim, Image, list_images
+from ..data.image_list import Image, list_images
+from .batch_plan import BatchError, BatchFolder, BatchUnfinished, Claim
 from .images import BOX_MODES, ImagePipeline, ImageResult, Stored
+from .results import unit_arrays
 
 NO_MODEL = 3  # exit code of a worker whose factory failed: it would fail in every other worker, too
 
@@ -236,28 +238,6 @@ def _boxes(image: Image, boxes: str, table: dict | None) -> Any:
 def box_table(boxes: str) -> dict | None:
     """Boxes of a file; None for the modes and for sidecars."""
     return None if boxes in BOX_MODES or boxes == "sidecar" else read_boxes(boxes)
-
-
-def unit_arrays(found: list[ImageResult], pipeline: ImagePipeline, save_vertices: bool) -> dict[str, np.ndarray]:
-    """Results as the arrays of one unit. A unit without people has them too, so that units can be joined."""
-    joints, mesh = len(pipeline.joint_names), pipeline.topology.hierarchy
-    shapes = {"box": (4,), "camera": (3,), "camera_image": (3,), "focal_px": (), "principal_px": (2,), "trans": (3,)}
-    shapes |= {"joints_3d": (joints, 3), "joints_2d": (joints, 2), "vertices_coarse": (mesh.counts[-1], 3)}
-    if pipeline.body_model.task == "smpl":
-        shapes |= {"poses": (72,), "rotations": (24, 3, 3), "betas": (10,)}
-    if save_vertices:
-        shapes["vertices"] = (mesh.counts[0], 3)
-    people = [(i, person) for i, result in enumerate(found) for person in result.people]
-    arrays = {
-        "source": np.array([r.name for r in found], dtype=np.str_),
-        "error": np.array([r.error or "" for r in found], dtype=np.str_),
-        "image_size": np.array([r.size for r in found], np.int32).reshape(len(found), 2),
-        "image_index": np.array([i for i, _ in people], np.int32),
-        "joint_names": np.array(pipeline.joint_names),
-    }
-    for name, shape in shapes.items():
-        arrays[name] = np.array([getattr(p, name) for _, p in people], np.float32).reshape(len(people), *shape)
-    return arrays
 
 
 # ---- engines

@@ -6,7 +6,6 @@ body). It knows its crop rule, its camera convention and its joints. Next on the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from .._device import autocast
 from ..body import Body, BodyTopology, load_body, load_topology
+from ..body.official import mesh_data_folder
 from ..geometry import camera
 from ..geometry.crop import Crop, crop_of_box, whole_crop
 from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14, SMPL24
@@ -260,7 +260,7 @@ def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopolo
     name = getattr(getattr(model, "mesh", None), "name", "free")
     if name in ("free", "free_hand"):
         return load_body(name).topology
-    folder = mesh_data or os.environ.get("TORE_FAST_MESH_DATA")
+    folder = mesh_data_folder(mesh_data)
     if folder is None:
         raise ValueError(
             f"the model uses the {name.upper()} mesh, whose topology files are not shipped; pass --mesh-data DIR "

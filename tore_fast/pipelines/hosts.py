@@ -21,10 +21,9 @@ from ..geometry.crop import crop_of_box
 from ..geometry.warp import as_tensor, person_crops
 from ..io.image import ImageError, check_box, find_images, read_image
 from ..layers.ik import LEAF_VERTICES
+from ..models._checkpoint import from_pretrained
 from ..models._hub import load_pretrained, read_config
-from ..models._registry import create_model, facts_of
-from ..models.convert import smpl as convert
-from ..models.convert.others import recognise_other
+from ..models._registry import create_model, facts_of, nearest_name
 
 # joint a leaf hangs on -> direction (T-pose, y up, facing +z) in which its tip lies
 _LEAVES = (
@@ -49,9 +48,8 @@ def load_host(source: str, fov_net: str | None = None, overrides: dict | None = 
     if path.is_dir():
         name, model = str(read_config(path)["model"]), load_pretrained(path, **fields)
     elif path.is_file() or path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
-        kind = recognise_other(convert.read_state_dict(path))
-        kind = kind if kind in convert.NAMES else "hmr2"  # its loader says what is missing
-        name, model = convert.NAMES[kind], getattr(convert, f"load_{kind}")(path, **fields)
+        model = from_pretrained(path, **fields)
+        name = nearest_name(model)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # random weights, but the same ones when an interrupted run goes on
@@ -74,7 +72,7 @@ def attach_fov_net(model: nn.Module, path: str, source: str) -> None:
         raise ValueError(
             f"--fov-net: a field-of-view net belongs to CameraHMR models, {source} is {type(model).__name__}"
         )
-    net = load_pretrained(path) if Path(path).is_dir() else convert.load_humanfov(path)
+    net = from_pretrained(path)
     if facts_of(net).task != "camera":
         raise ValueError(f"{path}: not a HumanFoV checkpoint")
     model.cam_model, model.config = net, dataclasses.replace(model.config, fov_net=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..io.image import EXTENSIONS, find_images
+from ..io.natural import natural_sorted
 from ..io.video import VIDEO_EXTENSIONS
 
 KEYPOINT_EXTENSIONS = (".json", ".npz", ".csv")
@@ -35,7 +36,7 @@ def sort_inputs(sources: Iterable[str | Path], folders_are_videos: bool = False)
             found.setdefault(path, "video")
             continue
         if path.is_dir():
-            clips = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_EXTENSIONS and not p.is_dir())
+            clips = natural_sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_EXTENSIONS and not p.is_dir())
             photos, lines = find_images([path])
             found.update({p: kind_of(p) for p in (*photos, *clips) if p not in found})
             if not photos and not clips:

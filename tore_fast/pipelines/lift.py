@@ -97,8 +97,8 @@ def _pruning_of(model: str, folder: str | Path) -> dict:
 def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn.Module:
     """Registered model with an official checkpoint, which must be of that host and window."""
     from ..models import create_model
-    from ..models.convert.files import read_state_dict
-    from ..models.convert.lifting import config_fields, model_from_state
+    from ..models._weights import read_state_dict
+    from ..models.lifting.layouts import config_fields, model_from_state
 
     with torch.device("meta"):
         built = create_model(model, **overrides)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.rotation import geodesic_angle
+from ..io.atomic import write_text
 from ..layers.eclm import ECLMPlan, ECLMResult, Evaluation, Groups, cka_matrix, eclm_search, linear_cka, merge_tensors
 from ..layers.mask_tome import TokenState
 from ..models.smpl.hmr2 import cut_sides
@@ -192,7 +193,7 @@ def run_search(
         if path.exists():
             # a kill can leave half a line; appending to it would spoil the next one too
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-            path.write_text("".join(whole))
+            write_text(path, "".join(whole))
             lines = [json.loads(line) for line in whole]
             if lines and lines[0].get("settings") != settings:
                 raise ValueError(

@@ -1,6 +1,6 @@
 """The published training losses, added up: FastMETRO, METRO (= Mesh Graphormer), TORE on both, for bodies and hands.
 
-In: HMROutput of models/ and MeshTargets of a batch. Out: the total and its parts. Terms are in losses.py; the weights are
+In: MeshOutput of models/ and MeshTargets of a batch. Out: the total and its parts. Terms are in losses.py; the weights are
 those of the released scripts.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.camera import project_weak
-from ..models.mesh._base import HMROutput
+from ..models._outputs import MeshOutput
 from . import losses
 
 
@@ -122,7 +122,7 @@ class MeshLoss(nn.Module):
         for name, value in (("regressor", regressor), ("faces", faces), ("edges", edges)):
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, out: HMROutput, target: MeshTargets, epoch: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, out: MeshOutput, target: MeshTargets, epoch: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and detached parts; `epoch` (fractional) drives the ITP weight."""
         c = self.config
         levels = [v.float() for v in (out.vertices_coarse, out.vertices_intermediate, out.vertices) if v is not None]

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..io.atomic import write_text
 from .checkpoint import read_run
 from .config import Task, TrainConfig
 from .loop import train
@@ -115,7 +116,7 @@ def run(
         text["validation"] = chosen.validation
     print_metrics("test" if task.validation else "held-out data", metrics)
     if test:
-        (out / "test.json").write_text(json.dumps({**text, "trained_on": trained_on}, indent=2) + "\n")
+        write_text(out / "test.json", json.dumps({**text, "trained_on": trained_on}, indent=2) + "\n")
     if export is not None:
         model: nn.Module = task.model_to_export().cpu().eval()
         save_pretrained(model, export, name, dtype, **text, trained_on=trained_on, **(card or {}))

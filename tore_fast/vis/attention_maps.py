@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 
 
 def map_layout(name: str, shape: tuple[int, int], joints: int, vertices: int, image_tokens: int) -> Layout:
-    """Tokens behind a map of HMROutput.attention, from its name and size.
+    """Tokens behind a map of MeshOutput.attention, from its name and size.
 
     Args:
         name: "encoder_I" (camera first), "decoder_I", "cross_I" or "bert_I"; I = 3 is the shape regressor (NSR).

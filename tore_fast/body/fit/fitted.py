@@ -19,6 +19,14 @@ MIN_VISIBLE, VISIBLE = 4, 0.5  # as many landmarks must have this visibility
 ROI_MARGIN = 1.25  # side of the crop = 2 * margin * radius of the circle round the body
 
 
+def middle_of(points: Tensor) -> Tensor:  # [B, 33, 2] -> [B, 2]
+    """Middle of the hips; where one is not finite, of the points that are; zeros without any."""
+    finite = torch.isfinite(points).all(-1, keepdim=True)
+    known = torch.where(finite, points, 0)
+    mean = known.sum(1) / finite.sum(1).clamp(min=1)
+    return torch.where(finite[:, 23:25].all(1), known[:, 23:25].mean(1), mean)
+
+
 @dataclass(frozen=True)
 class Landmarks:
     """33 body landmarks of B people (nose 0, eyes 1-6, ears 7-8, mouth 9-10, then left = odd, right = even numbers).
@@ -54,16 +62,17 @@ class Landmarks:
     def __len__(self) -> int:
         return len(self.points)
 
+    def to(self, device: torch.device | str) -> Landmarks:
+        return Landmarks(*(None if value is None else value.to(device) for value in vars(self).values()))
+
     def crop_side(self) -> Tensor:  # [B]
         """`side`, or the side of the crop that would hold the points: twice the farthest seen point from the hips."""
         if self.side is not None:
             return self.side
         finite = torch.isfinite(self.points).all(-1)
-        points = torch.where(finite[..., None], self.points, 0)
         seen = finite & (self.visibility > 0.1)
         seen = torch.where(seen.any(1, keepdim=True), seen, finite)
-        centre = points[:, 23:25].mean(1, keepdim=True)
-        far = torch.where(seen, (points - centre).norm(dim=-1), 0).amax(1)
+        far = torch.where(seen, (self.points - middle_of(self.points)[:, None]).norm(dim=-1), 0).amax(1)
         return 2 * ROI_MARGIN * far
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...geometry.procrustes import kabsch
 from ...geometry.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from .prior import load_pose_prior
 
@@ -47,6 +48,15 @@ def pose_from_image(points: Tensor) -> Tensor:  # [B, 33, 2], y down -> [B, 24, 
     y = torch.cat((up, torch.zeros_like(up[:, :1])), 1)
     root = torch.stack((x, y, torch.linalg.cross(x, y)), -1)
     return torch.cat((root[:, None], mean_pose(points)[1:].expand(len(points), -1, -1, -1)), 1)
+
+
+def fill_missing(world: Tensor, finite: Tensor, template: Tensor) -> Tensor:  # [B, 33, 3], [B, 33], [33, 3]
+    """Points that are not finite taken from a template turned and moved onto those that are (least squares)."""
+    weight = finite.to(world)[..., None]
+    total = weight.sum(1, keepdim=True).clamp(min=1)
+    here, there = (weight * world).sum(1, keepdim=True) / total, (weight * template).sum(1, keepdim=True) / total
+    turn = kabsch(template - there, (world - here) * weight)
+    return torch.where(finite[..., None], world, (template - there) @ turn.mT + here)
 
 
 def pose_from_joints(

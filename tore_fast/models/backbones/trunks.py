@@ -74,7 +74,7 @@ class HRNetW64(nn.Module):
 class EfficientNetB0(nn.Module):
     """EfficientNet-b0 with TensorFlow's "same" padding up to the head convolution: -> [B, 1280, H/32, W/32].
 
-    This is efficientnet_pytorch's endpoint `reduction_6`. Keys are timm's; models/convert maps the official ones.
+    This is efficientnet_pytorch's endpoint `reduction_6`. Keys are timm's; mesh/layouts.py maps the official ones.
     """
 
     num_channels, stride = 1280, 32

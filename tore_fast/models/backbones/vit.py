@@ -181,18 +181,6 @@ def _stem_convs(cfg: ViTConfig) -> list[tuple[int, int, int]]:
     return convs
 
 
-def embed_macs(cfg: ViTConfig) -> float:
-    """Multiply-adds of the image's way to tokens."""
-    rows, columns = cfg.grid
-    if cfg.stem == "patch":
-        return 3.0 * cfg.patch_size**2 * cfg.embed_dim * rows * columns
-    pixels, total = float(cfg.img_size[0] * cfg.img_size[1]), 0.0
-    for cin, cout, stride in _stem_convs(cfg):
-        pixels /= stride**2
-        total += 9 * cin * cout * pixels
-    return total + cout * cfg.embed_dim * pixels
-
-
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 
 

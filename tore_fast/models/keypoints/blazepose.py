@@ -1,6 +1,6 @@
 """Person detector and body landmarks of BlazePose (arXiv:2006.10204) as torch modules.
 
-The weights are Google's (MediaPipe, Apache-2.0); tools/bake/landmarks.py and models/convert/mediapipe.py read them out of the
+The weights are Google's (MediaPipe, Apache-2.0); tools/bake/landmarks.py and models/keypoints/_mediapipe.py read them out of the
 original .tflite files. The branch that segments the body is left out. Float16 in the file, float32 in the arithmetic.
 What comes before (windows, rotated crops) and after (people, tracks) is in pipelines/people.py.
 """

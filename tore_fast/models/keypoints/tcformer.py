@@ -2,7 +2,7 @@
 
 In: images [B, 3, H, W] (ImageNet mean/std); out: class logits, or the `Tokens` of four stages for the heads of
 models/keypoints/tcformer_heads.py. Layers: layers/ctm.py, layers/dynamic_block.py, layers/mta.py. State-dict keys are the official
-ones; official files load through models/convert/keypoints.py.
+ones; official files load through models/keypoints/layouts.py.
 """
 
 from __future__ import annotations

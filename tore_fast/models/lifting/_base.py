@@ -189,6 +189,21 @@ class PrunableHost(Prepared):
             return self.cross_attention(x, self.x_token)
         return interpolate_frames(x, index, self.config.frames, self.config.recovery)  # type: ignore[attr-defined]
 
+    def paper_extra_macs(self) -> int:
+        """What the tables of the HoT paper count of one clip beside linear and convolution layers: the pooling of the tokens
+        that TPC chooses by, and TRA's query once per joint, as the official code computes it (ours: once)."""
+        c, channels = self.config, self.config.channels  # type: ignore[attr-defined]
+        pooling = (JOINTS + 1) * c.frames * channels if c.pruned and c.pruning == "tpc" else 0  # type: ignore[attr-defined]
+        queries = (JOINTS - 1) * channels**2 * c.output_frames if c.recovery == "tra" else 0
+        return pooling + queries
+
+    def _two_stream_macs(self) -> int:
+        """The layer of two outputs that fuses two streams in the official code; ours computes their difference."""
+        c = self.config
+        first = c.depth if c.prune_block is None else c.prune_block  # type: ignore[attr-defined]
+        seen = first * c.frames + (c.depth - first) * (c.keep_frames or 0)  # type: ignore[attr-defined]
+        return 4 * c.channels * seen * JOINTS  # type: ignore[attr-defined]
+
 
 def metres(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
     """head(tokens), in float32 also under autocast: at one metre the steps of bfloat16 are 4 mm."""

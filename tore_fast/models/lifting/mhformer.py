@@ -181,6 +181,9 @@ class Mhformer(PrunableHost):
             out.append(t.pos_drop(tokens + getattr(t, f"pos_embed_{i}")))
         return out
 
+    def paper_extra_macs(self) -> int:
+        return 0  # its joints are merged before TPC and TRA
+
     def forward(
         self,
         x: Tensor,  # [B, F, 17, 2]

@@ -171,6 +171,9 @@ class Motionagformer(PrunableHost):
         self.rep_logit = nn.Sequential(OrderedDict(fc=Linear(dim, config.rep_channels), act=nn.Tanh()))
         self.head = nn.Linear(config.rep_channels, 3)
 
+    def paper_extra_macs(self) -> int:
+        return super().paper_extra_macs() + self._two_stream_macs()
+
     def forward(
         self,
         x: Tensor,  # [B, F, 17, 3]

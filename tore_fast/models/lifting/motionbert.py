@@ -111,6 +111,9 @@ class Motionbert(PrunableHost):
             nn.init.zeros_(fusion.weight)
             nn.init.constant_(fusion.bias, 0.5)
 
+    def paper_extra_macs(self) -> int:
+        return super().paper_extra_macs() + self._two_stream_macs()
+
     def forward(
         self,
         x: Tensor,  # [B, F, 17, 3]

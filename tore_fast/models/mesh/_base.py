@@ -1,4 +1,4 @@
-"""What the image-to-mesh models share: the output tuple, the up-sampling heads.
+"""What the image-to-mesh models share: the up-sampling heads.
 
 Next on the way: fastmetro.py, tore.py, metro.py, graphormer.py.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +19,6 @@ from ...ops import csr_matrix
 from .._config import make_config
 from ..backbones import create_backbone
 from ._topology import ModelMesh, resolve_mesh
-
-
-class HMROutput(NamedTuple):
-    """Lengths in metres, up to the model's own origin: centre on the regressed pelvis or wrist after up-sampling."""
-
-    camera: Tensor  # [B, 3] scale, tx, ty: crop coordinates in [-1, 1] are s * (xy + t)
-    joints: Tensor  # [B, J, 3] the joint tokens
-    vertices_coarse: Tensor  # [B, V, 3]
-    vertices_intermediate: Tensor | None  # [B, 1723, 3]; None where the mesh has two levels or it was not asked for
-    vertices: Tensor | None  # [B, 6890, 3] fine; None when not asked for
-    heatmap: Tensor | None = None  # [B, M, h * w] of the token selector
-    rotmat: Tensor | None = None  # [B, 24, 3, 3] SMPL parameter head
-    betas: Tensor | None = None  # [B, 10]
-    attention: dict[str, Tensor] | None = None  # name -> [layers, B, queries, keys], averaged over heads
 
 
 @dataclasses.dataclass(frozen=True)

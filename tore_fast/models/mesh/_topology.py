@@ -8,7 +8,6 @@ $TORE_FAST_MESH_DATA; layout of the official repositories).
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import scipy.sparse as sp
 import torch
 
 from ...body import BodyTopology, load_body, load_topology
-from ...body.official import load_model
+from ...body.official import load_model, mesh_data_folder
 from ...geometry.skeleton import H36M17_TO_J14, MANO21_TO_HAND21, MANO_FINGERTIPS
 from ...ops import MeshTopology, mesh_topology
 
@@ -112,7 +111,7 @@ def resolve_mesh(
         return _free_mesh(mesh)
     if mesh not in MESH_NAMES:
         raise ValueError(f"mesh must be one of {MESH_NAMES}, a ModelMesh or a BodyTopology, got {mesh!r}")
-    folder = folder or os.environ.get("TORE_FAST_MESH_DATA")
+    folder = mesh_data_folder(folder)
     if not folder:
         raise ValueError(
             f"mesh={mesh!r} needs the topology files of the official repositories, which cannot be shipped: "

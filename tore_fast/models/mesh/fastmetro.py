@@ -1,6 +1,6 @@
 """FastMETRO: image tokens are encoded, joint and vertex queries decode them, in two transformers of falling width.
 
-In: [B, 3, 224, 224] crops (geometry/warp.py); out: HMROutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
 variant is tore.py. Parameter names are the official ones, so official state dicts load strictly.
 Cho et al., "Cross-Attention of Disentangled Modalities for 3D Human Mesh Recovery with Transformers", ECCV 2022.
 """
@@ -18,8 +18,9 @@ from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.smpl_regressor import SMPLParameterRegressor
 from ...layers.transformer import Transformer
+from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
-from ._base import HMROutput, MeshModel, MeshModelConfig, stack_maps
+from ._base import MeshModel, MeshModelConfig, stack_maps
 from ._topology import ModelMesh
 
 
@@ -90,7 +91,7 @@ class FastMETRO(MeshModel, TokenSelection):
         self.init_selection(c.selector, c.dim_1, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain)
         self.register_buffer("pos_2", self.token_positions(c.dim_2), persistent=False)
 
-    def forward(self, images: Tensor, return_attention: bool = False, fine: bool = True) -> HMROutput:
+    def forward(self, images: Tensor, return_attention: bool = False, fine: bool = True) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -123,7 +124,7 @@ class FastMETRO(MeshModel, TokenSelection):
         maps = {f"{k}_{i}": v for i, m in ((1, maps_1), (2, maps_2)) for k, v in (m or {}).items()}
         attention = stack_maps(maps, batch) if return_attention else None
         camera = self.cam_predictor(two.camera).squeeze(1)
-        return HMROutput(
+        return MeshOutput(
             camera, xyz[:, :joints], coarse, intermediate, vertices, kept.heatmap, rotmat, betas, attention
         )
 

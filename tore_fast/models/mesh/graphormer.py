@@ -1,6 +1,6 @@
 """Mesh Graphormer: METRO's blocks with 49 grid tokens added, and graph convolutions over the mesh in the last block.
 
-In: [B, 3, 224, 224] crops; out: HMROutput. Layers: bert_block.py, graph_conv.py. Only HRNet gives the two features it
+In: [B, 3, 224, 224] crops; out: MeshOutput. Layers: bert_block.py, graph_conv.py. Only HRNet gives the two features it
 needs; other trunks have no map before their final layer.
 Lin et al., "Mesh Graphormer", ICCV 2021.
 """
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ...layers.mesh import MeshUpsample
 from ...ops import csr_matrix
+from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
-from ._base import HMROutput, stack_maps
+from ._base import stack_maps
 from ._topology import ModelMesh
 from .metro import DenseUpsampling, METROConfig, bert_blocks, keep_embedding, mask_queries
 
@@ -81,7 +82,7 @@ class MeshGraphormer(DenseUpsampling):
         query_mask: Tensor | None = None,
         return_attention: bool = False,
         fine: bool = True,
-    ) -> HMROutput:
+    ) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -114,7 +115,7 @@ class MeshGraphormer(DenseUpsampling):
         camera = self.cam_param_fc3(self.cam_param_fc2(self.cam_param_fc(camera).squeeze(-1)))
         named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} if return_attention else None
         attention = stack_maps(named, x.shape[0])
-        return HMROutput(camera, x[:, :joints], coarse, intermediate, vertices, None, None, None, attention)
+        return MeshOutput(camera, x[:, :joints], coarse, intermediate, vertices, None, None, None, attention)
 
     def features(self, images: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Pooled feature [B, C] and grid features [B, grid_dim, h, w]."""

@@ -1,6 +1,6 @@
 """METRO: template joints and vertices with image features are the tokens of three BERT-style blocks of falling width.
 
-In: [B, 3, 224, 224] crops; out: HMROutput. Layers: bert_block.py. TORE's variant is metro_tore.py, Mesh Graphormer
+In: [B, 3, 224, 224] crops; out: MeshOutput. Layers: bert_block.py. TORE's variant is metro_tore.py, Mesh Graphormer
 graphormer.py. Parameter names are the official ones without the tables that no forward pass reads (44.8 M weights).
 Lin et al., "End-to-End Human Pose and Mesh Reconstruction with Transformers", CVPR 2021.
 """
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ...layers.bert_block import BertBlock
 from ...layers.itp import TokenSelection
+from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
-from ._base import HMROutput, MeshModel, MeshModelConfig, stack_maps
+from ._base import MeshModel, MeshModelConfig, stack_maps
 from ._topology import ModelMesh
 
 MASKED = 0.01  # every channel of a masked query (masked joint and vertex modelling)
@@ -128,7 +129,7 @@ class METRO(DenseUpsampling, TokenSelection):
 
     def forward(
         self, images: Tensor, query_mask: Tensor | None = None, return_attention: bool = False, fine: bool = True
-    ) -> HMROutput:
+    ) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -154,7 +155,7 @@ class METRO(DenseUpsampling, TokenSelection):
         camera = self.camera(x if self.config.camera_from_joints else coarse)
         named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} if return_attention else None
         attention = stack_maps(named, x.shape[0])
-        return HMROutput(camera, joints, coarse, intermediate, vertices, heatmap, None, None, attention)
+        return MeshOutput(camera, joints, coarse, intermediate, vertices, heatmap, None, None, attention)
 
     def image_tokens(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Kept tokens [B, M, C] and their heat map, or the pooled feature [B, 1, C]."""

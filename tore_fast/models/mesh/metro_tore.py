@@ -1,6 +1,6 @@
 """TORE on METRO: the BERT-style blocks run on the joint tokens only, an NSR gives the vertices (GTR); ITP optional.
 
-In: [B, 3, 224, 224] crops; out: HMROutput. Layers: bert_block.py, gtr_nsr.py, itp.py. Released for bodies without ITP.
+In: [B, 3, 224, 224] crops; out: MeshOutput. Layers: bert_block.py, gtr_nsr.py, itp.py. Released for bodies without ITP.
 Our extensions: hands (the body's way with 21 joints), and ITP, which here means to prune the 49 grid tokens before the
 learned 49 -> J mix; the mix then reads M tokens.
 """
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ...layers.gtr_nsr import NeuralShapeRegressor
 from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
+from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
-from ._base import HMROutput, stack_maps
+from ._base import stack_maps
 from ._topology import ModelMesh
 from .metro import DenseUpsampling, METROConfig, bert_blocks, keep_embedding, mask_queries
 
@@ -83,7 +84,7 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         return_attention: bool = False,
         fine: bool = True,
         nsr_noise: float = 0.0,
-    ) -> HMROutput:
+    ) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -122,7 +123,7 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
             named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} | {f"{k}_3": m for k, m in nsr_maps.items()}
             attention = stack_maps(named, batch)
         camera = self.cam_predictor(nsr.camera).squeeze(1)
-        return HMROutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
+        return MeshOutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
 
     def keep_terms(self) -> None:
         super().keep_terms()

@@ -1,6 +1,6 @@
 """TORE on FastMETRO: image tokens are pruned (ITP), the transformers decode joints only, an NSR gives the vertices (GTR).
 
-In: [B, 3, 224, 224] crops (geometry/warp.py); out: HMROutput with the selector's heat map. Layers: itp.py, transformer.py,
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput with the selector's heat map. Layers: itp.py, transformer.py,
 gtr_nsr.py. Parameter names are the official ones, so official state dicts load strictly. METRO's variant: metro_tore.py.
 Dou et al., "TORE: Token Reduction for Efficient Human Mesh Recovery with Transformer", ICCV 2023.
 """
@@ -18,8 +18,9 @@ from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.positional import sine_position
 from ...layers.transformer import Transformer
+from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
-from ._base import HMROutput, MeshModel, MeshModelConfig, stack_maps
+from ._base import MeshModel, MeshModelConfig, stack_maps
 from ._topology import ModelMesh
 from .fastmetro import HAND
 
@@ -90,7 +91,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
 
     def forward(
         self, images: Tensor, return_attention: bool = False, fine: bool = True, nsr_noise: float = 0.0
-    ) -> HMROutput:
+    ) -> MeshOutput:
         """Regresses the mesh.
 
         Args:
@@ -129,7 +130,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
             attention = stack_maps(named, batch)
         camera = self.cam_predictor(two.camera).squeeze(1)
         joints = self.xyz_regressor_j(two.decoded)
-        return HMROutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
+        return MeshOutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
 
     def upsample_mesh(self, coarse: Tensor) -> tuple[Tensor | None, Tensor]:
         """[B, V, 3] -> intermediate (None for a hand) and fine vertices, by the fixed matrices."""

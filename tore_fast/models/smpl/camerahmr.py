@@ -1,6 +1,6 @@
 """CameraHMR: HMR2.0's network with a box token and true intrinsics, and the HumanFoV net.
 
-In: square crops, their boxes and the camera matrix (or a field of view from `HumanFoV`); out: `HMROutput` with 44
+In: square crops, their boxes and the camera matrix (or a field of view from `HumanFoV`); out: `SmplOutput` with 44
 auxiliary key points. Feed RGB to both networks. Next on the way: geometry/camera.py:full_translation, body/.
 """
 
@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from ...geometry import camera
+from .._outputs import SmplOutput
 from .._registry import PaperRow, model_facts, register_models
-from .hmr2 import HMR2, SMALL, HMR2Config, HMROutput
+from .hmr2 import HMR2, SMALL, HMR2Config
 from .humanfov import HumanFoV
 
 
@@ -50,8 +51,8 @@ class CameraHMR(HMR2):
         box_size: Tensor | None = None,  # [B] px
         image_size: Tensor | None = None,  # [B, 2] (W, H) px
         focal: Tensor | None = None,  # [B] px
-    ) -> HMROutput:
-        """Crops and where they come from -> HMROutput.
+    ) -> SmplOutput:
+        """Crops and where they come from -> SmplOutput.
 
         Without box, size and focal the crop counts as the whole image: its field of view is estimated here.
         """

@@ -1,6 +1,6 @@
 """HMR2.0 (4D-Humans): ViT-H tokens -> one query token -> SMPL pose, shape, camera.
 
-In: square crops [B, 3, 256, 256] of geometry/warp.py; out: `HMROutput`, whose `token` feeds models/motion/denoiser.py
+In: square crops [B, 3, 256, 256] of geometry/warp.py; out: `SmplOutput`, whose `token` feeds models/motion/denoiser.py
 and whose rotations and betas feed body/. Depth and token count are config fields, so the ECLM + Mask-ToMe form
 (`fasthmr_hmr2`) is the same class with 28 blocks and 90 tokens.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from ...layers.decoder_head import CrossAttentionDecoder, DecoderConfig
 from ...layers.mask_tome import MergeConfig, mask_coverage
 from ...layers.prepared import Prepared
 from .._config import make_config
+from .._outputs import SmplOutput
 from .._registry import PaperRow, model_facts, register_models
-from ..backbones.vit import ViT, ViTConfig, embed_macs
+from ..backbones.vit import ViT, ViTConfig
 
 SIDE_CUT = 32  # columns dropped left and right of the square crop
 
@@ -97,18 +98,6 @@ class HMR2Config:
         )
 
 
-class HMROutput(NamedTuple):
-    """What a host predicts per crop (tensors float32; [B, ...])."""
-
-    token: Tensor  # [B, 1024] decoder output, the per-frame feature of FastHMR
-    rotations: Tensor  # [B, 24, 3, 3], [:, 0] global orientation in camera axes
-    betas: Tensor  # [B, 10]
-    cam: Tensor  # [B, 3] (s, tx, ty)
-    cam_t: Tensor  # [B, 3] metres, camera of the crop (focal 5000 px of 256)
-    pose: Tensor  # [B, 144] raw pose numbers
-    keypoints: Tensor | None  # [B, 44, 2] auxiliary read-out of CameraHMR
-
-
 class SMPLHead(nn.Module):
     """Cross-attention decoder and linear read-outs added to the mean parameters.
 
@@ -164,8 +153,8 @@ class SMPLHead(nn.Module):
             )
         return torch.cat((box.to(state[0].dtype), *state), 1)[:, None]
 
-    def forward(self, context: Tensor, log_size: Tensor | None = None, bbox_info: Tensor | None = None) -> HMROutput:
-        """context [B, N, C] (+ log token sizes [B, N], box token [B, 3]) -> HMROutput."""
+    def forward(self, context: Tensor, log_size: Tensor | None = None, bbox_info: Tensor | None = None) -> SmplOutput:
+        """context [B, N, C] (+ log token sizes [B, N], box token [B, 3]) -> SmplOutput."""
         if context.dim() != 3:
             raise ValueError(f"SMPLHead: context must be [B, N, C], got {list(context.shape)}")
         b = context.shape[0]
@@ -186,7 +175,7 @@ class SMPLHead(nn.Module):
         else:
             rotations = axis_angle_to_matrix(pose.unflatten(1, (self.num_joints, 3)))
         points = None if kp is None else kp.float().unflatten(1, (self.num_keypoints, 2))
-        return HMROutput(
+        return SmplOutput(
             token, rotations, betas.float(), cam, full_translation(cam, focal=CROP_FOCAL_PX, crop=CROP_PX), pose, points
         )
 
@@ -238,8 +227,8 @@ class HMR2(Prepared):
         log_size = out.size.log() if out.size is not None and merging is not None and merging.prop_attn else None
         return out.tokens, log_size
 
-    def forward(self, img: Tensor, mask: Tensor | None = None) -> HMROutput:
-        """Square normalised crops -> HMROutput.
+    def forward(self, img: Tensor, mask: Tensor | None = None) -> SmplOutput:
+        """Square normalised crops -> SmplOutput.
 
         Args:
             img: [B, 3, 256, 256] (32 columns per side are cut here) or [B, 3, 256, 192].
@@ -255,34 +244,6 @@ def cut_sides(x: Tensor, width: int) -> Tensor:
     if extra < 0 or extra % 2:
         raise ValueError(f"hmr: crop width must be {width} or {width + 2 * SIDE_CUT}, got {x.shape[-1]}")
     return x if extra == 0 else x[..., extra // 2 : x.shape[-1] - extra // 2]
-
-
-def host_macs(config: HMR2Config) -> tuple[float, float]:
-    """Multiply-adds of one crop: (convolution and linear layers, which is what the paper counts; attention products).
-
-    Example:
-        >>> linear, attention = host_macs(HMR2Config(depth=28, keep_tokens=90))
-        >>> round(linear / 1e9, 1), round((linear + attention) / 1e9, 1)
-        (52.8, 53.5)
-
-    Source: FastHMR Table 12 counts so.
-    """
-    c, merging = config, config.merging()
-    vit = c.vit()
-    d, n = c.embed_dim, vit.grid[0] * vit.grid[1]
-    schedule = (0,) * c.depth if merging is None else merging.schedule(n, c.depth)
-    linear, attention = embed_macs(vit), 0.0
-    for r in schedule:
-        linear += 4 * d * d * n
-        attention += 2 * n * n * d
-        n -= r
-        linear += 2 * d * int(d * c.mlp_ratio) * n
-    inner = c.decoder_heads * c.decoder_dim_head
-    # one query: self-attention is its output matrix after v, q and k are dead
-    per_layer = 2 * inner * c.decoder_dim + 2 * inner * c.decoder_dim + 2 * c.decoder_dim * c.decoder_mlp_dim
-    linear += c.decoder_depth * (per_layer + 2 * d * inner * n)
-    attention += c.decoder_depth * 2 * n * inner
-    return linear, attention
 
 
 SMALL = dict(

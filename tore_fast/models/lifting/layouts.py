@@ -6,16 +6,15 @@ unwrapping (`model_pos`, `module.`), dropping profiler buffers and reading the s
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
+from .._config import make_config
+from .._layouts import Layout, register_layout
 from .._weights import load_strict
-from ..lifting.mhformer import Mhformer, MhformerConfig
-from ..lifting.mixste import Mixste, MixsteConfig
-from ..lifting.motionagformer import Motionagformer, MotionagformerConfig
-from ..lifting.motionbert import Motionbert, MotionbertConfig
-from .files import read_state_dict
+from .mhformer import Mhformer, MhformerConfig
+from .mixste import Mixste, MixsteConfig
+from .motionagformer import Motionagformer, MotionagformerConfig
+from .motionbert import Motionbert, MotionbertConfig
 
 HOSTS = {
     "mixste": (Mixste, MixsteConfig),
@@ -101,26 +100,27 @@ def config_fields(state: dict[str, Tensor]) -> tuple[str, dict]:
     return host, fields
 
 
-def model_from_state(state: dict[str, Tensor], source: str = "state dict", **overrides) -> nn.Module:
+def model_from_state(
+    state: dict[str, Tensor],
+    source: str = "state dict",
+    without_topology: bool = False,
+    allow_nonfinite: bool = False,
+    **overrides,
+) -> nn.Module:
     """Model in eval mode with these weights, loaded strictly.
 
     Args:
-        state: normalised state dict (`read_state_dict`).
+        state: state dict without wrappers (`read_state_dict`).
         **overrides: config fields that the weights do not tell: `prune_block` (default: the published n), `heads`, and
             for TPC versions, whose weights are those of the base, `keep_frames`, `keep_center`.
     """
     host, fields = config_fields(state)
-    build, config = HOSTS[host]
-    model = build(config(**{**fields, **overrides}))
-    load_strict(model, state, source, host)
+    build, _ = HOSTS[host]
+    model = build(make_config(build, None, {**fields, **overrides}))
+    load_strict(model, state, source, host, allow_nonfinite=allow_nonfinite)
     return model.eval()
 
 
-def load_official(path: str | Path, **overrides) -> nn.Module:
-    """Model in eval mode from an official checkpoint file; see `model_from_state` for the overrides.
-
-    Example:
-        >>> load_official("model_40_4100.pth", prune_block=3).config.keep_frames  # doctest: +SKIP
-        81
-    """
-    return model_from_state(read_state_dict(path), str(path), **overrides)
+register_layout(
+    Layout("hot", "hot", lambda state: any(key in state for key in SIGNATURE_KEY.values()), model_from_state)
+)

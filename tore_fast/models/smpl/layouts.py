@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .._weights import load_strict
-from ..smpl.camerahmr import CameraHMR, CameraHMRConfig
-from ..smpl.densekp import DenseKP, DenseKPConfig
-from ..smpl.hmr2 import HMR2, HMR2Config
-from ..smpl.humanfov import HumanFoV
-from .files import read_state_dict
+from .._config import make_config
+from .._layouts import Layout, register_layout
+from .._weights import load_strict, read_state_dict
+from .camerahmr import CameraHMR
+from .densekp import DenseKP, DenseKPConfig
+from .hmr2 import HMR2
+from .humanfov import HumanFoV
 
 IGNORED = re.compile(r"(discriminator|smpl|smpl_layer|smpl_gt|mesh_renderer|renderer|criterion)\.|initialized$|loss")
 
@@ -49,54 +50,82 @@ def _sizes(state: dict[str, Tensor], head: str, what: str) -> dict:
     return fields
 
 
-def _load(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str) -> nn.Module:
+def _load(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str, allow_nonfinite: bool) -> nn.Module:
     """Strict; the model is laid out without memory or random initialisation and takes over the file's tensors."""
     with torch.device("meta"):
         model = build()
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    load_strict(model, state, what, assign=True)
+    load_strict(model, state, what, assign=True, allow_nonfinite=allow_nonfinite)
     return model.eval()
 
 
-NAMES = {"hmr2": "hmr2_vith", "camerahmr": "camerahmr_vith", "humanfov": "humanfov", "densekp": "densekp_vith"}
+def _kept(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if not IGNORED.match(k)}
 
 
-def load_hmr2(path: str | Path, **overrides) -> HMR2:
+def load_hmr2(
+    state: dict[str, Tensor], source: str, without_topology: bool = False, allow_nonfinite: bool = False, **overrides
+) -> nn.Module:
     """HMR2.0 from its Lightning file (`epoch=35-step=1000000.ckpt`); discriminator and SMPL buffers are left out.
 
     Args:
         overrides: HMR2Config fields that weights do not tell (num_heads, keep_tokens, ...).
     """
-    state = {k: v for k, v in read_state_dict(path).items() if not IGNORED.match(k)}
-    fields = _sizes(state, "smpl_head", str(path))
+    state = _kept(state)
+    fields = _sizes(state, "smpl_head", source)
     token = state["smpl_head.transformer.to_token_embedding.weight"].shape[1]
     fields["query"] = "zero" if token == 1 else "mean_shape"
-    return _load(lambda: HMR2(HMR2Config(**{**fields, **overrides})), state, str(path))
+    config = make_config(HMR2, None, {**fields, **overrides})
+    return _load(lambda: HMR2(config), state, source, allow_nonfinite)
 
 
-def load_camerahmr(path: str | Path, fov_path: str | Path | None = None, **overrides) -> CameraHMR:
-    """CameraHMR from its checkpoint, the field-of-view net from the same file (`cam_model.*`) or from `fov_path`."""
-    state = {k: v for k, v in read_state_dict(path).items() if not IGNORED.match(k)}
-    if fov_path is not None:
+def load_camerahmr(
+    state: dict[str, Tensor],
+    source: str,
+    fov_net_file: str | Path | None = None,
+    without_topology: bool = False,
+    allow_nonfinite: bool = False,
+    **overrides,
+) -> nn.Module:
+    """CameraHMR from its checkpoint, the field-of-view net from the same file (`cam_model.*`) or from `fov_net_file`."""
+    state = _kept(state)
+    if fov_net_file is not None:
         state = {k: v for k, v in state.items() if not k.startswith("cam_model.")}
-        state.update({f"cam_model.{k}": v for k, v in read_state_dict(fov_path).items()})
-    fields = _sizes(state, "smpl_head", str(path))
+        state.update({f"cam_model.{k}": v for k, v in read_state_dict(fov_net_file).items()})
+    fields = _sizes(state, "smpl_head", source)
     fields["fov_net"] = any(k.startswith("cam_model.") for k in state)
-    return _load(lambda: CameraHMR(CameraHMRConfig(**{**fields, **overrides})), state, str(path))
+    config = make_config(CameraHMR, None, {**fields, **overrides})
+    return _load(lambda: CameraHMR(config), state, source, allow_nonfinite)
 
 
-def load_humanfov(path: str | Path) -> HumanFoV:
+def load_humanfov(
+    state: dict[str, Tensor], source: str, without_topology: bool = False, allow_nonfinite: bool = False
+) -> nn.Module:
     """The field-of-view net from its own file (`cam_model_cleaned.ckpt`, 1874 entries)."""
-    return _load(HumanFoV, read_state_dict(path), str(path))
+    return _load(HumanFoV, state, source, allow_nonfinite)
 
 
-def load_densekp(path: str | Path) -> DenseKP:
+def load_densekp(
+    state: dict[str, Tensor], source: str, without_topology: bool = False, allow_nonfinite: bool = False
+) -> nn.Module:
     """DenseKP from its checkpoint (`backbone.*`, `head.*`)."""
-    state = {k: v for k, v in read_state_dict(path).items() if not IGNORED.match(k)}
-    fields = _sizes(state, "head", str(path))
+    state = _kept(state)
+    fields = _sizes(state, "head", source)
     points = state["head.dec_kp.bias"].shape[0] // 3
     config = DenseKPConfig(fields["embed_dim"], fields["depth"], fields["num_heads"], fields["decoder_depth"], points)
-    return _load(lambda: DenseKP(config), state, str(path))
+    return _load(lambda: DenseKP(config), state, source, allow_nonfinite)
+
+
+_POSE, _POINTS = "smpl_head.decpose.bias", "smpl_head.deckp.bias"
+_FOV = {"fc3.weight", "backbone.bn1.weight"}
+_OFFICIAL: tuple[tuple[str, Callable, Callable], ...] = (
+    ("densekp", lambda state: "head.dec_kp.bias" in state, load_densekp),
+    ("camerahmr", lambda state: _POSE in state and _POINTS in state, load_camerahmr),
+    ("hmr2", lambda state: _POSE in state and _POINTS not in state, load_hmr2),
+    ("humanfov", lambda state: _FOV <= state.keys(), load_humanfov),
+)
+for _name, _fits, _loader in _OFFICIAL:
+    register_layout(Layout(_name, _name, _fits, _loader, dropped=lambda key: IGNORED.match(key) is not None))
 
 
 def mld_denoiser_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Official checkpoints of FastMETRO, METRO, Mesh Graphormer and TORE: which layout it is, its config, our key names.
 
-In: a flat state dict (files.py); out: the model class, its config and the state dict it loads strictly. Our modules have
+In: a flat state dict; out: the model class, its config and the state dict it loads strictly. Our modules have
 the official names; only EfficientNet's trunk is called differently, and weights that no forward pass reads are dropped.
 """
 
@@ -13,13 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..mesh import fastmetro, graphormer, metro, metro_tore, tore
-from ..mesh._topology import resolve_mesh
-from .backbones import efficientnet_key
+from .. import _layouts
+from .._config import make_config
+from .._weights import load_strict
+from . import fastmetro, graphormer, metro, metro_tore, tore
+from ._efficientnet_keys import efficientnet_key
+from ._topology import resolve_mesh
 
 _DEAD = ("backbone.classifier.weight", "backbone.classifier.bias", "backbone.fc.weight", "backbone.fc.bias")
 _DEAD_PARTS = (".bert.embeddings.", ".bert.pooler.", ".graph_conv.skip_conv.")
-UPSTREAMS = ("fastmetro", "tore", "metro", "graphormer")
 
 
 def native_key(key: str) -> str | None:
@@ -158,20 +160,6 @@ LAYOUTS = {
 }
 
 
-def recognise(state: dict[str, Tensor], source: str, upstream: str | None = None) -> str:
-    """Name of the layout.
-
-    Raises:
-        ValueError: none fits; names the nearest and the first keys in which the file differs from it.
-    """
-    for name, layout in LAYOUTS.items():
-        if upstream in (None, layout.upstream):
-            if all(k in state for k in layout.marks) and not any(k in state for k in layout.absent):
-                return name
-    wanted = "no known layout" if upstream is None else f"no layout of {upstream!r}"
-    raise ValueError(f"{source}: {wanted}; {nearest(state)}")
-
-
 def nearest(state: dict[str, Tensor]) -> str:
     """Sentence about the layout that shares most keys with `state`."""
     have = {k for k in to_native(state) if not k.startswith("backbone.")}
@@ -201,16 +189,42 @@ def config_of(state: dict[str, Tensor], name: str, source: str, **overrides):
         fields = layout.fields(state)
     except (KeyError, ValueError, IndexError) as e:
         raise ValueError(f"{source}: looks like {name}, but {e} is missing or misshapen; {nearest(state)}") from None
-    known = {f.name for f in dataclasses.fields(layout.config)}
-    if unknown := sorted(overrides.keys() - known):
-        raise ValueError(
-            f"from_pretrained: {name} has no config field {unknown[0]!r}; there are {', '.join(sorted(known))}"
-        )
     mesh = "mano" if fields["num_vertices"] == 195 else "smpl"
-    return layout.config(**{"backbone": trunk_of(state), "mesh": mesh, **fields, **overrides})
+    return make_config(layout.model, None, {"backbone": trunk_of(state), "mesh": mesh, **fields, **overrides})
 
 
 def stand_in_mesh(config):
     """A mesh of the right size for checking keys where the licensed topology is not at hand."""
     free = resolve_mesh("free_hand" if config.num_vertices == 195 else "free")
     return dataclasses.replace(free, name=config.mesh)
+
+
+def _load(name: str):
+    def load(
+        state: dict[str, Tensor],
+        source: str,
+        mesh=None,
+        mesh_data=None,
+        without_topology: bool = False,
+        allow_nonfinite: bool = False,
+        **overrides,
+    ) -> nn.Module:
+        config = config_of(state, name, source, **overrides)
+        model = LAYOUTS[name].model(config, stand_in_mesh(config) if without_topology else mesh, mesh_data)
+        load_strict(model, to_native(state), source, allow_nonfinite=allow_nonfinite)
+        return model.eval()
+
+    return load
+
+
+def _fits(layout: Layout):
+    return lambda state: all(k in state for k in layout.marks) and not any(k in state for k in layout.absent)
+
+
+for _name, _layout in LAYOUTS.items():
+    _layouts.register_layout(
+        _layouts.Layout(
+            _name, _layout.upstream, _fits(_layout), _load(_name), dropped=lambda key: native_key(key) is None
+        )
+    )
+_layouts.register_explanation(nearest)

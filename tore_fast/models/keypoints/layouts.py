@@ -7,14 +7,14 @@ neck.*, keypoint_head.*), and mmpose's (`patch_embed1.projection` for `.proj`; i
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._weights import load_strict
-from ..keypoints.tcformer import TCFormer, TCFormerConfig
-from ..keypoints.tcformer_heads import TCFormerPose, TCFormerPoseConfig
-from .files import clean_state_dict, read_state_dict
+from .._config import make_config
+from .._layouts import Layout, register_layout
+from .._weights import clean_state_dict, load_strict
+from .tcformer import TCFormer, TCFormerConfig
+from .tcformer_heads import TCFormerPose, TCFormerPoseConfig
 
 _BACKBONE_FIELDS = (
     "embed_dims",
@@ -112,27 +112,35 @@ def fields_of_state(state: dict[str, Tensor]) -> dict:
     return fields
 
 
-def load_tcformer(path: str | Path, **overrides) -> TCFormer | TCFormerPose:
-    """Model in eval mode from an official file (classification, pose, mmpose), loaded strictly.
+def load_tcformer(
+    state: dict[str, Tensor], source: str, without_topology: bool = False, allow_nonfinite: bool = False, **overrides
+) -> nn.Module:
+    """Model in eval mode from an official file's tensors (classification, pose, mmpose), loaded strictly.
 
     Args:
-        path: .pth or .safetensors; no pickled code is run.
         **overrides: config fields that the tensors do not tell (parts, k, ...).
 
     Raises:
-        FileNotFoundError: no such file. ValueError: not a TCFormer file, or one that does not fit.
+        ValueError: not a TCFormer file, or one that does not fit.
     """
-    checkpoint = read_state_dict(path)
-    state = convert_tcformer(checkpoint)
+    native = convert_tcformer(state)
     try:
-        fields = fields_of_state(state)
-        if is_mmpose(checkpoint):
+        fields = fields_of_state(native)
+        if is_mmpose(state):
             fields["stem_norm_eps"] = 1e-6
-        config = tcformer_config({**fields, **overrides}, state)
+        config = tcformer_config(fields, native)
     except KeyError as e:
-        raise ValueError(f"{path}: the file has no {e.args[0]!r}; expected a whole TCFormer state dict") from None
+        raise ValueError(f"{source}: the file has no {e.args[0]!r}; expected a whole TCFormer state dict") from None
     except ValueError as e:
-        raise ValueError(f"{path}: {e}") from None
-    model = TCFormerPose(config) if isinstance(config, TCFormerPoseConfig) else TCFormer(config)
-    load_strict(model, state, str(path))
+        raise ValueError(f"{source}: {e}") from None
+    kind = TCFormerPose if isinstance(config, TCFormerPoseConfig) else TCFormer
+    model = kind(make_config(kind, config, overrides))
+    load_strict(model, native, source, allow_nonfinite=allow_nonfinite)
     return model.eval()
+
+
+def _fits(state: dict[str, Tensor]) -> bool:
+    return any(key.removeprefix("backbone.").startswith("ctm1.") for key in state)
+
+
+register_layout(Layout("tcformer", "tcformer", _fits, load_tcformer))

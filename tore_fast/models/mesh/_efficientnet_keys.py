@@ -1,6 +1,6 @@
 """Key maps between timm's trunks and the official checkpoints' names, where they differ.
 
-In: state dicts from convert/__init__.py; out: the same tensors under the names models/backbones uses.
+In: keys of mesh/layouts.py; out: the same tensors under the names models/backbones uses.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...io.weights import unreadable
 from .._registry import create_model
 from .._weights import load_strict
-from ..keypoints.blazepose import BodyLandmarks, PersonDetector
+from .blazepose import BodyLandmarks, PersonDetector
 
 SHA256 = {
     "person_detector": "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
