@@ -46,7 +46,7 @@ class Counts(NamedTuple):
     unused_params: int  # further weights of the official file that no forward pass reads
     macs: int | None  # whole model, one image; None where they cannot be counted without running it
     backbone_macs: int | None
-    paper_macs: int | None = None  # by the rule of the model's paper, where that is another than ours (vpt_macs.py)
+    paper_macs: int | None = None  # by the rule of the model's paper, where that is another than ours (`count_clip`)
 
 
 class Macs(NamedTuple):
