@@ -58,8 +58,9 @@ def test_predict_writes_every_format(checkpoint, photo, tmp_path, capsys):
     with Image.open(out / "photo_overlay.png") as image:
         assert image.size == (70, 90)
     with np.load(out / "photo.npz", allow_pickle=False) as data:
-        smpl = {"poses", "rotations", "betas"}
-        assert set(data.files) == set(keys_of("p")) - smpl and str(data["source"]) == str(photo)
+        assert set(data.files) == {
+            k for k, key in keys_of("p").items() if not key.optional or k in ("vertices", "faces")
+        } and str(data["source"]) == str(photo)
         assert data["vertices"].shape == (2, 6890, 3) and data["box"].tolist() == [[5, 5, 60, 80], [0, 0, 30, 40]]
         mesh = trimesh.load(out / "photo_1.obj", process=False)
         np.testing.assert_allclose(mesh.vertices * [1, -1, -1], data["vertices"][1], atol=1e-4)
@@ -126,7 +127,22 @@ def test_one_odd_image_does_not_end_the_run(checkpoint, photo, tmp_path, monkeyp
     monkeypatch.setattr(images, "read_image", odd)
     (tmp_path / "odd.jpg").write_bytes(photo.read_bytes())
     out = tmp_path / "out"
-    assert command("predict", tmp_path / "odd.jpg", photo, "--model", checkpoint, "--out", out, "--format", "npz") == 1
+    assert (
+        command(
+            "predict",
+            tmp_path / "odd.jpg",
+            photo,
+            "--model",
+            checkpoint,
+            "--boxes",
+            "full",
+            "--out",
+            out,
+            "--format",
+            "npz",
+        )
+        == 1
+    )
     assert "odd.jpg: cannot be decoded (MemoryError" in capsys.readouterr().err and (out / "photo.npz").is_file()
     assert [e.get("error") is None for e in json.loads((out / "results.json").read_text())["items"]] == [False, True]
 
@@ -135,9 +151,10 @@ def test_models_of_smpl_parameters_take_a_photograph(photo, tmp_path, capsys):
     small = "embed_dim 32 depth 2 num_heads 2 decoder_depth 1 decoder_heads 2 decoder_dim 24".split()
     for name in ("hmr2_vitt", "camerahmr_vits"):
         out = tmp_path / name
-        assert command("predict", photo, "--model", name, "--set", *small, "--out", out) == 0
+        assert command("predict", photo, "--model", name, "--set", *small, "--boxes", "model", "--out", out) == 0
         with np.load(out / "photo.npz") as data:
-            assert set(data.files) == set(keys_of("p")) and data["poses"].shape == (1, 72)
+            fitted = {k for k, key in keys_of("p").items() if "landmarks" in key.optional}
+            assert set(data.files) == set(keys_of("p")) - fitted and data["poses"].shape == (1, 72)
         assert "random weights" in capsys.readouterr().err and (out / "photo_overlay.png").is_file()
     assert command("predict", photo, "--model", "hmr2_vitt", "--set", "prop_attn", "no") == 2
     assert "--set prop_attn: expected true or false, got 'no'" in capsys.readouterr().err
@@ -250,3 +267,33 @@ def test_train_mesh_names_an_unusable_folder(photo, capsys):
 def test_no_progress_bar_where_stderr_is_no_terminal(tmp_path, capsys):
     assert command("synth", "--out", tmp_path / "s", "--n", 2, "--size", 0) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_default_finds_and_fits_people(tmp_path, capsys):
+    """The NASA portrait that scikit-image carries (public domain), an image without people, and a focal length in EXIF."""
+    portrait = Image.fromarray(pytest.importorskip("skimage.data").astronaut())
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 50  # 35 mm equivalent
+    portrait.save(tmp_path / "portrait.jpg", exif=exif)
+    portrait.save(tmp_path / "plain.png")
+    Image.new("RGB", (300, 200), (90, 120, 160)).save(tmp_path / "sky.png")
+    out = tmp_path / "out"
+    inputs = [tmp_path / n for n in ("portrait.jpg", "plain.png", "sky.png")]
+    assert command("predict", *inputs, "--out", out, "--format", "png,glb,npz,json") == 0
+    said = capsys.readouterr()
+    assert "2 people in 3 inputs" in said.out and "sky.png: nobody found" in said.err
+    assert "plain.png: focal length assumed: 614 px" in said.err and "portrait.jpg: focal" not in said.err
+    with np.load(out / "portrait.npz", allow_pickle=False) as data:
+        assert set(data.files) == set(keys_of("p"))
+        assert data["score"][0] > 0.9 and bool(data["believed"][0]) and str(data["reason"][0]) == ""
+        assert str(data["focal_source"][0]) == "exif"
+        np.testing.assert_allclose(data["focal_px"], 50 / np.hypot(36, 24) * 512 * 2**0.5, rtol=1e-5)
+        placed = data["joints_3d"][0] + data["trans"][0]
+        pixels = data["focal_px"][0] * placed[:, :2] / placed[:, 2:] + data["principal_px"][0]
+        np.testing.assert_allclose(pixels, data["joints_2d"][0], atol=0.1)
+        shoulders = [list(data["joint_names"]).index(n) for n in ("L_Shoulder", "R_Shoulder")]
+        assert np.abs(pixels[shoulders] - data["landmarks_2d"][0, 11:13]).max() < 40
+    with np.load(out / "sky.npz", allow_pickle=False) as data:
+        assert "vertices" not in data.files
+    assert (out / "portrait.glb").is_file() and not (out / "sky.glb").exists()
+    assert json.loads((out / "portrait.json").read_text())["believed"] == [True]

@@ -48,9 +48,16 @@ class Args(ModelArgs, RunArgs, OutArgs):
     """Separated by commas. Images: png, glb, obj, ply, npz, json (default png,glb,npz). Videos: npz, bvh, glb, mp4 (default
     npz,mp4 where imageio-ffmpeg is there, else npz)."""
     boxes: str = "auto"
-    """Where people are: auto (looked for), full (whole image), centre (the official demo's square), or a file. Images: JSON
+    """Where people are: auto (everybody is looked for), model (one person, by the model's own output), full (whole image),
+    centre (the official demo's square), or a file. Images: JSON
     {"photo.jpg": [[x0, y0, x1, y1], ...]} or CSV image,x0,y0,x1,y1. Videos: CSV frame,track,x0,y0,x1,y1 or JSON
     {"track": [[frame, x0, y0, x1, y1], ...]}."""
+    min_score: float = 0.5
+    """People that are less sure to be people are dropped (0 to 1)."""
+    max_people: int = 64
+    """The best so many people of an image are kept."""
+    mirrored: bool = True
+    """Landmarks of each person also in the mirrored image: slower, steadier."""
     detector: str | None = None
     """Instead of boxes: MODULE:CALLABLE (image [H, W, 3] -> boxes [N, 4 or 5]), or torchvision:MODEL (extra `detect`)."""
     detector_weights: str | None = None
@@ -144,8 +151,9 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
     from ..data.boxes import read_boxes
     from ..data.detect import as_detections
     from ..io.video import TrackBoxes
-    from ..pipelines.images import BOX_MODES, ImagePipeline
+    from ..pipelines.images import BOX_MODES
     from ..pipelines.options import MASK_SOURCES, VideoOptions
+    from ..pipelines.photographs import image_pipeline
 
     if args.boxes not in BOX_MODES:
         with arguments("--boxes"):
@@ -159,7 +167,7 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
     def found(pixels: Any) -> Sequence[Sequence[float]]:
         return as_detections(detector(pixels), pixels.shape[:2]).boxes.tolist()
 
-    return ImagePipeline(
+    return image_pipeline(
         args.model,
         checkpoint=args.checkpoint,
         overrides=args.config_fields(),
@@ -175,6 +183,9 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
         principal_px=args.principal,
         box_rule=args.box_rule,
         masks=masks,
+        min_score=args.min_score,
+        max_people=args.max_people,
+        mirrored=args.mirrored,
     )
 
 
@@ -188,7 +199,7 @@ def _images(
 
     paths = paths[: args.limit]
     if args.boxes in BOX_MODES:
-        boxes: Any = None if args.boxes == "auto" else args.boxes
+        boxes: Any = args.boxes
     else:
         table = read_boxes(args.boxes)
         boxes = [boxes_of(table, p) for p in paths]
@@ -211,6 +222,8 @@ def _images(
                     entry["error"] = result.error
                 if "error" in entry:
                     print_error(entry["error"])
+                for note in result.notes:
+                    print(f"note: {result.name}: {note}", file=sys.stderr)
                 entries.append(entry)
                 bar.update()
         except ValueError as e:  # the model's output does not fit a mesh

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..body import Body
 from ..data.readers import DataError, MissingData, Reader, Record, evaluation_crop
@@ -288,7 +289,8 @@ def _run(model, items, scoring, store, indices, batch_size, device, dtype, worke
         multiprocessing_context="fork" if workers else None,
     )
     seen = 0
-    for bad, index, inputs, truth in loader:
+    # without a terminal the bar is silent
+    for bad, index, inputs, truth in tqdm(loader, desc="evaluation", unit="batch", leave=False, disable=None):
         for i, reason in bad:
             store.fail(i, reason)
         if inputs is None:

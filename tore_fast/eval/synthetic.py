@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..body import Body
 from ..data.synth import generator_class, held_out
@@ -36,7 +37,9 @@ def evaluate_held_out(
     device = next(model.parameters()).device
     generator = generator_class(body)(body, image_size, held.seed, held.difficulty, split="test", device=device)
     errors = HeldOutErrors(body, image_size, device)
-    for index in range(-(-total // held.batch_size)):
+    batches = range(-(-total // held.batch_size))
+    # without a terminal the bar is silent
+    for index in tqdm(batches, desc=f"held-out images, {split}", unit="batch", leave=False, disable=None):
         batch = generator.batch(index, held.batch_size)
         n = min(held.batch_size, total - errors.images)
         out = model(normalise_image(batch["images"][:n]))

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,13 +31,14 @@ from .bodies import Bodies, BodyModel, Sight, body_model
 from .hosts import attach_fov_net
 from .options import check_camera
 
-BOX_MODES = ("auto", "full", "centre")
+BOX_MODES = ("auto", "model", "full", "centre")
 REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
 # A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still. Mean 2D
 # error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies unchanged.
 SHRUNK = 0.5
 
 Box = tuple[float, float, float, float]
+NOBODY = "nobody found"  # note of an image without people
 FindPeople = Callable[[np.ndarray], Sequence[Sequence[float]]]
 """[H, W, 3] uint8 -> boxes (x0, y0, x1, y1 pixels, more numbers are ignored) of the people, best first; [] for nobody."""
 
@@ -61,6 +62,14 @@ class Person:
     poses: np.ndarray | None = None  # [72] axis-angle, of models of SMPL parameters
     rotations: np.ndarray | None = None  # [24, 3, 3]
     betas: np.ndarray | None = None  # [10]
+    # of bodies fitted to landmarks (photographs.py)
+    score: float | None = None  # 0..1: there is a person
+    focal_source: str | None = None  # "given", "exif" or "assumed"
+    landmarks_2d: np.ndarray | None = None  # [33, 2] pixels of the image
+    landmarks_3d: np.ndarray | None = None  # [33, 3] metres about the middle of the hips, as the net gives them
+    visibility: np.ndarray | None = None  # [33] 0..1
+    believed: bool | None = None
+    reason: str | None = None  # why not; "" where it is
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class ImageResult:
     people: list[Person] = field(default_factory=list)
     error: str | None = None
     pixels: np.ndarray | None = None  # [H, W, 3] uint8
+    notes: tuple[str, ...] = ()  # what a user should know of it: nobody found, an assumed camera, a body not believed
 
 
 class Stored(NamedTuple):
@@ -190,8 +200,8 @@ class ImagePipeline:
 
         Args:
             images: paths, PIL images or arrays (see io/image.py), one or several.
-            boxes: None: by `find_people`, or "auto" without one: a box found by the model itself; "full": the whole image;
-                "centre": the centre square of the official demo; or per image a list of (x0, y0, x1, y1), one result per
+            boxes: None or "auto": by `find_people`, without one as "model": a box found by the model itself; "full": the whole
+                image; "centre": the centre square of the official demo; or per image a list of (x0, y0, x1, y1), one result per
                 box (None in that list: as above).
         """
         if isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Iterable):
@@ -219,7 +229,7 @@ class ImagePipeline:
 
     def _group(self, group: list[tuple[Any, Any]], pool: ThreadPoolExecutor) -> Iterator[ImageResult]:
         start = time.perf_counter()
-        read = list(pool.map(lambda pair: _read(pair[0]), group))
+        read = list(pool.map(lambda pair: read_result(pair[0]), group))
         self.seconds["read"] += time.perf_counter() - start
         opened: list[ImageResult] = []
         jobs: list[Job] = []
@@ -237,6 +247,8 @@ class ImagePipeline:
         for result in opened:
             self.counts["images"] += 1
             self.counts["people"] += len(result.people)
+            if result.error is None and not result.people:
+                result = replace(result, notes=(*result.notes, NOBODY))
             yield result
 
     def _jobs(self, number: int, image: ImageResult, boxes: Any) -> list[Job]:
@@ -244,9 +256,9 @@ class ImagePipeline:
         width, height = image.size
         focal, pixels = self.focal_px(image.pixels), image.pixels
         mode, source = boxes if isinstance(boxes, str) else None, "given"
-        if boxes is None and self.find_people is not None:
-            boxes, source = [tuple(float(v) for v in b[:4]) for b in self.find_people(pixels)], "found"
-        elif boxes is None:
+        if boxes in (None, "auto") and self.find_people is not None:
+            boxes, source, mode = [tuple(float(v) for v in b[:4]) for b in self.find_people(pixels)], "found", None
+        elif boxes in (None, "auto", "model"):
             mode = "auto"
         if mode is not None:
             whole = (0.0, 0.0, float(width), float(height))
@@ -337,7 +349,7 @@ class ImagePipeline:
         )
 
 
-def _read(image: Any) -> ImageResult:
+def read_result(image: Any) -> ImageResult:
     """Pixels of an image, or why there are none. Whatever a decoder raises costs this image alone."""
     name = str(image) if isinstance(image, (str, Path)) else image.name if isinstance(image, Stored) else "image"
     try:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from .._device import autocast, check_precision, pick_device
 from ..body.fit import Landmarks
-from ..geometry.roi import Roi, cut_roi, roi_of_points
+from ..geometry.roi import MARGIN, Roi, cut_roi, roi_of_points
 from ..models import load_pretrained
 from ..models.default import default_folder
 from ..models.keypoints.blazepose import ALIGNMENT, LANDMARKS, BodyLandmarks, PersonDetector
@@ -26,12 +26,8 @@ MIN_DETECTION, MIN_PARTIAL = 0.45, 0.55  # of the detector's score, in the whole
 MIN_SCORE = 0.5  # of the landmark net's "there is a person"
 MAX_PEOPLE = 64
 _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
-_SAME_HIPS, _SAME_POINTS, _SAME_HEAD, _SAME_TORSO = (
-    0.10,
-    0.10,
-    0.05,
-    0.10,
-)  # of the crop's side: two finds of one person
+# Two finds are one person where these lie closer, in sides of the crop:
+_SAME_HIPS, _SAME_POINTS, _SAME_HEAD, _SAME_TORSO = 0.10, 0.10, 0.035, 0.10
 _DOUBTFUL = 0.65  # a detection below this on a better one's torso is that person
 _HEAD, _LIMBS, _TORSO = slice(0, 11), slice(11, 29), [11, 12, 23, 24]
 _MAX_CHANGE = 2.0  # a second crop so much larger or smaller than the first is not believed
@@ -192,15 +188,22 @@ class PeopleFinder:
             out.append(mine[_distinct(mine, self.min_score)])
         return self._again(images, out)
 
+    def in_boxes(self, pixels: np.ndarray, boxes: Sequence[Sequence[float]]) -> People:
+        """The person of each given box (x0, y0, x1, y1), in their order, nobody dropped; `detection` is 1."""
+        rois = []
+        for x0, y0, x1, y1 in boxes:
+            rois.append(Roi((x0 + x1) / 2, (y0 + y1) / 2, max(4.0, MARGIN * max(x1 - x0, y1 - y0)), 0.0))
+        people = self.at([(pixels, roi) for roi in rois])
+        for mirrored in (False, self.mirrored):
+            people = self.at([(pixels, _next_roi(people, k)) for k in range(len(people))], mirrored)
+        return People(**{**vars(people), "detection": np.ones(len(people), np.float32)})
+
     def _again(self, images: Sequence[np.ndarray], people: list[People]) -> list[People]:
         """The second crop, from the points of the first, and the mirrored pass."""
-        jobs, rows = [], []
+        jobs = []
         for i, one in enumerate(people):
             for k in range(len(one)):
-                before, after = one.rois[k], one.next_rois[k]
-                steady = after.is_usable() and 1 / _MAX_CHANGE < after.side / before.side < _MAX_CHANGE
-                jobs.append((images[i], after if steady else before))
-                rows.append((i, k))
+                jobs.append((images[i], _next_roi(one, k)))
         second = self.at(jobs, self.mirrored)
         out, first = [], 0
         for one in people:
@@ -404,6 +407,13 @@ def _apart(candidates: list[Candidate]) -> list[Candidate]:
         if all(np.linalg.norm(c.hips - o.hips) >= _SAME_HIPS * o.roi.side for o in out):
             out.append(c)
     return out
+
+
+def _next_roi(people: People, k: int) -> Roi:
+    """The crop that a person's points ask for; the one they were read from where that is another world."""
+    before, after = people.rois[k], people.next_rois[k]
+    steady = after.is_usable() and 1 / _MAX_CHANGE < after.side / before.side < _MAX_CHANGE
+    return after if steady else before
 
 
 def _distinct(people: People, min_score: float) -> list[int]:

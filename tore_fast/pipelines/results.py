@@ -32,6 +32,7 @@ class Key(NamedTuple):
 
 
 _SMPL = "models of SMPL parameters"
+_FITTED = "bodies fitted to landmarks"
 KEYS = (
     Key("source", "", "", "file the result comes from; in batch [I], all images of the unit in order", "pvbl"),
     Key("error", "[I]", "", "why an image gave nothing; empty: it was done", "b"),
@@ -63,6 +64,15 @@ KEYS = (
         "24 SMPL joints (models of SMPL parameters), 14 of a mesh, 21 of a hand, 17 of H36M (lift)",
         "pvbl",
     ),
+    Key("score", "[N]", "0..1", "that there is a person", "p", _FITTED),
+    Key("believed", "[N]", "", "false where the body does not fit what was seen; drawn faint", "p", _FITTED),
+    Key("reason", "[N]", "", "why a body is not believed; empty where it is", "p", _FITTED),
+    Key("focal_source", "[N]", "", "where focal_px is from: given, exif or assumed", "p", _FITTED),
+    Key(
+        "landmarks_2d", "[N, 33, 2]", "px", "landmarks that the body was fitted to (blazepose.LANDMARKS)", "p", _FITTED
+    ),
+    Key("landmarks_3d", "[N, 33, 3]", "m", "the same about the middle of the hips, depth not metric", "p", _FITTED),
+    Key("visibility", "[N, 33]", "0..1", "of the landmarks: in the image and not hidden", "p", _FITTED),
     Key("vertices_coarse", "[N, V_coarse, 3]", "m", "vertices of the coarse mesh: 431, a hand 195", "pb"),
     Key(
         "vertices",
@@ -98,8 +108,12 @@ def people_arrays(people: Sequence[Person], names: Sequence[str]) -> dict[str, n
     """[N, ...] arrays of the people's fields among `names`; SMPL parameters only where the people have them."""
     arrays: dict[str, np.ndarray] = {}
     for name in names:
-        if name == "box_source":
-            arrays[name] = np.array([p.box_source for p in people], dtype=np.str_)
+        if name in ("box_source", "reason", "focal_source"):
+            if all(getattr(p, name) is not None for p in people):
+                arrays[name] = np.array([getattr(p, name) for p in people], dtype=np.str_)
+        elif name == "believed":
+            if people and all(p.believed is not None for p in people):
+                arrays[name] = np.array([p.believed for p in people])
         elif name == "crop":
             rows = [p.crop.x_y_side for p in people]
             arrays[name] = np.array(rows, np.float32).reshape(len(people), 3)
@@ -157,7 +171,13 @@ def draw(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
     cameras: list[Any] = [p.camera_image for p in people]
     if pipeline.body_model.task == "smpl":  # a perspective camera; meshes from tokens are trained with a weak one
         cameras = [overlay.PerspectiveCamera(p.focal_px, p.trans, p.principal_px) for p in people]
-    return overlay.draw_people(result.pixels, [p.vertices for p in people], faces, cameras)
+    drawn = result.pixels
+    for sure, alpha in ((False, 0.3), (True, 0.88)):  # bodies that are not believed: faint, behind the others
+        rows = [i for i, p in enumerate(people) if (p.believed is not False) == sure]
+        shown, colours = [people[i].vertices for i in rows], [overlay.PALETTE[i % len(overlay.PALETTE)] for i in rows]
+        if rows:
+            drawn = overlay.draw_people(drawn, shown, faces, [cameras[i] for i in rows], colours=colours, alpha=alpha)
+    return drawn
 
 
 def write_result(
