@@ -308,4 +308,4 @@ def test_a_video_through_the_default(tmp_path):
     assert command("predict", frames, "--video.folders", "--out", out, "--format", "npz") == 0
     with np.load(out / "frames" / "track_000.npz", allow_pickle=False) as data:
         assert data["frame"].tolist() == [0, 1, 2] and data["poses"].shape == (3, 72)
-        assert data["trans"][2, 0] > data["trans"][0, 0] and data["focal_px"][0] == pytest.approx(1.2 * 256)
+        assert data["box"][2, 0] > data["box"][0, 0] and data["focal_px"][0] == pytest.approx(1.2 * 256)
