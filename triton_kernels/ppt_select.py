@@ -14,9 +14,9 @@ import triton.language as tl
 
 @triton.jit
 def ppt_select_fwd_kernel(SCORE, OUT, stride, tokens, keep, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr):
-    row = tl.program_id(1)
+    row = tl.program_id(0) // NUM_BLOCKS  # one dimension: along y a grid ends at 65,535
     base = SCORE + tl.cast(row, tl.int64) * stride
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0) % NUM_BLOCKS * BLOCK + tl.arange(0, BLOCK)
     mine = tl.load(base + i, mask=i < tokens, other=float("-inf")).to(tl.float32)
     mine = tl.where(mine == mine, mine, float("-inf"))  # NaN last
     rank = tl.zeros([BLOCK], tl.int32)
@@ -39,7 +39,7 @@ def select(score: torch.Tensor, keep: int, sort_by_position: bool) -> torch.Tens
     block = 64
     blocks = -(-tokens // block)
     with torch.cuda.device(score.device) if score.is_cuda else contextlib.nullcontext():
-        ppt_select_fwd_kernel[(blocks, batch)](
+        ppt_select_fwd_kernel[(blocks * batch,)](
             score, out, score.stride(0), tokens, keep, BLOCK=block, NUM_BLOCKS=blocks
         )
     return out.sort(1).values if sort_by_position else out

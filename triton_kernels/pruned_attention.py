@@ -15,16 +15,25 @@ import triton.language as tl
 
 from . import _configs
 
+MAX_GRID = 2**31 - 1  # blocks of a launch along x; along y and z only 65,535
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def _place(blocks, H: tl.constexpr):
+    """(block, head, item) of this program: the grid has one dimension, which alone is long enough for large batches."""
+    program = tl.program_id(0)
+    row = program // blocks
+    return program % blocks, tl.cast(row % H, tl.int64), tl.cast(row // H, tl.int64)
+
+
+@triton.jit
 def _item_rows(LEN, CU, item, size, HAS_LEN: tl.constexpr, PACKED: tl.constexpr):
     """(batch entry, first row, row count) of an item."""
-    if PACKED:
-        first = tl.load(CU + item)
-        return 0, first, tl.load(CU + item + 1) - first
+    if PACKED:  # offsets outside the tensor must not become addresses
+        first = tl.minimum(tl.maximum(tl.load(CU + item), 0), size)
+        return 0, first, tl.minimum(tl.maximum(tl.load(CU + item + 1), first), size) - first
     if HAS_LEN:
         return item, 0, tl.minimum(tl.maximum(tl.load(LEN + item), 0), size)
     return item, 0, size
@@ -53,6 +62,7 @@ def pruned_attention_fwd_kernel(
     stride_vn,
     num_queries,
     num_keys,
+    blocks,
     scale,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -65,33 +75,36 @@ def pruned_attention_fwd_kernel(
     HAS_QUERY_LEN: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
-    head, item = tl.program_id(1), tl.program_id(2)
+    block, head, item = _place(blocks, H)
     q_entry, q_first, q_count = _item_rows(QUERY_LEN, CU_Q, item, num_queries, HAS_QUERY_LEN, PACKED)
     k_entry, k_first, k_count = _item_rows(KEY_LEN, CU_K, item, num_keys, HAS_KEY_LEN, PACKED)
     # padded rows beyond the length are written too (as zeros); packed rows beyond the item are another item's
     rows_stored = q_count if PACKED else num_queries
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     d_ok = d < D
     q_entry, k_entry = tl.cast(q_entry, tl.int64), tl.cast(k_entry, tl.int64)
     q_row = tl.cast(q_first, tl.int64) + m
-    k_base = K + k_entry * stride_kb + head * stride_kh
-    v_base = V + k_entry * stride_vb + head * stride_vh
+    k_base = K + k_entry * stride_kb * UNIT + head * stride_kh * UNIT
+    v_base = V + k_entry * stride_vb * UNIT + head * stride_vh * UNIT
     q = tl.load(  # [BLOCK_M, BLOCK_D]
-        Q + q_entry * stride_qb + head * stride_qh + q_row[:, None] * stride_qn + d[None, :],
+        Q + q_entry * stride_qb * UNIT + head * stride_qh * UNIT + q_row[:, None] * stride_qn * UNIT + d[None, :],
         mask=(m < q_count)[:, None] & d_ok[None, :],
         other=0.0,
     )
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for block in range(0, NUM_K_BLOCKS):
-        key = block * BLOCK_N + n
+    for step in range(0, NUM_K_BLOCKS):
+        key = step * BLOCK_N + n
         k_ok = key < k_count
         k_row = tl.cast(k_first, tl.int64) + key
-        k = tl.load(k_base + k_row[None, :] * stride_kn + d[:, None], mask=k_ok[None, :] & d_ok[:, None], other=0.0)
+        k = tl.load(
+            k_base + k_row[None, :] * stride_kn * UNIT + d[:, None], mask=k_ok[None, :] & d_ok[:, None], other=0.0
+        )
         s = tl.dot(q, k, input_precision=PRECISION) * (scale * LOG2E)  # [BLOCK_M, BLOCK_N]
         if HAS_BIAS:
             s += (tl.load(BIAS + k_entry * num_keys + k_row, mask=k_ok, other=0.0) * LOG2E)[None, :]
@@ -101,7 +114,9 @@ def pruned_attention_fwd_kernel(
         p = tl.exp2(s - shift[:, None])
         fade = tl.exp2(top - shift)
         total = total * fade + tl.sum(p, 1)
-        v = tl.load(v_base + k_row[:, None] * stride_vn + d[None, :], mask=k_ok[:, None] & d_ok[None, :], other=0.0)
+        v = tl.load(
+            v_base + k_row[:, None] * stride_vn * UNIT + d[None, :], mask=k_ok[:, None] & d_ok[None, :], other=0.0
+        )
         acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         top = new_top
     alive = (total > 0.0) & (m < q_count)
@@ -155,6 +170,7 @@ def pruned_attention_dkv_kernel(
     num_queries,
     num_keys,
     split_stride,
+    blocks,
     scale,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -169,9 +185,10 @@ def pruned_attention_dkv_kernel(
     HAS_QUERY_LEN: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
-    key_block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
-    head, item = tl.program_id(1), tl.program_id(2)
+    block, head, item = _place(blocks, H)
+    key_block, split = block // SPLITS, block % SPLITS
     q_entry, q_first, q_count = _item_rows(QUERY_LEN, CU_Q, item, num_queries, HAS_QUERY_LEN, PACKED)
     k_entry, k_first, k_count = _item_rows(KEY_LEN, CU_K, item, num_keys, HAS_KEY_LEN, PACKED)
     q_entry, k_entry = tl.cast(q_entry, tl.int64), tl.cast(k_entry, tl.int64)
@@ -183,10 +200,14 @@ def pruned_attention_dkv_kernel(
     d_ok, k_ok = d < D, key < k_count
     kd_ok = k_ok[:, None] & d_ok[None, :]
     k = tl.load(
-        K + k_entry * stride_kb + head * stride_kh + k_row[:, None] * stride_kn + d[None, :], mask=kd_ok, other=0.0
+        K + k_entry * stride_kb * UNIT + head * stride_kh * UNIT + k_row[:, None] * stride_kn * UNIT + d[None, :],
+        mask=kd_ok,
+        other=0.0,
     )
     v = tl.load(
-        V + k_entry * stride_vb + head * stride_vh + k_row[:, None] * stride_vn + d[None, :], mask=kd_ok, other=0.0
+        V + k_entry * stride_vb * UNIT + head * stride_vh * UNIT + k_row[:, None] * stride_vn * UNIT + d[None, :],
+        mask=kd_ok,
+        other=0.0,
     )
     bias = tl.zeros([BLOCK_N], tl.float32)
     if HAS_BIAS:
@@ -200,10 +221,14 @@ def pruned_attention_dkv_kernel(
         q_ok = m < q_count
         qd_ok = q_ok[:, None] & d_ok[None, :]
         q = tl.load(
-            Q + q_entry * stride_qb + head * stride_qh + q_row[:, None] * stride_qn + d[None, :], mask=qd_ok, other=0.0
+            Q + q_entry * stride_qb * UNIT + head * stride_qh * UNIT + q_row[:, None] * stride_qn * UNIT + d[None, :],
+            mask=qd_ok,
+            other=0.0,
         )
         g = tl.load(
-            G + q_entry * stride_gb + head * stride_gh + q_row[:, None] * stride_gn + d[None, :], mask=qd_ok, other=0.0
+            G + q_entry * stride_gb * UNIT + head * stride_gh * UNIT + q_row[:, None] * stride_gn * UNIT + d[None, :],
+            mask=qd_ok,
+            other=0.0,
         )
         stat = (q_entry * H + head) * num_queries + q_row
         lse = tl.load(LSE + stat, mask=q_ok, other=float("-inf"))
@@ -255,6 +280,7 @@ def pruned_attention_dq_kernel(
     stride_gn,
     num_queries,
     num_keys,
+    blocks,
     scale,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -267,37 +293,46 @@ def pruned_attention_dq_kernel(
     HAS_QUERY_LEN: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
-    head, item = tl.program_id(1), tl.program_id(2)
+    block, head, item = _place(blocks, H)
     q_entry, q_first, q_count = _item_rows(QUERY_LEN, CU_Q, item, num_queries, HAS_QUERY_LEN, PACKED)
     k_entry, k_first, k_count = _item_rows(KEY_LEN, CU_K, item, num_keys, HAS_KEY_LEN, PACKED)
     q_entry, k_entry = tl.cast(q_entry, tl.int64), tl.cast(k_entry, tl.int64)
     q_stored = q_count if PACKED else num_queries
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     q_row = tl.cast(q_first, tl.int64) + m
     d = tl.arange(0, BLOCK_D)
     d_ok, q_ok = d < D, m < q_count
     qd_ok = q_ok[:, None] & d_ok[None, :]
     q = tl.load(
-        Q + q_entry * stride_qb + head * stride_qh + q_row[:, None] * stride_qn + d[None, :], mask=qd_ok, other=0.0
+        Q + q_entry * stride_qb * UNIT + head * stride_qh * UNIT + q_row[:, None] * stride_qn * UNIT + d[None, :],
+        mask=qd_ok,
+        other=0.0,
     )
     g = tl.load(
-        G + q_entry * stride_gb + head * stride_gh + q_row[:, None] * stride_gn + d[None, :], mask=qd_ok, other=0.0
+        G + q_entry * stride_gb * UNIT + head * stride_gh * UNIT + q_row[:, None] * stride_gn * UNIT + d[None, :],
+        mask=qd_ok,
+        other=0.0,
     )
     stat = (q_entry * H + head) * num_queries + q_row
     lse = tl.load(LSE + stat, mask=q_ok, other=float("-inf"))
     delta = tl.load(DELTA + stat, mask=q_ok, other=0.0)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for block in range(0, NUM_K_BLOCKS):
-        key = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    for step in range(0, NUM_K_BLOCKS):
+        key = step * BLOCK_N + tl.arange(0, BLOCK_N)
         k_row = tl.cast(k_first, tl.int64) + key
         k_ok = key < k_count
         kd_ok = k_ok[:, None] & d_ok[None, :]
         k = tl.load(
-            K + k_entry * stride_kb + head * stride_kh + k_row[:, None] * stride_kn + d[None, :], mask=kd_ok, other=0.0
+            K + k_entry * stride_kb * UNIT + head * stride_kh * UNIT + k_row[:, None] * stride_kn * UNIT + d[None, :],
+            mask=kd_ok,
+            other=0.0,
         )
         v = tl.load(
-            V + k_entry * stride_vb + head * stride_vh + k_row[:, None] * stride_vn + d[None, :], mask=kd_ok, other=0.0
+            V + k_entry * stride_vb * UNIT + head * stride_vh * UNIT + k_row[:, None] * stride_vn * UNIT + d[None, :],
+            mask=kd_ok,
+            other=0.0,
         )
         bias = tl.zeros([BLOCK_N], tl.float32)
         if HAS_BIAS:
@@ -312,6 +347,38 @@ def pruned_attention_dq_kernel(
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+VECTORS = ("key_bias", "key_len", "query_len", "cu_q", "cu_k")
+
+
+def _same(name: str, t: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    if t.device != q.device:
+        raise ValueError(
+            f"pruned_attention: {name} is on {t.device}, q on {q.device}; all tensors must be on one device"
+        )
+    return t
+
+
+def _vector(name: str, t: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
+    """A small tensor that the kernels read as contiguous, on q's device."""
+    return None if t is None else _same(name, t, q).contiguous()
+
+
+def _strides(*tensors: torch.Tensor) -> tuple[int, list[int]]:
+    """(unit, batch, head and token strides in units). Triton knows of an argument only whether 16 divides it; the factor 8
+    as a constant shows it the 16-byte loads of every stride that 8 divides (head dimensions 24, 40, 80 side by side)."""
+    strides = [s for t in tensors for s in t.stride()[:3]]
+    unit = 8 if all(s % 8 == 0 for s in strides) else 1
+    return unit, [s // unit for s in strides]
+
+
+def _grid(blocks: int, heads: int, items: int) -> tuple[int]:
+    if blocks * heads * items > MAX_GRID:
+        raise ValueError(
+            f"pruned_attention: {items} items x {heads} heads x {blocks} blocks exceed a launch of {MAX_GRID} blocks"
+        )
+    return (blocks * heads * items,)
 
 
 def _flags(x: torch.Tensor, key_bias, key_len, query_len, cu_q) -> dict:
@@ -335,37 +402,38 @@ def _cdiv(a: int, b: int) -> int:
 
 def fwd(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q: int, max_k: int, scale: float):
     """The op pruned_attention_fwd: (out [B, Nq, H, D], lse [B, H, Nq])."""
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v = _rows(q), _rows(_same("k", k, q)), _rows(_same("v", v, q))
     batch, heads, queries, dim = q.shape
+    bias, *vectors = (
+        _vector(n, t, q) for n, t in zip(VECTORS, (key_bias, key_len, query_len, cu_q, cu_k), strict=True)
+    )
     packed = cu_q is not None
-    make = q.new_zeros if packed else q.new_empty  # packed rows outside every item stay 0
-    out = make(batch, queries, heads, dim)
-    lse = torch.full((batch, heads, queries), float("-inf"), device=q.device, dtype=torch.float32)
     items = cu_q.shape[0] - 1 if packed else batch
-    if out.numel() == 0 or items == 0 or max_q == 0:
-        return out, lse
-    if k.shape[2] == 0 or max_k == 0:
-        return out.zero_(), lse
-    bias = None if key_bias is None else key_bias.contiguous()
+    idle = batch * queries * heads * dim == 0 or items == 0 or max_q == 0 or k.shape[2] == 0 or max_k == 0
+    if packed or idle:  # rows outside every item, and rows without keys: 0 and -inf
+        out = q.new_zeros(batch, queries, heads, dim)
+        lse = torch.full((batch, heads, queries), float("-inf"), device=q.device, dtype=torch.float32)
+        if idle:
+            return out, lse
+    else:
+        out = q.new_empty(batch, queries, heads, dim)
+        lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     block_d = _configs.next_power_of_2(dim)
     c = _configs.pruned_attention_fwd(max_q, max_k, block_d, q.element_size() == 4)
+    blocks, (unit, strides) = _cdiv(max_q, c.block_m), _strides(q, k, v)
     with _guard(q):
-        pruned_attention_fwd_kernel[(_cdiv(max_q, c.block_m), heads, items)](
+        pruned_attention_fwd_kernel[_grid(blocks, heads, items)](
             q,
             k,
             v,
             bias,
-            key_len,
-            query_len,
-            cu_q,
-            cu_k,
+            *vectors,
             out,
             lse,
-            *q.stride()[:3],
-            *k.stride()[:3],
-            *v.stride()[:3],
+            *strides,
             queries,
             k.shape[2],
+            blocks,
             scale,
             H=heads,
             D=dim,
@@ -373,6 +441,7 @@ def fwd(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q: int, max_k: in
             BLOCK_M=c.block_m,
             BLOCK_N=c.block_n,
             NUM_K_BLOCKS=_cdiv(max_k, c.block_n),
+            UNIT=unit,
             **_flags(q, key_bias, key_len, query_len, cu_q),
             num_warps=c.warps,
             num_stages=c.stages,
@@ -386,8 +455,12 @@ PROGRAMS_WANTED = 264  # two per SM of an H100: below this, long query loops are
 
 def bwd(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max_q: int, max_k: int, scale: float):
     """The op pruned_attention_bwd: (dq [B, Nq, H, D], dk, dv [B, Nk, H, D], dbias [B, Nk])."""
-    grad, q, k, v = _rows(grad), _rows(q), _rows(k), _rows(v)
-    delta, lse = delta.contiguous(), lse.contiguous()
+    grad, k, v = (_rows(_same(n, t, q)) for n, t in (("grad", grad), ("k", k), ("v", v)))
+    q = _rows(q)
+    delta, lse = _vector("delta", delta, q), _vector("lse", lse, q)
+    bias, *vectors = (
+        _vector(n, t, q) for n, t in zip(VECTORS, (key_bias, key_len, query_len, cu_q, cu_k), strict=True)
+    )
     batch, heads, queries, dim = q.shape
     keys, packed = k.shape[2], cu_q is not None
     items = cu_q.shape[0] - 1 if packed else batch
@@ -396,7 +469,6 @@ def bwd(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max
     if dq.numel() == 0 or keys == 0 or items == 0 or max_q == 0 or max_k == 0:
         dk, dv = (q.new_zeros(batch, keys, heads, dim) for _ in range(2))
         return dq.zero_(), dk, dv, q.new_zeros(batch, keys, dtype=torch.float32)
-    bias = None if key_bias is None else key_bias.contiguous()
     block_d = _configs.next_power_of_2(dim)
     c = _configs.pruned_attention_bwd(max_q, max_k, block_d, q.element_size() == 4)
     q_blocks, k_blocks = _cdiv(max_q, c.block_m), _cdiv(max_k, c.block_n)
@@ -407,11 +479,11 @@ def bwd(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max
     partial = torch.float32 if splits > 1 else q.dtype
     dk, dv = (make(splits, batch, keys, heads, dim, dtype=partial) for _ in range(2))
     dbias = make(splits, batch, heads, keys, dtype=torch.float32) if key_bias is not None else None
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
-    shape = dict(H=heads, D=dim, BLOCK_D=block_d, BLOCK_M=c.block_m, BLOCK_N=c.block_n)
+    unit, strides = _strides(q, k, v, grad)
+    shape = dict(UNIT=unit, H=heads, D=dim, BLOCK_D=block_d, BLOCK_M=c.block_m, BLOCK_N=c.block_n)
     flags = _flags(q, key_bias, key_len, query_len, cu_q)
     with _guard(q):
-        pruned_attention_dkv_kernel[(k_blocks * splits, heads, items)](
+        pruned_attention_dkv_kernel[_grid(k_blocks * splits, heads, items)](
             q,
             k,
             v,
@@ -419,10 +491,7 @@ def bwd(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max
             bias,
             delta,
             lse,
-            key_len,
-            query_len,
-            cu_q,
-            cu_k,
+            *vectors,
             dq,
             dk,
             dv,
@@ -431,6 +500,7 @@ def bwd(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max
             queries,
             keys,
             batch * keys * heads * dim,
+            k_blocks * splits,
             scale,
             BLOCKS_PER_SPLIT=per_split,
             SPLITS=splits,
@@ -441,7 +511,7 @@ def bwd(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max
             num_stages=c.stages,
         )
         if not fused:
-            pruned_attention_dq_kernel[(q_blocks, heads, items)](
+            pruned_attention_dq_kernel[_grid(q_blocks, heads, items)](
                 q,
                 k,
                 v,
@@ -449,14 +519,12 @@ def bwd(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max
                 bias,
                 delta,
                 lse,
-                key_len,
-                query_len,
-                cu_q,
-                cu_k,
+                *vectors,
                 dq,
                 *strides,
                 queries,
                 keys,
+                q_blocks,
                 scale,
                 NUM_K_BLOCKS=k_blocks,
                 **shape,

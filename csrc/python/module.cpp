@@ -20,7 +20,7 @@ using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 py::array_t<int32_t> to_array(const std::vector<int32_t>& v, std::vector<py::ssize_t> shape) {
   py::array_t<int32_t> out(shape);
-  std::memcpy(out.mutable_data(), v.data(), v.size() * sizeof(int32_t));
+  if (!v.empty()) std::memcpy(out.mutable_data(), v.data(), v.size() * sizeof(int32_t));
   return out;
 }
 

@@ -9,21 +9,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dpc_knn_cluster_cpu(
     const Tensor& x_in, int64_t num_clusters, int64_t k, const std::optional<Tensor>& mask_in,
     const std::optional<Tensor>& exclude_in, const std::optional<Tensor>& noise_in, bool strict,
     bool by_index, int64_t masked) {
-  const Tensor x = checked_tokens(x_in, k, "dpc_knn_cluster: x");
+  const Tensor x = float_tokens(x_in, k, "dpc_knn_cluster: x");
   const int64_t batch = x.size(0), tokens = x.size(1);
-  STD_TORCH_CHECK(num_clusters >= 1 && num_clusters <= tokens,
-                  "dpc_knn_cluster: num_clusters must be in 1..N");
-  const Optional<uint8_t> mask(mask_in, ScalarType::Bool, x, "dpc_knn_cluster: mask");
-  const Optional<uint8_t> exclude(exclude_in, ScalarType::Bool, x, "dpc_knn_cluster: exclude");
-  const Optional<float> noise(noise_in, ScalarType::Float, x, "dpc_knn_cluster: noise");
+  const DpcOptions o(x, num_clusters, mask_in, exclude_in, noise_in);
   Tensor centers = torch::stable::new_empty(x, {batch, num_clusters}, ScalarType::Long);
   Tensor cluster = torch::stable::new_empty(x, {batch, tokens}, ScalarType::Long);
   Tensor rho = torch::stable::new_empty(x, {batch, tokens});
   Tensor delta = torch::stable::new_empty(x, {batch, tokens});
   Tensor score = torch::stable::new_empty(x, {batch, tokens});
-  const cpu::DpcParams p{tokens_of(x, mask),
-                         exclude.data,
-                         noise.data,
+  const cpu::DpcParams p{tokens_of(x, o.mask),
+                         o.exclude.data,
+                         o.noise.data,
                          num_clusters,
                          k,
                          masked,

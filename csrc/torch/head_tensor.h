@@ -7,6 +7,7 @@ namespace tore_fast {
 
 // float32 with a contiguous last dimension (copied when it is not).
 inline Tensor head_rows(const Tensor& t, const char* what) {
+  STD_TORCH_CHECK(t.is_cpu(), what, ": is on ", device_name(t), ", must be on the CPU");
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, what, ": must be float32");
   STD_TORCH_CHECK(t.dim() == 4, what, ": must be [B, H, N, D], got dim ", t.dim());
   return t.stride(3) == 1 || t.size(3) == 1 ? t : torch::stable::contiguous(t);

@@ -6,8 +6,8 @@ namespace tore_fast {
 namespace {
 
 Tensor knn_density_cpu(const Tensor& x_in, int64_t k, const std::optional<Tensor>& mask_in) {
-  const Tensor x = checked_tokens(x_in, k, "knn_density: x");
-  const Optional<uint8_t> mask(mask_in, ScalarType::Bool, x, "knn_density: mask");
+  const Tensor x = float_tokens(x_in, k, "knn_density: x");
+  const OptionalInput<uint8_t> mask(mask_in, ScalarType::Bool, x, "knn_density: mask");
   Tensor rho = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   cpu::knn_density(tokens_of(x, mask), k, rho.mutable_data_ptr<float>(), thread_pool());
   return rho;

@@ -48,9 +48,9 @@ Tensor strassen_linear_cpu(const Tensor& x_in, const Tensor& weight_in, const Te
                            const Optional& bias_in, const Optional& residual_in, int64_t level, int64_t act,
                            int64_t split, double norm_eps) {
   const Tensor x = checked(x_in, ScalarType::Float, 2, "strassen_linear: x");
-  const Tensor weight = checked(weight_in, ScalarType::Float, 2, "strassen_linear: weight");
-  const Tensor packed = checked(packed_in, ScalarType::Float, 2, "strassen_linear: packed weight");
-  const Tensor column = checked(column_in, ScalarType::Float, 1, "strassen_linear: column scales");
+  const Tensor weight = checked(weight_in, ScalarType::Float, 2, "strassen_linear: weight", x_in);
+  const Tensor packed = checked(packed_in, ScalarType::Float, 2, "strassen_linear: packed weight", x_in);
+  const Tensor column = checked(column_in, ScalarType::Float, 1, "strassen_linear: column scales", x_in);
   const int64_t rows = x.size(0), out = weight.size(0), in = weight.size(1);
   check_level(level, in, out);
   STD_TORCH_CHECK(x.size(1) == in && column.numel() == out, "strassen_linear: x must be [rows, in] for a weight [out, in]");
@@ -58,8 +58,8 @@ Tensor strassen_linear_cpu(const Tensor& x_in, const Tensor& weight_in, const Te
                   "strassen_linear: the packed weight is of another shape or level");
   STD_TORCH_CHECK(act >= 0 && act <= 2, "strassen_linear: act must be 0, 1 or 2");
   Optional bias, residual;
-  if (bias_in.has_value()) bias = checked(*bias_in, ScalarType::Float, 1, "strassen_linear: bias");
-  if (residual_in.has_value()) residual = checked(*residual_in, ScalarType::Float, 2, "strassen_linear: residual");
+  bias = checked(bias_in, ScalarType::Float, 1, "strassen_linear: bias", x_in);
+  residual = checked(residual_in, ScalarType::Float, 2, "strassen_linear: residual", x_in);
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == out, "strassen_linear: bias must be [out]");
   STD_TORCH_CHECK(!residual.has_value() || (residual->size(0) == rows && residual->size(1) == out),
                   "strassen_linear: residual must be [rows, out]");

@@ -21,18 +21,18 @@ struct Items {
     rows.size = x.size(2);
     longest = rows.size;
     if (cu.has_value()) {
-      held = checked(*cu, ScalarType::Int, 1, what);
+      held = checked(*cu, ScalarType::Int, 1, what, x);
       rows.cu = held.const_data_ptr<int32_t>();
       STD_TORCH_CHECK(held.size(0) == batch + 1 && x.size(0) == 1, what, ": offsets need B + 1 entries and packed rows");
-      bool ok = rows.cu[0] >= 0 && rows.cu[batch] <= rows.size;
+      bool ok = batch >= 0 && rows.cu[0] >= 0 && rows.cu[batch] <= rows.size;
       longest = 0;
       for (int64_t b = 0; b < batch; ++b) {
         ok &= rows.cu[b] <= rows.cu[b + 1];
-        longest = std::max<int64_t>(longest, rows.cu[b + 1] - rows.cu[b]);
+        longest = std::max(longest, int64_t(rows.cu[b + 1]) - int64_t(rows.cu[b]));
       }
       STD_TORCH_CHECK(ok, what, ": offsets must ascend and stay inside the tensor");
     } else if (length.has_value()) {
-      held = checked(*length, ScalarType::Int, 1, what);
+      held = checked(*length, ScalarType::Int, 1, what, x);
       STD_TORCH_CHECK(held.size(0) == batch, what, ": lengths need one entry per item");
       rows.length = held.const_data_ptr<int32_t>();
     }
@@ -41,12 +41,13 @@ struct Items {
 
 int64_t items_of(const Tensor& q, const Optional& cu_q, const Optional& cu_k) {
   STD_TORCH_CHECK(cu_q.has_value() == cu_k.has_value(), "pruned_attention: cu_q and cu_k go together");
+  STD_TORCH_CHECK(!cu_q.has_value() || (cu_q->dim() == 1 && cu_q->size(0) >= 1), "pruned_attention: cu_q must be [B + 1]");
   return cu_q.has_value() ? cu_q->size(0) - 1 : q.size(0);
 }
 
 // Packed rows that belong to no item.
 void clear_outside(Tensor& t, const Optional& cu) {
-  if (cu.has_value()) std::memset(t.mutable_data_ptr(), 0, t.numel() * sizeof(float));
+  if (cu.has_value() && t.numel() > 0) std::memset(t.mutable_data_ptr(), 0, t.numel() * sizeof(float));
 }
 
 std::tuple<Tensor, Tensor> pruned_attention_fwd_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
@@ -58,11 +59,12 @@ std::tuple<Tensor, Tensor> pruned_attention_fwd_cpu(const Tensor& q_in, const Te
   same_size(k, v, "pruned_attention: v");
   STD_TORCH_CHECK(k.size(0) == q.size(0) && k.size(1) == q.size(1) && k.size(3) == q.size(3),
                   "pruned_attention: k does not fit q");
+  STD_TORCH_CHECK(q.size(3) > 0, "pruned_attention: the head dimension must be positive");
   const int64_t batch = q.size(0), heads = q.size(1), dim = q.size(3), items = items_of(q, cu_q, cu_k);
   const Items queries(q, query_len, cu_q, items, "pruned_attention: query_len / cu_q");
   const Items keys(k, key_len, cu_k, items, "pruned_attention: key_len / cu_k");
   Optional bias;
-  if (key_bias.has_value()) bias = checked(*key_bias, ScalarType::Float, 2, "pruned_attention: key_bias");
+  bias = checked(key_bias, ScalarType::Float, 2, "pruned_attention: key_bias", q);
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == batch * k.size(2), "pruned_attention: key_bias must be [B, Nk]");
   Tensor out = empty_floats(q, {batch, q.size(2), heads, dim});
   Tensor lse = torch::stable::new_empty(q, {batch, heads, q.size(2)});
@@ -100,15 +102,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pruned_attention_bwd_cpu(
   same_size(q, grad, "pruned_attention: grad");
   STD_TORCH_CHECK(k.size(0) == q.size(0) && k.size(1) == q.size(1) && k.size(3) == q.size(3),
                   "pruned_attention: k does not fit q");
-  const Tensor delta = checked(delta_in, ScalarType::Float, 3, "pruned_attention: delta");
-  const Tensor lse = checked(lse_in, ScalarType::Float, 3, "pruned_attention: lse");
+  STD_TORCH_CHECK(q.size(3) > 0, "pruned_attention: the head dimension must be positive");
+  const Tensor delta = checked(delta_in, ScalarType::Float, 3, "pruned_attention: delta", q);
+  const Tensor lse = checked(lse_in, ScalarType::Float, 3, "pruned_attention: lse", q);
   const int64_t batch = q.size(0), heads = q.size(1), dim = q.size(3), nk = k.size(2), items = items_of(q, cu_q, cu_k);
   STD_TORCH_CHECK(delta.numel() == batch * heads * q.size(2) && lse.numel() == delta.numel(),
                   "pruned_attention: delta and lse must be [B, H, Nq]");
   const Items queries(q, query_len, cu_q, items, "pruned_attention: query_len / cu_q");
   const Items keys(k, key_len, cu_k, items, "pruned_attention: key_len / cu_k");
   Optional bias;
-  if (key_bias.has_value()) bias = checked(*key_bias, ScalarType::Float, 2, "pruned_attention: key_bias");
+  bias = checked(key_bias, ScalarType::Float, 2, "pruned_attention: key_bias", q);
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == batch * nk, "pruned_attention: key_bias must be [B, Nk]");
   Tensor dq = empty_floats(q, {batch, q.size(2), heads, dim});
   Tensor dk = empty_floats(q, {batch, nk, heads, dim});

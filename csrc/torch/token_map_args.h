@@ -25,7 +25,7 @@ struct TokenMapArgs {
     const auto take = [&](const std::optional<Tensor>& t, ScalarType type, int64_t width, const char* what) {
       std::optional<Tensor> out;
       if (!t.has_value()) return out;
-      out = checked(*t, type, 2, what);
+      out = checked(t, type, 2, what, x_in);
       STD_TORCH_CHECK(out->size(0) == batch && out->size(1) == width, what, ": must be [B, ", width, "]");
       return out;
     };
@@ -40,10 +40,5 @@ struct TokenMapArgs {
                     "token_map: without src_idx x must have H * W rows");
   }
 };
-
-template <typename T>
-const T* data_or_null(const std::optional<Tensor>& t) {
-  return t ? t->const_data_ptr<T>() : nullptr;
-}
 
 }  // namespace tore_fast

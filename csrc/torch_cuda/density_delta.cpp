@@ -5,15 +5,15 @@ namespace {
 
 std::tuple<Tensor, Tensor> density_delta_cuda(const Tensor& x_in, const Tensor& rho_in,
                                               const std::optional<Tensor>& mask_in, bool strict) {
+  DeviceGuard guard(x_in.get_device_index());
   const Tensor x = checked_tokens(x_in, 1, "density_delta: x");
   const OptionalInput<float> rho(rho_in, ScalarType::Float, x, "density_delta: rho");
   const OptionalInput<uint8_t> mask(mask_in, ScalarType::Bool, x, "density_delta: mask");
-  DeviceGuard guard(x.get_device_index());
   cuda::TokensParams t = tokens_of(x, mask, "density_delta: x");
   const std::optional<Tensor> norm = norm_workspace(x, t);
-  Tensor delta = torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Float);
-  Tensor parent = torch::stable::new_empty(x, {t.batch, t.tokens}, ScalarType::Long);
-  Tensor top = torch::stable::new_empty(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
+  Tensor delta = make_tensor(x, {t.batch, t.tokens}, ScalarType::Float);
+  Tensor parent = make_tensor(x, {t.batch, t.tokens}, ScalarType::Long);
+  Tensor top = make_tensor(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
   const cuda::DeltaParams p{t,
                             rho.data,
                             strict,

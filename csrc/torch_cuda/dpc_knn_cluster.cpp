@@ -7,16 +7,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dpc_knn_cluster_cuda(
     const Tensor& x_in, int64_t num_clusters, int64_t k, const std::optional<Tensor>& mask_in,
     const std::optional<Tensor>& exclude_in, const std::optional<Tensor>& noise_in, bool strict,
     bool by_index, int64_t masked) {
+  DeviceGuard guard(x_in.get_device_index());
   const Tensor x = checked_tokens(x_in, k, "dpc_knn_cluster: x");
-  const OptionalInput<uint8_t> mask(mask_in, ScalarType::Bool, x, "dpc_knn_cluster: mask");
-  const OptionalInput<uint8_t> exclude(exclude_in, ScalarType::Bool, x, "dpc_knn_cluster: exclude");
-  const OptionalInput<float> noise(noise_in, ScalarType::Float, x, "dpc_knn_cluster: noise");
-  const int device = x.get_device_index();
-  DeviceGuard guard(device);
-  const cuda::TokensParams t = tokens_of(x, mask, "dpc_knn_cluster: x");
-  const DpcOutputs out(x, t, num_clusters, "dpc_knn_cluster");
+  const DpcOptions o(x, num_clusters, mask_in, exclude_in, noise_in);
+  const cuda::TokensParams t = tokens_of(x, o.mask, "dpc_knn_cluster: x");
+  const DpcOutputs out(x, t, num_clusters);
   const DpcWorkspace work(x, t, num_clusters, k);
-  const cuda::DpcParams p = dpc_params(out, work, exclude, noise, k, masked, strict, by_index);
+  const cuda::DpcParams p = dpc_params(out, work, o, k, masked, strict, by_index);
   STD_CUDA_CHECK(cuda::dpc_knn_cluster(p, current_stream(x)));
   return {out.centers, out.cluster, out.rho, out.delta, out.score};
 }

@@ -1,5 +1,6 @@
 #include "../cuda/mesh_upsample.h"
 
+#include "../torch/mesh_upsample_args.h"
 #include "stable_cuda.h"
 
 namespace tore_fast {
@@ -8,23 +9,19 @@ namespace {
 Tensor mesh_upsample_cuda(const Tensor& x_in, const Tensor& row_ptr_in, const Tensor& col_idx_in,
                           const Tensor& values_in, const Tensor&, const Tensor&, const Tensor&) {
   const cuda::DType dtype = dtype_of(x_in, "mesh_upsample: x");
-  const Tensor x = checked(x_in, x_in.scalar_type(), 3, "mesh_upsample: x");
-  const Tensor row_ptr = checked(row_ptr_in, ScalarType::Int, 1, "mesh_upsample: row_ptr");
-  const Tensor col_idx = checked(col_idx_in, ScalarType::Int, 1, "mesh_upsample: col_idx");
-  const Tensor values = checked(values_in, ScalarType::Float, 1, "mesh_upsample: values");
-  DeviceGuard guard(x.get_device_index());
-  const int64_t rows = row_ptr.size(0) - 1;
-  Tensor y = torch::stable::new_empty(x, {x.size(0), rows, x.size(2)});
-  const cuda::MeshUpsampleParams p{x.const_data_ptr(),
-                                   row_ptr.const_data_ptr<int32_t>(),
-                                   col_idx.const_data_ptr<int32_t>(),
-                                   values.const_data_ptr<float>(),
+  DeviceGuard guard(x_in.get_device_index());
+  const MeshUpsampleArgs a(x_in, row_ptr_in, col_idx_in, values_in);
+  Tensor y = make_tensor(a.x, {a.batch, a.rows, a.features});
+  const cuda::MeshUpsampleParams p{a.x.const_data_ptr(),
+                                   a.row_ptr.const_data_ptr<int32_t>(),
+                                   a.col_idx.const_data_ptr<int32_t>(),
+                                   a.values.const_data_ptr<float>(),
                                    y.mutable_data_ptr(),
-                                   x.size(0),
-                                   rows,
-                                   x.size(1),
-                                   x.size(2)};
-  STD_CUDA_CHECK(cuda::mesh_upsample(p, dtype, current_stream(x)));
+                                   a.batch,
+                                   a.rows,
+                                   a.cols,
+                                   a.features};
+  STD_CUDA_CHECK(cuda::mesh_upsample(p, dtype, current_stream(a.x)));
   return y;
 }
 

@@ -34,6 +34,15 @@ struct DeviceGuard {
 inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
 #endif
 
+// An uninitialised tensor on the device of `like`, for results and workspace, by the caching allocator.
+inline Tensor make_tensor(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> type = std::nullopt) {
+#ifdef TORE_FAST_EMULATED
+  return guarded_empty(like, sizes, type.value_or(like.scalar_type()));
+#else
+  return torch::stable::new_empty(like, sizes, type);
+#endif
+}
+
 inline cuda::DType dtype_of(const Tensor& t, const char* what) {
   switch (t.scalar_type()) {
     case ScalarType::Float:

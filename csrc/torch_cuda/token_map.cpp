@@ -16,8 +16,8 @@ std::tuple<Tensor, Tensor> token_map_cuda(const Tensor& x, const Optional&, cons
   const cuda::DType dtype = dtype_of(x, "token_map: x");
   DeviceGuard guard(x.get_device_index());
   const TokenMapArgs a(x, dst_ptr, dst_cells, src_idx, weight, src_scale, grid, num_dst);
-  Tensor out = torch::stable::new_empty(a.x, {a.batch, num_dst, a.channels});
-  Tensor scale = torch::stable::new_empty(a.x, {a.batch, num_dst}, ScalarType::Float);
+  Tensor out = make_tensor(a.x, {a.batch, num_dst, a.channels});
+  Tensor scale = make_tensor(a.x, {a.batch, num_dst}, ScalarType::Float);
   const cuda::TokenMapParams p{a.x.const_data_ptr(),
                                data_or_null<int32_t>(a.dst_ptr),
                                data_or_null<int32_t>(a.dst_cells),
@@ -46,8 +46,8 @@ std::tuple<Tensor, Tensor> token_map_csr_cuda(const Tensor& idx_in, int64_t num_
   STD_TORCH_CHECK(num_tokens >= 0 && num_tokens <= cuda::kMaxGroups, "token_csr: num_tokens must be in 0..",
                   cuda::kMaxGroups);
   DeviceGuard guard(idx.get_device_index());
-  Tensor row_ptr = torch::stable::new_empty(idx, {batch, num_tokens + 1}, ScalarType::Int);
-  Tensor items = torch::stable::new_empty(idx, {batch, cells}, ScalarType::Int);
+  Tensor row_ptr = make_tensor(idx, {batch, num_tokens + 1}, ScalarType::Int);
+  Tensor items = make_tensor(idx, {batch, cells}, ScalarType::Int);
   STD_CUDA_CHECK(cuda::group_by_id(idx.const_data_ptr<int64_t>(), batch, cells, num_tokens,
                                    row_ptr.mutable_data_ptr<int32_t>(), items.mutable_data_ptr<int32_t>(),
                                    current_stream(idx)));

@@ -71,7 +71,7 @@ def test_pruned_attention_compiles(kernel, dtype, dim, queries, keys, options, t
     block_d = _configs.next_power_of_2(dim)
     c = (_configs.pruned_attention_fwd if kernel == "fwd" else _configs.pruned_attention_bwd)(queries, keys, block_d, dtype == "fp32")
     constants = dict(H=8, D=dim, BLOCK_D=block_d, BLOCK_M=c.block_m, BLOCK_N=c.block_n, HAS_BIAS=options, HAS_KEY_LEN=options,
-                     HAS_QUERY_LEN=options, PACKED=False, PRECISION="tf32x3" if dtype == "fp32" else "ieee")
+                     HAS_QUERY_LEN=options, PACKED=False, PRECISION="tf32x3" if dtype == "fp32" else "ieee", UNIT=8)
     blocks = -(-keys // c.block_n)
     if kernel == "dkv":
         constants |= dict(BLOCKS_PER_SPLIT=-(-queries // c.block_m), SPLITS=1, WRITE_DQ=blocks == 1)
@@ -89,7 +89,7 @@ def test_packed_variant_compiles(tmp_path, monkeypatch):
     from tore_fast.triton_kernels.pruned_attention import pruned_attention_fwd_kernel as fn
 
     constants = dict(H=8, D=64, BLOCK_D=64, BLOCK_M=64, BLOCK_N=64, NUM_K_BLOCKS=2, HAS_BIAS=False, HAS_KEY_LEN=False,
-                     HAS_QUERY_LEN=False, PACKED=True, PRECISION="ieee")
+                     HAS_QUERY_LEN=False, PACKED=True, PRECISION="ieee", UNIT=8)
     shared, _ = compile_for_sm90(fn, constants, "bf16", 4, 2, tmp_path)
     assert shared <= SHARED_LIMIT
 

@@ -32,6 +32,8 @@ def test_reads_arrays_sparse_and_chumpy(tmp_path, protocol):
             "s": np.float32(2.5),
             "text": "lbs",
             "list": [chumpy_array(ch, a), 3],
+            "empty": np.empty((0, 3)),
+            "no bytes": b"",
             "object": np.array([m, a, None], dtype=object),
         }
         path = tmp_path / "x.pkl"
@@ -45,7 +47,7 @@ def test_reads_arrays_sparse_and_chumpy(tmp_path, protocol):
     assert sp.issparse(got["m"]) and got["r"].format == "csr"
     np.testing.assert_array_equal(got["m"].toarray(), m.toarray())
     np.testing.assert_array_equal(got["object"][0].toarray(), m.toarray())
-    assert got["s"] == 2.5 and got["text"] == "lbs"
+    assert got["s"] == 2.5 and got["text"] == "lbs" and got["empty"].shape == (0, 3) and not got["no bytes"]
 
 
 def test_reads_python2_pickle(tmp_path):
@@ -159,3 +161,79 @@ def test_npz_header_must_match(tmp_path):
         z.writestr("U.npy", data[: data.index(b"\x80")] + pickle.dumps({"not": "an array"}, protocol=2))
     with pytest.raises(pickle.UnpicklingError, match=r"promises an object array \(1,\)"):
         read_npz(path)
+
+
+class _Call:
+    """Pickled as a call of a named function, which need not be what the name says."""
+
+    def __init__(self, function, *args, state=None):
+        self.function, self.args, self.state = function, args, state
+
+    def __reduce__(self):
+        return (self.function, self.args) if self.state is None else (self.function, self.args, self.state)
+
+
+def _hostile():
+    reconstruct = np.arange(2).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    plain, objects = np.dtype("f8"), np.dtype("O")
+    nested: list = []
+    for _ in range(40):
+        nested = [nested, nested]
+    deep: list = []
+    for _ in range(200):
+        deep = [deep]
+    base = (np.ndarray, (0,), b"b")
+    return {
+        "objects over bytes": (_Call(np.ndarray, (2,), "O", b"x" * 16), "refused to load numpy.ndarray"),
+        "object state of bytes": (
+            _Call(reconstruct, *base, state=(1, (2,), objects, False, b"x" * 16)),
+            "object array",
+        ),
+        "object scalar": (_Call(scalar, objects, b"x" * 8), "an array"),
+        "long scalar": (_Call(scalar, plain, b"x" * 800), "with 800 bytes"),
+        "short array": (_Call(reconstruct, *base, state=(1, (100,), plain, False, b"x" * 8)), "with 8 bytes"),
+        "negative shape": (_Call(reconstruct, *base, state=(1, (-1,), plain, False, b"x" * 8)), "tuple of sizes"),
+        "huge shape": (_Call(reconstruct, *base, state=(1, (1 << 62, 1 << 62), plain, False, b"")), "tuple of sizes"),
+        "fields": (np.zeros(2, [("a", "f4"), ("b", "O")]), "plain numbers and texts"),
+        "nested lists": (deep, "too deeply"),
+        "shared lists": (nested, ""),
+    }
+
+
+@pytest.mark.parametrize("case", _hostile())
+def test_arrays_made_to_hurt(tmp_path, case):
+    value, said = _hostile()[case]
+    path = tmp_path / "hurt.pkl"
+    path.write_bytes(pickle.dumps({"v": value}, protocol=2))
+    if not said:  # 2^40 leaves in 300 bytes: read as they are shared
+        assert len(read_pickle(path)["v"]) == 2
+        return
+    with pytest.raises(pickle.UnpicklingError, match="hurt.pkl: ") as e:
+        read_pickle(path)
+    assert said in str(e.value), e.value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"indices": np.array([0, 1, 2, 2**30])},
+        {"indices": np.array([0, 1, 2, -1])},
+        {"indptr": np.array([0, 1, 2, 3, 2**28])},
+        {"indptr": np.array([0, 3, 2, 3, 4])},
+        {"indptr": np.array([0, 4])},
+        {"data": np.ones(2)},
+        {"indices": np.array([0.0, 1, 2, 3])},
+        {"_shape": (4, -4)},
+        {"_shape": (4, 3)},
+        {"_shape": (1 << 40, 4)},
+    ],
+)
+@pytest.mark.parametrize("kind", ["csc", "csr"])
+def test_sparse_structures_are_checked(tmp_path, kind, change):
+    matrix = getattr(sp, f"{kind}_matrix")(np.eye(4))
+    matrix.__dict__.update({k: v for k, v in change.items()})
+    path = tmp_path / "sparse.pkl"
+    path.write_bytes(pickle.dumps({"J_regressor": matrix}, protocol=2))
+    with pytest.raises(pickle.UnpicklingError, match="sparse.pkl: .*sparse matrix|sparse.pkl: an array"):
+        read_pickle(path)

@@ -159,19 +159,56 @@ def test_export(case):
 
 @every_case
 def test_strides_do_not_matter(case):
-    """Batch and token dimensions swapped in memory, every second channel of a wider tensor: the same bits."""
+    """Batch and token dimensions swapped in memory, every second number of a wider tensor (lengths and offsets too): the
+    same bits."""
     t = case.make(*SHAPE)
     for impl in {"reference", case.backend(t)}:
         want = case.call({n: v.contiguous() for n, v in t.items()}, impl)
         strided = {}
         for n, v in t.items():
-            wide = torch.zeros(*v.shape[:-1], 2 * v.shape[-1], dtype=v.dtype) if v.dim() > 1 else v
+            wide = torch.full((*v.shape[:-1], 2 * v.shape[-1]), 77).to(v.dtype)
             if v.dim() > 1:
                 wide = wide.transpose(0, 1).contiguous().transpose(0, 1)
-                wide[..., ::2] = v
-            strided[n] = wide[..., ::2] if v.dim() > 1 else v
-            assert v.dim() == 1 or not strided[n].is_contiguous()
+            wide[..., ::2] = v
+            strided[n] = wide[..., ::2]
+            assert not strided[n].is_contiguous()
         check_close(case, case.call(strided, impl), want, 0.0 if impl != "reference" else 1e-6)
+
+
+@every_case
+@pytest.mark.parametrize("shape", [(2, 70, 24), (1, 300, 16)], ids=str)  # several tiles, streamed
+@pytest.mark.skipif("not config.getoption('--emulated')", reason="the GPU kernels, emulated")
+def test_emulated_matches_float64(case, shape):
+    t = case.make(*shape)
+    want = case.call(t if case.name == "rasterize" else doubled(t), "reference")
+    check_close(case, case.call(t, case.backend(t)), want)
+
+
+# spec: against float64 on the same rounded inputs; indices are compared by test_half_clusters.py
+HALF = {torch.float16: (2e-3, 1e-2), torch.bfloat16: (1.6e-2, 5e-2)}
+half_cases = [c for c in CASES if c.grads and not c.name.startswith(("linear", "dpc"))]
+
+
+@pytest.mark.parametrize("case", half_cases, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_types(case, dtype):
+    """Results and gradients of 16-bit features; statistics and weights stay float32."""
+    t = case.make(2, 20, 16)
+    wide = {"q", "k", "v", "x", "map", "y"} & t.keys()
+    t = {n: v.to(dtype) if n in wide else v for n, v in t.items()}
+    impl = case.backend(t)
+    tol, grad_tol = HALF[dtype]
+    leaves = {n: t[n].detach().requires_grad_() for n in case.grads}
+    exact = {n: v.requires_grad_(n in case.grads) for n, v in doubled(t).items()}
+    got, want = case.call(t | leaves, impl)[0], case.call(exact, "reference")[0]
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, rtol=tol, atol=tol)
+    g = torch.randn_like(want).to(dtype)
+    got = torch.autograd.grad(got, list(leaves.values()), g)
+    want = torch.autograd.grad(want, [exact[n] for n in case.grads], g.double())
+    for a, b in zip(got, want, strict=True):
+        scale = 1 + b.abs().max()
+        torch.testing.assert_close(a.double() / scale, b / scale, rtol=grad_tol, atol=grad_tol)
 
 
 @every_case

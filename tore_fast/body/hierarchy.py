@@ -17,6 +17,24 @@ from .decimate import decimate
 from .fit_upsampling import barycentric_upsampling, fit_upsampling
 
 
+def check_sparse(what: str, matrix: sp.spmatrix) -> None:
+    """ValueError unless every index of a CSR or CSC matrix lies inside it: scipy looks only when asked to."""
+    try:
+        matrix.check_format(full_check=True)
+    except (ValueError, AttributeError, TypeError) as e:
+        raise ValueError(f"{what}: {e}") from None
+
+
+def index_array(what: str, values: np.ndarray) -> np.ndarray:
+    """`values` as int32; ValueError where one is no whole number that int32 holds (a cast would make it another)."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all() or (values != np.floor(values)).any():
+        raise ValueError(f"{what}: expected whole numbers, got {values.dtype}")
+    if values.size and (values.min() < -(2**31) or values.max() >= 2**31):
+        raise ValueError(f"{what}: {values.min()}..{values.max()} are no vertex indices")
+    return values.astype(np.int32)
+
+
 @dataclass(frozen=True)
 class MeshHierarchy:
     """Faces, picks and up-sampling matrices of L nested meshes; 6890 -> 1723 -> 431 for a body."""
@@ -32,9 +50,14 @@ class MeshHierarchy:
                 f"{len(self.picks)} and {len(self.ups)}"
             )
         for level, (pick, up) in enumerate(zip(self.picks, self.ups)):
+            check_sparse(f"MeshHierarchy: up matrix of level {level}", up)
+            if len(pick) and pick.min() < 0:
+                raise ValueError(f"MeshHierarchy: level {level}: picks name vertex {pick.min()}")
             if up.shape[1] != len(pick) or (len(pick) and pick.max() >= up.shape[0]):
                 raise ValueError(f"MeshHierarchy: level {level}: {len(pick)} picks do not fit the up matrix {up.shape}")
         for level, faces in enumerate(self.faces):
+            if faces.size and faces.min() < 0:
+                raise ValueError(f"MeshHierarchy: level {level}: its faces name vertex {faces.min()}")
             if faces.size and faces.max() >= self.num_vertices(level):
                 raise ValueError(
                     f"MeshHierarchy: level {level} has {self.num_vertices(level)} vertices, its faces name "

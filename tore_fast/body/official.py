@@ -18,7 +18,7 @@ import torch
 from ..geometry.skeleton import MANO16, MANO21_TO_HAND21, MANO_FINGERTIPS, SMPL24, SMPL38_TO_J24
 from ..io.safe_pickle import read_npz, read_pickle
 from .body import Body, BodyTopology
-from .hierarchy import MeshHierarchy, build_hierarchy
+from .hierarchy import MeshHierarchy, build_hierarchy, check_sparse, index_array
 
 LEVELS = {"smpl": (6890, 1723, 431), "mano": (778, 195)}
 _SAMPLING = {"smpl": "mesh_downsampling.npz", "mano": "mano_downsampling.npz"}
@@ -84,7 +84,7 @@ def load_topology(name: str, folder: str | Path) -> BodyTopology:
             regressors[key] = sp.csr_matrix(matrix)
     loss_faces, file = {}, folder / "smpl_1723_faces.npy"
     if name == "smpl" and file.is_file():
-        loss_faces[1] = np.load(file, allow_pickle=False).astype(np.int32)
+        loss_faces[1] = index_array(str(file), np.load(file, allow_pickle=False))
     return BodyTopology(name, hierarchy, regressors, loss_faces)
 
 
@@ -100,12 +100,13 @@ def _plain_hierarchy(name: str, path: Path) -> MeshHierarchy:
     with np.load(path, allow_pickle=False) as z:
 
         def csr(key):
-            return sp.csr_matrix(
-                (z[f"{key}_data"], z[f"{key}_indices"], z[f"{key}_indptr"]), shape=tuple(z[f"{key}_shape"])
-            )
+            parts = (z[f"{key}_data"], z[f"{key}_indices"], z[f"{key}_indptr"])
+            matrix = sp.csr_matrix(parts, shape=tuple(z[f"{key}_shape"]))
+            check_sparse(f"{path}: {key}", matrix)
+            return matrix
 
         steps = range(len(LEVELS[name]) - 1)
-        faces = tuple(z[f"{name}_F{i}"].astype(np.int32) for i in range(len(LEVELS[name])))
+        faces = tuple(index_array(f"{path}: {name}_F{i}", z[f"{name}_F{i}"]) for i in range(len(LEVELS[name])))
         return MeshHierarchy(
             faces,
             tuple(_picks(csr(f"{name}_D{i}")) for i in steps),
@@ -115,7 +116,10 @@ def _plain_hierarchy(name: str, path: Path) -> MeshHierarchy:
 
 def _pickled_hierarchy(name: str, path: Path) -> MeshHierarchy:
     data, levels = read_npz(path, ("U", "D", "F")), len(LEVELS[name])
-    faces = tuple(np.asarray(f).astype(np.int32) for f in data["F"][:levels])
+    faces = tuple(index_array(f"{path}: F", f) for f in data["F"][:levels])
+    for key in ("U", "D"):
+        for matrix in data[key][: levels - 1]:
+            check_sparse(f"{path}: {key}", matrix)
     picks = tuple(_picks(d) for d in data["D"][: levels - 1])
     return MeshHierarchy(faces, picks, tuple(sp.csr_matrix(u) for u in data["U"][: levels - 1]))
 

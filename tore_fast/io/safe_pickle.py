@@ -35,6 +35,7 @@ _SPARSE = {
     **{(f"scipy.sparse.{p}csr", n): sp.csr_matrix for p in ("", "_") for n in ("csr_matrix", "csr_array")},
 }
 _OBJECT = np.dtype(object)
+_BYTES = tuple((module, name) for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray"))
 
 
 class Resolver:
@@ -115,7 +116,7 @@ class Resolver:
             return self.numbers(self.field(node, "x"))
         if callee == ("chumpy.reordering", "Select"):
             return self.select(node)
-        if callee == ("_codecs", "encode"):
+        if callee == ("_codecs", "encode") or callee in _BYTES:
             return self.raw(node)
         if callee == ("collections", "OrderedDict"):
             return {self.key(k): self(v) for k, v in _pairs(node, args)}
@@ -132,8 +133,8 @@ class Resolver:
         """Bytes, however the protocol wrote them."""
         if isinstance(node, Made) and node.callee == ("_codecs", "encode"):  # how Python 3 writes them into protocol 2
             node = node.args[0]
-        if isinstance(node, Made) and node.callee in (("builtins", "bytearray"), ("__builtin__", "bytearray")):
-            node = node.args[0]
+        if isinstance(node, Made) and node.callee in _BYTES:  # without arguments: empty bytes in protocol 2
+            node = node.args[0] if node.args else b""
         if isinstance(node, str):
             return node.encode("latin1")
         if not isinstance(node, bytes):

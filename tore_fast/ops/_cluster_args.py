@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._dispatch import backend_reason, tensor_reason
+from ._dispatch import backend_reason, check_device, tensor_reason
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_NEIGHBOURS = 32  # slots of the compiled kernels' register lists
@@ -30,8 +30,7 @@ def check_neighbours(op: str, k: int, tokens: int) -> None:
 def check_like_tokens(op: str, name: str, t: Tensor, x: Tensor) -> None:
     if t.shape != x.shape[:2]:
         raise ValueError(f"{op}: {name} must be [B, N] = {list(x.shape[:2])} like x, got {list(t.shape)}")
-    if t.device != x.device:
-        raise ValueError(f"{op}: {name} is on {t.device}, x on {x.device}")
+    check_device(op, "x", x, **{name: t})
 
 
 def as_mask(op: str, mask: Tensor | None, x: Tensor) -> Tensor | None:

@@ -43,6 +43,18 @@ def tensor_reason(backend: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> str
     return None
 
 
+def check_device(op: str, name: str, like: Tensor, **others: Tensor | None) -> None:
+    """ValueError unless all tensors of a call are on the device of `like`, whose argument is called `name`.
+
+    A compiled kernel reads addresses: one on another device ends the process, or the CUDA context with all that is in it.
+    """
+    for other, t in others.items():
+        if t is not None and t.device != like.device:
+            raise ValueError(
+                f"{op}: {other} is on {t.device}, {name} on {like.device}; all tensors must be on one device"
+            )
+
+
 def choose(op: str, impl: str, backends: Sequence[str], why_not: Callable[..., str | None], *args) -> str:
     """Name of the backend to run.
 

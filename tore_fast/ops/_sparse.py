@@ -45,6 +45,7 @@ def csr_matrix(matrix) -> CsrMatrix:
     if isinstance(matrix, Tensor):
         matrix = matrix.detach().cpu().numpy()
     m = sp.csr_matrix(matrix)
+    m.check_format(full_check=True)  # ValueError: scipy itself does not look at indices of a given structure
     if not np.isfinite(m.data).all():
         raise ValueError("csr_matrix: the matrix has non-finite entries")
     return CsrMatrix(*_csr_arrays(m), *_csr_arrays(m.T.tocsr()))
@@ -83,6 +84,7 @@ def mesh_topology(adjacency, joints: int = 0) -> MeshTopology:
         adjacency = adjacency.to_dense() if adjacency.is_sparse else adjacency
         adjacency = adjacency.detach().cpu().numpy()
     m = sp.csr_matrix(adjacency)
+    m.check_format(full_check=True)
     if m.shape[0] != m.shape[1]:
         raise ValueError(f"mesh_topology: adjacency must be square, got {m.shape}")
     m.eliminate_zeros()

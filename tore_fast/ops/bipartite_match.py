@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._dispatch import backend_reason, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from .reference.bipartite_match import FORCED, NEVER, bipartite_match_reference, segment_merge_reference
 
 BACKENDS = ("cuda", "cpu")
@@ -234,6 +234,7 @@ def merge(
         raise ValueError(f"merge: mode must be one of {MODES}, got {mode!r}")
     if x.dim() != 3 or x.shape[:2] != plan.owner.shape:
         raise ValueError(f"merge: x must be {list(plan.owner.shape)} + [C] for this plan, got {list(x.shape)}")
+    check_device("merge", "x", x, size=size, **{"plan.owner": plan.owner})
     if size is not None and (mode != "wavg" or size.shape not in (x.shape[:2], (*x.shape[:2], 1))):
         raise ValueError(
             f"merge: size goes with mode='wavg' and must be {list(x.shape[:2])}, got {list(size.shape)} and mode {mode!r}"
@@ -266,6 +267,7 @@ def unmerge(plan: MatchPlan, y: Tensor) -> Tensor:
         raise ValueError(
             f"unmerge: y must be [{plan.owner.shape[0]}, {plan.num_out}, C] for this plan, got {list(y.shape)}"
         )
+    check_device("unmerge", "y", y, **{"plan.owner": plan.owner})
     return y.gather(1, plan.owner[..., None].expand(-1, -1, y.shape[2]))
 
 

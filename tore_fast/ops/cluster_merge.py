@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._autograd import differentiable
 from ._cluster_args import FLOATS, check_like_tokens, check_tokens
-from ._dispatch import backend_reason, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from .reference.cluster_merge import cluster_merge_reference
 
 BACKENDS = ("cuda", "cpu")
@@ -126,13 +126,14 @@ def cluster_merge_tokens(
 
 
 def check_dictionary(op: str, x: Tensor, idx_token: Tensor, agg_weight: Tensor) -> None:
-    """ValueError unless idx_token and agg_weight are [B, N0] with the B of x."""
+    """ValueError unless idx_token and agg_weight are [B, N0] with the B and the device of x."""
     if idx_token.dim() != 2 or idx_token.shape[0] != x.shape[0]:
         raise ValueError(f"{op}: idx_token must be [B, N0] with B = {x.shape[0]}, got {list(idx_token.shape)}")
     if agg_weight.shape != idx_token.shape:
         raise ValueError(
             f"{op}: agg_weight must be [B, N0] like idx_token {list(idx_token.shape)}, got {list(agg_weight.shape)}"
         )
+    check_device(op, "x", x, idx_token=idx_token, agg_weight=agg_weight)
 
 
 def _prepare(op, x, cluster, num_clusters, weight, impl):

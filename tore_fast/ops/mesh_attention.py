@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._autograd import differentiable, softmax_delta
-from ._dispatch import backend_reason, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from ._sparse import MeshTopology
 from .reference.mesh_attention import mesh_attention_reference
 
@@ -25,6 +25,8 @@ _DTYPES = {
 MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
 # bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227 KB)
 MAX_SHARED = 99 * 1024
+
+_ARRAYS = tuple(f"topology.{name}" for name in MeshTopology._fields[:4])
 
 
 class MeshAttentionResult(NamedTuple):
@@ -105,7 +107,7 @@ def mesh_attention(
     if not q.is_meta and torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    _check(q, k, v, topology, dropout_p)
+    _check(q, k, v, topology, dropout_p, seed)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if dropout_p > 0.0 and seed is None:
         seed = torch.randint(-(2**62), 2**62, (1,), dtype=torch.int64, device=q.device)
@@ -125,7 +127,7 @@ def mesh_attention(
     return MeshAttentionResult(out, lse, weights) if return_lse or return_weights else out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, topology: MeshTopology, dropout_p: float) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, topology: MeshTopology, dropout_p: float, seed: Tensor | None) -> None:
     if q.dim() != 4:
         raise ValueError(f"mesh_attention: q must be [B, H, T, D], got {list(q.shape)}")
     for name, t in (("k", k), ("v", v)):
@@ -142,8 +144,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, topology: MeshTopology, dropout_p: f
             f"mesh_attention: q has {q.shape[2]} tokens, the topology {topology.joints} joints + "
             f"{topology.num_vertices} vertices = {tokens}"
         )
-    if topology.row_ptr.device != q.device:
-        raise ValueError(f"mesh_attention: topology is on {topology.row_ptr.device}, q on {q.device}")
+    if q.shape[3] == 0:
+        raise ValueError(f"mesh_attention: the head dimension must be positive, got {list(q.shape)}")
+    check_device("mesh_attention", "q", q, seed=seed, **dict(zip(_ARRAYS, topology[:4], strict=True)))
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"mesh_attention: dropout_p must be in [0, 1), got {dropout_p}")
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._autograd import differentiable
-from ._dispatch import backend_reason, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from ._sparse import CsrMatrix
 from .reference.mesh_upsample import mesh_upsample_reference
 
 BACKENDS = ("cuda", "cpu")
 _DTYPES = {"cuda": (torch.float32, torch.float16, torch.bfloat16), "cpu": (torch.float32,)}
+
+_ARRAYS = tuple(f"matrix.{name}" for name in CsrMatrix._fields)
 
 
 def why_not(backend: str, x: Tensor) -> str | None:
@@ -56,8 +58,7 @@ def mesh_upsample(
         raise ValueError(f"mesh_upsample: x must be [B, {cols}, F] for a matrix {rows}x{cols}, got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"mesh_upsample: x must be floating point, got {x.dtype}")
-    if matrix.values.device != x.device:
-        raise ValueError(f"mesh_upsample: matrix is on {matrix.values.device}, x on {x.device}")
+    check_device("mesh_upsample", "x", x, **dict(zip(_ARRAYS, matrix, strict=True)))
     backend = choose("mesh_upsample", impl, BACKENDS, why_not, x)
     if backend == "reference":
         return mesh_upsample_reference(x, matrix.row_ptr, matrix.col_idx, matrix.values)

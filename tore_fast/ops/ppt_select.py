@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._schema import LIBRARY
-from ._dispatch import backend_reason, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from .reference.ppt_select import ppt_select_reference
 
 BACKENDS = ("triton",)
@@ -74,6 +74,7 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
         raise ValueError(
             f"gather_tokens: want x [B, P, C] and index [B, K], got {list(x.shape)} and {list(index.shape)}"
         )
+    check_device("gather_tokens", "x", x, index=index)
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 

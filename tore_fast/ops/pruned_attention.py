@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .._schema import LIBRARY
 from ._autograd import differentiable, softmax_delta
-from ._dispatch import backend_reason, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from .reference.pruned_attention import key_importance_reference, pruned_attention_reference
 
 BACKENDS = ("triton", "cpu")
@@ -108,6 +108,7 @@ def pruned_attention(
             if isinstance(importance_rows, int):
                 rows, lse_rows = q[:, :, :importance_rows], lse[:, :, :importance_rows]
             else:
+                check_device("pruned_attention", "q", q, importance_rows=importance_rows)
                 rows, lse_rows = q.index_select(2, importance_rows), lse.index_select(2, importance_rows)
             importance = key_importance_reference(rows, k, key_bias, key_len, lse_rows, scale)
     return PrunedAttentionResult(out, lse, importance) if return_lse or importance_rows is not None else out
@@ -244,8 +245,8 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _check(op: str, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, dim: int) -> None:
     layout = "[B, H, Nq, D]" if dim == 4 else "[total_q, H, D]"
-    if q.dim() != dim:
-        raise ValueError(f"{op}: q must be {layout}, got {list(q.shape)}")
+    if q.dim() != dim or q.shape[-1] == 0:
+        raise ValueError(f"{op}: q must be {layout} with D >= 1, got {list(q.shape)}")
     if not q.is_floating_point():
         raise TypeError(f"{op}: q must be floating point, got {q.dtype}")
     keys = -2 if dim == 4 else 0
@@ -269,7 +270,11 @@ def _run(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q, max_k, scale)
     if q.device.type == "cpu" and dtype != torch.float32:  # the C++ kernel is float32
         q, k, v = q.float(), k.float(), v.float()
     bias = None if key_bias is None else key_bias.float()
-    lens = [None if t is None else t.to(torch.int32) for t in (key_len, query_len)]
+    # clamped first: a length that int32 cannot hold must not become another one
+    lens = [
+        None if t is None else t.clamp(0, n).to(torch.int32)
+        for t, n in ((key_len, k.shape[2]), (query_len, q.shape[2]))
+    ]
     out, lse = _pruned_attention_fwd(q, k, v, bias, *lens, cu_q, cu_k, max_q, max_k, scale)
     return out.transpose(1, 2).to(dtype), lse
 

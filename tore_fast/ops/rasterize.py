@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._dispatch import backend_reason, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from .reference.rasterize import rasterize_reference
 
 BACKENDS = ("cuda", "cpu")
@@ -73,8 +73,7 @@ def rasterize(
         raise TypeError(f"rasterize: vertices_px must be floating point, got {vertices_px.dtype}")
     if faces.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"rasterize: faces must be int32 or int64, got {faces.dtype}")
-    if faces.device != vertices_px.device:
-        raise ValueError(f"rasterize: faces is on {faces.device}, vertices_px on {vertices_px.device}")
+    check_device("rasterize", "vertices_px", vertices_px, faces=faces)
     if not (0 < height <= MAX_SIZE and 0 < width <= MAX_SIZE):
         raise ValueError(f"rasterize: height and width must be 1..{MAX_SIZE}, got {height} and {width}")
     if torch.is_grad_enabled() and vertices_px.requires_grad:
@@ -82,6 +81,8 @@ def rasterize(
     backend = choose("rasterize", impl, BACKENDS, why_not, vertices_px)
     if backend == "reference":
         return Raster(*rasterize_reference(vertices_px, faces, height, width))
+    if faces.dtype == torch.int64:  # an index that int32 cannot hold must not become another one
+        faces = faces.clamp(-1, 2**31 - 1)
     return Raster(*torch.ops.tore_fast.rasterize(vertices_px, faces.int(), height, width))
 
 

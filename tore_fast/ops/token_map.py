@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._autograd import differentiable
 from ._cluster_args import FLOATS
-from ._dispatch import backend_reason, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from .cluster_merge import MAX_CUDA_GROUPS
 from .reference.token_map import cell_mean_reference, cell_pixels, token_csr_reference
 
@@ -107,6 +107,7 @@ def token2map(
     op = "token2map"
     _check_features(op, "x", x, idx_token)
     _check_grids(op, idx_token, init_grid, map_size)
+    _check_csr(op, "csr", csr, x, idx_token, x.shape[1])
     batch, tokens, channels = x.shape
     pixels = map_size[0] * map_size[1]
     if not tokens == idx_token.shape[1] == pixels:
@@ -158,6 +159,7 @@ def map2token(
     x = feature_map.flatten(2).mT
     _check_features(op, "feature_map", x, idx_token)
     _check_grids(op, idx_token, init_grid, map_size)
+    _check_csr(op, "csr", csr, x, idx_token, num_tokens)
     if num_tokens == idx_token.shape[1] == map_size[0] * map_size[1]:
         return x
     backend = choose(op, impl, BACKENDS, why_not, x, num_tokens)
@@ -209,6 +211,8 @@ def token_resample(
                 f"{op}: {name} must be {list(idx_src.shape)} on {x_src.device} like idx_src, "
                 f"got {list(t.shape)} on {t.device}"
             )
+    _check_csr(op, "csr_dst", csr_dst, x_src, idx_src, num_dst)
+    _check_csr(op, "csr_src", csr_src, x_src, idx_src, x_src.shape[1])
     backend = choose(op, impl, BACKENDS, why_not, x_src, max(x_src.shape[1], num_dst))
     if backend == "reference":
         return cell_mean_reference(x_src, idx_src.long(), idx_dst.long(), num_dst, agg_dst)
@@ -252,8 +256,19 @@ def _check_features(op: str, name: str, x: Tensor, idx: Tensor) -> None:
         raise ValueError(
             f"{op}: token indices must be integers [B, N0] with B = {x.shape[0]}, got {idx.dtype} {list(idx.shape)}"
         )
-    if idx.device != x.device:
-        raise ValueError(f"{op}: token indices are on {idx.device}, {name} on {x.device}")
+    check_device(op, name, x, **{"the token index tensor": idx})
+
+
+def _check_csr(op: str, name: str, csr: TokenCsr | None, x: Tensor, idx: Tensor, tokens: int) -> None:
+    if csr is None:
+        return
+    check_device(op, "the features", x, **{f"{name}.row_ptr": csr.row_ptr, f"{name}.cells": csr.cells})
+    want = [idx.shape[0], tokens + 1], list(idx.shape)
+    if [list(t.shape) for t in csr] != list(want) or any(t.dtype != torch.int32 for t in csr):
+        got = ", ".join(f"{list(t.shape)} {t.dtype}" for t in csr)
+        raise ValueError(
+            f"{op}: {name} must be int32 {want[0]} and {want[1]} (token_csr of {tokens} tokens), got {got}"
+        )
 
 
 def _check_grids(op: str, idx_token: Tensor, grid: tuple[int, int], map_size: tuple[int, int]) -> None:
