@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.skeleton import SMPL24
-from ...ops.fit_landmarks import LandmarkModel
+from ...ops import LandmarkModel
 from ..body import Body
 from .prior import load_pose_prior
 
