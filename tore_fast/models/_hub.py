@@ -20,7 +20,7 @@ from ..io.atomic import replacing, write_text
 from ..io.open_file import read_regular
 from ..io.weights import read_safetensors
 from ._registry import model_entry
-from ._weights import load_strict
+from ._weights import NoInit, load_strict
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 MAX_CONFIG = 4 << 20  # bytes
@@ -100,7 +100,8 @@ def load_pretrained(folder: str | Path, allow_nonfinite: bool = False, **overrid
         raise ValueError(f"{Path(folder) / CONFIG_NAME}: {e}") from None
     state = read_safetensors(path)
     try:
-        model = entry.build(**{**config, **overrides})
+        with NoInit():
+            model = entry.build(**{**config, **overrides})
     except ValueError as e:
         raise ValueError(f"{Path(folder) / CONFIG_NAME}: {e}") from None
     except (TypeError, AttributeError, LookupError, ZeroDivisionError, RuntimeError, MemoryError) as e:
