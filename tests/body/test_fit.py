@@ -15,8 +15,8 @@ from tore_fast.body.fit.landmarks import landmark_model
 from tore_fast.body.fit.prior import gaussian, load_pose_prior
 from tore_fast.geometry.camera import intrinsics
 from tore_fast.geometry.procrustes import similarity_align
+from tore_fast.ops import FitSettings
 from tore_fast.ops._dispatch import backend_reason
-from tore_fast.ops.fit_landmarks import FitSettings
 
 
 def errors(fitted: FittedBody, joints: torch.Tensor) -> tuple[float, float]:

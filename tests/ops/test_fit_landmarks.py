@@ -8,7 +8,8 @@ import torch
 from tore_fast.body import load_body
 from tore_fast.body.fit.landmarks import landmark_model
 from tore_fast.geometry.rotation import axis_angle_to_matrix, matrix_to_axis_angle
-from tore_fast.ops.fit_landmarks import BACKENDS, FitSettings, LandmarkModel, fit_landmarks, why_not
+from tore_fast.ops._fit_args import FitSettings, LandmarkInputs, LandmarkModel
+from tore_fast.ops.fit_landmarks import BACKENDS, fit_landmarks, why_not
 from tore_fast.ops.reference import fit_landmarks as reference
 
 PARENTS = (-1, 0, 1, 1, 3)
@@ -46,7 +47,7 @@ def person(batch: int = 3, seed: int = 10) -> dict:
 
 
 def prepared(p: dict):
-    return reference.prepare(*p.values(), small_model(), FitSettings())
+    return reference.prepare(LandmarkInputs(**p), small_model(), FitSettings())
 
 
 def test_gradient_against_autograd():

@@ -73,7 +73,7 @@ def test_a_killed_run_continues_on_the_same_curve(tmp_path):
 
 def test_it_learns_a_fixed_pose(tmp_path):
     t = task("tpc_mixste_27", keep_center=True)
-    before = evaluate_clips(t.model, t.validation, stride=9).result()["mpjpe"]
+    before = evaluate_clips(t.model, t.held_out, stride=9).result()["mpjpe"]
     optimiser = torch.optim.AdamW(t.model.parameters(), 3e-3)
     t.model.train()
     for step in range(60):

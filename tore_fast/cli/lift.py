@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Args(ModelArgs, RunArgs, OutArgs):
 def run(args: Args) -> int:
     if not args.keypoints:
         raise UsageError("no key-point file to work on")
-    if not any(p.exists() for p in args.keypoints):
+    if not any(os.path.exists(p) for p in args.keypoints):
         raise UsageError(f"{args.keypoints[0]}: no such file")
     from .._device import PRECISIONS, pick_device
     from ..layers.prepared import prepare

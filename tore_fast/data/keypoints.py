@@ -1,6 +1,4 @@
 """2D keypoint files of pose detectors -> one clip in the H36M joint order.
-from ..io.natural import natural_sorted
-
 
 In: JSON (COCO results, AlphaPose / Halpe, OpenPose frames or folders, or {"keypoints": ...}), npz or csv, in the order COCO-17,
 Halpe-26, OpenPose-25/18 or H36M-17. Out: `KeypointClip` with [T, 17, 3] pixels and confidence. Next: pipelines/lift.py.

@@ -11,6 +11,7 @@ from .. import (
     _schema,  # noqa: F401  (schemas before kernels)
 )
 from ._dispatch import BackendUnavailable
+from ._fit_args import FitSettings, LandmarkModel
 from ._memory import kept_memory, release_memory
 from ._sparse import CsrMatrix, MeshTopology, csr_matrix, mesh_topology
 from .bipartite_match import MatchPlan, MergedTokens, bipartite_soft_matching, merge, unmerge
@@ -18,7 +19,7 @@ from .cluster_merge import ClusterMerge, ClusterMergeTokens, cluster_merge, clus
 from .density_delta import DensityDelta, density_delta
 from .dpc_knn_cluster import DpcClusters, dpc_knn_cluster
 from .dpc_knn_cluster_merge import DpcClusterMerge, dpc_knn_cluster_merge
-from .fit_landmarks import FitSettings, LandmarkFit, LandmarkModel, fit_landmarks
+from .fit_landmarks import LandmarkFit, fit_landmarks
 from .knn_density import knn_density
 from .linear import Norm, PackedWeight, linear
 from .mesh_attention import MeshAttentionResult, mesh_attention

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import functools
 import weakref
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...geometry.rotation import minimal_rotation
+from ...ops import FitSettings, LandmarkFit, LandmarkModel, fit_landmarks
 from ...ops._dispatch import backend_reason
-from ...ops.fit_landmarks import PARTS, FitSettings, LandmarkFit, LandmarkModel, fit_landmarks
+from ...ops._fit_args import PARTS
 from .. import load_body
 from ..body import Body
 from .fitted import CROP_PX, MAX_ERROR_PX, VISIBLE, FittedBody, Landmarks, middle_of, reasons_not_to_believe
 from .landmarks import BodyLandmarkModel, landmark_model
 from .start import fill_missing, landmarks_to_h36m17, mean_pose, pose_from_image, pose_from_joints
 
+MIN_SIDE_PX = 1e-3  # of a crop; below it all landmarks lie on one point
 _MIN_VISIBILITY = 0.05  # a landmark the net does not see still says a little
 FEW = 256  # people of a batch on a GPU that are fitted on the host (an estimate: no GPU was at hand)
 
@@ -66,6 +69,7 @@ def fit_body(
         ('0 of 33 landmarks are visible, 4 are needed',)
     """
     with torch.inference_mode():
+        settings = settings or FitSettings()
         return _fit_body(landmarks, camera, body, steps, start, temporal, settings, max_error_px, impl)
 
 
@@ -77,39 +81,57 @@ def fit_device(device: torch.device, people: int, impl: str) -> torch.device:
     return host if few and backend_reason("cpu") is None else device
 
 
-def _fit_body(landmarks, camera, body, steps, start, temporal, settings, max_error_px, impl) -> FittedBody:
+class View(NamedTuple):
+    """How the landmarks lie in units of the crop's side."""
+
+    points: Tensor  # [B, 33, 2] crop sides from the origin
+    weight: Tensor  # [B, 33] how much each counts
+    seen: Tensor  # [B, 33] bool, the image point is finite
+    visible: Tensor  # [B] visible landmarks
+    side: Tensor  # [B] px
+    origin: Tensor  # [B, 2] px: the principal point, or the person's middle
+    stretch: Tensor  # [B, 2] that makes fy = fx
+    inv_focal: Tensor | None  # [B] crop sides^-1
+
+
+def _fit_body(
+    landmarks: Landmarks,
+    camera: Tensor | None,
+    body: str | Body,
+    steps: int,
+    start: FittedBody | None,
+    temporal: float,
+    settings: FitSettings,
+    max_error_px: float,
+    impl: str,
+) -> FittedBody:
     home = landmarks.points.device
     device = fit_device(home, len(landmarks), impl)
     landmarks = landmarks.to(device)
     body, marks = _body_and_model(body, home, device)
     dtype, batch = landmarks.points.dtype, len(landmarks)
+    view = _view(landmarks, camera, marks.counts.to(dtype))
     world, finite = _world_points(landmarks)
-    side = landmarks.crop_side().to(dtype)
-    usable = torch.isfinite(side) & (side > 1e-3)
-    unit = torch.where(usable, side, 1)[:, None]
-
-    origin, inv_focal, stretch = _view(landmarks, camera, unit)
-    points = (landmarks.points - origin[:, None]) * stretch[:, None] / unit[..., None]
-    if inv_focal is not None:
-        world = (_towards(points, inv_focal)[:, None] @ world[..., None])[..., 0]
-    seen = torch.nan_to_num(landmarks.visibility, 0).clamp(0, 1)
-    weight = seen.clamp(min=_MIN_VISIBILITY) * marks.counts.to(dtype)
+    if view.inv_focal is not None:
+        world = (_towards(view.points, view.inv_focal)[:, None] @ world[..., None])[..., 0]
     solid = (world - world[:, :1]).abs().amax((1, 2)) > 1e-4  # all world points in one place say nothing
-    weights = torch.stack((weight * finite[0] * usable[:, None], weight * finite[1] * solid[:, None]), -1)
+    usable = (view.side > MIN_SIDE_PX)[:, None]
+    weights = torch.stack((view.weight * view.seen * usable, view.weight * finite * solid[:, None]), -1)
+
+    def fresh() -> Tensor:
+        return _analytic_start(world, finite, solid, view.points, marks.model)
 
     betas = torch.zeros(batch, body.num_betas, dtype=dtype, device=device)
     anchor = anchor_betas = anchor_weight = None
-    settings = settings or FitSettings()
     if start is None:
-        rotations = _analytic_start(world, finite[1], solid, points, marks.model)
+        rotations = fresh()
     else:
         if len(start) != batch:
             raise ValueError(f"fit_body: start has {len(start)} people, landmarks have {batch}")
         warm = start.believed.to(device)
         rotations = start.rotations.to(device, dtype)
         if not bool(warm.all()):
-            fresh = _analytic_start(world, finite[1], solid, points, marks.model)
-            rotations = torch.where(warm[:, None, None, None], rotations, fresh)
+            rotations = torch.where(warm[:, None, None, None], rotations, fresh())
         betas = torch.where(warm[:, None], start.betas.to(betas), betas)
         if temporal > 0:
             anchor, anchor_weight = rotations, temporal * warm.to(dtype)
@@ -117,20 +139,28 @@ def _fit_body(landmarks, camera, body, steps, start, temporal, settings, max_err
             anchor_betas = betas * (temporal / (1 + temporal))
             settings = settings._replace(shape=settings.shape * (1 + temporal))
     fit = fit_landmarks(
-        points, weights, world, marks.model, rotations, betas, inv_focal=inv_focal, anchor=anchor,
-        anchor_betas=anchor_betas, anchor_weight=anchor_weight, steps=steps, settings=settings,
+        view.points,
+        weights,
+        world,
+        marks.model,
+        rotations,
+        betas,
+        inv_focal=view.inv_focal,
+        anchor=anchor,
+        anchor_betas=anchor_betas,
+        anchor_weight=anchor_weight,
+        steps=steps,
+        settings=settings,
         impl=impl,
-    )  # fmt: skip
-    return _result(
-        fit, body, landmarks, points, weight, finite[0], side, origin, stretch, inv_focal, max_error_px, home
     )
+    return _result(fit, body, view, landmarks.flag, max_error_px, home)
 
 
-def _world_points(landmarks: Landmarks) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """World points about the middle of the hips, zeros where not finite; finite masks of image and world points."""
-    finite = tuple(torch.isfinite(t).all(-1) for t in (landmarks.points, landmarks.world))
-    world = torch.where(finite[1][..., None], landmarks.world.to(landmarks.points.dtype), 0)
-    hips = finite[1][:, 23:25].all(1)[:, None, None]  # without them the net's own origin stays: the middle of the hips
+def _world_points(landmarks: Landmarks) -> tuple[Tensor, Tensor]:
+    """World points about the middle of the hips, zeros where not finite; which are finite."""
+    finite = torch.isfinite(landmarks.world).all(-1)
+    world = torch.where(finite[..., None], landmarks.world.to(landmarks.points.dtype), 0)
+    hips = finite[:, 23:25].all(1)[:, None, None]  # without them the net's own origin stays: the middle of the hips
     return world - torch.where(hips, world[:, 23:25].mean(1, keepdim=True), 0), finite
 
 
@@ -139,30 +169,46 @@ def _analytic_start(
 ) -> Tensor:  # [B, 24, 3, 3]
     """From the world points; where they say nothing, the mean pose turned like the image points."""
     if not bool(finite.all()):
-        mean = mean_pose(world)[None]
-        zeros = [world.new_zeros(1, len(model.attach), n) for n in (2, 2, 3)]
+        count = len(model.attach)
+        nothing, nowhere = world.new_zeros(1, count, 2), world.new_zeros(1, count, 3)
         shape = world.new_zeros(1, model.bone_dirs.shape[-1])
-        world = fill_missing(world, finite, fit_landmarks(*zeros, model, mean, shape, steps=0).landmarks[0])
+        mean = fit_landmarks(nothing, nothing, nowhere, model, mean_pose(world)[None], shape, steps=0)
+        world = fill_missing(world, finite, mean.landmarks[0])
     rotations = pose_from_joints(landmarks_to_h36m17(world))
     if bool(solid.all()):
         return rotations
     return torch.where(solid[:, None, None, None], rotations, pose_from_image(points))
 
 
-def _view(landmarks: Landmarks, camera: Tensor | None, unit: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Origin [B, 2] of the image points, 1 / focal length [B] in crop sides, factor [B, 2] that makes fy = fx."""
+def _view(landmarks: Landmarks, camera: Tensor | None, counts: Tensor) -> View:
     points = landmarks.points
     batch = len(points)
+    side = landmarks.crop_side().to(points.dtype)
+    side = torch.where(torch.isfinite(side), side, 0)
+    unit = torch.where(side > MIN_SIDE_PX, side, 1)[:, None]
     if camera is None:
-        middle = middle_of(points)
-        return middle, None, torch.ones_like(middle)
-    if camera.shape not in ((3, 3), (1, 3, 3), (batch, 3, 3)):
-        raise ValueError(f"fit_body: camera must be [3, 3] or [{batch}, 3, 3], got {list(camera.shape)}")
-    k = camera.to(points).expand(batch, 3, 3)
-    focal = torch.stack((k[:, 0, 0], k[:, 1, 1]), -1)
-    if not bool(((focal > 0) & torch.isfinite(focal)).all()):
-        raise ValueError(f"fit_body: camera must have positive focal lengths, got {focal.flatten().tolist()}")
-    return k[:, :2, 2], unit[:, 0] / focal[:, 0], focal[:, :1] / focal
+        origin, inv_focal = middle_of(points), None
+        stretch = torch.ones_like(origin)
+    else:
+        if camera.shape not in ((3, 3), (1, 3, 3), (batch, 3, 3)):
+            raise ValueError(f"fit_body: camera must be [3, 3] or [{batch}, 3, 3], got {list(camera.shape)}")
+        k = camera.to(points).expand(batch, 3, 3)
+        focal = torch.stack((k[:, 0, 0], k[:, 1, 1]), -1)
+        if not bool(((focal > 0) & torch.isfinite(focal)).all()):
+            raise ValueError(f"fit_body: camera must have positive focal lengths, got {focal.flatten().tolist()}")
+        origin, inv_focal, stretch = k[:, :2, 2], unit[:, 0] / focal[:, 0], focal[:, :1] / focal
+    seen = torch.isfinite(points).all(-1)
+    visibility = torch.nan_to_num(landmarks.visibility, 0).clamp(0, 1)
+    return View(
+        points=(points - origin[:, None]) * stretch[:, None] / unit[..., None],
+        weight=visibility.clamp(min=_MIN_VISIBILITY) * counts,
+        seen=seen,
+        visible=(seen & (visibility > VISIBLE)).sum(1),
+        side=side,
+        origin=origin,
+        stretch=stretch,
+        inv_focal=inv_focal,
+    )
 
 
 def _towards(points: Tensor, inv_focal: Tensor) -> Tensor:  # [B, 3, 3]
@@ -173,26 +219,27 @@ def _towards(points: Tensor, inv_focal: Tensor) -> Tensor:  # [B, 3, 3]
 
 
 def _result(
-    fit: LandmarkFit, body, landmarks, points, weight, finite, side, origin, stretch, inv_focal, max_error_px, home
+    fit: LandmarkFit, body: Body, view: View, flag: Tensor | None, max_error_px: float, home: torch.device
 ) -> FittedBody:
-    scale, shift = fit.camera[:, :1].exp(), fit.camera[:, 1:3]
-    depth = 1 if inv_focal is None else 1 + (inv_focal[:, None] * scale * fit.landmarks[..., 2])[..., None]
-    drawn = (scale[..., None] * fit.landmarks[..., :2] + shift[:, None]) / depth
-    miss = torch.where(finite, (drawn - torch.where(finite[..., None], points, 0)).norm(dim=-1), 0)
-    count = weight * finite
+    scale, shift, side = fit.camera[:, :1].exp(), fit.camera[:, 1:3], view.side[:, None]
+    drawn = scale[..., None] * fit.landmarks[..., :2] + shift[:, None]
+    if view.inv_focal is not None:
+        drawn = drawn / (1 + (view.inv_focal[:, None] * scale * fit.landmarks[..., 2])[..., None])
+    miss = torch.where(view.seen, (drawn - view.points).norm(dim=-1), 0)
+    count = view.weight * view.seen
     error = CROP_PX * (miss * count).sum(1) / count.sum(1).clamp(min=1e-9)
-    visible = (finite & (landmarks.visibility > VISIBLE)).sum(1)
     sound = torch.isfinite(torch.cat((fit.rotations.flatten(1), fit.betas, fit.camera, fit.cost), 1)).all(1)
-    reasons = reasons_not_to_believe(finite.sum(1), visible, side, landmarks.flag, error, sound, max_error_px)
-    known = sound & (side > 0) & torch.isfinite(side) & (visible > 0)
+    usable = view.side > MIN_SIDE_PX
+    reasons = reasons_not_to_believe(view.seen.sum(1), view.visible, usable, flag, error, sound, max_error_px)
+    known = sound & usable & (view.visible > 0)
 
     rotations = torch.where(known[:, None, None, None], fit.rotations, mean_pose(fit.rotations)[None])
     betas = torch.where(known[:, None], fit.betas, 0)
     lost = torch.where(known, 1.0, torch.nan)[:, None].to(scale)
-    camera = torch.cat((scale * side[:, None], shift * side[:, None] / stretch + origin), 1) * lost
+    camera = torch.cat((scale * side, shift * side / view.stretch + view.origin), 1) * lost
     translation = None
-    if inv_focal is not None:
-        translation = (torch.cat((shift / scale, 1 / (inv_focal[:, None] * scale)), 1) * lost).to(home)
+    if view.inv_focal is not None:
+        translation = (torch.cat((shift / scale, 1 / (view.inv_focal[:, None] * scale)), 1) * lost).to(home)
     believed = torch.tensor([not r for r in reasons], dtype=torch.bool)
     rotations, betas = rotations.to(home), betas.to(home)
     out = body(rotations, betas)

@@ -63,7 +63,8 @@ class Landmarks:
         return len(self.points)
 
     def to(self, device: torch.device | str) -> Landmarks:
-        return Landmarks(*(None if value is None else value.to(device) for value in vars(self).values()))
+        flag, side = (None if t is None else t.to(device) for t in (self.flag, self.side))
+        return Landmarks(self.points.to(device), self.world.to(device), self.visibility.to(device), flag, side)
 
     def crop_side(self) -> Tensor:  # [B]
         """`side`, or the side of the crop that would hold the points: twice the farthest seen point from the hips."""
@@ -113,7 +114,7 @@ class FittedBody:
 def reasons_not_to_believe(
     points_finite: Tensor,  # [B] landmarks that are finite
     visible: Tensor,  # [B] landmarks seen
-    size_px: Tensor,  # [B] side of the crop
+    spread: Tensor,  # [B] bool, they do not all lie on one point
     flag: Tensor | None,
     error_px: Tensor,
     finite: Tensor,  # [B] the result is finite
@@ -121,7 +122,7 @@ def reasons_not_to_believe(
 ) -> tuple[str, ...]:
     """One sentence a row, empty for a row that is believed."""
     out = []
-    rows = [t.tolist() for t in (points_finite, visible, size_px, error_px, finite)]
+    rows = [t.tolist() for t in (points_finite, visible, spread, error_px, finite)]
     flags = [1.0] * len(rows[0]) if flag is None else flag.tolist()
     for have, seen, size, error, ok, sure in zip(*rows, flags):
         if not have:
@@ -130,7 +131,7 @@ def reasons_not_to_believe(
             out.append(f"the landmark net is {sure:.2f} sure that there is a person, {MIN_FLAG} are needed")
         elif seen < MIN_VISIBLE:
             out.append(f"{seen} of 33 landmarks are visible, {MIN_VISIBLE} are needed")
-        elif not size > 0:
+        elif not size:
             out.append("all landmarks lie on one point")
         elif not ok:
             out.append("the fit did not converge")

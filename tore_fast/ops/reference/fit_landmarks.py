@@ -6,12 +6,13 @@ The pieces (`posed_landmarks`, `cost_parts`, `normal_equations`) are separate so
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...geometry.rotation import axis_angle_to_matrix, matrix_to_axis_angle, skew
+from .._fit_args import FitSettings, LandmarkInputs, LandmarkModel, in_float64
 
 SMALL_DEPTH = 0.05  # of the denominator 1 + depth / distance: nearer than this a point is held there
 MIN_DAMPING, MAX_DAMPING = 1e-5, 1e8
@@ -29,7 +30,7 @@ class Person(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What stays the same during the fit, in float64; `model` and `settings` are those of ops/fit_landmarks.py."""
+    """What stays the same during the fit, in float64."""
 
     points: Tensor  # [B, P, 2]
     weights: Tensor  # [B, P, 2]
@@ -38,8 +39,8 @@ class Problem(NamedTuple):
     anchor: Tensor  # [B, J, 3, 3]
     anchor_betas: Tensor  # [B, S]
     anchor_weight: Tensor  # [B]
-    model: Any
-    settings: Any
+    model: LandmarkModel
+    settings: FitSettings
 
 
 def proper_rotations(m: Tensor) -> Tensor:  # [..., 3, 3] -> [..., 3, 3]
@@ -254,46 +255,19 @@ def starting_camera(p: Problem, x: Tensor) -> Tensor:  # [B, P, 3] -> [B, 4]
 
 
 def fit_landmarks_reference(
-    points,
-    weights,
-    world,
-    rotations,
-    betas,
-    camera,
-    inv_focal,
-    anchor,
-    anchor_betas,
-    anchor_weight,
-    model,
-    steps,
-    settings,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs: LandmarkInputs, model: LandmarkModel, steps: int, settings: FitSettings
+) -> tuple[Tensor, ...]:
     """Arguments and results as ops/fit_landmarks.py; any device, differentiable in nothing."""
-    device = points.device.type
+    device, dtype = inputs.points.device.type, inputs.points.dtype
     with torch.no_grad(), torch.autocast(device if device != "meta" else "cpu", enabled=False):
-        problem, person = prepare(
-            points,
-            weights,
-            world,
-            rotations,
-            betas,
-            camera,
-            inv_focal,
-            anchor,
-            anchor_betas,
-            anchor_weight,
-            model,
-            settings,
-        )
+        problem, person = prepare(inputs, model, settings)
         person, parts, x = iterate(problem, person, steps)
-        return tuple(t.to(points.dtype) for t in (*person, x, parts))
+        return tuple(t.to(dtype) for t in (*person, x, parts))
 
 
-def prepare(
-    points, weights, world, rotations, betas, camera, inv_focal, anchor, anchor_betas, anchor_weight, model, settings
-) -> tuple[Problem, Person]:
+def prepare(inputs: LandmarkInputs, model: LandmarkModel, settings: FitSettings) -> tuple[Problem, Person]:
     """float64 problem and start; points that are not finite lose their weight."""
-    points, weights, world, rotations, betas = (t.double() for t in (points, weights, world, rotations, betas))
+    points, weights, world = inputs.points.double(), inputs.weights.double(), inputs.world.double()
     usable = torch.stack((torch.isfinite(points).all(-1), torch.isfinite(world).all(-1)), -1)
     weights = torch.where(usable, torch.nan_to_num(weights, 0, 0, 0).clamp(min=0), 0)
     points, world = (
@@ -303,22 +277,23 @@ def prepare(
     def given(value: Tensor | None, default: Tensor) -> Tensor:
         return default if value is None else torch.nan_to_num(value.double(), 0, 0, 0)
 
-    betas = given(betas, betas).clamp(-settings.beta_limit, settings.beta_limit)
-    rotations = proper_rotations(rotations)
+    betas = given(inputs.betas, inputs.betas).clamp(-settings.beta_limit, settings.beta_limit)
+    rotations = proper_rotations(inputs.rotations.double())
     zeros = points.new_zeros(points.shape[0])
-    floats = {k: v.double() for k, v in model._asdict().items() if isinstance(v, Tensor)}
+    anchored = inputs.anchor is not None
     problem = Problem(
         points,
         weights,
         world,
-        given(inv_focal, zeros),
-        rotations if anchor is None else proper_rotations(anchor.double()),
-        given(anchor_betas, torch.zeros_like(betas)),
-        zeros if anchor is None else given(anchor_weight, torch.ones_like(zeros)).clamp(min=0),
-        model._replace(**floats),
+        given(inputs.inv_focal, zeros),
+        rotations if inputs.anchor is None else proper_rotations(inputs.anchor.double()),
+        given(inputs.anchor_betas, torch.zeros_like(betas)),
+        given(inputs.anchor_weight, torch.ones_like(zeros)).clamp(min=0) if anchored else zeros,
+        in_float64(model),
         settings,
     )
     person = Person(rotations, betas, points.new_zeros(points.shape[0], 4))
+    camera = inputs.camera
     if camera is None:
         camera = starting_camera(problem, posed_landmarks(problem, person)[2])
     return problem, person._replace(camera=given(camera, zeros))
