@@ -24,6 +24,7 @@ from ..models.keypoints.blazepose import ALIGNMENT, LANDMARKS, BodyLandmarks, Pe
 WINDOWS = ("auto", "never", "always")
 MIN_DETECTION, MIN_PARTIAL = 0.45, 0.55  # of the detector's score, in the whole image and in a window
 MIN_SCORE = 0.5  # of the landmark net's "there is a person"
+MIN_EVIDENCE = 0.45  # of both scores' product: shoes, lamps and cats have one high score, seldom two
 MAX_PEOPLE = 64
 _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
 # Two finds are one person where these lie closer, in sides of the crop:
@@ -34,6 +35,7 @@ _MAX_CHANGE = 2.0  # a second crop so much larger or smaller than the first is n
 _COARSE, _FINE, _SHARP, _LONGEST = 224, 400, 576, 1024  # px: sizes of the detector's looks at a whole image
 _MAX_WINDOWS, _WINDOW_FILL = 64, 1.7  # a person's crop is at most so many sides of the window
 _HINT, _SMALL = 0.25, 0.75  # a candidate of this score and of this part of the shorter side says that windows pay
+_TURNED = 0.75  # by how much a find in a turned image counts less
 _FILLING = 0.9  # of the shorter side: a person who leaves little room for others
 _FAINT = 0.1  # candidates below say nothing
 _OTHER_SIDE = {"left": "right", "right": "left"}
@@ -363,7 +365,7 @@ def _turned_back(c: Candidate, quarters: int, turned: np.ndarray) -> Candidate:
             quarters
         ]
 
-    return c._replace(hips=back(c.hips), circle=back(c.circle))
+    return c._replace(score=_TURNED * c.score, hips=back(c.hips), circle=back(c.circle))
 
 
 def _merged(scores: np.ndarray, boxes: np.ndarray, points: np.ndarray, view: View, box: Letterbox) -> list[Candidate]:
@@ -435,7 +437,8 @@ def _distinct(people: People, min_score: float) -> list[int]:
     side = [roi.side for roi in people.rois]
     kept: list[int] = []
     for i in order.tolist():
-        if people.score[i] < min_score or not np.isfinite(people.points[i]).all():
+        sure = people.score[i] >= min_score and people.score[i] * people.detection[i] >= MIN_EVIDENCE
+        if not sure or not np.isfinite(people.points[i]).all():
             continue
         better = next((k for k in kept if _same_head(people, i, k) and side[i] > 1.15 * side[k]), None)
         if better is not None:
