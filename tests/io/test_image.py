@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tore_fast.data.boxes import BoxFileError, boxes_of, read_boxes
-from tore_fast.io.image import ImageError, check_box, find_images, read_image
+from tore_fast.io.image import ImageError, check_box, find_images, read_image, read_labels
 
 
 @pytest.fixture
@@ -133,3 +133,77 @@ def test_boxes(tmp_path):
     for bad in ([0, 0, 1], [5, 5, 1, 1], [float("nan"), 0, 5, 5], [100, 100, 120, 120]):
         with pytest.raises(ImageError, match="a.jpg"):
             check_box(bad, 50, 50, "a.jpg")
+
+
+_EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_only_image_formats_are_decoded(tmp_path, image, monkeypatch):
+    """A file is what its content says among the formats that are read; none of them starts another program."""
+    import subprocess
+
+    def started(*command, **options):
+        raise AssertionError(f"a program was started: {command}")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    (tmp_path / "holiday.jpg").write_bytes(_EPS)
+    with pytest.raises(ImageError, match="holiday.jpg: not an image file that is read here .a PostScript file") as e:
+        read_image(tmp_path / "holiday.jpg")
+    assert "\n" not in str(e.value)
+    for kind in ("ICO", "TGA", "PCX", "SGI", "IM", "DDS"):
+        image.save(tmp_path / "a.png", format=kind)
+        with pytest.raises(ImageError, match="a.png: not an image file that is read here"):
+            read_image(tmp_path / "a.png")
+    image.save(tmp_path / "b.jpg", format="PNG")  # a wrong suffix alone does not matter
+    assert np.array_equal(read_image(tmp_path / "b.jpg"), np.asarray(image))
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink("/dev/zero", tmp_path / "zero.png")
+    os.symlink("loop.png", tmp_path / "loop.png")
+    for name, words in [
+        ("pipe.png", "pipe"),
+        ("zero.png", "device"),
+        ("loop.png", "cannot open"),
+        ("x" * 300 + ".png", "too long"),
+        ("a\0.png", "cannot open"),
+    ]:
+        for reader in (read_image, read_labels):
+            with pytest.raises(ImageError, match=words) as e:
+                reader(str(tmp_path / name))
+            assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
+def test_claims_of_pixels_are_refused_before_memory_is_taken(tmp_path, kind):
+    """Headers that claim 60,000 x 60,000 pixels."""
+    import io
+    import struct
+    import tracemalloc
+
+    stream = io.BytesIO()
+    Image.new("L", (60, 60)).save(stream, format=kind)
+    data = bytearray(stream.getvalue())
+    if kind == "PNG":
+        import zlib
+
+        data[16:24] = struct.pack(">II", 60_000, 60_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", 60_000, 60_000)
+    elif kind == "GIF":
+        data[6:10] = struct.pack("<HH", 60_000, 60_000)
+    else:
+        at = struct.unpack("<I", data[4:8])[0]
+        for k in range(struct.unpack("<H", data[at : at + 2])[0]):
+            tag = at + 2 + 12 * k
+            if struct.unpack("<H", data[tag : tag + 2])[0] in (256, 257):
+                data[tag + 2 : tag + 12] = struct.pack("<HII", 4, 1, 60_000)
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="60000x60000 pixels"):
+        read_image(bytes(data))
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()

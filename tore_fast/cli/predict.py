@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -93,7 +94,7 @@ def run(args: Args) -> int:
         for line in found.errors:
             print_error(line)
         paths = [*found.images, *found.videos]
-        if not any(p.exists() for p in paths):
+        if not any(os.path.exists(p) for p in paths):
             for path in paths:
                 print_error(f"{path}: no such file")
             raise UsageError("no image or video to work on")

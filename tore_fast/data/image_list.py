@@ -5,12 +5,14 @@ In: names as a user types them; out: `Image` for each, read when its turn comes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..io.image import EXTENSIONS, ImageError
+from ..io.image import EXTENSIONS, MAX_BYTES, ImageError
 from ..io.natural import natural_sorted
+from ..io.open_file import MAX_TEXT, open_regular, read_regular
 from .readers.hmr2_tar import expand_tars, tar_samples
 
 
@@ -32,13 +34,15 @@ class Image(NamedTuple):
         if self.offset >= 0:
             return _range(self.path, self.boxes_offset, self.boxes_size) if self.boxes_offset >= 0 else None
         path = Path(self.path).with_suffix(".json")
-        return path.read_bytes() if path.is_file() else None
+        return read_regular(path, MAX_TEXT, "box file") if os.path.isfile(path) else None
 
 
 def _range(path: str, offset: int, size: int) -> bytes:
-    with open(path, "rb") as f:
-        f.seek(max(offset, 0))
-        return f.read() if offset < 0 else f.read(size)
+    if offset < 0:
+        return read_regular(path, MAX_BYTES, "image file")
+    with open_regular(path, "tar") as f:
+        f.seek(offset)
+        return f.read(max(0, min(size, os.fstat(f.fileno()).st_size - offset)))  # a header may claim any size
 
 
 def list_images(inputs: Iterable[str | Path]) -> list[Image]:
@@ -70,11 +74,11 @@ def _images_of(source: str | Path) -> list[Image]:
     path = Path(source)
     if str(source).endswith(".tar"):
         return list(_tar_images(expand_tars(source)))
-    if path.is_dir():
+    if os.path.isdir(path):
         files = natural_sorted(p for p in path.rglob("*") if p.is_file())
         plain = [Image(p.as_posix(), str(p.resolve())) for p in files if p.suffix.lower() in EXTENSIONS]
         return [*plain, *_tar_images([p for p in files if p.suffix == ".tar"])]
-    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+    if os.path.isfile(path) and path.suffix.lower() in EXTENSIONS:
         return [Image(path.as_posix(), str(path.resolve()))]
     raise ImageError(f"{source}: expected a tar, a folder or an image ({', '.join(EXTENSIONS)})")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
-from PIL import Image
+from .image import MAX_BYTES, open_image
+from .open_file import read_regular
 
 _EXIF_IFD, _FOCAL_35MM, _FOCAL_MM, _PLANE_X, _PLANE_UNIT = 0x8769, 0xA405, 0x920A, 0xA20E, 0xA210
 _MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0}
@@ -21,7 +21,8 @@ def focal_from_exif(source: str | Path | bytes) -> float | None:
     cropped after it was taken, and kept its EXIF, gives a wrong number.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        data = source if isinstance(source, bytes) else read_regular(source, MAX_BYTES)
+        with open_image(data) as image:
             width, height = image.size
             tags = image.getexif().get_ifd(_EXIF_IFD)
     except Exception:  # noqa: BLE001 (whoever needs the pixels says what is wrong with the file)

@@ -1,6 +1,4 @@
 """Any image a user has, as one [H, W, 3] uint8 RGB array, upright; bad files end in one clear ImageError.
-from .natural import natural_sorted
-
 
 In: a path, a PIL image or an array. Out: pixels for geometry/warp.py. Handles EXIF rotation, grey, palettes, transparency
 (over white), CMYK and 16-bit files.
@@ -10,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,9 +17,21 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .natural import natural_sorted
+from .open_file import read_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".heic", ".heif")
+# What a file is, is told by its content among these alone: Pillow's other decoders are less used, and some start programs (EPS)
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # bytes 8..12 of a HEIF file
+_OTHERS = {b"%!PS": "a PostScript file", b"\xc5\xd0\xd3\xc6": "a PostScript file", b"%PDF": "a PDF file"}
+_OTHERS |= {
+    b"8BPS": "a Photoshop file",
+    b"DDS ": "a DDS texture",
+    b"BLP": "a BLP texture",
+    b"PK\x03\x04": "a zip archive",
+}
+_OTHERS |= {b"<svg": "an SVG drawing", b"<?xml": "an XML file", b"<!DOC": "a web page", b"<html": "a web page"}
+MAX_BYTES = 2 << 30  # of an image file
 MAX_PIXELS = 200_000_000  # more is taken for a mistake or a decompression bomb
 
 
@@ -66,47 +77,65 @@ def read_labels(path: str | Path) -> np.ndarray:  # [H, W]
     """
     data = _bytes_of(Path(path))
     try:
-        with _open(data) as image:
+        with open_image(data) as image:
+            _check_pixels(image, str(path))
             values = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as e:
-        raise ImageError(f"{path}: not a readable mask ({e})") from None
+    except ImageError:
+        raise
+    except Exception as e:  # noqa: BLE001 (decoders raise anything on damaged files)
+        raise ImageError(f"{path}: not a readable mask ({_said(e)})") from None
     return values[..., 0] if values.ndim == 3 else values
 
 
 def _bytes_of(path: Path) -> bytes:
-    if not path.exists():
-        raise ImageError(f"{path}: no such file")
-    if path.is_dir():
-        raise ImageError(f"{path}: is a folder, expected an image file")
     try:
-        return path.read_bytes()
-    except OSError as e:  # unreadable: no permission, a broken disk
-        raise ImageError(f"{path}: cannot be read ({e.strerror or e})") from None
+        return read_regular(path, MAX_BYTES, "image file")
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (OSError, ValueError) as e:  # a folder, a pipe, a device, no permission, a broken disk
+        raise ImageError(str(e)) from None
 
 
 def _decoded(data: bytes, name: str, upright: bool) -> np.ndarray:
     if not data:
         raise ImageError(f"{name}: the file is empty")
     try:
-        with _open(data) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{name}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
+        with open_image(data) as image:
+            _check_pixels(image, name)
             image.load()
             return _from_pil(image, name, upright)
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
             raise ImageError(
                 f"{name}: a HEIC image; `pip install pillow-heif` makes them readable, or save it as JPEG"
             ) from None
-        raise ImageError(f"{name}: not an image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        if isinstance(e, ImageError):
-            raise
-        raise ImageError(f"{name}: damaged or truncated image ({e})") from None
+        other = next((text for start, text in _OTHERS.items() if data.lstrip()[:8].startswith(start)), None)
+        readable = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, AVIF or HEIC"
+        raise ImageError(
+            f"{name}: not an image file that is read here ({other or 'unknown'}); expected {readable}"
+        ) from None
+    except Exception as e:  # noqa: BLE001 (decoders raise anything on damaged files: KeyError, struct.error, MemoryError ...)
+        raise ImageError(f"{name}: damaged or truncated image ({_said(e)})") from None
 
 
-def _open(data: bytes) -> Image.Image:
-    """Image.open under our own limit of pixels: Pillow's warns at half of what it refuses, and refuses 180-megapixel photographs."""
+def _said(error: BaseException) -> str:
+    """An error's first line, with its class where the text alone says nothing."""
+    text = (str(error).splitlines() or [""])[0][:160]
+    return text if isinstance(error, (OSError, SyntaxError)) and text else f"{type(error).__name__}: {text}"
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{name}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Pillow's image of a file's bytes, one of FORMATS, pixels not read yet; errors are Pillow's own.
+
+    Under our own limit of pixels: Pillow's warns at half of what it refuses, and refuses 180-megapixel photographs.
+    """
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
         try:
             import pillow_heif
@@ -114,10 +143,12 @@ def _open(data: bytes) -> Image.Image:
             pass
         else:
             pillow_heif.register_heif_opener()
+    Image.init()
+    there = [f for f in FORMATS if f in Image.OPEN]  # AVIF and HEIF are not everywhere
     with _opening:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=there)
         finally:
             Image.MAX_IMAGE_PIXELS = before
 
@@ -169,12 +200,12 @@ def find_images(sources: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     errors: list[str] = []
     for source in sources:
         path = Path(source)
-        if path.is_dir():
+        if os.path.isdir(path):  # not Path.is_dir: it raises for names that no file can have
             inside = natural_sorted(p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and not p.is_dir())
             if not inside:
                 errors.append(f"{path}: the folder holds no image ({', '.join(EXTENSIONS)})")
             found.update(dict.fromkeys(inside))
-        elif any(c in str(source) for c in "*?[") and not path.exists():
+        elif any(c in str(source) for c in "*?[") and not os.path.exists(path):
             matches = natural_sorted(Path(p) for p in glob.glob(str(source), recursive=True))
             matches = [p for p in matches if p.is_file()]
             if not matches:

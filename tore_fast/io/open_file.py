@@ -5,11 +5,15 @@ Next on the way: weights.py, safe_pickle.py and every other reader that must not
 
 from __future__ import annotations
 
+import codecs
 import errno
+import json
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+MAX_TEXT = 512 << 20  # bytes of a text file (JSON, CSV) that is read whole
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -56,3 +60,34 @@ def read_regular(path: str | Path, limit: int, what: str = "file") -> bytes:
     if len(data) > limit:
         raise ValueError(f"{path}: expected a {what} of at most {limit:,} bytes")
     return data
+
+
+def read_text(path: str | Path, what: str = "text file", limit: int = MAX_TEXT) -> str:
+    """Text of a file in UTF-8, or in UTF-16 with its byte order mark, as Windows' shell writes it; errors as `read_regular`."""
+    return as_text(read_regular(path, limit, what), str(path), what)
+
+
+def as_text(data: bytes, name: str, what: str = "text file") -> str:
+    """`read_text` of bytes that were read elsewhere; `name` is theirs, for messages."""
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{name}: not a {what} (no UTF-8 text: byte {e.start:,} is {data[e.start]:#04x})") from None
+
+
+def read_json(path: str | Path, what: str = "JSON file", limit: int = MAX_TEXT) -> Any:
+    """Value of a JSON file; NaN and Infinity, which detectors write, are numbers. Errors as `read_text`, ValueError for no JSON."""
+    return as_json(read_text(path, what, limit), str(path))
+
+
+def as_json(text: str, name: str) -> Any:
+    """`read_json` of a text that was read elsewhere."""
+    if not text.strip():
+        raise ValueError(f"{name}: the file is empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{name}: not JSON (line {e.lineno}: {e.msg})") from None
+    except (RecursionError, ValueError) as e:  # nested without end; a number of more digits than Python reads
+        raise ValueError(f"{name}: not readable as JSON ({str(e)[:80]})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,10 +33,10 @@ def sort_inputs(sources: Iterable[str | Path], folders_are_videos: bool = False)
     errors: list[str] = []
     for source in sources:
         path = Path(source)
-        if path.is_dir() and folders_are_videos:
+        if os.path.isdir(path) and folders_are_videos:
             found.setdefault(path, "video")
             continue
-        if path.is_dir():
+        if os.path.isdir(path):
             clips = natural_sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_EXTENSIONS and not p.is_dir())
             photos, lines = find_images([path])
             found.update({p: kind_of(p) for p in (*photos, *clips) if p not in found})

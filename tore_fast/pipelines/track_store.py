@@ -1,6 +1,4 @@
 """Per-frame predictions of every track on disk, so that videos of any length fit in memory and interrupted runs go on.
-from ..io.atomic import replacing, write_json
-
 
 In: rows of pipelines/video.py, appended in order of frames; out: memory-mapped rows per track. Also the
 streaming .npz writer. Folder: `track_NNN.rows` (fixed-size records) and `progress.json` (written atomically, last).

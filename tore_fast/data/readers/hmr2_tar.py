@@ -101,7 +101,7 @@ class TarFiles:
             self._files[member.tar] = open(self.paths[member.tar], "rb")
         file = self._files[member.tar]
         file.seek(member.offset)
-        data = file.read(member.size)
+        data = file.read(max(0, min(member.size, os.fstat(file.fileno()).st_size - member.offset)))
         if len(data) != member.size:
             raise DataError(f"{self.paths[member.tar]}: cut short at byte {member.offset}")
         return data
