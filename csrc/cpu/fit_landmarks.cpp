@@ -16,9 +16,9 @@ namespace {
 constexpr double kSmallDepth = 0.05, kMinDamping = 1e-5, kMaxDamping = 1e8, kDown = 0.4, kUp = 6, kLargest = 1e6;
 constexpr double kCameraStep = 0.4, kScaleLimit = 0.3;
 
-void rank_update(double* h, int n, const int* at, int m, const double* rows, int count, int stride, double* sum) {
-  TORE_FAST_SIMD(fit_rank_update, h, n, at, m, rows, count, stride, sum);
-  fit_rank_update(h, n, at, m, rows, count, stride, sum);
+void rank_update(double* h, int n, const int* at, int m, const double* rows, double* sum) {
+  TORE_FAST_SIMD(fit_rank_update, h, n, at, m, rows, sum);
+  fit_rank_update(h, n, at, m, rows, sum);
 }
 
 bool solve(double* h, int n, double* g) {
@@ -156,7 +156,7 @@ class Fit {
       : p(params), s(params.settings), tree(params), unknowns(3 * p.joints + p.shapes + 4), now(p.joints, p.points, p.shapes),
         trial(now), image(2 * p.points), weights(2 * p.points), world(3 * p.points), anchor(9 * p.joints), anchor_betas(p.shapes),
         bone(3 * p.joints), offset(3 * p.points), h(unknowns * unknowns), damped(h.size()), g(unknowns), step(unknowns),
-        rows(5 * unknowns), sum(unknowns), jacobians(9 * p.joints), turned(9 * (p.joints - 1)) {}
+        rows(5 * unknowns), sum(unknowns), jacobians(9 * p.joints) {}
 
   void run(int64_t person) {
     load(person);
@@ -438,7 +438,7 @@ class Fit {
                                 root3 * q.r3[3 * k + 2]};
     for (int a = 0; a < m; ++a)
       for (int r = 0; r < 5; ++r) g[at[a]] += row[r][a] * residual[r];
-    rank_update(h.data(), unknowns, at.data(), m, rows.data(), 5, m, sum.data());
+    rank_update(h.data(), unknowns, at.data(), m, rows.data(), sum.data());
   }
 
   void add_prior() {
@@ -491,7 +491,7 @@ class Fit {
   State now, trial;
   std::vector<double> image, weights, world, anchor, anchor_betas, bone, offset;
   double inv_focal = 0, anchor_weight = 0;
-  std::vector<double> h, damped, g, step, rows, sum, jacobians, turned;
+  std::vector<double> h, damped, g, step, rows, sum, jacobians;
 };
 
 }  // namespace

@@ -29,10 +29,10 @@ struct FitLandmarksParams {
 void fit_landmarks(const FitLandmarksParams& p, int64_t begin, int64_t end);
 
 // The two loops that take the time, built per instruction set (fit_landmarks_loops.h).
-// H[at[a], at[b]] += sum over the `count` rows of row[a] row[b], a >= b; the rows lie `stride` apart, m values each.
-// at ascends; only the lower triangle of H [n, n] is used.
-void fit_rank_update(double* h, int n, const int* at, int m, const double* rows, int count, int stride, double* row);
-void fit_rank_update_avx2(double* h, int n, const int* at, int m, const double* rows, int count, int stride, double* row);
+// H[at[a], at[b]] += sum over five rows of m values of row[a] row[b], a >= b. `at` ascends; only the lower triangle of
+// H [n, n] is used; `sum` is room for m values.
+void fit_rank_update(double* h, int n, const int* at, int m, const double* rows, double* sum);
+void fit_rank_update_avx2(double* h, int n, const int* at, int m, const double* rows, double* sum);
 // Solves H x = -g in place of g by Cholesky's factorisation of the lower triangle, which it overwrites with the upper
 // factor's transpose; false when H is not positive definite.
 bool fit_solve(double* h, int n, double* g);

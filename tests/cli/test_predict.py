@@ -297,3 +297,15 @@ def test_the_default_finds_and_fits_people(tmp_path, capsys):
         assert "vertices" not in data.files
     assert (out / "portrait.glb").is_file() and not (out / "sky.glb").exists()
     assert json.loads((out / "portrait.json").read_text())["believed"] == [True]
+
+
+def test_a_video_through_the_default(tmp_path):
+    portrait = pytest.importorskip("skimage.data").astronaut()[::2, ::2]
+    frames, out = tmp_path / "frames", tmp_path / "out"
+    frames.mkdir()
+    for i in range(3):
+        Image.fromarray(np.roll(portrait, 4 * i, 1)).save(frames / f"{i}.png")
+    assert command("predict", frames, "--video.folders", "--out", out, "--format", "npz") == 0
+    with np.load(out / "frames" / "track_000.npz", allow_pickle=False) as data:
+        assert data["frame"].tolist() == [0, 1, 2] and data["poses"].shape == (3, 72)
+        assert data["box"][2, 0] > data["box"][0, 0] and data["focal_px"][0] == pytest.approx(1.2 * 256)

@@ -214,7 +214,7 @@ def test_sizes_of_the_paper(name):
     if products is not None:  # TRA's query is projected once here, once per joint there
         saved = 32 * create_model(name).config.channels ** 2 * 243 / 1e9 if "hot" in name else 0.0
         assert 2 * counts.macs / 1e9 + saved == pytest.approx(products, rel=1e-3)
-    assert counts == shipped_counts()[name], "run tools/readme_models.py"
+    assert counts == shipped_counts()[name], "run tools/models_page.py"
 
 
 def test_every_registered_name_builds():

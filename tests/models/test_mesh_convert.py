@@ -259,7 +259,7 @@ def test_mesh_of_an_official_file_loaded_into_a_named_model(tmp_path):
     fields = dict(**SMALL, dim_3=16, feedforward_3=32, keep_ratio=0.5, selector_dim=8)
     for given, name in (({"mesh_data": tmp_path / "smpl"}, "smpl"), ({}, "free")):
         assert load(tmp_path / "a.bin", model="fastmetro_tore_s_r50", **given, **fields).mesh.name == name
-    with pytest.raises(ValueError, match="TORE on FastMETRO has no config field 'head'; there are backbone, dilated"):
+    with pytest.raises(ValueError, match="FastMETRO_TORE: unknown config field 'head'; there are backbone, dilated"):
         load(tmp_path / "a.bin", mesh="free", head=4)
 
 
@@ -320,20 +320,20 @@ def test_counts_against_every_number_of_the_papers():
 
 
 def test_shipped_counts_are_those_of_the_code():
-    """What `tore-fast list` and the README print: every fifth model and those measured above, counted anew."""
+    """What `tore-fast list` and docs/models.md print: every fifth model and those measured above, counted anew."""
     shipped, names = shipped_counts(), list_models()
-    assert list(shipped) == names, "run tools/readme_models.py"
+    assert list(shipped) == names, "run tools/models_page.py"
     for name in sorted({*names[::5], *MEASURED}):
         c = count_model(name)
-        assert c[:3] == shipped[name][:3], f"{name}: run tools/readme_models.py"
-        assert c.macs == pytest.approx(shipped[name].macs, rel=1e-4), f"{name}: run tools/readme_models.py"
+        assert c[:3] == shipped[name][:3], f"{name}: run tools/models_page.py"
+        assert c.macs == pytest.approx(shipped[name].macs, rel=1e-4), f"{name}: run tools/models_page.py"
 
 
-def test_the_readme_holds_the_table_of_the_code():
+def test_the_page_holds_the_table_of_the_code():
     root = Path(__file__).resolve().parents[2]
-    tool = runpy.run_path(str(root / "tools/readme_models.py"))
-    text = (root / "README.md").read_text()
-    assert tool["START"] + tool["table"]() + tool["END"] in text, "run tools/readme_models.py"
+    tool = runpy.run_path(str(root / "tools/models_page.py"))
+    text = (root / "docs/models.md").read_text()
+    assert tool["START"] + tool["table"]() + tool["END"] in text, "run tools/models_page.py"
     assert f"{len(list_models())} names" in text
 
 

@@ -13,6 +13,7 @@ from .attention import attend
 from .graph_conv import GraphResidualBlock
 from .linear import Linear
 from .mesh import MeshUpsample
+from .metres import metres
 
 
 class _SelfAttention(nn.Module):
@@ -104,6 +105,11 @@ class BertBlock(nn.Module):
         self.apply(_bert_init)
 
     @property
+    def coordinates(self) -> bool:
+        """Whether the tokens that come out are points."""
+        return self.cls_head.out_features == 3
+
+    @property
     def dim(self) -> int:
         return self.cls_head.in_features
 
@@ -125,7 +131,8 @@ class BertBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """[B, N, in_dim] -> tokens [B, N, out_dim] and the last hidden state [B, N, dim]."""
         embedded = self.bert["img_embedding"](x, self.positions(x.shape[1]))
-        return self.from_embedded(embedded, self.residual(x), vertices, adjacency, maps)
+        residual = metres(self.residual, x) if self.coordinates else self.residual(x)
+        return self.from_embedded(embedded, residual, vertices, adjacency, maps)
 
     def from_embedded(
         self, embedded: Tensor, residual: Tensor, vertices=None, adjacency=None, maps: list[Tensor] | None = None
@@ -134,7 +141,7 @@ class BertBlock(nn.Module):
         h = self.dropout(embedded)
         for layer in self.bert["encoder"]["layer"]:
             h = layer(h, vertices, adjacency, maps)
-        return self.cls_head(h, residual), h
+        return (metres(self.cls_head, h, residual) if self.coordinates else self.cls_head(h, residual)), h
 
 
 def _bert_init(module: nn.Module) -> None:

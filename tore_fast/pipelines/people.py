@@ -23,6 +23,7 @@ from ..models.keypoints.blazepose import ALIGNMENT, LANDMARKS, BodyLandmarks, Pe
 WINDOWS = ("auto", "never", "always")
 MIN_DETECTION, MIN_PARTIAL = 0.45, 0.55  # of the detector's score, in the whole image and in a window
 MIN_SCORE = 0.5  # of the landmark net's "there is a person"
+MIN_EVIDENCE = 0.45  # of both scores' product: shoes, lamps and cats have one high score, seldom two
 MAX_PEOPLE = 64
 _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
 # Two finds are one person where these lie closer, in sides of the crop:
@@ -33,6 +34,8 @@ _MAX_CHANGE = 2.0  # a second crop so much larger or smaller than the first is n
 _COARSE, _FINE, _SHARP, _LONGEST = 224, 400, 576, 1024  # px: sizes of the detector's looks at a whole image
 _MAX_WINDOWS, _WINDOW_FILL = 64, 1.7  # a person's crop is at most so many sides of the window
 _HINT, _SMALL = 0.25, 0.75  # a candidate of this score and of this part of the shorter side says that windows pay
+_TURNED = 0.75  # by how much a find in a turned image counts less
+_FILLING = 0.9  # of the shorter side: a person who leaves little room for others
 _FAINT = 0.1  # candidates below say nothing
 _OTHER_SIDE = {"left": "right", "right": "left"}
 MIRRORED = tuple(
@@ -175,9 +178,13 @@ class PeopleFinder:
         rows = np.concatenate([boxes, people.score[:, None]], 1)
         return rows[(boxes[:, 2:] - boxes[:, :2]).min(1) >= 2] if len(rows) else np.zeros((0, 5))
 
-    def find(self, images: Sequence[np.ndarray]) -> list[People]:
-        """People of several images; nets run over all of them at once."""
-        found = self._detect(images)
+    def find(self, images: Sequence[np.ndarray], thorough: bool = True) -> list[People]:
+        """People of several images; nets run over all of them at once.
+
+        Args:
+            thorough: False only looks at the whole image, and leaves out the mirrored pass: for frames of a video.
+        """
+        found = self._detect(images, thorough)
         people = self.at([(images[i], c.roi) for i, cs in enumerate(found) for c in cs])
         out, first = [], 0
         for cs in found:
@@ -185,7 +192,7 @@ class PeopleFinder:
             first += len(cs)
             mine = People(**{**vars(mine), "detection": np.array([c.score for c in cs], np.float32)})
             out.append(mine[_distinct(mine, self.min_score)])
-        return self._again(images, out)
+        return self._again(images, out, thorough and self.mirrored)
 
     def in_boxes(self, pixels: np.ndarray, boxes: Sequence[Sequence[float]]) -> People:
         """The person of each given box (x0, y0, x1, y1), in their order, nobody dropped; `detection` is 1."""
@@ -194,16 +201,16 @@ class PeopleFinder:
             rois.append(Roi((x0 + x1) / 2, (y0 + y1) / 2, max(4.0, MARGIN * max(x1 - x0, y1 - y0)), 0.0))
         people = self.at([(pixels, roi) for roi in rois])
         for mirrored in (False, self.mirrored):
-            people = self.at([(pixels, _next_roi(people, k)) for k in range(len(people))], mirrored)
+            people = self.at([(pixels, next_roi(people, k)) for k in range(len(people))], mirrored)
         return People(**{**vars(people), "detection": np.ones(len(people), np.float32)})
 
-    def _again(self, images: Sequence[np.ndarray], people: list[People]) -> list[People]:
+    def _again(self, images: Sequence[np.ndarray], people: list[People], mirrored: bool) -> list[People]:
         """The second crop, from the points of the first, and the mirrored pass."""
         jobs = []
         for i, one in enumerate(people):
             for k in range(len(one)):
-                jobs.append((images[i], _next_roi(one, k)))
-        second = self.at(jobs, self.mirrored)
+                jobs.append((images[i], next_roi(one, k)))
+        second = self.at(jobs, mirrored)
         out, first = [], 0
         for one in people:
             mine = second[range(first, first + len(one))]
@@ -232,15 +239,15 @@ class PeopleFinder:
             parts.append(_people(values, [roi for _, roi in part], size))
         return joined(parts)
 
-    def _detect(self, images: Sequence[np.ndarray]) -> list[list[Candidate]]:
+    def _detect(self, images: Sequence[np.ndarray], thorough: bool = True) -> list[list[Candidate]]:
         """Candidates of every image, best first, each person once as far as the detector tells."""
-        looks = [
-            [View(_whole(im), size) for size in (_COARSE, _FINE)[: 1 if self.windows == "never" else 2]]
-            for im in images
-        ]
-        found = self._candidates(images, looks)
+        found = self._candidates(images, [[View(_whole(im), _COARSE)] for im in images])
+        if self.windows != "never":
+            closer = [self.windows == "always" or not _is_alone(im, seen) for im, seen in zip(images, found)]
+            fine = self._candidates(images, [[View(_whole(im), _FINE)] * look for im, look in zip(images, closer)])
+            found = [a + b for a, b in zip(found, fine)]
         more = [i for i, im in enumerate(images) if self.windows == "always" or self._windows_pay(im, found[i])]
-        if self.windows != "never" and more:
+        if thorough and self.windows != "never" and more:
             sharp = self._candidates(
                 images, [[View(_whole(im), _SHARP)] if i in more else [] for i, im in enumerate(images)]
             )
@@ -250,7 +257,7 @@ class PeopleFinder:
             found = [a + [c for c in b if _is_backed(c, a)] for a, b in zip(found, parts)]
         out = [_apart([c for c in seen if not c.faint]) for seen in found]
         lost = [i for i, seen in enumerate(out) if not seen]
-        if lost:  # upside down, or lying along the image: the detector wants the head up
+        if thorough and lost:  # upside down, or lying along the image: the detector wants the head up
             for quarters in (2, 1, 3):
                 turned = [np.ascontiguousarray(np.rot90(images[i], quarters)) for i in lost]
                 again = self._candidates(turned, [[View(_whole(im), _COARSE)] for im in turned])
@@ -357,7 +364,7 @@ def _turned_back(c: Candidate, quarters: int, turned: np.ndarray) -> Candidate:
             quarters
         ]
 
-    return c._replace(hips=back(c.hips), circle=back(c.circle))
+    return c._replace(score=_TURNED * c.score, hips=back(c.hips), circle=back(c.circle))
 
 
 def _merged(scores: np.ndarray, boxes: np.ndarray, points: np.ndarray, view: View, box: Letterbox) -> list[Candidate]:
@@ -386,6 +393,11 @@ def _merged(scores: np.ndarray, boxes: np.ndarray, points: np.ndarray, view: Vie
     return out
 
 
+def _is_alone(pixels: np.ndarray, seen: list[Candidate]) -> bool:
+    """Whether one large person is all that the detector has an idea of."""
+    return len(seen) == 1 and not seen[0].faint and seen[0].roi.side >= _FILLING * min(pixels.shape[:2])
+
+
 def _is_backed(c: Candidate, whole: list[Candidate]) -> bool:
     """Whether a look at the whole image also has an idea of the person whom a window shows: shoes and fences are none."""
     return any(
@@ -408,7 +420,7 @@ def _apart(candidates: list[Candidate]) -> list[Candidate]:
     return out
 
 
-def _next_roi(people: People, k: int) -> Roi:
+def next_roi(people: People, k: int) -> Roi:
     """The crop that a person's points ask for; the one they were read from where that is another world."""
     before, after = people.rois[k], people.next_rois[k]
     steady = after.is_usable() and 1 / _MAX_CHANGE < after.side / before.side < _MAX_CHANGE
@@ -424,12 +436,13 @@ def _distinct(people: People, min_score: float) -> list[int]:
     side = [roi.side for roi in people.rois]
     kept: list[int] = []
     for i in order.tolist():
-        if people.score[i] < min_score or not np.isfinite(people.points[i]).all():
+        sure = people.score[i] >= min_score and people.score[i] * people.detection[i] >= MIN_EVIDENCE
+        if not sure or not np.isfinite(people.points[i]).all():
             continue
         better = next((k for k in kept if _same_head(people, i, k) and side[i] > 1.15 * side[k]), None)
         if better is not None:
             kept[kept.index(better)] = i
-        elif not any(_is_same(people, i, k) for k in kept):
+        elif not any(is_same(people, i, k) for k in kept):
             kept.append(i)
     return kept
 
@@ -439,7 +452,7 @@ def _same_head(people: People, i: int, k: int) -> bool:
     return bool(np.linalg.norm(gap) < _SAME_HEAD * max(people.rois[i].side, people.rois[k].side))
 
 
-def _is_same(people: People, i: int, k: int) -> bool:
+def is_same(people: People, i: int, k: int) -> bool:
     """Whether row i is another find of the better row k."""
     a, b = people.points[i], people.points[k]
     small, large = sorted((people.rois[i].side, people.rois[k].side))

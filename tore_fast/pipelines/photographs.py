@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +29,15 @@ from .bodies import Bodies, BodyModel, Sight
 from .hosts import load_named_body
 from .images import NOBODY, ImagePipeline, ImageResult, Person, read_result
 from .people import People, PeopleFinder, joined, nobody
+from .people_tracks import PeopleTracker
 
 NAMES = (None, "default", "landmarks_fit")
 """Values of `model` that mean this pipeline."""
 ASSUMED_FOCAL = 1.2  # of the longer side (45 degrees), where neither the user nor the file says
 Camera = tuple[float, tuple[float, float], str]
 """Focal length and principal point in pixels, and where the focal length is from: given, exif or assumed."""
+_WARM_STEPS = 3  # of the fit, from the frame before
+_TEMPORAL = 1.0  # how strongly a fit is drawn to the frame before (body/fit)
 _LARGE = 16_000_000  # images with more pixels are searched one at a time, to save memory
 
 
@@ -122,6 +125,49 @@ class PhotographPipeline(ImagePipeline):
                 image = ImageResult(image.name, image.size, persons, None, image.pixels, _notes(persons, camera))
             yield image
 
+    def track(
+        self, frames: Iterable[np.ndarray], rate: float, detect_every: int = 10
+    ) -> Iterator[tuple[list[int], ImageResult]]:
+        """People of a video, frame by frame: numbers that stay, and the result with one person each, in that order.
+
+        The points are smoothed, and every fit starts from the frame before and is drawn to it.
+
+        Args:
+            frames: [H, W, 3] uint8 in order. rate: frames per second. detect_every: frames between two looks for new people.
+        """
+        tracker = PeopleTracker(self.finder, rate, detect_every)
+        before: FittedBody | None = None
+        numbers_before: list[int] = []
+        for frame in frames:
+            start = time.perf_counter()
+            people, numbers = tracker(frame)
+            image = ImageResult("frame", (frame.shape[1], frame.shape[0]), [], None, frame)
+            camera = self._camera(image, None)
+            middle = time.perf_counter()
+            fitted = None
+            if numbers:
+                k = intrinsics(torch.tensor([float(camera[0])]), 2 * torch.tensor([camera[1]], dtype=torch.float32))
+                warm = _rows_of(before, numbers_before, numbers)
+                fitted = fit_body(
+                    people.landmarks(self.device),
+                    k[0].to(self.device),
+                    self.body,
+                    self.steps if warm is None or not bool(warm.believed.all()) else _WARM_STEPS,
+                    warm,
+                    temporal=0.0 if warm is None else _TEMPORAL,
+                )
+            before, numbers_before = fitted, numbers
+            persons = []
+            if fitted is not None:
+                own = _with_own_origin(fitted, self.body)
+                coarse = self.body.coarse(own.vertices, 2).cpu().numpy()
+                persons = [_person(people, i, own, i, "found", camera, coarse[i]) for i in range(len(people))]
+            self.seconds["find"] += middle - start
+            self.seconds["fit"] += time.perf_counter() - middle
+            self.counts["images"] += 1
+            self.counts["people"] += len(persons)
+            yield numbers, replace(image, people=persons, notes=_notes(persons, camera))
+
     def _find(self, read: list[ImageResult], boxes: list[Any]) -> tuple[list[People], list[str]]:
         """People of every image, by the boxes where they are given; a bad box turns the image into an error."""
         start = time.perf_counter()
@@ -207,6 +253,17 @@ class _Search:
         if self._finder is None:
             self._finder = PeopleFinder(**self.options)
         return self._finder.boxes(pixels)
+
+
+def _rows_of(before: FittedBody | None, had: list[int], now: list[int]) -> FittedBody | None:
+    """The fits of the people of `now` in the frame before; rows of new people are not believed, so they start afresh."""
+    if before is None or not set(had) & set(now):
+        return None
+    rows = torch.tensor([had.index(n) if n in had else 0 for n in now], device=before.rotations.device)
+    old = torch.tensor([n in had for n in now], device=before.rotations.device)
+    return replace(
+        before, rotations=before.rotations[rows], betas=before.betas[rows], believed=before.believed[rows] & old
+    )
 
 
 def _with_own_origin(fitted: FittedBody, body: Body) -> FittedBody:

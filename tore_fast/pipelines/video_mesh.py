@@ -14,6 +14,7 @@ import numpy as np
 from ..io.image import ImageError
 from ..io.video import VideoSource, write_mp4
 from .images import ImagePipeline, ImageResult
+from .photographs import PhotographPipeline
 from .results import draw, people_arrays
 from .track_store import NpzStream
 from .video import Tracker
@@ -112,6 +113,10 @@ def _results(
         except ImageError as e:
             failed.append(str(e))
 
+    if tracker is None and isinstance(pipeline, PhotographPipeline):
+        for people, result in pipeline.track(frames(), source.fps):
+            yield numbers[-1], people, result
+        return
     for position, result in enumerate(pipeline.stream(frames(), boxes)):
         if result.error is not None:
             failed.append(f"{source.path}: frame {numbers[position]}: {result.error}")

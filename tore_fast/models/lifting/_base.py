@@ -205,15 +205,6 @@ class PrunableHost(Prepared):
         return 4 * c.channels * seen * JOINTS  # type: ignore[attr-defined]
 
 
-def metres(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-    """head(tokens), in float32 also under autocast: at one metre the steps of bfloat16 are 4 mm."""
-    device = tokens.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # the meta device has no autocast to ask for
-        return head(tokens)
-    with torch.autocast(device, enabled=False):
-        return head(tokens.float())
-
-
 def is_centered(model: PrunableHost) -> bool:
     """Whether only the middle frame of a window is meant to be used (seq2frame)."""
     return model.config.recovery == "none" and (model.config.pruned or facts_of(model).frames_out == "middle")

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...layers.metres import metres
 from ...layers.pose_blocks import DropPath, Mlp, PoseAttention, PoseBlock, linear_rates
 from ...layers.tpc import gather_frames
 from ...layers.tra import CrossAttention
 from .._config import make_config
 from .._registry import PaperRow, model_facts
-from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, register_lifting
+from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, register_lifting
 
 MHG_HEADS = 9  # attention heads over the F-dimensional tokens of the hypothesis generator
 EPS = 1e-6

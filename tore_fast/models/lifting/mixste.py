@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...layers.metres import metres
 from ...layers.pose_blocks import PoseBlock, linear_rates
 from .._config import make_config
 from .._registry import PaperRow, model_facts
-from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, register_lifting
+from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, register_lifting
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...layers.linear import Linear
+from ...layers.metres import metres
 from ...layers.pose_blocks import Axis, Mlp, PoseAttention
 from .._config import make_config
 from .._registry import model_facts
-from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, metres, register_lifting
+from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, register_lifting
 from .motionbert import fuse_streams
 
 # Neighbours of each joint in the spatial graph as published: the torso's links to the left hip and to both shoulders are one-way.

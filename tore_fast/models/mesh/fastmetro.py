@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
+from ...layers.metres import exact, metres, wide
 from ...layers.smpl_regressor import SMPLParameterRegressor
 from ...layers.transformer import Transformer
 from .._outputs import MeshOutput
@@ -115,15 +116,15 @@ class FastMETRO(MeshModel, TokenSelection):
         two = self.transformer_2(
             reduce_cam(one.camera), reduce_img(one.memory), self.dim_reduce_dec(one.decoded), place, topology, maps_2
         )
-        xyz = self.xyz_regressor(two.decoded)
+        xyz = metres(self.xyz_regressor, two.decoded)
         coarse = xyz[:, joints:]
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         rotmat, betas = None, None
         if self.config.smpl_head and intermediate is not None:
-            rotmat, betas = self.smpl_parameter_regressor(intermediate.detach())
+            rotmat, betas = self.smpl_parameter_regressor(intermediate.detach().to(self.xyz_regressor.weight.dtype))
         maps = {f"{k}_{i}": v for i, m in ((1, maps_1), (2, maps_2)) for k, v in (m or {}).items()}
         attention = stack_maps(maps, batch) if return_attention else None
-        camera = self.cam_predictor(two.camera).squeeze(1)
+        camera = metres(self.cam_predictor, two.camera).squeeze(1)
         return MeshOutput(
             camera, xyz[:, :joints], coarse, intermediate, vertices, kept.heatmap, rotmat, betas, attention
         )
@@ -137,7 +138,8 @@ class FastMETRO(MeshModel, TokenSelection):
             return None, self.upsample[0](coarse)
         if self.learned:
             up = self.coarse2intermediate_upsample
-            intermediate = up.weight @ coarse + up.bias[:, None]
+            with exact(coarse):
+                intermediate = wide(up.weight) @ coarse + wide(up.bias)[:, None]
         else:
             intermediate = self.upsample[0](coarse)
         return intermediate, self.upsample[1](intermediate)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...layers.mesh import MeshUpsample
+from ...layers.metres import metres
 from ...ops import csr_matrix
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
@@ -112,7 +113,7 @@ class MeshGraphormer(DenseUpsampling):
         coarse = x[:, joints:points]
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         camera = x[:, :points] if self.config.camera_from_joints else coarse
-        camera = self.cam_param_fc3(self.cam_param_fc2(self.cam_param_fc(camera).squeeze(-1)))
+        camera = metres(self.cam_param_fc3, metres(self.cam_param_fc2, metres(self.cam_param_fc, camera).squeeze(-1)))
         named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} if return_attention else None
         attention = stack_maps(named, x.shape[0])
         return MeshOutput(camera, x[:, :joints], coarse, intermediate, vertices, None, None, None, attention)

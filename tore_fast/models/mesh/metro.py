@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...layers.bert_block import BertBlock
 from ...layers.itp import TokenSelection
+from ...layers.metres import exact, metres, wide
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
 from ._base import MeshModel, MeshModelConfig, stack_maps
@@ -64,13 +65,14 @@ class DenseUpsampling(MeshModel):
 
     def upsample_mesh(self, coarse: Tensor) -> tuple[Tensor | None, Tensor]:
         """[B, V, 3] -> intermediate (None for a hand) and fine vertices."""
-        one = self.upsampling.weight @ coarse + self.upsampling.bias[:, None]
-        if self.upsampling2 is None:
-            return None, one
-        both = self.recall("up-sampling")
-        if both is not None:
-            return one, both[0] @ coarse + both[1]
-        return one, self.upsampling2.weight @ one + self.upsampling2.bias[:, None]
+        with exact(coarse):
+            one = wide(self.upsampling.weight) @ coarse + wide(self.upsampling.bias)[:, None]
+            if self.upsampling2 is None:
+                return None, one
+            both = self.recall("up-sampling")
+            if both is not None:
+                return one, wide(both[0]) @ coarse + wide(both[1])
+            return one, wide(self.upsampling2.weight) @ one + wide(self.upsampling2.bias)[:, None]
 
     def unused_official_params(self) -> int:
         return super().unused_official_params() + sum(b.unused_official_params() for b in self.trans_encoder)
@@ -181,7 +183,7 @@ class METRO(DenseUpsampling, TokenSelection):
         return mask_queries(x, query_mask)
 
     def camera(self, points: Tensor) -> Tensor:  # [B, N, 3] -> [B, 3]
-        return self.cam_param_fc3(self.cam_param_fc2(self.cam_param_fc(points).squeeze(-1)))
+        return metres(self.cam_param_fc3, metres(self.cam_param_fc2, metres(self.cam_param_fc, points).squeeze(-1)))
 
     def keep_terms(self) -> None:
         super().keep_terms()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...layers.gtr_nsr import NeuralShapeRegressor
 from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
+from ...layers.metres import metres
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
 from ._base import stack_maps
@@ -116,13 +117,13 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         camera = self.cam_token_embed.weight.expand(batch, -1, -1)
         vertex_tokens = self.vertex_token_embed.weight[None]
         nsr = self.transformer_3(camera, hidden, vertex_tokens, self.pattern(), nsr_noise, nsr_maps)
-        coarse = self.xyz_regressor_v(nsr.decoded)
+        coarse = metres(self.xyz_regressor_v, nsr.decoded)
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         attention = None
         if return_attention:
             named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} | {f"{k}_3": m for k, m in nsr_maps.items()}
             attention = stack_maps(named, batch)
-        camera = self.cam_predictor(nsr.camera).squeeze(1)
+        camera = metres(self.cam_predictor, nsr.camera).squeeze(1)
         return MeshOutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
 
     def keep_terms(self) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...layers.gtr_nsr import NeuralShapeRegressor
 from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
+from ...layers.metres import metres
 from ...layers.positional import sine_position
 from ...layers.transformer import Transformer
 from .._outputs import MeshOutput
@@ -122,14 +123,14 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         )
         vertex_tokens = self.vertex_token_embed.weight[None]
         three = self.transformer_3(two.camera, two.decoded, vertex_tokens, self.pattern(), nsr_noise, maps[2])
-        coarse = self.xyz_regressor_v(three.decoded)
+        coarse = metres(self.xyz_regressor_v, three.decoded)
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         attention = None
         if return_attention:
             named = {f"{k}_{i}": v for i, m in enumerate(maps, 1) for k, v in m.items()}
             attention = stack_maps(named, batch)
-        camera = self.cam_predictor(two.camera).squeeze(1)
-        joints = self.xyz_regressor_j(two.decoded)
+        camera = metres(self.cam_predictor, two.camera).squeeze(1)
+        joints = metres(self.xyz_regressor_j, two.decoded)
         return MeshOutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
 
     def upsample_mesh(self, coarse: Tensor) -> tuple[Tensor | None, Tensor]:
