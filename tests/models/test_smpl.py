@@ -14,7 +14,7 @@ from tore_fast.layers.mask_tome import MergeConfig, TokenState, mask_coverage, m
 from tore_fast.layers.prepared import prepare, unprepare
 from tore_fast.layers.proportional import proportional_attention
 from tore_fast.layers.tome import patch_token_merging
-from tore_fast.models import create_model, load_pretrained, model_entry, save_pretrained
+from tore_fast.models import create_model, load, model_entry, save
 from tore_fast.models.backbones.vit import ViT, ViTConfig
 from tore_fast.models.smpl.hmr2 import SMPLHead
 from tore_fast.pipelines.merge import apply_plan
@@ -247,8 +247,8 @@ def test_a_prepared_model_and_its_checkpoint(tmp_path):
     img = torch.randn(1, 3, 256, 256)
     with torch.no_grad():
         want = model(img)
-        save_pretrained(model, tmp_path, "hmr2_vits")
-        again = load_pretrained(tmp_path)
+        save(model, tmp_path, "hmr2_vits")
+        again = load(tmp_path)
         torch.testing.assert_close(again(img).pose, want.pose, atol=0, rtol=0)
         torch.testing.assert_close(again.prepare()(img).pose, want.pose, atol=1e-4, rtol=1e-4)
 

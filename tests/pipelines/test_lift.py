@@ -11,7 +11,7 @@ from made_up.command import command
 
 from tore_fast.data.keypoints import COUNTS, KeypointError, read_keypoints, to_h36m
 from tore_fast.io.bvh import read_bvh
-from tore_fast.models import create_model, save_pretrained
+from tore_fast.models import create_model, save
 from tore_fast.pipelines.lift import PoseStream, lift_clip, normalise_keypoints
 
 SMALL = dict(frames=9, channels=16, depth=2, heads=2, mlp_hidden=16)
@@ -292,7 +292,7 @@ def test_bad_files(tmp_path, name, text, message):
 
 
 def test_lift_command(tmp_path, capsys):
-    save_pretrained(lifter("hot"), tmp_path / "model", "hot_mixste_27")
+    save(lifter("hot"), tmp_path / "model", "hot_mixste_27")
     write(tmp_path / "a.json", walk(20), "plain")
     code = command(
         "lift",
@@ -323,7 +323,7 @@ def test_lift_command(tmp_path, capsys):
 
 def test_trained_facts_come_from_where_the_weights_do(tmp_path, capsys):
     facts = dict(fps=60.0, normalise="image", windows={"zoom": 1.0})
-    save_pretrained(lifter("hot"), tmp_path / "model", "hot_mixste_27", **facts)
+    save(lifter("hot"), tmp_path / "model", "hot_mixste_27", **facts)
     write(tmp_path / "a.json", walk(20), "plain")  # 1000 x 800 at 30 frames/s
     write(tmp_path / "b.csv", walk(20, 26), "csv")
     out = "--out", tmp_path / "out", "--format", "npz"
@@ -338,7 +338,7 @@ def test_trained_facts_come_from_where_the_weights_do(tmp_path, capsys):
 
 
 def test_lift_command_failures(tmp_path, capsys):
-    save_pretrained(lifter("tpc"), tmp_path / "model", "tpc_mixste_27")
+    save(lifter("tpc"), tmp_path / "model", "tpc_mixste_27")
     write(tmp_path / "a.csv", walk(5, 26), "csv")
     args = "--model", tmp_path / "model", "--out", tmp_path / "out"
     assert command("lift", tmp_path / "a.csv", tmp_path / "none.json", *args) == 1
@@ -391,7 +391,7 @@ def test_a_checkpoint_is_of_the_named_host_and_window(tmp_path):
     torch.save(mixste.state_dict(), tmp_path / "w.pth")
     with pytest.raises(ValueError, match="holds weights for 9 frames, --model mixste_27 has 27"):
         load_lifter("mixste_27", tmp_path / "w.pth")
-    save_pretrained(mixste, tmp_path / "folder", "mixste_9")
+    save(mixste, tmp_path / "folder", "mixste_9")
     assert load_lifter("mixste_9", tmp_path / "folder").config == mixste.config
     with pytest.raises(ValueError, match="holds weights of mixste for 9 frames, --model is mixste_27"):
         load_lifter("mixste_27", tmp_path / "folder")
@@ -401,7 +401,7 @@ def test_a_checkpoint_is_of_the_named_host_and_window(tmp_path):
         "tpc_mixste_9_n1f4", tmp_path / "folder"
     ).config  # the base's weights, pruned as the name says
     assert (afterwards.prune_block, afterwards.keep_frames, afterwards.keep_center) == (1, 4, True)
-    save_pretrained(lifter("hot"), tmp_path / "kept4", "hot_mixste_27")
+    save(lifter("hot"), tmp_path / "kept4", "hot_mixste_27")
     with pytest.raises(ValueError, match="does not fit hot_mixste_27: 1 keys of another shape, first: pos_embed_token"):
         load_lifter("hot_mixste_9_n1f3", tmp_path / "kept4")
     with pytest.raises(ValueError, match="a folder with weights of its own"):

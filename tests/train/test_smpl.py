@@ -19,7 +19,7 @@ from tore_fast.data.synth.motion import motion_rotations
 from tore_fast.data.synth.poses import PoseBank
 from tore_fast.data.synth.rendered import read_clip, render_clip, write_clips, write_tokens, write_view_tokens
 from tore_fast.layers.mask_tome import MergeConfig
-from tore_fast.models import create_model, load_pretrained
+from tore_fast.models import create_model, load
 from tore_fast.models._count import count_host
 from tore_fast.models.smpl.hmr2 import HMR2Config
 from tore_fast.train.config import TrainConfig
@@ -253,7 +253,7 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     assert train_smpl.run(args) == 0
     card = json.loads((tmp_path / "host" / "model" / "config.json").read_text())
     assert card["selection"] == "last averaged weights (step 2)" and card["metrics"]["mpjpe_mm"] > 0
-    host = load_pretrained(tmp_path / "host" / "model")
+    host = load(tmp_path / "host" / "model")
     assert host.config.depth == 4 and host.config.img_size == (128, 96)
     search = merge_cli.Args(
         model=str(tmp_path / "host" / "model"),
@@ -295,7 +295,7 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
         export=tmp_path / "denoiser" / "model",
     )
     assert train_motion.run(args) == 0
-    motion = load_pretrained(tmp_path / "denoiser" / "model")
+    motion = load(tmp_path / "denoiser" / "model")
     assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
     only = dict(data=data, image_size=128, model=tmp_path / "eclm" / "model", tokens=tmp_path / "views")
     assert synth_clips.run(synth_clips.Args(**only, views=2)) == 0
@@ -308,10 +308,8 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
         train=dataclasses.replace(stage2, out=str(tmp_path / "corrector")),
     )
     assert train_motion.run(args) == 0
-    motion = load_pretrained(tmp_path / "corrector" / "model")
-    torch.testing.assert_close(
-        motion.host_motion.weight, load_pretrained(tmp_path / "eclm" / "model").smpl_head.decpose.weight
-    )
+    motion = load(tmp_path / "corrector" / "model")
+    torch.testing.assert_close(motion.host_motion.weight, load(tmp_path / "eclm" / "model").smpl_head.decpose.weight)
     assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
     for wrong, words in (
         (dict(views=2, out=tmp_path), "1 with --out"),
