@@ -8,8 +8,7 @@ namespace tore_fast::cpu {
 
 void TORE_FAST_NAME(fit_rank_update)(double* h, int n, const int* at, int m, const double* rows,
                                      double* __restrict sum) {
-  const double *__restrict r0 = rows, *__restrict r1 = rows + m, *__restrict r2 = rows + 2 * m,
-                           *__restrict r3 = rows + 3 * m, *__restrict r4 = rows + 4 * m;
+  const double* __restrict r0 = rows, * __restrict r1 = rows + m, * __restrict r2 = rows + 2 * m, * __restrict r3 = rows + 3 * m, * __restrict r4 = rows + 4 * m;
   for (int a = 0; a < m; ++a) {
     const double l0 = r0[a], l1 = r1[a], l2 = r2[a], l3 = r3[a], l4 = r4[a];
     for (int b = 0; b <= a; ++b) sum[b] = l0 * r0[b] + l1 * r1[b] + l2 * r2[b] + l3 * r3[b] + l4 * r4[b];
@@ -39,7 +38,7 @@ bool TORE_FAST_NAME(fit_solve)(double* h, int n, double* g) {
     }
     if (last - first < kPanel) break;  // nothing below it
     const double* __restrict t0 = h + int64_t(first) * n;
-    const double *__restrict t1 = t0 + n, *__restrict t2 = t1 + n, *__restrict t3 = t2 + n;
+    const double* __restrict t1 = t0 + n, * __restrict t2 = t1 + n, * __restrict t3 = t2 + n;
     for (int i = last; i < n; ++i) {
       const double l0 = t0[i], l1 = t1[i], l2 = t2[i], l3 = t3[i];
       double* __restrict row = h + int64_t(i) * n;

@@ -17,8 +17,7 @@ from PIL import Image
 from .._device import autocast, check_precision, pick_device
 from ..body.fit import Landmarks
 from ..geometry.roi import MARGIN, Roi, cut_roi, roi_of_points
-from ..models import load_pretrained
-from ..models.default import default_folder
+from ..models import load
 from ..models.keypoints.blazepose import ALIGNMENT, LANDMARKS, BodyLandmarks, PersonDetector
 
 WINDOWS = ("auto", "never", "always")
@@ -127,7 +126,7 @@ class PeopleFinder:
     """Photographs in, people with landmarks out.
 
     Args:
-        detector, landmarks: the nets; default: the built-in ones. A heavier landmark net comes from `from_pretrained(file)`.
+        detector, landmarks: the nets; default: the built-in ones. A heavier landmark net comes from `load(file)`.
         min_score: of the landmark net's "there is a person"; below it a find is dropped.
         max_people: the best so many are kept.
         windows: "auto" looks at parts of an image where the whole one may hide smaller people, "never", "always".
@@ -163,7 +162,7 @@ class PeopleFinder:
         self.device, self.precision = torch.device(pick_device(device)), check_precision(precision)
         nets = []
         for net, name in ((detector, "person_detector"), (landmarks, "body_landmarks")):
-            net = load_pretrained(default_folder(name)) if net is None else net
+            net = load(name) if net is None else net
             nets.append(net.to(self.device, memory_format=torch.channels_last).eval())
         self.detector, self.landmarks = nets
         self.min_score, self.max_people, self.windows, self.mirrored = min_score, max_people, windows, mirrored
