@@ -1,9 +1,24 @@
 """tore_fast: token reduction for 3D human mesh and pose recovery.
 
 `tore_fast.models` (create_model, list_models) -> `tore_fast.layers` -> `tore_fast.ops` (kernels);
-`tore_fast.pipelines` and the `tore-fast` command sit on top.
+`tore_fast.Engine` runs a model fast; `tore_fast.pipelines` and the `tore-fast` command sit on top.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["Engine", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Engine":  # with it comes torch
+        from .engine import Engine
+
+        return Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

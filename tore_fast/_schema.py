@@ -34,11 +34,14 @@ SCHEMAS = (
     "Tensor? src_cells, Tensor? weight, Tensor? src_scale, SymInt[] grid, SymInt num_dst, bool normalize) -> (Tensor, Tensor)",
     "token_map_csr(Tensor idx_token, SymInt num_tokens) -> (Tensor, Tensor)",
     # mesh_attention: (out [B, T, H, D], lse [B, H, T] float32); joints dense, vertices by CSR row; seed: one int64
+    # tiles, t_tiles [n, 128] int32: the pattern and its transpose as ops/_mesh_tiles.py packs them, for CUDA in 16 bit
     "mesh_attention_fwd(Tensor q, Tensor k, Tensor v, Tensor row_ptr, Tensor col_idx, Tensor t_row_ptr, "
-    "Tensor t_col_idx, int joints, float scale, float dropout_p, Tensor? seed) -> (Tensor, Tensor)",
+    "Tensor t_col_idx, int joints, Tensor? tiles, Tensor? t_tiles, float scale, float dropout_p, Tensor? seed) "
+    "-> (Tensor, Tensor)",
     # (dq, dk, dv), each [B, T, H, D]; grad [B, H, T, D], delta [B, H, T] = sum(grad * out) - grad_lse
     "mesh_attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor delta, Tensor lse, Tensor row_ptr, "
-    "Tensor col_idx, Tensor t_row_ptr, Tensor t_col_idx, int joints, float scale, float dropout_p, Tensor? seed) "
+    "Tensor col_idx, Tensor t_row_ptr, Tensor t_col_idx, int joints, Tensor? tiles, Tensor? t_tiles, float scale, "
+    "float dropout_p, Tensor? seed) "
     "-> (Tensor, Tensor, Tensor)",
     # pruned_attention: (out [B, Nq, H, D], lse [B, H, Nq]); packed form: B = 1 and cu_q, cu_k give the sequences
     "pruned_attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? key_bias, Tensor? key_len, Tensor? query_len, "

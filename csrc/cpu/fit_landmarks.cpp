@@ -13,12 +13,13 @@ namespace tore_fast::cpu {
 namespace {
 
 // Bounds shared with the reference.
-constexpr double kSmallDepth = 0.05, kMinDamping = 1e-5, kMaxDamping = 1e8, kDown = 0.4, kUp = 6, kLargest = 1e6;
+constexpr double kSmallDepth = 0.05, kMinDamping = 1e-5, kMaxDamping = 1e8, kDown = 0.4, kUp = 6,
+                 kLargest = 1e6;
 constexpr double kCameraStep = 0.4, kScaleLimit = 0.3;
 
-void rank_update(double* h, int n, const int* at, int m, const double* rows, int count, int stride, double* sum) {
-  TORE_FAST_SIMD(fit_rank_update, h, n, at, m, rows, count, stride, sum);
-  fit_rank_update(h, n, at, m, rows, count, stride, sum);
+void rank_update(double* h, int n, const int* at, int m, const double* rows, double* sum) {
+  TORE_FAST_SIMD(fit_rank_update, h, n, at, m, rows, sum);
+  fit_rank_update(h, n, at, m, rows, sum);
 }
 
 bool solve(double* h, int n, double* g) {
@@ -33,7 +34,8 @@ double clamp(double x, double limit) { return std::min(std::max(x, -limit), limi
 // c = a b, 3 x 3
 void times(const double* a, const double* b, double* c) {
   for (int i = 0; i < 3; ++i)
-    for (int j = 0; j < 3; ++j) c[3 * i + j] = a[3 * i] * b[j] + a[3 * i + 1] * b[3 + j] + a[3 * i + 2] * b[6 + j];
+    for (int j = 0; j < 3; ++j)
+      c[3 * i + j] = a[3 * i] * b[j] + a[3 * i + 1] * b[3 + j] + a[3 * i + 2] * b[6 + j];
 }
 
 // c = a^T b
@@ -72,8 +74,10 @@ void rotation_of(const double* v, double* out) {
 void log_of(const double* m, double* v) {
   const double squares[4] = {1 + m[0] + m[4] + m[8], 1 + m[0] - m[4] - m[8], 1 - m[0] + m[4] - m[8],
                              1 - m[0] - m[4] + m[8]};
-  const double a = m[7] - m[5], b = m[2] - m[6], c = m[3] - m[1], d = m[3] + m[1], e = m[6] + m[2], f = m[7] + m[5];
-  const double rows[4][4] = {{squares[0], a, b, c}, {a, squares[1], d, e}, {b, d, squares[2], f}, {c, e, f, squares[3]}};
+  const double a = m[7] - m[5], b = m[2] - m[6], c = m[3] - m[1], d = m[3] + m[1], e = m[6] + m[2],
+               f = m[7] + m[5];
+  const double rows[4][4] = {
+      {squares[0], a, b, c}, {a, squares[1], d, e}, {b, d, squares[2], f}, {c, e, f, squares[3]}};
   int best = 0;
   for (int i = 1; i < 4; ++i)
     if (squares[i] > squares[best]) best = i;
@@ -127,10 +131,12 @@ struct Tree {
       for (int64_t j = p.attach[k]; j >= 0; j = p.parents[j]) above[k][j] = 1;
     const auto &a = above[p.centre_a], &b = above[p.centre_b];
     for (int k = 0; k < p.points; ++k) {
-      joints.emplace_back(), own.emplace_back(), centre_a.emplace_back(), centre_b.emplace_back(), at.emplace_back();
+      joints.emplace_back(), own.emplace_back(), centre_a.emplace_back(), centre_b.emplace_back(),
+          at.emplace_back();
       for (int j = 0; j < p.joints; ++j) {
         if (!above[k][j] && !a[j] && !b[j]) continue;
-        joints[k].push_back(j), own[k].push_back(above[k][j]), centre_a[k].push_back(a[j]), centre_b[k].push_back(b[j]);
+        joints[k].push_back(j), own[k].push_back(above[k][j]), centre_a[k].push_back(a[j]),
+            centre_b[k].push_back(b[j]);
         for (int i = 0; i < 3; ++i) at[k].push_back(3 * j + i);
       }
       for (int i = 0; i < p.shapes + 4; ++i) at[k].push_back(3 * p.joints + i);
@@ -146,17 +152,44 @@ struct State {
   double cost;
 
   State(int j, int n, int s)
-      : rotations(9 * j), betas(s), camera(4), world(9 * j), joint(3 * j), by_shape(3 * j * s), landmark(3 * n),
-        landmark_by_shape(3 * n * s), log(3 * j), image(2 * n), depth(n), r2(2 * n), r3(3 * n) {}
+      : rotations(9 * j),
+        betas(s),
+        camera(4),
+        world(9 * j),
+        joint(3 * j),
+        by_shape(3 * j * s),
+        landmark(3 * n),
+        landmark_by_shape(3 * n * s),
+        log(3 * j),
+        image(2 * n),
+        depth(n),
+        r2(2 * n),
+        r3(3 * n) {}
 };
 
 class Fit {
  public:
   explicit Fit(const FitLandmarksParams& params)
-      : p(params), s(params.settings), tree(params), unknowns(3 * p.joints + p.shapes + 4), now(p.joints, p.points, p.shapes),
-        trial(now), image(2 * p.points), weights(2 * p.points), world(3 * p.points), anchor(9 * p.joints), anchor_betas(p.shapes),
-        bone(3 * p.joints), offset(3 * p.points), h(unknowns * unknowns), damped(h.size()), g(unknowns), step(unknowns),
-        rows(5 * unknowns), sum(unknowns), jacobians(9 * p.joints), turned(9 * (p.joints - 1)) {}
+      : p(params),
+        s(params.settings),
+        tree(params),
+        unknowns(3 * p.joints + p.shapes + 4),
+        now(p.joints, p.points, p.shapes),
+        trial(now),
+        image(2 * p.points),
+        weights(2 * p.points),
+        world(3 * p.points),
+        anchor(9 * p.joints),
+        anchor_betas(p.shapes),
+        bone(3 * p.joints),
+        offset(3 * p.points),
+        h(unknowns * unknowns),
+        damped(h.size()),
+        g(unknowns),
+        step(unknowns),
+        rows(5 * unknowns),
+        sum(unknowns),
+        jacobians(9 * p.joints) {}
 
   void run(int64_t person) {
     load(person);
@@ -226,7 +259,8 @@ class Fit {
     const auto turned_dirs = [&](const double* m, const double* dirs, double* out) {
       for (int i = 0; i < 3; ++i)
         for (int c = 0; c < shapes; ++c)
-          out[i * shapes + c] += m[3 * i] * dirs[c] + m[3 * i + 1] * dirs[shapes + c] + m[3 * i + 2] * dirs[2 * shapes + c];
+          out[i * shapes + c] +=
+              m[3 * i] * dirs[c] + m[3 * i + 1] * dirs[shapes + c] + m[3 * i + 2] * dirs[2 * shapes + c];
     };
     shaped(p.bones, p.bone_dirs, 3 * p.joints, bone);
     shaped(p.offsets, p.offset_dirs, 3 * p.points, offset);
@@ -267,7 +301,8 @@ class Fit {
         q.image[2 * k + i] = (scale * x[i] + q.camera[1 + i]) / q.depth[k];
         q.r2[2 * k + i] = (q.image[2 * k + i] - image[2 * k + i]) / s.sigma_point;
       }
-      for (int i = 0; i < 3; ++i) q.r3[3 * k + i] = (x[i] - (a[i] + b[i]) / 2 - size * world[3 * k + i]) / sigma[i];
+      for (int i = 0; i < 3; ++i)
+        q.r3[3 * k + i] = (x[i] - (a[i] + b[i]) / 2 - size * world[3 * k + i]) / sigma[i];
     }
   }
 
@@ -292,7 +327,8 @@ class Fit {
       for (int j = 0; j < logs; ++j) pull += row[j] * (q.log[3 + j] - p.prior_mean[j]);
       c[2] += s.prior * (q.log[3 + i] - p.prior_mean[i]) * pull;
     }
-    for (int i = 0; i < p.shapes; ++i) c[3] += s.shape * (q.betas[i] - anchor_betas[i]) * (q.betas[i] - anchor_betas[i]);
+    for (int i = 0; i < p.shapes; ++i)
+      c[3] += s.shape * (q.betas[i] - anchor_betas[i]) * (q.betas[i] - anchor_betas[i]);
     c[4] = q.camera[3] * q.camera[3] / (s.sigma_scale * s.sigma_scale);
     for (size_t l = 0; l + 2 < p.limits.size(); l += 3) {
       const double r = limit(q, l);
@@ -361,7 +397,8 @@ class Fit {
       if (!(r < 0)) continue;
       const int j = p.limits[l];
       double row[3];
-      for (int i = 0; i < 3; ++i) row[i] = p.limits[l + 2] * jacobians[9 * j + 3 * p.limits[l + 1] + i] / s.sigma_limit;
+      for (int i = 0; i < 3; ++i)
+        row[i] = p.limits[l + 2] * jacobians[9 * j + 3 * p.limits[l + 1] + i] / s.sigma_limit;
       add_block(j, row, r);
     }
     if (anchor_weight > 0)
@@ -372,7 +409,8 @@ class Fit {
         log_jacobian(v, jac);
         const double stiffness = std::sqrt(anchor_weight) / (j ? s.sigma_anchor : s.sigma_root);
         for (int i = 0; i < 3; ++i) {
-          const double row[3] = {stiffness * jac[3 * i], stiffness * jac[3 * i + 1], stiffness * jac[3 * i + 2]};
+          const double row[3] = {stiffness * jac[3 * i], stiffness * jac[3 * i + 1],
+                                 stiffness * jac[3 * i + 2]};
           add_block(j, row, stiffness * v[i]);
         }
       }
@@ -411,17 +449,20 @@ class Fit {
       double arm[3], middle[3];
       for (int i = 0; i < 3; ++i) {
         arm[i] = tree.own[k][n] ? x[i] - place[i] : 0;
-        middle[i] = ((tree.centre_a[k][n] ? ca[i] - place[i] : 0) + (tree.centre_b[k][n] ? cb[i] - place[i] : 0)) / 2;
+        middle[i] =
+            ((tree.centre_a[k][n] ? ca[i] - place[i] : 0) + (tree.centre_b[k][n] ? cb[i] - place[i] : 0)) / 2;
       }
       for (int axis = 0; axis < 3; ++axis) {
         const double e[3] = {q.world[9 * j + axis], q.world[9 * j + 3 + axis], q.world[9 * j + 6 + axis]};
-        const double d[3] = {e[1] * arm[2] - e[2] * arm[1], e[2] * arm[0] - e[0] * arm[2], e[0] * arm[1] - e[1] * arm[0]};
+        const double d[3] = {e[1] * arm[2] - e[2] * arm[1], e[2] * arm[0] - e[0] * arm[2],
+                             e[0] * arm[1] - e[1] * arm[0]};
         const double c[3] = {e[1] * middle[2] - e[2] * middle[1], e[2] * middle[0] - e[0] * middle[2],
                              e[0] * middle[1] - e[1] * middle[0]};
         put(3 * int(n) + axis, d, c);
       }
     }
-    const double *da = &q.landmark_by_shape[3 * shapes * p.centre_a], *db = &q.landmark_by_shape[3 * shapes * p.centre_b];
+    const double *da = &q.landmark_by_shape[3 * shapes * p.centre_a],
+                 *db = &q.landmark_by_shape[3 * shapes * p.centre_b];
     const double* dk = &q.landmark_by_shape[3 * shapes * k];
     for (int b = 0; b < shapes; ++b) {
       const double d[3] = {dk[b], dk[shapes + b], dk[2 * shapes + b]};
@@ -434,11 +475,11 @@ class Fit {
       row[i][m - 3 + i] = in2;
     }
     for (int i = 0; i < 3; ++i) row[2 + i][m - 1] = -in3[i] * size * world[3 * k + i];
-    const double residual[5] = {root2 * q.r2[2 * k], root2 * q.r2[2 * k + 1], root3 * q.r3[3 * k], root3 * q.r3[3 * k + 1],
-                                root3 * q.r3[3 * k + 2]};
+    const double residual[5] = {root2 * q.r2[2 * k], root2 * q.r2[2 * k + 1], root3 * q.r3[3 * k],
+                                root3 * q.r3[3 * k + 1], root3 * q.r3[3 * k + 2]};
     for (int a = 0; a < m; ++a)
       for (int r = 0; r < 5; ++r) g[at[a]] += row[r][a] * residual[r];
-    rank_update(h.data(), unknowns, at.data(), m, rows.data(), 5, m, sum.data());
+    rank_update(h.data(), unknowns, at.data(), m, rows.data(), sum.data());
   }
 
   void add_prior() {
@@ -454,7 +495,8 @@ class Fit {
       for (int j = 0; j <= i; ++j) {
         double block[9], left[9], both[9];
         for (int a = 0; a < 3; ++a)
-          for (int b = 0; b < 3; ++b) block[3 * a + b] = s.prior * p.precision[int64_t(3 * i + a) * logs + 3 * j + b];
+          for (int b = 0; b < 3; ++b)
+            block[3 * a + b] = s.prior * p.precision[int64_t(3 * i + a) * logs + 3 * j + b];
         transposed_times(&jacobians[9 * (i + 1)], block, left);
         times(left, &jacobians[9 * (j + 1)], both);
         for (int a = 0; a < 3; ++a)
@@ -491,7 +533,7 @@ class Fit {
   State now, trial;
   std::vector<double> image, weights, world, anchor, anchor_betas, bone, offset;
   double inv_focal = 0, anchor_weight = 0;
-  std::vector<double> h, damped, g, step, rows, sum, jacobians, turned;
+  std::vector<double> h, damped, g, step, rows, sum, jacobians;
 };
 
 }  // namespace

@@ -40,6 +40,7 @@ cudaError_t by_dim(const MeshAttentionParams& p, cudaStream_t stream) {
 
 cudaError_t mesh_attention_fwd(const MeshAttentionParams& p, DType dtype, cudaStream_t stream) {
   if (p.batch * p.heads == 0 || p.dim == 0) return cudaSuccess;
+  if (mesh_attention_tiles(p, dtype)) return mesh_attention_fwd_tiles(p, dtype, stream);
   return by_dtype(dtype, [&](auto tag) { return by_dim<decltype(tag), MeshRole::kForward>(p, stream); });
 }
 

@@ -19,6 +19,8 @@ struct MeshAttentionParams {
   HeadTensor q, k, v, grad;                               // grad: backward only
   const float *delta, *lse_in;                            // backward only, [batch, head, token]
   const int32_t *row_ptr, *col_idx, *t_row_ptr, *t_col_idx;  // the transposed pattern: backward only
+  const int32_t *tiles, *t_tiles;                         // [num_tiles, 128] of ops/_mesh_tiles.py, or null; t_tiles: backward
+  int num_tiles, num_t_tiles;
   void *out, *dq, *dk, *dv;                               // [batch, token, head, dim]
   float* lse_out;                                         // forward only
   int64_t batch;
@@ -31,5 +33,10 @@ constexpr int kMeshMaxDim = 64;
 
 cudaError_t mesh_attention_fwd(const MeshAttentionParams& p, DType dtype, cudaStream_t stream);
 cudaError_t mesh_attention_bwd(const MeshAttentionParams& p, DType dtype, cudaStream_t stream);
+
+// mesh_attention_mma.cu: the matrix units. Whether they can do it: 16-bit rows of whole 16-byte packs, a table of tiles, room
+// for a head in shared memory.
+bool mesh_attention_tiles(const MeshAttentionParams& p, DType dtype);
+cudaError_t mesh_attention_fwd_tiles(const MeshAttentionParams& p, DType dtype, cudaStream_t stream);
 
 }  // namespace tore_fast::cuda

@@ -14,7 +14,8 @@ using Numbers = std::vector<int64_t>;
 Tensor sized(const Tensor& t, const std::vector<int64_t>& sizes, const char* what) {
   const Tensor out = checked(t, ScalarType::Double, int64_t(sizes.size()), what);
   for (size_t i = 0; i < sizes.size(); ++i)
-    STD_TORCH_CHECK(out.size(i) == sizes[i], what, ": size ", i, " must be ", sizes[i], ", got ", out.size(i));
+    STD_TORCH_CHECK(out.size(i) == sizes[i], what, ": size ", i, " must be ", sizes[i], ", got ",
+                    out.size(i));
   return out;
 }
 
@@ -27,30 +28,36 @@ const double* data(const Optional& t) { return t ? t->const_data_ptr<double>() :
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fit_landmarks_cpu(
     const Tensor& points_in, const Tensor& weights_in, const Tensor& world_in, const Tensor& rotations_in,
-    const Tensor& betas_in, const Optional& camera_in, const Optional& inv_focal_in, const Optional& anchor_in,
-    const Optional& anchor_betas_in, const Optional& anchor_weight_in, const Tensor& offsets_in,
-    const Tensor& offset_dirs_in, const Tensor& bones_in, const Tensor& bone_dirs_in, const Tensor& prior_mean_in,
-    const Tensor& precision_in, const Numbers parents, const Numbers attach, const Numbers limits, const Numbers centre,
-    int64_t steps, const std::vector<double> settings) {
+    const Tensor& betas_in, const Optional& camera_in, const Optional& inv_focal_in,
+    const Optional& anchor_in, const Optional& anchor_betas_in, const Optional& anchor_weight_in,
+    const Tensor& offsets_in, const Tensor& offset_dirs_in, const Tensor& bones_in,
+    const Tensor& bone_dirs_in, const Tensor& prior_mean_in, const Tensor& precision_in,
+    const Numbers parents, const Numbers attach, const Numbers limits, const Numbers centre, int64_t steps,
+    const std::vector<double> settings) {
   const int64_t joints = int64_t(parents.size()), count = int64_t(attach.size());
   const Tensor points = checked(points_in, ScalarType::Double, 3, "fit_landmarks: points");
   const Tensor betas = checked(betas_in, ScalarType::Double, 2, "fit_landmarks: betas");
   const int64_t batch = points.size(0), shapes = betas.size(1), logs = 3 * (joints - 1);
-  STD_TORCH_CHECK(points.size(1) == count && points.size(2) == 2, "fit_landmarks: points must be [B, ", count, ", 2]");
+  STD_TORCH_CHECK(points.size(1) == count && points.size(2) == 2, "fit_landmarks: points must be [B, ", count,
+                  ", 2]");
   STD_TORCH_CHECK(betas.size(0) == batch, "fit_landmarks: betas must have one row a person");
-  STD_TORCH_CHECK(joints >= 2 && joints <= 1024 && count <= 4096 && shapes <= 1024, "fit_landmarks: body too large");
+  STD_TORCH_CHECK(joints >= 2 && joints <= 1024 && count <= 4096 && shapes <= 1024,
+                  "fit_landmarks: body too large");
   STD_TORCH_CHECK(parents[0] == -1, "fit_landmarks: parents must start with -1");
   for (int64_t j = 1; j < joints; ++j)
     STD_TORCH_CHECK(parents[j] >= 0 && parents[j] < j, "fit_landmarks: parents must be earlier joints");
-  for (const int64_t j : attach) STD_TORCH_CHECK(j >= 0 && j < joints, "fit_landmarks: attach refers to joint ", j);
-  STD_TORCH_CHECK(centre.size() == 2 && centre[0] >= 0 && centre[0] < count && centre[1] >= 0 && centre[1] < count,
-                  "fit_landmarks: centre must be two landmarks");
+  for (const int64_t j : attach)
+    STD_TORCH_CHECK(j >= 0 && j < joints, "fit_landmarks: attach refers to joint ", j);
+  STD_TORCH_CHECK(
+      centre.size() == 2 && centre[0] >= 0 && centre[0] < count && centre[1] >= 0 && centre[1] < count,
+      "fit_landmarks: centre must be two landmarks");
   STD_TORCH_CHECK(limits.size() % 3 == 0, "fit_landmarks: limits must be triples");
   for (size_t l = 0; l < limits.size(); l += 3)
     STD_TORCH_CHECK(limits[l] >= 1 && limits[l] < joints && limits[l + 1] >= 0 && limits[l + 1] < 3 &&
                         (limits[l + 2] == 1 || limits[l + 2] == -1),
                     "fit_landmarks: limits must be (joint, axis, sign)");
-  STD_TORCH_CHECK(settings.size() == size_t(cpu::kFitSettings), "fit_landmarks: ", cpu::kFitSettings, " settings");
+  STD_TORCH_CHECK(settings.size() == size_t(cpu::kFitSettings), "fit_landmarks: ", cpu::kFitSettings,
+                  " settings");
   STD_TORCH_CHECK(steps >= 0 && steps <= 1000, "fit_landmarks: steps must be 0..1000");
 
   const Tensor weights = sized(weights_in, {batch, count, 2}, "fit_landmarks: weights");
@@ -107,7 +114,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fit_landmarks_cpu(
                                   out_camera.mutable_data_ptr<double>(),
                                   out_landmarks.mutable_data_ptr<double>(),
                                   out_cost.mutable_data_ptr<double>()};
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) { cpu::fit_landmarks(p, begin, end); });
+  torch::stable::parallel_for(0, batch, 1,
+                              [&](int64_t begin, int64_t end) { cpu::fit_landmarks(p, begin, end); });
   return {out_rotations, out_betas, out_camera, out_landmarks, out_cost};
 }
 

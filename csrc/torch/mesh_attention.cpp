@@ -31,9 +31,9 @@ void want_floats(const MeshAttentionArgs& a) {
 
 std::tuple<Tensor, Tensor> mesh_attention_fwd_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& row_ptr,
                                                   const Tensor& col_idx, const Tensor& t_row_ptr, const Tensor& t_col_idx,
-                                                  int64_t joints, double scale, double dropout_p,
+                                                  int64_t joints, const std::optional<Tensor>& tiles, const std::optional<Tensor>& t_tiles, double scale, double dropout_p,
                                                   const std::optional<Tensor>& seed) {
-  const MeshAttentionArgs a(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, dropout_p, seed);
+  const MeshAttentionArgs a(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, t_tiles, dropout_p, seed);
   want_floats(a);
   Tensor out = empty_floats(a.q, {a.batch, a.tokens, a.heads, a.dim});
   Tensor lse = torch::stable::new_empty(a.q, {a.batch, a.heads, a.tokens});
@@ -59,9 +59,9 @@ std::tuple<Tensor, Tensor, Tensor> mesh_attention_bwd_cpu(const Tensor& grad, co
                                                           const Tensor& v, const Tensor& delta, const Tensor& lse,
                                                           const Tensor& row_ptr, const Tensor& col_idx,
                                                           const Tensor& t_row_ptr, const Tensor& t_col_idx,
-                                                          int64_t joints, double scale, double dropout_p,
+                                                          int64_t joints, const std::optional<Tensor>& tiles, const std::optional<Tensor>& t_tiles, double scale, double dropout_p,
                                                           const std::optional<Tensor>& seed) {
-  const MeshAttentionArgs a(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, dropout_p, seed);
+  const MeshAttentionArgs a(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, t_tiles, dropout_p, seed);
   want_floats(a);
   const MeshAttentionGrads g(a, q, grad, delta, lse);
   Tensor dq = empty_floats(a.q, {a.batch, a.tokens, a.heads, a.dim});

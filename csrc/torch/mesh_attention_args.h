@@ -14,13 +14,15 @@ inline Tensor head_rows_like(const Tensor& t, const Tensor& like, const char* wh
 
 struct MeshAttentionArgs {
   Tensor q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx;
+  std::optional<Tensor> tiles, t_tiles;  // [n, 128], the patterns for CUDA's matrix units
   std::optional<Tensor> seed;
   int64_t batch, heads, tokens, dim, joints, vertices;
   uint32_t drop_below = 0;  // a random word below it drops its pair
   float keep_scale = 1.f;
 
   MeshAttentionArgs(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Tensor& ptr, const Tensor& index,
-                    const Tensor& t_ptr, const Tensor& t_index, int64_t num_joints, double dropout_p,
+                    const Tensor& t_ptr, const Tensor& t_index, int64_t num_joints, const std::optional<Tensor>& tiles_in,
+                    const std::optional<Tensor>& t_tiles_in, double dropout_p,
                     const std::optional<Tensor>& seed_in)
       : q(head_rows_like(q_in, q_in, "mesh_attention: q")),
         k(head_rows_like(k_in, q_in, "mesh_attention: k")),
@@ -28,11 +30,16 @@ struct MeshAttentionArgs {
         row_ptr(checked(ptr, ScalarType::Int, 1, "mesh_attention: row_ptr", q_in)),
         col_idx(checked(index, ScalarType::Int, 1, "mesh_attention: col_idx", q_in)),
         t_row_ptr(checked(t_ptr, ScalarType::Int, 1, "mesh_attention: t_row_ptr", q_in)),
-        t_col_idx(checked(t_index, ScalarType::Int, 1, "mesh_attention: t_col_idx", q_in)) {
+        t_col_idx(checked(t_index, ScalarType::Int, 1, "mesh_attention: t_col_idx", q_in)),
+        tiles(checked(tiles_in, ScalarType::Int, 2, "mesh_attention: tiles", q_in)),
+        t_tiles(checked(t_tiles_in, ScalarType::Int, 2, "mesh_attention: t_tiles", q_in)) {
     batch = q.size(0), heads = q.size(1), tokens = q.size(2), dim = q.size(3);
     joints = num_joints, vertices = row_ptr.size(0) - 1;
     STD_TORCH_CHECK(joints >= 0 && vertices >= 0 && joints + vertices == tokens && t_row_ptr.size(0) == vertices + 1,
                     "mesh_attention: joints + vertices must be the number of tokens");
+    for (const auto* t : {&tiles, &t_tiles})
+      STD_TORCH_CHECK(!t->has_value() || ((*t)->size(1) == 128 && (*t)->size(0) <= vertices),
+                      "mesh_attention: tiles must be [up to V, 128], made by mesh_topology");
     STD_TORCH_CHECK(dim > 0, "mesh_attention: the head dimension must be positive");
     STD_TORCH_CHECK(tokens < (int64_t(1) << 30) && heads < (int64_t(1) << 30), "mesh_attention: q is too large");
     if (!(dropout_p > 0.0)) return;

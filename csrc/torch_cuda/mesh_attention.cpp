@@ -18,6 +18,10 @@ cuda::MeshAttentionParams params_of(const MeshAttentionArgs& a, double scale) {
   p.col_idx = a.col_idx.const_data_ptr<int32_t>();
   p.t_row_ptr = a.t_row_ptr.const_data_ptr<int32_t>();
   p.t_col_idx = a.t_col_idx.const_data_ptr<int32_t>();
+  p.tiles = data_or_null<int32_t>(a.tiles);
+  p.t_tiles = data_or_null<int32_t>(a.t_tiles);
+  p.num_tiles = a.tiles ? int(a.tiles->size(0)) : 0;
+  p.num_t_tiles = a.t_tiles ? int(a.t_tiles->size(0)) : 0;
   p.batch = a.batch;
   p.heads = int(a.heads);
   p.joints = int(a.joints);
@@ -30,11 +34,11 @@ cuda::MeshAttentionParams params_of(const MeshAttentionArgs& a, double scale) {
 
 std::tuple<Tensor, Tensor> mesh_attention_fwd_cuda(const Tensor& q, const Tensor& k, const Tensor& v,
                                                    const Tensor& row_ptr, const Tensor& col_idx, const Tensor& t_row_ptr,
-                                                   const Tensor& t_col_idx, int64_t joints, double scale,
+                                                   const Tensor& t_col_idx, int64_t joints, const std::optional<Tensor>& tiles, const std::optional<Tensor>& t_tiles, double scale,
                                                    double dropout_p, const std::optional<Tensor>& seed) {
   DeviceGuard guard(q.get_device_index());
   const cuda::DType dtype = dtype_of(q, "mesh_attention: q");
-  const MeshAttentionArgs a(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, dropout_p, seed);
+  const MeshAttentionArgs a(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, t_tiles, dropout_p, seed);
   cuda::MeshAttentionParams p = params_of(a, scale);
   Tensor out = make_tensor(a.q, {a.batch, a.tokens, a.heads, a.dim});
   Tensor lse = make_tensor(a.q, {a.batch, a.heads, a.tokens}, ScalarType::Float);
@@ -48,11 +52,11 @@ std::tuple<Tensor, Tensor, Tensor> mesh_attention_bwd_cuda(const Tensor& grad_in
                                                            const Tensor& v, const Tensor& delta_in, const Tensor& lse_in,
                                                            const Tensor& row_ptr, const Tensor& col_idx,
                                                            const Tensor& t_row_ptr, const Tensor& t_col_idx,
-                                                           int64_t joints, double scale, double dropout_p,
+                                                           int64_t joints, const std::optional<Tensor>& tiles, const std::optional<Tensor>& t_tiles, double scale, double dropout_p,
                                                            const std::optional<Tensor>& seed) {
   DeviceGuard guard(q.get_device_index());
   const cuda::DType dtype = dtype_of(q, "mesh_attention: q");
-  const MeshAttentionArgs a(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, dropout_p, seed);
+  const MeshAttentionArgs a(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, t_tiles, dropout_p, seed);
   cuda::MeshAttentionParams p = params_of(a, scale);
   const MeshAttentionGrads g(a, q, grad_in, delta_in, lse_in);
   p.grad = view(g.grad);

@@ -18,7 +18,7 @@ from tore_fast.data.pose_sets import read_pose_set
 from tore_fast.eval.lifting import lifted_pairs
 from tore_fast.eval.pose import PoseMeter
 from tore_fast.layers.tpc import motion_score
-from tore_fast.models import create_model, load_pretrained
+from tore_fast.models import create_model, load
 from tore_fast.models._count import count_module
 from tore_fast.train.lifting import resampled
 
@@ -96,7 +96,7 @@ def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> No
         if not (export / "config.json").is_file():
             continue
         name, seed = split_run(run)
-        model = load_pretrained(export)
+        model = load(export)
         meta = json.loads((export / "config.json").read_text())
         rows[run] = {
             "title": TITLES[name],
@@ -224,7 +224,7 @@ def maps(out: Path, clips) -> dict:
     ):
         if (out / row / "export").is_dir():
             with torch.inference_mode():
-                index = load_pretrained(out / row / "export")(windows).index
+                index = load(out / row / "export")(windows).index
             kept[rule] = (index + 27 * torch.arange(SPREAD_SHOWN)[:, None]).flatten().tolist()
     return {
         "clip": f"{clip.subject}: {clip.action}",

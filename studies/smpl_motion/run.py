@@ -309,7 +309,7 @@ def table(args) -> None:
     from tqdm import tqdm
 
     from tore_fast.body import load_body
-    from tore_fast.models import load_pretrained
+    from tore_fast.models import load
     from tore_fast.models.smpl.hmr2 import HMR2
 
     from .component_table import ComponentTable, markdown
@@ -317,7 +317,7 @@ def table(args) -> None:
     torch.set_num_threads(1)
 
     def variant(folder: str, **fields) -> HMR2:
-        model = load_pretrained(args.out / folder / "model")
+        model = load(args.out / folder / "model")
         out = HMR2(dataclasses.replace(model.config, **fields))
         out.load_state_dict(model.state_dict())
         return out.eval().requires_grad_(False)
@@ -356,7 +356,7 @@ def table(args) -> None:
     host("+ ECLM + ToMe (no masks)", fast, masks="none")
     for folder, steps, overlap, words in DECODERS:
         if (args.out / folder / "model").exists():
-            motion = load_pretrained(args.out / folder / "model").eval()
+            motion = load(args.out / folder / "model").eval()
             seen = seen or made.predictions(fast)
             name = f"+ ECLM + Mask-ToMe + motion decoder, {words}"
             rows((name,), lambda: made.motion(name, fast, seen, motion, overlap, steps))  # noqa: B023

@@ -20,7 +20,7 @@ from tore_fast.body.fit_upsampling import fit_upsampling
 from tore_fast.data.synth import HELD_OUT, SynthGenerator
 from tore_fast.geometry.warp import normalise_image
 from tore_fast.io.weights import read_weights
-from tore_fast.models import load_pretrained
+from tore_fast.models import load
 from tore_fast.models.default import default_folder
 from tore_fast.train.checkpoint import save_atomically
 
@@ -32,7 +32,7 @@ LABELS = ("pose", "betas", "joints3d", "joints2d", "camera")
 
 def frozen_trunk() -> nn.Module:
     """The trunk of the shipped `tore_default`: [B, 3, 112, 112] normalised -> [B, 208, 7, 7]."""
-    return load_pretrained(default_folder()).backbone.eval().requires_grad_(False)
+    return load(default_folder()).backbone.eval().requires_grad_(False)
 
 
 def load_or_make(

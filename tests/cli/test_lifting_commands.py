@@ -17,7 +17,7 @@ from tore_fast.cli import main
 from tore_fast.cli.eval import looks_like_motion
 from tore_fast.data.pose_sets import kind_of, read_pose_set
 from tore_fast.geometry.windows import at_times
-from tore_fast.models import create_model, save_pretrained
+from tore_fast.models import create_model, save
 from tore_fast.pipelines.lift import lift_at_rate, lift_clip
 from tore_fast.pipelines.results import keys_of
 from tore_fast.train.lifting import frame_waves, spread_embeddings
@@ -254,7 +254,7 @@ def test_motionbert_clips_are_split_without_subjects(tmp_path):
 def test_start_weights(tmp_path):
     torch.manual_seed(0)
     base = create_model("mixste_27", **{**TINY, "frames": 3})
-    save_pretrained(base, tmp_path / "base", "mixste_27")
+    save(base, tmp_path / "base", "mixste_27")
     model = create_model("hot_mixste_27", **TINY, prune_block=1, keep_frames=3)
     spread_embeddings(model, 0.5)
     text = take_weights(model, tmp_path / "base")
@@ -264,7 +264,7 @@ def test_start_weights(tmp_path):
     assert model.pos_embed_token.abs().max() == 0
     other = create_model("mixste_27", **{**TINY, "channels": 8, "mlp_hidden": 8, "frames": 5})
     with pytest.raises(ValueError, match="of its .* tensors fit the model"):
-        save_pretrained(
+        save(
             create_model("motionbert_lite_27", channels=4, depth=1, heads=1, mlp_hidden=4, rep_channels=4),
             tmp_path / "o",
             "motionbert_lite_27",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tore_fast.cli import VERBS, main
 from tore_fast.io.image import read_image
-from tore_fast.models import create_model, save_pretrained
+from tore_fast.models import create_model, save
 from tore_fast.pipelines.results import keys_of
 
 
@@ -22,7 +22,7 @@ from tore_fast.pipelines.results import keys_of
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    save_pretrained(create_model("tore_default"), folder, "tore_default", torch.float16)
+    save(create_model("tore_default"), folder, "tore_default", torch.float16)
     return str(folder)
 
 

@@ -10,7 +10,7 @@ from made_up.command import command
 
 import tore_fast.cli as cli
 from tore_fast.cli import VERBS, UsageError, arguments, format_error
-from tore_fast.models import create_model, save_pretrained
+from tore_fast.models import create_model, save
 from tore_fast.train.config import TrainConfig
 
 JOBS = {verb: tuple(getattr(importlib.import_module(f"tore_fast.cli.{verb}"), "SUBCOMMANDS", ())) for verb in VERBS}
@@ -188,4 +188,4 @@ def test_training_options_check_themselves(bad):
 
 def test_a_folder_of_ours_saved_onto_a_file(folder):
     with pytest.raises(ValueError, match="text.bin: expected a folder to write, got a file"):
-        save_pretrained(create_model("tore_default"), "text.bin", "tore_default")
+        save(create_model("tore_default"), "text.bin", "tore_default")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tore_fast.models import load_pretrained
+from tore_fast.models import load
 from tore_fast.models.default import default_folder
 
 from .case import Case
@@ -19,8 +19,8 @@ def run(case: Case) -> None:
     first, last = case.config["detector_window"]
     window = image[..., first:last, first:last]
     with torch.inference_mode():
-        scores, boxes = load_pretrained(default_folder("person_detector")).raw(window)
-        points, score, world, heat = load_pretrained(default_folder("body_landmarks")).raw(image)
+        scores, boxes = load(default_folder("person_detector")).raw(window)
+        points, score, world, heat = load(default_folder("body_landmarks")).raw(image)
     case.close("scores", scores[0], atol=4e-4)
     case.close("boxes", boxes[0], atol=1.5e-3)  # px of 224; values reach 800, where float32 leaves 5e-4 on either side
     likely = scores[0].sigmoid() > 0.01

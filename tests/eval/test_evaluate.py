@@ -185,7 +185,7 @@ def test_two_processes_weigh_items_not_processes(tmp_path, threedpw):
 
 def test_eval_of_an_official_checkpoint_on_3dpw(tmp_path, threedpw, monkeypatch, capsys):
     """Random weights in FastMETRO's official file layout -> convert -> eval on 3DPW-like files, checked by hand."""
-    from tore_fast.models import create_model, from_pretrained
+    from tore_fast.models import create_model, load
     from tore_fast.models._checkpoint import convert
 
     write_topology(tmp_path / "topology")
@@ -221,7 +221,7 @@ def test_eval_of_an_official_checkpoint_on_3dpw(tmp_path, threedpw, monkeypatch,
     assert metrics["items"] == 9 and metrics["identity"]["protocol"] == "body"
     # the same by hand: SMPL file, crop, model, numpy
     body = load_body("smpl", tmp_path / "topology", topology=tmp_path / "topology")
-    model = from_pretrained(tmp_path / "FastMETRO-S-R50.bin", mesh_data=tmp_path / "topology")
+    model = load(tmp_path / "FastMETRO-S-R50.bin", mesh_data=tmp_path / "topology")
     regressor = body.topology.regressor("h36m17")[list(H36M17_TO_J14)].astype(np.float64)
     errors, vertices = [], []
     for record in open_dataset(threedpw):
@@ -253,10 +253,10 @@ def test_eval_of_hands_and_tsv(tmp_path, hand, monkeypatch, capsys):
         def forward(self, images):
             return SimpleNamespace(vertices=self.rest.expand(len(images), -1, -1))
 
-    import tore_fast.pipelines.images as pipeline
+    import tore_fast.models
 
     models = {"hand": Hand, "body": Oracle}
-    monkeypatch.setattr(pipeline, "load_model", lambda name, *more, **options: models[name]())
+    monkeypatch.setattr(tore_fast.models, "load", lambda name, *more, **options: models[name]())
     write_freihand(tmp_path, hand)
     with pytest.raises(SystemExit) as e:
         main(

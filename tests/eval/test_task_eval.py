@@ -14,7 +14,7 @@ from tore_fast.data import coco_body, wflw, wholebody
 from tore_fast.eval import task_scoring
 from tore_fast.eval.evaluate import evaluate_rows
 from tore_fast.eval.keypoint_metrics import LandmarkMetric, OksMetric, WholeBodyMetric
-from tore_fast.models import create_model, save_pretrained
+from tore_fast.models import create_model, save
 
 TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1))
 
@@ -116,7 +116,7 @@ def test_command_on_coco_files(coco, tmp_path, capsys, form):
         "coco": ("tcformer_light_wholebody", 17, "AP"),
     }[form]
     torch.manual_seed(0)
-    save_pretrained(create_model(name, num_keypoints=count, neck_channels=32, **TINY), tmp_path / "model", name)
+    save(create_model(name, num_keypoints=count, neck_channels=32, **TINY), tmp_path / "model", name)
     common = [
         "--data",
         coco / "ann.json",
@@ -206,9 +206,7 @@ def faces(tmp_path):
 
 def test_wflw_command(faces, tmp_path, capsys):
     torch.manual_seed(0)
-    save_pretrained(
-        create_model("tcformer_light_wflw", neck_channels=32, **TINY), tmp_path / "model", "tcformer_light_wflw"
-    )
+    save(create_model("tcformer_light_wflw", neck_channels=32, **TINY), tmp_path / "model", "tcformer_light_wflw")
     common = ["--data", faces / "list.txt", "--checkpoint", tmp_path / "model", "--image-size", 64, 64, "--workers", 0]
     assert run(*common, "--json", tmp_path / "all.json") == 0
     metrics = json.loads((tmp_path / "all.json").read_text())
@@ -229,7 +227,7 @@ def test_two_evaluations_without_a_folder_do_not_meet(faces, tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     model = create_model("tcformer_light_wflw", neck_channels=32, **TINY)
     for name, size in (("one", [64, 64]), ("two", [32, 64])):
-        save_pretrained(model, tmp_path / name, "tcformer_light_wflw", trained_on={"image_size": size})
+        save(model, tmp_path / name, "tcformer_light_wflw", trained_on={"image_size": size})
         assert run("--data", faces / "list.txt", "--checkpoint", tmp_path / name, "--workers", 0, "--limit", 1) == 0
         kept = json.loads((tmp_path / ".tore_fast_eval" / f"list-{name}" / "run.json").read_text())
         assert kept["image_size"] == size
@@ -260,7 +258,7 @@ def test_imagenet_command(tmp_path, capsys):
             )
     torch.manual_seed(0)
     model = create_model("tcformer_light", num_classes=3, **TINY).eval()
-    save_pretrained(model, tmp_path / "model", "tcformer_light")
+    save(model, tmp_path / "model", "tcformer_light")
     common = ["--data", tmp_path / "val", "--image-size", 64, "--workers", 0]
     assert run(*common, "--checkpoint", tmp_path / "model", "--json", tmp_path / "out.json") == 0
     metrics = json.loads((tmp_path / "out.json").read_text())
@@ -294,7 +292,7 @@ def test_bad_options_are_one_line(coco, capsys, arguments, words):
 
 def test_synthetic_people(tmp_path, capsys):
     torch.manual_seed(0)
-    save_pretrained(
+    save(
         create_model("tcformer_light_wholebody", num_keypoints=14, neck_channels=32, **TINY),
         tmp_path / "m",
         "tcformer_light_wholebody",

@@ -31,6 +31,8 @@ def test_folders_are_read_in_it(tmp_path):
     poses = tmp_path / "poses"
     poses.mkdir()
     for i in (1, 2, 10):
-        people = [{"pose_keypoints_2d": [float(i), 1.0, 0.9] * 25}]
+        people = [{"pose_keypoints_2d": [v for k in range(25) for v in (float(i), 9.0 * k, 0.9)]}]
         (poses / f"clip_{i}_keypoints.json").write_text(json.dumps({"people": people}))
-    assert read_keypoints(poses).keypoints[:, 0, 0].tolist() == [1, 2, 10]
+    clip = read_keypoints(poses)
+    seen = clip.keypoints[:, 0, 2] > 0
+    assert clip.frames[seen].tolist() == clip.keypoints[seen, 0, 0].tolist() == [1, 2, 10]  # 3 to 9: filled in

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tore_fast.layers.eclm import ECLMPlan, Evaluation, cka_matrix, eclm_search, linear_cka, merge_tensors
-from tore_fast.models import create_model, load_pretrained, save_pretrained
+from tore_fast.models import create_model, load, save
 from tore_fast.pipelines import merge
 
 HOST = dict(
@@ -129,8 +129,8 @@ def test_search_on_a_host_resumes_and_saves(tmp_path):
     with pytest.raises(ValueError, match="another folder"):
         merge.run_search(calibration, tmp_path, tau / 2)
     merged = merge.apply_plan(model, got.plan)
-    save_pretrained(merged, tmp_path / "model", "hmr2_vits", eclm=got.to_json())
-    again = load_pretrained(tmp_path / "model")
+    save(merged, tmp_path / "model", "hmr2_vits", eclm=got.to_json())
+    again = load(tmp_path / "model")
     img = torch.randn(1, 3, 256, 256)
     assert len(again.backbone.blocks) == got.plan.num_layers
     torch.testing.assert_close(again(img).pose, merged(img).pose, atol=0, rtol=0)

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from tore_fast.models import create_model, list_models, load_pretrained, model_entry, save_pretrained
+from tore_fast.models import create_model, list_models, load, model_entry, save
 from tore_fast.models._config import make_config
 from tore_fast.models._count import shipped_counts
 from tore_fast.models._registry import TASKS, facts_of, nearest_name
@@ -107,8 +107,8 @@ def test_a_tiny_one(cls, tmp_path):
     if cls == "HumanFoV":
         pytest.skip("67 million weights; test_smpl_convert.py saves and loads it")
     model = tiny(cls)
-    save_pretrained(model, tmp_path, name)
-    again = load_pretrained(tmp_path)
+    save(model, tmp_path, name)
+    again = load(tmp_path)
     assert again.config == model.config
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
     assert model_entry(nearest_name(model)).model is type(model)

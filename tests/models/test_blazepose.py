@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tore_fast.models import create_model, from_pretrained, load_pretrained
+from tore_fast.models import create_model, load
 from tore_fast.models._checkpoint import convert
 from tore_fast.models.default import default_folder
 from tore_fast.models.keypoints import _mediapipe as mediapipe
@@ -23,7 +23,7 @@ needs_tflite = pytest.mark.skipif(importlib.util.find_spec("tflite") is None, re
 
 @pytest.fixture(scope="module", params=NAMES)
 def built_in(request):
-    return load_pretrained(default_folder(request.param))
+    return load(default_folder(request.param))
 
 
 def made_up(model, count=2):
@@ -69,7 +69,7 @@ def test_cards_say_whose_and_what_not_for():
 
 
 def test_features_are_what_the_points_come_from():
-    model = load_pretrained(default_folder("body_landmarks"))
+    model = load(default_folder("body_landmarks"))
     features = model.features(made_up(model))
     assert features.shape == (2, 288, 8, 8) and 0 <= features.min() and features.max() <= 6
 
@@ -85,7 +85,7 @@ def test_anchors():
 @torch.inference_mode()
 def test_the_detector_takes_larger_images():
     """What it sees in a part of 224 px does not depend on what lies far from it."""
-    model = load_pretrained(default_folder("person_detector"))
+    model = load(default_folder("person_detector"))
     pixels = np.load(GOLDEN / "astronaut_256.npz")["image"][16:240, 16:240]
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     small, large = model(image), model(torch.nn.functional.pad(image, (224, 0, 0, 96)))
@@ -209,11 +209,11 @@ def test_a_file_of_the_nets_is_read_and_converted(tmp_path, name):
     model = create_model(name).half().float()
     file = tmp_path / "net.tflite"
     write_tflite(file, model)
-    read = from_pretrained(file)
+    read = load(file)
     assert all(torch.equal(v, read.state_dict()[k]) for k, v in model.state_dict().items())
     done = convert(file, tmp_path / "out")
     assert (done.layout, done.name) == ("mediapipe", name)
-    again = load_pretrained(tmp_path / "out")
+    again = load(tmp_path / "out")
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 
 
@@ -222,11 +222,11 @@ def test_other_and_damaged_files_are_refused(tmp_path):
     file = tmp_path / "net.tflite"
     file.write_bytes(b"\x10\0\0\0TFL3" + bytes(range(200)))
     with pytest.raises(ValueError, match="net.tflite"):
-        from_pretrained(file)
+        load(file)
     model = create_model("body_landmarks_lite", tower=((192, 2), (192, 2)))
     write_tflite(file, model)
     with pytest.raises(ValueError, match="expected pose_detection or pose_landmark"):
-        from_pretrained(file)
+        load(file)
 
 
 class _Level:

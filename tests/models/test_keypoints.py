@@ -13,7 +13,7 @@ from tore_fast.geometry.rotation import rot6d_to_matrix
 from tore_fast.layers._tokens import grid_tokens
 from tore_fast.layers.ctm import CTM, part_order, topk_clusters
 from tore_fast.layers.token_conv import TokenConv
-from tore_fast.models import create_model, from_pretrained, list_models, load_pretrained, model_entry, save_pretrained
+from tore_fast.models import create_model, list_models, load, model_entry, save
 from tore_fast.models._count import count_macs
 from tore_fast.models.keypoints.layouts import convert_tcformer, is_mmpose, tcformer_config
 from tore_fast.models.keypoints.ppt import keep_ratio_at
@@ -280,7 +280,7 @@ def test_official_file_tells_its_own_config(tmp_path, kind):
         }
         file = {"state_dict": state, "meta": {"epoch": 210}}
     torch.save(file, tmp_path / "official.pth")
-    again = from_pretrained(tmp_path / "official.pth", "tcformer")
+    again = load(tmp_path / "official.pth", "tcformer")
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again(image), model(image))
@@ -293,21 +293,21 @@ def test_official_file_tells_its_own_config(tmp_path, kind):
     ):
         torch.save({wrapper: bad}, tmp_path / "damaged.pth")
         with pytest.raises(ValueError, match=f"damaged.pth: .*{words}"):
-            from_pretrained(tmp_path / "damaged.pth", "tcformer")
+            load(tmp_path / "damaged.pth", "tcformer")
     torch.save({"model": {"conv.weight": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not a TCFormer state dict"):
-        from_pretrained(tmp_path / "other.pth", "tcformer")
+        load(tmp_path / "other.pth", "tcformer")
 
 
 def test_folder_round_trip(tmp_path):
     model = tiny("tcformer_light_wflw", num_keypoints=4, neck_channels=32)
-    save_pretrained(model, tmp_path, "tcformer_light_wflw")
-    again = load_pretrained(tmp_path)
+    save(model, tmp_path, "tcformer_light_wflw")
+    again = load(tmp_path)
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model(image), again(image)) and again.config == model.config
     with pytest.raises(ValueError, match="does not fit tcformer_light_wflw: .* of another shape"):
-        load_pretrained(tmp_path, num_keypoints=5)
+        load(tmp_path, num_keypoints=5)
 
 
 def test_bad_input_is_one_clear_error():

@@ -15,7 +15,7 @@ from tore_fast.cli._models import check_crops
 from tore_fast.cli._train_options import TrainArgs, build_model, model_name
 from tore_fast.data.synth import SynthGenerator
 from tore_fast.geometry.warp import normalise_image
-from tore_fast.models import create_model, save_pretrained
+from tore_fast.models import create_model, save
 from tore_fast.ops.dpc_knn_cluster import dpc_knn_cluster, why_not
 from tore_fast.train.start import take_weights
 
@@ -116,7 +116,7 @@ def test_command_line_overrides(tmp_path):
     with pytest.raises(ValueError, match="tcformer_light is not made for keypoints"):
         built("tcformer_light", {}, ("keypoints",), num_keypoints=14)
     # a folder brings its model and sizes; a head of other classes starts anew and is named
-    save_pretrained(create_model("tcformer_light", num_classes=4, **TINY), tmp_path, "tcformer_light")
+    save(create_model("tcformer_light", num_classes=4, **TINY), tmp_path, "tcformer_light")
     model = built("", {}, checkpoint=tmp_path, num_classes=7)
     assert model.config.embed_dims == TINY["embed_dims"] and model.config.num_classes == 7
     assert take_weights(model, tmp_path).endswith("head.weight, head.bias start anew")

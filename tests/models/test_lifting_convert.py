@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tore_fast.models import create_model, from_pretrained
+from tore_fast.models import create_model, load
 from tore_fast.models._weights import read_state_dict
 from tore_fast.models.lifting.layouts import model_from_state
 from tore_fast.models.lifting.motionagformer import Motionagformer
@@ -33,7 +33,7 @@ def test_wrapped_checkpoints_load(name, pruned, tmp_path):
     state["module.head.total_ops"] = torch.zeros(1, dtype=torch.float64)
     rest = {"epoch": 3, "lr": 4e-5, "min_loss": np.float64(40.1), "random_state": np.random.RandomState(1)}
     torch.save({"model_pos": collections.OrderedDict(state), **rest}, tmp_path / "best.bin")
-    again = from_pretrained(tmp_path / "best.bin")
+    again = load(tmp_path / "best.bin")
     assert again.config == model.config
     x = torch.randn(1, model.config.frames, 17, model.in_channels)
     with torch.inference_mode():
@@ -43,7 +43,7 @@ def test_wrapped_checkpoints_load(name, pruned, tmp_path):
 def test_bare_state_dict_with_tpc_settings(tmp_path):
     model = create_model("mixste_9", **HOSTS["mixste_9"])
     torch.save(model.state_dict(), tmp_path / "model_40_4100.pth")
-    tpc = from_pretrained(tmp_path / "model_40_4100.pth", prune_block=2, keep_frames=3, keep_center=True)
+    tpc = load(tmp_path / "model_40_4100.pth", prune_block=2, keep_frames=3, keep_center=True)
     with torch.inference_mode():
         assert tpc(torch.randn(1, 9, 17, 2)).pose.shape == (1, 3, 17, 3)
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from tore_fast.models import create_model, list_models, load_pretrained, model_entry, save_pretrained
+from tore_fast.models import create_model, list_models, load, model_entry, save
 from tore_fast.models._count import count_clip, count_model, shipped_counts
 from tore_fast.models.lifting._base import center_pose
 from tore_fast.models.lifting.hot import host_by_name
@@ -139,8 +139,8 @@ def test_keeping_every_frame_changes_nothing():
 @pytest.mark.parametrize("host", TINY)
 def test_saved_and_loaded(host, tmp_path):
     model = tiny(host, **HOT)
-    save_pretrained(model, tmp_path, NAME[host])
-    again = load_pretrained(tmp_path)
+    save(model, tmp_path, NAME[host])
+    again = load(tmp_path)
     assert again.config == model.config
     with torch.inference_mode():
         assert torch.equal(again(clip(model)).pose, model(clip(model)).pose)
@@ -214,7 +214,7 @@ def test_sizes_of_the_paper(name):
     if products is not None:  # TRA's query is projected once here, once per joint there
         saved = 32 * create_model(name).config.channels ** 2 * 243 / 1e9 if "hot" in name else 0.0
         assert 2 * counts.macs / 1e9 + saved == pytest.approx(products, rel=1e-3)
-    assert counts == shipped_counts()[name], "run tools/readme_models.py"
+    assert counts == shipped_counts()[name], "run tools/models_page.py"
 
 
 def test_every_registered_name_builds():

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tore_fast import models
-from tore_fast.models import from_pretrained, list_models, load_pretrained, model_entry, save_pretrained
+from tore_fast.models import list_models, load, model_entry, save
 from tore_fast.models._checkpoint import convert
 from tore_fast.models._count import count_model, params_as_printed, shipped_counts
 from tore_fast.models._registry import nearest_name
@@ -79,7 +79,7 @@ def test_convert_save_reload(name, tmp_path, capsys):
     assert config["config"]["mesh"] == ("mano" if "hand" in name else "smpl")
     free = "free_hand" if "hand" in name else "free"
     for source in ("out", "out/model.safetensors", "state_dict.bin"):
-        again = from_pretrained(tmp_path / source, mesh=free, num_joints=model.config.num_joints)
+        again = load(tmp_path / source, mesh=free, num_joints=model.config.num_joints)
         assert type(again) is type(model) and not again.training
         x = torch.randn(1, 24, 7, 7)
         x = (x.mean((2, 3)), torch.randn(1, 20, 7, 7)) if isinstance(model, models.MeshGraphormer) else x
@@ -92,7 +92,7 @@ def test_named_model_and_wrong_shape(tmp_path):
     save_file({k: v.clone() for k, v in state.items()}, tmp_path / "a.safetensors")
     assert read_state_dict(tmp_path / "a.safetensors").keys() == model.state_dict().keys()
     with pytest.raises(ValueError, match=r"does not fit FastMETRO_TORE.*missing.*of another shape"):
-        from_pretrained(tmp_path / "a.safetensors", model="fastmetro_tore_s_eb0")
+        load(tmp_path / "a.safetensors", model="fastmetro_tore_s_eb0")
 
 
 def test_wrong_files_name_the_nearest_layout(tmp_path):
@@ -105,20 +105,20 @@ def test_wrong_files_name_the_nearest_layout(tmp_path):
     with pytest.raises(
         ValueError, match=r"broken.bin: no known layout; nearest is TORE on FastMETRO .*lacks.*and has extra"
     ):
-        from_pretrained(tmp_path / "broken.bin", mesh="free")
+        load(tmp_path / "broken.bin", mesh="free")
     torch.save(official(MODELS["METRO"]()), tmp_path / "metro.bin")
     with pytest.raises(ValueError, match=r"no layout of 'fastmetro'; nearest is METRO"):
         convert(tmp_path / "metro.bin", tmp_path / "x", "fastmetro")
     with pytest.raises(ValueError, match="upstream must be one of"):
-        from_pretrained(tmp_path / "metro.bin", "mtro")
+        load(tmp_path / "metro.bin", "mtro")
     with pytest.raises(FileNotFoundError):
-        from_pretrained(tmp_path / "nothing.bin")
+        load(tmp_path / "nothing.bin")
     (tmp_path / "text.bin").write_text("no weights")
     with pytest.raises(ValueError, match="text.bin: not"):
-        from_pretrained(tmp_path / "text.bin")
+        load(tmp_path / "text.bin")
     (tmp_path / "cut.bin").write_text("")
     with pytest.raises(ValueError, match=r"cut.bin: not a readable weight file \(the file is empty\)"):
-        from_pretrained(tmp_path / "cut.bin")
+        load(tmp_path / "cut.bin")
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.bin")
     with pytest.raises(ValueError, match="a.bin: no known layout; it shares no name with any of them and has a$"):
         convert(tmp_path / "a.bin", tmp_path / "x")
@@ -132,7 +132,7 @@ class Evil:
 def test_pickled_code_is_not_executed(tmp_path, capsys):
     torch.save({"state_dict": Evil()}, tmp_path / "evil.bin")
     with pytest.raises(ValueError, match="never executed"):
-        from_pretrained(tmp_path / "evil.bin")
+        load(tmp_path / "evil.bin")
     assert "executed" not in capsys.readouterr().out
 
 
@@ -197,7 +197,7 @@ def test_efficientnet_checkpoint(tmp_path):
     torch.save(state, tmp_path / "eb0.bin")
     done = convert(tmp_path / "eb0.bin", tmp_path / "out")
     assert done.dropped == ("backbone._fc.weight",) and done.name == "fastmetro_tore_s_eb0"
-    again, x = load_pretrained(tmp_path / "out", mesh="free"), torch.randn(1, 3, 224, 224)
+    again, x = load(tmp_path / "out", mesh="free"), torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(again(x).vertices, model(x).vertices)
 
 
@@ -228,7 +228,7 @@ def test_a_converted_checkpoint_predicts_from_the_command_line(tmp_path, capsys)
     a, b = (np.load(tmp_path / out / "p.npz")["vertices"] for out in "ab")
     np.testing.assert_array_equal(a, b)
     again = [
-        ImagePipeline(from_pretrained(tmp_path / "ours", mesh_data=smpl), mesh_data=smpl, device="cpu"),
+        ImagePipeline(load(tmp_path / "ours", mesh_data=smpl), mesh_data=smpl, device="cpu"),
         ImagePipeline(tmp_path / "ours", mesh_data=smpl, device="cpu"),
         ModelFactory("default", str(file), "cpu", options={"mesh_data": str(smpl)})(),  # what a batch worker runs
     ]
@@ -258,17 +258,17 @@ def test_mesh_of_an_official_file_loaded_into_a_named_model(tmp_path):
     torch.save(official(MODELS["TORE on FastMETRO"]()), tmp_path / "a.bin")
     fields = dict(**SMALL, dim_3=16, feedforward_3=32, keep_ratio=0.5, selector_dim=8)
     for given, name in (({"mesh_data": tmp_path / "smpl"}, "smpl"), ({}, "free")):
-        assert from_pretrained(tmp_path / "a.bin", model="fastmetro_tore_s_r50", **given, **fields).mesh.name == name
-    with pytest.raises(ValueError, match="TORE on FastMETRO has no config field 'head'; there are backbone, dilated"):
-        from_pretrained(tmp_path / "a.bin", mesh="free", head=4)
+        assert load(tmp_path / "a.bin", model="fastmetro_tore_s_r50", **given, **fields).mesh.name == name
+    with pytest.raises(ValueError, match="FastMETRO_TORE: unknown config field 'head'; there are backbone, dilated"):
+        load(tmp_path / "a.bin", mesh="free", head=4)
 
 
 def test_round_trip_of_every_config_field(tmp_path):
     model = models.FastMETRO_TORE(
         models.FastMETROToreConfig(**SMALL, dim_3=16, selector="cluster", image_size=(224, 192), heads=4)
     )
-    save_pretrained(model, tmp_path, "fastmetro_tore_s_r50")
-    assert load_pretrained(tmp_path).config == model.config
+    save(model, tmp_path, "fastmetro_tore_s_r50")
+    assert load(tmp_path).config == model.config
 
 
 # Measured by running the official code: parameters without backbone (M, dead weights included),
@@ -320,20 +320,20 @@ def test_counts_against_every_number_of_the_papers():
 
 
 def test_shipped_counts_are_those_of_the_code():
-    """What `tore-fast list` and the README print: every fifth model and those measured above, counted anew."""
+    """What `tore-fast list` and docs/models.md print: every fifth model and those measured above, counted anew."""
     shipped, names = shipped_counts(), list_models()
-    assert list(shipped) == names, "run tools/readme_models.py"
+    assert list(shipped) == names, "run tools/models_page.py"
     for name in sorted({*names[::5], *MEASURED}):
         c = count_model(name)
-        assert c[:3] == shipped[name][:3], f"{name}: run tools/readme_models.py"
-        assert c.macs == pytest.approx(shipped[name].macs, rel=1e-4), f"{name}: run tools/readme_models.py"
+        assert c[:3] == shipped[name][:3], f"{name}: run tools/models_page.py"
+        assert c.macs == pytest.approx(shipped[name].macs, rel=1e-4), f"{name}: run tools/models_page.py"
 
 
-def test_the_readme_holds_the_table_of_the_code():
+def test_the_page_holds_the_table_of_the_code():
     root = Path(__file__).resolve().parents[2]
-    tool = runpy.run_path(str(root / "tools/readme_models.py"))
-    text = (root / "README.md").read_text()
-    assert tool["START"] + tool["table"]() + tool["END"] in text, "run tools/readme_models.py"
+    tool = runpy.run_path(str(root / "tools/models_page.py"))
+    text = (root / "docs/models.md").read_text()
+    assert tool["START"] + tool["table"]() + tool["END"] in text, "run tools/models_page.py"
     assert f"{len(list_models())} names" in text
 
 
@@ -368,7 +368,7 @@ def test_other_families_are_recognised_and_converted(layout, tmp_path, capsys):
     assert f"{layout} layout, {len(model.state_dict())} tensors kept" in said and "executed" not in said
     assert ("dropped 1 tensors" in said) == ("module.smpl.betas" in state)
     assert f"(model {name.partition('_')[0]}_" in said  # of toy sizes no registered size is nearest
-    for again in (load_pretrained(tmp_path / "out"), from_pretrained(tmp_path / "official.ckpt")):
+    for again in (load(tmp_path / "out"), load(tmp_path / "official.ckpt")):
         assert type(again) is type(model) and not again.training
         assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tore_fast.geometry.rotation import axis_angle_to_matrix
 from tore_fast.geometry.windows import Clip, fade_weight, fill_gaps, resample, split_clips, track_spans
 from tore_fast.layers.ik import SMPL_TREE, hybrik_ik, pose_to_features, split_features
-from tore_fast.models import create_model, load_pretrained, save_pretrained
+from tore_fast.models import create_model, load, save
 from tore_fast.models.motion.denoiser import Diffusion, clip_noise
 from tore_fast.models.motion.fasthmr import OnlineMotion, feature_statistics, motion_rotations
 from tore_fast.models.motion.vae import MotionVAE, MotionVAEConfig, vae_losses
@@ -144,8 +144,8 @@ def test_online_is_the_window_that_ends_now():
 def test_motion_checkpoint_and_errors(tmp_path):
     model, tokens = small_motion(), torch.randn(1, 24, 20)
     model.feature_mean.normal_()
-    save_pretrained(model, tmp_path, "fasthmr_motion")
-    again = load_pretrained(tmp_path)
+    save(model, tmp_path, "fasthmr_motion")
+    again = load(tmp_path)
     torch.testing.assert_close(again(tokens).joints, model(tokens).joints, atol=0, rtol=0)
     with pytest.raises(ValueError, match="tokens must be"):
         model(torch.randn(1, 23, 20))

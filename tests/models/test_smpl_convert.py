@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_up.command import command
 
-from tore_fast.models import create_model, from_pretrained, load_pretrained
+from tore_fast.models import create_model, load
 from tore_fast.models._weights import read_state_dict
 from tore_fast.pipelines.hosts import load_host
 
@@ -54,7 +54,7 @@ def test_lightning_file_loads_strictly_and_nothing_runs(tmp_path, capsys):
     model = create_model("hmr2_vits", **TINY).eval()
     junk = {"discriminator.x.weight": torch.ones(2), "smpl.betas": torch.ones(3), "initialized": torch.tensor(True)}
     path = lightning_file(tmp_path / "hmr2.ckpt", official(model, **junk), tmp_path)
-    loaded = from_pretrained(path, "hmr2", num_heads=1)
+    loaded = load(path, "hmr2", num_heads=1)
     assert not (tmp_path / "executed").exists()
     img = torch.randn(1, 3, 256, 256)
     torch.testing.assert_close(loaded(img).pose, model(img).pose, atol=0, rtol=0)
@@ -87,10 +87,10 @@ def test_camerahmr_with_its_fov_file(tmp_path, capsys):
     torch.save(
         {"state_dict": {k: v for k, v in state.items() if not k.startswith("cam_model.")}}, tmp_path / "cam.ckpt"
     )
-    loaded = from_pretrained(tmp_path / "cam.ckpt", "camerahmr", fov_net_file=tmp_path / "fov.ckpt", num_heads=1)
+    loaded = load(tmp_path / "cam.ckpt", "camerahmr", fov_net_file=tmp_path / "fov.ckpt", num_heads=1)
     assert loaded.state_dict().keys() == state.keys()
     assert all(torch.equal(v, state[k]) for k, v in loaded.state_dict().items())
-    alone = from_pretrained(tmp_path / "cam.ckpt", "camerahmr", num_heads=1)
+    alone = load(tmp_path / "cam.ckpt", "camerahmr", num_heads=1)
     assert alone.cam_model is None
     name, joined = load_host(str(tmp_path / "cam.ckpt"), str(tmp_path / "fov.ckpt"))
     assert name.startswith("camerahmr_") and joined.config.fov_net and joined.state_dict().keys() == state.keys()
@@ -99,17 +99,17 @@ def test_camerahmr_with_its_fov_file(tmp_path, capsys):
     assert command("convert", tmp_path / "fov.ckpt", tmp_path / "net") == 0
     again = load_host(str(tmp_path / "ours"))[1]
     assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items()) and again.config == joined.config
-    assert load_pretrained(tmp_path / "net").state_dict().keys() == fov.keys()
+    assert load(tmp_path / "net").state_dict().keys() == fov.keys()
     assert command("convert", tmp_path / "fov.ckpt", tmp_path / "x", "--fov-net", tmp_path / "fov.ckpt") == 1
     assert "belongs to CameraHMR files" in capsys.readouterr().err
-    net = from_pretrained(tmp_path / "fov.ckpt", "humanfov")
+    net = load(tmp_path / "fov.ckpt", "humanfov")
     assert all(torch.equal(v, state[f"cam_model.{k}"]) for k, v in net.state_dict().items()) and not net.training
 
 
 def test_densekp_file(tmp_path):
     model = create_model("densekp_vith", embed_dim=64, depth=1, num_heads=1, decoder_depth=1).eval()
     torch.save(model.state_dict(), tmp_path / "kp.pth")
-    loaded = from_pretrained(tmp_path / "kp.pth", "densekp")
+    loaded = load(tmp_path / "kp.pth", "densekp")
     assert loaded.config == model.config
     img = torch.randn(1, 3, 256, 256)
     out = loaded(img)
@@ -123,18 +123,18 @@ def test_bad_files_say_why(tmp_path):
     state.pop("smpl_head.deccam.bias")
     torch.save(state, tmp_path / "short.pth")
     with pytest.raises(ValueError, match="1 keys missing.*deccam"):
-        from_pretrained(tmp_path / "short.pth", "hmr2", num_heads=1)
+        load(tmp_path / "short.pth", "hmr2", num_heads=1)
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="official layout"):
-        from_pretrained(tmp_path / "other.pth", "hmr2")
+        load(tmp_path / "other.pth", "hmr2")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(ValueError, match=r"text.pth: not a readable weight file \(a text file\)"):
-        from_pretrained(tmp_path / "text.pth", "hmr2")
+        load(tmp_path / "text.pth", "hmr2")
     torch.save(official(model, **{"smpl_head.deccam.bias": torch.zeros(4)}), tmp_path / "shape.pth")
     with pytest.raises(ValueError, match="1 keys of another shape, first: smpl_head.deccam.bias"):
-        from_pretrained(tmp_path / "shape.pth", "hmr2", num_heads=1)
-    with pytest.raises(FileNotFoundError, match="no such weight file"):
-        from_pretrained(tmp_path / "none.pth", "hmr2")
+        load(tmp_path / "shape.pth", "hmr2", num_heads=1)
+    with pytest.raises(FileNotFoundError, match="none.pth: no such file"):
+        load(tmp_path / "none.pth", "hmr2")
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     with pytest.raises(ValueError, match="expected a state dict"):
-        from_pretrained(tmp_path / "empty.pth", "hmr2")
+        load(tmp_path / "empty.pth", "hmr2")

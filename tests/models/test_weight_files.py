@@ -10,7 +10,7 @@ import torch
 from made_up.command import command
 from safetensors.torch import save_file
 
-from tore_fast.models import create_model, from_pretrained, load_pretrained, save_pretrained
+from tore_fast.models import create_model, load, save
 
 TINY = {
     "tcformer": (
@@ -46,7 +46,7 @@ NO_WEIGHTS = {
 
 def refusal(path, **given) -> str:
     with pytest.raises(ValueError) as e:
-        from_pretrained(path, **given)
+        load(path, **given)
     assert "\n" not in str(e.value) and str(e.value).startswith(f"{path}: "), e.value
     return str(e.value)
 
@@ -92,19 +92,19 @@ def test_a_tensor_too_many_too_few_or_of_another_shape(upstream, tmp_path):
 def test_our_folder_says_the_same(tmp_path):
     name, fields = TINY["hot"]
     model = create_model(name, **fields)
-    save_pretrained(model, tmp_path, name)
+    save(model, tmp_path, name)
     weights = tmp_path / "model.safetensors"
     save_file({**model.state_dict(), "head.1.bias": torch.zeros(4)}, weights)
     with pytest.raises(
         ValueError, match=r"does not fit mixste_9: 1 keys of another shape, first: head.1.bias \[4\] \(expected \[3\]\)"
     ):
-        load_pretrained(tmp_path)
+        load(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"model.safetensors: not a readable weight file \(damaged or cut off"):
-        load_pretrained(tmp_path)
+        load(tmp_path)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="model.safetensors: no such file"):
-        load_pretrained(tmp_path)
+        load(tmp_path)
 
 
 def test_a_damaged_file_is_one_line_of_the_command(tmp_path, capsys):
@@ -115,14 +115,14 @@ def test_a_damaged_file_is_one_line_of_the_command(tmp_path, capsys):
     )
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.bin")
     with pytest.raises(ValueError, match="mixste_9 regresses no mesh, mesh_data cannot be given"):
-        from_pretrained(tmp_path / "a.bin", model="mixste_9", mesh_data=tmp_path)
+        load(tmp_path / "a.bin", model="mixste_9", mesh_data=tmp_path)
 
 
 def tiny_folder(tmp_path, change=None, **config):
     """A checkpoint folder of a tiny MixSTE; `change` gets its state dict, `config` replaces what config.json holds."""
     name, fields = TINY["hot"]
     model = create_model(name, **fields)
-    save_pretrained(model, tmp_path, name)
+    save(model, tmp_path, name)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     if change is not None:
         save_file(change(state), tmp_path / "model.safetensors")
@@ -139,14 +139,14 @@ def test_weights_with_nan_or_of_another_kind(tmp_path):
 
     tiny_folder(tmp_path, spoil)
     with pytest.raises(ValueError, match="2 weights hold NaN or infinity, first: head.1"):
-        load_pretrained(tmp_path)
-    assert load_pretrained(tmp_path, allow_nonfinite=True)
+        load(tmp_path)
+    assert load(tmp_path, allow_nonfinite=True)
     for dtype, said in ((torch.int64, "int64"), (torch.complex64, "complex64"), (torch.bool, "bool")):
         tiny_folder(tmp_path, lambda state, d=dtype: {**state, "head.1.bias": torch.ones(3).to(d)})
         with pytest.raises(
             ValueError, match=rf"1 weights of another kind, first: head.1.bias {said} \(expected float32"
         ):
-            load_pretrained(tmp_path)
+            load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,21 +173,21 @@ def test_weights_with_nan_or_of_another_kind(tmp_path):
 def test_config_json_made_to_hurt(tmp_path, config):
     path = tiny_folder(tmp_path, **config)
     with pytest.raises(ValueError) as e:
-        load_pretrained(tmp_path)
+        load(tmp_path)
     assert "\n" not in str(e.value) and str(tmp_path) in str(e.value) and len(str(e.value)) < 500
     for text in ("", "[", "null", "[]", '{"model": 1}', "{" * 100_000, "\ufeff{}"):
         path.write_text(text)
         with pytest.raises(ValueError, match="config.json: "):
-            load_pretrained(tmp_path)
+            load(tmp_path)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(ValueError, match="config.json: expected a config.json, got a pipe"):
-        load_pretrained(tmp_path)
+        load(tmp_path)
 
 
 def test_config_json_never_asks_for_pretrained_weights(tmp_path, monkeypatch):
     """`pretrained_backbone` of a folder's config is not believed: nothing is downloaded."""
-    from tore_fast.models import _hub
+    from tore_fast.models import _checkpoint
 
     tiny_folder(tmp_path, config={"pretrained_backbone": True})
-    assert _hub.read_config(tmp_path)["config"]["pretrained_backbone"] is False
+    assert _checkpoint.read_config(tmp_path)["config"]["pretrained_backbone"] is False

@@ -94,12 +94,11 @@ def heads(b: int, n: int, c: int, names: str = "qkv") -> Tensors:
 def on_a_mesh(b: int, n: int, c: int) -> Tensors:
     rng = np.random.default_rng(n)
     adjacency = rng.random((n, n)) < 4 / n
-    names = ("row_ptr", "col_idx", "t_row_ptr", "t_col_idx")
-    return heads(b, n + 2, c) | dict(zip(names, ops.mesh_topology(adjacency | adjacency.T, 2)[:4], strict=True))
+    return heads(b, n + 2, c) | ops.mesh_topology(adjacency | adjacency.T, 2).tensors()
 
 
 def mesh_attention(t: Tensors, impl: str) -> tuple:
-    topology = ops.MeshTopology(t["row_ptr"], t["col_idx"], t["t_row_ptr"], t["t_col_idx"], 2)
+    topology = ops.MeshTopology(joints=2, **{n: t[n] for n in t if n in ops.MeshTopology._fields})
     return ops.mesh_attention(t["q"], t["k"], t["v"], topology, return_lse=True, impl=impl)[:2]
 
 

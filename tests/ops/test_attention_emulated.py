@@ -13,7 +13,7 @@ import torch
 from ops import emulated
 from ops.test_mesh_attention import random_topology
 
-from tore_fast.ops import csr_matrix
+from tore_fast.ops import csr_matrix, mesh_topology
 from tore_fast.ops.bipartite_match import _owners
 from tore_fast.ops.reference.bipartite_match import bipartite_match_reference, segment_merge_reference
 from tore_fast.ops.reference.mesh_attention import mesh_attention_reference
@@ -54,7 +54,7 @@ def test_mesh_attention(lib, joints, vertices, dim, dtype, dropout):
         *leaves, topology.row_ptr, topology.col_idx, joints, 0.4, dropout, seed
     )
     grads = torch.autograd.grad(want, leaves, g.double().transpose(1, 2))
-    rest = (*topology[:4], joints, 0.4, dropout, seed)
+    rest = (*topology, 0.4, dropout, seed)
     q, k, v, g = (t.transpose(1, 2) for t in (q, k, v, g))
     out, lse = lib.mesh_attention_fwd(q, k, v, *rest)
     limit = LIMIT[dtype]
@@ -63,6 +63,70 @@ def test_mesh_attention(lib, joints, vertices, dim, dtype, dropout):
     delta = (g.double() * want.detach()).sum(-1).float()
     for got, exact in zip(lib.mesh_attention_bwd(g, q, k, v, delta, lse, *rest), grads):
         torch.testing.assert_close(got.double().transpose(1, 2), exact, rtol=3 * limit, atol=3 * limit)
+
+
+@pytest.mark.parametrize(
+    "joints,vertices,dim,dtype,dropout",
+    [
+        (14, 431, 64, torch.bfloat16, 0.0),  # FastMETRO's body
+        (21, 195, 16, torch.float16, 0.0),  # its hand: two tiles of joints
+        (0, 131, 16, torch.bfloat16, 0.3),  # no joints; dropout
+        (20, 45, 32, torch.float16, 0.3),
+        (14, 70, 24, torch.bfloat16, 0.2),  # fewer dimensions than the kernel's
+        (3, 9, 8, torch.float16, 0.0),
+        (5, 17, 48, torch.float16, 0.0),
+        (40, 0, 64, torch.bfloat16, 0.0),  # joints alone
+        (100, 0, 64, torch.float16, 0.0),  # their parts are larger than keys and values
+    ],
+)
+def test_mesh_attention_on_matrix_units(lib, joints, vertices, dim, dtype, dropout):
+    """One launch for all rows, against float64 on the same rounded tokens."""
+    topology = random_topology(vertices, joints, 6, symmetric=vertices != 45)
+    q, k, v = torch.randn(joints + vertices, 3, 2, dim).to(dtype)[None].permute(2, 0, 3, 1, 4)
+    q, k, v = (t.expand(2, -1, -1, -1) for t in (q, k, v))
+    seed = torch.tensor([-5])
+    args = (topology.row_ptr, topology.col_idx, joints, 0.4, dropout, seed)
+    want, want_lse, _ = mesh_attention_reference(q.double(), k.double(), v.double(), *args)
+    emulated.setup()
+    out, lse = lib.mesh_attention_fwd(q, k, v, *topology, 0.4, dropout, seed)
+    assert emulated.launches() == 1
+    torch.testing.assert_close(out.double().transpose(1, 2), want, rtol=LIMIT[dtype], atol=LIMIT[dtype])
+    torch.testing.assert_close(lse.double(), want_lse, rtol=0, atol=1e-5)
+
+
+def test_mesh_attention_rows_without_keys(lib):
+    """Rows of a hand-made table that see nothing give 0 and -inf; tokens of a table stay inside the tensors."""
+    topology = mesh_topology(torch.eye(20), 0)
+    tiles = topology.tiles.clone()
+    tiles[0, 80:112] = 0
+    tiles[1, 16:80] = 10**6
+    q, k, v = torch.randn(3, 1, 1, 20, 16).half()
+    out, lse = lib.mesh_attention_fwd(q, k, v, *topology._replace(tiles=tiles), 0.4, 0.0, None)
+    rows = tiles[0, :16].long()
+    assert (out[0, rows] == 0).all() and (lse[0, 0, rows] == float("-inf")).all()
+
+
+def test_mesh_tiles():
+    """The table says exactly what the pattern says, each row once, columns without repetition."""
+    for vertices, joints, symmetric in ((131, 14, True), (60, 3, False), (17, 0, True)):
+        topology = random_topology(vertices, joints, 6, symmetric)
+        for tiles, transposed in ((topology.tiles, False), (topology.t_tiles, True)):
+            mask = topology.dense_mask().T if transposed else topology.dense_mask()
+            got = torch.zeros_like(mask)
+            for entry in tiles.tolist():
+                used = entry[112]
+                assert used % 16 == 0 and used <= 64
+                for lane in range(32):
+                    for n in range(8):
+                        for e in range(4):
+                            row, column = entry[lane // 4 + 8 * (e // 2)], 8 * n + 2 * (lane % 4) + e % 2
+                            if entry[80 + lane] >> (4 * n + e) & 1:
+                                assert row >= 0 and column < used and not got[row, entry[16 + column]]
+                                got[row, entry[16 + column]] = True
+            assert torch.equal(got[joints:], mask[joints:])
+            rows = tiles[:, :16].flatten()
+            assert torch.equal(rows[rows >= 0].sort().values, torch.arange(vertices, dtype=torch.int32) + joints)
+    assert mesh_topology(torch.ones(60, 60), 5).tiles is None  # a row of 65 columns
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_cuda_graph(case):
     impl = case.backend(t)
     if case.stem == "fit_landmarks" and impl == "reference":
         pytest.skip("fit_landmarks has no CUDA kernel; the reference's factorisation is torch's")
-    fixed = {n for n in t if n in ("row_ptr", "col_idx", "t_row_ptr", "t_col_idx", "cu", *"abcdef")}
+    fixed = {n for n in t if n in (*ops.MeshTopology._fields, "cu", *"abcdef")}
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(2):

@@ -16,7 +16,7 @@ from tore_fast.cli import predict as predict_cli
 from tore_fast.data.synth.scene import Scene, write_scene
 from tore_fast.io.image import read_image
 from tore_fast.io.video import TrackBoxes, open_video
-from tore_fast.models import create_model, save_pretrained
+from tore_fast.models import create_model, save
 from tore_fast.pipelines import overlay_video
 from tore_fast.pipelines.options import VideoOptions
 from tore_fast.pipelines.track_store import NpzRows
@@ -106,8 +106,8 @@ def folders(scene, tmp_path_factory):
     out = tmp_path_factory.mktemp("scene")
     write_scene(scene, out, 14)
     host, motion = networks()
-    save_pretrained(host, out / "host", "hmr2_vitt")
-    save_pretrained(motion, out / "motion", "fasthmr_motion")
+    save(host, out / "host", "hmr2_vitt")
+    save(motion, out / "motion", "fasthmr_motion")
     return out
 
 

@@ -21,7 +21,7 @@ from tore_fast.geometry.rotation import axis_angle_to_matrix
 from tore_fast.io.bvh import euler_zxy
 from tore_fast.io.video import TrackBoxes, open_video
 from tore_fast.layers.mask_tome import MergeConfig
-from tore_fast.models import create_model, load_pretrained, save_pretrained
+from tore_fast.models import create_model, load, save
 from tore_fast.pipelines.hosts import RestSkeleton, leaf_vertices
 from tore_fast.pipelines.options import VideoOptions
 from tore_fast.pipelines.results import keys_of
@@ -269,7 +269,7 @@ def test_pipeline_from_files(folders):
     pipe = VideoPipeline.from_checkpoint(
         str(folders / "host"),
         str(folders / "motion"),
-        overrides={"merge_r": None, "keep_tokens": 120, "merge_per_block": 50},
+        overrides={"merge_r": None, "keep_tokens": 120, "merge_per_block": 50, "merge_rounds": "paper"},
     )
     assert (
         pipe.name == "hmr2_vits" and pipe.host.backbone.merging.schedule(192, 2) == (50, 22) and pipe.motion is not None
@@ -312,8 +312,8 @@ def test_npz_stream_checks_lengths(tmp_path):
 def folders(tmp_path_factory):
     out = tmp_path_factory.mktemp("models")
     host, motion = networks()
-    save_pretrained(host, out / "host", "hmr2_vits")
-    save_pretrained(motion, out / "motion", "fasthmr_motion")
+    save(host, out / "host", "hmr2_vits")
+    save(motion, out / "motion", "fasthmr_motion")
     return out
 
 
@@ -420,7 +420,7 @@ def test_merge_command(clip, folders, tmp_path, capsys):
     applied = dict(model=str(folders / "host"), plan=str(tmp_path / "plan.json"), out=tmp_path / "again")
     assert merge_cli.run(merge_cli.Args(**applied, json=True)) == 0
     assert json.loads(capsys.readouterr().out)["blocks"] == [2, 1]
-    both = [load_pretrained(tmp_path / name / "model") for name in (".", "again")]
+    both = [load(tmp_path / name / "model") for name in (".", "again")]
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in both)))
     with pytest.raises(UsageError, match="give images"):
         merge_cli.run(merge_cli.Args(model=str(folders / "host")))
@@ -439,8 +439,8 @@ def test_focal_length_sources(clip):
 
 def test_a_person_larger_than_the_budget_warns_once(clip):
     pipe = pipeline(motion=False)
-    pipe.host.set_merging(MergeConfig(keep=40, per_block=90))
-    with pytest.warns(UserWarning, match="only 40 are kept"):
+    pipe.host.set_merging(MergeConfig.paper(keep=40, per_block=90))
+    with pytest.warns(UserWarning, match="covers 192 of 192 tokens; with keep=40"):
         pipe._check_budget(torch.ones(1, 256, 256))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

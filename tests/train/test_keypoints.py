@@ -19,7 +19,7 @@ from tore_fast.data.topdown import CropAugment, Instance, TopDownDataset
 from tore_fast.eval.keypoint_metrics import LandmarkMetric, WholeBodyMetric
 from tore_fast.geometry.camera import project_weak
 from tore_fast.geometry.skeleton import H36M17_TO_J14, WHOLEBODY133
-from tore_fast.models import create_model, load_pretrained, save_pretrained
+from tore_fast.models import create_model, load, save
 from tore_fast.models.keypoints.tcformer_heads import BodyParameters
 from tore_fast.train import keypoints as tasks
 from tore_fast.train.mesh_labels import LabelledCrops
@@ -280,7 +280,7 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
     torch.manual_seed(3)
     Image.fromarray(image(np.random.default_rng(1))).save(tmp_path / "p.png")
     classifier = create_model("tcformer_light", num_classes=5, **TINY)
-    save_pretrained(classifier, tmp_path / "classifier", "tcformer_light")
+    save(classifier, tmp_path / "classifier", "tcformer_light")
     small = ["--set", *(t for k, v in TINY.items() for t in (k, ",".join(map(str, v)))), "--image-size", 64]
     train = ["--train.batch-size", 4, "--train.out", tmp_path / "run", "--train.eval-every", 1, "--train.lr", 1e-9]
     data = ["--data", sets / "full" / "t.yaml", sets / "flat" / "t.yaml", "--val", sets / "3dpw"]
@@ -288,7 +288,7 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
     assert command("train", "smpl", *small, *data, *export, *train, "--train.epochs", 1) == 0
     out = capsys.readouterr().out
     assert "taken: the backbone; the rest starts anew" in out and "pa_mpjpe_mm" in out
-    model = load_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model")
     torch.testing.assert_close(model.backbone.ctm1.conv.weight, classifier.ctm1.conv.weight, atol=1e-6, rtol=0)
     assert model.config.image_size == 64
     assert (
@@ -331,7 +331,7 @@ def test_train_smpl_on_data_sets_from_an_imagenet_backbone(sets, tmp_path, capsy
         )
         == 0
     )
-    assert load_pretrained(tmp_path / "m").config.image_size == 64
+    assert load(tmp_path / "m").config.image_size == 64
     capsys.readouterr()
     for arguments, words in (
         (["--val", sets / "3dpw"], "synthetic images show the free body and have their own held-out ones"),
@@ -350,7 +350,7 @@ def test_commands(tmp_path, capsys):
     line = " ".join(f"{v:.2f}" for v in rng.uniform(15, 65, 196)) + " 10 10 70 70 1 0 0 0 0 1 a.jpg\n"
     (tmp_path / "list.txt").write_text(line * 2)
     model = create_model("tcformer_light_wflw", neck_channels=32, **TINY)
-    save_pretrained(model, tmp_path / "start", "tcformer_light_wflw")
+    save(model, tmp_path / "start", "tcformer_light_wflw")
     files = ["--data", tmp_path / "list.txt", "--val", tmp_path / "list.txt", "--image-size", 64, 64]
     steps = ["--train.steps", 1, "--train.batch-size", 2, "--train.out", tmp_path / "run", "--train.ema", 0]
     more = ["--checkpoint", tmp_path / "start", "--export", tmp_path / "out"]

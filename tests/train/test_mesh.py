@@ -13,7 +13,7 @@ pytest.importorskip("skimage", reason="background photographs come from scikit-i
 
 from tore_fast.body import load_body  # noqa: E402
 from tore_fast.eval.synthetic import evaluate_held_out  # noqa: E402
-from tore_fast.models import create_model, load_pretrained, save_pretrained  # noqa: E402
+from tore_fast.models import create_model, load, save  # noqa: E402
 from tore_fast.models._outputs import MeshOutput  # noqa: E402
 from tore_fast.train.dense_supervision import heatmap_target, part_target  # noqa: E402
 from tore_fast.train.mesh import MeshRecovery, MeshRecoveryConfig  # noqa: E402
@@ -53,8 +53,8 @@ def test_loss_falls_on_one_batch(task):
 
 
 def test_export_keeps_the_model_alone(task, tmp_path):
-    save_pretrained(task.model.model, tmp_path, "tore_default")
-    loaded = load_pretrained(tmp_path)
+    save(task.model.model, tmp_path, "tore_default")
+    loaded = load(tmp_path)
     images = torch.randn(2, 3, 112, 112)
     with torch.no_grad():
         want = task.model.model.eval()(images)
@@ -84,14 +84,13 @@ def test_hands_train_by_the_same_task():
 def test_built_in_hand_by_name(tmp_path, monkeypatch, capsys):
     """`--model tore_default_hand` takes the shipped weights: here random ones in their place; 21 joints come out."""
     from tore_fast.cli import main
-    from tore_fast.models import default
-    from tore_fast.pipelines.images import load_model
+    from tore_fast.models import default, load
 
     monkeypatch.setitem(default.BUILT_IN, "tore_default_hand", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match="no trained weights of tore_default_hand"):
-        load_model("tore_default_hand")
+        load("tore_default_hand")
     model = create_model("tore_default_hand")
-    save_pretrained(model, tmp_path / "hand", "tore_default_hand", torch.float16)
+    save(model, tmp_path / "hand", "tore_default_hand", torch.float16)
     assert (tmp_path / "hand" / "model.safetensors").stat().st_size < 3_000_000
     monkeypatch.setitem(default.BUILT_IN, "tore_default_hand", str(tmp_path / "hand"))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)).save(tmp_path / "hand.jpg")
@@ -153,10 +152,10 @@ def test_shipped_weights_are_not_called_random(tmp_path, capfd):
 
 
 def test_the_shipped_hand_weights_beat_the_mean_pose():
-    from tore_fast.pipelines.images import load_model
+    from tore_fast.models import load
 
     found = evaluate_held_out(
-        load_model("tore_default_hand").eval(), load_body("free_hand"), "easy", image_size=112, images=60
+        load("tore_default_hand").eval(), load_body("free_hand"), "easy", image_size=112, images=60
     )
     assert found["pa_mpjpe_mm"] < 0.75 * found["mean_pose_pa_mpjpe_mm"]
     assert found["mpjpe_mm"] < 0.6 * found["constant_mean_mpjpe_mm"]

@@ -242,7 +242,7 @@ def call(*argv) -> int:
 
 
 def test_train_eval_export_on_data_sets(sets, tmp_path, capsys, monkeypatch):
-    from tore_fast.models import load_pretrained
+    from tore_fast.models import load
 
     out = tmp_path / "run"
     command = [
@@ -273,7 +273,7 @@ def test_train_eval_export_on_data_sets(sets, tmp_path, capsys, monkeypatch):
     assert max(r["step"] for r in rows) == 3 and all("itp" in r or "eval/mpjpe_mm" in r or r["loss"] > 0 for r in rows)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["metrics"][str(sets / "3dpw")]["pa_mpjpe_mm"] > 0 and config["trained_on"]["data"][0].endswith("@0.7")
-    load_pretrained(tmp_path / "model")
+    load(tmp_path / "model")
     # the exported folder is evaluated like any other: the verb gives the numbers of the last evaluation
     text = capsys.readouterr().out
     assert call("--init", tmp_path / "model", *command[:5], "--train.out", tmp_path / "fine", "--train.steps", "1") == 0

@@ -194,7 +194,7 @@ def test_correcting_a_host_starts_at_the_hosts_own_motion(rest):
 def test_both_stages_by_command(files, tmp_path):
     from tore_fast.cli import UsageError, eval_motion
     from tore_fast.cli import train_motion as command
-    from tore_fast.models import load_pretrained
+    from tore_fast.models import load
 
     small = dict(latent_tokens="2", latent_dim="16", ff_size="32", heads="2", decoder_layers="1", encoder_layers="1")
     loop = dict(steps=2, batch_size=2, eval_every=2)
@@ -219,7 +219,7 @@ def test_both_stages_by_command(files, tmp_path):
         train=TrainConfig(out=str(tmp_path / "2"), **loop),
     )
     assert command.run(second) == 0
-    motion = load_pretrained(tmp_path / "2" / "model")
+    motion = load(tmp_path / "2" / "model")
     stats = torch.load(tmp_path / "1" / "model" / "statistics.pt", weights_only=True)
     torch.testing.assert_close(motion.feature_mean, stats["mean"])
     assert motion(torch.zeros(1, 16, 12)).joints.shape == (1, 16, 29, 3)

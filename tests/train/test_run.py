@@ -84,7 +84,7 @@ def test_with_validation_data_the_best_weights_on_it_are_taken(tmp_path):
 @pytest.mark.parametrize("kind", [Worse, Validated])
 def test_the_card_says_how_the_checkpoint_was_chosen(tmp_path, kind, capsys, monkeypatch):
     saved = []
-    monkeypatch.setattr("tore_fast.models.save_pretrained", lambda *args, **facts: saved.append((args, facts)))
+    monkeypatch.setattr("tore_fast.models.save", lambda *args, **facts: saved.append((args, facts)))
     metrics = runs.run(kind(), config(tmp_path), "line", test=True, export=tmp_path / "model", facts={"data": "lines"})
     (model, folder, name, dtype), card = saved[0]
     assert (folder, name, dtype, model.training) == (tmp_path / "model", "line", None, False)
@@ -101,7 +101,7 @@ def test_the_card_says_how_the_checkpoint_was_chosen(tmp_path, kind, capsys, mon
 
 
 def test_without_test_the_test_data_of_a_validated_task_is_not_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr("tore_fast.models.save_pretrained", lambda *args, **facts: None)
+    monkeypatch.setattr("tore_fast.models.save", lambda *args, **facts: None)
     monkeypatch.setattr(Validated, "report", lambda self, model: pytest.fail("looked at the test data"))
     assert runs.run(Validated(), config(tmp_path), "line", export=tmp_path / "model") == {}
     assert not (tmp_path / "test.json").exists()

@@ -19,7 +19,7 @@ from tore_fast.data.synth.motion import motion_rotations
 from tore_fast.data.synth.poses import PoseBank
 from tore_fast.data.synth.rendered import read_clip, render_clip, write_clips, write_tokens, write_view_tokens
 from tore_fast.layers.mask_tome import MergeConfig
-from tore_fast.models import create_model, load_pretrained
+from tore_fast.models import create_model, load
 from tore_fast.models._count import count_host
 from tore_fast.models.smpl.hmr2 import HMR2Config
 from tore_fast.train.config import TrainConfig
@@ -217,14 +217,15 @@ def test_errors_of_known_offsets():
     ("blocks", "keep", "linear", "both"), [(32, None, 122.5, 125.5), (28, 90, 52.8, 53.5), (26, 64, 37.1, 37.5)]
 )
 def test_macs_of_the_specs_table(blocks, keep, linear, both):
-    a, b = count_host(HMR2Config(depth=blocks, keep_tokens=keep))
+    a, b = count_host(HMR2Config(depth=blocks, keep_tokens=keep, merge_rounds="paper"))
     assert a / 1e9 == pytest.approx(linear, abs=0.05) and (a + b) / 1e9 == pytest.approx(both, abs=0.06)
 
 
 def test_list_prints_the_reduction_table():
     rows = {(r["blocks"], r["tokens"]): r for r in list_cli.reductions()}
-    assert rows[28, 90]["linear_gmacs"] == pytest.approx(52.8, abs=0.05) == rows[28, 90]["paper_gmacs"]
-    assert rows[24, 90]["factor"] == pytest.approx(2.71, abs=0.005) and "2.35x" in list_cli.reduction_table(
+    assert rows[28, 90]["linear_gmacs"] == pytest.approx(52.9, abs=0.05)
+    assert rows[28, 90]["paper_gmacs"] == 52.8  # in three rounds; ours takes four
+    assert rows[24, 90]["factor"] == pytest.approx(2.70, abs=0.005) and "2.34x" in list_cli.reduction_table(
         list(rows.values())
     )
 
@@ -252,7 +253,7 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     assert train_smpl.run(args) == 0
     card = json.loads((tmp_path / "host" / "model" / "config.json").read_text())
     assert card["selection"] == "last averaged weights (step 2)" and card["metrics"]["mpjpe_mm"] > 0
-    host = load_pretrained(tmp_path / "host" / "model")
+    host = load(tmp_path / "host" / "model")
     assert host.config.depth == 4 and host.config.img_size == (128, 96)
     search = merge_cli.Args(
         model=str(tmp_path / "host" / "model"),
@@ -294,7 +295,7 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
         export=tmp_path / "denoiser" / "model",
     )
     assert train_motion.run(args) == 0
-    motion = load_pretrained(tmp_path / "denoiser" / "model")
+    motion = load(tmp_path / "denoiser" / "model")
     assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
     only = dict(data=data, image_size=128, model=tmp_path / "eclm" / "model", tokens=tmp_path / "views")
     assert synth_clips.run(synth_clips.Args(**only, views=2)) == 0
@@ -307,10 +308,8 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
         train=dataclasses.replace(stage2, out=str(tmp_path / "corrector")),
     )
     assert train_motion.run(args) == 0
-    motion = load_pretrained(tmp_path / "corrector" / "model")
-    torch.testing.assert_close(
-        motion.host_motion.weight, load_pretrained(tmp_path / "eclm" / "model").smpl_head.decpose.weight
-    )
+    motion = load(tmp_path / "corrector" / "model")
+    torch.testing.assert_close(motion.host_motion.weight, load(tmp_path / "eclm" / "model").smpl_head.decpose.weight)
     assert motion(torch.zeros(1, 8, 128)).joints.shape == (1, 8, 29, 3)
     for wrong, words in (
         (dict(views=2, out=tmp_path), "1 with --out"),

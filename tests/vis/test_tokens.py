@@ -8,7 +8,7 @@ from made_up.command import command
 from PIL import Image
 
 from tore_fast.layers._tokens import grid_tokens
-from tore_fast.models import create_model, save_pretrained
+from tore_fast.models import create_model, save
 from tore_fast.vis.tokens import draw_regions, region_borders, token_of_pixel, token_panel
 
 TINY = dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), depths=(1, 1, 1, 1))
@@ -36,7 +36,7 @@ def test_panel_has_a_image_per_stage():
 
 def test_command(tmp_path, capsys):
     torch.manual_seed(0)
-    save_pretrained(create_model("tcformer_light", num_classes=3, **TINY), tmp_path / "model", "tcformer_light")
+    save(create_model("tcformer_light", num_classes=3, **TINY), tmp_path / "model", "tcformer_light")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "p.jpg")
     out = tmp_path / "tokens.png"
     assert command("viz", "tokens", tmp_path / "p.jpg", "--model", tmp_path / "model", "--out", out, "--size", 64) == 0

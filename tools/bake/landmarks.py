@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tore_fast.models import load_pretrained, save_pretrained
+from tore_fast.models import load, save
 from tore_fast.models.keypoints._mediapipe import SHA256, card, load_tflite, name_of_file
 
 ASSETS = Path(__file__).resolve().parents[2] / "tore_fast" / "models" / "assets"
@@ -36,8 +36,8 @@ def bake(wheel: Path, out: Path) -> None:
             if name_of_file(file) != name:
                 raise ValueError(f"{wheel}: {member}: expected SHA-256 {SHA256[name]}; this is another file")
             model, _ = load_tflite(file)
-            folder = save_pretrained(model, out / name, name, torch.float16, **card(name))
-            stored = load_pretrained(folder).state_dict()
+            folder = save(model, out / name, name, torch.float16, **card(name))
+            stored = load(folder).state_dict()
             if any(not torch.equal(v, stored[k]) for k, v in model.state_dict().items()):
                 raise ValueError(f"{member}: float16 loses digits of the weights")
             size = (folder / "model.safetensors").stat().st_size

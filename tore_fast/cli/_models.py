@@ -40,46 +40,37 @@ def tested_model(name: str, checkpoint: Path | None, tag: str) -> tuple[Any, tup
     """
     import sys
 
-    import torch
+    from ..models import load, model_entry
+    from ..models._checkpoint import registered_name
 
-    from ..models import create_model, from_pretrained, model_entry
-    from ..models._hub import read_config
-    from ..models.keypoints.tcformer import DEPTHS
-
-    if checkpoint is None and name and Path(name).is_dir():
-        checkpoint = Path(name)
-    if checkpoint is None:
-        if not name:
-            raise ValueError(f"--model or --checkpoint: expected a model with the tag {tag!r} (tore-fast list)")
-        torch.manual_seed(0)
+    source = checkpoint or name
+    if not source:
+        raise ValueError(f"--model or --checkpoint: expected a model with the tag {tag!r} (tore-fast list)")
+    model = load(source, None if name else "tcformer", model=name or None)
+    held = registered_name(source)
+    if checkpoint is None and held == name:
         print("note: random weights (no --checkpoint)", file=sys.stderr)
-        model, entry = create_model(name), model_entry(name)
-    elif checkpoint.is_dir():
-        model, entry = from_pretrained(checkpoint), model_entry(read_config(checkpoint)["model"])
-    elif name:
-        model, entry = from_pretrained(checkpoint, model=name), model_entry(name)
-    else:
-        model = from_pretrained(checkpoint, "tcformer")
-        keypoints, size = (
-            getattr(model.config, "num_keypoints", 0),
-            "large" if model.config.depths == DEPTHS["large"] else "base",
-        )
-        entry = model_entry(
-            f"tcformer_{size}"
-            if not keypoints
-            else "tcformer_light_wflw"
-            if keypoints == 98
-            else f"tcformer_{size}_wholebody"
-        )
+    entry = model_entry(held or name or _tcformer_name(model))
     check_tags(entry, (tag,))
     own = getattr(model.config, "image_size", None)  # (H, W) of PPT, which reads no other
     size = tuple(own) if isinstance(own, (tuple, list)) else tuple(entry.input_shape[1:])
-    return model, trained_size(checkpoint) or size
+    return model, trained_size(Path(source)) or size
+
+
+def _tcformer_name(model: Any) -> str:
+    """Registered name with the crops of an official TCFormer file."""
+    from ..models.keypoints.tcformer import DEPTHS
+
+    size = "large" if model.config.depths == DEPTHS["large"] else "base"
+    points = getattr(model.config, "num_keypoints", 0)
+    if not points:
+        return f"tcformer_{size}"
+    return "tcformer_light_wflw" if points == 98 else f"tcformer_{size}_wholebody"
 
 
 def trained_size(checkpoint: Path | None) -> tuple[int, int] | None:
     """(H, W) of the crops a folder of ours was trained on, where `train` wrote it down."""
-    from ..models._hub import read_config
+    from ..models._checkpoint import read_config
 
     if checkpoint is None or not checkpoint.is_dir():
         return None

@@ -17,7 +17,7 @@ class ModelArgs:
     """Which network."""
 
     model: str = "default"
-    """`default` (built in), a registered name (tore-fast list), or a folder written by save_pretrained."""
+    """`default` (built in), a registered name (tore-fast list), or a checkpoint folder."""
     checkpoint: Path | None = None
     """Weights: a folder of ours, or an official file (of the model that --model names, else told by its keys)."""
     set: dict[str, str] = field(default_factory=dict)
@@ -39,17 +39,18 @@ class ModelArgs:
 
     def registered_name(self) -> str:
         """Registered name behind --model and --checkpoint."""
-        from ..models._hub import read_config
-        from ..models.default import BUILT_IN, default_folder
+        from ..models._checkpoint import registered_name
 
-        for source in (self.checkpoint, self.model):
-            if source is not None and Path(source).is_dir():
-                return str(read_config(source)["model"])
-        if self.checkpoint is None and self.model in BUILT_IN:
-            return str(read_config(default_folder(self.model))["model"])
-        if self.checkpoint is not None and self.model == "default":
+        name = registered_name(self.checkpoint or self.model)
+        if name is None and self.model == "default":
             raise ValueError("--set: name the model of an official file with --model, so that its fields are known")
-        return self.model
+        return name or self.model
+
+    def network(self) -> Any:
+        """The model that --model, --checkpoint, --set and --mesh-data mean."""
+        from ..models import load
+
+        return load(self.checkpoint or self.model, model=self.model, mesh_data=self.mesh_data, **self.config_fields())
 
     def is_random(self) -> bool:
         """Whether the weights are random: a registered name without a checkpoint."""

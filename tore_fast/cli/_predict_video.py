@@ -22,7 +22,7 @@ class HostRunner(NamedTuple):
 
 def host_runner(args: Args, pipeline: Any) -> HostRunner:
     """The video pipeline of HMR2.0 or CameraHMR with its motion decoder and masks; checks every option on the way."""
-    from ..models import load_pretrained
+    from ..models import load
     from ..models.motion.fasthmr import FastHMRMotion
     from ..pipelines.options import MASK_SOURCES, DecodeOptions, VideoOptions
     from ..pipelines.video import VideoPipeline
@@ -41,7 +41,7 @@ def host_runner(args: Args, pipeline: Any) -> HostRunner:
     )
     motion = None
     if args.video.motion:
-        motion = load_pretrained(args.video.motion)
+        motion = load(args.video.motion)
         if not isinstance(motion, FastHMRMotion):
             raise ValueError(f"--video.motion {args.video.motion}: not a motion decoder (fasthmr_motion)")
     model = pipeline.body_model

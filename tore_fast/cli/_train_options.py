@@ -52,7 +52,7 @@ def model_name(args: TrainArgs, default: str, *tags: str) -> str:
 
 def folder_model(folder: Path | None) -> str:
     """Registered name of the model in a checkpoint folder of ours; "" for other paths."""
-    from ..models._hub import CONFIG_NAME, read_config
+    from ..models._checkpoint import CONFIG_NAME, read_config
 
     if folder is None or not (folder / CONFIG_NAME).is_file():
         return ""
@@ -74,7 +74,7 @@ def build_model(args: TrainArgs, name: str, tags: tuple[str, ...] = (), **decide
     import torch
 
     from ..models import create_model, model_entry
-    from ..models._hub import read_config
+    from ..models._checkpoint import read_config
     from ..models._overrides import config_type, parse_overrides
     from ._models import check_tags
 

@@ -19,7 +19,7 @@ class Args:
     source: Positional[Path]
     """Official weight file (.bin, .ckpt, .pth, .pt, .safetensors, .tflite)."""
     out: Positional[Path]
-    """Folder to write: commands take it as --model, Python as load_pretrained(FOLDER)."""
+    """Folder to write: commands take it as --model, Python as load(FOLDER)."""
     upstream: str | None = None
     """fastmetro, tore, metro, graphormer, tcformer, hot, hmr2, camerahmr, humanfov or densekp; found from the keys when not given."""
     fov_net: Path | None = None
@@ -33,7 +33,7 @@ class Args:
 
 
 def run(args: Args) -> int:
-    from ..models import from_pretrained, model_entry
+    from ..models import load, model_entry
     from ..models._checkpoint import convert
     from ..models._layouts import upstreams
 
@@ -47,7 +47,7 @@ def run(args: Args) -> int:
     done = convert(args.source, args.out, args.upstream, args.fov_net, args.allow_nonfinite)
     of_mesh = model_entry(done.name).task == "mesh"
     if of_mesh and args.mesh_data is not None:
-        from_pretrained(args.out, mesh_data=args.mesh_data, allow_nonfinite=args.allow_nonfinite)
+        load(args.out, mesh_data=args.mesh_data, allow_nonfinite=args.allow_nonfinite)
     lines = [f"{args.source}: {done.layout} layout, {done.keys} tensors kept"]
     if done.dropped:
         numbers = f"{done.dropped_params / 1e6:.1f} M numbers"

@@ -24,7 +24,7 @@ def run(args: Args) -> int:
     import torch
 
     from ..geometry.procrustes import similarity_align
-    from ..models._hub import read_config
+    from ..models._checkpoint import read_config
     from ..models.default import default_folder
     from ..pipelines.demo_image import demo_image
     from ..pipelines.images import ImagePipeline

@@ -54,7 +54,7 @@ def looks_like_motion(path: Path) -> bool:
 def registered_entry(name: str) -> ModelEntry | None:
     """Registry entry of a registered name or of a checkpoint folder of ours; None where neither."""
     from ..models import model_entry
-    from ..models._hub import CONFIG_NAME, read_config
+    from ..models._checkpoint import CONFIG_NAME, read_config
 
     try:
         if (Path(name) / CONFIG_NAME).is_file():

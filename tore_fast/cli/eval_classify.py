@@ -17,7 +17,7 @@ class Args(EvalArgs):
     data: Path
     """Folder of class folders, e.g. ILSVRC2012's val/ with n01440764/ and so on (classes in alphabetical order)."""
     model: str = ""
-    """A registered name (tore-fast list), or a folder written by save_pretrained."""
+    """A registered name (tore-fast list), or a checkpoint folder."""
     checkpoint: Path | None = None
     """Weights: a folder of ours, or an official file."""
     image_size: int = 0

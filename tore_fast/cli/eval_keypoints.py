@@ -18,7 +18,7 @@ class Args(EvalArgs):
     data: str
     """coco_wholebody_val_v1.0.json, person_keypoints_val2017.json, list_98pt_rect_attr_test.txt; `synth` needs no files."""
     model: str = ""
-    """A registered name (tore-fast list), or a folder written by save_pretrained."""
+    """A registered name (tore-fast list), or a checkpoint folder."""
     checkpoint: Path | None = None
     """Weights: a folder of ours, or an official file."""
     format: Literal["auto", "wholebody", "coco", "wflw"] = "auto"

@@ -17,7 +17,7 @@ class Args:
     data: str
     """Folder or file of the data set; its kind is told by looking."""
     model: str = "default"
-    """`default`, a registered name (tore-fast list), or a folder written by save_pretrained."""
+    """`default`, a registered name (tore-fast list), or a checkpoint folder."""
     checkpoint: str | None = None
     """Weights: a folder of ours, or an official file."""
     split: Literal["train", "validation", "test"] = "test"

@@ -20,7 +20,7 @@ class Args(EvalArgs):
     data: str
     """A TSV set's yaml, tars, npz, csv/json, or the folder of 3DPW or FreiHAND; `synth`: held-out synthetic images."""
     model: str = "default"
-    """`default`, a registered name (tore-fast list; random weights), or a folder written by save_pretrained."""
+    """`default`, a registered name (tore-fast list; random weights), or a checkpoint folder."""
     checkpoint: str | None = None
     """Weights: a folder of ours, or an official file."""
     upstream: str | None = None
@@ -115,23 +115,14 @@ def _is_hand(args: Args, reader) -> bool:
 
 def _model(args: Args):
     """The model and the size of its crops."""
-    import torch
-
     from ..eval.parameter_models import crop_size, is_scored
-    from ..models import create_model
-    from ..pipelines.images import load_model
+    from ..models import load
 
     source = args.checkpoint or args.model
     entry = registered_entry(source)
-    meshed = entry is None or {"body", "hand"} & set(entry.tags)  # models of parameters have no mesh to load
     if entry is not None and entry.name == source:
-        torch.manual_seed(0)
-        model = create_model(args.model)
         print("note: random weights (no --checkpoint)", file=sys.stderr)
-    else:
-        model = load_model(
-            args.model, args.checkpoint, upstream=args.upstream, mesh_data=args.mesh_data if meshed else None
-        )
+    model = load(source, args.upstream, model=args.model, mesh_data=args.mesh_data)
     if entry is not None and not is_scored(model):
         raise ValueError(f"{source}: expected a model of meshes or body parameters, got {type(model).__name__}")
     return model, args.image_size or crop_size(model)

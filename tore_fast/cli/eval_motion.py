@@ -34,8 +34,8 @@ def run(args: Args) -> int:
 
 
 def _evaluate(args: Args) -> int:
-    from ..models import load_pretrained
-    from ..models._hub import read_config
+    from ..models import load
+    from ..models._checkpoint import read_config
     from ..pipelines.hosts import RestSkeleton, load_named_body
     from ..train.motion import read_motion_folder, read_prior, window_errors_mm, windows_of
 
@@ -45,7 +45,7 @@ def _evaluate(args: Args) -> int:
         raise ValueError(
             f"--model {args.model}: expected a motion prior or denoiser, got {read_config(args.model)['model']}"
         )
-    model = load_pretrained(args.model)
+    model = load(args.model)
     prior = read_prior(args.model)[1:] if read_config(args.model)["model"] == "fasthmr_motion_vae" else None
     clips = read_motion_folder(args.data, 30.0, args.up)
     rest = RestSkeleton(load_named_body(args.body))

@@ -14,7 +14,7 @@ class Args(eval_mesh.Args):
     Under torchrun every process takes a share; the same command goes on after a kill."""
 
     model: str = ""
-    """A registered name (tore-fast list; random weights), or a folder written by save_pretrained."""
+    """A registered name (tore-fast list; random weights), or a checkpoint folder."""
 
 
 def run(args: Args) -> int:

@@ -25,19 +25,21 @@ class Args(ModelArgs, RunArgs, OutArgs):
     """
 
     keypoints: Annotated[Positional[list[Path]], tyro.conf.arg(metavar="KEYPOINT ...")]
-    """JSON (COCO results, AlphaPose/Halpe, OpenPose file or folder, {"keypoints": ...}), npz (keypoints) or csv (header
-    x0,y0,c0,x1,y1,c1,... or the bare numbers)."""
+    """JSON (COCO, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, {"keypoints": ...}), a folder of it with a file a frame,
+    npz (VideoPose3D, detectron2, keypoints), npy or csv; docs/lifting.md lists them."""
     format: str = "npz,bvh,html"
     """Any of npz, bvh, html, gif, mp4, separated by commas."""
     order: str = "auto"
-    """Joint order: auto, coco, halpe, openpose25, openpose18 or h36m."""
-    person: int | None = None
-    """Track id to follow in files with several people."""
+    """Joint order: auto, h36m, coco, halpe, openpose25, openpose18, mediapipe, wholebody or smpl."""
+    person: str | None = None
+    """Track to follow in files with several people (default: the one in most frames), or all: files NAME_0, NAME_1 ..."""
+    smooth: str = "none"
+    """none, one-euro or gaussian: smooths the poses over time; docs/lifting.md has the errors."""
     normalise: str = "auto"
     """image, pixel or crop; auto takes what the model was trained for (else image) where the image size is known, else crop.
     What was done is printed."""
     width: float | None = None
-    """Image width in pixels, if the file does not say."""
+    """Image width in pixels, if the file does not say; points in 0..1 need it."""
     height: float | None = None
     """Image height in pixels, if the file does not say."""
     fps: float | None = None
@@ -56,6 +58,7 @@ def run(args: Args) -> int:
     if not any(os.path.exists(p) for p in args.keypoints):
         raise UsageError(f"{args.keypoints[0]}: no such file")
     from .._device import PRECISIONS, pick_device
+    from ..geometry.smooth import SMOOTHERS
     from ..layers.prepared import prepare
     from ..pipelines.lift import NORMALISATIONS, load_lifter
     from ..pipelines.names import output_names, write_index
@@ -68,6 +71,8 @@ def run(args: Args) -> int:
         raise UsageError(f"--normalise: expected auto, {', '.join(NORMALISATIONS)}, got {args.normalise!r}")
     if args.precision not in PRECISIONS:
         raise UsageError(f"--precision: expected one of {', '.join(PRECISIONS)}, got {args.precision!r}")
+    if args.smooth not in SMOOTHERS:
+        raise UsageError(f"--smooth: expected one of {', '.join(SMOOTHERS)}, got {args.smooth!r}")
     if not 0 <= args.overlap < 1:
         raise UsageError(f"--overlap: expected a share from 0 to below 1, got {args.overlap:g}")
     for name in ("fps", "width", "height"):
@@ -85,12 +90,17 @@ def run(args: Args) -> int:
         for path, name in zip(args.keypoints, names):
             entry: dict[str, Any] = {"name": name, "source": str(path), "files": []}
             try:
-                found, text = _lift_file(args, model, path, out / name, formats)
-                entry |= found
-                if not args.json:
-                    print(text)
-            except (ValueError, OSError) as e:
-                entry["error"] = format_error(e)
+                for stem, clip in _people(args, path, out / name):
+                    found, text = _lift_clip(args, model, path, stem, clip, formats)
+                    entry["files"] += found.pop("files")
+                    if args.person != "all":
+                        entry |= found
+                    else:
+                        entry.setdefault("clips", []).append(found)
+                    if not args.json:
+                        print(text)
+            except (ValueError, OSError, RuntimeError, MemoryError) as e:
+                entry["error"] = format_error(e) if str(path) in str(e) else f"{path}: {format_error(e)}"
                 print_error(entry["error"])
             entries.append(entry)
             bar.update()
@@ -101,18 +111,27 @@ def run(args: Args) -> int:
     return report_failures(sum("error" in e for e in entries), len(entries))
 
 
-def _lift_file(args: Args, model: Any, path: Path, stem: Path, formats: tuple[str, ...]) -> tuple[dict, str]:
-    """(facts for the index, text for the user) of one clip."""
+def _people(args: Args, path: Path, stem: Path) -> list[tuple[Path, Any]]:
+    """(file name without suffix, clip) of everybody who is lifted."""
+    from ..data.keypoints import read_keypoints, read_people
+
+    if args.person != "all":
+        return [(stem, read_keypoints(path, args.order, args.person, args.width, args.height))]
+    clips = read_people(path, args.order, args.width, args.height)
+    return [(stem.with_name(f"{stem.name}_{k}") if len(clips) > 1 else stem, clip) for k, clip in enumerate(clips)]
+
+
+def _lift_clip(args: Args, model: Any, path: Path, stem: Path, clip: Any, formats: tuple[str, ...]) -> tuple[dict, str]:
+    """(facts for the index, text for the user) of one person."""
     import numpy as np
 
-    from ..data.keypoints import read_keypoints
     from ..geometry.skeleton import H36M17
+    from ..geometry.smooth import smooth
     from ..io.atomic import write_arrays
     from ..io.bvh import write_bvh
     from ..pipelines.lift import lift_at_rate, normalise_keypoints, trained_facts
     from ..vis.stick_figure import write_gif, write_html, write_mp4
 
-    clip = read_keypoints(path, args.order, args.person)
     width, height = args.width or clip.width, args.height or clip.height
     known_fps = args.fps or clip.fps
     fps = known_fps or 25.0
@@ -120,16 +139,23 @@ def _lift_file(args: Args, model: Any, path: Path, stem: Path, formats: tuple[st
     how = args.normalise
     if how == "auto":
         how = facts.get("normalise", "image") if width and height else "crop"
-    points, frames = clip.keypoints[: args.limit], clip.frames
-    frames = np.arange(len(points)) if frames is None else np.asarray(frames)[: args.limit]
+    points, frames = clip.keypoints[: args.limit], clip.frames[: args.limit]
     x = normalise_keypoints(points, how, width, height)
     rate = facts.get("fps") if args.resample and known_fps else None
     start = time.perf_counter()
     lifted = lift_at_rate(model, x, fps, rate or fps, args.overlap, args.flip, args.precision)
+    lifted = lifted._replace(pose=smooth(lifted.pose, fps, args.smooth))
     seconds = time.perf_counter() - start
     written = []
     if "npz" in formats:
-        arrays = {"source": str(path), "frame": frames, "mocap_framerate": fps, "joints_3d": lifted.pose}
+        arrays = {
+            "source": str(path),
+            "track": clip.person or "",
+            "frame": frames,
+            "smoothing": args.smooth,
+            "mocap_framerate": fps,
+            "joints_3d": lifted.pose,
+        }
         arrays |= {"joint_names": np.array(H36M17.names), "keypoints": points, "normalised": x, "kept": lifted.kept}
         write_arrays(f"{stem}.npz", {**arrays, "normalisation": how, "order": clip.order}, compressed=True)
         written.append(f"{stem}.npz")
@@ -143,7 +169,7 @@ def _lift_file(args: Args, model: Any, path: Path, stem: Path, formats: tuple[st
     if "mp4" in formats:
         written.append(str(write_mp4(f"{stem}.mp4", lifted.pose, fps)))
     lines = [
-        f"{path}: {len(lifted.pose)} frames, order {clip.order}, normalisation {how}"
+        f"{path}{f', person {clip.person}' if clip.person else ''}: {len(lifted.pose)} frames from {frames[0]} on, order {clip.order}, normalisation {how}"
         + (f" ({width:g} x {height:g})" if how != "crop" else " (no image size needed)"),
         f"  {lifted.windows} windows of {model.config.frames} frames in {seconds:.2f} s ({len(lifted.pose) / seconds:.0f} frames/s)",
     ]
@@ -155,9 +181,8 @@ def _lift_file(args: Args, model: Any, path: Path, stem: Path, formats: tuple[st
         lines.append(
             "  note: these weights know figures as large as an image shows them; --width and --height give better poses"
         )
-    if clip.filled:
-        lines.append(f"  note: {clip.filled} joint positions were not detected and interpolated in time")
-    if clip.note:
-        lines.append(f"  note: {clip.note}")
+    lines += [f"  note: {note}" for note in clip.notes]
     text = "\n".join([*lines, f"  wrote {', '.join(written)}"])
-    return {"files": [Path(w).name for w in written], "frames": len(lifted.pose), "fps": fps, "order": clip.order}, text
+    facts = {"frames": len(lifted.pose), "first_frame": int(frames[0]), "fps": fps, "order": clip.order}
+    facts |= {"track": clip.person, "filled": clip.filled, "assumed": list(clip.assumed), "notes": list(clip.notes)}
+    return {"files": [Path(w).name for w in written], **facts}, text

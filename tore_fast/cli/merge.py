@@ -59,7 +59,7 @@ def run(args: Args) -> int:
     from ..data.synth import rendered
     from ..geometry import camera
     from ..layers.eclm import ECLMPlan, describe
-    from ..models._hub import save_pretrained
+    from ..models._checkpoint import save
     from ..pipelines import hosts, merge
 
     with arguments():
@@ -110,7 +110,7 @@ def run(args: Args) -> int:
         result = merge.run_search(calibration, out, args.tau, not args.as_printed, args.kappa, show)
     merged = merge.apply_plan(model, result.plan)
     result.plan.save(out / "plan.json")
-    save_pretrained(merged, out / "model", name, eclm=result.to_json())
+    save(merged, out / "model", name, eclm=result.to_json())
     final = calibration.error(result.plan.groups)
     if args.cka:
         _write_cka(merge.layer_similarity(calibration), out)
@@ -125,12 +125,12 @@ def run(args: Args) -> int:
 
 
 def _apply(args: Args, merge, plan, model, name: str) -> int:
-    from ..models._hub import save_pretrained
+    from ..models._checkpoint import save
 
     merged = merge.apply_plan(model, plan)
     args.out.mkdir(parents=True, exist_ok=True)
     plan.save(args.out / "plan.json")
-    save_pretrained(merged, args.out / "model", name, eclm=plan.to_json())
+    save(merged, args.out / "model", name, eclm=plan.to_json())
     text = f"{plan.num_original} -> {plan.num_layers} blocks; wrote {args.out / 'model'}"
     args.say({"model": str(args.out / "model"), "blocks": [plan.num_original, plan.num_layers]}, text)
     return 0

@@ -55,7 +55,7 @@ def run(args: Args) -> int:
     from ..data.synth import rendered
     from ..data.synth.clips import ClipCrops
     from ..layers.prepared import prepare
-    from ..models import load_pretrained
+    from ..models import load
 
     with arguments():
         if args.split not in ("train", "test"):
@@ -72,7 +72,7 @@ def run(args: Args) -> int:
         crops = ClipCrops(
             load_body("free"), args.image_size, args.seed, args.difficulty, split=args.split, margin=args.margin
         )
-        model = load_pretrained(args.model) if args.model is not None else None
+        model = load(args.model) if args.model is not None else None
         if model is not None and not hasattr(model, "smpl_head"):
             raise ValueError(
                 f"--model {args.model}: expected a regressor of body parameters (hmr2_*, camerahmr_*, fasthmr_*)"

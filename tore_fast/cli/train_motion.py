@@ -77,7 +77,7 @@ def _denoiser(
 ) -> MotionDenoiserTask:
     import torch
 
-    from ..models import load_pretrained
+    from ..models import load
     from ..train.motion import MotionDenoiserTask, read_prior
 
     vae, mean, std = read_prior(args.motion_prior)
@@ -88,7 +88,7 @@ def _denoiser(
     model = build_model(args, name, **sizes, **decided)
     model.use_vae(vae, mean, std)
     if args.regressor is not None:
-        model.host_motion.use_head(load_pretrained(args.regressor).smpl_head, rest(torch.zeros(1, 10))[0])
+        model.host_motion.use_head(load(args.regressor).smpl_head, rest(torch.zeros(1, 10))[0])
     return MotionDenoiserTask(model, vae, *parts, rest, args.train.seed, args.loss)
 
 

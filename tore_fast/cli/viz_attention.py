@@ -55,16 +55,12 @@ def _draw(args: Args) -> list[Path]:
     import torch
 
     from ..geometry.warp import IMAGENET_MEAN, IMAGENET_STD, model_input
-    from ..models import create_model
-    from ..pipelines.images import ImagePipeline, load_model
+    from ..pipelines.images import ImagePipeline
     from ..vis.overlay import save_png
 
-    random, fields = args.is_random(), args.config_fields()
+    random = args.is_random()
     torch.manual_seed(args.seed)
-    if random:
-        model = create_model(args.model, **fields).eval()
-    else:
-        model = load_model(args.model, args.checkpoint, mesh_data=args.mesh_data, overrides=fields).eval()
+    model = args.network()
     if "return_attention" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"{args.checkpoint or f'--model {args.model}'} returns no attention maps; expected fastmetro*, *tore*, metro* or graphormer*"

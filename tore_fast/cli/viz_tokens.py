@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ class Args(ModelArgs, OutArgs):
     image: Positional[Path]
     """A photograph."""
     model: str = "tcformer_base"
-    """A registered TCFormer (tore-fast list), or a folder written by save_pretrained. Part-wise clustering: --set parts
+    """A registered TCFormer (tore-fast list), or a checkpoint folder. Part-wise clustering: --set parts
     4,4,2,2,1,1 (rows and columns of parts for each merge)."""
     size: int = 224
     """Shorter side the image is scaled to before the model sees it."""
@@ -34,8 +33,6 @@ def run(args: Args) -> int:
     from ..geometry.warp import normalise_image
     from ..io.atomic import replacing
     from ..io.image import read_image
-    from ..models import create_model
-    from ..pipelines.images import load_model
     from ..pipelines.names import output_names
     from ..vis.tokens import token_panel
 
@@ -43,12 +40,8 @@ def run(args: Args) -> int:
         pixels = read_image(args.image)
         if args.size < 32:
             raise ValueError(f"--size: expected at least 32, got {args.size}")
-        if args.is_random():
-            torch.manual_seed(args.seed)
-            model = create_model(args.model, **args.config_fields()).eval()
-            print("note: random weights (no --checkpoint): the regions follow untrained features", file=sys.stderr)
-        else:
-            model = load_model(args.model, args.checkpoint, overrides=args.config_fields())
+        model = args.network()
+        args.note_random("regions")
         backbone = getattr(model, "backbone", model)
         if not hasattr(backbone, "forward_features"):
             raise ValueError(f"--model: {args.model} has no dynamic tokens; expected a tcformer model")

@@ -150,11 +150,17 @@ class BoxTracker:
 
     def __call__(self, index: int, frame: np.ndarray) -> dict[int, tuple[float, float, float, float]]:
         found = as_detections(self.detector(frame), frame.shape[:2])
-        sides = (found.boxes[:, 2:] - found.boxes[:, :2]).min(1) if len(found.boxes) else np.zeros(0)
-        rows = [i for i in np.argsort(-found.scores, kind="stable") if sides[i] >= self.min_side]
+        out = self.assign(index, found.boxes, found.scores)
+        self._masks = {} if found.masks is None else {t: found.masks[i] for t, i in out.items()}
+        return {t: tuple(found.boxes[i].tolist()) for t, i in out.items()}
+
+    def assign(self, index: int, boxes: np.ndarray, scores: np.ndarray) -> dict[int, int]:
+        """Track -> row of the boxes [N, 4] of frame `index`; rows of equal overlap go by their scores [N]."""
+        sides = (boxes[:, 2:] - boxes[:, :2]).min(1) if len(boxes) else np.zeros(0)
+        rows = [i for i in np.argsort(-scores, kind="stable") if sides[i] >= self.min_side]
         self._last = {t: v for t, v in self._last.items() if index - v[0] <= self.max_lost}
         tracks = sorted(self._last)
-        overlap = box_overlap(found.boxes, np.array([self._last[t][1] for t in tracks], np.float32).reshape(-1, 4))
+        overlap = box_overlap(boxes, np.array([self._last[t][1] for t in tracks], np.float32).reshape(-1, 4))
         out: dict[int, int] = {}
         pairs = sorted(
             ((overlap[i, k], i, k) for i in rows for k in range(len(tracks))), key=lambda p: (-p[0], p[1], p[2])
@@ -162,16 +168,15 @@ class BoxTracker:
         taken: set[int] = set()
         for value, i, k in pairs:
             if value >= self.min_overlap and i not in taken and tracks[k] not in out:
-                out[tracks[k]] = i
+                out[tracks[k]] = int(i)
                 taken.add(i)
         for i in rows:
             if i not in taken:
-                out[self._next] = i
+                out[self._next] = int(i)
                 self._next += 1
         for t, i in out.items():
-            self._last[t] = (index, found.boxes[i].tolist())
-        self._masks = {} if found.masks is None else {t: found.masks[i] for t, i in out.items()}
-        return {t: tuple(found.boxes[i].tolist()) for t, i in out.items()}
+            self._last[t] = (index, boxes[i].tolist())
+        return out
 
     def masks(self, index: int, frame: np.ndarray, boxes: dict) -> dict[int, np.ndarray]:
         """Masks of the last call's people."""

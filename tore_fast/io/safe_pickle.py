@@ -299,6 +299,15 @@ def read_npz(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, n
     return out
 
 
+def read_npy(path: str | Path) -> np.ndarray:
+    """Array of an .npy, object arrays included, with the same restrictions as read_pickle.
+
+    Raises:
+        RefusedPickle: as read_pickle. FileNotFoundError, ValueError: no such file, or no regular one.
+    """
+    return _read_npy(read_regular(path, MAX_FILE), Path(path).name)
+
+
 def unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: str) -> bytes:
     """A member's bytes; RefusedPickle for one that is damaged, or unpacks to more than data does."""
     limit = min(MAX_FILE, max(FREE_OF_RATIO, MAX_RATIO * member.compress_size))

@@ -46,8 +46,8 @@ class MeshPattern(_Static):
     """Holds a MeshTopology: which tokens attend to which."""
 
     def __init__(self, topology: MeshTopology):
-        super().__init__({k: v for k, v in topology._asdict().items() if k != "joints"})
+        super().__init__(topology.tensors())
         self.joints = topology.joints
 
     def forward(self) -> MeshTopology:
-        return MeshTopology(self.row_ptr, self.col_idx, self.t_row_ptr, self.t_col_idx, self.joints)
+        return MeshTopology(**self._buffers, joints=self.joints)

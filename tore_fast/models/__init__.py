@@ -5,12 +5,11 @@ One file per family; `_registry.py` holds the names, `_checkpoint.py` every way 
 
 import importlib
 
-from ._hub import load_pretrained, save_pretrained
+from ._checkpoint import load, save
 from ._registry import create_model, list_models, model_entry
 
-# Classes (and from_pretrained, which knows them all) are imported when asked for, so that `import tore_fast.models` stays light.
+# Classes are imported when asked for, so that `import tore_fast.models` stays light.
 _CLASSES = {
-    "from_pretrained": "_checkpoint",
     "FastMETRO": "mesh.fastmetro",
     "FastMETROConfig": "mesh.fastmetro",
     "FastMETRO_TORE": "mesh.tore",
@@ -23,7 +22,7 @@ _CLASSES = {
     "MeshGraphormerConfig": "mesh.graphormer",
 }
 
-__all__ = ["create_model", "list_models", "load_pretrained", "model_entry", "save_pretrained", *_CLASSES]
+__all__ = ["create_model", "list_models", "load", "model_entry", "save", *_CLASSES]
 
 
 def __getattr__(name: str):

@@ -6,7 +6,7 @@
 | "layers" | linear and convolution layers only, no attention products | HoT (with `paper_extra_macs`), FastHMR table 12 |
 | "tcformer" | layers, bias of convolutions, 2 per element of a LayerNorm, attention 2 N Nk C, every token <-> map move N0 (C + 4), a CTM N^2 C + N k + N^2 + N C; GELU and softmax are free | TCFormer |
 
-"products" and "layers" compute nothing where the model is on the meta device. Used by `tore-fast list` and the README's table;
+"products" and "layers" compute nothing where the model is on the meta device. Used by `tore-fast list` and docs/models.md;
 FLOPs of a single op in the usual sense: `torch.utils.flop_counter` knows our kernels (formulas in ops/<stem>.py).
 """
 
@@ -251,7 +251,7 @@ def count_host(config: HMR2Config) -> tuple[int, int]:
         >>> from tore_fast.models.smpl.hmr2 import HMR2Config
         >>> layers, attention = count_host(HMR2Config(depth=28, keep_tokens=90))
         >>> round(layers / 1e9, 1), round((layers + attention) / 1e9, 1)
-        (52.8, 53.5)
+        (52.9, 53.6)
     """
     from .smpl.hmr2 import HMR2
 
@@ -289,6 +289,6 @@ def params_as_printed(entry: ModelEntry, counts: Counts) -> int | None:
 
 
 def shipped_counts() -> dict[str, Counts]:
-    """Counts of every registered model as tools/readme_models.py wrote them; the tests hold them to `count_model`."""
+    """Counts of every registered model as tools/models_page.py wrote them; the tests hold them to `count_model`."""
     text = (Path(__file__).parent / "assets" / "counts.json").read_text()
     return {name: Counts(*row) for name, row in json.loads(text).items()}

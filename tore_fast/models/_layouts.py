@@ -62,7 +62,7 @@ def recognise(state: State, source: str, upstream: str | None = None) -> Layout:
     """
     known = upstreams()
     if upstream is not None and upstream not in known:
-        raise ValueError(f"from_pretrained: upstream must be one of {', '.join(known)}, got {upstream!r}")
+        raise ValueError(f"load: upstream must be one of {', '.join(known)}, got {upstream!r}")
     among = [layout for layout in _LAYOUTS if upstream in (None, layout.upstream)]
     for layout in among:
         if layout.fits(state):

@@ -1,7 +1,7 @@
 """The state dict of a weight file, wrappers and prefixes taken off, and loading it strictly.
 
 In: a path, read by io/weights.py, which executes nothing of it. Every refusal is one line that names the file, what was
-expected and what came. Used by _hub.py (our folders) and _checkpoint.py (official files).
+expected and what came. Used by _checkpoint.py (our folders) and _checkpoint.py (official files).
 """
 
 from __future__ import annotations

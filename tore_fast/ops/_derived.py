@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def _stamp(sources: tuple[Tensor, ...]) -> tuple[tuple[int, int], ...]:
+def stamp_of(sources: tuple[Tensor, ...]) -> tuple[tuple[int, int], ...]:
     """Where each tensor lies and how often it was written to in place (inference tensors do not count that)."""
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources)
 
@@ -30,7 +30,7 @@ class Derived:
 
         A write through `.data` is not noticed (PyTorch does not count it); a new `.data` is.
         """
-        stamp = _stamp(sources)
+        stamp = stamp_of(sources)
         found = self._made.get(name)
         if found is None or found[0] != stamp:
             with (

@@ -42,6 +42,21 @@ class LandmarkModel(NamedTuple):
     centre: tuple[int, int]  # the two landmarks whose middle is the origin of `world`
 
 
+def in_float64(model: LandmarkModel) -> LandmarkModel:
+    return LandmarkModel(
+        parents=model.parents,
+        attach=model.attach,
+        offsets=model.offsets.double(),
+        offset_dirs=model.offset_dirs.double(),
+        bones=model.bones.double(),
+        bone_dirs=model.bone_dirs.double(),
+        prior_mean=model.prior_mean.double(),
+        prior_precision=model.prior_precision.double(),
+        limits=model.limits,
+        centre=model.centre,
+    )
+
+
 class FitSettings(NamedTuple):
     """Standard deviations and weights of the cost; lengths of image points are in crop sides, of the rest in metres.
 

@@ -12,6 +12,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from ._mesh_tiles import mesh_tiles
+
 
 def _csr_arrays(m: sp.csr_matrix) -> tuple[Tensor, Tensor, Tensor]:
     m.sort_indices()
@@ -59,13 +61,20 @@ class MeshTopology(NamedTuple):
     t_row_ptr: Tensor  # [V + 1] int32, transposed pattern
     t_col_idx: Tensor  # [nnz] int32
     joints: int
+    # the two patterns as _mesh_tiles.py packs them for CUDA's matrix units; None: they are not used
+    tiles: Tensor | None = None  # [n, 128] int32
+    t_tiles: Tensor | None = None  # [m, 128] int32
 
     @property
     def num_vertices(self) -> int:
         return self.row_ptr.shape[0] - 1
 
     def to(self, device) -> MeshTopology:
-        return MeshTopology(*(t.to(device) for t in self[:4]), self.joints)
+        return self._replace(**{name: t.to(device) for name, t in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are tensors."""
+        return {name: t for name, t in self._asdict().items() if isinstance(t, Tensor)}
 
     def dense_mask(self) -> Tensor:
         """[T, T] bool, True = attends (T = joints + vertices)."""
@@ -89,6 +98,11 @@ def mesh_topology(adjacency, joints: int = 0) -> MeshTopology:
         raise ValueError(f"mesh_topology: adjacency must be square, got {m.shape}")
     m.eliminate_zeros()
     m = ((m != 0) + sp.identity(m.shape[0], dtype=bool, format="csr")).tocsr()
+    t = m.T.tocsr()
     row_ptr, col_idx, _ = _csr_arrays(m)
-    t_row_ptr, t_col_idx, _ = _csr_arrays(m.T.tocsr())
-    return MeshTopology(row_ptr, col_idx, t_row_ptr, t_col_idx, joints)
+    t_row_ptr, t_col_idx, _ = _csr_arrays(t)
+    tiles = mesh_tiles(m, joints)
+    symmetric = torch.equal(row_ptr, t_row_ptr) and torch.equal(col_idx, t_col_idx)
+    return MeshTopology(
+        row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, tiles if symmetric else mesh_tiles(t, joints)
+    )

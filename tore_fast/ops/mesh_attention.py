@@ -26,8 +26,6 @@ MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
 # bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227 KB)
 MAX_SHARED = 99 * 1024
 
-_ARRAYS = tuple(f"topology.{name}" for name in MeshTopology._fields[:4])
-
 
 class MeshAttentionResult(NamedTuple):
     """What mesh_attention returns when more than the output is asked for."""
@@ -146,7 +144,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, topology: MeshTopology, dropout_p: f
         )
     if q.shape[3] == 0:
         raise ValueError(f"mesh_attention: the head dimension must be positive, got {list(q.shape)}")
-    check_device("mesh_attention", "q", q, seed=seed, **dict(zip(_ARRAYS, topology[:4], strict=True)))
+    check_device("mesh_attention", "q", q, seed=seed, **{f"topology.{n}": t for n, t in topology.tensors().items()})
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"mesh_attention: dropout_p must be in [0, 1), got {dropout_p}")
 
@@ -167,24 +165,26 @@ def _bwd_flops(grad_shape, q_shape, k_shape, v_shape, delta, lse, *pattern, **kw
 
 
 @torch.library.register_fake("tore_fast::mesh_attention_fwd")
-def _fwd_fake(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, scale, dropout_p, seed):
+def _fwd_fake(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, t_tiles, scale, dropout_p, seed):
     batch, heads, tokens, dim = q.shape
     return q.new_empty(batch, tokens, heads, dim), q.new_empty(batch, heads, tokens, dtype=torch.float32)
 
 
 @torch.library.register_fake("tore_fast::mesh_attention_bwd")
-def _bwd_fake(grad, q, k, v, delta, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, scale, dropout_p, seed):
+def _bwd_fake(
+    grad, q, k, v, delta, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, t_tiles, scale, dropout_p, seed
+):
     batch, heads, tokens, dim = q.shape
     return tuple(q.new_empty(batch, tokens, heads, dim) for _ in range(3))
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, ctx.joints, ctx.scale, ctx.dropout_p, seed = inputs
-    ctx.save_for_backward(q, k, v, *output, row_ptr, col_idx, t_row_ptr, t_col_idx, seed)
+    q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, ctx.joints, tiles, t_tiles, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(q, k, v, *output, row_ptr, col_idx, t_row_ptr, t_col_idx, tiles, t_tiles, seed)
 
 
 def _backward(ctx, grad, grad_lse):
-    q, k, v, out, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, seed = ctx.saved_tensors
+    q, k, v, out, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, tiles, t_tiles, seed = ctx.saved_tensors
     delta, grad = softmax_delta(grad, grad_lse, out)
     grads = torch.ops.tore_fast.mesh_attention_bwd(
         grad.transpose(1, 2),
@@ -198,11 +198,13 @@ def _backward(ctx, grad, grad_lse):
         t_row_ptr,
         t_col_idx,
         ctx.joints,
+        tiles,
+        t_tiles,
         ctx.scale,
         ctx.dropout_p,
         seed,
     )
-    return *(g.transpose(1, 2) for g in grads), None, None, None, None, None, None, None, None
+    return *(g.transpose(1, 2) for g in grads), *[None] * 10
 
 
 _mesh_attention_fwd = differentiable("mesh_attention_fwd", _setup_context, _backward)

@@ -21,9 +21,8 @@ from ..geometry.crop import crop_of_box
 from ..geometry.warp import as_tensor, person_crops
 from ..io.image import ImageError, check_box, find_images, read_image
 from ..layers.ik import LEAF_VERTICES
-from ..models._checkpoint import from_pretrained
-from ..models._hub import load_pretrained, read_config
-from ..models._registry import create_model, facts_of, nearest_name
+from ..models._checkpoint import load, registered_name
+from ..models._registry import facts_of, nearest_name
 
 # joint a leaf hangs on -> direction (T-pose, y up, facing +z) in which its tip lies
 _LEAVES = (
@@ -44,21 +43,12 @@ def load_host(source: str, fov_net: str | None = None, overrides: dict | None = 
     Raises:
         ValueError: not a host, or the file does not fit.
     """
-    path, fields = Path(source), overrides or {}
-    if path.is_dir():
-        name, model = str(read_config(path)["model"]), load_pretrained(path, **fields)
-    elif path.is_file() or path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
-        model = from_pretrained(path, **fields)
-        name = nearest_name(model)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # random weights, but the same ones when an interrupted run goes on
-            name, model = source, create_model(source, **fields)
+    model = load(source, **(overrides or {}))
     if not hasattr(model, "smpl_head"):
         raise ValueError(f"{source!r} is no HMR2.0 or CameraHMR model; expected hmr2_*, camerahmr_* or fasthmr_*")
     if fov_net is not None:
         attach_fov_net(model, fov_net, source)
-    return name, model.eval()
+    return registered_name(source) or nearest_name(model), model
 
 
 def attach_fov_net(model: nn.Module, path: str, source: str) -> None:
@@ -72,7 +62,7 @@ def attach_fov_net(model: nn.Module, path: str, source: str) -> None:
         raise ValueError(
             f"--fov-net: a field-of-view net belongs to CameraHMR models, {source} is {type(model).__name__}"
         )
-    net = from_pretrained(path)
+    net = load(path)
     if facts_of(net).task != "camera":
         raise ValueError(f"{path}: not a HumanFoV checkpoint")
     model.cam_model, model.config = net, dataclasses.replace(model.config, fov_net=True)

@@ -25,8 +25,7 @@ from ..geometry.crop import Crop, centre_crop
 from ..geometry.rotation import matrix_to_axis_angle
 from ..io.image import ImageError, check_box, read_image
 from ..layers.prepared import prepare
-from ..models import create_model, from_pretrained, load_pretrained
-from ..models.default import BUILT_IN, default_folder
+from ..models import load
 from .bodies import Bodies, BodyModel, Sight, body_model
 from .hosts import attach_fov_net
 from .options import check_camera
@@ -117,10 +116,10 @@ class ImagePipeline:
     """Images in, people out.
 
     Args:
-        model: None for the built-in default; a folder written by `save_pretrained`; a registered name of task mesh or smpl
+        model: None for the built-in default; a checkpoint folder; a registered name of task mesh or smpl
             (random weights: useful only for trying things); or a module whose forward returns `camera`, `vertices_coarse`
             and `vertices`, or a BodyModel.
-        checkpoint, upstream, overrides: weights (a folder of ours or an official file) and config fields; see `load_model`.
+        checkpoint, upstream, overrides: weights (a folder of ours or an official file) and config fields; see `models.load`.
         topology: faces and joint regressors of the mesh; default: what the model's mesh name says.
         mesh_data: folder with the SMPL/MANO topology files, for models of those meshes (else $TORE_FAST_MESH_DATA).
         body: "free" or a SMPL model file, posed by models of SMPL parameters. fov_net: HumanFoV's file, for a CameraHMR model
@@ -171,7 +170,17 @@ class ImagePipeline:
         if isinstance(model, BodyModel):
             self.body_model = model
         else:
-            network = load_model(model, checkpoint, upstream=upstream, mesh_data=mesh_data, overrides=overrides)
+            network = (
+                model
+                if isinstance(model, nn.Module)
+                else load(
+                    checkpoint or model or "default",
+                    upstream,
+                    model=None if model is None else str(model),
+                    mesh_data=mesh_data,
+                    **(overrides or {}),
+                )
+            )
             if fov_net is not None:
                 attach_fov_net(network, fov_net, str(checkpoint or model))
             self.body_model = body_model(
@@ -369,39 +378,3 @@ def _extent(job: Job, seen: Seen) -> float:
     """Longer side of what the model saw, in pixels of the image; 0 where that is no number."""
     size = float(np.ptp(_points(job, seen), axis=0).max())
     return size if np.isfinite(size) else 0.0
-
-
-def load_model(
-    model: nn.Module | str | Path | None,
-    checkpoint: str | Path | None = None,
-    *,
-    overrides: dict[str, Any] | None = None,
-    **options,
-) -> nn.Module:
-    """Module from what `ImagePipeline(model=...)` accepts, or from a checkpoint.
-
-    Args:
-        checkpoint: a folder of ours or an official file. `model` is then None or "default" (told by the file), or the
-            registered name that the file must fit.
-        overrides: config fields. A registered name's random weights are the same ones in every run.
-        **options: of `from_pretrained` (upstream, mesh_data), for folders and files; None means not given.
-    """
-    if isinstance(model, nn.Module):
-        return model
-    given = {**{k: v for k, v in options.items() if v is not None}, **(overrides or {})}
-    if checkpoint is not None:
-        return from_pretrained(checkpoint, model=None if model in (None, "default") else str(model), **given)
-    if model is None or str(model) in BUILT_IN:
-        return load_pretrained(default_folder(str(model or "default")), **(overrides or {}))
-    if Path(model).exists():
-        return from_pretrained(model, **given)
-    if _is_path(str(model)):
-        raise FileNotFoundError(f"{model}: no such file or folder")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # random, but the same when an interrupted run goes on
-        return create_model(str(model), **(overrides or {})).eval()
-
-
-def _is_path(model: str) -> bool:
-    """Whether a text can only mean a file or folder: a separator or a suffix of weights."""
-    return "/" in model or "\\" in model or Path(model).suffix in (".bin", ".ckpt", ".pth", ".pt", ".safetensors")

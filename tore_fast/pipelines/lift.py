@@ -6,10 +6,9 @@ In: [T, 17, 2 or 3] pixels in H36M order (data/keypoints.py reads detector files
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +17,10 @@ from .._device import autocast, check_precision
 from ..data.cameras import crop_scale_2d, normalise_2d
 from ..geometry.windows import at_times, blend_windows, covering_indices, window_indices
 from ..layers.prepared import prepare
+from ..models import load, model_entry
+from ..models._checkpoint import read_config
 from ..models._registry import facts_of
-from ..models.lifting._base import LiftedPose, PrunableHost, PruneConfig, center_pose, is_centered, lift_windows
+from ..models.lifting._base import LiftedPose, PrunableHost, center_pose, is_centered, lift_windows
 
 NORMALISATIONS = ("image", "pixel", "crop")
 BUILT_IN = Path(__file__).parents[1] / "models" / "assets" / "lift"
@@ -33,8 +34,6 @@ class LiftedClip(NamedTuple):
 
 def trained_facts(model: str | Path, checkpoint: str | Path | None = None) -> dict:
     """What the weights' folder (or "default") says about its training: fps, normalise, validation errors ...; {} if nothing."""
-    from ..models._hub import read_config
-
     folder = Path(checkpoint) if checkpoint is not None else BUILT_IN if str(model) == "default" else Path(model)
     return read_config(folder) if folder.is_dir() else {}
 
@@ -45,82 +44,28 @@ def trained_fps(model: str | Path, checkpoint: str | Path | None = None) -> floa
     return None if fps is None else float(fps)
 
 
-def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overrides) -> PrunableHost:
-    """A video pose model in eval mode: "default" (built in), a folder of save_pretrained (as either argument), or a registered
-    name with an official checkpoint.
-
-    A registered name tells the frames and how to prune: TPC's weights are those of the base model, and MotionBERT's hold 243
-    frame embeddings whatever the window. Sizes are read off the weights.
-    """
-    from ..models import load_pretrained
-
-    if str(model) == "default" and checkpoint is None:
-        loaded = load_pretrained(BUILT_IN, **overrides)
-    elif Path(model).is_dir():
-        if checkpoint is not None:
-            raise ValueError(
-                f"--checkpoint {checkpoint}: {model} is a folder with weights of its own; give a registered model name"
-            )
-        loaded = load_pretrained(model, **overrides)
-    elif checkpoint is not None and Path(checkpoint).is_dir():
-        loaded = load_pretrained(checkpoint, **{**_pruning_of(str(model), checkpoint), **overrides})
-    elif checkpoint is None:
+def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overrides: Any) -> PrunableHost:
+    """A video pose model in eval mode: "default" (built in), a checkpoint folder (as either argument), or a registered name
+    with a checkpoint; the name then tells the frames and how to prune (`models.load`)."""
+    if Path(model).is_dir() and checkpoint is not None:
+        raise ValueError(
+            f"--checkpoint {checkpoint}: {model} is a folder with weights of its own; give a registered model name"
+        )
+    named = str(model) != "default" and not Path(model).is_dir()
+    if named and model_entry(str(model)).task != "lifting":
+        raise ValueError(f"{model}: not a video pose model; expected one of task lifting (tore-fast list)")
+    if named and checkpoint is None:
         raise ValueError(f"{model}: not a folder with trained weights; give --checkpoint with a registered model name")
-    elif str(model) == "default":
+    if not named and checkpoint is not None and not Path(checkpoint).is_dir():
         raise ValueError(
             f"--checkpoint {checkpoint}: say with --model which registered model it belongs to (mixste_243 ...)"
         )
-    else:
-        loaded = _load_named(str(model), checkpoint, overrides)
-    _check_host(loaded, model)
-    return loaded.eval()
-
-
-def _pruning_of(model: str, folder: str | Path) -> dict:
-    """Pruning fields of the named model for the weights of a folder; {} where the folder was trained as just that model."""
-    from ..models import create_model
-    from ..models._hub import read_config
-
-    stored = read_config(folder)
-    if model in ("default", stored.get("model")):
-        return {}
-    with torch.device("meta"):
-        named, held = create_model(model), create_model(stored["model"], **stored.get("config", {}))
-    if type(named) is not type(held) or named.config.frames != held.config.frames:
-        what = (
-            f"{held.facts.family} for {held.config.frames} frames" if held.facts.task == "lifting" else stored["model"]
-        )
-        raise ValueError(f"{folder}: holds weights of {what}, --model is {model}")
-    return {f.name: getattr(named.config, f.name) for f in dataclasses.fields(PruneConfig)}
-
-
-def _load_named(model: str, checkpoint: str | Path, overrides: dict) -> torch.nn.Module:
-    """Registered model with an official checkpoint, which must be of that host and window."""
-    from ..models import create_model
-    from ..models._weights import read_state_dict
-    from ..models.lifting.layouts import config_fields, model_from_state
-
-    with torch.device("meta"):
-        built = create_model(model, **overrides)
-    _check_host(built, model)
-    state = read_state_dict(checkpoint)
-    host, found = config_fields(state)
-    if host != built.facts.family:
-        raise ValueError(f"{checkpoint}: holds weights of {host}, --model {model} is {built.facts.family}")
-    if host == "motionbert":
-        found["frames"] = built.config.frames  # its embeddings are sliced
-    elif found["frames"] != built.config.frames:
-        raise ValueError(
-            f"{checkpoint}: holds weights for {found['frames']} frames, --model {model} has {built.config.frames}"
-        )
-    told = {f.name: getattr(built.config, f.name) for f in dataclasses.fields(PruneConfig)}
-    return model_from_state(state, str(checkpoint), frames=found["frames"], heads=built.config.heads, **told)
-
-
-def _check_host(built: torch.nn.Module, model: str | Path) -> None:
-    facts = facts_of(built)
+    source = Path(checkpoint or (BUILT_IN if str(model) == "default" else model))
+    loaded = load(source, model=str(model) if named else None, **overrides)
+    facts = facts_of(loaded)
     if facts is None or facts.task != "lifting":
-        raise ValueError(f"{model}: not a video pose model; expected one of task lifting (tore-fast list)")
+        raise ValueError(f"{source}: not a video pose model; expected one of task lifting (tore-fast list)")
+    return loaded  # type: ignore[return-value]  # every model of task lifting is a PrunableHost
 
 
 def normalise_keypoints(

@@ -17,13 +17,13 @@ from PIL import Image
 from .._device import autocast, check_precision, pick_device
 from ..body.fit import Landmarks
 from ..geometry.roi import MARGIN, Roi, cut_roi, roi_of_points
-from ..models import load_pretrained
-from ..models.default import default_folder
+from ..models import load
 from ..models.keypoints.blazepose import ALIGNMENT, LANDMARKS, BodyLandmarks, PersonDetector
 
 WINDOWS = ("auto", "never", "always")
 MIN_DETECTION, MIN_PARTIAL = 0.45, 0.55  # of the detector's score, in the whole image and in a window
 MIN_SCORE = 0.5  # of the landmark net's "there is a person"
+MIN_EVIDENCE = 0.45  # of both scores' product: shoes, lamps and cats have one high score, seldom two
 MAX_PEOPLE = 64
 _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
 # Two finds are one person where these lie closer, in sides of the crop:
@@ -34,6 +34,8 @@ _MAX_CHANGE = 2.0  # a second crop so much larger or smaller than the first is n
 _COARSE, _FINE, _SHARP, _LONGEST = 224, 400, 576, 1024  # px: sizes of the detector's looks at a whole image
 _MAX_WINDOWS, _WINDOW_FILL = 64, 1.7  # a person's crop is at most so many sides of the window
 _HINT, _SMALL = 0.25, 0.75  # a candidate of this score and of this part of the shorter side says that windows pay
+_AGREE = 0.05  # mean distance of the limbs in both passes, sides of the crop
+_TURNED = 0.75  # by how much a find in a turned image counts less
 _FILLING = 0.9  # of the shorter side: a person who leaves little room for others
 _FAINT = 0.1  # candidates below say nothing
 _OTHER_SIDE = {"left": "right", "right": "left"}
@@ -124,7 +126,7 @@ class PeopleFinder:
     """Photographs in, people with landmarks out.
 
     Args:
-        detector, landmarks: the nets; default: the built-in ones. A heavier landmark net comes from `from_pretrained(file)`.
+        detector, landmarks: the nets; default: the built-in ones. A heavier landmark net comes from `load(file)`.
         min_score: of the landmark net's "there is a person"; below it a find is dropped.
         max_people: the best so many are kept.
         windows: "auto" looks at parts of an image where the whole one may hide smaller people, "never", "always".
@@ -160,7 +162,7 @@ class PeopleFinder:
         self.device, self.precision = torch.device(pick_device(device)), check_precision(precision)
         nets = []
         for net, name in ((detector, "person_detector"), (landmarks, "body_landmarks")):
-            net = load_pretrained(default_folder(name)) if net is None else net
+            net = load(name) if net is None else net
             nets.append(net.to(self.device, memory_format=torch.channels_last).eval())
         self.detector, self.landmarks = nets
         self.min_score, self.max_people, self.windows, self.mirrored = min_score, max_people, windows, mirrored
@@ -363,7 +365,7 @@ def _turned_back(c: Candidate, quarters: int, turned: np.ndarray) -> Candidate:
             quarters
         ]
 
-    return c._replace(hips=back(c.hips), circle=back(c.circle))
+    return c._replace(score=_TURNED * c.score, hips=back(c.hips), circle=back(c.circle))
 
 
 def _merged(scores: np.ndarray, boxes: np.ndarray, points: np.ndarray, view: View, box: Letterbox) -> list[Candidate]:
@@ -435,7 +437,8 @@ def _distinct(people: People, min_score: float) -> list[int]:
     side = [roi.side for roi in people.rois]
     kept: list[int] = []
     for i in order.tolist():
-        if people.score[i] < min_score or not np.isfinite(people.points[i]).all():
+        sure = people.score[i] >= min_score and people.score[i] * people.detection[i] >= MIN_EVIDENCE
+        if not sure or not np.isfinite(people.points[i]).all():
             continue
         better = next((k for k in kept if _same_head(people, i, k) and side[i] > 1.15 * side[k]), None)
         if better is not None:
@@ -463,21 +466,24 @@ def is_same(people: People, i: int, k: int) -> bool:
 
 
 def _averaged(values: list[np.ndarray], size: int) -> list[np.ndarray]:
-    """The second half of a batch are the mirrored images of the first: both seen the right way round, averaged."""
+    """The second half of a batch are the mirrored images of the first: both seen the right way round, averaged.
+
+    From the side the net may take left for right in one of the two, and the mean of both would have its arms in the middle: where
+    the two are far apart, the pass that sees its limbs better counts alone.
+    """
     half = len(values[0]) // 2
     order = np.arange(values[0].shape[1])
     order[: len(MIRRORED)] = MIRRORED
-    out = []
+    straight, back = [v[:half] for v in values], []
     for k, v in enumerate(values):
-        a, b = v[:half], v[half:]
-        if b.ndim > 1:
-            b = b[:, order].copy()
-        if k == 0:
-            b[..., 0] = size - b[..., 0]
-        elif k == 3:
-            b[..., 0] = -b[..., 0]
-        out.append((a + b) / 2)
-    return out
+        v = v[half:, order] if v.ndim > 1 else v[half:]
+        if k in (0, 3):  # points and world points
+            v = v * np.array([-1, 1, 1], v.dtype) + np.array([size if k == 0 else 0, 0, 0], v.dtype)
+        back.append(v)
+    gap = np.linalg.norm(straight[0][:, _LIMBS, :2] - back[0][:, _LIMBS, :2], axis=2).mean(1)
+    better = back[1][:, _LIMBS].mean(1) > straight[1][:, _LIMBS].mean(1)
+    share = np.where(gap <= _AGREE * size, 0.5, better.astype(float)).astype(np.float32)
+    return [a + share.reshape(-1, *[1] * (a.ndim - 1)) * (b - a) for a, b in zip(straight, back)]
 
 
 def _people(values: list[np.ndarray], rois: list[Roi], size: int) -> People:

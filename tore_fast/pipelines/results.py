@@ -40,7 +40,7 @@ KEYS = (
     Key("image_index", "[N]", "", "image of each person, a row of `source`", "b"),
     Key("frame", "[N]", "", "frame of the video or of the key-point file, from 0", "vl"),
     Key("detected", "[N]", "", "false where the box was missing and the result is interpolated", "v"),
-    Key("track", "", "", "number of the person", "v"),
+    Key("track", "", "", "number of the person; lift: its track in the file of key points, empty without one", "vl"),
     Key("mocap_framerate", "", "1/s", "frames per second", "vl"),
     Key("box", "[N, 4]", "px", "x0, y0, x1, y1 of the person", "pvb"),
     Key("box_source", "[N]", "", "given, found (by a detector), auto (by the model itself), full or centre", "p"),
@@ -90,6 +90,7 @@ KEYS = (
     Key("kept", "[N]", "", "in how many windows token pruning kept the frame", "l"),
     Key("normalisation", "", "", "image, pixel or crop", "l"),
     Key("order", "", "", "joint order of the source", "l"),
+    Key("smoothing", "", "", "none, one-euro or gaussian", "l"),
     Key("seconds", "", "s", "time the unit took", "b"),
 )
 AXES = (

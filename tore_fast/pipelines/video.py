@@ -31,7 +31,7 @@ from ..io.image import ImageError
 from ..io.video import VideoSource
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
 from ..layers.prepared import prepare
-from ..models._hub import load_pretrained
+from ..models._checkpoint import load
 from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
 from ..models.smpl.hmr2 import HMR2
 from .hosts import RestSkeleton, load_host, load_named_body
@@ -149,7 +149,7 @@ class VideoPipeline:
             'free'
         """
         name, network = load_host(host, fov_net, overrides)
-        decoder = load_pretrained(motion) if motion else None
+        decoder = load(motion) if motion else None
         if decoder is not None and not isinstance(decoder, FastHMRMotion):
             raise ValueError(f"{motion}: not a motion decoder (fasthmr_motion)")
         pipe = cls(network, load_named_body(body), decoder, options, device)
@@ -206,7 +206,7 @@ class VideoPipeline:
         merging = self.host.backbone.merging
         if masks is None or merging is None or merging.keep is None or self._over_budget:
             return
-        self._over_budget = warn_if_over_budget(self.host.coverage(masks), merging.keep, merging.person_threshold)
+        self._over_budget = warn_if_over_budget(self.host.coverage(masks), merging, len(self.host.backbone.blocks))
 
     @torch.inference_mode()
     def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):

@@ -134,9 +134,9 @@ def read_prior(folder: str | Path) -> tuple[MotionVAE, Tensor, Tensor]:
     Raises:
         ValueError: the folder of another model.
     """
-    from ..models import load_pretrained
+    from ..models import load
 
-    vae = load_pretrained(folder)
+    vae = load(folder)
     if not isinstance(vae, MotionVAE) or not (Path(folder) / STATISTICS).is_file():
         raise ValueError(f"--motion-prior: {folder} is not a motion VAE (stage 1 of `tore-fast train motion`)")
     stats = read_weights(Path(folder) / STATISTICS)

@@ -99,7 +99,7 @@ def run(
     Raises:
         ValueError: see train. KeyboardInterrupt: after Ctrl-C.
     """
-    from ..models import save_pretrained
+    from ..models import save
 
     out = folder_of(config, name)
     config = dataclasses.replace(config, out=str(out))
@@ -119,7 +119,7 @@ def run(
         write_text(out / "test.json", json.dumps({**text, "trained_on": trained_on}, indent=2) + "\n")
     if export is not None:
         model: nn.Module = task.model_to_export().cpu().eval()
-        save_pretrained(model, export, name, dtype, **text, trained_on=trained_on, **(card or {}))
+        save(model, export, name, dtype, **text, trained_on=trained_on, **(card or {}))
         if beside is not None:
             beside(export)
         numbers = "  ".join(f"{k} {v:.4g}" for k, v in chosen.validation.items())

@@ -66,7 +66,7 @@ def _what(own: dict[str, Tensor], fits: dict[str, Tensor]) -> str:
 
 def tensors_of(path: Path, mesh_data: str | None = None) -> dict[str, Tensor]:
     """Tensors of a run's last.pt (averaged, where it has averages) or best.pt, a folder of ours, or an official file."""
-    from ..models import from_pretrained
+    from ..models import load
 
     if not path.exists():
         raise FileNotFoundError(f"--checkpoint {path}: no such file or folder")
@@ -75,4 +75,4 @@ def tensors_of(path: Path, mesh_data: str | None = None) -> dict[str, Tensor]:
         state = read_weights(path)
     if isinstance(state, dict) and "model" in state and "step" in state:
         return {**state["model"], **(state.get("ema") or {}).get("average", {})}
-    return from_pretrained(path, **({"mesh_data": mesh_data} if mesh_data else {})).state_dict()
+    return load(path, **({"mesh_data": mesh_data} if mesh_data else {})).state_dict()

@@ -169,10 +169,11 @@ def _analytic_start(
 ) -> Tensor:  # [B, 24, 3, 3]
     """From the world points; where they say nothing, the mean pose turned like the image points."""
     if not bool(finite.all()):
-        mean = mean_pose(world)[None]
-        zeros = [world.new_zeros(1, len(model.attach), n) for n in (2, 2, 3)]
+        count = len(model.attach)
+        nothing, nowhere = world.new_zeros(1, count, 2), world.new_zeros(1, count, 3)
         shape = world.new_zeros(1, model.bone_dirs.shape[-1])
-        world = fill_missing(world, finite, fit_landmarks(*zeros, model, mean, shape, steps=0).landmarks[0])
+        mean = fit_landmarks(nothing, nothing, nowhere, model, mean_pose(world)[None], shape, steps=0)
+        world = fill_missing(world, finite, mean.landmarks[0])
     rotations = pose_from_joints(landmarks_to_h36m17(world))
     if bool(solid.all()):
         return rotations

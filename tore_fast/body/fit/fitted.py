@@ -63,7 +63,8 @@ class Landmarks:
         return len(self.points)
 
     def to(self, device: torch.device | str) -> Landmarks:
-        return Landmarks(*(None if value is None else value.to(device) for value in vars(self).values()))
+        flag, side = (None if t is None else t.to(device) for t in (self.flag, self.side))
+        return Landmarks(self.points.to(device), self.world.to(device), self.visibility.to(device), flag, side)
 
     def crop_side(self) -> Tensor:  # [B]
         """`side`, or the side of the crop that would hold the points: twice the farthest seen point from the hips."""

@@ -114,7 +114,15 @@ def landmark_model(body: Body, device: torch.device | str = "cpu") -> BodyLandma
         return torch.as_tensor(x, dtype=torch.float64, device=device)
 
     model = LandmarkModel(
-        body.parents, tuple(attach.tolist()), *map(constant, (offsets, offset_dirs, bones, bone_dirs)), mean.to(device),
-        precision.to(device), HINGES, HIPS,
-    )  # fmt: skip
+        parents=body.parents,
+        attach=tuple(attach.tolist()),
+        offsets=constant(offsets),
+        offset_dirs=constant(offset_dirs),
+        bones=constant(bones),
+        bone_dirs=constant(bone_dirs),
+        prior_mean=mean.to(device),
+        prior_precision=precision.to(device),
+        limits=HINGES,
+        centre=HIPS,
+    )
     return BodyLandmarkModel(model, constant(counts))

@@ -17,6 +17,11 @@ from .prior import load_pose_prior
 # Human3.6M joint -> mean of landmarks; 7 (torso) and 10 (head top) are made in landmarks_to_h36m17
 _HIPS, _SHOULDERS, _EARS = (23, 24), (11, 12), (7, 8)
 _SIDES = {1: 24, 2: 26, 3: 28, 4: 23, 5: 25, 6: 27, 9: 0, 11: 11, 12: 13, 13: 15, 14: 12, 15: 14, 16: 16}
+# left leg, right leg, left arm, right arm: Human3.6M joints, SMPL joints, direction of the rest bone
+_TOP, _MIDDLE, _END = [4, 1, 11, 14], [5, 2, 12, 15], [6, 3, 13, 16]
+_UPPER, _LOWER = [1, 2, 16, 17], [4, 5, 18, 19]
+_REST = ((0.0, -1.0, 0.0), (0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (-1.0, 0.0, 0.0))
+_BENDS = (1.0, 1.0, -1.0, 1.0)
 HEAD_TOP = 0.5  # of shoulders-to-ears beyond the ears
 
 
@@ -74,31 +79,28 @@ def pose_from_joints(
     nod = _shortest(up, (chest.mT @ _unit(j[:, 10] - j[:, 8])[..., None])[..., 0])
     out[:, (12, 15)] = axis_angle_to_matrix(matrix_to_axis_angle(nod) / 2)[:, None]
 
-    for hip, knee, ankle, slot in ((4, 5, 6, 1), (1, 2, 3, 2)):  # left, right
-        thigh, shank = _unit(j[:, knee] - j[:, hip]), _unit(j[:, ankle] - j[:, knee])
-        hinge = torch.linalg.cross(thigh, shank)  # knees bend about +x
-        out[:, slot], out[:, slot + 3] = _limb(pelvis, thigh, shank, hinge, j.new_tensor([0.0, -1.0, 0.0]), "x")
-    for shoulder, elbow, wrist, slot, side in ((11, 12, 13, 16, 1.0), (14, 15, 16, 17, -1.0)):
-        upper, lower = _unit(j[:, elbow] - j[:, shoulder]), _unit(j[:, wrist] - j[:, elbow])
-        hinge = -side * torch.linalg.cross(upper, lower)  # left elbows bend about -y
-        out[:, slot], out[:, slot + 2] = _limb(chest, upper, lower, hinge, j.new_tensor([side, 0.0, 0.0]), "y")
+    # the four limbs at once: left leg, right leg, left arm, right arm
+    upper, lower = _unit(j[:, _MIDDLE] - j[:, _TOP]), _unit(j[:, _END] - j[:, _MIDDLE])
+    bends = j.new_tensor(_BENDS)[:, None]  # knees bend about +x, the left elbow about -y
+    parent = torch.stack((pelvis, pelvis, chest, chest), 1)
+    out[:, _UPPER], out[:, _LOWER] = _limbs(parent, upper, lower, bends * torch.linalg.cross(upper, lower))
     return out
 
 
-def _limb(
-    parent: Tensor, first: Tensor, second: Tensor, hinge: Tensor, rest: Tensor, axis: str
-) -> tuple[Tensor, Tensor]:
-    """Rotations of a limb's two joints, from bone directions in the world."""
+def _limbs(parent: Tensor, first: Tensor, second: Tensor, hinge: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotations [N, 4, 3, 3] of the limbs' two joints, from bone directions in the world [N, 4, 3]."""
     to_parent = parent.mT
     first, second, hinge = ((to_parent @ v[..., None])[..., 0] for v in (first, second, hinge))
+    rest = first.new_tensor(_REST)
+    arm = torch.tensor([[False], [False], [True], [True]], device=first.device)
     start = _shortest(rest.expand_as(first), first)
-    index = "xyz".index(axis)
     # a straight limb has no hinge: keep the shortest turn there, and change over smoothly
-    bent = ((hinge.norm(dim=1, keepdim=True) - 0.1) / 0.25).clamp(0, 1)
-    hinge = _unit(_unit(hinge) * bent + start[..., index] * (1 - bent))
-    across = _unit(hinge - (hinge * first).sum(1, keepdim=True) * first)
-    along = first * rest.sum()  # the rest bone is +x, -x or -y
-    x, y = (across, along) if axis == "x" else (along, across)
+    bent = ((hinge.norm(dim=-1, keepdim=True) - 0.1) / 0.25).clamp(0, 1)
+    straight = torch.where(arm, start[..., 1], start[..., 0])
+    hinge = _unit(_unit(hinge) * bent + straight * (1 - bent))
+    across = _unit(hinge - (hinge * first).sum(-1, keepdim=True) * first)
+    along = first * rest.sum(-1, keepdim=True)  # the rest bone is +x, -x or -y
+    x, y = torch.where(arm, along, across), torch.where(arm, across, along)
     rotation = torch.stack((x, y, torch.linalg.cross(x, y)), -1)
     bend = _shortest(rest.expand_as(first), (rotation.mT @ second[..., None])[..., 0])
     return rotation, bend

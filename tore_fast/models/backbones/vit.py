@@ -158,7 +158,8 @@ class ConvStem(Prepared):
 
     def _convolutions(self) -> list[tuple[Tensor, Tensor]]:
         """Weights and biases of the 3x3 convolutions with their batch normalisation folded in."""
-        fused = (fuse_conv_bn_eval(conv, norm) for conv, norm in zip(self.proj[0:-1:3], self.proj[1:-1:3]))
+        pairs = zip(self.proj[0:-1:3], self.proj[1:-1:3])  # an engine has put the norms into the convolutions before
+        fused = (conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm) for conv, norm in pairs)
         return [(conv.weight.detach(), conv.bias.detach()) for conv in fused]
 
     def forward(self, img: Tensor) -> Tensor:

@@ -6,10 +6,13 @@ unwrapping (`model_pos`, `module.`), dropping profiler buffers and reading the s
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from .._config import make_config
 from .._layouts import Layout, register_layout
+from .._registry import ModelEntry
 from .._weights import load_strict
 from .mhformer import Mhformer, MhformerConfig
 from .mixste import Mixste, MixsteConfig
@@ -119,6 +122,30 @@ def model_from_state(
     model = build(make_config(build, None, {**fields, **overrides}))
     load_strict(model, state, source, host, allow_nonfinite=allow_nonfinite)
     return model.eval()
+
+
+def named_model(
+    state: dict[str, Tensor], source: str, entry: ModelEntry, allow_nonfinite: bool, given: dict[str, Any]
+) -> nn.Module:
+    """The registered model with these weights, which must be of its network and window; sizes are read off the weights.
+
+    The name tells the frames and how to prune: TPC's weights are those of the base model, and MotionBERT's hold 243 frame
+    embeddings whatever the window.
+    """
+    named = make_config(entry.model, None, {**entry.fields, **given})
+    host, found = config_fields(state)
+    if host != entry.family:
+        raise ValueError(f"{source}: holds weights of {host}, --model {entry.name} is {entry.family}")
+    if host == "motionbert":
+        found["frames"] = named.frames  # its embeddings are sliced
+    elif found["frames"] != named.frames:
+        raise ValueError(
+            f"{source}: holds weights for {found['frames']} frames, --model {entry.name} has {named.frames}"
+        )
+    told = {name: getattr(named, name) for name in ("heads", *entry.facts.free_fields)}
+    return model_from_state(
+        state, source, allow_nonfinite=allow_nonfinite, **{"frames": found["frames"], **told, **given}
+    )
 
 
 register_layout(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.rotation import axis_angle_to_matrix, matrix_to_axis_angle, skew
-from .._fit_args import FitSettings, LandmarkInputs, LandmarkModel
+from .._fit_args import FitSettings, LandmarkInputs, LandmarkModel, in_float64
 
 SMALL_DEPTH = 0.05  # of the denominator 1 + depth / distance: nearer than this a point is held there
 MIN_DAMPING, MAX_DAMPING = 1e-5, 1e8
@@ -289,7 +289,7 @@ def prepare(inputs: LandmarkInputs, model: LandmarkModel, settings: FitSettings)
         rotations if inputs.anchor is None else proper_rotations(inputs.anchor.double()),
         given(inputs.anchor_betas, torch.zeros_like(betas)),
         given(inputs.anchor_weight, torch.ones_like(zeros)).clamp(min=0) if anchored else zeros,
-        model._replace(**{k: v.double() for k, v in model._asdict().items() if isinstance(v, Tensor)}),
+        in_float64(model),
         settings,
     )
     person = Person(rotations, betas, points.new_zeros(points.shape[0], 4))

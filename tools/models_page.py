@@ -1,7 +1,7 @@
-"""Counts every registered model, writes models/assets/counts.json and the model table between the README's marks.
+"""Counts every registered model, writes models/assets/counts.json and the table of docs/models.md.
 
-python tools/readme_models.py            # count, write both (half a minute)
-python tools/readme_models.py --table    # only print the table from the counts in the tree
+python tools/models_page.py            # count, write both (half a minute)
+python tools/models_page.py --table    # only print the table from the counts in the tree
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tore_fast.models import list_models
 from tore_fast.models._count import count_model
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- models: tools/readme_models.py -->\n", "<!-- end of models -->\n"
+START, END = "<!-- models: tools/models_page.py -->\n", "<!-- end of models -->\n"
 NAMES = [
     "fastmetro_s_r50",
     "fastmetro_l_r50",
@@ -53,7 +53,7 @@ NAMES = [
 
 
 def table() -> str:
-    """The README's table (Markdown)."""
+    """The page's table (Markdown)."""
     lines = [
         "| model | parameters M | counted as the paper does | paper | GMACs | as the paper does | paper | paper's table |",
         "|---|---|---|---|---|---|---|---|",
@@ -79,10 +79,10 @@ def main() -> None:
         counts = {name: count_model(name) for name in list_models()}
         text = ",\n".join(f"{json.dumps(name)}: {json.dumps(c)}" for name, c in counts.items())
         (ROOT / "tore_fast" / "models" / "assets" / "counts.json").write_text("{\n" + text + "\n}\n")
-        readme = ROOT / "README.md"
-        before, rest = readme.read_text().split(START)
+        page = ROOT / "docs" / "models.md"
+        before, rest = page.read_text().split(START)
         text = before + START + table() + END + rest.split(END)[1]
-        readme.write_text(re.sub(r"\(\d+ names\)", f"({len(counts)} names)", text))
+        page.write_text(re.sub(r"\(\d+ names\)", f"({len(counts)} names)", text))
     print(table(), end="")
 
 
