@@ -20,7 +20,7 @@ def test_names_and_loops():
     assert sass_report.short_name(name) == "knn_density_fwd_kernel<5, 1, mma>"
     plain = "_ZN9tore_fast4cuda45_GLOBAL__N__babedc6d_12_rasterize_cu_2f50d0f121rasterize_face_kernelENS0_15RasterizeParamsE"
     assert sass_report.short_name(plain) == "rasterize_face_kernel"
-    code = [(0, "LDG", "LDG"), (16, "FFMA", "FFMA"), (32, "LDS", "LDS"), (48, "BRA", "BRA 0x20"), (64, "BRA", "BRA 0x10"), (80, "EXIT", "EXIT")]
+    code = [(0, "LDG", "LDG"), (16, "FFMA", "FFMA"), (32, "LDS", "LDS"), (48, "BRA", "@P0 BRA 0x20"), (64, "BRA", "@!P1 BRA 0x10"), (80, "EXIT", "EXIT")]
     body = sass_report.loops_of(code)
     (outer,) = body.inner
     (inner,) = outer.inner
