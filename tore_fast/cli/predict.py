@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,9 +193,11 @@ def _images(
     args: Args, pipeline: Any, paths: list[Path], names: dict[Path, str], formats: tuple[str, ...]
 ) -> list[dict]:
     """Index entries of all images; errors are said as they come."""
+    from .._threads import available_cpus
     from ..data.boxes import boxes_of, read_boxes
     from ..pipelines.images import BOX_MODES
     from ..pipelines.results import write_result
+    from ..pipelines.writing import InOrder
 
     paths = paths[: args.limit]
     if args.boxes in BOX_MODES:
@@ -206,30 +207,34 @@ def _images(
         boxes = [boxes_of(table, p) for p in paths]
         for p in (p for p, b in zip(paths, boxes) if b is None):
             print(f"note: {p}: not in {args.boxes}; a box is looked for", file=sys.stderr)
-    entries, start_writing = [], 0.0
-    with args.progress(len(paths), "img") as bar:
+    entries: list[dict] = []
+
+    def write(path: Path, result: Any) -> dict:
+        entry: dict[str, Any] = {"name": names[path], "source": str(path), "files": []}
+        if result.error is not None:
+            return entry | {"error": result.error}
+        try:
+            written = write_result(result, pipeline, args.out, names[path], formats)
+        except (OSError, ValueError) as e:
+            return entry | {"error": f"{result.name}: results not written: {format_error(e)}"}
+        return entry | {"files": [p.name for p in written], "people": len(result.people)}
+
+    def told(written: tuple[Any, dict]) -> None:
+        result, entry = written
+        if "error" in entry:
+            print_error(entry["error"])
+        for note in result.notes:
+            print(f"note: {result.name}: {note}", file=sys.stderr)
+        entries.append(entry)
+        bar.update()
+
+    with args.progress(len(paths), "img") as bar, InOrder(available_cpus(), told) as queue:
         try:
             for path, result in zip(paths, pipeline.stream(paths, boxes)):
-                entry: dict[str, Any] = {"name": names[path], "source": str(path), "files": []}
-                if result.error is None:
-                    start = time.perf_counter()
-                    try:
-                        written = write_result(result, pipeline, args.out, names[path], formats)
-                        entry |= {"files": [p.name for p in written], "people": len(result.people)}
-                    except (OSError, ValueError) as e:
-                        entry["error"] = f"{result.name}: results not written: {format_error(e)}"
-                    start_writing += time.perf_counter() - start
-                else:
-                    entry["error"] = result.error
-                if "error" in entry:
-                    print_error(entry["error"])
-                for note in result.notes:
-                    print(f"note: {result.name}: {note}", file=sys.stderr)
-                entries.append(entry)
-                bar.update()
+                queue.put(lambda p=path, r=result: (r, write(p, r)))
         except ValueError as e:  # the model's output does not fit a mesh
             raise UsageError(f"--model: {e}") from e
-    pipeline.seconds["write"] = start_writing
+    pipeline.seconds["write"] = queue.waited_s  # the rest ran beside the model
     return entries
 
 

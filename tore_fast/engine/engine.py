@@ -103,6 +103,7 @@ class Engine:
         batch: the largest step, or all step sizes (buckets), ascending; larger batches are cut. Default 64 on CUDA, else 8.
         mode: "graph" (CUDA), "compile", "eager"; "auto": graph on CUDA, eager elsewhere.
         own: the module may be changed instead of copied.
+        follow: prepares anew by itself when the weights have changed, instead of refusing.
         overrides: config fields, where `model` is a name.
 
     Raises:
@@ -123,6 +124,7 @@ class Engine:
         *,
         mode: str = "auto",
         own: bool = False,
+        follow: bool = False,
         platform: Platform | None = None,
         **overrides: Any,
     ) -> None:
@@ -143,7 +145,7 @@ class Engine:
         self.input_shape = input_shape(source)
         self.buckets = _buckets(batch, self.device)
         self._source = source
-        self._own = own
+        self._own, self._follow = own, follow
         choice = choose_precision(precision, self.device, None if self.facts is None else self.facts.family)
         self._choice: Choice = choice
         self._platform = platform
@@ -183,7 +185,7 @@ class Engine:
                 )
             with autocast(self.device.type, self._choice.dtype):
                 prepare(network)
-        self._stamps = (_stamp_of(self._source), _stamp_of(network))
+        self._stamps = self._states()
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         unit = self.facts is not None and self.facts.pixels == "unit"
         self._scale = (torch.full((3,), 1 / 255) if unit else 1 / (255 * std)).to(self.device)[:, None, None]
@@ -195,14 +197,19 @@ class Engine:
     def refresh(self) -> None:
         """Prepares anew after the weights of the module it was made from have changed.
 
-        Raises:
-            RuntimeError: the engine changed the module itself (`own`, or a name); make a new engine.
+        An engine that was given the module (`own`, a name) keeps it as it is now and forgets what followed from it.
         """
-        if self._own:
-            raise RuntimeError("Engine.refresh: this engine changed the module itself; make a new engine")
         self._ready.clear()
         self.report_.captured.clear()
-        self._prepare()
+        if not self._own:
+            self._prepare()
+            return
+        with torch.no_grad(), autocast(self.device.type, self._choice.dtype):
+            prepare(self.network)
+        self._stamps = self._states()
+
+    def _states(self) -> tuple:
+        return (_state_of(self._source), None if self._own else _state_of(self.network))
 
     def warm_up(self, *extra: Any, dtype: torch.dtype = torch.float32) -> Engine:
         """Makes every bucket ready now instead of at its first use. `extra`: further arguments of one item [1, ...]."""
@@ -210,6 +217,14 @@ class Engine:
             item = torch.zeros((size, *self.input_shape), dtype=dtype)
             self(item, *(None if e is None else e.expand(size, *e.shape[1:]) for e in extra))
         return self
+
+    def set_batch(self, batch: int | Sequence[int]) -> None:
+        """Other step sizes from the next call on; those that are ready already stay."""
+        self.buckets = self.report_.buckets = _buckets(batch, self.device)
+
+    def context(self) -> torch.autocast:
+        """For direct calls of parts of `network`: autocast to its compute type, which their weights have."""
+        return autocast(self.device.type, self._choice.dtype)
 
     def report(self) -> Report:
         """What it did and why not the rest."""
@@ -306,7 +321,10 @@ class Engine:
         return self._ready[key]
 
     def _checked(self, images: Any, extra: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-        if self._stamps != (_stamp_of(self._source), _stamp_of(self.network)):
+        if self._stamps != self._states():
+            if self._follow:
+                self.refresh()
+                return self._checked(images, extra)
             raise RuntimeError(
                 f"Engine: weights of {self.name} have changed since they were prepared; call refresh() or make a new engine"
             )
@@ -374,10 +392,7 @@ def _pick_mode(mode: str, device: torch.device, platform: Platform | None) -> tu
     return "eager", "graphs are a thing of CUDA; steps are the batches as they come, up to the largest"
 
 
-def _stamp_of(model: nn.Module) -> tuple:
-    return stamp_of(tuple(t for _, t in _tensors(model)))
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def _state_of(model: nn.Module) -> tuple:
+    """Changes when a weight is replaced or written to, or when a host merges other tokens."""
+    merging = getattr(getattr(model, "backbone", None), "merging", None)
+    return (*stamp_of((*model.parameters(), *model.buffers())), merging)

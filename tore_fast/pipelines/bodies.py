@@ -7,20 +7,23 @@ body). It knows its crop rule, its camera convention and its joints. Next on the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._device import autocast
+from .._device import autocast, check_precision
+from .._threads import available_cpus
 from ..body import Body, BodyTopology, load_body, load_topology
 from ..body.official import mesh_data_folder
+from ..engine import Engine
 from ..geometry import camera
 from ..geometry.crop import Crop, crop_of_box, whole_crop
 from ..geometry.skeleton import H36M17_TO_J14, HAND21, J14, SMPL24
-from ..geometry.warp import as_tensor, letterbox, model_input, normalise_image, person_crops
+from ..geometry.warp import as_tensor, letterbox, normalise_image, person_crops, warp
 from ..layers.mask_tome import ellipse_mask
 from ..models._registry import facts_of
 from ..models.keypoints.tcformer_heads import TCFormerHMR
@@ -58,9 +61,24 @@ class BodyModel:
     topology: BodyTopology
     joint_names: tuple[str, ...]
 
-    def __init__(self, network: nn.Module, device: str | torch.device = "cpu", precision: str = "fp32"):
+    def __init__(
+        self, network: nn.Module, device: str | torch.device = "cpu", precision: str = "fp32", own: bool = False
+    ):
         self.device, self.precision = torch.device(device), precision
         self.network = network.to(self.device).eval()
+        self.engine: Engine | None = None
+        if facts_of(network) is None:  # of another project
+            check_precision(precision)
+        else:
+            self.engine = Engine(self.network, self.device, precision, own=own, follow=True)
+
+    @torch.inference_mode()
+    def run(self, crops: Tensor, *extra: Tensor | None) -> Any:
+        """What the network returns for crops, uint8 0..255 or normalised, on this model's device."""
+        if self.engine is not None:
+            return self.engine(crops, *extra)
+        with autocast(self.device, self.precision):
+            return self.network(normalise_image(crops.to(self.device)), *extra)
 
     def crop_of_box(self, box: Sequence[float]) -> Crop:
         """The square that the model wants to see of a person's box."""
@@ -89,8 +107,9 @@ class MeshModel(BodyModel):
         precision: str = "fp32",
         topology: BodyTopology | None = None,
         mesh_data: str | Path | None = None,
+        own: bool = False,
     ):
-        super().__init__(network, device, precision)
+        super().__init__(network, device, precision, own)
         self.topology = mesh_of(network, mesh_data) if topology is None else topology
         regressor, self._rows, self.joint_names = _joint_rows(self.topology)
         self._regressor = torch.from_numpy(regressor).to(self.device)
@@ -101,13 +120,12 @@ class MeshModel(BodyModel):
         size = getattr(getattr(network, "config", None), "image_size", 224)
         self.image_size = int(size if isinstance(size, int) else size[0])
 
-    def crops(self, sights: Sequence[Sight]) -> Tensor:  # [N, 3, S, S]
-        return torch.stack([model_input(s.pixels, s.crop, self.image_size) for s in sights]).to(self.device)
+    def crops(self, sights: Sequence[Sight]) -> Tensor:  # [N, 3, S, S] uint8
+        return square_crops(sights, self.image_size).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, sights: Sequence[Sight]) -> Bodies:
-        with autocast(self.device, self.precision):
-            out = self.network(self.crops(sights))
+        out = self.run(self.crops(sights))
         lacking = [k for k in ("camera", "vertices", "vertices_coarse") if not hasattr(out, k)]
         if lacking:
             raise ValueError(
@@ -134,8 +152,15 @@ class _PosedModel(BodyModel):
 
     task = "smpl"
 
-    def __init__(self, network: nn.Module, body: Body, device: str | torch.device = "cpu", precision: str = "fp32"):
-        super().__init__(network, device, precision)
+    def __init__(
+        self,
+        network: nn.Module,
+        body: Body,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        own: bool = False,
+    ):
+        super().__init__(network, device, precision, own)
         self.body = body.to(self.device)
         self.topology, self.joint_names = body.topology, SMPL24.names
 
@@ -154,20 +179,20 @@ class _PosedModel(BodyModel):
 class ParameterModel(_PosedModel):
     """TCFormer with HMR's regressor: crops of the mesh models, parameters of the free body."""
 
-    def __init__(self, network: TCFormerHMR, device: str | torch.device = "cpu", precision: str = "fp32"):
+    def __init__(
+        self, network: TCFormerHMR, device: str | torch.device = "cpu", precision: str = "fp32", own: bool = False
+    ):
         if network.config.mesh != "free":
             raise ValueError(
                 f"the weights are for the body {network.config.mesh!r}, whose files are not shipped; it cannot be posed here "
                 "(`tore-fast eval --body FILE` scores them)"
             )
-        super().__init__(network, load_body("free"), device, precision)
+        super().__init__(network, load_body("free"), device, precision, own)
         self.image_size = int(network.config.image_size)
 
     @torch.inference_mode()
     def __call__(self, sights: Sequence[Sight]) -> Bodies:
-        crops = torch.stack([model_input(s.pixels, s.crop, self.image_size) for s in sights]).to(self.device)
-        with autocast(self.device, self.precision):
-            out = self.network(crops)
+        out = self.run(square_crops(sights, self.image_size).to(self.device))
         return self.posed(out.camera, out.rotations, out.shape, centred=True)
 
 
@@ -186,8 +211,9 @@ class HostModel(_PosedModel):
         precision: str = "fp32",
         box_rule: str = "hmr2",
         masks: str = "auto",
+        own: bool = False,
     ):
-        super().__init__(network, body, device, precision)
+        super().__init__(network, body, device, precision, own)
         self.box_rule, self.masks = box_rule, masks
         self.image_size = int(network.config.img_size[0])
 
@@ -200,11 +226,11 @@ class HostModel(_PosedModel):
     def focal_px(self, pixels: np.ndarray) -> float:
         if getattr(self.network, "cam_model", None) is None:
             return super().focal_px(pixels)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.engine.context():  # type: ignore[union-attr]
             fov = self.network.estimate_fov(
                 normalise_image(letterbox(as_tensor(pixels, self.device), camera.CROP_PX))[None]
             )
-        return float(camera.focal_from_fov(fov.clamp(0.05, 3.0), pixels.shape[0])[0])
+        return float(camera.focal_from_fov(fov.float().clamp(0.05, 3.0), pixels.shape[0])[0])
 
     @torch.inference_mode()
     def __call__(self, sights: Sequence[Sight]) -> Bodies:
@@ -217,8 +243,7 @@ class HostModel(_PosedModel):
             q = torch.tensor([s.crop.x_y_side for s in sights], device=self.device)
             image = torch.tensor([(s.pixels.shape[1], s.pixels.shape[0]) for s in sights], device=self.device).float()
             extra = (q[:, :2], q[:, 2], image, torch.tensor([s.focal_px for s in sights], device=self.device))
-        with autocast(self.device, self.precision):
-            out = self.network(crops, mask, *extra)
+        out = self.run(crops, mask, *extra)
         return self.posed(out.cam, out.rotations, out.betas, centred=False)
 
 
@@ -233,26 +258,36 @@ def body_model(
     mesh_data: str | Path | None = None,
     box_rule: str = "hmr2",
     masks: str = "auto",
+    own: bool = False,
 ) -> BodyModel:
     """The BodyModel of a network.
 
     Args:
-        source: what the network came from, for messages. body: "free" or a SMPL model file, for HMR2.0 and CameraHMR.
+        source: what the network came from, for messages. body: "free" or a SMPL model file, for HMR2.0 and CameraHMR. own: the network is
+            changed for speed; otherwise a copy is.
 
     Raises:
         ValueError: a network of another task; a topology that is not there.
     """
     facts = facts_of(network)
     if facts is not None and facts.task == "smpl" and facts.crop == "square":
-        return ParameterModel(network, device, precision)
+        return ParameterModel(network, device, precision, own)
     if facts is not None and facts.task == "smpl":
-        return HostModel(network, load_named_body(body), device, precision, box_rule, masks)
+        return HostModel(network, load_named_body(body), device, precision, box_rule, masks, own)
     if facts is None or facts.task == "mesh":  # of another project: its output tells whether it fits
-        return MeshModel(network, device, precision, topology, mesh_data)
+        return MeshModel(network, device, precision, topology, mesh_data, own)
     raise ValueError(
         f"{source}: expected a model of task mesh or smpl (fastmetro*, metro*, graphormer*, tore_default, tcformer_*_hmr, "
         f"hmr2*, camerahmr*, fasthmr_*), got {type(network).__name__}"
     )
+
+
+def square_crops(sights: Sequence[Sight], size: int) -> Tensor:  # [N, 3, size, size] uint8
+    """Crops as SPIN's line of models was trained to see them, cut by as many threads as there are crops and CPUs."""
+    jobs = [(s.pixels, s.crop, size) for s in sights]
+    with ThreadPoolExecutor(min(len(jobs), available_cpus())) as pool:  # Pillow lets other threads run
+        cut = list(pool.map(lambda job: warp(*job), jobs))
+    return torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
 
 
 def mesh_of(model: nn.Module, mesh_data: str | Path | None = None) -> BodyTopology:

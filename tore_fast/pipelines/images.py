@@ -6,10 +6,11 @@ memory. Way of the data: io/image.py, a box (given, or from `find_people`), bodi
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,12 @@ import torch
 from torch import nn
 
 from .._device import check_precision, pick_device
+from .._threads import available_cpus
 from ..body import BodyTopology
 from ..geometry import camera
 from ..geometry.crop import Crop, centre_crop
 from ..geometry.rotation import matrix_to_axis_angle
 from ..io.image import ImageError, check_box, read_image
-from ..layers.prepared import prepare
 from ..models import load
 from .bodies import Bodies, BodyModel, Sight, body_model
 from .hosts import attach_fov_net
@@ -90,6 +91,17 @@ class Stored(NamedTuple):
     read: Callable[[], bytes]
 
 
+class Reading(NamedTuple):
+    """An image whose turn comes soon: a thread reads it."""
+
+    source: Any
+    boxes: Any
+    reading: Future[ImageResult]
+
+
+Group = list[Reading]
+
+
 class Job(NamedTuple):
     """A crop to be run."""
 
@@ -127,7 +139,8 @@ class ImagePipeline:
         find_people: looks for the people of images without given boxes; None: the model itself does ("auto").
         device: "auto" takes a GPU where there is one. precision: fp32, bf16 or fp16. batch_size: crops run at once.
         fixed_batch: always run batches of that size, filled up by repeating a crop: a result then does not depend on how
-            many others ran beside it. workers: threads that read images.
+            many others ran beside it. workers: threads that read images (0: as many as
+            there are CPUs).
         focal_px, fov_deg (vertical), principal_px: the camera where it is known.
         box_rule, masks: of HMR2.0 and CameraHMR (bodies.py).
 
@@ -153,7 +166,7 @@ class ImagePipeline:
         device: str = "auto",
         precision: str = "fp32",
         batch_size: int = 8,
-        workers: int = 2,
+        workers: int = 0,
         fixed_batch: bool = False,
         focal_px: float | None = None,
         fov_deg: float | None = None,
@@ -161,9 +174,9 @@ class ImagePipeline:
         box_rule: str = "hmr2",
         masks: str = "auto",
     ):
-        for name, value in (("batch_size", batch_size), ("workers", workers)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         check_camera(focal_px, fov_deg)
         check_precision(precision)
         self.device = torch.device(pick_device(device))
@@ -193,12 +206,13 @@ class ImagePipeline:
                 mesh_data=mesh_data,
                 box_rule=box_rule,
                 masks=masks,
+                own=not isinstance(model, nn.Module),  # a module handed in stays as it is
             )
-            if not isinstance(model, nn.Module):
-                prepare(network)  # a module handed in stays as it is
+            if self.body_model.engine is not None:
+                self.body_model.engine.set_batch(batch_size)
         self.model = self.body_model.network
         self.topology, self.joint_names = self.body_model.topology, self.body_model.joint_names
-        self.batch_size, self.workers, self.find_people = batch_size, workers, find_people
+        self.batch_size, self.workers, self.find_people = batch_size, workers or available_cpus(), find_people
         self._fixed_batch = fixed_batch
         self._focal_px, self._fov_deg, self._principal_px = focal_px, fov_deg, principal_px
         self.seconds: dict[str, float] = {"read": 0.0, "model": 0.0, "mesh": 0.0}
@@ -223,29 +237,30 @@ class ImagePipeline:
         return list(self.stream(images, boxes))
 
     def stream(self, images: Iterable[Any], boxes: Any = None) -> Iterator[ImageResult]:
-        """Like `predict`, one result after the other; only a batch of images is in memory."""
+        """Like `predict`, one result after the other; two batches are read ahead, no more are in memory."""
         if isinstance(boxes, str) and boxes not in BOX_MODES:
             raise ValueError(f"predict: boxes must be one of {BOX_MODES} or lists of boxes, got {boxes!r}")
-        with ThreadPoolExecutor(self.workers) as pool:
-            group: list[tuple[Any, Any]] = []
-            for i, image in enumerate(images):
-                group.append((image, boxes if boxes is None or isinstance(boxes, str) else boxes[i]))
-                if len(group) == self.batch_size:
-                    yield from self._group(group, pool)
-                    group = []
-            if group:
-                yield from self._group(group, pool)
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            for group in read_ahead(zip_boxes(images, boxes), self.batch_size, pool):
+                yield from self._group(group)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # a caller who has enough does not wait for the rest
 
-    def _group(self, group: list[tuple[Any, Any]], pool: ThreadPoolExecutor) -> Iterator[ImageResult]:
+    def _read(self, group: Group) -> list[ImageResult]:
         start = time.perf_counter()
-        read = list(pool.map(lambda pair: read_result(pair[0]), group))
-        self.seconds["read"] += time.perf_counter() - start
+        read = [item.reading.result() for item in group]
+        self.seconds["read"] += time.perf_counter() - start  # what was waited for; the rest ran beside the model
+        return read
+
+    def _group(self, group: Group) -> Iterator[ImageResult]:
+        read = self._read(group)
         opened: list[ImageResult] = []
         jobs: list[Job] = []
-        for i, (image, (_, boxes)) in enumerate(zip(read, group)):
+        for i, (image, item) in enumerate(zip(read, group)):
             if image.error is None:
                 try:
-                    jobs += self._jobs(i, image, boxes)
+                    jobs += self._jobs(i, image, item.boxes)
                 except ImageError as e:
                     image = ImageResult(image.name, error=str(e))
             opened.append(image)
@@ -356,6 +371,25 @@ class ImagePipeline:
             rotations=seen.rotations,
             betas=seen.betas,
         )
+
+
+def zip_boxes(images: Iterable[Any], boxes: Any) -> Iterator[tuple[Any, Any]]:
+    """Each image with its boxes, or with the mode that holds for all."""
+    for i, image in enumerate(images):
+        yield image, (boxes if boxes is None or isinstance(boxes, str) else boxes[i])
+
+
+def read_ahead(items: Iterable[tuple[Any, Any]], size: int, pool: ThreadPoolExecutor) -> Iterator[Group]:
+    """Groups of `size` images in order, the next group being read while the caller works on one."""
+    waiting: Group | None = None
+    items = iter(items)
+    while True:
+        group = [Reading(s, b, pool.submit(read_result, s)) for s, b in itertools.islice(items, size)]
+        if waiting:
+            yield waiting
+        if not group:
+            return
+        waiting = group
 
 
 def read_result(image: Any) -> ImageResult:

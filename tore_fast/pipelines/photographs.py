@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ..io.exif import focal_from_exif
 from ..io.image import ImageError, check_box
 from .bodies import Bodies, BodyModel, Sight
 from .hosts import load_named_body
-from .images import NOBODY, ImagePipeline, ImageResult, Person, read_result
+from .images import NOBODY, Group, ImagePipeline, ImageResult, Person
 from .people import People, PeopleFinder, joined, nobody
 from .people_tracks import PeopleTracker
 
@@ -104,13 +103,11 @@ class PhotographPipeline(ImagePipeline):
         self.body = self.body_model.body
         self.seconds = {"read": 0.0, "find": 0.0, "fit": 0.0}
 
-    def _group(self, group: list[tuple[Any, Any]], pool: ThreadPoolExecutor) -> Iterator[ImageResult]:
+    def _group(self, group: Group) -> Iterator[ImageResult]:
+        read = self._read(group)
+        found, sources = self._find(read, [item.boxes for item in group])
         start = time.perf_counter()
-        read = list(pool.map(lambda pair: read_result(pair[0]), group))
-        self.seconds["read"] += time.perf_counter() - start
-        found, sources = self._find(read, [boxes for _, boxes in group])
-        start = time.perf_counter()
-        cameras = [self._camera(image, self._source(item)) for (item, _), image in zip(group, read)]
+        cameras = [self._camera(image, self._source(item.source)) for item, image in zip(group, read)]
         fitted = self._fit(read, found, cameras)
         coarse = [] if fitted is None else self.body.coarse(fitted.vertices, 2).cpu().numpy()
         self.seconds["fit"] += time.perf_counter() - start

@@ -7,6 +7,7 @@ then every track goes through the motion decoder and the inverse kinematics in c
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
@@ -20,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._device import autocast
 from ..body import Body
+from ..engine import Engine
 from ..geometry import camera
 from ..geometry.crop import Crop, crop_of_box
 from ..geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
@@ -30,7 +31,6 @@ from ..geometry.windows import fill_gaps, track_spans
 from ..io.image import ImageError
 from ..io.video import VideoSource
 from ..layers.mask_tome import ellipse_mask, warn_if_over_budget
-from ..layers.prepared import prepare
 from ..models._checkpoint import load
 from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
 from ..models.smpl.hmr2 import HMR2
@@ -123,7 +123,7 @@ class VideoPipeline:
             )
         self.rest = RestSkeleton(self.body)
         self.timing = Timing()
-        self._warned = self._has_masks = self._over_budget = False
+        self._warned = self._has_masks = self._over_budget = self._own_host = False
 
     @classmethod
     def from_checkpoint(
@@ -153,7 +153,7 @@ class VideoPipeline:
         if decoder is not None and not isinstance(decoder, FastHMRMotion):
             raise ValueError(f"{motion}: not a motion decoder (fasthmr_motion)")
         pipe = cls(network, load_named_body(body), decoder, options, device)
-        prepare(pipe.host)  # a host handed in stays as it is
+        pipe._own_host = True  # a host handed in stays as it is
         pipe.name = name
         return pipe
 
@@ -168,11 +168,11 @@ class VideoPipeline:
         if o.fov_deg is not None:
             return float(camera.focal_from_fov(math.radians(o.fov_deg), h))
         if getattr(self.host, "cam_model", None) is not None:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.engine.context():
                 fov = self.host.estimate_fov(
                     normalise_image(letterbox(as_tensor(frame, self.device), camera.CROP_PX))[None]
                 )
-            return float(camera.focal_from_fov(fov.clamp(0.05, 3.0), h)[0])
+            return float(camera.focal_from_fov(fov.float().clamp(0.05, 3.0), h)[0])
         return float(camera.default_focal(torch.tensor([[float(w), float(h)]]))[0])
 
     def _square(self, box: Sequence[float]) -> Crop:
@@ -210,10 +210,15 @@ class VideoPipeline:
 
     @torch.inference_mode()
     def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):
-        with autocast(self.device, self.options.precision):
-            if self.host.facts.takes_camera:
-                return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
-            return self.host(crops, masks)
+        if self.host.facts.takes_camera:
+            return self.engine(crops, masks, squares[:, :2], squares[:, 2], image, focal)
+        return self.engine(crops, masks)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """Of the host; made at the first crop."""
+        o = self.options
+        return Engine(self.host, self.device, o.precision, o.batch_size, own=self._own_host, follow=True)
 
     @property
     def _coarse(self) -> int:
@@ -277,7 +282,7 @@ class VideoPipeline:
             focal = cameras[f"{w}x{h}"] = cameras.get(f"{w}x{h}") or self.focal(frame)
             with timing.stage("detect"):
                 boxes = {0: (0.0, 0.0, float(w), float(h))} if tracker is None else tracker(index, frame)
-            with timing.stage("crop", self.device):
+            with timing.stage("crop"):
                 if boxes:
                     tracks = sorted(boxes)
                     squares = [self._square(boxes[t]) for t in tracks]
