@@ -15,8 +15,9 @@ _threads.settle()  # before torch is loaded, if it is not
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .engine.export import export
 
-__all__ = ["Engine", "__version__"]
+__all__ = ["Engine", "__version__", "export"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from .engine import Engine
 
         return Engine
+    if name == "export":
+        from .engine.export import export
+
+        return export
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from .. import (
     _ext,  # noqa: F401  (registers the compiled kernels)
     _schema,  # noqa: F401  (schemas before kernels)
 )
-from ._dispatch import BackendUnavailable
+from ._dispatch import BackendUnavailable, use
 from ._fit_args import FitSettings, LandmarkModel
 from ._memory import kept_memory, release_memory
 from ._sparse import CsrMatrix, MeshTopology, csr_matrix, mesh_topology

@@ -7,7 +7,9 @@ preference and a pure function `why_not(backend, *args) -> str | None`; `tore-fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +18,35 @@ from .. import _ext
 
 # whose tensors a backend takes
 DEVICE_TYPES = {"cpu": "cpu", "strassen": "cpu", "onednn": "cpu", "cuda": "cuda", "triton": "cuda"}
+
+
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("tore_fast_ops", default=None)
+
+
+@contextlib.contextmanager
+def use(impl: str) -> Iterator[None]:
+    """Context in which `impl="auto"` of every op means `impl`, in this thread (and tasks it starts) alone.
+
+    Args:
+        impl: "reference", plain torch: what an export can take along; or "auto", to undo it inside.
+
+    Example:
+        >>> with use("reference"):
+        ...     choose("knn_density", "auto", ("cpu",), lambda backend: None)
+        'reference'
+    """
+    if impl not in ("auto", "reference"):
+        raise ValueError(f"ops.use: impl must be 'reference' or 'auto', got {impl!r}")
+    token = _forced.set(None if impl == "auto" else impl)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def is_plain() -> bool:
+    """Whether `use("reference")` is on. Programs that dynamo traces do not ask: what they hold is decided when they run."""
+    return not torch.compiler.is_dynamo_compiling() and _forced.get() is not None
 
 
 class BackendUnavailable(RuntimeError):
@@ -63,6 +94,8 @@ def choose(op: str, impl: str, backends: Sequence[str], why_not: Callable[..., s
         BackendUnavailable: an explicit `impl` cannot run these arguments.
     """
     if impl == "auto":
+        if is_plain():
+            return "reference"
         for backend in backends:
             if why_not(backend, *args) is None:
                 return backend

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ._derived import Derived
-from ._dispatch import backend_reason, check_device, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, is_plain, tensor_reason
 from ._strassen import StrassenWeight, deepest_level, is_vectorised, strassen_multiply, strassen_pack, strassen_reason
 from .reference.linear import ACTS, linear_reference
 
@@ -165,7 +165,9 @@ def linear(
     _check(x, weight, bias, residual, act, split)
     scale, shift = (None, None) if norm is None else norm[:2]
     check_device("linear", "x", x, weight=weight, bias=bias, residual=residual, norm_weight=scale, norm_bias=shift)
-    if impl == "auto":
+    if impl == "auto" and is_plain():
+        backend = "reference"
+    elif impl == "auto":
         backend = _auto(x, weight, residual, act, split, packed)
     else:
         backend = choose("linear", impl, BACKENDS, why_not, x, weight, residual, act, split)
