@@ -45,7 +45,7 @@ class MergeConfig:
     distill_token: bool = False
     track_source: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (("order", ("index", "tome")), ("src", ("even", "odd")), ("avg", ("size", "mean"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"MergeConfig: {name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -183,7 +183,9 @@ def mask_coverage(
     return pooled.flatten(1)
 
 
-def ellipse_mask(batch: int, height: int, width: int, device=None, axes: float = 0.5) -> Tensor:
+def ellipse_mask(
+    batch: int, height: int, width: int, device: torch.device | str | None = None, axes: float = 0.5
+) -> Tensor:
     """Ellipse in the middle of the crop with axes `axes` times its sides: the stand-in when no person mask is given."""
     y = (torch.arange(height, device=device) + 0.5) / height * 2 - 1
     x = (torch.arange(width, device=device) + 0.5) / width * 2 - 1
