@@ -61,7 +61,7 @@ def test_size_within_one_percent_of_the_paper(name):
 
 @pytest.mark.parametrize(("per_block", "kept"), [(10, 11), (20, 6), (40, 3), (60, 2), (80, 2), (100, 2)])
 def test_schedule_reaches_the_budget_in_the_blocks_of_the_spec(per_block, kept):
-    schedule = MergeConfig(keep=90, per_block=per_block).schedule(192, 28)
+    schedule = MergeConfig.paper(keep=90, per_block=per_block).schedule(192, 28)
     assert sum(schedule) == 102 and sum(r > 0 for r in schedule) == kept
 
 
@@ -71,7 +71,7 @@ def test_schedule_warns_when_depth_is_too_small():
 
 
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 10**6), pairs=st.integers(4, 20), order=st.sampled_from(["index", "tome"]))
+@given(seed=st.integers(0, 10**6), pairs=st.integers(4, 20), order=st.sampled_from(["position", "index", "tome"]))
 def test_merging_exact_duplicates_is_lossless(seed, pairs, order):
     """With proportional attention (blocks and decoder) the pose does not change when every token occurs twice."""
     torch.manual_seed(seed)
@@ -151,7 +151,7 @@ def test_convolutional_stem_prepares_and_merges():
         assert len(merged.backbone.blocks) == 2
         torch.testing.assert_close(merged.backbone.patch_embed(img[..., 16:-16]), stem(img[..., 16:-16]))
         for host, mask in ((model, None), (merged, torch.zeros(4, 128, 128).index_fill(2, torch.arange(60), 1))):
-            host.set_merging(MergeConfig(keep=20, per_block=20))
+            host.set_merging(MergeConfig.paper(keep=20, per_block=20))
             want = host(img, mask)
             assert host.encode(img, mask)[0].shape == (4, 20, 32)
             got = host.prepare()(img, mask)
@@ -272,7 +272,14 @@ def test_camerahmr_needs_complete_boxes_and_uses_them():
 
 
 @pytest.mark.parametrize(
-    "field", [{"merge_order": "tome"}, {"merge_src": "odd"}, {"merge_avg": "mean"}, {"prop_attn": False}]
+    "field",
+    [
+        {"merge_order": "tome"},
+        {"merge_rounds": "paper"},
+        {"merge_src": "odd"},
+        {"merge_avg": "mean"},
+        {"prop_attn": False},
+    ],
 )
 def test_merge_options_train(field):
     model = tiny(keep_tokens=90, **field).train()
@@ -337,7 +344,7 @@ def test_timm_registers_and_hybrids():
         want = vit(img)
         handle = patch_token_merging(vit, r=(0, 0, 0))
         torch.testing.assert_close(vit(img), want, atol=1e-5, rtol=1e-4)
-        handle.set(MergeConfig(keep=10, per_block=4, track_source=True))
+        handle.set(MergeConfig.paper(keep=10, per_block=4, track_source=True))
         mask = torch.zeros(2, 56, 56)
         mask[:, :, 28:] = 1
         handle.set_mask(mask)

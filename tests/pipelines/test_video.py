@@ -269,7 +269,7 @@ def test_pipeline_from_files(folders):
     pipe = VideoPipeline.from_checkpoint(
         str(folders / "host"),
         str(folders / "motion"),
-        overrides={"merge_r": None, "keep_tokens": 120, "merge_per_block": 50},
+        overrides={"merge_r": None, "keep_tokens": 120, "merge_per_block": 50, "merge_rounds": "paper"},
     )
     assert (
         pipe.name == "hmr2_vits" and pipe.host.backbone.merging.schedule(192, 2) == (50, 22) and pipe.motion is not None
@@ -439,8 +439,8 @@ def test_focal_length_sources(clip):
 
 def test_a_person_larger_than_the_budget_warns_once(clip):
     pipe = pipeline(motion=False)
-    pipe.host.set_merging(MergeConfig(keep=40, per_block=90))
-    with pytest.warns(UserWarning, match="only 40 are kept"):
+    pipe.host.set_merging(MergeConfig.paper(keep=40, per_block=90))
+    with pytest.warns(UserWarning, match="covers 192 of 192 tokens; with keep=40"):
         pipe._check_budget(torch.ones(1, 256, 256))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -217,14 +217,15 @@ def test_errors_of_known_offsets():
     ("blocks", "keep", "linear", "both"), [(32, None, 122.5, 125.5), (28, 90, 52.8, 53.5), (26, 64, 37.1, 37.5)]
 )
 def test_macs_of_the_specs_table(blocks, keep, linear, both):
-    a, b = count_host(HMR2Config(depth=blocks, keep_tokens=keep))
+    a, b = count_host(HMR2Config(depth=blocks, keep_tokens=keep, merge_rounds="paper"))
     assert a / 1e9 == pytest.approx(linear, abs=0.05) and (a + b) / 1e9 == pytest.approx(both, abs=0.06)
 
 
 def test_list_prints_the_reduction_table():
     rows = {(r["blocks"], r["tokens"]): r for r in list_cli.reductions()}
-    assert rows[28, 90]["linear_gmacs"] == pytest.approx(52.8, abs=0.05) == rows[28, 90]["paper_gmacs"]
-    assert rows[24, 90]["factor"] == pytest.approx(2.71, abs=0.005) and "2.35x" in list_cli.reduction_table(
+    assert rows[28, 90]["linear_gmacs"] == pytest.approx(52.9, abs=0.05)
+    assert rows[28, 90]["paper_gmacs"] == 52.8  # in three rounds; ours takes four
+    assert rows[24, 90]["factor"] == pytest.approx(2.70, abs=0.005) and "2.34x" in list_cli.reduction_table(
         list(rows.values())
     )
 

@@ -8,24 +8,35 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import bipartite_soft_matching, merge
+from ..ops import MatchPlan, bipartite_soft_matching, merge
+
+ORDERS = ("position", "index", "tome")
+ROUNDS = ("capped", "paper")
 
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """How tokens are merged.
+    """How tokens are merged. `MergeConfig.paper(...)` is the schedule and order that FastHMR and ToMe print.
 
     Args:
-        keep: tokens left at the end (M'); None with `r`.
+        keep: tokens left at the end (M'), class and register tokens included; None with `r`.
         per_block: most tokens merged in one block (n_l).
-        r: explicit numbers per block; overrides keep and per_block (shorter lists continue with 0).
+        r: explicit numbers per block; overrides keep, per_block and rounds (shorter lists continue with 0).
         prop_attn: add log(size) to the key logits, so that merging equal tokens changes nothing.
-        order: "index" (unmerged A by position, then B) or "tome" (unmerged A by falling similarity, then B).
+        order: where merged tokens stand, which decides who may merge with whom in the next block (even with odd places).
+            "position": at the place of the token they merged into, so neighbours stay in different halves; tokens of the
+            person count behind the background, so that half of the background can be a source. "index" (the paper's:
+            unmerged A by position, then B) and "tome" (unmerged A by falling similarity, then B) put former neighbours
+            into the same half from the second block on.
+        rounds: "capped" takes no more in one block than half of what is left beside a person of `person_share` * keep
+            tokens, so that no token of such a person merges, in one or two blocks more; "paper" takes per_block.
+        person_share: part of `keep` that a person may cover, below 1; for rounds="capped".
         src: which positions may be merged away, "even" or "odd".
         avg: "size" weights by token size, "mean" is the plain mean of the group.
         person_threshold: a token whose person coverage exceeds this belongs to the person.
@@ -37,7 +48,9 @@ class MergeConfig:
     per_block: int = 40
     r: tuple[int, ...] | None = None
     prop_attn: bool = True
-    order: str = "index"
+    order: str = "position"
+    rounds: str = "capped"
+    person_share: float = 0.85
     src: str = "even"
     avg: str = "size"
     person_threshold: float = 0.1
@@ -46,39 +59,69 @@ class MergeConfig:
     track_source: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("order", ("index", "tome")), ("src", ("even", "odd")), ("avg", ("size", "mean"))):
+        for name, allowed in (
+            ("order", ORDERS),
+            ("rounds", ROUNDS),
+            ("src", ("even", "odd")),
+            ("avg", ("size", "mean")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"MergeConfig: {name} must be one of {allowed}, got {getattr(self, name)!r}")
         if self.r is None and self.keep is None:
             raise ValueError("MergeConfig: give keep (tokens left) or r (merges per block)")
+        if not 0 <= self.person_share < 1:
+            raise ValueError(f"MergeConfig: person_share must be in [0, 1), got {self.person_share}")
         if self.r is not None:
             object.__setattr__(self, "r", tuple(int(n) for n in self.r))
         elif self.keep < 1 or self.per_block < 1:
             raise ValueError(f"MergeConfig: keep and per_block must be positive, got {self.keep} and {self.per_block}")
 
-    def schedule(self, num_tokens: int, depth: int) -> tuple[int, ...]:
-        """Merges per block: r_i = min(n_l, N_i - M', N_i // 2) while N_i > M' (cut to what pairs allow).
+    @classmethod
+    def paper(cls, **fields: Any) -> MergeConfig:
+        """Order and rounds as printed in FastHMR section 3.2; other fields as given."""
+        return cls(**{"order": "index", "rounds": "paper", **fields})
+
+    def schedule(self, num_tokens: int, depth: int, prefix: int = 0) -> tuple[int, ...]:
+        """Merges per block: r_i = min(n_l, N_i - M', N_i // 2) while N_i > M', with rounds="capped" at most
+        (N_i - floor(person_share M')) // 2 too.
+
+        Args:
+            num_tokens: N_0, with the tokens that never merge. depth: number of blocks.
+            prefix: tokens that never merge (class, registers), if class_token and distill_token do not say so.
 
         Example:
-            >>> MergeConfig(keep=90, per_block=40).schedule(192, 5)
+            >>> MergeConfig.paper(keep=90, per_block=40).schedule(192, 5)
             (40, 40, 22, 0, 0)
+            >>> MergeConfig(keep=90, per_block=40).schedule(192, 5)
+            (40, 38, 19, 5, 0)
         """
-        extra = int(self.class_token) + int(self.distill_token)
-        counts, n = [], num_tokens
+        extra = max(prefix, int(self.class_token) + int(self.distill_token))
+        counts, n = [], num_tokens - extra
+        keep = 0 if self.keep is None else max(self.keep - extra, 0)
+        person = min(int(self.person_share * keep), keep - 1)
         for i in range(depth):
-            pairs = (n - extra) // 2
             if self.r is not None:
-                take = min(self.r[i] if i < len(self.r) else 0, pairs)
+                take = min(self.r[i] if i < len(self.r) else 0, n // 2)
             else:
-                take = max(0, min(self.per_block, n - self.keep, pairs))
+                take = max(0, min(self.per_block, n - keep, n // 2))
+                if self.rounds == "capped":
+                    take = min(take, max(0, n - person) // 2)
             counts.append(take)
             n -= take
-        if self.r is None and n > max(self.keep, 1 + extra):
+        if self.r is None and n > max(keep, 1):
             warnings.warn(
-                f"MergeConfig: {depth} blocks merging {self.per_block} tokens each leave {n} of {num_tokens}, "
+                f"MergeConfig: {depth} blocks merging {self.per_block} tokens each leave {n + extra} of {num_tokens}, "
                 f"more than keep={self.keep}"
             )
         return tuple(counts)
+
+    def person_limit(self, num_tokens: int, depth: int, prefix: int = 0) -> int:
+        """Most tokens that a person may cover without a forced merge: the least of N_i - 2 r_i (exact for "position")."""
+        limit = n = num_tokens - max(prefix, int(self.class_token) + int(self.distill_token))
+        for r in self.schedule(num_tokens, depth, prefix):
+            limit = min(limit, n - 2 * r) if r else limit
+            n -= r
+        return limit
 
 
 class TokenState:
@@ -96,6 +139,69 @@ class TokenState:
         return None if self.size is None else self.size.log()
 
 
+def match_tokens(
+    metric: Tensor,  # [B, N, d] mean over heads of the keys
+    r: int,
+    coverage: Tensor | None,  # [B, N]
+    cfg: MergeConfig,
+    prefix: int = 0,
+) -> MatchPlan:
+    """Which r pairs of tokens merge; the first `prefix` tokens take no part and stay in front.
+
+    Without coverage this is ToMe; with it Mask-ToMe: person tokens (coverage > threshold) merge only when nothing else
+    is left, the least covered first. With order "position" nothing else is left after (N - prefix - person) // 2 pairs.
+
+    Source: ToMe appendix D; FastHMR section 3.2.
+    """
+    if cfg.order == "position":
+        prefix = max(prefix, int(cfg.class_token) + int(cfg.distill_token))
+    if prefix:
+        metric, coverage = metric[:, prefix:], None if coverage is None else coverage[:, prefix:]
+    person = None if coverage is None else coverage > cfg.person_threshold
+    if cfg.order == "position":
+        plan = _match_in_place(metric, r, person, coverage, cfg.src)
+    else:
+        plan = bipartite_soft_matching(
+            metric,
+            r,
+            protected=person,
+            coverage=coverage,
+            protect="forced",
+            class_token=cfg.class_token and not prefix,
+            distill_token=cfg.distill_token and not prefix,
+            order=cfg.order,
+            src=cfg.src,
+        )
+    if not prefix:
+        return plan
+    front = torch.arange(prefix, device=plan.owner.device).expand(plan.owner.shape[0], -1)
+    return plan._replace(owner=torch.cat((front, plan.owner + prefix), 1), num_out=plan.num_out + prefix)
+
+
+def _match_in_place(metric: Tensor, r: int, person: Tensor | None, coverage: Tensor | None, src: str) -> MatchPlan:
+    """Matching whose output stays in the order of positions. With a person, background takes the front places of the
+    even-odd division: half of it are then sources, whatever the shape of the person."""
+    if person is None:
+        return bipartite_soft_matching(metric, r, order="index", src=src, keep_order=True)
+    places = person.long().argsort(dim=1, stable=True)
+    inverse = places.argsort(dim=1)
+    moved = metric.gather(1, places[..., None].expand_as(metric))
+    plan = bipartite_soft_matching(
+        moved, r, person.gather(1, places), coverage.gather(1, places), order="index", src=src
+    )
+    owner = plan.owner.gather(1, inverse)
+    batch, tokens = owner.shape
+    # rows are numbered by the place of the token that the others joined
+    head = torch.zeros(batch, tokens, dtype=torch.bool, device=owner.device)
+    parity = 0 if src == "even" else 1
+    head[:, 1 - parity :: 2] = True
+    head = head.scatter(1, plan.unm_idx * 2 + parity, True).gather(1, inverse)
+    rank = head.long().cumsum(1) - 1
+    row = torch.where(head, owner, torch.full_like(owner, plan.num_out))
+    number = torch.zeros(batch, plan.num_out + 1, dtype=torch.int64, device=owner.device).scatter(1, row, rank)
+    return plan._replace(owner=number.gather(1, owner))
+
+
 def merge_tokens(
     x: Tensor,  # [B, N, C]
     metric: Tensor,  # [B, N, d] mean over heads of the keys
@@ -104,30 +210,18 @@ def merge_tokens(
     cfg: MergeConfig,
     prefix: int = 0,
 ) -> Tensor:  # [B, N - r, C]
-    """Merges r tokens of x and updates `state` (size, coverage, source). The first `prefix` tokens (registers) take no part.
+    """Merges r tokens of x and updates `state` (size, coverage, source); pairs as in `match_tokens`.
 
-    Without `state.coverage` this is ToMe; with it Mask-ToMe: person tokens (coverage > threshold) merge only when
-    nothing else is left, the least covered first. Merged coverage is the maximum, so the person flag is inherited.
-
-    Source: ToMe appendix D; FastHMR section 3.2.
+    Merged coverage is the maximum, so the person flag is inherited.
     """
     if r <= 0:
         return x
+    return merge_by_plan(match_tokens(metric, r, state.coverage, cfg, prefix), x, state, cfg)
+
+
+def merge_by_plan(plan: MatchPlan, x: Tensor, state: TokenState, cfg: MergeConfig) -> Tensor:
+    """Merges x [B, N, C] and what travels with it (size, coverage, source of `state`) by a plan -> [B, num_out, C]."""
     b, n = x.shape[:2]
-    if prefix:
-        return _merge_behind(x, metric, r, state, cfg, prefix)
-    person = None if state.coverage is None else state.coverage > cfg.person_threshold
-    plan = bipartite_soft_matching(
-        metric,
-        r,
-        protected=person,
-        coverage=state.coverage,
-        protect="forced",
-        class_token=cfg.class_token,
-        distill_token=cfg.distill_token,
-        order=cfg.order,
-        src=cfg.src,
-    )
     size = torch.ones(b, n, dtype=torch.float32, device=x.device) if state.size is None else state.size
     if cfg.avg == "mean":
         x = merge(plan, x, mode="mean")
@@ -140,23 +234,6 @@ def merge_tokens(
         source = torch.eye(n, device=x.device).expand(b, n, n) if state.source is None else state.source
         state.source = merge(plan, source, mode="amax")
     return x
-
-
-def _merge_behind(x: Tensor, metric: Tensor, r: int, state: TokenState, cfg: MergeConfig, prefix: int) -> Tensor:
-    """merge_tokens for what follows the first `prefix` tokens, which stay as they are."""
-    b, n = x.shape[:2]
-    whole = {"size": state.size, "coverage": state.coverage, "source": state.source}
-    if state.size is None:
-        whole["size"] = torch.ones(b, n, dtype=torch.float32, device=x.device)
-    if cfg.track_source and state.source is None:
-        whole["source"] = torch.eye(n, device=x.device).expand(b, n, n)
-    inner = TokenState()
-    for name, value in whole.items():
-        setattr(inner, name, None if value is None else value[:, prefix:])
-    merged = merge_tokens(x[:, prefix:], metric[:, prefix:], r, inner, cfg)
-    for name, value in whole.items():
-        setattr(state, name, None if value is None else torch.cat((value[:, :prefix], getattr(inner, name)), 1))
-    return torch.cat((x[:, :prefix], merged), 1)
 
 
 def mask_coverage(
@@ -183,9 +260,7 @@ def mask_coverage(
     return pooled.flatten(1)
 
 
-def ellipse_mask(
-    batch: int, height: int, width: int, device: torch.device | str | None = None, axes: float = 0.5
-) -> Tensor:
+def ellipse_mask(batch: int, height: int, width: int, device=None, axes: float = 0.5) -> Tensor:
     """Ellipse in the middle of the crop with axes `axes` times its sides: the stand-in when no person mask is given."""
     y = (torch.arange(height, device=device) + 0.5) / height * 2 - 1
     x = (torch.arange(width, device=device) + 0.5) / width * 2 - 1
@@ -193,9 +268,13 @@ def ellipse_mask(
     return inside.float().expand(batch, height, width)
 
 
-def warn_if_over_budget(coverage: Tensor, keep: int, threshold: float) -> bool:
-    """Warns once when a person covers more tokens than are kept (limbs then merge too); a host sync, so not in forward."""
-    most = int((coverage > threshold).sum(1).max()) if coverage.numel() else 0
-    if most > keep:
-        warnings.warn(f"Mask-ToMe: a person covers {most} tokens, only {keep} are kept: some of the person merges too")
-    return most > keep
+def warn_if_over_budget(coverage: Tensor, merging: MergeConfig, depth: int) -> bool:
+    """Warns once when a person covers more tokens [B, N] than `depth` blocks can spare; a host sync, so not in forward."""
+    most = int((coverage > merging.person_threshold).sum(1).max()) if coverage.numel() else 0
+    limit = merging.person_limit(coverage.shape[1], depth)
+    if most > limit:
+        warnings.warn(
+            f"Mask-ToMe: a person covers {most} of {coverage.shape[1]} tokens; with keep={merging.keep} more than {limit} "
+            "means that some of the person merges too"
+        )
+    return most > limit

@@ -251,7 +251,7 @@ def count_host(config: HMR2Config) -> tuple[int, int]:
         >>> from tore_fast.models.smpl.hmr2 import HMR2Config
         >>> layers, attention = count_host(HMR2Config(depth=28, keep_tokens=90))
         >>> round(layers / 1e9, 1), round((layers + attention) / 1e9, 1)
-        (52.8, 53.5)
+        (52.9, 53.6)
     """
     from .smpl.hmr2 import HMR2
 

@@ -34,6 +34,7 @@ _MAX_CHANGE = 2.0  # a second crop so much larger or smaller than the first is n
 _COARSE, _FINE, _SHARP, _LONGEST = 224, 400, 576, 1024  # px: sizes of the detector's looks at a whole image
 _MAX_WINDOWS, _WINDOW_FILL = 64, 1.7  # a person's crop is at most so many sides of the window
 _HINT, _SMALL = 0.25, 0.75  # a candidate of this score and of this part of the shorter side says that windows pay
+_AGREE = 0.05  # mean distance of the limbs in both passes, sides of the crop
 _TURNED = 0.75  # by how much a find in a turned image counts less
 _FILLING = 0.9  # of the shorter side: a person who leaves little room for others
 _FAINT = 0.1  # candidates below say nothing
@@ -465,21 +466,24 @@ def is_same(people: People, i: int, k: int) -> bool:
 
 
 def _averaged(values: list[np.ndarray], size: int) -> list[np.ndarray]:
-    """The second half of a batch are the mirrored images of the first: both seen the right way round, averaged."""
+    """The second half of a batch are the mirrored images of the first: both seen the right way round, averaged.
+
+    From the side the net may take left for right in one of the two, and the mean of both would have its arms in the middle: where
+    the two are far apart, the pass that sees its limbs better counts alone.
+    """
     half = len(values[0]) // 2
     order = np.arange(values[0].shape[1])
     order[: len(MIRRORED)] = MIRRORED
-    out = []
+    straight, back = [v[:half] for v in values], []
     for k, v in enumerate(values):
-        a, b = v[:half], v[half:]
-        if b.ndim > 1:
-            b = b[:, order].copy()
-        if k == 0:
-            b[..., 0] = size - b[..., 0]
-        elif k == 3:
-            b[..., 0] = -b[..., 0]
-        out.append((a + b) / 2)
-    return out
+        v = v[half:, order] if v.ndim > 1 else v[half:]
+        if k in (0, 3):  # points and world points
+            v = v * np.array([-1, 1, 1], v.dtype) + np.array([size if k == 0 else 0, 0, 0], v.dtype)
+        back.append(v)
+    gap = np.linalg.norm(straight[0][:, _LIMBS, :2] - back[0][:, _LIMBS, :2], axis=2).mean(1)
+    better = back[1][:, _LIMBS].mean(1) > straight[1][:, _LIMBS].mean(1)
+    share = np.where(gap <= _AGREE * size, 0.5, better.astype(float)).astype(np.float32)
+    return [a + share.reshape(-1, *[1] * (a.ndim - 1)) * (b - a) for a, b in zip(straight, back)]
 
 
 def _people(values: list[np.ndarray], rois: list[Roi], size: int) -> People:

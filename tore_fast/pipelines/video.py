@@ -206,7 +206,7 @@ class VideoPipeline:
         merging = self.host.backbone.merging
         if masks is None or merging is None or merging.keep is None or self._over_budget:
             return
-        self._over_budget = warn_if_over_budget(self.host.coverage(masks), merging.keep, merging.person_threshold)
+        self._over_budget = warn_if_over_budget(self.host.coverage(masks), merging, len(self.host.backbone.blocks))
 
     @torch.inference_mode()
     def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor) -> Any:

@@ -57,7 +57,9 @@ class HMR2Config:
     merge_per_block: int = 40
     merge_r: tuple[int, ...] | None = None
     prop_attn: bool = True
-    merge_order: str = "index"
+    merge_order: str = "position"  # or the paper's "index", "tome"
+    merge_rounds: str = "capped"  # or "paper"
+    merge_person_share: float = 0.85
     merge_src: str = "even"
     merge_avg: str = "size"
     person_threshold: float = 0.1
@@ -92,6 +94,8 @@ class HMR2Config:
             r=self.merge_r,
             prop_attn=self.prop_attn,
             order=self.merge_order,
+            rounds=self.merge_rounds,
+            person_share=self.merge_person_share,
             src=self.merge_src,
             avg=self.merge_avg,
             person_threshold=self.person_threshold,
