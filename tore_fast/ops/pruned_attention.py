@@ -7,7 +7,7 @@ csrc/cpu/pruned_attention*.cpp.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,34 @@ def why_not(backend: str, q: Tensor) -> str | None:
     return reason
 
 
+@overload
+def pruned_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Tensor | None = None,
+    key_len: Tensor | None = None,
+    query_len: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    return_lse: Literal[False] = False,
+    importance_rows: None = None,
+    impl: str = "auto",
+) -> Tensor: ...
+@overload
+def pruned_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Tensor | None = None,
+    key_len: Tensor | None = None,
+    query_len: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    return_lse: bool = False,
+    importance_rows: int | Tensor | None = None,
+    impl: str = "auto",
+) -> Any: ...  # Tensor or PrunedAttentionResult
 def pruned_attention(
     q: Tensor,  # [B, H, Nq, D]
     k: Tensor,  # [B, H, Nk, D]
@@ -202,7 +230,9 @@ def pruned_attention_packed(
         out, lse = _packed_reference(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_bias, scale)
     else:
         out, lse = _run(
-            *(t.transpose(0, 1)[None] for t in (q, k, v)),
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
             None if key_bias is None else key_bias[None],
             None,
             None,
@@ -228,7 +258,7 @@ def _packed_reference(
     q_rows, q_len = rows(cu_q, max_q, q.shape[0])
     k_rows, k_len = rows(cu_k, max_k, k.shape[0])
     bias = None if key_bias is None else key_bias[k_rows]
-    padded = [t[r].transpose(1, 2) for t, r in ((q, q_rows), (k, k_rows), (v, k_rows))]
+    padded = (q[q_rows].transpose(1, 2), k[k_rows].transpose(1, 2), v[k_rows].transpose(1, 2))
     out, lse, _ = pruned_attention_reference(*padded, bias, k_len, q_len, scale)
     # token t sits in the last item that starts at or before it; a token beyond the last item in an item of zeros
     token = torch.arange(q.shape[0], device=q.device)

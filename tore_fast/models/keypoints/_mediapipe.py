@@ -105,7 +105,7 @@ def load_tflite(path: str | Path) -> tuple[nn.Module, str]:
     return model.eval(), name
 
 
-def _in_file_order(model: nn.Module) -> Iterator[nn.Conv2d]:
+def _in_file_order(model: Any) -> Iterator[nn.Conv2d]:
     """Convolutions as the files list them. A level's side paths come behind the first layer of the next level."""
     landmarks = isinstance(model, BodyLandmarks)
     assert landmarks or isinstance(model, PersonDetector)
