@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import warnings
+from typing import Any
 
 import torch  # its libraries must be loaded before ours
 
@@ -21,7 +22,7 @@ SCHEMAS_ID = hashlib.sha256("\n".join(SCHEMAS).encode()).hexdigest()[:12]
 REBUILD = "pip install --no-build-isolation --no-deps . (in a checkout: python setup.py build_ext --inplace)"
 
 
-def _facts(module) -> dict:
+def _facts(module: Any) -> dict:
     """Build facts of either binary: `_C` has a function, `_C_cuda` (no pybind11) carries them in its docstring."""
     text = module.build_info() if hasattr(module, "build_info") else (module.__doc__ or "").partition("\n")[2]
     return json.loads(text or "{}")

@@ -8,7 +8,7 @@ skinning.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -69,18 +69,18 @@ class Body(nn.Module):
         self,
         topology: BodyTopology,
         *,
-        template,
-        shape_dirs,
-        weights,
-        joints,
-        joint_dirs,
-        joint_names,
-        parents,
-        pose_dirs=None,
-        pose_mean=None,
-        parts=None,
-        part_names=(),
-    ):
+        template: Any,
+        shape_dirs: Any,
+        weights: Any,
+        joints: Any,
+        joint_dirs: Any,
+        joint_names: Any,
+        parents: Any,
+        pose_dirs: Any = None,
+        pose_mean: Any = None,
+        parts: Any = None,
+        part_names: Any = (),
+    ) -> None:
         super().__init__()
         self.topology = topology
         self.joint_names, self.parents = tuple(joint_names), tuple(int(p) for p in parents)
@@ -112,7 +112,7 @@ class Body(nn.Module):
             for name in topology.regressor_names:
                 self._constant(f"regressor_{name}_{level}", topology.regressor(name, level))
 
-    def _constant(self, name: str, value, dtype: torch.dtype = torch.float32) -> None:
+    def _constant(self, name: str, value: Any, dtype: torch.dtype = torch.float32) -> None:
         if value is not None:
             value = torch.as_tensor(np.ascontiguousarray(value)).to(dtype)
         self.register_buffer(name, value, persistent=False)

@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -99,7 +100,7 @@ def _picks(down: sp.spmatrix) -> np.ndarray:
 def _plain_hierarchy(name: str, path: Path) -> MeshHierarchy:
     with np.load(path, allow_pickle=False) as z:
 
-        def csr(key):
+        def csr(key: Any) -> Any:
             parts = (z[f"{key}_data"], z[f"{key}_indices"], z[f"{key}_indptr"])
             matrix = sp.csr_matrix(parts, shape=tuple(z[f"{key}_shape"]))
             check_sparse(f"{path}: {key}", matrix)

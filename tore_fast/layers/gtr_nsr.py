@@ -22,6 +22,8 @@ class NeuralShapeRegressor(Transformer):
         the rest: see Transformer.
     """
 
+    joint_pos: Tensor
+
     def __init__(self, num_joints: int, dim: int, heads: int, feedforward: int, layers: int, dropout: float = 0.1):
         super().__init__(dim, heads, feedforward, layers, dropout)
         self.register_buffer("joint_pos", sine_position(num_joints, 1, dim), persistent=False)

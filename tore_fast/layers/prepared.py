@@ -52,7 +52,7 @@ class Prepared(nn.Module):
     a write through `.data`. A call that records gradients of the weights computes everything anew.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._kept: PackedWeight | None = None
         self._recipes: dict[Hashable, _Recipe] = {}
@@ -113,7 +113,7 @@ class Prepared(nn.Module):
             self._forget()
         return super().train(mode)
 
-    def _apply(self, fn, *args, **kwargs):
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         self._forget()
         return super()._apply(fn, *args, **kwargs)
 
@@ -121,7 +121,7 @@ class Prepared(nn.Module):
         return {**self.__dict__, "_kept": None, "_recipes": {}}
 
 
-def _forget(module: Prepared, _incompatible) -> None:
+def _forget(module: Prepared, _incompatible: Any) -> None:
     module._forget()
 
 

@@ -26,7 +26,7 @@ class TransformerConfig:
     pre_norm: bool = False
     skip: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ValueError(f"TransformerConfig: dim {self.dim} must be a multiple of heads {self.heads}")
         if self.skip and self.layers % 2 == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,7 @@ def _for_prefix(merging: MergeConfig, prefix: int) -> MergeConfig:
     return dataclasses.replace(merging, class_token=prefix in (1, 2), distill_token=prefix == 2)
 
 
-def patch_token_merging(model: nn.Module, merging: MergeConfig | None = None, **fields) -> TokenMergingHandle:
+def patch_token_merging(model: nn.Module, merging: MergeConfig | None = None, **fields: Any) -> TokenMergingHandle:
     """Makes a ViT merge tokens, in place.
 
     Args:

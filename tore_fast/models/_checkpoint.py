@@ -25,7 +25,7 @@ from ..io.weights import read_safetensors
 from ._config import make_config
 from ._layouts import recognise
 from ._registry import ModelEntry, model_entry, nearest_name
-from ._weights import load_strict, read_state_dict
+from ._weights import NoInit, load_strict, read_state_dict
 from .default import BUILT_IN, default_folder
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -131,7 +131,8 @@ def _load_folder(folder: Path, name: str | None, allow_nonfinite: bool, given: d
     state = read_safetensors(path)
     try:
         free = {} if name in (None, meta["model"]) else _free_fields(folder, entry, meta["config"], model_entry(name))
-        model = entry.build(**{**meta["config"], **free, **_for_task(entry, given)})
+        with NoInit():
+            model = entry.build(**{**meta["config"], **free, **_for_task(entry, given)})
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
     except (TypeError, AttributeError, LookupError, ZeroDivisionError, RuntimeError, MemoryError) as e:

@@ -8,7 +8,7 @@ dispatch. CPU: the kernels of dpc_knn_cluster and cluster_merge, one after the o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,8 +122,19 @@ def dpc_knn_cluster_merge(
 
 
 def _one_after_the_other(
-    x, num_clusters, k, mask, exclude, noise, strict, by_index, masked, weight, idx_token, agg_weight
-):
+    x: Tensor,
+    num_clusters: int,
+    k: Tensor,
+    mask: Any,
+    exclude: Any,
+    noise: Any,
+    strict: bool,
+    by_index: bool,
+    masked: Any,
+    weight: Tensor,
+    idx_token: Any,
+    agg_weight: Any,
+) -> Any:
     ops = torch.ops.tore_fast
     clusters = ops.dpc_knn_cluster(x, num_clusters, k, mask, exclude, noise, strict, by_index, masked)
     return *ops.cluster_merge(x, clusters[1], num_clusters, weight, idx_token, agg_weight), *clusters
@@ -133,7 +144,7 @@ LIBRARY.impl("dpc_knn_cluster_merge", _one_after_the_other, "CPU")
 torch.library.register_fake("tore_fast::dpc_knn_cluster_merge")(_one_after_the_other)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     merged, norm_weight, total, *_ = output
     cluster = output[6]
     ctx.mark_non_differentiable(*output[1:])
@@ -141,7 +152,7 @@ def _setup_context(ctx, inputs, output):
     ctx.weighted = inputs[9] is not None
 
 
-def _backward(ctx, *grads):
+def _backward(ctx: Any, *grads: Tensor) -> Any:
     x, cluster, norm_weight, total, merged = ctx.saved_tensors
     grad = grads[0].contiguous()
     grad_x, grad_weight = torch.ops.tore_fast.cluster_merge_backward(grad, x, cluster, norm_weight, total, merged)

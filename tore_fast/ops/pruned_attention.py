@@ -7,7 +7,7 @@ csrc/cpu/pruned_attention*.cpp.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -218,7 +218,9 @@ def pruned_attention_packed(
     return PrunedAttentionResult(out, lse, None) if return_lse else out
 
 
-def _packed_reference(q, k, v, cu_q, cu_k, max_q, max_k, key_bias, scale):
+def _packed_reference(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Any, cu_k: Any, max_q: Any, max_k: Any, key_bias: Any, scale: float
+) -> Any:
     """Unpacks into padded items (gathers with clamped rows), attends, packs the valid rows again."""
 
     def rows(cu: Tensor, longest: int, total: int) -> tuple[Tensor, Tensor]:
@@ -267,7 +269,19 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, di
             )
 
 
-def _run(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q, max_k, scale):
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Any,
+    key_len: Any,
+    query_len: Any,
+    cu_q: Any,
+    cu_k: Any,
+    max_q: Any,
+    max_k: Any,
+    scale: float,
+) -> Any:
     dtype = q.dtype
     if q.device.type == "cpu" and dtype != torch.float32:  # the C++ kernel is float32
         q, k, v = q.float(), k.float(), v.float()
@@ -282,25 +296,52 @@ def _run(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q, max_k, scale)
 
 
 @register_flop_formula(torch.ops.tore_fast.pruned_attention_fwd)
-def _fwd_flops(q_shape, k_shape, *args, **kwargs) -> int:
+def _fwd_flops(q_shape: Any, k_shape: Any, *args: Any, **kwargs: Any) -> int:
     """Two products over all pairs, as if every sequence had the full length: lengths are values."""
     batch, heads, queries, dim = q_shape
     return 4 * batch * heads * queries * k_shape[2] * dim
 
 
 @register_flop_formula(torch.ops.tore_fast.pruned_attention_bwd)
-def _bwd_flops(grad_shape, q_shape, k_shape, *args, **kwargs) -> int:
+def _bwd_flops(grad_shape: Any, q_shape: Any, k_shape: Any, *args: Any, **kwargs: Any) -> int:
     return 5 * _fwd_flops(q_shape, k_shape) // 2  # scores again, gradients of weights, q, k and v
 
 
 @torch.library.register_fake("tore_fast::pruned_attention_fwd")
-def _fwd_fake(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q, max_k, scale):
+def _fwd_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Any,
+    key_len: Any,
+    query_len: Any,
+    cu_q: Any,
+    cu_k: Any,
+    max_q: Any,
+    max_k: Any,
+    scale: float,
+) -> Any:
     batch, heads, queries, dim = q.shape
     return q.new_empty(batch, queries, heads, dim), q.new_empty(batch, heads, queries, dtype=torch.float32)
 
 
 @torch.library.register_fake("tore_fast::pruned_attention_bwd")
-def _bwd_fake(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max_q, max_k, scale):
+def _bwd_fake(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Any,
+    delta: Tensor,
+    lse: Tensor,
+    key_len: Any,
+    query_len: Any,
+    cu_q: Any,
+    cu_k: Any,
+    max_q: Any,
+    max_k: Any,
+    scale: float,
+) -> Any:
     batch, heads, queries, dim = q.shape
     keys = k.shape[2]
     return (
@@ -311,12 +352,12 @@ def _bwd_fake(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_
     )
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, key_bias, key_len, query_len, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, key_bias, *output, key_len, query_len, cu_q, cu_k)
 
 
-def _backward(ctx, grad, grad_lse):
+def _backward(ctx: Any, grad: Tensor, grad_lse: Any) -> Any:
     q, k, v, key_bias, out, lse, key_len, query_len, cu_q, cu_k = ctx.saved_tensors
     delta, grad = softmax_delta(grad, grad_lse, out)
     dq, dk, dv, dbias = torch.ops.tore_fast.pruned_attention_bwd(
@@ -342,13 +383,13 @@ def _backward(ctx, grad, grad_lse):
 _pruned_attention_fwd = differentiable("pruned_attention_fwd", _setup_context, _backward)
 
 
-def _triton_fwd(*args):
+def _triton_fwd(*args: Any) -> Any:
     from ..triton_kernels import pruned_attention as kernels  # imports triton: only when a CUDA tensor arrives
 
     return kernels.fwd(*args)
 
 
-def _triton_bwd(*args):
+def _triton_bwd(*args: Any) -> Any:
     from ..triton_kernels import pruned_attention as kernels
 
     return kernels.bwd(*args)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -180,7 +181,7 @@ def read_convolutions(path: str | Path) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def _dense(sparsity, values: np.ndarray, shape: np.ndarray) -> np.ndarray:
+def _dense(sparsity: Any, values: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """A sparse constant of the schema (levels that are dense or compressed, then blocks), filled with zeros."""
     import tflite
 
@@ -188,7 +189,7 @@ def _dense(sparsity, values: np.ndarray, shape: np.ndarray) -> np.ndarray:
     blocks = sparsity.BlockMapAsNumpy().tolist() if sparsity.BlockMapLength() else []
     ranks = len(shape)
 
-    def vector(kind: int, table) -> np.ndarray:
+    def vector(kind: int, table: Any) -> np.ndarray:
         reader = getattr(tflite, _INTEGER_VECTORS[kind])()
         reader.Init(table.Bytes, table.Pos)
         return reader.ValuesAsNumpy().astype(np.int64)

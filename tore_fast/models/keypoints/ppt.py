@@ -155,7 +155,7 @@ class PPTConfig:
     keep_ratio: float = 0.7
     heatmap_hidden: int = 384
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for size, patch in zip(self.image_size, self.patch_size):
             if size % (4 * patch):
                 raise ValueError(

@@ -48,7 +48,7 @@ class TCFormerConfig:
     reduction: str = "dpc"
     parts: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n = len(self._sequence("embed_dims"))
         counts = {"num_heads": n, "mlp_ratios": n, "depths": n, "sr_ratios": n, "sample_ratios": n - 1}
         for name, count in counts.items():

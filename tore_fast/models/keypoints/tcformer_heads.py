@@ -38,7 +38,7 @@ class TCFormerPoseConfig(TCFormerConfig):
     neck_sr_layer: bool = False
     neck_norm_eps: float = 1e-5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.neck not in NECKS:
             raise ValueError(f"TCFormerPoseConfig: neck must be one of {NECKS}, got {self.neck!r}")
@@ -46,7 +46,7 @@ class TCFormerPoseConfig(TCFormerConfig):
             raise ValueError(f"TCFormerPoseConfig: num_classes must be 0, got {self.num_classes}")
 
     @classmethod
-    def from_parts(cls, backbone: TCFormerConfig, neck: dict, **fields) -> TCFormerPoseConfig:
+    def from_parts(cls, backbone: TCFormerConfig, neck: dict, **fields: Any) -> TCFormerPoseConfig:
         """Config from a backbone config and the fields of an official `neck` entry."""
         names = {
             "out_channels": "neck_channels",

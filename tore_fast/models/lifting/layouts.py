@@ -108,7 +108,7 @@ def model_from_state(
     source: str = "state dict",
     without_topology: bool = False,
     allow_nonfinite: bool = False,
-    **overrides,
+    **overrides: Any,
 ) -> nn.Module:
     """Model in eval mode with these weights, loaded strictly.
 

@@ -208,7 +208,9 @@ class Mhformer(PrunableHost):
         x = metres(regress, x.reshape(-1, c3))
         return LiftedPose(x.view(b, frames, JOINTS, 3), index)
 
-    def _prune_hypotheses(self, tokens, index, block, keypoints, density_noise) -> tuple[list[Tensor], Tensor]:
+    def _prune_hypotheses(
+        self, tokens: Any, index: Any, block: Any, keypoints: Any, density_noise: Any
+    ) -> tuple[list[Tensor], Tensor]:
         """One index for all three hypotheses, chosen on their joined channels (no pooling: joints are already merged)."""
         if index is None:
             pooled = lambda: torch.cat(tokens, dim=-1)

@@ -19,6 +19,7 @@ from ...layers.gtr_nsr import NeuralShapeRegressor
 from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.metres import metres
+from ...layers.transformer import Maps
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
 from ._base import stack_maps
@@ -51,6 +52,9 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
     """
 
     config_class = METROToreConfig
+    config: METROToreConfig
+    template: Tensor
+    trans_encoder: Any  # nn.ModuleList of three BertBlock
 
     def __init__(
         self,
@@ -97,8 +101,8 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
             nsr_noise: share of the joint features' standard deviation added as Gaussian noise before the NSR.
         """
         kept = self.select_tokens(self.features(images))
-        maps = [[], [], []] if return_attention else [None, None, None]
-        nsr_maps = {} if return_attention else None
+        maps: list[list[Tensor] | None] = [[], [], []] if return_attention else [None, None, None]
+        nsr_maps: Maps | None = {} if return_attention else None
         first, second, third = self.trans_encoder
         mix = self.conv_learn_tokens.weight[..., 0]  # [J, M]
         constant = self.recall("embedding") if query_mask is None else None
@@ -121,7 +125,8 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         attention = None
         if return_attention:
-            named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} | {f"{k}_3": m for k, m in nsr_maps.items()}
+            named = {f"bert_{i}": m for i, m in enumerate(maps, 1) if m is not None}
+            named |= {f"{k}_3": m for k, m in (nsr_maps or {}).items()}
             attention = stack_maps(named, batch)
         camera = metres(self.cam_predictor, nsr.camera).squeeze(1)
         return MeshOutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)

@@ -190,7 +190,13 @@ class Diffusion(nn.Module):
 
 
 def clip_noise(
-    clips: int, tokens: int, dim: int, seed: int = 0, mode: str = "seeded", device=None, first_clip: int = 0
+    clips: int,
+    tokens: int,
+    dim: int,
+    seed: int = 0,
+    mode: str = "seeded",
+    device: torch.device | str | None = None,
+    first_clip: int = 0,
 ) -> Tensor:
     """Starting noise [clips, tokens, dim]: clip i has its own generator (seed, i), so batching does not change results.
 

@@ -210,7 +210,7 @@ class FastHMRMotion(nn.Module):
                 yield start, Motion(joints[:done], nn.functional.normalize(twists[:done], dim=-1))
                 start, joints, twists = end, joints[done:], twists[done:]
 
-    def decode_track(self, tokens: Tensor, **options) -> Motion:
+    def decode_track(self, tokens: Tensor, **options: Any) -> Motion:
         """Per-frame features of a whole track [n, C] -> motion of every frame; options of `decode_stream`."""
         pieces = [m for _, m in self.decode_stream(lambda a, b: tokens[a:b], tokens.shape[0], **options)]
         return Motion(*(torch.cat(p) for p in zip(*pieces)))

@@ -35,7 +35,7 @@ class MotionVAEConfig:
     dist_mlp: bool = False  # mean and variance from one Linear instead of twice the tokens
     max_length: int = 500
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.arch not in ("encoder_decoder", "all_encoder"):
             raise ValueError(f"MotionVAEConfig: arch must be 'encoder_decoder' or 'all_encoder', got {self.arch!r}")
 

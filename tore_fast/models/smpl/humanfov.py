@@ -95,7 +95,7 @@ class _Module(nn.Module):
 class HRNetW48(nn.Module):
     """HRNet-W48 in the pose layout: [B, 3, H, W] -> [B, 720] mean of the four branches at 1/32."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64)
         self.conv2, self.bn2 = nn.Conv2d(64, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64)
