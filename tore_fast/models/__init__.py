@@ -21,6 +21,8 @@ _CLASSES = {
     "METROToreConfig": "mesh.metro_tore",
     "MeshGraphormer": "mesh.graphormer",
     "MeshGraphormerConfig": "mesh.graphormer",
+    "PersonDetector": "keypoints.blazepose",
+    "BodyLandmarks": "keypoints.blazepose",
 }
 
 __all__ = ["create_model", "list_models", "load", "model_entry", "save", *_CLASSES]

@@ -25,6 +25,7 @@ _DTYPES = {
     "cpu": (torch.float32, torch.float16, torch.bfloat16),
 }
 MAX_HEAD_DIM = 256
+SHORT_KEYS = 64  # up to here all keys are in one tile of the Triton kernel
 
 
 class PrunedAttentionResult(NamedTuple):
@@ -143,12 +144,16 @@ def pruned_attention(
 
 
 def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> bool:
-    """CPU calls that torch's own kernel does at least as fast, measured on Zen 4, one and two threads, float32.
+    """Calls that torch's own kernel does at least as fast.
 
-    Below about 8 thousand scores the op's call overhead shows (15 us more than SDPA's, 100 us more with gradients: eight times
+    CUDA, an estimate, not measured: 16-bit calls without a bias whose keys do not fit one tile are what torch's flash
+    kernels are tuned for; a bias per key keeps SDPA from them, and float32 has none.
+    CPU, measured on Zen 4, one and two threads, float32: below about 8 thousand scores the op's call overhead shows (15 us more than SDPA's, 100 us more with gradients: eight times
     as many scores then); beyond 768 keys the score block leaves the caches (0.7x at 1024). A bias with a gradient sends
     SDPA to its slow path: never there.
     """
+    if q.device.type == "cuda":
+        return key_bias is None and q.element_size() == 2 and k.shape[2] > SHORT_KEYS
     if q.device.type != "cpu":
         return False
     gradient = torch.is_grad_enabled()
@@ -157,9 +162,6 @@ def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) ->
     gradient = gradient and (q.requires_grad or k.requires_grad or v.requires_grad)
     scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
     return scores < (1 << 16 if gradient else 1 << 13) or (k.shape[2] > 768 and q.dtype == torch.float32)
-
-
-SHORT_KEYS = 64
 
 
 def plain_attention(
