@@ -72,7 +72,7 @@ def read_asf(path: str | Path) -> AsfSkeleton:
                 degrees = row[1].lower().startswith("deg") if key == "angle" else degrees
             elif section == ":root":
                 if key == "order":
-                    order = tuple(v.upper() for v in row[1:])
+                    order: Any = tuple(v.upper() for v in row[1:])
                 elif key == "axis":
                     root_axis = row[1]
                 elif key == "position":

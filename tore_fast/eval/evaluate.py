@@ -72,7 +72,7 @@ class Scoring(Protocol):
     def item(self, record: Any) -> tuple[np.ndarray | Tensor, dict[str, np.ndarray]]:
         """Model input and truth (arrays of fixed shape) of one item."""
 
-    def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rows(self, model: Any, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         """Numbers of a batch, each [B, ...]."""
 
     def summary(self, rows: dict[str, np.ndarray], sequences: Sequence[str], frames: Sequence[int]) -> dict:
@@ -106,10 +106,10 @@ class MeshScoring:
         size = list(self.image_size) if isinstance(self.image_size, (tuple, list)) else self.image_size
         return {**self.protocol.identity(), "image_size": size, "smpl_head": self.smpl_head}
 
-    def item(self, record: Record) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def item(self, record: Record) -> tuple[np.ndarray, dict[str, Any]]:
         return self.crop(record, self.image_size), self.protocol.truth(record)
 
-    def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rows(self, model: Any, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         output = model(inputs)
         # averaged views bring their own joints (multiscale.py); otherwise the protocol regresses them from the mesh
         given = {"joints": output.mesh_joints} if hasattr(output, "mesh_joints") else {}
@@ -286,7 +286,7 @@ def _run(
     store: Any,
     indices: Any,
     batch_size: Any,
-    device: torch.device | str | None,
+    device: torch.device,
     dtype: Any,
     workers: Any,
 ) -> int:

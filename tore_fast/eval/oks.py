@@ -164,7 +164,7 @@ def oks(
     For an annotation without a labelled joint, distances count from its box doubled in size (COCO's rule; such
     annotations are ignored in the AP anyway).
     """
-    labelled = annotations[..., 2] > 0  # [G, J]
+    labelled = np.asarray(annotations[..., 2] > 0)  # [G, J]
     d = detections[:, None, :, :2] - annotations[None, ..., :2]
     if box is not None:
         low, high = box[:, None, :2] - box[:, None, 2:], box[:, None, :2] + 2 * box[:, None, 2:]
@@ -313,7 +313,7 @@ def wholebody_ap(
     A person counts for a part only if it has a labelled joint there; sizes of detections are those of the part's points,
     and a detection none of whose points has a positive score there is left out, as in xtcocotools.
     """
-    out = {}
+    out: dict[str, Any] = {}
     for name, (first, last) in {**parts, "whole": (0, len(WHOLEBODY_SIGMAS))}.items():
         found = detections.part(first, last)
         found = KeypointTable(*(column[(found.points[..., 2] > 0).any(1)] for column in found))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,8 +61,8 @@ class BodyProtocol:
     def identity(self) -> dict:
         return {"protocol": self.name, "truth": self.truth_kind, "gendered": self.gendered, "body": self.body.name}
 
-    def truth(self, record: Record) -> dict[str, np.ndarray]:
-        """Arrays of fixed shape that a data loader can stack."""
+    def truth(self, record: Record) -> dict[str, Any]:
+        """Arrays and numbers of fixed shape that a data loader can stack."""
         joints = _annotated_joints(record) if self.truth_kind in ("auto", "annotation") else None
         return {
             "joints": np.zeros((14, 3), np.float32) if joints is None else joints,
@@ -146,12 +147,12 @@ class HandProtocol:
     def identity(self) -> dict:
         return {"protocol": self.name, "body": self.body.name}
 
-    def truth(self, record: Record) -> dict[str, np.ndarray]:
-        """Arrays of fixed shape that a data loader can stack."""
+    def truth(self, record: Record) -> dict[str, Any]:
+        """Arrays and numbers of fixed shape that a data loader can stack."""
         count = len(self.body.template)
         joints = record.keypoints_3d if record.keypoints_3d_set == "hand21" and record.has_3d else None
         vertices = record.vertices if record.vertices is not None and len(record.vertices) == count else None
-        has_pose = record.has_smpl and len(record.pose) == 48
+        has_pose = record.pose is not None and record.has_smpl and len(record.pose) == 48
         return {
             "joints": np.zeros((21, 3), np.float32) if joints is None else joints[:, :3].astype(np.float32),
             "has_joints": np.float32(joints is not None),

@@ -305,7 +305,8 @@ class ImagePipeline:
             sights += sights[-1:] * (self.batch_size - len(sights))
         found: Bodies = self.body_model(sights)
         self.seconds["model"] += time.perf_counter() - start
-        return [Seen(*(None if array is None else array[i] for array in found)) for i in range(len(jobs))]
+        rows: Any = ((None if array is None else array[i] for array in found) for i in range(len(jobs)))
+        return [Seen(*row) for row in rows]
 
     def _refined(self, jobs: list[Job], seen: list[Seen]) -> dict[int, Job]:
         """For "auto" jobs, by number: the box of the mesh just seen, where it is plausible and clearly another than the crop."""

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +148,8 @@ def host_calibration(
         raise ValueError(f"host_calibration: measure must be one of {MEASURES}, got {measure!r}")
     if measure == "joints" and joints is None:
         raise ValueError("host_calibration: measure 'joints' needs the function joints(rotations, betas)")
-    vit, head = model.backbone, model.smpl_head
+    vit: Any = model.backbone
+    head: Any = model.smpl_head
     extra = [{}] * len(batches) if head_inputs is None else head_inputs
     if len(extra) != len(batches):
         raise ValueError(f"host_calibration: {len(batches)} batches need as many head_inputs, got {len(extra)}")

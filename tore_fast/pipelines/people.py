@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ class PeopleFinder:
         if windows not in WINDOWS:
             raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
         self.device, self.precision = torch.device(pick_device(device)), check_precision(precision)
-        nets = []
+        nets: list[Any] = []
         for net, name in ((detector, "person_detector"), (landmarks, "body_landmarks")):
             source = name if net is None else net
             net = load(source) if isinstance(source, (str, Path)) else source

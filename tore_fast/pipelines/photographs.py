@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +53,7 @@ class FittedModel(BodyModel):
     def focal_px(self, pixels: np.ndarray) -> float:
         return ASSUMED_FOCAL * max(pixels.shape[:2])
 
-    def __call__(self, sights: list[Sight]) -> Bodies:
+    def __call__(self, sights: Sequence[Sight]) -> Bodies:
         raise NotImplementedError("FittedModel: bodies come from PhotographPipeline")
 
 
@@ -101,7 +101,7 @@ class PhotographPipeline(ImagePipeline):
             principal_px=principal_px,
         )
         self.finder, self.steps = finder, steps
-        self.body = self.body_model.body
+        self.body: Body = shaped.to(finder.device)
         self.seconds = {"read": 0.0, "find": 0.0, "fit": 0.0}
 
     def _group(self, group: list[tuple[Any, Any]], pool: ThreadPoolExecutor) -> Iterator[ImageResult]:

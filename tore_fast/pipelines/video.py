@@ -106,7 +106,8 @@ class VideoPipeline:
     ):
         self.device, self.name = torch.device(device), type(host).__name__
         self.options = options or VideoOptions()
-        self.host, self.body = host.to(self.device).eval(), body.to(self.device)
+        self.host: Any = host.to(self.device).eval()  # HMR2.0 or CameraHMR
+        self.body = body.to(self.device)
         self.motion = None if motion is None else motion.to(self.device).eval()
         width = host.config.decoder_dim
         if motion is not None and motion.config.condition_dim != width:

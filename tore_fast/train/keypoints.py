@@ -211,7 +211,8 @@ class BodyRecovery(Task):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.body.to(batch["image"].device)  # no copy when it is there
         parts = hmr_losses(model(batch["image"]), batch, self.body, self.joint_set)
-        return sum(self.weights[k] * v for k, v in parts.items()), {k: v.detach() for k, v in parts.items()}
+        total: Any = sum(self.weights[k] * v for k, v in parts.items())
+        return total, {k: v.detach() for k, v in parts.items()}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -69,7 +69,9 @@ def save_mesh(
     for points in checked:
         mesh = trimesh.Trimesh(points, faces, process=False)
         if kind != "stl":
-            mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.tile(np.uint8(_COLOUR), (len(points), 1)))
+            mesh.visual = trimesh.visual.ColorVisuals(
+                mesh, vertex_colors=np.tile(np.asarray(_COLOUR, np.uint8), (len(points), 1))
+            )
             mesh.vertex_normals  # noqa: B018  (computed here so that the exporter writes them)
         meshes.append(mesh)
     data = (meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)).export(file_type=kind)

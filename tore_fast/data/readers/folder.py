@@ -80,7 +80,7 @@ class FolderReader(Reader):
             else Camera(float_array(camera, (3, 3), f"{what}: camera").astype(np.float64)),
             sequence=self.place(index)[0],
             frame=self.place(index)[1],
-            **points,
+            **points,  # type: ignore[arg-type]  # arrays and the words for their sets
         )
 
 

@@ -86,7 +86,7 @@ class TarFiles:
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
-        self._files: dict[int, object] = {}
+        self._files: dict[int, Any] = {}
         self._pid = 0
 
     def __getstate__(self) -> dict[str, Any]:

@@ -62,7 +62,9 @@ def photograph_pool(split: str, folder: str | Path | None = None) -> Tensor:  # 
         starts = {0, max(image.size) - side} if max(image.size) > 1.15 * side else {(max(image.size) - side) // 2}
         for start in sorted(starts):
             corner = (start, 0) if image.width >= image.height else (0, start)
-            square = image.crop((*corner, corner[0] + side, corner[1] + side)).resize((_SIDE, _SIDE), Image.LANCZOS)
+            square = image.crop((*corner, corner[0] + side, corner[1] + side)).resize(
+                (_SIDE, _SIDE), Image.Resampling.LANCZOS
+            )
             squares.append(torch.from_numpy(np.array(square)))
     return torch.stack(squares)
 

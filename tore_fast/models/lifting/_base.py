@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class PrunableHost(Prepared):
 
     facts: Facts
     config_class: type[PruneConfig]
-    config: PruneConfig
+    config: Any  # its own PruneConfig, with frames
     in_channels: int
 
     def _add_pruning(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
