@@ -55,9 +55,10 @@ class UsageError(Exception):
 def arguments(flag: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Errors of this block come from what the user gave (exit code 2); `flag` is named in front of the message. `also`:
     further classes that mean this here."""
+    wrong: tuple[type[Exception], ...] = (ValueError, ImportError, *_WRONG_PATH, *also)
     try:
         yield
-    except (ValueError, ImportError, *_WRONG_PATH, *also) as e:  # a full disk is not the user's argument
+    except wrong as e:  # a full disk is not the user's argument
         raise UsageError(f"{flag}: {format_error(e)}" if flag else format_error(e)) from e
 
 

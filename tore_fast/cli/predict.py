@@ -168,6 +168,7 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
     VideoOptions(masks=masks, box_rule=args.box_rule, focal_px=args.focal, fov_deg=args.fov)
 
     def found(pixels: Any) -> Sequence[Sequence[float]]:
+        assert detector is not None  # not asked without one
         return as_detections(detector(pixels), pixels.shape[:2]).boxes.tolist()
 
     return image_pipeline(
@@ -265,7 +266,7 @@ def _video(
     entry: dict[str, Any] = {"name": folder.name, "source": str(path), "files": []}
     try:
         source = open_video(path, args.video.fps)
-        tracker = None
+        tracker: Any = None
         if detector is not None:
             tracker = BoxTracker(detector)
         elif args.boxes not in BOX_MODES:

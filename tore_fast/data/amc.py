@@ -56,6 +56,7 @@ def read_asf(path: str | Path) -> AsfSkeleton:
     section, length_unit, degrees = "", 1.0, True
     root = AsfBone("root")
     bones, parent_of = [root], {}
+    order: Any
     order, position, orientation, root_axis = ("TX", "TY", "TZ", "RX", "RY", "RZ"), np.zeros(3), np.zeros(3), "XYZ"
     number, row = 0, [""]
     try:
@@ -72,7 +73,7 @@ def read_asf(path: str | Path) -> AsfSkeleton:
                 degrees = row[1].lower().startswith("deg") if key == "angle" else degrees
             elif section == ":root":
                 if key == "order":
-                    order: Any = tuple(v.upper() for v in row[1:])
+                    order = tuple(v.upper() for v in row[1:])
                 elif key == "axis":
                     root_axis = row[1]
                 elif key == "position":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def draw_augmentation(rng: np.random.Generator, config: AugmentConfig) -> Augmen
     return Augmentation(flip, (red, green, blue), rotation, scale)
 
 
-def _cut(center: Sequence[float] | np.ndarray, scale: float, a: Augmentation) -> Crop:
+def _cut(center: Any, scale: float, a: Augmentation) -> Crop:
     return Crop.of_scale(center, scale * a.scale, a.rotation_deg)
 
 

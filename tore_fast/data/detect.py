@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,13 +37,14 @@ def as_detections(value: object, shape: tuple[int, int]) -> Detections:
         ValueError: anything else, or masks that are not the frame's size.
     """
     if isinstance(value, dict):
-        value = Detections(value["boxes"], value.get("scores"), value.get("masks"))
+        given: Any = value
+        value = Detections(given["boxes"], given.get("scores"), given.get("masks"))
     if not isinstance(value, Detections):
         rows = np.asarray(value, np.float32)
         rows = rows.reshape(0, 4) if rows.size == 0 else rows
         if rows.ndim != 2 or rows.shape[1] not in (4, 5):
             raise ValueError(f"detector: expected boxes [N, 4] or [N, 5] with a score, got shape {list(rows.shape)}")
-        value = Detections(rows[:, :4], rows[:, 4] if rows.shape[1] == 5 else None)
+        value = Detections(rows[:, :4], rows[:, 4] if rows.shape[1] == 5 else np.ones(len(rows), np.float32))
     boxes = np.asarray(value.boxes, np.float32).reshape(-1, 4)
     scores = np.ones(len(boxes), np.float32) if value.scores is None else np.asarray(value.scores, np.float32)
     masks = None if value.masks is None else np.asarray(value.masks) > 0

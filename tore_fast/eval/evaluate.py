@@ -64,12 +64,14 @@ def weights_hash(model: nn.Module) -> str:
 class Scoring(Protocol):
     """What `evaluate_rows` needs to know about a task."""
 
-    metrics: tuple[str, ...]  # names of the rows that are averaged per sequence
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the rows that are averaged per sequence."""
 
     def identity(self) -> dict:
         """JSON-able facts that decide the numbers; "protocol" is what the report calls it."""
 
-    def item(self, record: Any) -> tuple[np.ndarray | Tensor, dict[str, np.ndarray]]:
+    def item(self, record: Any) -> tuple[np.ndarray | Tensor, dict[str, Any]]:
         """Model input and truth (arrays of fixed shape) of one item."""
 
     def rows(self, model: Any, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:

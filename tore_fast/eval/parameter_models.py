@@ -42,7 +42,8 @@ def crop_size(model: Any) -> int | tuple[int, int]:
     config: Any = getattr(model, "config", None)
     if takes_camera(model):
         return config.img_size[0]
-    return getattr(config, "image_size", None) or getattr(config, "img_size", DEFAULT_CROP_PX)
+    size: Any = getattr(config, "image_size", None) or getattr(config, "img_size", DEFAULT_CROP_PX)
+    return size
 
 
 class CameraScoring(MeshScoring):

@@ -67,9 +67,9 @@ class BodyProtocol:
         return {
             "joints": np.zeros((14, 3), np.float32) if joints is None else joints,
             "has_joints": np.float32(joints is not None),
-            "pose": np.zeros(72, np.float32) if not record.has_smpl else record.pose.astype(np.float32),
-            "betas": np.zeros(10, np.float32) if not record.has_smpl else record.betas.astype(np.float32),
-            "has_smpl": np.float32(record.has_smpl and len(record.pose) == 72),
+            "pose": np.zeros(72, np.float32) if not record.has_smpl else np.asarray(record.pose, np.float32),
+            "betas": np.zeros(10, np.float32) if not record.has_smpl else np.asarray(record.betas, np.float32),
+            "has_smpl": np.float32(record.pose is not None and record.has_smpl and len(record.pose) == 72),
             "gender": np.int64(GENDERS.index(record.gender) if self.gendered else 0),
         }
 
@@ -108,7 +108,7 @@ class BodyProtocol:
     def _mesh(self, truth: dict[str, Tensor]) -> Tensor:
         if not self.gendered:
             return self.body(truth["pose"], truth["betas"]).vertices
-        out = None
+        out: Any = None
         for number, gender in enumerate(GENDERS):
             mine = truth["gender"] == number
             if mine.any():
@@ -158,8 +158,8 @@ class HandProtocol:
             "has_joints": np.float32(joints is not None),
             "vertices": np.zeros((count, 3), np.float32) if vertices is None else vertices.astype(np.float32),
             "has_vertices": np.float32(vertices is not None),
-            "pose": record.pose.astype(np.float32) if has_pose else np.zeros(48, np.float32),
-            "betas": record.betas.astype(np.float32) if has_pose else np.zeros(10, np.float32),
+            "pose": np.asarray(record.pose, np.float32) if has_pose else np.zeros(48, np.float32),
+            "betas": np.asarray(record.betas, np.float32) if has_pose else np.zeros(10, np.float32),
             "has_smpl": np.float32(has_pose),
         }
 

@@ -202,8 +202,8 @@ def patch_token_merging(model: nn.Module, merging: MergeConfig | None = None, **
     prefix = int(getattr(vit, "num_prefix_tokens", 0))
     shared = _Shared(_for_prefix(merging, prefix), len(blocks), prefix)
     for i, block in enumerate(blocks):
-        block.__class__ = _merging_block(type(block))
+        block.__class__ = _merging_block(type(block))  # type: ignore[arg-type]  # classes are hashable
         block.token_merging, block.token_merging_index = shared, i
     if hasattr(vit, "pool"):
-        vit.__class__ = _merging_vit(type(vit))
+        vit.__class__ = _merging_vit(type(vit))  # type: ignore[arg-type]  # ditto
     return TokenMergingHandle(model, vit, shared)

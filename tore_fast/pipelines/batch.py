@@ -188,7 +188,7 @@ def predict_unit(
     found = _carefully(claim, images, pipeline, config, table) if claim.careful else None
     found = found or predict_images(images, pipeline, config.boxes, table)
     arrays = unit_arrays(found, pipeline, config.save_vertices)
-    done = folder.commit(unit, {**arrays, "seconds": np.float64(time.monotonic() - start)})
+    done = folder.commit(unit, {**arrays, "seconds": np.asarray(time.monotonic() - start)})
     claim.release()
     return done
 

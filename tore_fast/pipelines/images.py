@@ -262,6 +262,7 @@ class ImagePipeline:
 
     def _jobs(self, number: int, image: ImageResult, boxes: Any) -> list[Job]:
         """The crops of an image: given boxes, those of `find_people`, or one for the whole image."""
+        assert image.pixels is not None  # it was read
         width, height = image.size
         focal, pixels = self.focal_px(image.pixels), image.pixels
         mode, source = boxes if isinstance(boxes, str) else None, "given"
@@ -317,7 +318,7 @@ class ImagePipeline:
                 continue
             height, width = job.pixels.shape[:2]
             (x0, y0), (x1, y1) = points.min(0), points.max(0)
-            box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+            box: Any = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
             if min(box[2] - box[0], box[3] - box[1]) < 0.05 * max(width, height):
                 continue  # nothing one could call a person: the whole image stays
             box = tuple(round(16 * float(v)) / 16 for v in box)  # the last bits depend on the batch; a crop should not

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class PhotographPipeline(ImagePipeline):
         start = time.perf_counter()
         cameras = [self._camera(image, self._source(item)) for (item, _), image in zip(group, read)]
         fitted = self._fit(read, found, cameras)
-        coarse = [] if fitted is None else self.body.coarse(fitted.vertices, 2).cpu().numpy()
+        coarse: Any = [] if fitted is None else self.body.coarse(fitted.vertices, 2).cpu().numpy()
         self.seconds["fit"] += time.perf_counter() - start
         first = 0
         for image, people, source, camera in zip(read, found, sources, cameras):
@@ -190,10 +190,11 @@ class PhotographPipeline(ImagePipeline):
             except ImageError as e:
                 read[i] = ImageResult(image.name, error=str(e))
                 continue
+            assert image.pixels is not None  # no error, so it was read
             found[i] = self.finder.in_boxes(image.pixels, rows)
         small = [i for i in search if read[i].size[0] * read[i].size[1] <= _LARGE]
         for part in (small, *([i] for i in search if i not in small)):
-            for i, people in zip(part, self.finder.find([read[i].pixels for i in part])):
+            for i, people in zip(part, self.finder.find([cast(np.ndarray, read[i].pixels) for i in part])):
                 found[i] = people
         self.seconds["find"] += time.perf_counter() - start
         return found, sources
@@ -206,6 +207,7 @@ class PhotographPipeline(ImagePipeline):
         """Focal length, principal point (px) of an image, and where the focal length is from: given, exif or assumed."""
         if image.error is not None:
             return 1.0, (0.0, 0.0), "assumed"
+        assert image.pixels is not None
         principal = self._principal_px or (image.size[0] / 2, image.size[1] / 2)
         if self._focal_px is not None or self._fov_deg is not None:
             return self.focal_px(image.pixels), principal, "given"
@@ -231,7 +233,7 @@ def image_pipeline(model: Any = None, *, checkpoint: str | Path | None = None, *
         **options: of either; those of people.PeopleFinder (min_score, max_people, windows, mirrored, landmarks) go to both. An ImagePipeline
             of bodies gets its boxes from a PeopleFinder, unless `find_people` is given.
     """
-    search = {
+    search: dict[str, Any] = {
         k: options.pop(k) for k in ("min_score", "max_people", "windows", "mirrored", "landmarks") if k in options
     }
     if checkpoint is None and (model is None or isinstance(model, str) and model in NAMES):
@@ -240,7 +242,8 @@ def image_pipeline(model: Any = None, *, checkpoint: str | Path | None = None, *
         return PhotographPipeline(**kept, **search)
     pipeline = ImagePipeline(model, checkpoint=checkpoint, **options)
     if pipeline.find_people is None and pipeline.topology.name not in ("mano", "free_hand"):
-        pipeline.find_people = _Search({**search, "device": options.get("device", "auto")})
+        find: Any = _Search({**search, "device": options.get("device", "auto")})
+        pipeline.find_people = find
     return pipeline
 
 
@@ -276,7 +279,7 @@ def _with_own_origin(fitted: FittedBody, body: Body) -> FittedBody:
         vertices=fitted.vertices + pelvis[:, None],
         joints=fitted.joints + pelvis[:, None],
         camera=torch.cat([fitted.camera[:, :1], fitted.camera[:, 1:] - fitted.camera[:, :1] * pelvis[:, :2]], 1),
-        translation=fitted.translation - pelvis,
+        translation=None if fitted.translation is None else fitted.translation - pelvis,
     )
 
 
@@ -290,9 +293,7 @@ def _boxes(given: Any, width: int, height: int, name: str) -> list[tuple[float, 
     return [check_box(b, width, height, name) for b in given]
 
 
-def _person(
-    people: People, k: int, fitted: FittedBody, row: int, source: str, camera: Camera, coarse: np.ndarray
-) -> Person:
+def _person(people: People, k: int, fitted: Any, row: int, source: str, camera: Camera, coarse: np.ndarray) -> Person:
     focal, principal, _ = camera
     roi = people.rois[k]
     body = {
@@ -301,8 +302,9 @@ def _person(
     scale, *place = fitted.camera[row].tolist()
     points = body["joints"] + body["translation"]
     place_in_crop = [(p - c) / scale for p, c in zip(place, roi.center)]
+    box: Any = tuple(float(v) for v in people.boxes[k])
     return Person(
-        box=tuple(float(v) for v in people.boxes[k]),
+        box=box,
         box_source=source,
         crop=Crop.square(roi.center_x, roi.center_y, roi.side, math.degrees(roi.angle)),
         camera=np.array([2 * scale / roi.side, *place_in_crop], np.float32),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -251,11 +251,11 @@ class VideoPipeline:
         if store.finished:
             return store
         if hasattr(tracker, "restore") and "tracker" in store.facts:
-            tracker.restore(store.facts["tracker"])
+            cast(Any, tracker).restore(store.facts["tracker"])
 
         def commit(next_frame: int, finished: bool = False) -> None:
             if hasattr(tracker, "state"):
-                store.facts["tracker"] = tracker.state()
+                store.facts["tracker"] = cast(Any, tracker).state()
             store.commit(next_frame, finished)
 
         pending: list[Pending] = []
@@ -307,7 +307,7 @@ class VideoPipeline:
             part = pending[first : first + size]
             with self.timing.stage("encode", self.device):
                 crops = torch.stack([p.crop for p in part])
-                masks = None if part[0].mask is None else torch.stack([p.mask for p in part])
+                masks = None if part[0].mask is None else torch.stack([p.mask for p in part if p.mask is not None])
                 squares = torch.tensor([p.square for p in part], device=self.device)
                 image = torch.tensor([p.image_size for p in part], dtype=torch.float32, device=self.device)
                 focal = torch.tensor([p.focal_px for p in part], device=self.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,5 +75,6 @@ def save_mesh(
             )
             mesh.vertex_normals  # noqa: B018  (computed here so that the exporter writes them)
         meshes.append(mesh)
-    data = (meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)).export(file_type=kind)
+    whole: Any = meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)
+    data = whole.export(file_type=kind)
     write_bytes(path, data.encode() if isinstance(data, str) else data)

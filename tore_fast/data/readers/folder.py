@@ -53,7 +53,7 @@ class FolderReader(Reader):
         if not row.get("image"):
             raise DataError(f"{what}: no 'image'; it has {', '.join(map(str, row))}")
         center, size = _box(row, self.margin, what)
-        points = {}
+        points: dict[str, Any] = {}
         for key, columns in (("keypoints_2d", 3), ("keypoints_3d", 4)):
             points[key], points[f"{key}_set"] = _points(row, key, columns, what)
         pose = _numbers(row, "pose", what)
@@ -80,7 +80,7 @@ class FolderReader(Reader):
             else Camera(float_array(camera, (3, 3), f"{what}: camera").astype(np.float64)),
             sequence=self.place(index)[0],
             frame=self.place(index)[1],
-            **points,  # type: ignore[arg-type]  # arrays and the words for their sets
+            **points,
         )
 
 

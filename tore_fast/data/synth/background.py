@@ -7,6 +7,7 @@ CC0 statement and that show no person; the `test` split has its own.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,8 @@ def noise(draw: Draw, size: int, rows: Tensor, generator: torch.Generator) -> Te
         t[rows].to(device) for t in (roughness, coloured, mean, contrast, ramp)
     )
     b = len(rows)
-    k, amplitude = 4, 1.0
+    amplitude: Any = 1.0
+    k = 4
     x = torch.zeros(b, 3, k, k, device=device)
     while True:
         rough = torch.randn(b, 3, k, k, device=device, generator=generator)

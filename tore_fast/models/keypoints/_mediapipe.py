@@ -147,7 +147,7 @@ def read_convolutions(path: str | Path) -> list[tuple[Tensor, Tensor]]:
 
     model = tflite.Model.GetRootAsModel(Path(path).read_bytes(), 0)
     graph = model.Subgraphs(0)
-    made: dict[int, object] = {}  # tensor -> operator that makes it
+    made: dict[int, Any] = {}  # tensor -> operator that makes it
     operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     codes = []
     for op in operators:

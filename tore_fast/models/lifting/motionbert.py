@@ -134,8 +134,8 @@ class Motionbert(PrunableHost):
         self._check_input(x, index, density_noise)
         keypoints = x
         x = self.joints_embed(x) + self.pos_embed[:, None] + self.temp_embed[:, : x.shape[1]]
-        blocks: Any = zip(self.blocks_st, self.blocks_ts, self.ts_attn)
-        for i, (st, ts, fusion) in enumerate(blocks):
+        stacks: Any = (self.blocks_st, self.blocks_ts, self.ts_attn)
+        for i, (st, ts, fusion) in enumerate(zip(*stacks)):
             if i == self.config.prune_block:
                 scores = lambda x=x, block=ts: block.attn_t.frame_scores(block.norm1_t(x))
                 x, index = self.prune(x, index, scores, keypoints, density_noise)

@@ -192,7 +192,7 @@ class SMPLHead(nn.Module):
 class HMR2(Prepared):
     """Crops -> SMPL parameters. `prepare()` for inference, `set_merging()` to change the token count of one instance."""
 
-    head_query = None  # the config decides
+    head_query: str | None = None  # the config decides
     aux_keypoints = 0
 
     config_class = HMR2Config
