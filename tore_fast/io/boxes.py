@@ -111,7 +111,7 @@ def _columns_of(header: list[str], path: Path, videos: bool) -> _Columns:
     def find(names: tuple[str, ...]) -> int | None:
         return next((low.index(n) for n in names if n in low), None)
 
-    for kind, forms in (("sizes", _SIZES), ("centres", _CENTRES), ("corners", _CORNERS)):
+    for kind, forms in (("corners", _CORNERS), ("sizes", _SIZES), ("centres", _CENTRES)):
         for form in forms:
             names = form.split()
             if set(names) <= set(low):

@@ -79,7 +79,11 @@ def probe(path: Path) -> VideoFacts:
     variable = bool((np.abs(gaps - usual) > max(_VARIABLE * usual, 1.5 * unit)).any())
     missing = _duration(made.stderr) - float(times[-1]) - usual
     missing = missing if missing > max(0.5, 0.1 * float(times[-1]), 3 * float(gaps.max())) else 0.0
-    return VideoFacts(round(len(gaps) / float(times[-1]), 3), times, variable, missing)
+    rate = round(len(gaps) / float(times[-1]), 3)
+    stated = re.search(r"Video: .* (\d+(?:\.\d+)?) fps", made.stderr)
+    if stated and not variable and abs(float(stated[1]) / rate - 1) < 0.03:  # stamps are rounded in some containers
+        rate = float(stated[1])
+    return VideoFacts(rate, times, variable, missing)
 
 
 def _duration(said: str) -> float:

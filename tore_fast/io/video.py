@@ -7,8 +7,8 @@ never the whole video in memory. Next on the way: geometry/warp.py, pipelines/vi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,10 @@ class VideoSource:
     times: np.ndarray | None = None  # [N] seconds of each frame from the first on, where the file says them
     variable: bool = False  # whether the time between frames varies
     missing_s: float = 0.0  # by which the file is shorter than it says
+    problems: list[str] = field(default_factory=list, compare=False)  # a line for each frame left out
 
-    def frames(self, start: int = 0, on_error: Callable[[str], None] | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, RGB frame) from frame `start` on.
-
-        Args:
-            on_error: told of frames of a folder that cannot be read, which are left out; without it they raise.
+    def frames(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, RGB frame) from frame `start` on. Images of a folder that cannot be read are left out; `problems` names them.
 
         Raises:
             ImageError: a damaged video, after the frames before the damage.
@@ -51,9 +49,7 @@ class VideoSource:
                 try:
                     frame = read_image(path)
                 except ImageError as e:
-                    if on_error is None:
-                        raise
-                    on_error(str(e))
+                    self.problems.append(str(e))
                     continue
                 yield i, frame
             return
