@@ -6,6 +6,8 @@ adds the rows of a second command to it. The exit code is 1 when one of our own 
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import datetime
 import json
 import platform
@@ -18,12 +20,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
+
+try:
+    import tyro
+except ImportError:  # a bare GPU machine: parse() takes argparse instead
+    tyro = None
 
 from tore_fast.io.atomic import write_text
 
 from . import registry, report, roofline
-from .harness import Case, run_case
+from .harness import Case, DeadDevice, run_case
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -191,8 +197,31 @@ def run(options: Options) -> int:
     return 1 if any(r["wrong"] for r in document["results"]) else 0
 
 
+def parse(arguments: list[str] | None = None) -> Options:
+    """Options from the command line; without tyro by argparse, with the same names."""
+    if tyro is not None:
+        return tyro.cli(Options, prog="benchmarks.run", args=arguments)
+    parser = argparse.ArgumentParser(prog="benchmarks.run", description=Options.__doc__)
+    parser.add_argument("kind", choices=("ops", "models"))
+    for f in dataclasses.fields(Options)[1:]:
+        name = "--" + f.name.replace("_", "-")
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        if isinstance(default, bool):
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=default)
+        elif isinstance(default, list):
+            parser.add_argument(name, nargs="*", default=default)
+        else:
+            kind = Path if f.name in ("json", "report") else type(default)
+            parser.add_argument(name, type=kind, default=default)
+    return Options(**vars(parser.parse_args(arguments)))
+
+
 def main() -> None:
-    sys.exit(run(tyro.cli(Options, prog="benchmarks.run")))
+    try:
+        sys.exit(run(parse()))
+    except DeadDevice as e:
+        print(f"stopped: {e}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

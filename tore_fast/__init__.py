@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import _threads
 from .version import __version__
+
+_threads.settle()  # before torch is loaded, if it is not
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from tore_fast.engine import Engine
 from tore_fast.geometry.crop import crop_of_box
 from tore_fast.geometry.warp import model_input
-from tore_fast.models import create_model, from_pretrained
+from tore_fast.models import create_model, load
 from tore_fast.models._inputs import input_shape
 from tore_fast.pipelines.demo_image import demo_image
 
@@ -76,7 +76,7 @@ def test_kept_frames_are_mostly_the_same():
 
 def test_the_trained_mesh_model():
     pixels, truth = demo_image()
-    model = from_pretrained("default")
+    model = load("default")
     boxes = [truth.box, tuple(v + d for v, d in zip(truth.box, (-9, 4, 12, 20)))]
     x = torch.stack([model_input(pixels, crop_of_box(b), model.config.image_size) for b in boxes])
     want, got = eager(model, x), Engine(model, "cpu", "bf16")(x)
@@ -88,7 +88,7 @@ def test_the_trained_mesh_model():
 
 def test_the_trained_landmarks():
     pixels, truth = demo_image()
-    model = from_pretrained("body_landmarks")
+    model = load("body_landmarks")
     x = model_input(pixels, crop_of_box(truth.box), 256)[None]
     x = (
         x * torch.tensor([0.229, 0.224, 0.225])[:, None, None] + torch.tensor([0.485, 0.456, 0.406])[:, None, None]

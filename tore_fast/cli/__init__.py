@@ -18,6 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
@@ -119,11 +120,11 @@ def _run(verb: str, rest: list[str]) -> int:
         return USAGE if isinstance(e, UsageError) else FAILED
 
 
-def _run_verb(module, rest: list[str]) -> int | None:
+def _run_verb(module: Any, rest: list[str]) -> int | None:
     return module.run(_parse(module.Args, rest))
 
 
-def _run_job(verb: str, parent, jobs: dict[str, str], rest: list[str]) -> int | None:
+def _run_job(verb: str, parent: Any, jobs: dict[str, str], rest: list[str]) -> int | None:
     global _prog
     given = rest
     if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(parent, "default_job"):
@@ -146,7 +147,7 @@ def _run_job(verb: str, parent, jobs: dict[str, str], rest: list[str]) -> int | 
     return module.run(args)
 
 
-def _parse(kind: type, rest: list[str], default=None):
+def _parse(kind: type, rest: list[str], default: Any = None) -> Any:
     """The verb's `Args`; tyro's boxes of errors become one line."""
     import tyro
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -101,7 +101,7 @@ def run(args: Args) -> int:
     print(f"{name}: {layers} blocks, {len(crops)} crops, tau {args.tau} {unit}, {device}", file=sys.stderr)
     with args.progress(layers - 1, "step", "evaluations") as bar:
 
-        def show(step, number):
+        def show(step: Any, number: Any) -> None:
             bar.update(number - bar.n)
             mark = "merge" if step.accept else "stop"
             line = f"  blocks {step.low:2d}..{step.high:2d}  error {step.error:8.4f} {unit}  {mark}"
@@ -124,7 +124,7 @@ def run(args: Args) -> int:
     return 0
 
 
-def _apply(args: Args, merge, plan, model, name: str) -> int:
+def _apply(args: Args, merge: Any, plan: Any, model: Any, name: str) -> int:
     from ..models._checkpoint import save
 
     merged = merge.apply_plan(model, plan)
@@ -136,7 +136,7 @@ def _apply(args: Args, merge, plan, model, name: str) -> int:
     return 0
 
 
-def _write_cka(matrix, out) -> None:
+def _write_cka(matrix: Any, out: Any) -> None:
     import numpy as np
 
     np.save(out / "cka.npy", matrix.numpy())

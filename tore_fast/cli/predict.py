@@ -59,6 +59,8 @@ class Args(ModelArgs, RunArgs, OutArgs):
     """The best so many people of an image are kept."""
     mirrored: bool = True
     """Landmarks of each person also in the mirrored image: slower, steadier."""
+    landmarks: Path | None = None
+    """Another landmark net than the built-in one: a folder of `tore-fast convert`, or pose_landmark_heavy.tflite itself."""
     detector: str | None = None
     """Instead of boxes: MODULE:CALLABLE (image [H, W, 3] -> boxes [N, 4], [N, 5] with scores, or YOLO's [N, 6]), or torchvision:MODEL (extra `detect`)."""
     detector_weights: str | None = None
@@ -191,6 +193,7 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
         min_score=args.min_score,
         max_people=args.max_people,
         mirrored=args.mirrored,
+        landmarks=args.landmarks,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -39,7 +40,7 @@ class AsfSkeleton:
         return [b.name for b in self.bones]
 
 
-def _euler(angles, order: str) -> np.ndarray:
+def _euler(angles: Any, order: str) -> np.ndarray:
     """Rotation by angles (radians) about the axes of `order`, the first one applied first."""
     out = Rotation.identity()
     for letter, angle in zip(order.lower(), angles):

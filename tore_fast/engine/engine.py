@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 from .._device import pick_device
 from ..geometry.warp import IMAGENET_MEAN, IMAGENET_STD
 from ..layers.prepared import prepare
-from ..models import from_pretrained
+from ..models import load
 from ..models._inputs import input_shape
 from ..models._registry import facts_of
 from ..ops._derived import stamp_of
@@ -96,7 +96,7 @@ class Engine:
 
     Args:
         model: a module of this package in eval mode, whose weights are copied; or a name, folder or file of
-            `from_pretrained`.
+            `load`.
         device: "auto" takes a GPU where there is one.
         precision: "fp32", "tf32" (CUDA), "bf16", "fp16"; "auto": bf16 on a GPU that has it, on a CPU what was measured to be
             faster for the family (precision.py).
@@ -132,7 +132,7 @@ class Engine:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         if not isinstance(model, nn.Module):
-            self.name, source, own = str(model), from_pretrained(model, **overrides), True
+            self.name, source, own = str(model), load(model, **overrides), True
         elif overrides:
             raise TypeError(f"Engine: {', '.join(overrides)}: config fields are for names, the model is built already")
         else:

@@ -97,8 +97,8 @@ class MeshScoring:
         protocol: BodyProtocol | HandProtocol,
         image_size: int | tuple[int, int],
         smpl_head: bool,
-        crop=evaluation_crop,
-    ):
+        crop: Any = evaluation_crop,
+    ) -> None:
         self.crop = crop
         self.protocol, self.image_size, self.smpl_head, self.metrics = protocol, image_size, smpl_head, protocol.metrics
 
@@ -129,7 +129,7 @@ class _Items(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, i: int):
+    def __getitem__(self, i: int) -> Any:
         index = self.indices[i]
         try:
             return index, *self.scoring.item(self.items[index])
@@ -270,7 +270,7 @@ def score(
     return {k: v for k, v in result.items() if isinstance(v, float)} | {"failed": float(len(result["failed"]))}
 
 
-def _join(rank: int, world: int):
+def _join(rank: int, world: int) -> Any:
     """Process group for the two barriers; results travel by disk, so gloo does on any device."""
     if world == 1 or torch.distributed.is_initialized():
         return None
@@ -279,7 +279,17 @@ def _join(rank: int, world: int):
 
 
 @torch.inference_mode()
-def _run(model, items, scoring, store, indices, batch_size, device, dtype, workers) -> int:
+def _run(
+    model: Any,
+    items: Any,
+    scoring: Any,
+    store: Any,
+    indices: Any,
+    batch_size: Any,
+    device: torch.device | str | None,
+    dtype: Any,
+    workers: Any,
+) -> int:
     loader = torch.utils.data.DataLoader(
         _Items(items, indices, scoring),
         batch_size,

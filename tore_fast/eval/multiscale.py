@@ -9,7 +9,7 @@ FreiHAND's evaluator reports. Source: METRO's hand script (run_hand_multiscale).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ PLAIN = (1.0, 0)
 VIEWS = (PLAIN, *((s, r) for s in SCALES for r in ROTATIONS_DEG if (s, r) != PLAIN))  # 95, the plain one first
 
 
-def view_crops(record: Record, image_size: int, views=VIEWS) -> np.ndarray:
+def view_crops(record: Record, image_size: int, views: Any = VIEWS) -> np.ndarray:
     """Normalised crops [K, 3, S, S] float32 of a record's box for all (scale, rotation) views."""
     crops = [
         training_crop(

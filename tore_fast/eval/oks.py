@@ -7,7 +7,7 @@ tests/eval/test_oks.py compares with where it is installed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -178,7 +178,7 @@ def oks(
     return (np.exp(-e) * weight[None]).sum(2) / weight.sum(1)
 
 
-def _match(similarity, gt_ignore, gt_crowd, threshold):
+def _match(similarity: Any, gt_ignore: Any, gt_crowd: Any, threshold: Any) -> Any:
     """Greedy matching in score order; gts are sorted with ignored ones last. Returns per-detection gt index or -1."""
     matched = np.full(similarity.shape[0], -1)
     taken = np.zeros(similarity.shape[1], bool)
@@ -227,7 +227,7 @@ def keypoint_ap(
     curves = {name: _curve(images, annotations, detections, no_joint, limits) for name, limits in AREAS.items()}
     precision, recall = curves["all"]
 
-    def mean(values) -> float:
+    def mean(values: Any) -> float:
         values = values[values > -1]
         return float(values.mean()) if values.size else -1.0
 
@@ -245,7 +245,7 @@ def keypoint_ap(
     }
 
 
-def _curve(images, annotations, detections, no_joint, limits) -> tuple[np.ndarray, np.ndarray]:
+def _curve(images: Any, annotations: Any, detections: Any, no_joint: Any, limits: Any) -> tuple[np.ndarray, np.ndarray]:
     """Precision [10, 101] and recall [10] for annotations of one range of areas; -1 where there are none."""
     low, high = limits
     scores, hits, ignored, total = [], [], [], 0

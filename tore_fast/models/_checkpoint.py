@@ -25,7 +25,7 @@ from ..io.weights import read_safetensors
 from ._config import make_config
 from ._layouts import recognise
 from ._registry import ModelEntry, model_entry, nearest_name
-from ._weights import load_strict, read_state_dict
+from ._weights import NoInit, load_strict, read_state_dict
 from .default import BUILT_IN, default_folder
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -52,7 +52,7 @@ def load(
     mesh_data: str | Path | None = None,
     allow_nonfinite: bool = False,
     **overrides: Any,
-) -> nn.Module:
+) -> Any:
     """Model in eval mode from a built-in name, a registered name, a checkpoint folder of ours or an official file.
 
     Args:
@@ -131,7 +131,8 @@ def _load_folder(folder: Path, name: str | None, allow_nonfinite: bool, given: d
     state = read_safetensors(path)
     try:
         free = {} if name in (None, meta["model"]) else _free_fields(folder, entry, meta["config"], model_entry(name))
-        model = entry.build(**{**meta["config"], **free, **_for_task(entry, given)})
+        with NoInit():
+            model = entry.build(**{**meta["config"], **free, **_for_task(entry, given)})
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
     except (TypeError, AttributeError, LookupError, ZeroDivisionError, RuntimeError, MemoryError) as e:
@@ -192,8 +193,9 @@ def save(
     umask = os.umask(0)  # safetensors writes 0600 whatever the umask; a shared or installed folder must be readable
     os.umask(umask)
     os.chmod(folder / WEIGHTS_NAME, 0o666 & ~umask)
-    config = {"model": name or nearest_name(model), "config": dataclasses.asdict(model.config), **extra}
-    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    config: Any = model.config
+    meta = {"model": name or nearest_name(model), "config": dataclasses.asdict(config), **extra}
+    write_text(folder / CONFIG_NAME, json.dumps(meta, indent=2) + "\n")
     return folder
 
 

@@ -7,9 +7,11 @@ expected and what came. Used by _checkpoint.py (our folders) and _checkpoint.py 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..io.weights import Unknown, read_weights
 
@@ -77,6 +79,25 @@ def load_strict(
         raise ValueError(f"{source}: does not fit {what or type(model).__name__}: {text}")
     check_kinds(want, state, source, allow_nonfinite)
     model.load_state_dict(state, assign=assign)
+
+
+class NoInit(TorchFunctionMode):
+    """Context in which a model is built without random numbers: for weights that a strict load replaces."""
+
+    _FILLS = frozenset(
+        {
+            torch.Tensor.normal_,
+            torch.Tensor.uniform_,
+            torch.Tensor.erfinv_,
+            torch.nn.init.orthogonal_,
+            torch.nn.init.kaiming_uniform_,
+        }
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def check_kinds(want: dict[str, Tensor], state: dict[str, Tensor], source: str, allow_nonfinite: bool = False) -> None:

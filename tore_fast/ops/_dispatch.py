@@ -8,6 +8,7 @@ preference and a pure function `why_not(backend, *args) -> str | None`; `tore-fa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def check_device(op: str, name: str, like: Tensor, **others: Tensor | None) -> N
             )
 
 
-def choose(op: str, impl: str, backends: Sequence[str], why_not: Callable[..., str | None], *args) -> str:
+def choose(op: str, impl: str, backends: Sequence[str], why_not: Callable[..., str | None], *args: Any) -> str:
     """Name of the backend to run.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -126,7 +127,8 @@ class PeopleFinder:
     """Photographs in, people with landmarks out.
 
     Args:
-        detector, landmarks: the nets; default: the built-in ones. A heavier landmark net comes from `load(file)`.
+        detector, landmarks: the nets; default: the built-in ones. landmarks may be a checkpoint folder or a .tflite file
+            of a heavier landmark net.
         min_score: of the landmark net's "there is a person"; below it a find is dropped.
         max_people: the best so many are kept.
         windows: "auto" looks at parts of an image where the whole one may hide smaller people, "never", "always".
@@ -142,7 +144,7 @@ class PeopleFinder:
     def __init__(
         self,
         detector: PersonDetector | None = None,
-        landmarks: BodyLandmarks | None = None,
+        landmarks: BodyLandmarks | str | Path | None = None,
         *,
         min_score: float = MIN_SCORE,
         max_people: int = MAX_PEOPLE,
@@ -162,7 +164,11 @@ class PeopleFinder:
         self.device, self.precision = torch.device(pick_device(device)), check_precision(precision)
         nets = []
         for net, name in ((detector, "person_detector"), (landmarks, "body_landmarks")):
-            net = load(name) if net is None else net
+            source = name if net is None else net
+            net = load(source) if isinstance(source, (str, Path)) else source
+            wanted = PersonDetector if name == "person_detector" else BodyLandmarks
+            if not isinstance(net, wanted):
+                raise ValueError(f"{source}: expected a {wanted.__name__}, got {type(net).__name__}")
             nets.append(net.to(self.device, memory_format=torch.channels_last).eval())
         self.detector, self.landmarks = nets
         self.min_score, self.max_people, self.windows, self.mirrored = min_score, max_people, windows, mirrored

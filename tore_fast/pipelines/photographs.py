@@ -61,7 +61,7 @@ class PhotographPipeline(ImagePipeline):
     """Photographs in, fitted bodies out; an ImagePipeline without a network for the body.
 
     Args:
-        finder: finds people and landmarks; default: one with the options below (min_score, max_people, windows, mirrored).
+        finder: finds people and landmarks; default: one with the options below (min_score, max_people, windows, mirrored, landmarks).
         body: "free" or a SMPL model file. steps: of the fit.
         focal_px, fov_deg (vertical), principal_px: the camera where it is known; else the focal length comes from EXIF, or is
             taken as 1.2 times the longer side, which the result's notes say.
@@ -229,10 +229,12 @@ def image_pipeline(model: Any = None, *, checkpoint: str | Path | None = None, *
     """The pipeline of a model: PhotographPipeline for None, "default" and "landmarks_fit" without a checkpoint, else ImagePipeline.
 
     Args:
-        **options: of either; those of people.PeopleFinder (min_score, max_people, windows, mirrored) go to both. An ImagePipeline
+        **options: of either; those of people.PeopleFinder (min_score, max_people, windows, mirrored, landmarks) go to both. An ImagePipeline
             of bodies gets its boxes from a PeopleFinder, unless `find_people` is given.
     """
-    search = {k: options.pop(k) for k in ("min_score", "max_people", "windows", "mirrored") if k in options}
+    search = {
+        k: options.pop(k) for k in ("min_score", "max_people", "windows", "mirrored", "landmarks") if k in options
+    }
     if checkpoint is None and (model is None or isinstance(model, str) and model in NAMES):
         known = ("body", "device", "precision", "batch_size", "workers", "focal_px", "fov_deg", "principal_px")
         kept = {k: v for k, v in options.items() if k in known}

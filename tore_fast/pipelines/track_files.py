@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def track_writers(
             faces, weights = body.faces(0), body.weights.cpu().numpy()
             out = GlbAnimation(path, vertices, faces, weights, joints, body.parents, SMPL24.names, count, fps)
 
-        def write(piece: dict | None, out=out) -> None:
+        def write(piece: dict | None, out: Any = out) -> None:
             if piece is not None:
                 out.write(piece["rotations"], piece["trans"] + joints[0])
                 return

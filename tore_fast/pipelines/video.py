@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -211,7 +211,7 @@ class VideoPipeline:
         self._over_budget = warn_if_over_budget(self.host.coverage(masks), merging, len(self.host.backbone.blocks))
 
     @torch.inference_mode()
-    def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):
+    def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor) -> Any:
         with autocast(self.device, self.options.precision):
             if self.host.facts.takes_camera:
                 return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
@@ -368,7 +368,16 @@ class VideoPipeline:
         return paths
 
     def _decode_span(
-        self, rows, ids: Tensor, first: int, last: int, store: TrackStore, track: int, files, fps: float, at
+        self,
+        rows: Any,
+        ids: Tensor,
+        first: int,
+        last: int,
+        store: TrackStore,
+        track: int,
+        files: Any,
+        fps: float,
+        at: Callable[[int], float],
     ) -> None:
         o, count, device = self.options, last - first + 1, self.device
         betas = torch.from_numpy(np.array(rows["betas"]))

@@ -7,6 +7,7 @@ the paper's code and the metrics of eval/keypoint_metrics.py. A batch is a funct
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,14 @@ class Classification(Task):
     best_metric = "top1_error"
 
     def __init__(
-        self, model: nn.Module, training, held_out, mixup: Callable | None = None, seed: int = 0, eval_batch: int = 64
-    ):
+        self,
+        model: nn.Module,
+        training: Any,
+        held_out: Any,
+        mixup: Callable | None = None,
+        seed: int = 0,
+        eval_batch: int = 64,
+    ) -> None:
         self.model, self.training, self.held_out = model, training, held_out
         self.mixup, self.seed, self.eval_batch = mixup, seed, eval_batch
         self.items_per_epoch = len(training)

@@ -10,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -201,7 +202,7 @@ class LabelledMeshes(Task):
             parts |= terms
         return total, parts
 
-    def _smpl_head(self, out, target: MeshTargets, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _smpl_head(self, out: Any, target: MeshTargets, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Parameters, and joints, projection (camera not trained) and vertices of the mesh they make."""
         from ..body.lbs import pose_matrices
 

@@ -166,7 +166,12 @@ class MeshLoss(nn.Module):
 
 
 def draw_query_mask(
-    batch: int, joints: int, vertices: int, ratio: float = 0.3, generator: torch.Generator | None = None, device=None
+    batch: int,
+    joints: int,
+    vertices: int,
+    ratio: float = 0.3,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """[batch, joints + vertices] 1 = kept: masked joint and vertex modelling of METRO and Mesh Graphormer.
 

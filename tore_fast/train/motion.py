@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,9 @@ class _MotionTask(Task):
 
     best_metric = "joints_mm"
 
-    def __init__(self, clips: Sequence[MotionClip], held_out: Sequence[MotionClip], rest, frames: int, seed: int):
+    def __init__(
+        self, clips: Sequence[MotionClip], held_out: Sequence[MotionClip], rest: Any, frames: int, seed: int
+    ) -> None:
         if not clips or not held_out:
             raise ValueError("motion training: needs clips to train on and clips held out")
         self.clips, self.held_out, self.rest, self.frames, self.seed = clips, held_out, rest, frames, seed
@@ -278,14 +281,14 @@ class MotionVAETask(_MotionTask):
     def __init__(
         self,
         vae: MotionVAE,
-        clips,
-        held_out,
-        rest,
+        clips: Any,
+        held_out: Any,
+        rest: Any,
         frames: int = 243,
         seed: int = 0,
         kl_weight: float = 1e-4,
         velocity_weight: float = 0.0,
-    ):
+    ) -> None:
         super().__init__(clips, held_out, rest, frames, seed)
         self.model, self.kl_weight, self.velocity_weight = vae, kl_weight, velocity_weight
         self.mean, self.std = feature_statistics(torch.cat([self.clip_features(i) for i in range(len(clips))]))
@@ -330,12 +333,12 @@ class MotionDenoiserTask(_MotionTask):
         self,
         motion: FastHMRMotion,
         vae: MotionVAE,
-        clips,
-        held_out,
-        rest,
+        clips: Any,
+        held_out: Any,
+        rest: Any,
         seed: int = 0,
         loss: Stage2Config | None = None,
-    ):
+    ) -> None:
         super().__init__(clips, held_out, rest, motion.config.frames, seed)
         if any(c.tokens is None for c in (*clips, *held_out)):
             raise ValueError("MotionDenoiserTask: every clip needs `tokens` [F, C], the host's per-frame features")

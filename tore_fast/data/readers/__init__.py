@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from . import amass, freihand, threedpw, tsv
 from .amass import AmassMotion, AmassReader
@@ -51,7 +52,7 @@ FORMATS: dict[str, type[Reader]] = {
 _TSV_SETS = ("human3.6m", "h36m", "up3d", "muco", "mpii")  # sets that METRO's TSV files were made of
 
 
-def open_dataset(path: str | Path, format: str | None = None, **options) -> Reader:
+def open_dataset(path: str | Path, format: str | None = None, **options: Any) -> Reader:
     """Reader of a data set.
 
     Args:

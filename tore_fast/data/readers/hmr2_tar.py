@@ -12,7 +12,7 @@ import re
 import tarfile
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class TarFiles:
         self._files: dict[int, object] = {}
         self._pid = 0
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
     def read(self, member: Member) -> bytes:
@@ -154,7 +154,7 @@ def _image_member(members: dict[str, Member]) -> Member | None:
     return next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
 
 
-def person_record(name: str, opener, data: dict, what: str) -> Record:
+def person_record(name: str, opener: Any, data: dict, what: str) -> Record:
     """Record of one dict with 4D-Humans' keys; `scale` is width and height of the box over 200 pixels."""
     for key in ("center", "scale"):
         if key not in data:
@@ -189,9 +189,9 @@ def person_record(name: str, opener, data: dict, what: str) -> Record:
     )
 
 
-def _points(value, columns: int, what: str) -> np.ndarray | None:
+def _points(value: Any, columns: int, what: str) -> np.ndarray | None:
     return None if value is None else float_array(value, (None, columns), what)
 
 
-def _true(value) -> bool:
+def _true(value: Any) -> bool:
     return bool(np.asarray(value, np.float64).any())

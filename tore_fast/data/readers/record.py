@@ -116,7 +116,7 @@ def require(path: Path, what: str, source: str) -> Path:
     return path
 
 
-def plain_data(read: Callable, *args) -> Any:
+def plain_data(read: Callable, *args: Any) -> Any:
     """What `read` (of io/safe_pickle.py) returns; a refused or damaged file is a DataError like any other bad data."""
     try:
         return read(*args)

@@ -7,6 +7,7 @@ In and out: [B, 3, H, W] float32 in 0..1, changed in place. Everything is batche
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +172,7 @@ class Augment:
         return torch.einsum("ij,bjhw->bihw", self.rgb, ycc)[..., :h, :w] / 255
 
 
-def _some(mask: Tensor, image: Tensor, change) -> Tensor:
+def _some(mask: Tensor, image: Tensor, change: Any) -> Tensor:
     """Applies `change` to the images of `mask` (a CPU mask, so no device sync), in place."""
     index = mask.nonzero()[:, 0].to(image.device)
     if len(index):

@@ -6,6 +6,8 @@ person, with masks and labels. Next on the way: train/smpl.py (stills) and data/
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ class PersonCrops(SynthGenerator):
         others: as SynthGenerator.
     """
 
-    def __init__(self, *args, margin: float = 1.15, **options):
+    def __init__(self, *args: Any, margin: float = 1.15, **options: Any) -> None:
         super().__init__(*args, **options)
         self.margin = margin
 
@@ -76,7 +78,7 @@ class ClipCrops(PersonCrops):
         others: as PersonCrops.
     """
 
-    def __init__(self, *args, tracker_noise: float = 0.01, **options):
+    def __init__(self, *args: Any, tracker_noise: float = 0.01, **options: Any) -> None:
         super().__init__(*args, **options)
         self.tracker_noise = tracker_noise
 

@@ -7,6 +7,7 @@ neck.*, keypoint_head.*), and mmpose's (`patch_embed1.projection` for `.proj`; i
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -113,7 +114,11 @@ def fields_of_state(state: dict[str, Tensor]) -> dict:
 
 
 def load_tcformer(
-    state: dict[str, Tensor], source: str, without_topology: bool = False, allow_nonfinite: bool = False, **overrides
+    state: dict[str, Tensor],
+    source: str,
+    without_topology: bool = False,
+    allow_nonfinite: bool = False,
+    **overrides: Any,
 ) -> nn.Module:
     """Model in eval mode from an official file's tensors (classification, pose, mmpose), loaded strictly.
 
