@@ -24,7 +24,7 @@ from ..geometry.camera import intrinsics
 from ..geometry.crop import Crop
 from ..geometry.skeleton import SMPL24
 from ..io.exif import focal_from_exif
-from ..io.image import ImageError, check_box
+from ..io.image import ImageError, check_boxes
 from .bodies import Bodies, BodyModel, Sight
 from .hosts import load_named_body
 from .images import NOBODY, ImagePipeline, ImageResult, Person, read_result
@@ -122,7 +122,7 @@ class PhotographPipeline(ImagePipeline):
             self.counts["people"] += len(people)
             if image.error is None:
                 persons = [_person(people, k, fitted, row, source, camera, coarse[row]) for k, row in enumerate(rows)]
-                image = ImageResult(image.name, image.size, persons, None, image.pixels, _notes(persons, camera))
+                image = replace(image, people=persons, notes=_notes(persons, camera))
             yield image
 
     def track(
@@ -186,11 +186,11 @@ class PhotographPipeline(ImagePipeline):
             width, height = image.size
             sources[i] = given if isinstance(given, str) else "given"
             try:
-                rows = _boxes(given, width, height, image.name)
+                rows, bad = _boxes(given, width, height, image.name)
             except ImageError as e:
                 read[i] = ImageResult(image.name, error=str(e))
                 continue
-            assert image.pixels is not None  # no error, so it was read
+            read[i] = replace(image, refused=tuple(bad))
             found[i] = self.finder.in_boxes(image.pixels, rows)
         small = [i for i in search if read[i].size[0] * read[i].size[1] <= _LARGE]
         for part in (small, *([i] for i in search if i not in small)):
@@ -283,14 +283,14 @@ def _with_own_origin(fitted: FittedBody, body: Body) -> FittedBody:
     )
 
 
-def _boxes(given: Any, width: int, height: int, name: str) -> list[tuple[float, float, float, float]]:
+def _boxes(given: Any, width: int, height: int, name: str) -> tuple[list[tuple[float, float, float, float]], list[str]]:
     if given == "full":
-        return [(0.0, 0.0, float(width), float(height))]
+        return [(0.0, 0.0, float(width), float(height))], []
     if given == "centre":
         side = min(width, height)
         x, y = (width - side) / 2, (height - side) / 2
-        return [(x, y, x + side, y + side)]
-    return [check_box(b, width, height, name) for b in given]
+        return [(x, y, x + side, y + side)], []
+    return check_boxes(given, width, height, name)
 
 
 def _person(people: People, k: int, fitted: Any, row: int, source: str, camera: Camera, coarse: np.ndarray) -> Person:

@@ -40,6 +40,7 @@ KEYS = (
     Key("image_size", "[2]", "px", "width, height of the upright image; in batch [I, 2]", "pvb"),
     Key("image_index", "[N]", "", "image of each person, a row of `source`", "b"),
     Key("frame", "[N]", "", "frame of the video or of the key-point file, from 0", "vl"),
+    Key("time", "[N]", "s", "of the frame from the first one on, by the file's time stamps", "v"),
     Key("detected", "[N]", "", "false where the box was missing and the result is interpolated", "v"),
     Key("track", "", "", "number of the person; lift: its track in the file of key points, empty without one", "vl"),
     Key("mocap_framerate", "", "1/s", "frames per second", "vl"),

@@ -23,7 +23,7 @@ from .options import VideoOptions
 from .track_store import NpzStream, TrackStore
 
 FORMATS = ("npz", "bvh", "glb")
-ROW_KEYS = ("rotations", "trans", "joints_3d", "frame", "detected", "box", "focal_px", "principal_px")
+ROW_KEYS = ("rotations", "trans", "joints_3d", "frame", "time", "detected", "box", "focal_px", "principal_px")
 
 
 def track_writers(
