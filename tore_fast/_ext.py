@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import warnings
+from typing import Any
 
 import torch  # its libraries must be loaded before ours
 
@@ -21,7 +22,7 @@ SCHEMAS_ID = hashlib.sha256("\n".join(SCHEMAS).encode()).hexdigest()[:12]
 REBUILD = "pip install --no-build-isolation --no-deps . (in a checkout: python setup.py build_ext --inplace)"
 
 
-def _facts(module) -> dict:
+def _facts(module: Any) -> dict:
     """Build facts of either binary: `_C` has a function, `_C_cuda` (no pybind11) carries them in its docstring."""
     text = module.build_info() if hasattr(module, "build_info") else (module.__doc__ or "").partition("\n")[2]
     return json.loads(text or "{}")
@@ -35,7 +36,7 @@ def stale_reason(name: str, facts: dict) -> str | None:
     return f"tore_fast.{name} was built from other sources (op table {found}, these sources have {SCHEMAS_ID}); rebuild: {REBUILD}"
 
 
-def _load(name: str) -> tuple[object | None, str | None]:
+def _load(name: str) -> tuple[Any, str | None]:
     if importlib.util.find_spec(f"tore_fast.{name}") is None:
         tool = "nvcc (CUDA_HOME or PATH)" if name == "_C_cuda" else "a C++ compiler (CXX)"
         return None, f"tore_fast.{name} was not built: {tool} was not there at install time, or switched off"
@@ -50,6 +51,10 @@ def _load(name: str) -> tuple[object | None, str | None]:
     return module, None
 
 
+cpu_module: Any  # None where there is none, with the reason
+cuda_module: Any
+cpu_reason: str | None
+cuda_reason: str | None
 cpu_module, cpu_reason = _load("_C")
 if torch.version.cuda is None:
     cuda_module, cuda_reason = None, f"this torch ({torch.__version__}) is built without CUDA"

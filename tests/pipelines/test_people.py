@@ -120,6 +120,17 @@ def test_box_of_points():
     assert np.isfinite(box_of_points(points, np.zeros(33))).all()
 
 
+def test_another_landmark_net(tmp_path, portrait):
+    from tore_fast.models import BodyLandmarks, PersonDetector, load, save
+
+    save(load("body_landmarks"), tmp_path / "net", "body_landmarks")
+    found = PeopleFinder(landmarks=tmp_path / "net", device="cpu")(portrait)
+    assert len(found) == 1
+    assert isinstance(PeopleFinder(device="cpu").detector, PersonDetector)
+    with pytest.raises(ValueError, match=f"person_detector: expected a {BodyLandmarks.__name__}, got PersonDetector"):
+        PeopleFinder(landmarks="person_detector")
+
+
 def test_arguments():
     with pytest.raises(ValueError, match="min_score must lie in 0..1, got 2"):
         PeopleFinder(min_score=2)

@@ -6,6 +6,8 @@ In: a decimated template (and posed samples); out: scipy CSR matrices for body/h
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -109,7 +111,7 @@ def _closest_in_triangles(p: np.ndarray, triangles: np.ndarray) -> tuple[np.ndar
     a, b, c = (triangles[..., i, :] for i in range(3))
     p = np.broadcast_to(p, a.shape)
 
-    def dot(x, y):
+    def dot(x: Any, y: Any) -> Any:
         return (x * y).sum(-1)
 
     # foot on the plane: inside when all three weights are positive

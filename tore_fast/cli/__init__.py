@@ -16,7 +16,9 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
@@ -54,9 +56,10 @@ class UsageError(Exception):
 def arguments(flag: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Errors of this block come from what the user gave (exit code 2); `flag` is named in front of the message. `also`:
     further classes that mean this here."""
+    wrong: tuple[type[Exception], ...] = (ValueError, ImportError, *_WRONG_PATH, *also)
     try:
         yield
-    except (ValueError, ImportError, *_WRONG_PATH, *also) as e:  # a full disk is not the user's argument
+    except wrong as e:  # a full disk is not the user's argument
         raise UsageError(f"{flag}: {format_error(e)}" if flag else format_error(e)) from e
 
 
@@ -76,6 +79,9 @@ def format_error(error: BaseException) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     argv = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb of this folder
+    warnings.filterwarnings(
+        "ignore", category=UserWarning, module=r"PIL\."
+    )  # what is wrong with an image is an error or nothing
     for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -115,11 +121,11 @@ def _run(verb: str, rest: list[str]) -> int:
         return USAGE if isinstance(e, UsageError) else FAILED
 
 
-def _run_verb(module, rest: list[str]) -> int | None:
+def _run_verb(module: Any, rest: list[str]) -> int | None:
     return module.run(_parse(module.Args, rest))
 
 
-def _run_job(verb: str, parent, jobs: dict[str, str], rest: list[str]) -> int | None:
+def _run_job(verb: str, parent: Any, jobs: dict[str, str], rest: list[str]) -> int | None:
     global _prog
     given = rest
     if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(parent, "default_job"):
@@ -142,7 +148,7 @@ def _run_job(verb: str, parent, jobs: dict[str, str], rest: list[str]) -> int | 
     return module.run(args)
 
 
-def _parse(kind: type, rest: list[str], default=None):
+def _parse(kind: type, rest: list[str], default: Any = None) -> Any:
     """The verb's `Args`; tyro's boxes of errors become one line."""
     import tyro
 

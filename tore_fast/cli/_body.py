@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
 
 
 def protocol_of(
     hand: bool, body: str = "auto", mesh_data: str | None = None, truth: str = "auto", gendered: bool = False
-):
+) -> Any:
     """Evaluation protocol with its body (`.body`).
 
     Args:
@@ -40,7 +41,7 @@ def protocol_of(
     return BodyProtocol(bodies, truth, gendered)
 
 
-def smpl_topology(mesh_data: str | None):
+def smpl_topology(mesh_data: str | None) -> Any:
     """SMPL's public topology files: the H36M regressor, which the model file lacks, is among them."""
     from ..body import load_topology
     from ..body.official import mesh_data_folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ._train_options import TrainArgs
 
@@ -39,7 +40,7 @@ def open_sets(texts: Sequence[str]) -> tuple[list, list[float] | None]:
     if "synth" in texts:
         raise ValueError("--data: synth cannot be mixed with data sets")
     sources = [source_of(text) for text in texts]
-    weights = [w for _, w, _ in sources]
+    weights: list[Any] = [w for _, w, _ in sources]
     if any(w is None for w in weights) and any(w is not None for w in weights):
         raise ValueError("--data: give every set a weight (PATH@WEIGHT) or none")
     readers = [open_dataset(path, **options) for path, _, options in sources]
@@ -55,7 +56,7 @@ def check_given(args: SetArgs) -> None:
 
 
 def validation(
-    text: str, protocol, *, image_size: int, batch_size: int, items: int, smpl_head: bool = False
+    text: str, protocol: Any, *, image_size: int, batch_size: int, items: int, smpl_head: bool = False
 ) -> Callable | None:
     """model -> metrics on the set that --val names; None without one."""
     from ..data.readers import open_dataset
@@ -66,7 +67,7 @@ def validation(
     path, _, options = source_of(text)
     held_out = open_dataset(path, **options)
 
-    def validate(model) -> dict[str, float]:
+    def validate(model: Any) -> dict[str, float]:
         return score(
             model, held_out, protocol, image_size=image_size, batch_size=batch_size, limit=items, smpl_head=smpl_head
         )
@@ -74,7 +75,7 @@ def validation(
     return validate
 
 
-def _check_labels(text: str, reader, items: int = 20) -> None:
+def _check_labels(text: str, reader: Any, items: int = 20) -> None:
     """A set without any label would train nothing, silently: every loss term is zero."""
     count = min(items, len(reader))
     if not count:

@@ -50,16 +50,18 @@ class Args(ModelArgs, RunArgs, OutArgs):
     boxes: str = "auto"
     """Where people are: auto (everybody is looked for), model (one person, by the model's own output), full (whole image),
     centre (the official demo's square), or a file. Images: JSON
-    {"photo.jpg": [[x0, y0, x1, y1], ...]} or CSV image,x0,y0,x1,y1. Videos: CSV frame,track,x0,y0,x1,y1 or JSON
-    {"track": [[frame, x0, y0, x1, y1], ...]}."""
+    {"photo.jpg": [[x0, y0, x1, y1], ...]}, COCO, or CSV image,x0,y0,x1,y1. Videos: CSV frame,track,x0,y0,x1,y1, MOT, COCO or
+    JSON {"track": [[frame, x0, y0, x1, y1], ...]}. A CSV header decides what its columns are (x,y,w,h)."""
     min_score: float = 0.5
     """People that are less sure to be people are dropped (0 to 1)."""
     max_people: int = 64
     """The best so many people of an image are kept."""
     mirrored: bool = True
     """Landmarks of each person also in the mirrored image: slower, steadier."""
+    landmarks: Path | None = None
+    """Another landmark net than the built-in one: a folder of `tore-fast convert`, or pose_landmark_heavy.tflite itself."""
     detector: str | None = None
-    """Instead of boxes: MODULE:CALLABLE (image [H, W, 3] -> boxes [N, 4 or 5]), or torchvision:MODEL (extra `detect`)."""
+    """Instead of boxes: MODULE:CALLABLE (image [H, W, 3] -> boxes [N, 4], [N, 5] with scores, or YOLO's [N, 6]), or torchvision:MODEL (extra `detect`)."""
     detector_weights: str | None = None
     """Weights file of a torchvision detector."""
     masks: str = "auto"
@@ -150,6 +152,7 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
     """The pipeline of images, and what the options of both kinds must fulfil before any work."""
     from ..data.boxes import read_boxes
     from ..data.detect import as_detections
+    from ..io.image import ImageError
     from ..io.video import TrackBoxes
     from ..pipelines.images import BOX_MODES
     from ..pipelines.options import MASK_SOURCES, VideoOptions
@@ -165,7 +168,11 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
     VideoOptions(masks=masks, box_rule=args.box_rule, focal_px=args.focal, fov_deg=args.fov)
 
     def found(pixels: Any) -> Sequence[Sequence[float]]:
-        return as_detections(detector(pixels), pixels.shape[:2]).boxes.tolist()
+        assert detector is not None  # not asked without one
+        try:
+            return as_detections(detector(pixels), pixels.shape[:2]).boxes.tolist()
+        except Exception as e:  # noqa: BLE001 (the detector is the user's; it costs this image)
+            raise ImageError(f"--detector {args.detector}: {type(e).__name__}: {str(e)[:120]}") from e
 
     return image_pipeline(
         args.model,
@@ -186,6 +193,7 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
         min_score=args.min_score,
         max_people=args.max_people,
         mirrored=args.mirrored,
+        landmarks=args.landmarks,
     )
 
 
@@ -194,7 +202,7 @@ def _images(
 ) -> list[dict]:
     """Index entries of all images; errors are said as they come."""
     from .._threads import available_cpus
-    from ..data.boxes import boxes_of, read_boxes
+    from ..data.boxes import boxes_of, read_boxes, unmatched
     from ..pipelines.images import BOX_MODES
     from ..pipelines.results import write_result
     from ..pipelines.writing import InOrder
@@ -207,6 +215,9 @@ def _images(
         boxes = [boxes_of(table, p) for p in paths]
         for p in (p for p, b in zip(paths, boxes) if b is None):
             print(f"note: {p}: not in {args.boxes}; a box is looked for", file=sys.stderr)
+        if absent := unmatched(table, paths):
+            shown = ", ".join(name[:80] for name in absent[:5]) + (" ..." if len(absent) > 5 else "")
+            print(f"note: {args.boxes}: boxes for {len(absent)} images that are not there: {shown}", file=sys.stderr)
     entries: list[dict] = []
 
     def write(path: Path, result: Any) -> dict:
@@ -217,7 +228,10 @@ def _images(
             written = write_result(result, pipeline, args.out, names[path], formats)
         except (OSError, ValueError) as e:
             return entry | {"error": f"{result.name}: results not written: {format_error(e)}"}
-        return entry | {"files": [p.name for p in written], "people": len(result.people)}
+        entry |= {"files": [p.name for p in written], "people": len(result.people)}
+        if result.refused:  # the other people are done
+            entry["error"] = "; ".join(result.refused[:5])
+        return entry
 
     def told(written: tuple[Any, dict]) -> None:
         result, entry = written
@@ -259,7 +273,7 @@ def _video(
     formats: tuple[str, ...],
 ) -> dict:
     """Index entry of one video; what goes wrong costs this video only."""
-    from ..data.detect import BoxTracker
+    from ..data.detect import BoxTracker, TableTracker
     from ..io.video import TrackBoxes, open_video
     from ..pipelines.images import BOX_MODES
     from ._predict_video import host_video, mesh_video
@@ -267,19 +281,28 @@ def _video(
     entry: dict[str, Any] = {"name": folder.name, "source": str(path), "files": []}
     try:
         source = open_video(path, args.video.fps)
-        tracker = None
+        tracker: Any = None
         if detector is not None:
             tracker = BoxTracker(detector)
         elif args.boxes not in BOX_MODES:
-            table = TrackBoxes.read(args.boxes)
-            tracker = lambda i, frame: table.at(i)
+            tracker = TableTracker(TrackBoxes.read(args.boxes), args.boxes)
         work = mesh_video if shared is None else host_video
         written, error = work(args, pipeline, shared, source, tracker, folder, formats)
         entry |= {"files": [str(p.relative_to(args.out)) for p in written]}
         entry |= {"people": sum(p.suffix == f".{formats[0]}" for p in written)}
-        if error is not None:
-            entry["error"] = error
-    except (OSError, ValueError) as e:
+        problems = [*([error] if error else []), *getattr(tracker, "problems", [])]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            entry["error"] = (problems[0] if str(path) in problems[0] else f"{path}: {problems[0]}") + more
+        if source.variable:
+            note = f"variable frame rate: {source.fps:g} a second on average, each frame's time is in the npz"
+            print(f"note: {path}: {note}", file=sys.stderr)
+        if isinstance(tracker, TableTracker) and args.limit is None and (late := tracker.unused()):
+            print(
+                f"note: {args.boxes}: boxes for {len(late)} frames that {path} does not have: {late[0]} ...",
+                file=sys.stderr,
+            )
+    except (OSError, ValueError, RuntimeError, MemoryError) as e:
         entry["error"] = format_error(e) if str(path) in str(e) else f"{path}: {format_error(e)}"
     if "error" in entry:
         print_error(entry["error"])

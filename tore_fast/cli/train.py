@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from . import UsageError
 
@@ -32,7 +33,7 @@ def default_job(argv: list[str]) -> str:
     return _load(name).task
 
 
-def defaults(args_class: type, task: str, argv: list[str]):
+def defaults(args_class: type, task: str, argv: list[str]) -> Any:
     """(Args with the recipe's values or None, argv without --recipe)."""
     from ..recipes import RecipeError, arguments
 
@@ -49,7 +50,7 @@ def defaults(args_class: type, task: str, argv: list[str]):
     return made, rest
 
 
-def announce(argv: list[str], args) -> None:
+def announce(argv: list[str], args: Any) -> None:
     """Says which recipe runs, and where this run's batch is not the recipe's."""
     from ..recipes import batch_note
 
@@ -73,7 +74,7 @@ def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
     return None, argv
 
 
-def _load(name: str):
+def _load(name: str) -> Any:
     from ..recipes import RecipeError, load_recipe
 
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -39,7 +40,7 @@ class AsfSkeleton:
         return [b.name for b in self.bones]
 
 
-def _euler(angles, order: str) -> np.ndarray:
+def _euler(angles: Any, order: str) -> np.ndarray:
     """Rotation by angles (radians) about the axes of `order`, the first one applied first."""
     out = Rotation.identity()
     for letter, angle in zip(order.lower(), angles):
@@ -55,6 +56,7 @@ def read_asf(path: str | Path) -> AsfSkeleton:
     section, length_unit, degrees = "", 1.0, True
     root = AsfBone("root")
     bones, parent_of = [root], {}
+    order: Any
     order, position, orientation, root_axis = ("TX", "TY", "TZ", "RX", "RY", "RZ"), np.zeros(3), np.zeros(3), "XYZ"
     number, row = 0, [""]
     try:

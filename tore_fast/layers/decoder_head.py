@@ -9,6 +9,7 @@ cross-attention constant (kept in a prepared decoder). Next on the way: models/s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,8 @@ class SelfAttention(nn.Module):
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of what is left for one token: out(v(x))."""
-        out, v = self.to_out[0], self.to_qkv.weight.chunk(3)[2]
+        out: Any = self.to_out[0]
+        v = self.to_qkv.weight.chunk(3)[2]
         return (out.weight.double() @ v.double()).to(v.dtype), out.bias
 
 
@@ -110,12 +112,14 @@ class PreNorm(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.fn = fn
 
-    def forward(self, x: Tensor, *args) -> Tensor:
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
         return self.fn(self.norm(x), *args)
 
 
 class _Layers(nn.Module):
     """`layers.i` is the list (self-attention, cross-attention, feed-forward), as in the official files."""
+
+    layers: Any  # nn.ModuleList of nn.ModuleLists of three PreNorm
 
     def __init__(self, cfg: DecoderConfig):
         super().__init__()
@@ -151,7 +155,7 @@ class CrossAttentionDecoder(Prepared):
                 f"CrossAttentionDecoder: context must be [B, N, {self.cfg.context_dim}], got {list(context.shape)}"
             )
         start = self.recall("start")
-        x = None if start is not None else self.dropout(self.to_token_embedding(token) + self.pos_embedding)
+        x: Any = None if start is not None else self.dropout(self.to_token_embedding(token) + self.pos_embedding)
         for i, (_, cross_attention, feed_forward) in enumerate(self.transformer.layers):
             if x is None:
                 x, query = start

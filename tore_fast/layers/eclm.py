@@ -56,7 +56,7 @@ class ECLMPlan:
 
     groups: Groups
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(tuple(int(i) for i in g) for g in self.groups))
         flat = [i for g in self.groups for i in g]
         if flat != list(range(len(flat))) or any(not g for g in self.groups):

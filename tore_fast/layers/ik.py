@@ -30,7 +30,7 @@ class IKTree:
     parents: tuple[int, ...] = SMPL29.parents
     children: tuple[int, ...] = CHILDREN
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n = len(self.parents)
         if len(self.children) != n or n < 2:
             raise ValueError(f"IKTree: children must have one entry per joint ({n}), got {len(self.children)}")

@@ -30,6 +30,8 @@ class TokenSelection(nn.Module):
 
     selector: str
     keep_num: int
+    grid: tuple[int, int]
+    token_pos: Tensor
 
     def init_selection(
         self,
@@ -58,7 +60,7 @@ class TokenSelection(nn.Module):
         if selector not in SELECTORS:
             raise ValueError(f"ITP: selector must be one of {SELECTORS}, got {selector!r}")
         count = grid[0] * grid[1]
-        self.selector, self.grid = selector, tuple(grid)
+        self.selector, self.grid = selector, (grid[0], grid[1])
         self.keep_num = count if selector == "none" else int(count * keep_ratio)
         if not 0 < keep_ratio <= 1 or self.keep_num < 1:
             raise ValueError(f"ITP: keep_ratio must keep 1..{count} of {count} tokens, got {keep_ratio}")
@@ -80,7 +82,9 @@ class TokenSelection(nn.Module):
 
     def place(self, heatmap: Tensor | None, pos: Tensor) -> Tensor:
         """`pos` of `token_positions` for the kept tokens: [M, C], or per image [B, M, C] where the image decides."""
-        return heatmap @ pos if self.selector in ("cluster", "attention") else pos
+        if heatmap is None or self.selector == "soft":
+            return pos
+        return heatmap @ pos
 
     @property
     def has_fixed_positions(self) -> bool:

@@ -9,12 +9,15 @@ changes: ops/_derived.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import PackedWeight
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Model = TypeVar("Model", bound=nn.Module)
 Source = Tensor | nn.Module
@@ -52,7 +55,7 @@ class Prepared(nn.Module):
     a write through `.data`. A call that records gradients of the weights computes everything anew.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._kept: PackedWeight | None = None
         self._recipes: dict[Hashable, _Recipe] = {}
@@ -108,12 +111,12 @@ class Prepared(nn.Module):
         self._kept = None
         self._recipes = {}
 
-    def train(self: Model, mode: bool = True) -> Model:
+    def train(self, mode: bool = True) -> Self:
         if mode:
             self._forget()
         return super().train(mode)
 
-    def _apply(self, fn, *args, **kwargs):
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         self._forget()
         return super()._apply(fn, *args, **kwargs)
 
@@ -121,7 +124,7 @@ class Prepared(nn.Module):
         return {**self.__dict__, "_kept": None, "_recipes": {}}
 
 
-def _forget(module: Prepared, _incompatible) -> None:
+def _forget(module: Prepared, _incompatible: Any) -> None:
     module._forget()
 
 

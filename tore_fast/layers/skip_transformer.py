@@ -26,7 +26,7 @@ class TransformerConfig:
     pre_norm: bool = False
     skip: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ValueError(f"TransformerConfig: dim {self.dim} must be a multiple of heads {self.heads}")
         if self.skip and self.layers % 2 == 0:
@@ -37,6 +37,10 @@ class TransformerConfig:
 
 class Layer(nn.Module):
     """Self-attention, optional cross-attention to a memory, feed-forward."""
+
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    norm3: nn.LayerNorm  # with cross-attention
 
     def __init__(self, cfg: TransformerConfig, cross: bool):
         super().__init__()
@@ -67,10 +71,12 @@ class Layer(nn.Module):
         if self.pre_norm:
             x = self.attend(self.norm1(x), x, keep)
             if self.cross:
+                assert memory is not None
                 x = self.read(self.norm2(x), memory, x)
             return self.feed_forward(x, x, last)
         x = self.norm1(self.attend(x, x, keep))
         if self.cross:
+            assert memory is not None
             x = self.norm2(self.read(x, memory, x))
         return last(self.feed_forward(x, x))
 

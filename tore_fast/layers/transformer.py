@@ -7,7 +7,7 @@ What is the same for every image is kept in a prepared model (layers further dow
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,9 @@ class DecoderLayer(Prepared):
 
 
 class _Stack(nn.Module):
-    def __init__(self, layer: type[nn.Module], count: int, dim: int, *args):
+    layers: Any  # nn.ModuleList of `layer`
+
+    def __init__(self, layer: Callable[..., nn.Module], count: int, dim: int, *args: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList([layer(dim, *args) for _ in range(count)])
         self.norm = nn.LayerNorm(dim)

@@ -65,7 +65,7 @@ class Facts:
     ] = ()  # config fields that change no weight, so that a name may set them for given weights
     licence: str = ""  # of the official weights, where they are known
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"Facts: task must be one of {', '.join(TASKS)}, got {self.task!r}")
 
@@ -113,7 +113,7 @@ class ModelEntry:
         """Its config dataclass."""
         return make_config(self.model, None, self.fields)
 
-    def build(self, **overrides: Any) -> nn.Module:
+    def build(self, **overrides: Any) -> Any:
         """The model with random weights; overrides are fields of its config (and mesh, mesh_data of image-to-mesh models)."""
         from_fields = getattr(self.model, "from_fields", None)
         if from_fields is not None:
@@ -146,7 +146,10 @@ def register_model(name: str, model: type[nn.Module], fields: Mapping[str, Any] 
 
 
 def register_models(
-    model: type[nn.Module], rows: Mapping[str, Mapping[str, Any]], papers: Mapping[str, PaperRow] | None = None, **entry
+    model: type[nn.Module],
+    rows: Mapping[str, Mapping[str, Any]],
+    papers: Mapping[str, PaperRow] | None = None,
+    **entry: Any,
 ) -> None:
     """Registers a table {name: config fields}; `papers` and `entry` (input_shape, tags) as `register_model`."""
     for name, fields in rows.items():
@@ -205,7 +208,7 @@ def _shared(config: Any, other: Any) -> int:
     return sum(getattr(config, f.name) == getattr(other, f.name) for f in dataclasses.fields(config))
 
 
-def create_model(name: str, **overrides) -> nn.Module:
+def create_model(name: str, **overrides: Any) -> Any:
     """Builds a registered model with random weights, in eval mode off (as torch modules start).
 
     Args:

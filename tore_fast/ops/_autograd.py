@@ -8,6 +8,7 @@ made, checks of the wrapper; torch 2.11, Zen 4), an autograd.Function of our own
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def differentiable(op: str, setup_context: Callable, backward: Callable) -> Call
     so that a graph holds the op, and an autograd.Function around the op's kernel in plain eager mode.
     """
 
-    def lean(ctx, inputs, output):
+    def lean(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.set_materialize_grads(False)  # backward meets None for outputs nobody differentiates
         setup_context(ctx, inputs, output)
 
@@ -29,16 +30,16 @@ def differentiable(op: str, setup_context: Callable, backward: Callable) -> Call
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *inputs):
+        def forward(ctx: Any, *inputs: Any) -> Any:
             output = _below_autograd(packet.default, inputs)
             lean(ctx, inputs, output)
             return output
 
         @staticmethod
-        def backward(ctx, *grads):
+        def backward(ctx: Any, *grads: Tensor) -> Any:
             return backward(ctx, *grads)
 
-    def call(*inputs):
+    def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return packet(*inputs)
         if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
@@ -48,7 +49,7 @@ def differentiable(op: str, setup_context: Callable, backward: Callable) -> Call
     return call
 
 
-def _below_autograd(op: Callable, inputs: tuple):
+def _below_autograd(op: Callable, inputs: tuple) -> Any:
     with torch._C._AutoDispatchBelowAutograd():  # the op's Python autograd wrapper has nothing to do here
         return op(*inputs)
 

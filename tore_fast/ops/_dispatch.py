@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def check_device(op: str, name: str, like: Tensor, **others: Tensor | None) -> N
             )
 
 
-def choose(op: str, impl: str, backends: Sequence[str], why_not: Callable[..., str | None], *args) -> str:
+def choose(op: str, impl: str, backends: Sequence[str], why_not: Callable[..., str | None], *args: Any) -> str:
     """Name of the backend to run.
 
     Raises:

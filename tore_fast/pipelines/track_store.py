@@ -10,6 +10,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,7 +124,7 @@ class NpzStream:
         self._parts: dict[str, tuple[Path, np.dtype, tuple[int, ...], int]] = {}
         self._whole: dict[str, np.ndarray] = {}
 
-    def put(self, key: str, value) -> None:
+    def put(self, key: str, value: Any) -> None:
         """A short array or number."""
         self._whole[key] = np.asarray(value)
 

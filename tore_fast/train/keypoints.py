@@ -7,6 +7,7 @@ the paper's code and the metrics of eval/keypoint_metrics.py. A batch is a funct
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,14 @@ class Classification(Task):
     best_metric = "top1_error"
 
     def __init__(
-        self, model: nn.Module, training, held_out, mixup: Callable | None = None, seed: int = 0, eval_batch: int = 64
-    ):
+        self,
+        model: nn.Module,
+        training: Any,
+        held_out: Any,
+        mixup: Callable | None = None,
+        seed: int = 0,
+        eval_batch: int = 64,
+    ) -> None:
         self.model, self.training, self.held_out = model, training, held_out
         self.mixup, self.seed, self.eval_batch = mixup, seed, eval_batch
         self.items_per_epoch = len(training)
@@ -122,8 +129,9 @@ class Keypoints(Task):
         return {k: torch.stack([item[k] for item in items]) for k in ("image", "target", "weight")}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if hasattr(self.model, "set_epoch"):
-            self.model.set_epoch(step / self.steps_per_epoch)
+        plain: Any = self.model
+        if hasattr(plain, "set_epoch"):
+            plain.set_epoch(step / self.steps_per_epoch)
         value = joints_mse(model(batch["image"]), batch["target"], batch["weight"])
         return value, {"heatmap_mse": value.detach()}
 
@@ -204,7 +212,8 @@ class BodyRecovery(Task):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.body.to(batch["image"].device)  # no copy when it is there
         parts = hmr_losses(model(batch["image"]), batch, self.body, self.joint_set)
-        return sum(self.weights[k] * v for k, v in parts.items()), {k: v.detach() for k, v in parts.items()}
+        total: Any = sum(self.weights[k] * v for k, v in parts.items())
+        return total, {k: v.detach() for k, v in parts.items()}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

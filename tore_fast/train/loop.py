@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -261,7 +262,7 @@ class _Training:
             yield
             return
 
-        def handler(_signal, _frame) -> None:
+        def handler(_signal: Any, _frame: Any) -> None:
             if not self.inside_step:
                 raise KeyboardInterrupt
             if self.stop:

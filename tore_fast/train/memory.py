@@ -5,8 +5,10 @@ Used by loop.py (`--train.checkpoint-activations`, `--train.memory-report`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ def checkpoint_activations(model: nn.Module) -> int:
     return len(parts)
 
 
-def _stacked(module: nn.Module):
+def _stacked(module: nn.Module) -> Iterator[Any]:
     for child in module.children():
         # timm's feature extractors are dictionaries of stages
         stack = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or (
@@ -36,7 +38,7 @@ def _stacked(module: nn.Module):
             yield from _stacked(child)
 
 
-def _recomputed(module: nn.Module, forward, *args, **kwargs):
+def _recomputed(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not (torch.is_grad_enabled() and module.training):
         return forward(*args, **kwargs)
     return checkpoint(
@@ -45,9 +47,11 @@ def _recomputed(module: nn.Module, forward, *args, **kwargs):
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module):
+def _statistics_kept(module: nn.Module) -> Iterator[Any]:
     """The second forward pass must not move batch-norm's running statistics again."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms: list[Any] = [
+        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     counts = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
     for m in norms:
         m.momentum = 0.0
@@ -86,7 +90,7 @@ class SavedTensors:
         self._keep.clear()
 
 
-def _parts(model: nn.Module, prefix: str = ""):
+def _parts(model: nn.Module, prefix: str = "") -> Iterator[Any]:
     """Top-level parts by name; lists (which are never called) by their elements, a wrapper's `model` by what is inside."""
     for name, child in model.named_children():
         if name == "model":

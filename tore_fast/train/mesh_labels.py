@@ -10,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ class LabelledMeshes(Task):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         body: Body,
         readers: list[Reader],
         weights: list[float] | None = None,
@@ -201,7 +202,7 @@ class LabelledMeshes(Task):
             parts |= terms
         return total, parts
 
-    def _smpl_head(self, out, target: MeshTargets, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _smpl_head(self, out: Any, target: MeshTargets, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Parameters, and joints, projection (camera not trained) and vertices of the mesh they make."""
         from ..body.lbs import pose_matrices
 
@@ -222,7 +223,8 @@ class LabelledMeshes(Task):
             ),
             "smpl_vertices": losses.vertices_loss(vertices - pelvis, target.vertices[-1], has),
         }
-        return sum(terms.values()), {k: v.detach() for k, v in terms.items()}
+        total: Any = sum(terms.values())
+        return total, {k: v.detach() for k, v in terms.items()}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return self.validate(model) if self.validate is not None else {}

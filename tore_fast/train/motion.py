@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,9 @@ class _MotionTask(Task):
 
     best_metric = "joints_mm"
 
-    def __init__(self, clips: Sequence[MotionClip], held_out: Sequence[MotionClip], rest, frames: int, seed: int):
+    def __init__(
+        self, clips: Sequence[MotionClip], held_out: Sequence[MotionClip], rest: Any, frames: int, seed: int
+    ) -> None:
         if not clips or not held_out:
             raise ValueError("motion training: needs clips to train on and clips held out")
         self.clips, self.held_out, self.rest, self.frames, self.seed = clips, held_out, rest, frames, seed
@@ -278,14 +281,14 @@ class MotionVAETask(_MotionTask):
     def __init__(
         self,
         vae: MotionVAE,
-        clips,
-        held_out,
-        rest,
+        clips: Any,
+        held_out: Any,
+        rest: Any,
         frames: int = 243,
         seed: int = 0,
         kl_weight: float = 1e-4,
         velocity_weight: float = 0.0,
-    ):
+    ) -> None:
         super().__init__(clips, held_out, rest, frames, seed)
         self.model, self.kl_weight, self.velocity_weight = vae, kl_weight, velocity_weight
         self.mean, self.std = feature_statistics(torch.cat([self.clip_features(i) for i in range(len(clips))]))
@@ -299,7 +302,8 @@ class MotionVAETask(_MotionTask):
         return {"features": (features - self.mean) / self.std}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = vae_losses(batch["features"], *model(batch["features"]), self.kl_weight, self.velocity_weight)
+        made, mean, log_var = model(batch["features"])
+        losses = vae_losses(batch["features"], made, mean, log_var, self.kl_weight, self.velocity_weight)
         return losses.total, {"reconstruction": losses.reconstruction.detach(), "kl": losses.kl.detach()}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -330,12 +334,12 @@ class MotionDenoiserTask(_MotionTask):
         self,
         motion: FastHMRMotion,
         vae: MotionVAE,
-        clips,
-        held_out,
-        rest,
+        clips: Any,
+        held_out: Any,
+        rest: Any,
         seed: int = 0,
         loss: Stage2Config | None = None,
-    ):
+    ) -> None:
         super().__init__(clips, held_out, rest, motion.config.frames, seed)
         if any(c.tokens is None for c in (*clips, *held_out)):
             raise ValueError("MotionDenoiserTask: every clip needs `tokens` [F, C], the host's per-frame features")
@@ -348,12 +352,12 @@ class MotionDenoiserTask(_MotionTask):
         noise_seed = torch.tensor((self.seed * 1_000_003 + index) % 2**31)
         return {
             "features": torch.stack([f for f, _ in windows]),
-            "tokens": torch.stack([t for _, t in windows]),
+            "tokens": torch.stack([t for _, t in windows if t is not None]),
             "seed": noise_seed,
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        plain = getattr(model, "module", model)
+        plain: Any = getattr(model, "module", model)
         device = batch["features"].device
         generator = torch.Generator(device=device).manual_seed(int(batch["seed"]))
         losses = plain.stage2_losses(

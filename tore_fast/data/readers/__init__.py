@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from . import amass, freihand, threedpw, tsv
 from .amass import AmassMotion, AmassReader
@@ -51,7 +52,7 @@ FORMATS: dict[str, type[Reader]] = {
 _TSV_SETS = ("human3.6m", "h36m", "up3d", "muco", "mpii")  # sets that METRO's TSV files were made of
 
 
-def open_dataset(path: str | Path, format: str | None = None, **options) -> Reader:
+def open_dataset(path: str | Path, format: str | None = None, **options: Any) -> Reader:
     """Reader of a data set.
 
     Args:
@@ -67,7 +68,8 @@ def open_dataset(path: str | Path, format: str | None = None, **options) -> Read
     if name not in FORMATS:
         raise ValueError(f"open_dataset: format must be one of {', '.join(FORMATS)}, got {name!r}")
     try:
-        return FORMATS[name](path, **options)
+        reader: Any = FORMATS[name]
+        return reader(path, **options)
     except TypeError as e:
         if "unexpected keyword" not in str(e):
             raise

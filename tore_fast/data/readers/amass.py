@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,10 +65,10 @@ class AmassReader(Reader):
         # one motion is read at a time and frames of one are mostly asked for together
         self._load = lru_cache(maxsize=4)(self._read)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_load"}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state)
         self._load = lru_cache(maxsize=4)(self._read)
 

@@ -12,7 +12,7 @@ import re
 import tarfile
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,10 +86,10 @@ class TarFiles:
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
-        self._files: dict[int, object] = {}
+        self._files: dict[int, Any] = {}
         self._pid = 0
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
     def read(self, member: Member) -> bytes:
@@ -140,7 +140,9 @@ class Hmr2TarReader(Reader):
 
     def _image(self, sample: int) -> np.ndarray:
         key, members = self._samples[sample]
-        return read_image(self._tars.read(_image_member(members)), key, upright=False)
+        member = _image_member(members)
+        assert member is not None  # samples without an image are left out
+        return read_image(self._tars.read(member), key, upright=False)
 
     def _record(self, index: int) -> Record:
         sample, person = self._people[index]
@@ -154,7 +156,7 @@ def _image_member(members: dict[str, Member]) -> Member | None:
     return next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
 
 
-def person_record(name: str, opener, data: dict, what: str) -> Record:
+def person_record(name: str, opener: Any, data: dict, what: str) -> Record:
     """Record of one dict with 4D-Humans' keys; `scale` is width and height of the box over 200 pixels."""
     for key in ("center", "scale"):
         if key not in data:
@@ -189,9 +191,9 @@ def person_record(name: str, opener, data: dict, what: str) -> Record:
     )
 
 
-def _points(value, columns: int, what: str) -> np.ndarray | None:
+def _points(value: Any, columns: int, what: str) -> np.ndarray | None:
     return None if value is None else float_array(value, (None, columns), what)
 
 
-def _true(value) -> bool:
+def _true(value: Any) -> bool:
     return bool(np.asarray(value, np.float64).any())

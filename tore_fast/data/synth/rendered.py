@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ def write_view_tokens(
     return paths
 
 
-def _save(path: Path, **arrays) -> None:
+def _save(path: Path, **arrays: Any) -> None:
     write_arrays(path, arrays)
 
 

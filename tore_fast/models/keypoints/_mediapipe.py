@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def load_tflite(path: str | Path) -> tuple[nn.Module, str]:
     return model.eval(), name
 
 
-def _in_file_order(model: nn.Module) -> Iterator[nn.Conv2d]:
+def _in_file_order(model: Any) -> Iterator[nn.Conv2d]:
     """Convolutions as the files list them. A level's side paths come behind the first layer of the next level."""
     landmarks = isinstance(model, BodyLandmarks)
     assert landmarks or isinstance(model, PersonDetector)
@@ -146,7 +147,7 @@ def read_convolutions(path: str | Path) -> list[tuple[Tensor, Tensor]]:
 
     model = tflite.Model.GetRootAsModel(Path(path).read_bytes(), 0)
     graph = model.Subgraphs(0)
-    made: dict[int, object] = {}  # tensor -> operator that makes it
+    made: dict[int, Any] = {}  # tensor -> operator that makes it
     operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     codes = []
     for op in operators:
@@ -180,7 +181,7 @@ def read_convolutions(path: str | Path) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def _dense(sparsity, values: np.ndarray, shape: np.ndarray) -> np.ndarray:
+def _dense(sparsity: Any, values: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """A sparse constant of the schema (levels that are dense or compressed, then blocks), filled with zeros."""
     import tflite
 
@@ -188,7 +189,7 @@ def _dense(sparsity, values: np.ndarray, shape: np.ndarray) -> np.ndarray:
     blocks = sparsity.BlockMapAsNumpy().tolist() if sparsity.BlockMapLength() else []
     ranks = len(shape)
 
-    def vector(kind: int, table) -> np.ndarray:
+    def vector(kind: int, table: Any) -> np.ndarray:
         reader = getattr(tflite, _INTEGER_VECTORS[kind])()
         reader.Init(table.Bytes, table.Pos)
         return reader.ValuesAsNumpy().astype(np.int64)

@@ -123,7 +123,8 @@ class PPTTransformer(nn.Module):
             self.keep_ratio if not self.training or self.training_keep_ratio is None else self.training_keep_ratio
         )
         x = tokens
-        for i, (attn, mlp) in enumerate(self.layers):
+        layers: Any = self.layers  # of pairs of PreNorm
+        for i, (attn, mlp) in enumerate(layers):
             if i > 0 and self.pos_every_layer:
                 x = torch.cat([x[:, :joints], x[:, joints:] + pos], dim=1)
             prunes = i in self.pruning_layers and keep_ratio < 1
@@ -155,7 +156,7 @@ class PPTConfig:
     keep_ratio: float = 0.7
     heatmap_hidden: int = 384
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for size, patch in zip(self.image_size, self.patch_size):
             if size % (4 * patch):
                 raise ValueError(

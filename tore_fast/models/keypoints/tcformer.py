@@ -48,7 +48,7 @@ class TCFormerConfig:
     reduction: str = "dpc"
     parts: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n = len(self._sequence("embed_dims"))
         counts = {"num_heads": n, "mlp_ratios": n, "depths": n, "sr_ratios": n, "sample_ratios": n - 1}
         for name, count in counts.items():
@@ -70,7 +70,7 @@ class TCFormerConfig:
         value = getattr(self, name)
         if not isinstance(value, (tuple, list)):
             raise ValueError(f"TCFormerConfig: {name} must be a list of numbers like 1,2,3,4, got {value!r}")
-        return value
+        return tuple(value)
 
     def _check_parts(self, count: int) -> None:
         parts = self._sequence("parts")

@@ -33,7 +33,7 @@ class ModelMesh:
     template_vertices: np.ndarray | None = None  # [V, 3] coarse, same frame
     name: str = "custom"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         v = self.adjacency.shape[0]
         for up in self.ups:
             if up.shape[1] != v:

@@ -18,7 +18,7 @@ from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.metres import exact, metres, wide
 from ...layers.smpl_regressor import SMPLParameterRegressor
-from ...layers.transformer import Transformer
+from ...layers.transformer import Maps, Transformer
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
 from ._base import MeshModel, MeshModelConfig, stack_maps
@@ -56,6 +56,9 @@ class FastMETRO(MeshModel, TokenSelection):
     """
 
     config_class = FastMETROConfig
+    config: FastMETROConfig
+    pos_2: Tensor
+    upsample: Any  # nn.ModuleList of MeshUpsample
 
     def __init__(
         self,
@@ -107,7 +110,8 @@ class FastMETRO(MeshModel, TokenSelection):
         kept = self.select_tokens(self.conv_1x1(self.features(images)))
         batch, joints = kept.tokens.shape[0], self.config.num_joints
         topology = self.pattern()
-        maps_1, maps_2 = ({}, {}) if return_attention else (None, None)
+        maps_1: Maps | None = {} if return_attention else None
+        maps_2: Maps | None = {} if return_attention else None
         camera = self.cam_token_embed.weight.expand(batch, -1, -1)
         one = self.transformer_1(camera, kept.tokens, self.queries(), kept.pos, topology, maps_1)
         reduce_cam = self.dim_reduce_enc if self.config.shared_reduction else self.dim_reduce_enc_cam

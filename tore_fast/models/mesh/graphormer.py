@@ -47,6 +47,9 @@ class MeshGraphormer(DenseUpsampling):
     """
 
     config_class = MeshGraphormerConfig
+    config: MeshGraphormerConfig
+    template: Tensor
+    trans_encoder: Any  # nn.ModuleList of three BertBlock
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class MeshGraphormer(DenseUpsampling):
         """
         pooled, grid = self.features(images)
         grid = grid.flatten(2).transpose(1, 2)  # [B, h * w, grid_dim] row-major
-        maps = [[], [], []] if return_attention else [None, None, None]
+        maps: list[list[Tensor] | None] = [[], [], []] if return_attention else [None, None, None]
         points, joints = self.template.shape[0], self.config.num_joints
         first, second, third = self.trans_encoder
         kept = (self.recall("embedding"), self.recall("grid embedding")) if query_mask is None else (None, None)
@@ -114,7 +117,7 @@ class MeshGraphormer(DenseUpsampling):
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         camera = x[:, :points] if self.config.camera_from_joints else coarse
         camera = metres(self.cam_param_fc3, metres(self.cam_param_fc2, metres(self.cam_param_fc, camera).squeeze(-1)))
-        named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} if return_attention else None
+        named = {f"bert_{i}": m for i, m in enumerate(maps, 1) if m is not None} if return_attention else None
         attention = stack_maps(named, x.shape[0])
         return MeshOutput(camera, x[:, :joints], coarse, intermediate, vertices, None, None, None, attention)
 

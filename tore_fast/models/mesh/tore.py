@@ -18,7 +18,7 @@ from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.metres import metres
 from ...layers.positional import sine_position
-from ...layers.transformer import Transformer
+from ...layers.transformer import Maps, Transformer
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
 from ._base import MeshModel, MeshModelConfig, stack_maps
@@ -60,6 +60,9 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
     """
 
     config_class = FastMETROToreConfig
+    config: FastMETROToreConfig
+    pos_2: Tensor
+    upsample: Any  # nn.ModuleList of MeshUpsample
 
     def __init__(
         self,
@@ -110,7 +113,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
             tokens = tokens + self.feature_position
         kept = self.select_tokens(tokens)
         batch = kept.tokens.shape[0]
-        maps = [{}, {}, {}] if return_attention else [None, None, None]
+        maps: list[Maps | None] = [{}, {}, {}] if return_attention else [None, None, None]
         camera = self.cam_token_embed.weight.expand(batch, -1, -1)
         one = self.transformer_1(camera, kept.tokens, self.joint_token_embed.weight[None], kept.pos, None, maps[0])
         two = self.transformer_2(
@@ -127,7 +130,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         attention = None
         if return_attention:
-            named = {f"{k}_{i}": v for i, m in enumerate(maps, 1) for k, v in m.items()}
+            named = {f"{k}_{i}": v for i, m in enumerate(maps, 1) for k, v in (m or {}).items()}
             attention = stack_maps(named, batch)
         camera = metres(self.cam_predictor, two.camera).squeeze(1)
         joints = metres(self.xyz_regressor_j, two.decoded)

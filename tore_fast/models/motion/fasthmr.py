@@ -98,6 +98,8 @@ class FastHMRMotion(nn.Module):
         self.denoiser = MotionDenoiser(c.denoiser())
         self.motion_decoder = MotionDecoder(dataclasses.replace(c.vae(), max_length=c.frames))
         self.diffusion = Diffusion(c.diffusion_steps)
+        self.feature_mean: Tensor
+        self.feature_std: Tensor
         self.register_buffer("feature_mean", torch.zeros(c.num_features))
         self.register_buffer("feature_std", torch.ones(c.num_features))
         if c.correct_host:
@@ -119,6 +121,7 @@ class FastHMRMotion(nn.Module):
                     state[table] = state[table][: own[table].shape[0]]
             part.load_state_dict({k: state[k] for k in own})
         if mean is not None:
+            assert std is not None
             self.feature_mean.copy_(mean)
             self.feature_std.copy_(std)
         return self
@@ -210,7 +213,7 @@ class FastHMRMotion(nn.Module):
                 yield start, Motion(joints[:done], nn.functional.normalize(twists[:done], dim=-1))
                 start, joints, twists = end, joints[done:], twists[done:]
 
-    def decode_track(self, tokens: Tensor, **options) -> Motion:
+    def decode_track(self, tokens: Tensor, **options: Any) -> Motion:
         """Per-frame features of a whole track [n, C] -> motion of every frame; options of `decode_stream`."""
         pieces = [m for _, m in self.decode_stream(lambda a, b: tokens[a:b], tokens.shape[0], **options)]
         return Motion(*(torch.cat(p) for p in zip(*pieces)))
