@@ -29,10 +29,26 @@ class Choice(NamedTuple):
         return TYPES[self.word]
 
 
-# Time of float32 / time of bfloat16 of whole forward passes, of the processors whose units for it are named: MEASURED[unit][family].
-# One batch of 8 (lifting: 4), two threads of a Xeon with AMX; benchmarks/results/README.md says how. "auto" takes bfloat16 from MIN_GAIN on.
-MEASURED: dict[str, dict[str, float]] = {"amx": {}, "avx512_bf16": {}}
-MIN_GAIN = 1.15
+# Time of float32 / time of bfloat16 of whole engine calls, by the processor's unit for it and the family; the smallest of the
+# family's models that were timed, and a family is missing where none was. One thread of a Xeon with AMX, batches of 8 (METRO,
+# motion: 4), best of 8 in alternation, on a machine that was busy: good for the choice, not for quoting as speeds.
+# fasthmr covers hmr2_vits 2.9 and the motion decoder 2.4, tcformer its classifier 1.0 and PPT 1.7.
+MEASURED: dict[str, dict[str, float]] = {
+    "amx": {
+        "fastmetro": 3.5,
+        "tore": 1.2,
+        "metro": 2.2,
+        "fasthmr": 2.4,
+        "tcformer": 1.0,
+        "mixste": 2.0,
+        "motionbert": 5.5,
+        "mhformer": 1.7,
+        "motionagformer": 1.4,
+        "blazepose": 1.15,
+    },
+    "avx512_bf16": {},
+}
+MIN_GAIN = 1.2  # less is within what a busy machine blurs
 
 
 def cpu_unit() -> str | None:

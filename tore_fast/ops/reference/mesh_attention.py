@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .mesh_upsample import entry_rows
+
 _MULTIPLIER = 0xD256D193
 _WEYL = 0x9E3779B9
 _LOW32 = 0xFFFFFFFF
@@ -17,9 +19,7 @@ _LOW32 = 0xFFFFFFFF
 def dense_mask(row_ptr: Tensor, col_idx: Tensor, joints: int) -> Tensor:
     """[T, T] bool, True = attends; the first `joints` rows and columns are full, the rest is the CSR pattern."""
     vertices = row_ptr.shape[0] - 1
-    # entry e lies in the row that is as many rows in as row ends lie at or before e; no host read, exports to ONNX
-    ends = torch.zeros(col_idx.shape[0] + 1, dtype=torch.int64, device=row_ptr.device)
-    row = ends.scatter_add(0, row_ptr[1:].long(), torch.ones_like(row_ptr[1:], dtype=torch.int64)).cumsum(0)[:-1]
+    row = entry_rows(row_ptr, col_idx.shape[0])
     token = torch.arange(joints + vertices, device=row_ptr.device)
     mask = (token[:, None] < joints) | (token[None, :] < joints)
     return mask.index_put((row + joints, col_idx.long() + joints), torch.ones((), dtype=torch.bool, device=mask.device))
