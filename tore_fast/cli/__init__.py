@@ -42,6 +42,7 @@ _WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirect
 EXPECTED = (
     ValueError,
     OSError,
+    MemoryError,
     ImportError,
 )  # with a message for users; anything else is a bug and shows its traceback
 

@@ -16,7 +16,7 @@ from .image import EXTENSIONS
 from .open_file import as_json, read_text
 
 Box = tuple[float, float, float, float]
-PERSON = 1  # COCO's category
+PERSON = "1"  # COCO's category
 
 
 class BoxFileError(ValueError):
@@ -48,6 +48,8 @@ def read_box_rows(path: str | Path, videos: bool) -> list[BoxRow]:
         text = read_text(path, "box file")
     except (OSError, ValueError) as e:
         raise BoxFileError(str(e)) from None
+    if not text.strip():
+        raise BoxFileError(f"{path}: the file is empty, it holds no box")
     if path.suffix.lower() == ".json":
         try:
             return list(_json_rows(as_json(text, str(path)), path, videos))
@@ -215,15 +217,17 @@ def _is_row(row: Any, length: int) -> bool:
 def _coco(rows: list, data: dict, path: Path, videos: bool) -> Iterator[BoxRow]:
     """COCO: bbox is left, top, width, height. Images by id; in videos the numbers of their names, else the ids, are frames."""
     images = {str(i.get("id")): i for i in data.get("images") or [] if isinstance(i, dict)}
-    people = {c.get("id") for c in data.get("categories") or [] if isinstance(c, dict) and c.get("name") == "person"}
-    known = {r.get("category_id") for r in rows if isinstance(r, dict)}
+    people = {
+        str(c.get("id")) for c in data.get("categories") or [] if isinstance(c, dict) and c.get("name") == "person"
+    }
+    known = {str(r.get("category_id")) for r in rows if isinstance(r, dict)}
     people = people or ({PERSON} if PERSON in known else known)
     for k, row in enumerate(rows):
         where = f"box {k}"
         box = row.get("bbox") if isinstance(row, dict) else None
         if not _is_row(box, 4):
             raise BoxFileError(f"{path}: {where}: expected a bbox [left, top, width, height], got {str(box)[:80]}")
-        if row.get("category_id") not in people:
+        if str(row.get("category_id")) not in people:
             continue
         key = str(row.get("image_id"))
         name = images.get(key, {}).get("file_name", key)
