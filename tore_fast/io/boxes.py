@@ -61,7 +61,7 @@ def read_box_rows(path: str | Path, videos: bool) -> list[BoxRow]:
 # ---- CSV
 
 _CORNERS = ("x0 y0 x1 y1", "x1 y1 x2 y2", "xmin ymin xmax ymax", "left top right bottom", "x_min y_min x_max y_max")
-_SIZES = ("x y w h", "x y width height", "left top width height", "bb_left bb_top bb_width bb_height")
+_SIZES: tuple[str, ...] = ("x y w h", "x y width height", "left top width height", "bb_left bb_top bb_width bb_height")
 _SIZES += ("bbox_left bbox_top bbox_width bbox_height", "x0 y0 w h", "x1 y1 w h", "xmin ymin width height", "l t w h")
 _CENTRES = ("cx cy w h", "xc yc w h", "x_center y_center width height", "xcenter ycenter width height")
 _IMAGE = ("image", "file", "filename", "file_name", "name", "image_id", "path", "img")
@@ -235,4 +235,5 @@ def _coco(rows: list, data: dict, path: Path, videos: bool) -> Iterator[BoxRow]:
             frame = int(digits[-1])
         track = row.get("track_id", row.get("instance_id"))
         track = track if type(track) is int else None
-        yield BoxRow(where, str(name), frame, track, _corners(tuple(float(v) for v in box), "sizes"))
+        numbers: Any = tuple(float(v) for v in box)
+        yield BoxRow(where, str(name), frame, track, _corners(numbers, "sizes"))

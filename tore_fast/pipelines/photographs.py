@@ -191,7 +191,7 @@ class PhotographPipeline(ImagePipeline):
                 read[i] = ImageResult(image.name, error=str(e))
                 continue
             read[i] = replace(image, refused=tuple(bad))
-            found[i] = self.finder.in_boxes(image.pixels, rows)
+            found[i] = self.finder.in_boxes(cast(np.ndarray, image.pixels), rows)
         small = [i for i in search if read[i].size[0] * read[i].size[1] <= _LARGE]
         for part in (small, *([i] for i in search if i not in small)):
             for i, people in zip(part, self.finder.find([cast(np.ndarray, read[i].pixels) for i in part])):

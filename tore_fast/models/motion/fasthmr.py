@@ -265,7 +265,7 @@ class OnlineMotion:
             denoiser calls.
 
     Example:
-        >>> live = OnlineMotion(fasthmr_motion(decoder_layers=1).eval())
+        >>> live = OnlineMotion(FastHMRMotion(decoder_layers=1).eval())
         >>> live.push(torch.zeros(1024)).joints.shape
         torch.Size([29, 3])
 
