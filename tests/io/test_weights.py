@@ -178,8 +178,7 @@ def test_forged_pickles(tmp_path, case):
 
 
 def refused(path: Path, said: str) -> None:
-    """`path` is refused in one line with `said`, or ("") is harmless. What a file can cost is bounded by the reader's limits of
-    steps, depth and bytes, which the messages name; one that is missing would show here as a test without an end."""
+    """`path` is refused in one line with `said`, or ("") is harmless. The readers bound the work: instructions, depth, bytes."""
     try:
         assert not said or read_weights(path) is None, "was read"
     except ValueError as e:
