@@ -221,7 +221,7 @@ def _coco(rows: list, data: dict, path: Path, videos: bool) -> Iterator[BoxRow]:
     for k, row in enumerate(rows):
         where = f"box {k}"
         box = row.get("bbox") if isinstance(row, dict) else None
-        if not _is_row(box, 4):
+        if box is None or not _is_row(box, 4):
             raise BoxFileError(f"{path}: {where}: expected a bbox [left, top, width, height], got {str(box)[:80]}")
         if row.get("category_id") not in people:
             continue

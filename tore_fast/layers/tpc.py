@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops import dpc_knn_cluster
+from ..ops.dpc_knn_cluster import dpc_knn_cluster
 
 Pruning = Literal["tpc", "uniform", "attention", "motion"]
 
