@@ -29,11 +29,15 @@ def _facts(module: Any) -> dict:
 
 
 def stale_reason(name: str, facts: dict) -> str | None:
-    """Why a binary with these build facts does not fit these sources, or None. (None too for binaries without the fact.)"""
+    """Why a binary with these build facts does not fit these sources, or None. (None too for binaries without the
+    fact.)"""
     found = facts.get("schemas", SCHEMAS_ID)
     if found == SCHEMAS_ID:
         return None
-    return f"tore_fast.{name} was built from other sources (op table {found}, these sources have {SCHEMAS_ID}); rebuild: {REBUILD}"
+    return (
+        f"tore_fast.{name} was built from other sources (op table {found}, these sources have {SCHEMAS_ID}); "
+        f"rebuild: {REBUILD}"
+    )
 
 
 def _load(name: str) -> tuple[Any, str | None]:

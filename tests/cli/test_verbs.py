@@ -1,4 +1,5 @@
-"""The one rule of all verbs: 0 done, 1 work failed, 2 not doable as typed; errors are one line `tore-fast VERB: ...`."""
+"""The one rule of all verbs: 0 done, 1 work failed, 2 not doable as typed; errors are one line
+`tore-fast VERB: ...`."""
 
 from __future__ import annotations
 

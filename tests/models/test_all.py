@@ -1,4 +1,5 @@
-"""Every registered model: built without memory, its config's round trip, its counts; a tiny one of each class does all it can."""
+"""Every registered model: built without memory, its config's round trip, its counts; a tiny one of each class does all
+it can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""TCFormer models: sizes, multiply-adds, determinism, part-wise clustering, ablations, official files, export, compile."""
+"""TCFormer models: sizes, multiply-adds, determinism, part-wise clustering, ablations, official files, export,
+compile."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """The `tore-fast` command: one verb per module of this folder, loaded only when used.
 
 A verb module has a dataclass `Args` (its fields become flags, its docstring the help) and `run(args) -> int | None`
-(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each; a
-`default_job(argv)` beside it tells the job where none is named.
+(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py
+each; a `default_job(argv)` beside it tells the job where none is named.
 
-One rule for all verbs: exit code 0 if everything was done, 1 if work failed (some or all of it), 2 if the command cannot be
-done as it was typed, 130 after Ctrl-C; every error is one line `tore-fast VERB: ...` on stderr. A verb reads what the user gave
-inside `with arguments():` (errors there are 2) and lets other errors rise to `main` (1). TORE_FAST_TRACEBACK=1 shows where.
+One rule for all verbs: exit code 0 if everything was done, 1 if work failed (some or all of it), 2 if the command
+cannot be done as it was typed, 130 after Ctrl-C; every error is one line `tore-fast VERB: ...` on stderr. A verb reads
+what the user gave inside `with arguments():` (errors there are 2) and lets other errors rise to `main` (1).
+TORE_FAST_TRACEBACK=1 shows where.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def print_error(message: str) -> None:
 
 
 def format_error(error: BaseException) -> str:
-    """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists: 'out.txt'"."""
+    """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists:
+    'out.txt'"."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}"
     return str(error) or type(error).__name__

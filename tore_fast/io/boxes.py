@@ -37,8 +37,8 @@ def read_box_rows(path: str | Path, videos: bool) -> list[BoxRow]:
     """All boxes of a .json or .csv (.txt, .tsv) file.
 
     Args:
-        videos: what rows without a header mean: frame,track,x0,y0,x1,y1 (six columns) or MOT (seven and more; frames count from 1,
-            boxes are left, top, width, height). For images: image,x0,y0,x1,y1.
+        videos: what rows without a header mean: frame,track,x0,y0,x1,y1 (six columns) or MOT (seven and more; frames
+            count from 1, boxes are left, top, width, height). For images: image,x0,y0,x1,y1.
 
     Raises:
         BoxFileError: one line that names the file and the place.
@@ -122,8 +122,8 @@ def _columns_of(header: list[str], path: Path, videos: bool) -> _Columns:
                     raise BoxFileError(f"{path}: line 1: no column {missing!r} in {','.join(header)[:80]!r}")
                 return columns
     raise BoxFileError(
-        f"{path}: line 1: no box in the columns {','.join(header)[:80]!r}; expected x0,y0,x1,y1 (corners), x,y,w,h (left, top, "
-        "width, height) or cx,cy,w,h (centre)"
+        f"{path}: line 1: no box in the columns {','.join(header)[:80]!r}; expected x0,y0,x1,y1 (corners), "
+        "x,y,w,h (left, top, width, height) or cx,cy,w,h (centre)"
     )
 
 
@@ -213,7 +213,8 @@ def _is_row(row: Any, length: int) -> bool:
 
 
 def _coco(rows: list, data: dict, path: Path, videos: bool) -> Iterator[BoxRow]:
-    """COCO: bbox is left, top, width, height. Images by id; in videos the numbers of their names, else the ids, are frames."""
+    """COCO: bbox is left, top, width, height. Images by id; in videos the numbers of their names, else the ids, are
+    frames."""
     images = {str(i.get("id")): i for i in data.get("images") or [] if isinstance(i, dict)}
     people = {c.get("id") for c in data.get("categories") or [] if isinstance(c, dict) and c.get("name") == "person"}
     known = {r.get("category_id") for r in rows if isinstance(r, dict)}

@@ -1,7 +1,8 @@
 """What results hold and how they are written: one table of keys for predict (images and videos), batch and lift.
 
-In: ImageResult of images.py; out: overlay PNG, GLB / OBJ / PLY, npz, json. The table is `KEYS`; tools/results_page.py makes
-docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.py, the files of videos track_files.py.
+In: ImageResult of images.py; out: overlay PNG, GLB / OBJ / PLY, npz, json. The table is `KEYS`; tools/results_page.py
+makes docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.py, the files of videos
+track_files.py.
 """
 
 from __future__ import annotations
@@ -96,9 +97,10 @@ KEYS = (
     Key("seconds", "", "s", "time the unit took", "b"),
 )
 AXES = (
-    "Axes: x right, y down, z away from the camera. The origin of `vertices` and `joints_3d` is the regressed pelvis (a hand's "
-    "wrist) for models of task mesh, and the body model's own origin for models of SMPL parameters, so that the body posed with "
-    "`poses` and `betas` gives these vertices. GLB, OBJ, PLY and BVH files have y up: (x, -y, -z)."
+    "Axes: x right, y down, z away from the camera. The origin of `vertices` and `joints_3d` is the regressed "
+    "pelvis (a hand's wrist) for models of task mesh, and the body model's own origin for models of SMPL "
+    "parameters, so that the body posed with `poses` and `betas` gives these vertices. GLB, OBJ, PLY and BVH "
+    "files have y up: (x, -y, -z)."
 )
 
 
@@ -193,8 +195,8 @@ def write_result(
 ) -> list[Path]:
     """Writes the asked formats; each file appears whole or not at all. Returns the paths.
 
-    Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and for
-    several people in GLB also NAME_scene.glb, where they stand in front of the image's camera.
+    Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and
+    for several people in GLB also NAME_scene.glb, where they stand in front of the image's camera.
     """
     faces = pipeline.topology.hierarchy.faces[0]
     folder.mkdir(parents=True, exist_ok=True)
