@@ -26,6 +26,7 @@ VERBS = {
     "predict": "photographs and videos to bodies: meshes, joints, SMPL parameters, motion, overlays",
     "batch": "bodies for any number of images in tars and folders; resumable, many processes, Ray",
     "lift": "2D key points of a clip to 3D poses, BVH and a stick-figure view",
+    "view": "results in the browser, or as one HTML page",
     "demo": "the main job on an embedded image with the embedded weights",
     "eval": "errors of a model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
