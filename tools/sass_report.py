@@ -165,8 +165,8 @@ WORK = (
     Work("knn_density 64,3136,64 bf16", "knn_density_mma_kernel<5, 1, 1, 1>", tiles(64, 3136, 128) * 8, 49, {}, 26e6, 8, 101, 250),
     Work("knn_density 64,3136,128 bf16", "knn_density_mma_kernel<5, 1, 2, 1>", tiles(64, 3136, 128) * 8, 49, {}, 52e6, 8, 202, 400),
     Work("knn_density 64,3136,64 fp32", "knn_density_fwd_kernel<5, 1, tile>", tiles(64, 3136) * 8, 49, {2: 2, 3: 4}, 51e6, 8, 101, 400),
-    Work("mesh_attention near 64,8,445,64 bf16", "mesh_attention_near_kernel<bf16, 64, 0>", 512 * 7 * 4, 16, {}, 117e6, 4, 27, 45),
-    Work("mesh_attention near 64,8,445,16 bf16", "mesh_attention_near_kernel<bf16, 16, 0>", 512 * 7 * 4, 16, {}, 29e6, 4, 10, 25),
+    Work("mesh_attention near (without tables) 64,8,445,64 bf16", "mesh_attention_near_kernel<bf16, 64, 0>", 512 * 7 * 4, 16, {}, 117e6, 4, 27, 45),
+    Work("mesh_attention near (without tables) 64,8,445,16 bf16", "mesh_attention_near_kernel<bf16, 16, 0>", 512 * 7 * 4, 16, {}, 29e6, 4, 10, 25),
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def stale_reason(name: str, facts: dict) -> str | None:
     return f"tore_fast.{name} was built from other sources (op table {found}, these sources have {SCHEMAS_ID}); rebuild: {REBUILD}"
 
 
-def _load(name: str) -> tuple[object | None, str | None]:
+def _load(name: str) -> tuple[Any, str | None]:
     if importlib.util.find_spec(f"tore_fast.{name}") is None:
         tool = "nvcc (CUDA_HOME or PATH)" if name == "_C_cuda" else "a C++ compiler (CXX)"
         return None, f"tore_fast.{name} was not built: {tool} was not there at install time, or switched off"
@@ -51,6 +51,10 @@ def _load(name: str) -> tuple[object | None, str | None]:
     return module, None
 
 
+cpu_module: Any  # None where there is none, with the reason
+cuda_module: Any
+cpu_reason: str | None
+cuda_reason: str | None
 cpu_module, cpu_reason = _load("_C")
 if torch.version.cuda is None:
     cuda_module, cuda_reason = None, f"this torch ({torch.__version__}) is built without CUDA"

@@ -36,6 +36,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("eval", "keypoints", "--data", "nowhere"): "--model or --checkpoint",
     ("eval", "classify", "--data", "nowhere"): "--model or --checkpoint",
     ("train", "--recipe", "nothing"): "nothing",
+    ("view", "nowhere"): "nowhere: no such file or folder",
     ("demo", "--device", "banana"): "expected auto, cpu, cuda",
     ("viz", "tokens", "nowhere.jpg"): "nowhere.jpg",
     ("viz", "attention", "nowhere.jpg", "--model", "ppt_s"): "--model ppt_s returns no attention maps",

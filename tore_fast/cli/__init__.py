@@ -16,6 +16,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,9 +57,10 @@ class UsageError(Exception):
 def arguments(flag: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Errors of this block come from what the user gave (exit code 2); `flag` is named in front of the message. `also`:
     further classes that mean this here."""
+    wrong: tuple[type[Exception], ...] = (ValueError, ImportError, *_WRONG_PATH, *also)
     try:
         yield
-    except (ValueError, ImportError, *_WRONG_PATH, *also) as e:  # a full disk is not the user's argument
+    except wrong as e:  # a full disk is not the user's argument
         raise UsageError(f"{flag}: {format_error(e)}" if flag else format_error(e)) from e
 
 
@@ -78,6 +80,9 @@ def format_error(error: BaseException) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     argv = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb of this folder
+    warnings.filterwarnings(
+        "ignore", category=UserWarning, module=r"PIL\."
+    )  # what is wrong with an image is an error or nothing
     for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -53,7 +53,7 @@ def tested_model(name: str, checkpoint: Path | None, tag: str) -> tuple[Any, tup
     entry = model_entry(held or name or _tcformer_name(model))
     check_tags(entry, (tag,))
     own = getattr(model.config, "image_size", None)  # (H, W) of PPT, which reads no other
-    size = tuple(own) if isinstance(own, (tuple, list)) else tuple(entry.input_shape[1:])
+    size: Any = tuple(own) if isinstance(own, (tuple, list)) else tuple(entry.input_shape[1:])
     return model, trained_size(Path(source)) or size
 
 

@@ -40,7 +40,7 @@ def open_sets(texts: Sequence[str]) -> tuple[list, list[float] | None]:
     if "synth" in texts:
         raise ValueError("--data: synth cannot be mixed with data sets")
     sources = [source_of(text) for text in texts]
-    weights = [w for _, w, _ in sources]
+    weights: list[Any] = [w for _, w, _ in sources]
     if any(w is None for w in weights) and any(w is not None for w in weights):
         raise ValueError("--data: give every set a weight (PATH@WEIGHT) or none")
     readers = [open_dataset(path, **options) for path, _, options in sources]

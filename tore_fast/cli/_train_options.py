@@ -13,7 +13,7 @@ from ..train.config import Task, TrainConfig
 from . import UsageError, arguments
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 @dataclass(kw_only=True)
@@ -59,7 +59,7 @@ def folder_model(folder: Path | None) -> str:
     return read_config(folder).get("model", "")
 
 
-def build_model(args: TrainArgs, name: str, tags: tuple[str, ...] = (), **decided: object) -> nn.Module:
+def build_model(args: TrainArgs, name: str, tags: tuple[str, ...] = (), **decided: Any) -> Any:
     """The registered model `name` with random weights (those of --checkpoint come when the run starts).
 
     Its config is the one of --checkpoint where that is a folder of the same model, then --set, then `decided`.

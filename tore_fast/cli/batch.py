@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -62,7 +62,7 @@ def run(args: Args) -> int:
             raise UsageError("--limit does not go with batch: it takes every image once")
         torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         engine = args.engine if args.engine != "auto" else "torchrun" if torchrun else "processes"
-        options = {"precision": args.precision, "body": args.body, "fov_deg": args.fov}
+        options: dict[str, Any] = {"precision": args.precision, "body": args.body, "fov_deg": args.fov}
         options |= {
             "mesh_data": None if args.mesh_data is None else str(args.mesh_data),
             "overrides": args.config_fields(),

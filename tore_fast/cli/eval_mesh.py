@@ -67,8 +67,8 @@ def _evaluate(args: Args) -> int:
     model, size = _model(args)
     scoring = CameraScoring if takes_camera(model) else MeshScoring
     work = work_folder(args)
-    label = {"data": args.data, "model": args.checkpoint or args.model}
-    crop = evaluation_crop
+    label: dict[str, Any] = {"data": args.data, "model": args.checkpoint or args.model}
+    crop: Any = evaluation_crop
     if args.multiscale:
         if not hand:
             raise ValueError("--multiscale is for hands: turned crops mean nothing for un-aligned errors of bodies")

@@ -91,7 +91,9 @@ def rows(names: list[str], fresh: bool = False, progress: bool = False) -> list[
                 "unused_official_params_m": c.unused_params / 1e6,
                 "params_as_paper_m": None if as_printed is None else as_printed / 1e6,
                 "gmacs": None if c.macs is None else c.macs / 1e9,
-                "gmacs_without_backbone": None if c.backbone_macs is None else (c.macs - c.backbone_macs) / 1e9,
+                "gmacs_without_backbone": None
+                if c.macs is None or c.backbone_macs is None
+                else (c.macs - c.backbone_macs) / 1e9,
                 "gmacs_as_paper": None if c.paper_macs is None else c.paper_macs / 1e9,
                 "paper": None if entry.paper is None else asdict(entry.paper),
             }

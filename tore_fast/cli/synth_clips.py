@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import arguments
 
@@ -81,18 +82,17 @@ def run(args: Args) -> int:
         if args.keep_tokens is not None:
             model.keep_tokens(args.keep_tokens, args.merge_per_block)
         prepare(model)
+    written: list[Any] = []
     if args.out is None:
+        assert model is not None and args.tokens is not None  # checked above
         written = rendered.write_view_tokens(
             model, motions, crops, args.tokens, args.views, args.fps, args.frames, lambda x: tqdm(x, desc="views")
         )
     else:
         paths = rendered.write_clips(motions, crops, args.out, args.fps, args.frames, lambda x: tqdm(x, desc="clips"))
         print(f"{args.out}: {len(paths)} clips")
-        written = (
-            rendered.write_tokens(model, paths, args.tokens, each=lambda x: tqdm(x, desc="tokens"))
-            if model is not None
-            else []
-        )
+        if model is not None and args.tokens is not None:
+            written = rendered.write_tokens(model, paths, args.tokens, each=lambda x: tqdm(x, desc="tokens"))
     if written:
         print(f"{args.tokens}: tokens of {len(written)} clips")
     return 0

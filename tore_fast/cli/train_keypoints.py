@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..train.config import TrainConfig
 from . import arguments
@@ -78,7 +78,9 @@ def _annotated(args: Args, name: str) -> Keypoints:
     if args.val is None:
         raise ValueError(f"--data {args.data} needs --val: the annotations that are measured")
     form = format_of(args.format, args.data)
-    size = args.image_size if args.image_size[0] else trained_size(args.checkpoint) or model_entry(name).input_shape[1:]
+    size: Any = (
+        args.image_size if args.image_size[0] else trained_size(args.checkpoint) or model_entry(name).input_shape[1:]
+    )
     training = read_set(form, args.data, args.images, size, training=True, seed=args.train.seed)
     held_out = read_set(form, args.val, args.val_images or args.images, size, boxes=args.boxes)
     model = build_model(args, name, ("keypoints",), num_keypoints=held_out.points)

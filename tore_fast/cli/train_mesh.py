@@ -64,7 +64,7 @@ def _model(args: Args, name: str) -> tuple[nn.Module, BodyProtocol | HandProtoco
     if not {"body", "hand"} & set(tags):
         raise ValueError("expected an image-to-mesh model (tore-fast list --tag body, or --tag hand)")
     hand = "hand" in tags
-    decided: dict[str, object] = {"pretrained_backbone": True} if args.imagenet_backbone else {}
+    decided: dict[str, Any] = {"pretrained_backbone": True} if args.imagenet_backbone else {}
     if args.data == SYNTH:
         decided["image_size"] = args.synth.image_size
     if args.body != "auto":

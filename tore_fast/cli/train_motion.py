@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..train.config import TrainConfig
 from ..train.motion import Stage2Config
@@ -80,11 +80,16 @@ def _denoiser(
     from ..models import load
     from ..train.motion import MotionDenoiserTask, read_prior
 
+    assert args.motion_prior is not None  # checked by the caller
     vae, mean, std = read_prior(args.motion_prior)
-    sizes = {f: getattr(vae.config, f) for f in SHARED}
+    sizes: dict[str, Any] = {f: getattr(vae.config, f) for f in SHARED}
     tokens = parts[0][0].tokens
     width = tokens.shape[1] if tokens is not None else 1024
-    decided = {"frames": args.frames, "condition_dim": width, "correct_host": args.regressor is not None}
+    decided: dict[str, Any] = {
+        "frames": args.frames,
+        "condition_dim": width,
+        "correct_host": args.regressor is not None,
+    }
     model = build_model(args, name, **sizes, **decided)
     model.use_vae(vae, mean, std)
     if args.regressor is not None:

@@ -100,10 +100,10 @@ def _hmr(args: Args, name: str) -> tuple[Task, dict[str, Any]]:
             f"--model {name}: HMR2.0's models train on synthetic crops of the free body (--data synth); data sets train "
             "tcformer_light_hmr and tcformer_base_hmr"
         )
-    banks = pose_banks(args.poses) if args.poses is not None else (None, None)
+    banks: Any = pose_banks(args.poses) if args.poses is not None else (None, None)
     device = local_device()
     model = build_model(args, name).to(device)
-    task = HMRTask(model, load_body("free"), args.hmr, *banks, device=device)
+    task = HMRTask(model, load_body("free"), args.hmr, banks[0], banks[1], device=device)
     if args.poses is not None:
         print(f"{args.poses}: {len(banks[0])} poses of motions to train on, {len(banks[1])} held out")
     return task, {"poses": str(args.poses or ""), "hmr": dataclasses.asdict(args.hmr)}

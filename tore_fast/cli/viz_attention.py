@@ -74,7 +74,9 @@ def _draw(args: Args) -> list[Path]:
     if result.error:
         raise ValueError(result.error)
     person = result.people[0]
-    crop = model_input(result.pixels, person.crop, pipeline.body_model.image_size)
+    seen_by: Any = pipeline.body_model
+    assert result.pixels is not None
+    crop = model_input(result.pixels, person.crop, seen_by.image_size)
     with torch.inference_mode():
         out = model(crop[None], return_attention=True, fine=False)
     photo = ((crop.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN) * 255).round().clip(0, 255).astype(np.uint8)

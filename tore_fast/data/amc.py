@@ -56,6 +56,7 @@ def read_asf(path: str | Path) -> AsfSkeleton:
     section, length_unit, degrees = "", 1.0, True
     root = AsfBone("root")
     bones, parent_of = [root], {}
+    order: Any
     order, position, orientation, root_axis = ("TX", "TY", "TZ", "RX", "RY", "RZ"), np.zeros(3), np.zeros(3), "XYZ"
     number, row = 0, [""]
     try:

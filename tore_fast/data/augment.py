@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,12 +67,16 @@ def draw_augmentation(rng: np.random.Generator, config: AugmentConfig) -> Augmen
     return Augmentation(flip, (red, green, blue), rotation, scale)
 
 
-def _cut(center: Sequence[float], scale: float, a: Augmentation) -> Crop:
+def _cut(center: Any, scale: float, a: Augmentation) -> Crop:
     return Crop.of_scale(center, scale * a.scale, a.rotation_deg)
 
 
 def training_crop(
-    pixels: np.ndarray, center: Sequence[float], scale: float, augmentation: Augmentation | None = None, size: int = 224
+    pixels: np.ndarray,
+    center: Sequence[float] | np.ndarray,
+    scale: float,
+    augmentation: Augmentation | None = None,
+    size: int = 224,
 ) -> np.ndarray:
     """Normalised training crop [3, size, size] float32: cut, mirror, gain clipped to 0..255, ImageNet mean and deviation."""
     a = augmentation or Augmentation()
@@ -84,7 +89,7 @@ def training_crop(
 
 def training_keypoints_2d(
     joints: np.ndarray,  # [24, 3] image pixels and visibility
-    center: Sequence[float],
+    center: Sequence[float] | np.ndarray,
     scale: float,
     augmentation: Augmentation | None = None,
     size: int = 224,

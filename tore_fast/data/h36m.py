@@ -155,7 +155,8 @@ def read_3dhp(path: str | Path, split: str) -> list[PoseClip]:
             if not {"data_3d", "data_2d"} <= view.keys():
                 raise ValueError(f"{path}: {name}/{camera} lacks data_3d or data_2d, it has {sorted(view)}")
             pose, pixels = np.asarray(view["data_3d"], np.float64), np.asarray(view["data_2d"], np.float32)
-            pose, pixels = (v.reshape(len(v), 17, -1)[:, order] for v in (pose, pixels))
+            pose = pose.reshape(len(pose), 17, -1)[:, order]
+            pixels = pixels.reshape(len(pixels), 17, -1)[:, order]
             size = (1920, 1080) if split == "test" and name in ("TS5", "TS6") else (2048, 2048)
             valid = np.asarray(view["valid"]).reshape(-1) == 1 if "valid" in view else None
             subject, _, action = name.partition(" ")

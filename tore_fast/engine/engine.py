@@ -233,7 +233,7 @@ class Engine:
 
     def submit(self, images: Any, *extra: Any) -> Pending:
         """Starts a batch and returns without waiting for it; on a CPU it is done then."""
-        inputs = self._checked(images, extra)
+        inputs: tuple[Any, ...] = self._checked(images, extra)
         count, parts, counts = len(inputs[0]), [], []
         for first, items, bucket in split(count, self.buckets):
             parts.append(self._step(tuple(None if t is None else t[first : first + items] for t in inputs), bucket))
@@ -250,7 +250,7 @@ class Engine:
         for pending in waiting:
             yield pending.result()
 
-    def _step(self, inputs: tuple[Tensor | None, ...], bucket: int) -> Any:
+    def _step(self, inputs: tuple[Any, ...], bucket: int) -> Any:
         items = len(inputs[0])  # type: ignore[arg-type]
         on_device = inputs[0].device.type == "cuda"  # type: ignore[union-attr]
         if self._mode == "graph":
@@ -264,7 +264,7 @@ class Engine:
             inputs = tuple(pad(t, bucket) for t in inputs)
             if bucket not in self.report_.captured:
                 self.report_.captured.append(bucket)
-        moved = tuple(None if t is None else t.to(self.device, non_blocking=True) for t in inputs)
+        moved: tuple[Any, ...] = tuple(None if t is None else t.to(self.device, non_blocking=True) for t in inputs)
         out, ok = self._forward(*moved)
         out = take(out, items, len(moved[0]))  # type: ignore[arg-type]
         if not on_device and self.device.type != "cpu":

@@ -221,7 +221,7 @@ class Bucket:
         if slot.done is not None:
             platform.wait(slot.done)
         for buffer, t in zip(slot.host_in, inputs):
-            if buffer is not None:
+            if buffer is not None and t is not None:
                 buffer[:items].copy_(t[:items])
                 buffer[items:] = buffer[items - 1]
         with platform.on("copy_in"):

@@ -64,15 +64,17 @@ def weights_hash(model: nn.Module) -> str:
 class Scoring(Protocol):
     """What `evaluate_rows` needs to know about a task."""
 
-    metrics: tuple[str, ...]  # names of the rows that are averaged per sequence
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the rows that are averaged per sequence."""
 
     def identity(self) -> dict:
         """JSON-able facts that decide the numbers; "protocol" is what the report calls it."""
 
-    def item(self, record: Any) -> tuple[np.ndarray | Tensor, dict[str, np.ndarray]]:
+    def item(self, record: Any) -> tuple[np.ndarray | Tensor, dict[str, Any]]:
         """Model input and truth (arrays of fixed shape) of one item."""
 
-    def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rows(self, model: Any, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         """Numbers of a batch, each [B, ...]."""
 
     def summary(self, rows: dict[str, np.ndarray], sequences: Sequence[str], frames: Sequence[int]) -> dict:
@@ -106,10 +108,10 @@ class MeshScoring:
         size = list(self.image_size) if isinstance(self.image_size, (tuple, list)) else self.image_size
         return {**self.protocol.identity(), "image_size": size, "smpl_head": self.smpl_head}
 
-    def item(self, record: Record) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def item(self, record: Record) -> tuple[np.ndarray, dict[str, Any]]:
         return self.crop(record, self.image_size), self.protocol.truth(record)
 
-    def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rows(self, model: Any, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         output = model(inputs)
         # averaged views bring their own joints (multiscale.py); otherwise the protocol regresses them from the mesh
         given = {"joints": output.mesh_joints} if hasattr(output, "mesh_joints") else {}
@@ -286,7 +288,7 @@ def _run(
     store: Any,
     indices: Any,
     batch_size: Any,
-    device: torch.device | str | None,
+    device: torch.device,
     dtype: Any,
     workers: Any,
 ) -> int:

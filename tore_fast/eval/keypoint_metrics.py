@@ -134,7 +134,7 @@ def batch_keypoints(
     """
     heatmaps = predict_heatmaps(model, image, flip_index)
     at, score = decode_heatmaps(heatmaps, refine)
-    return map_to_image(at + 0.5 if half_pixel else at, center, size, tuple(heatmaps.shape[2:])), score
+    return map_to_image(at + 0.5 if half_pixel else at, center, size, (heatmaps.shape[2], heatmaps.shape[3])), score
 
 
 def predict_keypoints(

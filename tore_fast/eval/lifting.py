@@ -77,7 +77,7 @@ def lifted_pairs(
             else:
                 yield clip, *pair
     for number, pairs in middles.items():
-        yield clips[number], *(torch.cat(v) for v in zip(*pairs))
+        yield clips[number], *(torch.cat(v) for v in zip(*pairs))  # type: ignore[misc]  # two of them
 
 
 def evaluate_clips(

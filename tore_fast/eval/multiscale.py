@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation, training_crop
-from ..data.readers import Record
 from ..geometry.procrustes import similarity_align
 
 SCALES = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the box
@@ -25,7 +24,7 @@ PLAIN = (1.0, 0)
 VIEWS = (PLAIN, *((s, r) for s in SCALES for r in ROTATIONS_DEG if (s, r) != PLAIN))  # 95, the plain one first
 
 
-def view_crops(record: Record, image_size: int, views: Any = VIEWS) -> np.ndarray:
+def view_crops(record: Any, image_size: int, views: Any = VIEWS) -> np.ndarray:
     """Normalised crops [K, 3, S, S] float32 of a record's box for all (scale, rotation) views."""
     crops = [
         training_crop(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,15 +61,15 @@ class BodyProtocol:
     def identity(self) -> dict:
         return {"protocol": self.name, "truth": self.truth_kind, "gendered": self.gendered, "body": self.body.name}
 
-    def truth(self, record: Record) -> dict[str, np.ndarray]:
-        """Arrays of fixed shape that a data loader can stack."""
+    def truth(self, record: Record) -> dict[str, Any]:
+        """Arrays and numbers of fixed shape that a data loader can stack."""
         joints = _annotated_joints(record) if self.truth_kind in ("auto", "annotation") else None
         return {
             "joints": np.zeros((14, 3), np.float32) if joints is None else joints,
             "has_joints": np.float32(joints is not None),
-            "pose": np.zeros(72, np.float32) if not record.has_smpl else record.pose.astype(np.float32),
-            "betas": np.zeros(10, np.float32) if not record.has_smpl else record.betas.astype(np.float32),
-            "has_smpl": np.float32(record.has_smpl and len(record.pose) == 72),
+            "pose": np.zeros(72, np.float32) if not record.has_smpl else np.asarray(record.pose, np.float32),
+            "betas": np.zeros(10, np.float32) if not record.has_smpl else np.asarray(record.betas, np.float32),
+            "has_smpl": np.float32(record.pose is not None and record.has_smpl and len(record.pose) == 72),
             "gender": np.int64(GENDERS.index(record.gender) if self.gendered else 0),
         }
 
@@ -107,7 +108,7 @@ class BodyProtocol:
     def _mesh(self, truth: dict[str, Tensor]) -> Tensor:
         if not self.gendered:
             return self.body(truth["pose"], truth["betas"]).vertices
-        out = None
+        out: Any = None
         for number, gender in enumerate(GENDERS):
             mine = truth["gender"] == number
             if mine.any():
@@ -146,19 +147,19 @@ class HandProtocol:
     def identity(self) -> dict:
         return {"protocol": self.name, "body": self.body.name}
 
-    def truth(self, record: Record) -> dict[str, np.ndarray]:
-        """Arrays of fixed shape that a data loader can stack."""
+    def truth(self, record: Record) -> dict[str, Any]:
+        """Arrays and numbers of fixed shape that a data loader can stack."""
         count = len(self.body.template)
         joints = record.keypoints_3d if record.keypoints_3d_set == "hand21" and record.has_3d else None
         vertices = record.vertices if record.vertices is not None and len(record.vertices) == count else None
-        has_pose = record.has_smpl and len(record.pose) == 48
+        has_pose = record.pose is not None and record.has_smpl and len(record.pose) == 48
         return {
             "joints": np.zeros((21, 3), np.float32) if joints is None else joints[:, :3].astype(np.float32),
             "has_joints": np.float32(joints is not None),
             "vertices": np.zeros((count, 3), np.float32) if vertices is None else vertices.astype(np.float32),
             "has_vertices": np.float32(vertices is not None),
-            "pose": record.pose.astype(np.float32) if has_pose else np.zeros(48, np.float32),
-            "betas": record.betas.astype(np.float32) if has_pose else np.zeros(10, np.float32),
+            "pose": np.asarray(record.pose, np.float32) if has_pose else np.zeros(48, np.float32),
+            "betas": np.asarray(record.betas, np.float32) if has_pose else np.zeros(10, np.float32),
             "has_smpl": np.float32(has_pose),
         }
 

@@ -91,9 +91,9 @@ class HeldOutErrors:
 def joint_regressor(body: Body, device: torch.device | str) -> tuple[Tensor, list[int]]:
     """[1 + J, V]: the origin (pelvis or wrist), then the joints that are scored; and those on whose mean MPJPE centres."""
     if "hand21" in body.topology.regressors:
-        name, picks, centre = "hand21", range(21), [0]
+        name, picks, centre = "hand21", tuple(range(21)), [0]
     else:
-        name, picks, centre = "h36m17", H36M17_TO_J14, list(J14_HIPS)
+        name, picks, centre = "h36m17", tuple(H36M17_TO_J14), list(J14_HIPS)
     return torch.from_numpy(body.topology.regressor(name)[[0, *picks]]).to(device), centre
 
 

@@ -74,7 +74,7 @@ class OneEuro:
         if self._value is None or self._speed is None:
             self._value, self._speed = x, np.zeros_like(x)
             return x
-        share = self._share(np.float64(self.speed_cutoff))
+        share = self._share(np.asarray(self.speed_cutoff, np.float64))
         self._speed = self._speed + share * ((x - self._value) * self.fps - self._speed)
         speed = np.linalg.norm(self._speed, axis=-1, keepdims=True)
         self._value = self._value + self._share(self.min_cutoff + self.beta * speed) * (x - self._value)

@@ -52,7 +52,7 @@ def mesh_glb(
         blocks += [
             (shared.astype("<f4"), _FLOAT, "VEC3", _ARRAY),
             (vertex_normals(shared, faces).astype("<f4"), _FLOAT, "VEC3", _ARRAY),
-            (np.tile(np.uint8(colour), (len(points), 1)), _U8, "VEC4", _ARRAY),
+            (np.tile(np.asarray(colour, np.uint8), (len(points), 1)), _U8, "VEC4", _ARRAY),
         ]
     views: list[dict] = []
     accessors: list[dict] = []

@@ -31,6 +31,7 @@ _OTHERS |= {
     b"PK\x03\x04": "a zip archive",
 }
 _OTHERS |= {b"<svg": "an SVG drawing", b"<?xml": "an XML file", b"<!DOC": "a web page", b"<html": "a web page"}
+MAX_COORDINATE = 1e6  # of a box, pixels
 MAX_BYTES = 2 << 30  # of an image file
 MAX_PIXELS = 200_000_000  # more is taken for a mistake or a decompression bomb
 
@@ -227,8 +228,25 @@ def check_box(box: Sequence[float], width: int, height: int, what: str) -> tuple
     x0, y0, x1, y1 = values
     if not np.isfinite(values).all():
         raise ImageError(f"{what}: the box {values} has NaN or infinite numbers")
+    if max(map(abs, values)) > MAX_COORDINATE:
+        raise ImageError(f"{what}: the box {values} has numbers that are no pixels")
     if x1 - x0 < 2 or y1 - y0 < 2:
         raise ImageError(f"{what}: the box {values} needs x0 < x1 and y0 < y1 (at least 2 pixels)")
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise ImageError(f"{what}: the box {values} lies outside the {width}x{height} image")
     return x0, y0, x1, y1
+
+
+def check_boxes(
+    boxes: Iterable[Sequence[float]], width: int, height: int, what: str
+) -> tuple[list[tuple[float, float, float, float]], list[str]]:
+    """Usable boxes, and a line for each of the others: a bad box costs itself. ImageError where none is left of some."""
+    good, bad = [], []
+    for k, box in enumerate(boxes):
+        try:
+            good.append(check_box(box, width, height, f"{what}: box {k}"))
+        except ImageError as e:
+            bad.append(str(e))
+    if bad and not good:
+        raise ImageError(bad[0] + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
+    return good, bad

@@ -34,6 +34,7 @@ def open_regular(path: str | Path, what: str = "file") -> BinaryIO:
         FileNotFoundError: nothing there. ValueError: a folder, pipe, socket or device, a name that no file can have, or a
         file that may not be read.
     """
+    article = "an" if what[:1] in "aeio" else "a"
     shown = str(path) if len(str(path)) <= 120 else f"{str(path)[:57]}...{str(path)[-60:]}"
     try:
         # a pipe without a writer blocks a plain open for ever; the flag is unknown to Windows, which has no such pipes
@@ -41,7 +42,7 @@ def open_regular(path: str | Path, what: str = "file") -> BinaryIO:
     except FileNotFoundError:
         raise FileNotFoundError(f"{shown}: no such {what}") from None
     except IsADirectoryError:
-        raise ValueError(f"{shown}: expected a {what}, got a folder") from None
+        raise ValueError(f"{shown}: expected {article} {what}, got a folder") from None
     except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
         reason = "the name is too long" if getattr(e, "errno", 0) == errno.ENAMETOOLONG else str(e).partition(": ")[0]
         raise ValueError(f"{shown}: cannot open the {what} ({reason})") from None
@@ -49,7 +50,7 @@ def open_regular(path: str | Path, what: str = "file") -> BinaryIO:
     if not stat.S_ISREG(mode):
         os.close(file)
         kind = next((text for test, text in _KINDS if test(mode)), "a special file")
-        raise ValueError(f"{shown}: expected a {what}, got {kind}")
+        raise ValueError(f"{shown}: expected {article} {what}, got {kind}")
     return os.fdopen(file, "rb")
 
 
@@ -58,7 +59,7 @@ def read_regular(path: str | Path, limit: int, what: str = "file") -> bytes:
     with open_regular(path, what) as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
-        raise ValueError(f"{path}: expected a {what} of at most {limit:,} bytes")
+        raise ValueError(f"{path}: expected at most {limit:,} bytes of a {what}")
     return data
 
 

@@ -151,7 +151,7 @@ class Resolver:
         if not (isinstance(text, str) and _PLAIN.fullmatch(text) and plain):
             raise self.refuse(f"an array of {str(text)[:30] if text else 'no'} type; plain numbers and texts are read")
         order = state[1] if state is not None else "="
-        return np.dtype(text).newbyteorder(order if order in ("<", ">") else "=")
+        return np.dtype(text).newbyteorder("<" if order == "<" else ">" if order == ">" else "=")
 
     def array(self, args: tuple, state: Any) -> np.ndarray:
         if not args or args[0] != ("numpy", "ndarray") or not isinstance(state, tuple) or len(state) != 5:
@@ -216,9 +216,9 @@ class Resolver:
         if not isinstance(state, dict) or not {"data", "indices", "indptr"} <= state.keys():
             raise self.refuse("a sparse matrix without its arrays")
         shape = self(state.get("_shape", state.get("shape")))
-        parts = [self.numbers(state[k]) for k in ("data", "indices", "indptr")]
+        data, indices, indptr = (self.numbers(state[k]) for k in ("data", "indices", "indptr"))
         try:
-            return checked_sparse(build, *parts, shape)
+            return checked_sparse(build, data, indices, indptr, shape)
         except ValueError as e:
             raise self.refuse(str(e)) from None
 

@@ -219,7 +219,7 @@ def _bytes(stream: BinaryIO, at: int, count: int) -> Tensor:
     """`count` bytes of the file from `at` on. The caller has checked that the file has them."""
     out = np.empty(count, np.uint8)
     stream.seek(at)
-    view = memoryview(out)
+    view = memoryview(out)  # type: ignore[arg-type]  # arrays are buffers; numpy says so from Python 3.12 on
     done = 0
     while done < count:
         if not (more := stream.readinto(view[done:])):  # type: ignore[attr-defined]

@@ -64,6 +64,7 @@ class BertLayer(nn.Module):
     ) -> Tensor:
         x = self.attention["output"](self.attention["self"](x, maps), x)
         if self.graph_conv is not None:
+            assert vertices is not None
             first, last = vertices
             mixed = self.graph_conv(x[:, first:last], adjacency)
             x = torch.cat([x[:, :first], mixed, x[:, last:]], dim=1)
@@ -79,6 +80,8 @@ class BertBlock(nn.Module):
         positions: rows of the learned position table; the first N are used.
         graph: layers carry a graph convolution (Mesh Graphormer's third block).
     """
+
+    bert: Any  # nn.ModuleDict: position_embeddings, img_embedding, encoder.layer
 
     def __init__(
         self,

@@ -7,6 +7,8 @@ ops/dpc_knn_cluster part by part, or around the best-scored tokens (ablation); `
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ class CTM(nn.Module):
         if clustering not in CLUSTERINGS:
             raise ValueError(f"CTM: clustering must be one of {CLUSTERINGS}, got {clustering!r}")
         self.sample_ratio, self.k, self.clustering = sample_ratio, k, clustering
-        self.part_levels = tuple(tuple(p) for p in part_levels)
+        self.part_levels = tuple((rows, cols) for rows, cols in part_levels)
         self.conv = TokenConv(dim_in, dim_out, 3, stride=2, padding=1)
         self.norm = nn.LayerNorm(dim_out)
         self.score = nn.Linear(dim_out, 1)
@@ -61,6 +63,7 @@ class CTM(nn.Module):
         weight = score[..., 0].float().exp()
         # the first CTM's tokens are the cells themselves: their clusters and shares are those of the cells
         cells = tokens.is_grid and tokens.map_size == tokens.init_grid
+        merged: Any
         dictionary = () if cells else (tokens.idx_token, tokens.agg_weight)
         if self.clustering == "dpc" and self.num_parts == 1:
             num_clusters, parts = self.num_clusters(y.shape[1]), 1
@@ -68,7 +71,7 @@ class CTM(nn.Module):
             cluster = merged.cluster
         else:
             cluster, num_clusters, parts = self.clusters(y.detach(), score.detach()[..., 0], tokens)
-            merge = cluster_merge if cells else cluster_merge_tokens
+            merge: Any = cluster_merge if cells else cluster_merge_tokens
             merged = merge(y, cluster, num_clusters, weight, *dictionary)
         idx_token, agg_weight = (cluster, merged.norm_weight) if cells else (merged.idx_token, merged.agg_weight)
         csr = token_csr(idx_token, num_clusters)

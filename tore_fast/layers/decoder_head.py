@@ -57,7 +57,8 @@ class SelfAttention(nn.Module):
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of what is left for one token: out(v(x))."""
-        out, v = self.to_out[0], self.to_qkv.weight.chunk(3)[2]
+        out: Any = self.to_out[0]
+        v = self.to_qkv.weight.chunk(3)[2]
         return (out.weight.double() @ v.double()).to(v.dtype), out.bias
 
 
@@ -118,6 +119,8 @@ class PreNorm(nn.Module):
 class _Layers(nn.Module):
     """`layers.i` is the list (self-attention, cross-attention, feed-forward), as in the official files."""
 
+    layers: Any  # nn.ModuleList of nn.ModuleLists of three PreNorm
+
     def __init__(self, cfg: DecoderConfig):
         super().__init__()
         self.layers = nn.ModuleList(
@@ -152,7 +155,7 @@ class CrossAttentionDecoder(Prepared):
                 f"CrossAttentionDecoder: context must be [B, N, {self.cfg.context_dim}], got {list(context.shape)}"
             )
         start = self.recall("start")
-        x = None if start is not None else self.dropout(self.to_token_embedding(token) + self.pos_embedding)
+        x: Any = None if start is not None else self.dropout(self.to_token_embedding(token) + self.pos_embedding)
         for i, (_, cross_attention, feed_forward) in enumerate(self.transformer.layers):
             if x is None:
                 x, query = start

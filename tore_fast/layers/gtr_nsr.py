@@ -28,7 +28,7 @@ class NeuralShapeRegressor(Transformer):
         super().__init__(dim, heads, feedforward, layers, dropout)
         self.register_buffer("joint_pos", sine_position(num_joints, 1, dim), persistent=False)
 
-    def forward(
+    def forward(  # type: ignore[override]  # positions are its own; noise is added
         self,
         camera: Tensor,  # [B, 1, C]
         joints: Tensor,  # [B, J, C]

@@ -6,6 +6,8 @@ In: features [B, F, C] of a host whose pose read-out is linear (models/smpl/hmr2
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,10 @@ class HostMotion(nn.Module):
         dim: width of the features.
     """
 
+    weight: Tensor
+    bias: Tensor
+    rest_joints: Tensor
+
     def __init__(self, dim: int):
         super().__init__()
         n = SMPL_TREE.num_rotations
@@ -29,7 +35,7 @@ class HostMotion(nn.Module):
         self.register_buffer("rest_joints", rest)
 
     @torch.no_grad()
-    def use_head(self, head: nn.Module, rest_joints: Tensor) -> HostMotion:
+    def use_head(self, head: Any, rest_joints: Tensor) -> HostMotion:
         """Takes a host's read-out (`smpl_head` of models/smpl/hmr2.py) and the rest skeleton [29, 3] of the mean shape.
 
         Raises:
@@ -48,7 +54,7 @@ class HostMotion(nn.Module):
         self.rest_joints.copy_(rest_joints)
         return self
 
-    def fits(self, head: nn.Module) -> bool:
+    def fits(self, head: Any) -> bool:
         """Whether the read-out is the one of this host (merging its layers or tokens does not change it)."""
         bias = head.decpose.bias + head.init_body_pose[0]
         pairs = ((self.weight, head.decpose.weight), (self.bias, bias))

@@ -73,7 +73,7 @@ class MergeConfig:
             raise ValueError(f"MergeConfig: person_share must be in [0, 1), got {self.person_share}")
         if self.r is not None:
             object.__setattr__(self, "r", tuple(int(n) for n in self.r))
-        elif self.keep < 1 or self.per_block < 1:
+        elif self.keep is not None and (self.keep < 1 or self.per_block < 1):
             raise ValueError(f"MergeConfig: keep and per_block must be positive, got {self.keep} and {self.per_block}")
 
     @classmethod
@@ -183,6 +183,7 @@ def _match_in_place(metric: Tensor, r: int, person: Tensor | None, coverage: Ten
     even-odd division: half of it are then sources, whatever the shape of the person."""
     if person is None:
         return bipartite_soft_matching(metric, r, order="index", src=src, keep_order=True)
+    assert coverage is not None
     places = person.long().argsort(dim=1, stable=True)
     inverse = places.argsort(dim=1)
     moved = metric.gather(1, places[..., None].expand_as(metric))
@@ -260,7 +261,9 @@ def mask_coverage(
     return pooled.flatten(1)
 
 
-def ellipse_mask(batch: int, height: int, width: int, device=None, axes: float = 0.5) -> Tensor:
+def ellipse_mask(
+    batch: int, height: int, width: int, device: torch.device | str | None = None, axes: float = 0.5
+) -> Tensor:
     """Ellipse in the middle of the crop with axes `axes` times its sides: the stand-in when no person mask is given."""
     y = (torch.arange(height, device=device) + 0.5) / height * 2 - 1
     x = (torch.arange(width, device=device) + 0.5) / width * 2 - 1

@@ -9,12 +9,15 @@ changes: ops/_derived.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import PackedWeight
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Model = TypeVar("Model", bound=nn.Module)
 Source = Tensor | nn.Module
@@ -108,7 +111,7 @@ class Prepared(nn.Module):
         self._kept = None
         self._recipes = {}
 
-    def train(self: Model, mode: bool = True) -> Model:
+    def train(self, mode: bool = True) -> Self:
         if mode:
             self._forget()
         return super().train(mode)

@@ -41,7 +41,7 @@ def proportional_attention(
         log_size: log of the number of tokens each key stands for; None is ordinary attention.
         scale: default D^-0.5.
         method: "widen" (fused attention on widened heads), "bias" (additive mask), "kernel" (ops.pruned_attention),
-            "auto": bias on CPU, widen on CUDA.
+            "auto": bias on CPU, kernel on CUDA (no padded copies of q, k and v, and the bias stays float32).
 
     Source: ToMe section 3 (proportional attention).
     """
@@ -55,7 +55,7 @@ def proportional_attention(
             f"proportional_attention: log_size must be [{k.shape[0]}, {k.shape[2]}] like the keys, got {list(log_size.shape)}"
         )
     if method == "auto":
-        method = "widen" if q.is_cuda else "bias"
+        method = "kernel" if q.is_cuda else "bias"
     if method == "kernel":
         from ..ops import pruned_attention
 

@@ -38,6 +38,10 @@ class TransformerConfig:
 class Layer(nn.Module):
     """Self-attention, optional cross-attention to a memory, feed-forward."""
 
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    norm3: nn.LayerNorm  # with cross-attention
+
     def __init__(self, cfg: TransformerConfig, cross: bool):
         super().__init__()
         self.pre_norm, self.activation = cfg.pre_norm, cfg.activation
@@ -67,10 +71,12 @@ class Layer(nn.Module):
         if self.pre_norm:
             x = self.attend(self.norm1(x), x, keep)
             if self.cross:
+                assert memory is not None
                 x = self.read(self.norm2(x), memory, x)
             return self.feed_forward(x, x, last)
         x = self.norm1(self.attend(x, x, keep))
         if self.cross:
+            assert memory is not None
             x = self.norm2(self.read(x, memory, x))
         return last(self.feed_forward(x, x))
 

@@ -50,7 +50,7 @@ class TokenConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, **conv)
         self.skip = nn.Conv1d(in_channels, out_channels, 1, bias=False, groups=self.groups)
 
-    def forward(
+    def forward(  # type: ignore[override]  # a convolution of tokens, with the weights of a Conv2d
         self,
         tokens: Tokens,
         x: Tensor | None = None,  # [B, N, C_in], default tokens.x

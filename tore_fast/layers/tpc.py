@@ -20,7 +20,7 @@ Pruning = Literal["tpc", "uniform", "attention", "motion"]
 class FrameSelection(NamedTuple):
     """Kept frames and, for TPC, the statistics of all F frames (None for the other rules)."""
 
-    index: Tensor  # [B, f] int64, ascending
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index; [B, f] int64, ascending
     density: Tensor | None  # [B, F] float32, with the additive noise
     delta: Tensor | None  # [B, F] float32
     score: Tensor | None  # [B, F] float32, what the top f are chosen by
@@ -131,7 +131,7 @@ class FrameSelector(nn.Module):
         if noise is not None and self.pruning != "tpc":
             raise ValueError(f"FrameSelector: noise only acts on pruning='tpc', this one uses {self.pruning!r}")
         if self.pruning == "tpc":
-            return tpc_select(pooled, self.keep, self.k, self.center, self.tie, noise)
+            return tpc_select(pooled, self.keep, self.k, self.center, self.tie, noise)  # type: ignore[arg-type]  # checked there
         if self.pruning == "uniform":
             index = torch.tensor(uniform_select(self.frames, self.keep, self.center), device=pooled.device)
             return FrameSelection(index.expand(pooled.shape[0], -1), None, None, None)

@@ -77,7 +77,9 @@ class DecoderLayer(Prepared):
 
 
 class _Stack(nn.Module):
-    def __init__(self, layer: type[nn.Module], count: int, dim: int, *args: Any) -> None:
+    layers: Any  # nn.ModuleList of `layer`
+
+    def __init__(self, layer: Callable[..., nn.Module], count: int, dim: int, *args: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList([layer(dim, *args) for _ in range(count)])
         self.norm = nn.LayerNorm(dim)

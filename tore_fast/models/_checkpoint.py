@@ -52,7 +52,7 @@ def load(
     mesh_data: str | Path | None = None,
     allow_nonfinite: bool = False,
     **overrides: Any,
-) -> nn.Module:
+) -> Any:
     """Model in eval mode from a built-in name, a registered name, a checkpoint folder of ours or an official file.
 
     Args:
@@ -193,8 +193,9 @@ def save(
     umask = os.umask(0)  # safetensors writes 0600 whatever the umask; a shared or installed folder must be readable
     os.umask(umask)
     os.chmod(folder / WEIGHTS_NAME, 0o666 & ~umask)
-    config = {"model": name or nearest_name(model), "config": dataclasses.asdict(model.config), **extra}
-    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    config: Any = model.config
+    meta = {"model": name or nearest_name(model), "config": dataclasses.asdict(config), **extra}
+    write_text(folder / CONFIG_NAME, json.dumps(meta, indent=2) + "\n")
     return folder
 
 

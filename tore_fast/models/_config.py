@@ -70,10 +70,10 @@ def _as(hint: Any, value: Any) -> Any:
         if len(args) != len(value):
             raise TypeError
         return tuple(_as(a, v) for a, v in zip(args, value))
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
-            return hint(**{k: check_field(hint, k, v, hint.__name__) for k, v in value.items()})  # type: ignore[operator]
-        if isinstance(value, hint):  # type: ignore[arg-type]
+            return hint(**{k: check_field(hint, k, v, hint.__name__) for k, v in value.items()})
+        if isinstance(value, hint):
             return value
         raise TypeError
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

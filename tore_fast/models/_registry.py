@@ -113,7 +113,7 @@ class ModelEntry:
         """Its config dataclass."""
         return make_config(self.model, None, self.fields)
 
-    def build(self, **overrides: Any) -> nn.Module:
+    def build(self, **overrides: Any) -> Any:
         """The model with random weights; overrides are fields of its config (and mesh, mesh_data of image-to-mesh models)."""
         from_fields = getattr(self.model, "from_fields", None)
         if from_fields is not None:
@@ -208,7 +208,7 @@ def _shared(config: Any, other: Any) -> int:
     return sum(getattr(config, f.name) == getattr(other, f.name) for f in dataclasses.fields(config))
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, **overrides: Any) -> Any:
     """Builds a registered model with random weights, in eval mode off (as torch modules start).
 
     Args:

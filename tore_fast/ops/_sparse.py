@@ -70,7 +70,8 @@ class MeshTopology(NamedTuple):
         return self.row_ptr.shape[0] - 1
 
     def to(self, device: torch.device | str | None) -> MeshTopology:
-        return self._replace(**{name: t.to(device) for name, t in self.tensors().items()})
+        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
+        return self._replace(**moved)
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are tensors."""

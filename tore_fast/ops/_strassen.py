@@ -80,7 +80,8 @@ def strassen_pack(
             f"got level {level} for {list(weight.shape)}"
         )
     level = deepest if level is None else level
-    return StrassenWeight(weight, *torch.ops.tore_fast.strassen_pack(weight.detach(), level), level)
+    packed, column = torch.ops.tore_fast.strassen_pack(weight.detach(), level)
+    return StrassenWeight(weight, packed, column, level)
 
 
 def strassen_multiply(

@@ -6,7 +6,7 @@ Kernels: csrc/cpu/bipartite_match.cpp, csrc/cuda/bipartite_match.cu. Next on the
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -209,6 +209,17 @@ def _ragged_plan(
     return MatchPlan(unm, src, dst, owner, tokens, tokens - available)
 
 
+@overload
+def merge(
+    plan: MatchPlan,
+    x: Tensor,
+    mode: Literal["mean", "sum", "amax"] = "mean",
+    size: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> Tensor: ...
+@overload
+def merge(plan: MatchPlan, x: Tensor, mode: str, size: Tensor | None = None, *, impl: str = "auto") -> Any: ...
 def merge(
     plan: MatchPlan,
     x: Tensor,  # [B, T, C]
@@ -260,6 +271,7 @@ def merge(
     y = _segment_merge(x, plan, mode, weight, impl)
     if mode != "wavg":
         return y
+    assert weight is not None
     total = _segment_merge(weight[..., None], plan, "sum", None, impl)
     return MergedTokens(y, total if size is not None and size.dim() == 3 else total[..., 0])
 
@@ -282,7 +294,7 @@ def unmerge(plan: MatchPlan, y: Tensor) -> Tensor:
 
 
 def _check_match(
-    metric: Tensor, r: Any, protected: Any, coverage: Any, protect: Any, order: str, src: Tensor, ragged: bool
+    metric: Tensor, r: Any, protected: Any, coverage: Any, protect: Any, order: str, src: str, ragged: bool
 ) -> None:
     op = "bipartite_soft_matching"
     if metric.dim() != 3 or not metric.is_floating_point():

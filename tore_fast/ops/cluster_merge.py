@@ -136,7 +136,7 @@ def check_dictionary(op: str, x: Tensor, idx_token: Tensor, agg_weight: Tensor) 
     check_device(op, "x", x, idx_token=idx_token, agg_weight=agg_weight)
 
 
-def _prepare(op: str, x: Tensor, cluster: Tensor, num_clusters: int, weight: Tensor, impl: str) -> Any:
+def _prepare(op: str, x: Tensor, cluster: Tensor, num_clusters: int, weight: Tensor | None, impl: str) -> Any:
     check_tokens(op, x)
     check_like_tokens(op, "cluster", cluster, x)
     if cluster.is_floating_point() or cluster.dtype == torch.bool:

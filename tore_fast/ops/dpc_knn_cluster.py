@@ -87,10 +87,12 @@ def dpc_knn_cluster(
         "dpc_knn_cluster", x, num_clusters, k, mask, exclude, tie, noise, order, masked, parts
     )
 
+    x_part: Any = x
     whole = (x, mask, excluded, noise)
     if parts > 1:
-        whole = [None if t is None else t.reshape(batch * parts, tokens // parts, *t.shape[2:]) for t in whole]
-    x_part, mask, excluded, noise = whole
+        x_part, mask, excluded, noise = (
+            None if t is None else t.reshape(batch * parts, tokens // parts, *t.shape[2:]) for t in whole
+        )
     backend = choose("dpc_knn_cluster", impl, BACKENDS, why_not, x, k)
     args = (num_clusters // parts, k, mask, excluded, noise, tie != "index", order == "index", masked)
     if backend == "reference":

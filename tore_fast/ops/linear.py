@@ -12,7 +12,7 @@ Used by layers/linear.py.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -124,6 +124,31 @@ def _auto(
     return "reference"
 
 
+@overload
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    act: Act | None = None,
+    norm: Norm | None = None,
+    impl: str = "auto",
+    packed: PackedWeight | None = None,
+) -> Tensor: ...
+@overload
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    act: Act | None = None,
+    norm: Norm | None = None,
+    split: int,
+    impl: str = "auto",
+    packed: PackedWeight | None = None,
+) -> Any: ...  # a tensor, or a tuple of `split` ones
 def linear(
     x: Tensor,  # [..., K]
     weight: Tensor,  # [N, K]
@@ -272,7 +297,9 @@ def _onednn_product(
 ) -> Tensor:
     rows, shape = x.numel() // max(x.shape[-1], 1), (*x.shape[:-1], weight.shape[0])
     if not rows or not weight.numel():  # nothing to multiply: oneDNN refuses empty matrices
-        return linear_reference(x, weight, bias, residual, act)
+        empty = linear_reference(x, weight, bias, residual, act)
+        assert isinstance(empty, Tensor)  # one product
+        return empty
     if packed is not None:
         source = weight
         name = ("onednn", *_position(weight))

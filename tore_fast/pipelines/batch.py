@@ -188,7 +188,7 @@ def predict_unit(
     found = _carefully(claim, images, pipeline, config, table) if claim.careful else None
     found = found or predict_images(images, pipeline, config.boxes, table)
     arrays = unit_arrays(found, pipeline, config.save_vertices)
-    done = folder.commit(unit, {**arrays, "seconds": np.float64(time.monotonic() - start)})
+    done = folder.commit(unit, {**arrays, "seconds": np.asarray(time.monotonic() - start)})
     claim.release()
     return done
 
@@ -222,7 +222,8 @@ def predict_images(images: list[Image], pipeline: ImagePipeline, boxes: str, tab
     stored = (Stored(images[i].name, images[i].read) for i in given)
     stream = pipeline.stream(stored, boxes if boxes in BOX_MODES and boxes != "auto" else list(given.values()))
     for i, result in zip(given, stream):
-        out[i] = ImageResult(result.name, result.size, result.people, result.error)  # pixels are let go
+        error = result.error or "; ".join(result.refused) or None  # of some boxes: the other people are there
+        out[i] = ImageResult(result.name, result.size, result.people, error)  # pixels are let go
     return [out[i] for i in range(len(images))]
 
 

@@ -112,7 +112,7 @@ class BatchFolder:
         part, target = self.results / f".{uuid.uuid4().hex}", self.result_path(unit)
         try:
             with open(part, "wb") as f:
-                np.savez(f, **arrays)
+                np.savez(f, **arrays)  # type: ignore[arg-type]  # names of ours, never allow_pickle
                 f.flush()
                 os.fsync(f.fileno())
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -126,7 +126,8 @@ class MeshModel(BodyModel):
             seen = torch.cat([seen[:, :1], seen[:, 1:] + root[:, 0, :2]], 1)
         own = (getattr(out, "rotmat", None), getattr(out, "betas", None))  # of a SMPL head beside the mesh
         found = (seen, vertices - root, out.vertices_coarse.float() - root, regressed[:, self._rows] - root, *own)
-        return Bodies(*(None if t is None else t.float().cpu().numpy() for t in found))
+        arrays: Any = (None if t is None else t.float().cpu().numpy() for t in found)
+        return Bodies(*arrays)
 
 
 class _PosedModel(BodyModel):
@@ -189,6 +190,7 @@ class HostModel(_PosedModel):
     ):
         super().__init__(network, body, device, precision)
         self.box_rule, self.masks = box_rule, masks
+        self.network: Any
         self.image_size = int(network.config.img_size[0])
 
     def crop_of_box(self, box: Sequence[float]) -> Crop:
@@ -223,7 +225,7 @@ class HostModel(_PosedModel):
 
 
 def body_model(
-    network: nn.Module,
+    network: Any,
     source: str = "model",
     *,
     device: str | torch.device = "cpu",

@@ -23,7 +23,7 @@ from ..body import BodyTopology
 from ..geometry import camera
 from ..geometry.crop import Crop, centre_crop
 from ..geometry.rotation import matrix_to_axis_angle
-from ..io.image import ImageError, check_box, read_image
+from ..io.image import ImageError, check_boxes, read_image
 from ..layers.prepared import prepare
 from ..models import load
 from .bodies import Bodies, BodyModel, Sight, body_model
@@ -80,6 +80,7 @@ class ImageResult:
     people: list[Person] = field(default_factory=list)
     error: str | None = None
     pixels: np.ndarray | None = None  # [H, W, 3] uint8
+    refused: tuple[str, ...] = ()  # a line for each given box that is none; the others were done
     notes: tuple[str, ...] = ()  # what a user should know of it: nobody found, an assumed camera, a body not believed
 
 
@@ -245,7 +246,9 @@ class ImagePipeline:
         for i, (image, (_, boxes)) in enumerate(zip(read, group)):
             if image.error is None:
                 try:
-                    jobs += self._jobs(i, image, boxes)
+                    mine, bad = self._jobs(i, image, boxes)
+                    jobs += mine
+                    image = replace(image, refused=tuple(bad))
                 except ImageError as e:
                     image = ImageResult(image.name, error=str(e))
             opened.append(image)
@@ -260,8 +263,9 @@ class ImagePipeline:
                 result = replace(result, notes=(*result.notes, NOBODY))
             yield result
 
-    def _jobs(self, number: int, image: ImageResult, boxes: Any) -> list[Job]:
-        """The crops of an image: given boxes, those of `find_people`, or one for the whole image."""
+    def _jobs(self, number: int, image: ImageResult, boxes: Any) -> tuple[list[Job], list[str]]:
+        """The crops of an image: given boxes, those of `find_people`, or one for the whole image; and lines on bad boxes."""
+        assert image.pixels is not None  # it was read
         width, height = image.size
         focal, pixels = self.focal_px(image.pixels), image.pixels
         mode, source = boxes if isinstance(boxes, str) else None, "given"
@@ -272,9 +276,9 @@ class ImagePipeline:
         if mode is not None:
             whole = (0.0, 0.0, float(width), float(height))
             crop = centre_crop(width, height) if mode == "centre" else self.body_model.whole_crop(width, height)
-            return [Job(number, pixels, focal, whole, mode, crop)]
-        checked = [check_box(b, width, height, image.name) for b in boxes]
-        return [Job(number, pixels, focal, b, source, self.body_model.crop_of_box(b)) for b in checked]
+            return [Job(number, pixels, focal, whole, mode, crop)], []
+        checked, bad = check_boxes(boxes, width, height, image.name)
+        return [Job(number, pixels, focal, b, source, self.body_model.crop_of_box(b)) for b in checked], bad
 
     def focal_px(self, pixels: np.ndarray) -> float:
         """Focal length in pixels of an image's camera: given, from the field of view, or the model's own way."""
@@ -305,7 +309,8 @@ class ImagePipeline:
             sights += sights[-1:] * (self.batch_size - len(sights))
         found: Bodies = self.body_model(sights)
         self.seconds["model"] += time.perf_counter() - start
-        return [Seen(*(None if array is None else array[i] for array in found)) for i in range(len(jobs))]
+        rows: Any = ((None if array is None else array[i] for array in found) for i in range(len(jobs)))
+        return [Seen(*row) for row in rows]
 
     def _refined(self, jobs: list[Job], seen: list[Seen]) -> dict[int, Job]:
         """For "auto" jobs, by number: the box of the mesh just seen, where it is plausible and clearly another than the crop."""
@@ -316,7 +321,7 @@ class ImagePipeline:
                 continue
             height, width = job.pixels.shape[:2]
             (x0, y0), (x1, y1) = points.min(0), points.max(0)
-            box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+            box: Any = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
             if min(box[2] - box[0], box[3] - box[1]) < 0.05 * max(width, height):
                 continue  # nothing one could call a person: the whole image stays
             box = tuple(round(16 * float(v)) / 16 for v in box)  # the last bits depend on the batch; a crop should not

@@ -254,5 +254,5 @@ class PoseStream:
         lifted = _run(self.model, window, self.flip, self.precision)
         pose = center_pose(lifted, self.frames)[0] if is_centered(self.model) else lifted.pose[0, at]
         self._given += 1
-        pose = pose.float().cpu().numpy()
-        return pose - pose[:1]
+        points = pose.float().cpu().numpy()
+        return points - points[:1]

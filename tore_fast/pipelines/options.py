@@ -40,7 +40,11 @@ class DecodeOptions:
     """Shape: median over the track, or per_frame."""
 
     def __post_init__(self) -> None:
-        words = {"noise": ("seeded", "zeros"), "ik_mode": ("adaptive", "naive"), "betas_mode": ("median", "per_frame")}
+        words: dict[str, tuple[str, ...]] = {
+            "noise": ("seeded", "zeros"),
+            "ik_mode": ("adaptive", "naive"),
+            "betas_mode": ("median", "per_frame"),
+        }
         _check(self, words, {"chunk_frames": 1, "denoising_steps": 1, "overlap": 0, "max_gap": 0})
 
 

@@ -49,8 +49,8 @@ class _Track:
             a, b = self._start, self._start + PIECE
             device = self.body.template.device
             poses = torch.from_numpy(self.rows.rows("poses", a, b).copy()).to(device)
-            betas = self.rows.rows("betas", a, b) if self.per_frame_betas else self.rows.array("betas")[None]
-            betas = torch.from_numpy(betas.copy()).to(device)[:, : self.body.num_betas]
+            shape = self.rows.rows("betas", a, b) if self.per_frame_betas else self.rows.array("betas")[None]
+            betas = torch.from_numpy(shape.copy()).to(device)[:, : self.body.num_betas]
             if len(poses):
                 self._vertices = self.body(poses, betas.expand(len(poses), -1)).vertices.cpu().numpy()
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,8 +80,8 @@ class People:
         return len(self.points)
 
     def __getitem__(self, rows: Sequence[int]) -> People:
-        rows = list(rows)
-        return People(*(_rows(getattr(self, f.name), rows) for f in fields(self)))
+        columns: Any = (_rows(getattr(self, f.name), list(rows)) for f in fields(self))
+        return People(*columns)
 
     @property
     def boxes(self) -> np.ndarray:
@@ -101,14 +101,16 @@ def _rows(value: np.ndarray | tuple, rows: list[int]) -> np.ndarray | tuple:
 def nobody() -> People:
     """People of an image without any."""
     shapes = ((33, 2), (33, 3), (33, 3), (33,), (33,), (), ())
-    return People(*(np.zeros((0, *shape), np.float32) for shape in shapes))
+    columns: Any = (np.zeros((0, *shape), np.float32) for shape in shapes)
+    return People(*columns)
 
 
 def joined(parts: Sequence[People]) -> People:
     """All people of several in a row."""
     parts = [p for p in parts if len(p)] or [nobody()]
     columns = [[getattr(p, f.name) for p in parts] for f in fields(People)]
-    return People(*(sum(c, ()) if isinstance(c[0], tuple) else np.concatenate(c) for c in columns))
+    whole: Any = (sum(c, ()) if isinstance(c[0], tuple) else np.concatenate(c) for c in columns)
+    return People(*whole)
 
 
 def box_of_points(points: np.ndarray, visibility: np.ndarray) -> np.ndarray:
@@ -162,14 +164,15 @@ class PeopleFinder:
         if windows not in WINDOWS:
             raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
         self.device, self.precision = torch.device(pick_device(device)), check_precision(precision)
-        nets = []
+        nets: list[Any] = []
         for net, name in ((detector, "person_detector"), (landmarks, "body_landmarks")):
             source = name if net is None else net
             net = load(source) if isinstance(source, (str, Path)) else source
             wanted = PersonDetector if name == "person_detector" else BodyLandmarks
             if not isinstance(net, wanted):
                 raise ValueError(f"{source}: expected a {wanted.__name__}, got {type(net).__name__}")
-            nets.append(net.to(self.device, memory_format=torch.channels_last).eval())
+            placed: Any = net
+            nets.append(placed.to(self.device, memory_format=torch.channels_last).eval())
         self.detector, self.landmarks = nets
         self.min_score, self.max_people, self.windows, self.mirrored = min_score, max_people, windows, mirrored
         self.batch_size = batch_size
@@ -299,8 +302,9 @@ class PeopleFinder:
                 batch = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last) / 255
                 with autocast(self.device, self.precision):
                     seen = self.detector(batch)
-                for (i, view, box), *values in zip(part, *(v.float().cpu().numpy() for v in seen)):
-                    out[i] += _merged(*values, view, box)
+                arrays = (v.float().cpu().numpy() for v in seen)
+                for (i, view, box), scores, boxes, points in zip(part, *arrays):
+                    out[i] += _merged(scores, boxes, points, view, box)
         return out
 
 
@@ -357,7 +361,9 @@ def letterbox(pixels: np.ndarray, view: View) -> Letterbox:
     x, y = (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
     out = np.zeros((outer[1], outer[0], 3), np.uint8)
     part = Image.fromarray(pixels[y0:y1, x0:x1])
-    out[y : y + inner[1], x : x + inner[0]] = part.resize(inner, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    out[y : y + inner[1], x : x + inner[0]] = np.asarray(
+        part.resize(inner, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    )
     return Letterbox(out, np.array([x, y], float), np.array([width / inner[0], height / inner[1]]))
 
 

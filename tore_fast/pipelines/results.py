@@ -6,6 +6,7 @@ docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ KEYS = (
     Key("image_size", "[2]", "px", "width, height of the upright image; in batch [I, 2]", "pvb"),
     Key("image_index", "[N]", "", "image of each person, a row of `source`", "b"),
     Key("frame", "[N]", "", "frame of the video or of the key-point file, from 0", "vl"),
+    Key("time", "[N]", "s", "of the frame from the first one on, by the file's time stamps", "v"),
     Key("detected", "[N]", "", "false where the box was missing and the result is interpolated", "v"),
     Key("track", "", "", "number of the person; lift: its track in the file of key points, empty without one", "vl"),
     Key("mocap_framerate", "", "1/s", "frames per second", "vl"),
@@ -175,12 +177,17 @@ def draw(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
     if pipeline.body_model.task == "smpl":  # a perspective camera; meshes from tokens are trained with a weak one
         cameras = [overlay.PerspectiveCamera(p.focal_px, p.trans, p.principal_px) for p in people]
     drawn = result.pixels
+    assert drawn is not None, "an image that was not read has no people"
     for sure, alpha in ((False, 0.3), (True, 0.88)):  # bodies that are not believed: faint, behind the others
         rows = [i for i, p in enumerate(people) if (p.believed is not False) == sure]
         shown, colours = [people[i].vertices for i in rows], [overlay.PALETTE[i % len(overlay.PALETTE)] for i in rows]
         if rows:
             drawn = overlay.draw_people(drawn, shown, faces, [cameras[i] for i in rows], colours=colours, alpha=alpha)
     return drawn
+
+
+def _save_mesh(vertices: np.ndarray, faces: np.ndarray, facts: dict[str, Any], path: Path) -> None:
+    export.save_mesh(vertices, faces, path, facts)
 
 
 def write_result(
@@ -196,7 +203,7 @@ def write_result(
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
 
-    def put(file: str, write: Callable[[Path], None]) -> None:
+    def put(file: str, write: Callable[[Path], object]) -> None:
         with replacing(folder / file) as part:
             write(part)
         written.append(folder / file)
@@ -208,7 +215,7 @@ def write_result(
         file = f"{name}_{i}" if len(people) > 1 else name
         facts = {"source": result.name, **json_values(people_arrays([person], ["box", "focal_px", "trans"]))}
         for kind in (k for k in ("glb", "obj", "ply") if k in formats):
-            put(f"{file}.{kind}", lambda p, v=person.vertices, f=facts: export.save_mesh(v, faces, p, f))
+            put(f"{file}.{kind}", functools.partial(_save_mesh, person.vertices, faces, facts))
     if "glb" in formats and len(people) > 1:
         placed = [p.vertices + p.trans for p in people]
         put(f"{name}_scene.glb", lambda p: export.save_mesh(placed, faces, p, {"source": result.name}))
@@ -218,9 +225,10 @@ def write_result(
     if "npz" in formats or "json" in formats:
         arrays = npz_arrays(result, faces, pipeline.joint_names)
         if "npz" in formats:
-            put(f"{name}.npz", lambda p: np.savez_compressed(p, **arrays))
+            data: dict[str, Any] = dict(arrays)
+            put(f"{name}.npz", lambda p: np.savez_compressed(p, **data))
         if "json" in formats:
-            put(f"{name}.json", lambda p: p.write_text(json.dumps(json_values(arrays)) + "\n") and None)
+            put(f"{name}.json", lambda p: p.write_text(json.dumps(json_values(arrays)) + "\n"))
     return written
 
 

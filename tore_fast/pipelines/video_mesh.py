@@ -54,6 +54,7 @@ def predict_video(
                     stream = streams[track] = NpzStream(folder / f"track_{track:03d}.npz")
                     _put_facts(stream, pipeline, source, result, track)
                 stream.append("frame", np.array([index], np.int64))
+                stream.append("time", np.array([source.time_of(index)]))
                 stream.append("detected", np.array([True]))
                 for key, array in people_arrays([person], _ROWS).items():
                     stream.append(key, array)
@@ -74,6 +75,7 @@ def predict_video(
         for stream in streams.values():
             stream.discard()
     paths = [s.path for _, s in sorted(streams.items())] if "npz" in formats else []
+    failed = [*source.problems, *failed]
     return [*paths, *([folder / "overlay.mp4"] if "mp4" in formats else [])], failed[0] if failed else None
 
 
@@ -120,4 +122,5 @@ def _results(
     for position, result in enumerate(pipeline.stream(frames(), boxes)):
         if result.error is not None:
             failed.append(f"{source.path}: frame {numbers[position]}: {result.error}")
+        failed.extend(f"frame {numbers[position]}: {line}" for line in result.refused)
         yield numbers[position], tracks[position], result

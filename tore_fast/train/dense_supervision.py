@@ -7,7 +7,7 @@ away after training: the model's architecture, parameters and checkpoint are unt
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +34,14 @@ class DenseSupervision(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         num_joints: int,
         num_parts: int,
         features: tuple[nn.Module, int, tuple[int, int]] | None = None,
     ):
         super().__init__()
         self.model, self.num_joints = model, num_joints
+        self._grid: tuple[int, int] | None
         source, width, self._grid = features or (model.conv_1x1, model.conv_1x1.out_channels, None)
         self.head = nn.Conv2d(width, (num_joints + 1 + num_parts) * UPSCALE**2, 1)
         self._tokens: Tensor | None = None
@@ -73,7 +74,7 @@ def part_target(parts: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 def dense_losses(dense: DenseOutput, joints_2d: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
     """(heat-map loss, part loss): binary cross entropy (positive cells weigh 10), cross entropy."""
-    size = tuple(dense.heatmaps.shape[-2:])
+    size = (dense.heatmaps.shape[-2], dense.heatmaps.shape[-1])
     target = heatmap_target(joints_2d, size)
     heat = F.binary_cross_entropy_with_logits(dense.heatmaps.float(), target, weight=1 + 9 * target)
     return heat, F.cross_entropy(dense.parts.float(), part_target(parts, size))

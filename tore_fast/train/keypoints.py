@@ -129,8 +129,9 @@ class Keypoints(Task):
         return {k: torch.stack([item[k] for item in items]) for k in ("image", "target", "weight")}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if hasattr(self.model, "set_epoch"):
-            self.model.set_epoch(step / self.steps_per_epoch)
+        plain: Any = self.model
+        if hasattr(plain, "set_epoch"):
+            plain.set_epoch(step / self.steps_per_epoch)
         value = joints_mse(model(batch["image"]), batch["target"], batch["weight"])
         return value, {"heatmap_mse": value.detach()}
 
@@ -211,7 +212,8 @@ class BodyRecovery(Task):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.body.to(batch["image"].device)  # no copy when it is there
         parts = hmr_losses(model(batch["image"]), batch, self.body, self.joint_set)
-        return sum(self.weights[k] * v for k, v in parts.items()), {k: v.detach() for k, v in parts.items()}
+        total: Any = sum(self.weights[k] * v for k, v in parts.items())
+        return total, {k: v.detach() for k, v in parts.items()}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

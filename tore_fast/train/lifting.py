@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,8 @@ def host_loss(model: nn.Module) -> Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 def unwrapped(model: nn.Module) -> PrunableHost:
     """The host inside a data-parallel wrapper."""
-    return getattr(model, "module", model)
+    plain: Any = getattr(model, "module", model)
+    return plain
 
 
 def lifting_loss(

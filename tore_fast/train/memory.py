@@ -49,7 +49,9 @@ def _recomputed(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> A
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[Any]:
     """The second forward pass must not move batch-norm's running statistics again."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms: list[Any] = [
+        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     counts = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
     for m in norms:
         m.momentum = 0.0

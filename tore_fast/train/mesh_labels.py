@@ -125,7 +125,7 @@ class LabelledMeshes(Task):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         body: Body,
         readers: list[Reader],
         weights: list[float] | None = None,
@@ -223,7 +223,8 @@ class LabelledMeshes(Task):
             ),
             "smpl_vertices": losses.vertices_loss(vertices - pelvis, target.vertices[-1], has),
         }
-        return sum(terms.values()), {k: v.detach() for k, v in terms.items()}
+        total: Any = sum(terms.values())
+        return total, {k: v.detach() for k, v in terms.items()}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return self.validate(model) if self.validate is not None else {}

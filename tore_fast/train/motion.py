@@ -302,7 +302,8 @@ class MotionVAETask(_MotionTask):
         return {"features": (features - self.mean) / self.std}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = vae_losses(batch["features"], *model(batch["features"]), self.kl_weight, self.velocity_weight)
+        made, mean, log_var = model(batch["features"])
+        losses = vae_losses(batch["features"], made, mean, log_var, self.kl_weight, self.velocity_weight)
         return losses.total, {"reconstruction": losses.reconstruction.detach(), "kl": losses.kl.detach()}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -351,12 +352,12 @@ class MotionDenoiserTask(_MotionTask):
         noise_seed = torch.tensor((self.seed * 1_000_003 + index) % 2**31)
         return {
             "features": torch.stack([f for f, _ in windows]),
-            "tokens": torch.stack([t for _, t in windows]),
+            "tokens": torch.stack([t for _, t in windows if t is not None]),
             "seed": noise_seed,
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        plain = getattr(model, "module", model)
+        plain: Any = getattr(model, "module", model)
         device = batch["features"].device
         generator = torch.Generator(device=device).manual_seed(int(batch["seed"]))
         losses = plain.stage2_losses(

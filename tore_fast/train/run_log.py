@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,9 @@ class RunLog:
     ) -> None:
         self.out, self.config, self.quiet, self.log = out, config, quiet, log
         self.items_per_step = config.batch_size * config.accumulate * processes
-        self.bar, self.file, self.board = None, None, None
+        self.bar: Any = None
+        self.file: Any = None
+        self.board: Any = None
         self.first = 0
 
     def say(self, text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,8 +169,9 @@ class HMRTask(Task):
             parts |= {"heatmap": c.heatmap * heat, "parts": c.parts * part}
         if c.adversarial:
             real = batch.get("real", rotations[:, 1:])
+            parts_of: Any = self.model
             fool, critic = adversarial_losses(
-                self.model["critic"], (out.rotations[:, 1:], out.betas), (real, batch["betas"])
+                parts_of["critic"], (out.rotations[:, 1:], out.betas), (real, batch["betas"])
             )
             parts |= {"adversarial": c.adversarial * fool, "critic": critic}
         with torch.no_grad():
@@ -177,7 +179,8 @@ class HMRTask(Task):
         return sum(parts.values()), {**{k: v.detach() for k, v in parts.items()}, "train_mpjpe_mm": error}
 
     def model_to_export(self) -> nn.Module:
-        inner = self.model["host"]
+        parts_of: Any = self.model
+        inner = parts_of["host"]
         return inner.model if isinstance(inner, DenseSupervision) else inner
 
     @torch.no_grad()

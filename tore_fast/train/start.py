@@ -75,4 +75,4 @@ def tensors_of(path: Path, mesh_data: str | None = None) -> dict[str, Tensor]:
         state = read_weights(path)
     if isinstance(state, dict) and "model" in state and "step" in state:
         return {**state["model"], **(state.get("ema") or {}).get("average", {})}
-    return load(path, **({"mesh_data": mesh_data} if mesh_data else {})).state_dict()
+    return load(path, mesh_data=mesh_data or None).state_dict()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ def map_layout(name: str, shape: tuple[int, int], joints: int, vertices: int, im
     mesh = [("joint", joints)], [("vertex", vertices)], [("joint", joints), ("vertex", vertices)]
     grid = [("image", image_tokens)]
     context = [("joint", joints)] if number == "3" else grid
+    found: Any
     if kind == "encoder":
         context = [("camera", 1), *context]
         found = context, context

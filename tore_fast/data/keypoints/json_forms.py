@@ -114,7 +114,7 @@ def _frames(data: list, path: Path) -> Found:
     numbers = [f.get("frame_id", f.get("frame", f.get("frame_number"))) if isinstance(f, dict) else None for f in data]
     whole = all(type(n) is int and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers)
     for i, frame in enumerate(data):
-        number = numbers[i] if whole else i
+        number: Any = numbers[i] if whole else i
         frames[number] = people = []
         if not isinstance(frame, dict):  # null: nobody, or nothing known
             continue
@@ -292,7 +292,8 @@ def _array(value: Any, path: Path) -> Found:
     """[frames, joints, 2 or 3] or [people, frames, joints, 2 or 3] as lists; frames, points and numbers may be null."""
     if not isinstance(value, list):
         raise ValueError(f"expected key points as a list, got {type(value).__name__}")
-    depth, inner = 0, value
+    inner: Any = value
+    depth = 0
     while isinstance(inner, list):
         depth, inner = depth + 1, next((v for v in inner if v is not None), None)
     depth += isinstance(inner, dict)  # a point as an object

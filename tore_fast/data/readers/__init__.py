@@ -68,7 +68,8 @@ def open_dataset(path: str | Path, format: str | None = None, **options: Any) ->
     if name not in FORMATS:
         raise ValueError(f"open_dataset: format must be one of {', '.join(FORMATS)}, got {name!r}")
     try:
-        return FORMATS[name](path, **options)
+        reader: Any = FORMATS[name]
+        return reader(path, **options)
     except TypeError as e:
         if "unexpected keyword" not in str(e):
             raise

@@ -53,7 +53,7 @@ class FolderReader(Reader):
         if not row.get("image"):
             raise DataError(f"{what}: no 'image'; it has {', '.join(map(str, row))}")
         center, size = _box(row, self.margin, what)
-        points = {}
+        points: dict[str, Any] = {}
         for key, columns in (("keypoints_2d", 3), ("keypoints_3d", 4)):
             points[key], points[f"{key}_set"] = _points(row, key, columns, what)
         pose = _numbers(row, "pose", what)

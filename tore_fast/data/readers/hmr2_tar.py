@@ -86,7 +86,7 @@ class TarFiles:
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
-        self._files: dict[int, object] = {}
+        self._files: dict[int, Any] = {}
         self._pid = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,7 +140,9 @@ class Hmr2TarReader(Reader):
 
     def _image(self, sample: int) -> np.ndarray:
         key, members = self._samples[sample]
-        return read_image(self._tars.read(_image_member(members)), key, upright=False)
+        member = _image_member(members)
+        assert member is not None  # samples without an image are left out
+        return read_image(self._tars.read(member), key, upright=False)
 
     def _record(self, index: int) -> Record:
         sample, person = self._people[index]

@@ -129,7 +129,7 @@ def stored_image(path: Path) -> Callable[[], np.ndarray]:
     return partial(read_image, path, upright=False)
 
 
-def float_array(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+def float_array(value: Any, shape: tuple[int | None, ...], what: str) -> np.ndarray:
     """float32 array of a wanted shape (None = any length), or a DataError that says what came."""
     try:
         array = np.asarray(value, np.float32)

@@ -58,6 +58,7 @@ def training_sample(
         raise ValueError(
             "training_sample: hands are never mirrored (the models are for right hands); use AugmentConfig.hand()"
         )
+    assert record.center is not None  # checked above
     change = draw_augmentation(rng, config)
     count = 21 if hand else 24
     points_2d, points_3d = np.zeros((count, 3), np.float32), np.zeros((count, 4), np.float32)
@@ -73,7 +74,7 @@ def training_sample(
         "joints_3d": training_keypoints_3d(points_3d, change),
         "pose": training_pose(pose, change),
         "betas": np.zeros(10, np.float32) if record.betas is None else np.asarray(record.betas, np.float32),
-        "has_2d": np.float32((points_2d[:, 2] > 0).any()),
-        "has_3d": np.float32((points_3d[:, 3] > 0).any()),
-        "has_smpl": np.float32(record.has_smpl),
+        "has_2d": np.asarray((points_2d[:, 2] > 0).any(), np.float32),
+        "has_3d": np.asarray((points_3d[:, 3] > 0).any(), np.float32),
+        "has_smpl": np.asarray(record.has_smpl, np.float32),
     }

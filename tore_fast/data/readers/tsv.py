@@ -32,7 +32,8 @@ class TsvFile:
     def __init__(self, path: Path):
         self.path = require(path, "a TSV of a METRO-style data set", SOURCE)
         self._offsets: np.ndarray | None = None
-        self._file, self._pid = None, 0
+        self._file: Any = None
+        self._pid = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}  # worker processes open their own

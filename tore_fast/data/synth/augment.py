@@ -151,7 +151,7 @@ class Augment:
 
     def _noise(self, draw: Draw, batch: int, size: int) -> Tensor:  # [B, 3, size, size]
         count = 3 * size * size
-        start = draw.integer(_BANK)[0].item()
+        start = int(draw.integer(_BANK)[0])
         if batch * count + start <= _BANK:
             return self.bank[start : start + batch * count].view(batch, 3, size, size)
         reach = -(-(batch * count + start) // _BANK)

@@ -7,6 +7,7 @@ CC0 statement and that show no person; the `test` split has its own.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,9 @@ def photograph_pool(split: str, folder: str | Path | None = None) -> Tensor:  # 
         starts = {0, max(image.size) - side} if max(image.size) > 1.15 * side else {(max(image.size) - side) // 2}
         for start in sorted(starts):
             corner = (start, 0) if image.width >= image.height else (0, start)
-            square = image.crop((*corner, corner[0] + side, corner[1] + side)).resize((_SIDE, _SIDE), Image.LANCZOS)
+            square = image.crop((*corner, corner[0] + side, corner[1] + side)).resize(
+                (_SIDE, _SIDE), Image.Resampling.LANCZOS
+            )
             squares.append(torch.from_numpy(np.array(square)))
     return torch.stack(squares)
 
@@ -99,7 +102,8 @@ def noise(draw: Draw, size: int, rows: Tensor, generator: torch.Generator) -> Te
         t[rows].to(device) for t in (roughness, coloured, mean, contrast, ramp)
     )
     b = len(rows)
-    k, amplitude = 4, 1.0
+    amplitude: Any = 1.0
+    k = 4
     x = torch.zeros(b, 3, k, k, device=device)
     while True:
         rough = torch.randn(b, 3, k, k, device=device, generator=generator)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ class SynthGenerator:
     joint_rows: tuple[int, ...] = H36M17_TO_J14
     """Rows of the regressor that `joints3d` holds."""
     framing = camera.PERSON
+    device: torch.device
+    _surface: Any  # what `_make_surface` gives
 
     def __init__(
         self,

@@ -74,6 +74,8 @@ class SynthHandGenerator(SynthGenerator):
 class HandSurface(Surface):
     """The hand's 778 vertices and four rings of forearm; attributes: rest x, y, z, nail, place along the forearm (m)."""
 
+    loop: Tensor
+
     def __init__(self, body: Body) -> None:
         if "hand21" not in body.topology.regressors:
             raise ValueError(f"SynthHandGenerator: body {body.name} is no hand; use load_body('free_hand')")

@@ -271,7 +271,7 @@ class SynthShards(Dataset):
         """One epoch in an order that depends on the seed only; the last, shorter batch is left out."""
         order = np.random.default_rng(seed).permutation(len(self))
         for start in range(0, len(order) - batch_size + 1, batch_size):
-            yield self.batch(order[start : start + batch_size])
+            yield self.batch(order[start : start + batch_size].tolist())
 
     def _shard(self, shard: int) -> dict[str, np.ndarray]:
         if shard not in self._open:

@@ -7,7 +7,7 @@ or the map [B, C, 16, 12] when nothing is merged. Parameter names are those of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +119,7 @@ class Block(nn.Module):
         out, k = self.attn(x, log_size, None if drops else x, self.norm1)
         x = x + self.drop_path(out) if drops else out
         if r:
+            assert state is not None and merging is not None
             x = merge_tokens(x, k.mean(1), r, state, merging)
         return x + self.drop_path(self.mlp(self.norm2(x))) if drops else self.mlp(x, x, self.norm2)
 
@@ -158,7 +159,9 @@ class ConvStem(Prepared):
 
     def _convolutions(self) -> list[tuple[Tensor, Tensor]]:
         """Weights and biases of the 3x3 convolutions with their batch normalisation folded in."""
-        pairs = zip(self.proj[0:-1:3], self.proj[1:-1:3])  # an engine has put the norms into the convolutions before
+        pairs: Any = zip(
+            self.proj[0:-1:3], self.proj[1:-1:3]
+        )  # an engine has put the norms into the convolutions before
         fused = (conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm) for conv, norm in pairs)
         return [(conv.weight.detach(), conv.bias.detach()) for conv in fused]
 
@@ -166,8 +169,9 @@ class ConvStem(Prepared):
         folded = self.recall("convolutions")
         if folded is None:
             return self.proj(img).flatten(2).transpose(1, 2)
-        x = img
-        for conv, (weight, bias) in zip(self.proj[0:-1:3], folded):
+        x, convolutions = img, self.proj[0:-1:3]
+        conv: Any
+        for conv, (weight, bias) in zip(convolutions, folded):
             x = F.relu_(F.conv2d(x, weight, bias, conv.stride, conv.padding))
         return self.proj[-1](x).flatten(2).transpose(1, 2)
 

@@ -105,7 +105,7 @@ def load_tflite(path: str | Path) -> tuple[nn.Module, str]:
     return model.eval(), name
 
 
-def _in_file_order(model: nn.Module) -> Iterator[nn.Conv2d]:
+def _in_file_order(model: Any) -> Iterator[nn.Conv2d]:
     """Convolutions as the files list them. A level's side paths come behind the first layer of the next level."""
     landmarks = isinstance(model, BodyLandmarks)
     assert landmarks or isinstance(model, PersonDetector)
@@ -147,7 +147,7 @@ def read_convolutions(path: str | Path) -> list[tuple[Tensor, Tensor]]:
 
     model = tflite.Model.GetRootAsModel(Path(path).read_bytes(), 0)
     graph = model.Subgraphs(0)
-    made: dict[int, object] = {}  # tensor -> operator that makes it
+    made: dict[int, Any] = {}  # tensor -> operator that makes it
     operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     codes = []
     for op in operators:

@@ -83,7 +83,7 @@ def fields_of_state(state: dict[str, Tensor]) -> dict:
         state: in our keys, from `convert_tcformer`.
     """
     prefix = "backbone." if any(k.startswith("backbone.") for k in state) else ""
-    fields: dict[str, list] = {"embed_dims": [], "num_heads": [], "mlp_ratios": [], "depths": [], "sr_ratios": []}
+    fields: dict[str, Any] = {"embed_dims": [], "num_heads": [], "mlp_ratios": [], "depths": [], "sr_ratios": []}
     stage = 1
     while f"{prefix}norm{stage}.weight" in state:
         block = f"{prefix}block{stage}"

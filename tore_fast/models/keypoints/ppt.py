@@ -123,7 +123,8 @@ class PPTTransformer(nn.Module):
             self.keep_ratio if not self.training or self.training_keep_ratio is None else self.training_keep_ratio
         )
         x = tokens
-        for i, (attn, mlp) in enumerate(self.layers):
+        layers: Any = self.layers  # of pairs of PreNorm
+        for i, (attn, mlp) in enumerate(layers):
             if i > 0 and self.pos_every_layer:
                 x = torch.cat([x[:, :joints], x[:, joints:] + pos], dim=1)
             prunes = i in self.pruning_layers and keep_ratio < 1

@@ -70,7 +70,7 @@ class TCFormerConfig:
         value = getattr(self, name)
         if not isinstance(value, (tuple, list)):
             raise ValueError(f"TCFormerConfig: {name} must be a list of numbers like 1,2,3,4, got {value!r}")
-        return value
+        return tuple(value)
 
     def _check_parts(self, count: int) -> None:
         parts = self._sequence("parts")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ...geometry.skeleton import H36M17, mirror_points
 from ...layers.prepared import Prepared
 from ...layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ...layers.tra import TokenRecovery, interpolate_frames
-from .._registry import Facts, PaperRow, facts_of, register_model
+from .._registry import Facts, PaperRow, register_model
 
 JOINTS = 17
 TIES = ("index", "strict")
@@ -29,7 +29,7 @@ class LiftedPose(NamedTuple):
     """What every host returns."""
 
     pose: Tensor  # [B, F, 17, 3]; [B, f, 17, 3] where frames are pruned and not recovered
-    index: Tensor | None  # [B, f] int64 kept frames, ascending; None without pruning
+    index: Tensor | None  # type: ignore[assignment]  # hides tuple.index; [B, f] int64 kept frames, ascending; None without pruning
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class PrunableHost(Prepared):
 
     facts: Facts
     config_class: type[PruneConfig]
-    config: PruneConfig
+    config: Any  # its own PruneConfig, with frames
     in_channels: int
 
     def _add_pruning(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
@@ -132,7 +132,8 @@ class PrunableHost(Prepared):
             return
         frames: int = c.frames  # type: ignore[attr-defined]
         center = (frames - 1) // 2 if c.keep_center else None
-        self.selector = FrameSelector(frames, c.keep_frames, c.pruning, c.knn, center, c.tie)
+        assert c.keep_frames is not None  # check_pruning
+        self.selector = FrameSelector(frames, c.keep_frames, c.pruning, c.knn, center, c.tie)  # type: ignore[arg-type]  # ditto
         if c.recovery == "tra":
             self.pos_embed_token = nn.Parameter(torch.zeros(1, c.keep_frames, dim))
             self.x_token = nn.Parameter(torch.zeros(1, c.output_frames, dim))
@@ -160,6 +161,7 @@ class PrunableHost(Prepared):
     ) -> Tensor:
         """Kept frames [B, f]. `tokens()` gives the pooled tokens, `attention()` the frame scores, only when needed."""
         with torch.no_grad():
+            assert self.selector is not None
             rule = self.selector.pruning
             score = attention() if rule == "attention" else motion_score(keypoints) if rule == "motion" else None
             pooled = tokens() if rule == "tpc" else keypoints
@@ -207,7 +209,7 @@ class PrunableHost(Prepared):
 
 def is_centered(model: PrunableHost) -> bool:
     """Whether only the middle frame of a window is meant to be used (seq2frame)."""
-    return model.config.recovery == "none" and (model.config.pruned or facts_of(model).frames_out == "middle")
+    return model.config.recovery == "none" and (model.config.pruned or model.facts.frames_out == "middle")
 
 
 def center_pose(lifted: LiftedPose, frames: int) -> Tensor:

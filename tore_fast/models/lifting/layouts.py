@@ -52,6 +52,7 @@ def _count(state: dict[str, Tensor], prefix: str) -> int:
 def config_fields(state: dict[str, Tensor]) -> tuple[str, dict]:
     """(host, config fields the shapes determine); heads, n and the pruning rule are not in the weights."""
     host = detect_host(state)
+    fields: dict[str, Any]
     shape = lambda key: tuple(state[key].shape)
     try:
         if host == "mixste":

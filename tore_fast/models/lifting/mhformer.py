@@ -8,7 +8,7 @@ MHFormer (recovery to all frames) is not in the paper and follows the other host
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +203,7 @@ class Mhformer(PrunableHost):
         x = t.norm(torch.cat(tokens, dim=-1))
         x = self.recover(x[:, :, None], index)[:, :, 0]
         b, frames, c3 = x.shape
-        norm, conv = self.regression
+        norm, conv = cast(Any, self.regression)
         regress = lambda tokens: nn.functional.linear(norm(tokens), conv.weight[:, :, 0], conv.bias)
         x = metres(regress, x.reshape(-1, c3))
         return LiftedPose(x.view(b, frames, JOINTS, 3), index)

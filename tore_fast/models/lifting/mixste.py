@@ -69,7 +69,8 @@ class Mixste(PrunableHost):
         self._check_input(x, index, density_noise)
         keypoints = x
         x = self.Spatial_patch_to_embedding(x) + self.Spatial_pos_embed[:, None]
-        for i, (spatial, temporal) in enumerate(zip(self.STEblocks, self.TTEblocks)):
+        stacks: Any = (self.STEblocks, self.TTEblocks)
+        for i, (spatial, temporal) in enumerate(zip(*stacks)):
             if i == self.config.prune_block:
                 scores = lambda x=x, block=temporal: block.attn.frame_scores(block.norm1(x))
                 x, index = self.prune(x, index, scores, keypoints, density_noise)

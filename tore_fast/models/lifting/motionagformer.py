@@ -165,7 +165,7 @@ class Motionagformer(PrunableHost):
         self.joints_embed = nn.Linear(self.in_channels, dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, JOINTS, dim))
         first_pruned = config.depth if config.prune_block is None else config.prune_block
-        lengths = [config.frames if i < first_pruned else config.keep_frames for i in range(config.depth)]
+        lengths: list[Any] = [config.frames if i < first_pruned else config.keep_frames for i in range(config.depth)]
         self.layers = nn.Sequential(*(DualStreamLayer(config, f) for f in lengths))
         self.norm = nn.LayerNorm(dim)
         self._add_pruning(dim, config.heads, qkv_bias=False)

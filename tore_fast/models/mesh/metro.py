@@ -58,6 +58,7 @@ class DenseUpsampling(MeshModel):
 
     needs_template = True
     config: METROConfig
+    template: Tensor
     trans_encoder: Any  # nn.ModuleList of three BertBlock
 
     def init_upsampling(self) -> None:
@@ -179,8 +180,10 @@ class METRO(DenseUpsampling, TokenSelection):
         """Image tokens -> one row per query: the learned mix of grid positions, or the pooled row for all."""
         if self.conv_learn_tokens is None:
             return tokens
-        mixed = self.conv_learn_tokens.weight[..., 0] @ tokens
-        return mixed + self.conv_learn_tokens.bias[:, None] if bias else mixed
+        weight, offset = self.conv_learn_tokens.weight, self.conv_learn_tokens.bias
+        assert offset is not None
+        mixed = weight[..., 0] @ tokens
+        return mixed + offset[:, None] if bias else mixed
 
     def queries(self, tokens: Tensor, query_mask: Tensor | None) -> Tensor:  # [B, J + V, 3 + C]
         rows = self.mix(tokens)
@@ -213,7 +216,7 @@ def token_embedding(
     weight = torch.cat([embed.weight, block.residual.weight])  # [D, 3 + C]
     bias = torch.cat([embed.bias + 0, block.residual.bias])
     const = F.linear(template, weight[:, :3], bias)
-    if mix is not None:
+    if mix is not None and mix.bias is not None:
         const = const + mix.bias[:, None] * weight[:, 3:].sum(1)
     const = const + F.pad(block.positions(template.shape[0]), (0, weight.shape[0] - block.dim))
     return weight[:, 3:].contiguous(), const

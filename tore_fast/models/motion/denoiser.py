@@ -119,6 +119,8 @@ class Diffusion(nn.Module):
         super().__init__()
         alphas = rescale_zero_terminal_snr(scaled_linear_betas(steps, beta_start, beta_end))
         self.steps = steps
+        self.signal: Tensor
+        self.sigma: Tensor
         self.register_buffer("signal", alphas.sqrt().float(), persistent=False)  # sqrt(abar)
         self.register_buffer("sigma", (1 - alphas).sqrt().float(), persistent=False)
 

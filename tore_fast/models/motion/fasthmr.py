@@ -98,6 +98,8 @@ class FastHMRMotion(nn.Module):
         self.denoiser = MotionDenoiser(c.denoiser())
         self.motion_decoder = MotionDecoder(dataclasses.replace(c.vae(), max_length=c.frames))
         self.diffusion = Diffusion(c.diffusion_steps)
+        self.feature_mean: Tensor
+        self.feature_std: Tensor
         self.register_buffer("feature_mean", torch.zeros(c.num_features))
         self.register_buffer("feature_std", torch.ones(c.num_features))
         if c.correct_host:
@@ -119,6 +121,7 @@ class FastHMRMotion(nn.Module):
                     state[table] = state[table][: own[table].shape[0]]
             part.load_state_dict({k: state[k] for k in own})
         if mean is not None:
+            assert std is not None
             self.feature_mean.copy_(mean)
             self.feature_std.copy_(std)
         return self

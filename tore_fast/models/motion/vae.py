@@ -69,7 +69,7 @@ class MotionDecoder(nn.Module):
         return decode_latents(self, z, frames)
 
 
-def decode_latents(model: nn.Module, z: Tensor, frames: int) -> Tensor:
+def decode_latents(model: Any, z: Tensor, frames: int) -> Tensor:
     """Shared by MotionDecoder and MotionVAE (both own query_pos_decoder, decoder, final_layer)."""
     cfg = model.cfg
     if z.dim() != 3 or z.shape[1:] != (cfg.latent_tokens, cfg.latent_dim):
@@ -114,7 +114,7 @@ def _distribution(c: MotionVAEConfig) -> nn.Linear:
     return layer
 
 
-def encode_features(model: nn.Module, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def encode_features(model: Any, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Shared by MotionEncoder and MotionVAE (both own global_motion_token, query_pos_encoder, encoder, skel_embedding)."""
     c = model.cfg
     if features.dim() != 3 or features.shape[-1] != c.num_features:

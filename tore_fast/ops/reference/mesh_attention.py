@@ -64,6 +64,7 @@ def mesh_attention_reference(
         used = weights
         if dropout_p > 0.0:
             batch, heads, tokens, _ = q.shape
+            assert seed is not None
             keep = dropout_keep(seed, batch * heads, tokens, tokens, dropout_p).view(batch, heads, tokens, tokens)
             used = weights * keep / (1.0 - dropout_p)
         return (used @ v.to(acc)).to(q.dtype), lse, weights
