@@ -22,6 +22,7 @@ from typing import Any
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
+    "doctor": "info, and a self-test of this machine in seconds",
     "convert": "an official checkpoint to our folder of safetensors and config.json",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs and videos to bodies: meshes, joints, SMPL parameters, motion, overlays",
@@ -86,9 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if not argv:
-        argv = ["info"]
-    if argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return
     if argv[0] == "--version":
