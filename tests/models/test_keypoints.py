@@ -253,7 +253,7 @@ def test_official_layouts_load_strictly():
     assert is_mmpose({"state_dict": mmpose}) and not is_mmpose(pose.state_dict())
     native = convert_tcformer({"state_dict": mmpose})
     type(pose)(tcformer_config({**fields, "neck": {"out_channels": 32}}, native)).load_state_dict(native, strict=True)
-    with pytest.raises(ValueError, match="no tensors"):
+    with pytest.raises(ValueError, match="expected a state dict"):
         convert_tcformer({"epoch": 3, "model_ema": state})
 
 
@@ -319,10 +319,10 @@ def test_bad_input_is_one_clear_error():
         tiny(reduction="pool")
     for bad, words in (
         ({"num_heads": (1, 2)}, "num_heads must have 4 entries"),
-        ({"depths": 1}, "depths must be a list of numbers like 1,2,3,4, got 1"),
+        ({"depths": 1}, "depths must be .*int, .*got 1"),
         ({"sample_ratios": (2, 2, 2)}, r"sample_ratios must lie in \(0, 1\]"),
         ({"k": 0}, "k must be at least 1"),
-        ({"drop_path_rate": "high"}, r"drop_path_rate must be a number in \[0, 1\), got 'high'"),
+        ({"drop_path_rate": "high"}, "drop_path_rate must be float, got 'high'"),
     ):
         with pytest.raises(ValueError, match=words):
             create_model("tcformer_light", **bad)
