@@ -23,11 +23,13 @@ from typing import Any
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
+    "doctor": "info, and a self-test of this machine in seconds",
     "convert": "an official checkpoint to our folder of safetensors and config.json",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs and videos to bodies: meshes, joints, SMPL parameters, motion, overlays",
     "batch": "bodies for any number of images in tars and folders; resumable, many processes, Ray",
     "lift": "2D key points of a clip to 3D poses, BVH and a stick-figure view",
+    "view": "results in the browser, or as one HTML page",
     "demo": "the main job on an embedded image with the embedded weights",
     "eval": "errors of a model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
@@ -87,9 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if not argv:
-        argv = ["info"]
-    if argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return
     if argv[0] == "--version":

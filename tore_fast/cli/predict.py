@@ -48,8 +48,8 @@ class Args(ModelArgs, RunArgs, OutArgs):
     inputs: Annotated[Positional[list[str]], tyro.conf.arg(metavar="INPUT ...")]
     """Images, videos, folders, glob patterns; several are taken."""
     format: str | None = None
-    """Separated by commas. Images: png, glb, obj, ply, npz, json (default png,glb,npz). Videos: npz, bvh, glb, mp4
-    (default
+    """Separated by commas. Images: png, glb, obj, ply, npz, json, html (default png,glb,npz). Videos: npz, bvh, glb,
+    mp4 (default
     npz,mp4 where imageio-ffmpeg is there, else npz)."""
     boxes: str = "auto"
     """Where people are: auto (everybody is looked for), model (one person, by the model's own output), full (whole

@@ -17,9 +17,11 @@ import numpy as np
 
 from ..io.atomic import replacing
 from ..vis import export, overlay
+from ..vis.page import write_page
 from .images import ImagePipeline, ImageResult, Person
+from .scenes import image_scene
 
-FORMATS = ("png", "glb", "obj", "ply", "npz", "json")
+FORMATS = ("png", "glb", "obj", "ply", "npz", "json", "html")
 
 
 class Key(NamedTuple):
@@ -196,7 +198,8 @@ def write_result(
     """Writes the asked formats; each file appears whole or not at all. Returns the paths.
 
     Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and
-    for several people in GLB also NAME_scene.glb, where they stand in front of the image's camera.
+    for several people in GLB also NAME_scene.glb, where they stand in front of the image's camera; NAME.html, which
+    turns in any browser.
     """
     faces = pipeline.topology.hierarchy.faces[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,6 +221,9 @@ def write_result(
     if "glb" in formats and len(people) > 1:
         placed = [p.vertices + p.trans for p in people]
         put(f"{name}_scene.glb", lambda p: export.save_mesh(placed, faces, p, {"source": result.name}))
+    if "html" in formats and people:
+        scene = image_scene(npz_arrays(result, faces, pipeline.joint_names), result.pixels, name)
+        put(f"{name}.html", lambda p: write_page(p, scene) and None)
     if "npz" in formats or "json" in formats:
         arrays = npz_arrays(result, faces, pipeline.joint_names)
         if "npz" in formats:
