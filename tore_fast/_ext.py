@@ -65,7 +65,8 @@ def unbuilt_checkout(package: Path) -> str | None:
         way = f"{way}, or pip install . and start Python in another folder"
     else:
         way = f"start Python in another folder to use the built copy in {other}, or {way}"
-    return f"this is the checkout in {package.parent}, whose compiled modules are not built, so the slow references run: {way}"
+    what = f"this is the checkout in {package.parent}, whose compiled modules are not built, so the slow references run"
+    return f"{what}: {way}"
 
 
 def _load(name: str) -> tuple[Any, str | None]:

@@ -1,4 +1,5 @@
-"""Headless Chromium over its debugging pipe: opens a page, runs JavaScript in it, takes a screenshot, notes what went wrong."""
+"""Headless Chromium over its debugging pipe: opens a page, runs JavaScript in it, takes a screenshot, notes what went
+wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The HTML page and the viewer: everything is inside, nothing is loaded from outside, and a real browser shows it moving."""
+"""The HTML page and the viewer: everything is inside, nothing is loaded from outside, and a real browser shows it
+moving."""
 
 from __future__ import annotations
 

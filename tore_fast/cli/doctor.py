@@ -29,7 +29,8 @@ LITTLE_DISK, LITTLE_MEMORY = 2e9, 2e9  # bytes
 
 @dataclass
 class Args:
-    """What `tore-fast info` says, then a self-test of some seconds: each compiled op against its plain reference, free disk
+    """What `tore-fast info` says, then a self-test of some seconds: each compiled op against its plain reference,
+    free disk
     and memory, threads, video files, extras. Exit code 1 if something is wrong."""
 
     json: bool = False

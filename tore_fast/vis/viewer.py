@@ -1,6 +1,7 @@
 """Scenes in the browser, served by viser (extra `viewer`): bodies at their places, the photograph as a plane.
 
-In: scenes of pipelines/scenes.py. Axes stay those of the camera (x right, y down, z away); the browser is told that -y is up.
+In: scenes of pipelines/scenes.py. Axes stay those of the camera (x right, y down, z away); the browser is told that
+-y is up.
 Called by cli/view.py.
 """
 
@@ -23,7 +24,8 @@ class Viewer:
     """A server with controls for scene, frame, what is shown, camera and downloads.
 
     Args:
-        scenes: at least one. host: address to listen on; the default is reached from this machine alone (over SSH: `ssh -L`).
+        scenes: at least one. host: address to listen on; the default is reached from this machine alone (over SSH:
+        `ssh -L`).
         port: the next free one is taken where it is busy.
 
     Raises:
