@@ -221,7 +221,7 @@ def write_result(
     if "glb" in formats and len(people) > 1:
         placed = [p.vertices + p.trans for p in people]
         put(f"{name}_scene.glb", lambda p: export.save_mesh(placed, faces, p, {"source": result.name}))
-    if "html" in formats and people:
+    if "html" in formats and people and result.pixels is not None:
         scene = image_scene(npz_arrays(result, faces, pipeline.joint_names), result.pixels, name)
         put(f"{name}.html", lambda p: write_page(p, scene) and None)
     if "npz" in formats or "json" in formats:

@@ -196,7 +196,7 @@ def _glb_people(path: Path) -> Iterator[Actor]:
     import trimesh
 
     try:
-        loaded = trimesh.load(path, file_type="glb", process=False)
+        loaded: Any = trimesh.load(path, file_type="glb", process=False)
     except Exception as e:  # noqa: BLE001 (any parser error)
         raise ValueError(f"{path}: not a readable GLB ({type(e).__name__}: {e})") from None
     facts: dict[str, Any] = loaded.metadata.get("extras") or loaded.metadata
@@ -229,7 +229,8 @@ class _VideoFrames:
     """Frames of a video in any order; the neighbours of the last one are cheap."""
 
     def __init__(self, path: Path):
-        self.path, self._next, self._frames = path, -1, iter(())  # type: ignore[var-annotated]
+        self._frames: Iterator[Any] = iter(())
+        self.path, self._next = path, -1
         self._last: np.ndarray | None = None
 
     def __call__(self, frame: int) -> np.ndarray | None:

@@ -53,7 +53,7 @@ class Viewer:
         gui = self.server.gui
         titles = [f"{i}: {s.title}" for i, s in enumerate(self.scenes)]
         self.which = gui.add_dropdown("result", titles, visible=len(titles) > 1)
-        self.frame = gui.add_slider("frame", 0, 1, 1, 0)
+        self.frame: Any = gui.add_slider("frame", 0, 1, 1, 0)
         self.play = gui.add_checkbox("play", False)
         self.mode = gui.add_dropdown("show", MODES)
         self.names = gui.add_checkbox("joint names", False)
@@ -96,7 +96,8 @@ class Viewer:
             self._plane(frame)
 
     def _person(self, name: str, person: Actor, row: int) -> list[Any]:
-        add, made, mode = self.server.scene, [], self.mode.value
+        made: list[Any] = []  # handles of several kinds
+        add, mode = self.server.scene, self.mode.value
         if person.vertices is not None and person.faces is not None and mode != "skeleton":
             opacity = 0.35 if person.faint else 0.7 if mode == MODES[0] and person.bones else None
             made.append(
