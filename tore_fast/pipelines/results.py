@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..io.atomic import replacing
-from ..vis import export, overlay
+from ..vis import export, overlay, person_sheet
 from .images import ImagePipeline, ImageResult, Person
 
 FORMATS = ("png", "glb", "obj", "ply", "npz", "json")
@@ -179,6 +179,16 @@ def draw(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
         if rows:
             drawn = overlay.draw_people(drawn, shown, faces, [cameras[i] for i in rows], colours=colours, alpha=alpha)
     return drawn
+
+
+def sheet(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
+    """[H, 4 W, 3]: the image, the landmarks, the bodies over it, the first body from the side. For people with landmarks."""
+    people, faces = result.people, pipeline.topology.hierarchy.faces[0]
+    points = person_sheet.draw_landmarks(
+        result.pixels, [p.landmarks_2d for p in people], [p.visibility for p in people]
+    )
+    side = person_sheet.side_view(people[0].vertices, faces, result.size)
+    return np.concatenate([result.pixels, points, draw(result, pipeline), side], 1)
 
 
 def write_result(
