@@ -279,10 +279,10 @@ def test_an_image_does_not_depend_on_its_neighbours(tmp_path):
     """One by one (as after a death) and in a unit: the same crops, and numbers up to the last bits."""
     for i in range(5):
         Image.fromarray(image(np.random.default_rng(i), 40 + 5 * i, 48)).save(tmp_path / f"{i}.png")
-    images, pipeline = list_images([tmp_path]), ModelFactory(device="cpu", batch_size=4, threads=1)()
-    together = predict_images(images, pipeline, "auto", None)
+    images, pipeline = list_images([tmp_path]), ModelFactory("tore_default", device="cpu", batch_size=4, threads=1)()
+    together = predict_images(images, pipeline, "model", None)
     for one, result in zip(images, together):
-        (alone,) = predict_images([one], pipeline, "auto", None)
+        (alone,) = predict_images([one], pipeline, "model", None)
         assert alone.people[0].crop == result.people[0].crop
         np.testing.assert_allclose(alone.people[0].vertices, result.people[0].vertices, atol=1e-5)
 
@@ -309,6 +309,29 @@ def test_boxes(tmp_path):
     table = {"two.jpg": [tuple(box)]}
     one, two, *_ = predict_images(images, pipeline, "table", table)
     assert one.people[0].box_source == "auto" and [p.box for p in two.people] == [tuple(box)]
+
+
+def test_the_default_gives_what_predict_gives(tmp_path):
+    from tore_fast.pipelines.demo_image import ASSETS
+    from tore_fast.pipelines.photographs import image_pipeline
+
+    (tmp_path / "in").mkdir()
+    with Image.open(ASSETS / "portrait.jpg") as portrait:
+        exif = portrait.getexif()
+        exif.get_ifd(0x8769)[0xA405] = 35  # 35 mm equivalent of the focal length
+        portrait.save(tmp_path / "in" / "a.jpg", exif=exif)
+    Image.new("RGB", (64, 48)).save(tmp_path / "in" / "b.png")
+    factory = ModelFactory(device="cpu", threads=1)
+    folder = BatchFolder(tmp_path / "out")
+    folder.make(list_images([tmp_path / "in"]), 1, factory.identity())  # a unit each
+    work(folder, factory, BatchConfig())
+    (unit, empty) = results(tmp_path / "out")
+    (want,) = image_pipeline(device="cpu").predict([tmp_path / "in" / "a.jpg"])
+    (person,) = want.people
+    assert unit["focal_source"].tolist() == [person.focal_source] == ["exif"] and unit["believed"].tolist() == [True]
+    for name in ("poses", "trans", "focal_px", "landmarks_2d", "visibility", "score", "joints_3d"):
+        np.testing.assert_allclose(unit[name][0], getattr(person, name), rtol=1e-4, atol=1e-3)
+    assert set(unit) == set(empty) and empty["believed"].shape == (0,) and empty["visibility"].shape == (0, 33)
 
 
 def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
