@@ -65,6 +65,16 @@ class Body(nn.Module):
     Source: Loper et al., "SMPL" (2015), eq. 6-10.
     """
 
+    ancestors: Tensor
+    template: Tensor
+    shape_dirs: Tensor
+    weights: Tensor
+    joints: Tensor
+    joint_dirs: Tensor
+    pose_dirs: Tensor | None
+    pose_mean: Tensor | None
+    part_labels: Tensor
+
     def __init__(
         self,
         topology: BodyTopology,
@@ -145,7 +155,7 @@ class Body(nn.Module):
         counts = self.hierarchy.counts
         if vertices.dim() != 3 or vertices.shape[1] not in counts:
             raise ValueError(f"Body.regress: vertices must be [B, V, 3] with V in {counts}, got {list(vertices.shape)}")
-        matrix = getattr(self, f"regressor_{name}_{counts.index(vertices.shape[1])}", None)
+        matrix: Any = getattr(self, f"regressor_{name}_{counts.index(vertices.shape[1])}", None)
         if matrix is None:
             self.topology.regressor(name)  # raises with the names there are
         return matrix.to(vertices.dtype) @ vertices

@@ -11,7 +11,7 @@ from ._options import OutArgs
 
 @dataclass(kw_only=True)
 class Args(OutArgs):
-    """Finds the person of the built-in photograph, fits a body, and says where the results are and how far to trust them."""
+    """Fits a body to the person of the built-in photograph. Says where the results are and how far to trust them."""
 
     out: Path = Path("tore_fast_demo")
     """Folder for the results."""
@@ -47,11 +47,12 @@ def run(args: Args) -> int:
         f"gave {len(result.people)} person: {person.score:.2f} sure, {seen} of 33 landmarks seen, the body "
         + ("is believed:" if person.believed else f"is not believed ({person.reason}):"),
         *(f"  {path}" for path in files),
-        "demo_sheet.png: photograph, landmarks (grey: guessed), body, the body from the side. What lies outside the image, here "
-        "the legs, is guessed.",
+        "demo_sheet.png: photograph, landmarks (grey: guessed), body, the body from the side. "
+        "What lies outside the image, here the legs, is guessed.",
         *(f"note: {note}" for note in result.notes),
         f"On a built-in render whose truth is known, vertices are off by {error:.0f} mm after alignment.",
-        "Depth is the weak point: from the side a body may lean, and size is an adult's. Not for measuring or identifying people.",
+        "Depth is the weak point: from the side a body may lean, and size is an adult's. "
+        "Not for measuring or identifying people.",
         "Your own images: tore-fast predict photo.jpg --out out/",
     ]
     facts = {

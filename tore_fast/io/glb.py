@@ -44,7 +44,8 @@ def mesh_glb(
     colour: Sequence[int],  # RGBA 0..255
     facts: dict | None = None,
 ) -> bytes:
-    """A GLB of still meshes with normals and one colour: nodes person_0, person_1 ... of a scene with `facts` as extras."""
+    """A GLB of still meshes with normals and one colour: nodes person_0, person_1 ... of a scene with `facts` as
+    extras."""
     index = np.ascontiguousarray(faces, "<u4").reshape(-1)
     blocks: list[tuple[np.ndarray, int, str, int]] = [(index, _U32, "SCALAR", _INDEX)]
     for points in meshes:
@@ -52,7 +53,7 @@ def mesh_glb(
         blocks += [
             (shared.astype("<f4"), _FLOAT, "VEC3", _ARRAY),
             (vertex_normals(shared, faces).astype("<f4"), _FLOAT, "VEC3", _ARRAY),
-            (np.tile(np.uint8(colour), (len(points), 1)), _U8, "VEC4", _ARRAY),
+            (np.tile(np.asarray(colour, np.uint8), (len(points), 1)), _U8, "VEC4", _ARRAY),
         ]
     views: list[dict] = []
     accessors: list[dict] = []

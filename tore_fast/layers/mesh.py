@@ -25,6 +25,7 @@ class _Static(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # A view as integers makes `.half()`/`.double()` skip the values while `.to(device)` still moves them.
         for name, t in self._buffers.items():
+            assert t is not None
             moved = fn(t.view(torch.int32))
             self._buffers[name] = moved.view(t.dtype)
         return self
@@ -57,4 +58,4 @@ class MeshPattern(_Static):
         self.joints = topology.joints
 
     def forward(self) -> MeshTopology:
-        return MeshTopology(**self._buffers, joints=self.joints)
+        return MeshTopology(self.row_ptr, self.col_idx, self.t_row_ptr, self.t_col_idx, self.joints)

@@ -1,4 +1,5 @@
-"""Token merging for models that were not built with it: `patch_token_merging(model, ...)` on our hosts and on timm ViTs.
+"""Token merging for models that were not built with it: `patch_token_merging(model, ...)` on our hosts and on timm
+ViTs.
 
 In: a model; out: a handle to change the token count, give person masks, or take everything off again. Weights and state
 dict keys stay as they are. timm blocks keep their modules and only change class, so hooks and copies go on working.
@@ -48,7 +49,7 @@ class _Shared:
         return self.prefix if self.prefix > 2 else 0
 
 
-def _attention(attn: nn.Module, x: Tensor, log_size: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attention(attn: Any, x: Tensor, log_size: Tensor | None) -> tuple[Tensor, Tensor]:
     """timm's attention with log sizes; returns output and keys."""
     q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k = attn.q_norm(q), attn.k_norm(k)
@@ -65,8 +66,8 @@ def _attention(attn: nn.Module, x: Tensor, log_size: Tensor | None) -> tuple[Ten
 
 
 @functools.cache
-def _merging_block(base: type) -> type:
-    class MergingBlock(base):
+def _merging_block(base: Any) -> type:
+    class MergingBlock(base):  # type: ignore[misc]  # a class of timm, known at run time
         def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
             if attn_mask is not None or is_causal:
                 raise ValueError("patch_token_merging: attention masks do not go with token merging")
@@ -84,8 +85,8 @@ def _merging_block(base: type) -> type:
 
 
 @functools.cache
-def _merging_vit(base: type) -> type:
-    class MergingViT(base):
+def _merging_vit(base: Any) -> type:
+    class MergingViT(base):  # type: ignore[misc]  # a class of timm, known at run time
         def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
             kind = self.global_pool if pool_type is None else pool_type
             size = self.blocks[0].token_merging.state.size
@@ -102,7 +103,7 @@ def _merging_vit(base: type) -> type:
 class TokenMergingHandle:
     """Control over a patched model."""
 
-    def __init__(self, model: nn.Module, vit: nn.Module, shared: _Shared | None):
+    def __init__(self, model: nn.Module, vit: Any, shared: _Shared | None):
         self._model, self._vit, self._shared = model, vit, shared
 
     @property
@@ -202,8 +203,8 @@ def patch_token_merging(model: nn.Module, merging: MergeConfig | None = None, **
     prefix = int(getattr(vit, "num_prefix_tokens", 0))
     shared = _Shared(_for_prefix(merging, prefix), len(blocks), prefix)
     for i, block in enumerate(blocks):
-        block.__class__ = _merging_block(type(block))
+        block.__class__ = _merging_block(type(block))  # type: ignore[arg-type]  # classes are hashable
         block.token_merging, block.token_merging_index = shared, i
     if hasattr(vit, "pool"):
-        vit.__class__ = _merging_vit(type(vit))
+        vit.__class__ = _merging_vit(type(vit))  # type: ignore[arg-type]  # ditto
     return TokenMergingHandle(model, vit, shared)

@@ -1,12 +1,14 @@
 """bipartite_match: which tokens merge (ToMe, Mask-ToMe), and the merging itself.
 
-In: a metric [B, T, C] (mean attention key per token) -> MatchPlan; merge(plan, x) -> [B, T - r, C]; unmerge copies back.
-Kernels: csrc/cpu/bipartite_match.cpp, csrc/cuda/bipartite_match.cu. Next on the way: layers/ (ToMe and Mask-ToMe blocks).
+In: a metric [B, T, C] (mean attention key per token) -> MatchPlan; merge(plan, x) -> [B, T - r, C]; unmerge copies
+back.
+Kernels: csrc/cpu/bipartite_match.cpp, csrc/cuda/bipartite_match.cu. Next on the way: layers/ (ToMe and Mask-ToMe
+blocks).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -209,6 +211,17 @@ def _ragged_plan(
     return MatchPlan(unm, src, dst, owner, tokens, tokens - available)
 
 
+@overload
+def merge(
+    plan: MatchPlan,
+    x: Tensor,
+    mode: Literal["mean", "sum", "amax"] = "mean",
+    size: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> Tensor: ...
+@overload
+def merge(plan: MatchPlan, x: Tensor, mode: str, size: Tensor | None = None, *, impl: str = "auto") -> Any: ...
 def merge(
     plan: MatchPlan,
     x: Tensor,  # [B, T, C]
@@ -247,7 +260,8 @@ def merge(
     check_device("merge", "x", x, size=size, **{"plan.owner": plan.owner})
     if size is not None and (mode != "wavg" or size.shape not in (x.shape[:2], (*x.shape[:2], 1))):
         raise ValueError(
-            f"merge: size goes with mode='wavg' and must be {list(x.shape[:2])}, got {list(size.shape)} and mode {mode!r}"
+            f"merge: size goes with mode='wavg' and must be {list(x.shape[:2])}, got {list(size.shape)} and "
+            f"mode {mode!r}"
         )
     weight = None
     if mode == "wavg":
@@ -260,6 +274,7 @@ def merge(
     y = _segment_merge(x, plan, mode, weight, impl)
     if mode != "wavg":
         return y
+    assert weight is not None
     total = _segment_merge(weight[..., None], plan, "sum", None, impl)
     return MergedTokens(y, total if size is not None and size.dim() == 3 else total[..., 0])
 
@@ -282,7 +297,7 @@ def unmerge(plan: MatchPlan, y: Tensor) -> Tensor:
 
 
 def _check_match(
-    metric: Tensor, r: Any, protected: Any, coverage: Any, protect: Any, order: str, src: Tensor, ragged: bool
+    metric: Tensor, r: Any, protected: Any, coverage: Any, protect: Any, order: str, src: str, ragged: bool
 ) -> None:
     op = "bipartite_soft_matching"
     if metric.dim() != 3 or not metric.is_floating_point():

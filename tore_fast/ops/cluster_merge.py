@@ -95,8 +95,8 @@ def cluster_merge_tokens(
 ) -> ClusterMergeTokens:
     """cluster_merge plus the bookkeeping of the token dictionary, in one call.
 
-    idx_token' = cluster[idx_token] and agg_weight' = agg_weight * norm_weight[idx_token]; agg_weight is *not* normalised
-    again (the official code computes such a quotient and drops it).
+    idx_token' = cluster[idx_token] and agg_weight' = agg_weight * norm_weight[idx_token]; agg_weight is *not*
+    normalised again (the official code computes such a quotient and drops it).
 
     Args:
         x, cluster, num_clusters, weight, impl: as in cluster_merge.
@@ -136,7 +136,7 @@ def check_dictionary(op: str, x: Tensor, idx_token: Tensor, agg_weight: Tensor) 
     check_device(op, "x", x, idx_token=idx_token, agg_weight=agg_weight)
 
 
-def _prepare(op: str, x: Tensor, cluster: Tensor, num_clusters: int, weight: Tensor, impl: str) -> Any:
+def _prepare(op: str, x: Tensor, cluster: Tensor, num_clusters: int, weight: Tensor | None, impl: str) -> Any:
     check_tokens(op, x)
     check_like_tokens(op, "cluster", cluster, x)
     if cluster.is_floating_point() or cluster.dtype == torch.bool:

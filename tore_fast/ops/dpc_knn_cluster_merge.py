@@ -90,7 +90,7 @@ def dpc_knn_cluster_merge(
         check_like_tokens(op, "weight", weight, x)
     if (idx_token is None) != (agg_weight is None):
         raise ValueError(f"{op}: idx_token and agg_weight come together")
-    if idx_token is not None:
+    if idx_token is not None and agg_weight is not None:
         check_dictionary(op, x, idx_token, agg_weight)
         idx_token, agg_weight = idx_token.long(), agg_weight.detach()
     backend = choose(op, impl, BACKENDS, why_not, x, k, num_clusters)
@@ -98,10 +98,13 @@ def dpc_knn_cluster_merge(
     if backend == "reference":
         clusters = dpc_knn_cluster_reference(x.detach(), *options)
         merged, share = cluster_merge_reference(x, clusters[1], num_clusters, weight)
-        cells = [merged.new_empty(x.shape[0], 0, dtype=t) for t in (torch.int64, torch.float32)]
-        if idx_token is not None:
-            cells = clusters[1].gather(1, idx_token), agg_weight.to(share.dtype) * share.gather(1, idx_token)
-        return DpcClusterMerge(merged, share, *cells, *clusters)
+        index, cell_share = (merged.new_empty(x.shape[0], 0, dtype=t) for t in (torch.int64, torch.float32))
+        if idx_token is not None and agg_weight is not None:
+            index, cell_share = (
+                clusters[1].gather(1, idx_token),
+                agg_weight.to(share.dtype) * share.gather(1, idx_token),
+            )
+        return DpcClusterMerge(merged, share, index, cell_share, *clusters)
     weight = None if weight is None else weight.float()
     agg_weight = None if agg_weight is None else agg_weight.float()
     noise = None if noise is None else noise.float()

@@ -6,7 +6,7 @@ In: q, k, v [B, H, J + V, D] from layers/ (FastMETRO decoder, TORE's NSR with J 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ _DTYPES = {
     "cpu": (torch.float32, torch.float16, torch.bfloat16),
 }
 MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
-# bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227 KB)
+# bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227
+# KB)
 MAX_SHARED = 99 * 1024
 
 
@@ -58,6 +59,34 @@ def _strip_reason(joints: int, tokens: int, dim: int) -> str | None:
     )
 
 
+@overload
+def mesh_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topology: MeshTopology,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_weights: Literal[False] = False,
+    *,
+    return_lse: Literal[False] = False,
+    seed: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor: ...
+@overload
+def mesh_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topology: MeshTopology,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    *,
+    return_lse: bool = False,
+    seed: Tensor | None = None,
+    impl: str = "auto",
+) -> Any: ...  # Tensor or MeshAttentionResult
 def mesh_attention(
     q: Tensor,  # [B, H, T, D], T = J + V
     k: Tensor,  # [B, H, T, D]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,5 +29,6 @@ def portrait() -> np.ndarray:
 def demo_image() -> tuple[np.ndarray, DemoTruth]:
     """Pixels [H, W, 3] uint8 and truth of the embedded render."""
     with np.load(ASSETS / "demo_truth.npz", allow_pickle=False) as data:
-        truth = DemoTruth(tuple(float(v) for v in data["box"]), data["vertices"].astype(np.float32), data["joints_3d"])
+        box: Any = tuple(float(v) for v in data["box"])
+        truth = DemoTruth(box, data["vertices"].astype(np.float32), data["joints_3d"])
     return read_image(ASSETS / "demo.jpg"), truth

@@ -1,11 +1,13 @@
 """What results hold and how they are written: one table of keys for predict (images and videos), batch and lift.
 
-In: ImageResult of images.py; out: overlay PNG, GLB / OBJ / PLY, npz, json. The table is `KEYS`; tools/results_page.py makes
-docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.py, the files of videos track_files.py.
+In: ImageResult of images.py; out: overlay PNG, GLB / OBJ / PLY, npz, json. The table is `KEYS`; tools/results_page.py
+makes docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.py, the files of videos
+track_files.py.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +17,11 @@ import numpy as np
 
 from ..io.atomic import replacing
 from ..vis import export, overlay, person_sheet
+from ..vis.page import write_page
 from .images import ImagePipeline, ImageResult, Person
+from .scenes import image_scene
 
-FORMATS = ("png", "glb", "obj", "ply", "npz", "json")
+FORMATS = ("png", "glb", "obj", "ply", "npz", "json", "html")
 
 
 class Key(NamedTuple):
@@ -39,6 +43,7 @@ KEYS = (
     Key("image_size", "[2]", "px", "width, height of the upright image; in batch [I, 2]", "pvb"),
     Key("image_index", "[N]", "", "image of each person, a row of `source`", "b"),
     Key("frame", "[N]", "", "frame of the video or of the key-point file, from 0", "vl"),
+    Key("time", "[N]", "s", "of the frame from the first one on, by the file's time stamps", "v"),
     Key("detected", "[N]", "", "false where the box was missing and the result is interpolated", "v"),
     Key("track", "", "", "number of the person; lift: its track in the file of key points, empty without one", "vl"),
     Key("mocap_framerate", "", "1/s", "frames per second", "vl"),
@@ -94,9 +99,10 @@ KEYS = (
     Key("seconds", "", "s", "time the unit took", "b"),
 )
 AXES = (
-    "Axes: x right, y down, z away from the camera. The origin of `vertices` and `joints_3d` is the regressed pelvis (a hand's "
-    "wrist) for models of task mesh, and the body model's own origin for models of SMPL parameters, so that the body posed with "
-    "`poses` and `betas` gives these vertices. GLB, OBJ, PLY and BVH files have y up: (x, -y, -z)."
+    "Axes: x right, y down, z away from the camera. The origin of `vertices` and `joints_3d` is the regressed "
+    "pelvis (a hand's wrist) for models of task mesh, and the body model's own origin for models of SMPL "
+    "parameters, so that the body posed with `poses` and `betas` gives these vertices. GLB, OBJ, PLY and BVH "
+    "files have y up: (x, -y, -z)."
 )
 
 
@@ -160,9 +166,7 @@ def unit_arrays(found: list[ImageResult], pipeline: ImagePipeline, save_vertices
         arrays[name] = np.array([getattr(p, name) for _, p in people], np.float32).reshape(len(people), *shape)
     if pipeline.body_model.fitted:
         arrays["believed"] = np.array([p.believed for _, p in people], bool)
-        arrays |= {
-            k: np.array([getattr(p, k) for _, p in people], dtype=np.str_) for k in ("reason", "focal_source")
-        }
+        arrays |= {k: np.array([getattr(p, k) for _, p in people], dtype=np.str_) for k in ("reason", "focal_source")}
     return arrays
 
 
@@ -180,6 +184,7 @@ def draw(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
     if pipeline.body_model.task == "smpl":  # a perspective camera; meshes from tokens are trained with a weak one
         cameras = [overlay.PerspectiveCamera(p.focal_px, p.trans, p.principal_px) for p in people]
     drawn = result.pixels
+    assert drawn is not None, "an image that was not read has no people"
     for sure, alpha in ((False, 0.3), (True, 0.88)):  # bodies that are not believed: faint, behind the others
         rows = [i for i, p in enumerate(people) if (p.believed is not False) == sure]
         shown, colours = [people[i].vertices for i in rows], [overlay.PALETTE[i % len(overlay.PALETTE)] for i in rows]
@@ -189,7 +194,8 @@ def draw(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
 
 
 def sheet(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
-    """[H, 4 W, 3]: the image, the landmarks, the bodies over it, the first body from the side. For people with landmarks."""
+    """[H, 4 W, 3]: the image, the landmarks, the bodies over it, the first body from the side. For people with
+    landmarks."""
     people, faces = result.people, pipeline.topology.hierarchy.faces[0]
     points = person_sheet.draw_landmarks(
         result.pixels, [p.landmarks_2d for p in people], [p.visibility for p in people]
@@ -198,19 +204,24 @@ def sheet(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
     return np.concatenate([result.pixels, points, draw(result, pipeline), side], 1)
 
 
+def _save_mesh(vertices: np.ndarray, faces: np.ndarray, facts: dict[str, Any], path: Path) -> None:
+    export.save_mesh(vertices, faces, path, facts)
+
+
 def write_result(
     result: ImageResult, pipeline: ImagePipeline, folder: Path, name: str, formats: Sequence[str]
 ) -> list[Path]:
     """Writes the asked formats; each file appears whole or not at all. Returns the paths.
 
-    Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and for
-    several people in GLB also NAME_scene.glb, where they stand in front of the image's camera.
+    Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and
+    for several people in GLB also NAME_scene.glb, where they stand in front of the image's camera; NAME.html, which
+    turns in any browser.
     """
     faces = pipeline.topology.hierarchy.faces[0]
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
 
-    def put(file: str, write: Callable[[Path], None]) -> None:
+    def put(file: str, write: Callable[[Path], object]) -> None:
         with replacing(folder / file) as part:
             write(part)
         written.append(folder / file)
@@ -222,16 +233,20 @@ def write_result(
         file = f"{name}_{i}" if len(people) > 1 else name
         facts = {"source": result.name, **json_values(people_arrays([person], ["box", "focal_px", "trans"]))}
         for kind in (k for k in ("glb", "obj", "ply") if k in formats):
-            put(f"{file}.{kind}", lambda p, v=person.vertices, f=facts: export.save_mesh(v, faces, p, f))
+            put(f"{file}.{kind}", functools.partial(_save_mesh, person.vertices, faces, facts))
     if "glb" in formats and len(people) > 1:
         placed = [p.vertices + p.trans for p in people]
         put(f"{name}_scene.glb", lambda p: export.save_mesh(placed, faces, p, {"source": result.name}))
+    if "html" in formats and people:
+        scene = image_scene(npz_arrays(result, faces, pipeline.joint_names), result.pixels, name)
+        put(f"{name}.html", lambda p: write_page(p, scene) and None)
     if "npz" in formats or "json" in formats:
         arrays = npz_arrays(result, faces, pipeline.joint_names)
         if "npz" in formats:
-            put(f"{name}.npz", lambda p: np.savez_compressed(p, **arrays))
+            data: dict[str, Any] = dict(arrays)
+            put(f"{name}.npz", lambda p: np.savez_compressed(p, **data))
         if "json" in formats:
-            put(f"{name}.json", lambda p: p.write_text(json.dumps(json_values(arrays)) + "\n") and None)
+            put(f"{name}.json", lambda p: p.write_text(json.dumps(json_values(arrays)) + "\n"))
     return written
 
 

@@ -23,7 +23,7 @@ from .options import VideoOptions
 from .track_store import NpzStream, TrackStore
 
 FORMATS = ("npz", "bvh", "glb")
-ROW_KEYS = ("rotations", "trans", "joints_3d", "frame", "detected", "box", "focal_px", "principal_px")
+ROW_KEYS = ("rotations", "trans", "joints_3d", "frame", "time", "detected", "box", "focal_px", "principal_px")
 
 
 def track_writers(
@@ -45,7 +45,7 @@ def track_writers(
             made.append(_npz_writer(path, body.name, options, count, shape, fps, store, track))
             continue
         if kind == "bvh":
-            out = BvhWriter(path, joints, body.parents, SMPL24.names, count, fps)
+            out: Any = BvhWriter(path, joints, body.parents, SMPL24.names, count, fps)
         else:
             faces, weights = body.faces(0), body.weights.cpu().numpy()
             out = GlbAnimation(path, vertices, faces, weights, joints, body.parents, SMPL24.names, count, fps)

@@ -1,6 +1,7 @@
 """What was found of one person, side by side: the photograph, the landmarks, the body over it, the body from the side.
 
-In: pixels and arrays of one person (pipelines/images.py:Person) or several; out: pixels. Used by `tore-fast demo` and the README.
+In: pixels and arrays of one person (pipelines/images.py:Person) or several; out: pixels. Used by `tore-fast demo` and
+the README.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def side_view(
     yaw_degrees: float = 90.0,
     colour: tuple[int, int, int] = PALETTE[0],
 ) -> np.ndarray:  # [H, W, 3] uint8
-    """The whole body, turned about the vertical axis, as large as the size allows; the camera looks from the person's side."""
+    """The whole body, turned about the vertical axis, as large as the size allows; the camera looks from the person's
+    side."""
     turned = rotated(vertices, yaw_degrees)
     low, high = turned.min(0), turned.max(0)
     extent = np.maximum(high - low, 1e-6)

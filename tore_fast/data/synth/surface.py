@@ -31,6 +31,14 @@ class Surface(nn.Module):
         shadow_bias: metres that a point may lie behind the shadow map's surface and still be lit.
     """
 
+    faces: Tensor
+    shadow_faces: Tensor
+    face_part: Tensor
+    vertex_part: Tensor
+    rest: Tensor
+    _corner: Tensor
+    marks: dict[str, Any]  # of the subjects that are dressed
+
     def __init__(
         self,
         faces: Any,
@@ -79,6 +87,14 @@ class Surface(nn.Module):
 
 class ClothedSurface(Surface):
     """The free body's surface with the tables that texture.py dresses it by."""
+
+    is_head: Tensor  # [P] bool, as all of these
+    is_scalp: Tensor
+    is_torso: Tensor
+    is_arm: Tensor
+    is_hand: Tensor
+    is_leg: Tensor
+    is_foot: Tensor
 
     def __init__(self, body: Body) -> None:
         if not body.part_names or "h36m17" not in body.topology.regressors:

@@ -46,7 +46,8 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its joints are the queries).
 
     Example:
-        >>> out = METRO_TORE(METROToreConfig(backbone=None, selector="soft", keep_ratio=0.8))(torch.randn(1, 2048, 7, 7))
+        >>> out = METRO_TORE(METROToreConfig(backbone=None, selector="soft", keep_ratio=0.8))(torch.randn(1, 2048, 7,
+        7))
         >>> out.heatmap.shape
         torch.Size([1, 39, 49])
     """
@@ -112,6 +113,7 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
             embedded, residual = both.split([first.dim, both.shape[-1] - first.dim], dim=-1)
             x, _ = first.from_embedded(embedded, residual, maps=maps[0])
         else:
+            assert self.conv_learn_tokens.bias is not None
             rows = mix @ kept.tokens + self.conv_learn_tokens.bias[:, None]
             queries = torch.cat([self.template.expand(rows.shape[0], -1, -1), rows], dim=-1)
             x, _ = first(mask_queries(queries, query_mask), maps=maps[0])
@@ -138,7 +140,7 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         nsr.keep_constants(lambda: nsr.joint_pos, lambda: tokens.weight[None], self.pattern, (tokens,))
 
 
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     "metro_tore_r50": {"backbone": "resnet50"},
     "metro_tore_r50_itp20": {"backbone": "resnet50", "selector": "soft", "keep_ratio": 0.8},
     "metro_tore_h64": {"backbone": "hrnet_w64"},
