@@ -88,7 +88,7 @@ def test_one_worker(shards, expected):
     assert len(expected) == 37
     errors = {k: v[0] for k, v in expected.items() if v[0]}
     (name,) = errors
-    assert name.endswith("000001.tar:part/004.jpg") and "not an image that Pillow can read" in errors[name]
+    assert name.endswith("000001.tar:part/004.jpg") and "not an image file that is read here" in errors[name]
     assert all(len(v[1]) == (0 if k == name else 1) for k, v in expected.items())
     # the numbers are the pipeline's own
     path = next(p for p in list_images([shards / "photos"]) if p.name.endswith("deep/5.png"))
@@ -305,7 +305,7 @@ def test_boxes(tmp_path):
     images, pipeline = list_images([tmp_path / "a.tar"]), Factory()(0)
     one, two, three, four = predict_images(images, pipeline, "sidecar", None)
     assert [p.box for p in one.people] == [tuple(box), (0, 0, 20, 20)] and two.people[0].box_source == "auto"
-    assert '"boxes"' in three.error and "four.jpg: the box" in four.error
+    assert '"boxes"' in three.error and "four.jpg: box 0: the box" in four.error
     table = {"two.jpg": [tuple(box)]}
     one, two, *_ = predict_images(images, pipeline, "table", table)
     assert one.people[0].box_source == "auto" and [p.box for p in two.people] == [tuple(box)]
@@ -353,7 +353,7 @@ def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
         "vertices": (1, 778, 3),
         "box": (1, 4),
     }
-    assert [e.partition(": ")[2] for e in failures(out)] == ["not an image that Pillow can read"]
+    assert ["not an image file" in e for e in failures(out)] == [True]
 
 
 def test_wrong_inputs(tmp_path, shards):
@@ -393,7 +393,7 @@ def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
         main(command)
     text, complaints = capsys.readouterr()
     assert e.value.code == 1 and "37 images, 36 people, 1 failed" in text and "images/s" in text
-    assert "tore-fast batch: " in complaints and "part/004.jpg: not an image that Pillow can read" in complaints
+    assert "tore-fast batch: " in complaints and "part/004.jpg: not an image file that is read here" in complaints
     assert next(results(tmp_path / "out"))["vertices"].shape == (20, 6890, 3)
     assert same(everything(tmp_path / "out"), expected) == ""
     for code, arguments in ((0, [str(shards), "--verify", "--out", str(tmp_path / "out")]), (2, ["nowhere.tar"])):
