@@ -2,11 +2,12 @@
 
     python tools/sass_report.py [--json benchmarks/results/sass_sm90.json] [--markdown FILE]
 
-Reads tore_fast/_C_cuda with cuobjdump (it comes with the triton wheel). Nothing here is measured: a loop's instructions are
-counted in the code, how often it runs is stated in WORK below, and the estimate is the larger of issue time (132 SMs x 4
-schedulers x 1.98 GHz), shared-memory time (one wavefront a cycle and SM) and memory time (4.3 TB/s). Latency that is not
-hidden, and bank conflicts, come on top; what a conditional
-branch can skip is left out of the estimate and counted in "all_branches_us": the truth lies between the two. tests/build/test_sass_budget.py compares a build with the JSON.
+Reads tore_fast/_C_cuda with cuobjdump (it comes with the triton wheel). Nothing here is measured: a loop's instructions
+are counted in the code, how often it runs is stated in WORK below, and the estimate is the larger of issue time (132
+SMs x 4 schedulers x 1.98 GHz), shared-memory time (one wavefront a cycle and SM) and memory time (4.3 TB/s). Latency
+that is not hidden, and bank conflicts, come on top; what a conditional
+branch can skip is left out of the estimate and counted in "all_branches_us": the truth lies between the two.
+tests/build/test_sass_budget.py compares a build with the JSON.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def _target(text: str) -> int:
 
 
 def loops_of(lines: list[tuple[int, str, str]]) -> Loop:
-    """The nest of loops: a conditional branch to an earlier address closes one (an unconditional one comes back from code
+    """The nest of loops: a conditional branch to an earlier address closes one (an unconditional one comes back from
+    code
     that was moved out of the way). Keys "main_*" leave out what a conditional branch can skip."""
     branches = [(a, _target(text)) for a, opcode, text in lines if opcode == "BRA" and text.startswith("@")]
     merged: dict[int, int] = {}
@@ -228,7 +230,8 @@ def report(binary: Path) -> dict:
 
 def markdown(data: dict) -> str:
     lines = [
-        "| case | kernel | warp instructions | issue us | shared us | memory us | estimate us | with all branches | floor | target | occupancy | limit |",
+        "| case | kernel | warp instructions | issue us | shared us | memory us | estimate us | with all "
+        "branches | floor | target | occupancy | limit |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for e in data["estimates"]:

@@ -1,4 +1,5 @@
-"""Files that are no weights, damaged, or of another model, given to every family: one line that names the file and the reason."""
+"""Files that are no weights, damaged, or of another model, given to every family: one line that names the file and the
+reason."""
 
 from __future__ import annotations
 

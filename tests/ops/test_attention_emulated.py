@@ -1,4 +1,5 @@
-"""The CUDA attention, matching and upsampling kernels, compiled by g++ and run by tests/cuda_emulator, against the references.
+"""The CUDA attention, matching and upsampling kernels, compiled by g++ and run by tests/cuda_emulator, against the
+references.
 
 This needs no GPU and no CUDA toolkit: what the emulator models and refuses stands in cuda_emulator/cuda_runtime_api.h.
 `pytest tests/ops --emulated` runs the tests of the public functions on the same kernels.

@@ -1,11 +1,12 @@
 """Images of held-out synthetic images: the image, the built-in model's overlay, the mesh from the side.
 
     python -m tools.assets.readme_image docs/images/overlay.jpg                                    # README
-    python -m tools.assets.readme_image docs/images/worst_body.jpg --set hard --worst              # docs/default_model.md
-    python -m tools.assets.readme_image docs/images/worst_hand.jpg --model tore_default_hand --set hard --worst
+    python -m tools.assets.readme_image docs/images/worst_body.jpg --set hard --worst              #
+    docs/default_model.md python -m tools.assets.readme_image docs/images/worst_hand.jpg --model tore_default_hand --set
+    hard --worst
 
-The first six images of a held-out set as they come, no picking; with --worst the six of the first hundred with the largest
-PA-MPJPE.
+The first six images of a held-out set as they come, no picking; with --worst the six of the first hundred with the
+largest PA-MPJPE.
 """
 
 from __future__ import annotations

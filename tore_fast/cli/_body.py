@@ -35,7 +35,8 @@ def protocol_of(
             file = next((folder / f"{stem}{s}" for s in (".pkl", ".npz") if (folder / f"{stem}{s}").is_file()), None)
             if file is None:
                 raise FileNotFoundError(
-                    f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems"
+                    f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register "
+                    "at the SMPL page of MPI for Intelligent Systems"
                 )
             bodies[gender] = load_body("smpl", file, topology=topology)
     return BodyProtocol(bodies, truth, gendered)

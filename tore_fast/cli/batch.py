@@ -86,7 +86,8 @@ def run(args: Args) -> int:
         return 0  # rank 0 reports
     args.say(
         {"out": str(args.out), **asdict(summary)},
-        f"{summary.images} images, {summary.people} people, {summary.failed} failed; this run: {summary.fresh_images} images "
+        f"{summary.images} images, {summary.people} people, {summary.failed} failed; this run: "
+        f"{summary.fresh_images} images "
         f"in {summary.seconds:.1f} s = {summary.images_per_s:.1f} images/s, {summary.deaths} workers died; results in "
         f"{args.out}/results",
     )

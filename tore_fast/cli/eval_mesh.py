@@ -15,7 +15,8 @@ from .eval import registered_entry
 
 @dataclass(kw_only=True)
 class Args(EvalArgs):
-    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
+    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun
+    every
     process takes a share; the same command goes on after a kill."""
 
     data: str

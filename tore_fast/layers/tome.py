@@ -1,4 +1,5 @@
-"""Token merging for models that were not built with it: `patch_token_merging(model, ...)` on our hosts and on timm ViTs.
+"""Token merging for models that were not built with it: `patch_token_merging(model, ...)` on our hosts and on timm
+ViTs.
 
 In: a model; out: a handle to change the token count, give person masks, or take everything off again. Weights and state
 dict keys stay as they are. timm blocks keep their modules and only change class, so hooks and copies go on working.

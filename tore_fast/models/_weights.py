@@ -41,8 +41,8 @@ def clean_state_dict(data: object, source: str = "checkpoint") -> dict[str, Tens
         within = list(data.values()) if isinstance(data, dict) else [data]
         if unknown := next((v for v in within if isinstance(v, Unknown)), None):
             raise ValueError(
-                f"{source}: not plain tensors but a Python object ({unknown.name}), which is never executed; use the file "
-                "with the state dict (upstream trainings write it as state_dict.bin)"
+                f"{source}: not plain tensors but a Python object ({unknown.name}), which is never executed; "
+                "use the file with the state dict (upstream trainings write it as state_dict.bin)"
             )
         kinds = sorted({type(v).__name__ for v in within}) or "nothing"
         raise ValueError(f"{source}: expected a state dict (name -> tensor) or one under {WRAPPERS}, got {kinds}")
@@ -101,7 +101,8 @@ class NoInit(TorchFunctionMode):
 
 
 def check_kinds(want: dict[str, Tensor], state: dict[str, Tensor], source: str, allow_nonfinite: bool = False) -> None:
-    """ValueError for weights of another kind than the model's (integers, complex numbers) and for NaN and infinite ones."""
+    """ValueError for weights of another kind than the model's (integers, complex numbers) and for NaN and infinite
+    ones."""
     kinds = [
         f"{k} {str(state[k].dtype).removeprefix('torch.')} (expected {str(v.dtype).removeprefix('torch.')})"
         for k, v in want.items()
@@ -112,8 +113,8 @@ def check_kinds(want: dict[str, Tensor], state: dict[str, Tensor], source: str, 
     bad = [] if allow_nonfinite else [k for k in want if not _finite(state[k])]
     if bad:
         raise ValueError(
-            f"{source}: {len(bad)} weights hold NaN or infinity, first: {', '.join(bad[:3])}; a model with them computes "
-            "NaN (allow_nonfinite loads them all the same)"
+            f"{source}: {len(bad)} weights hold NaN or infinity, first: {', '.join(bad[:3])}; a model with "
+            "them computes NaN (allow_nonfinite loads them all the same)"
         )
 
 

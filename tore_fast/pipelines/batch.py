@@ -1,7 +1,9 @@
-"""Prediction over any number of images in tars and folders, by any number of processes, resumable after every kind of end.
+"""Prediction over any number of images in tars and folders, by any number of processes, resumable after every kind of
+end.
 
-`run(inputs, out)` plans units of work (batch_plan.py) and lets workers take them: processes of this machine, torchrun's, or Ray's.
-Each unit becomes one npz in `out/results` (keys: results.py); `results(out)` reads them back. Called by cli/batch.py.
+`run(inputs, out)` plans units of work (batch_plan.py) and lets workers take them: processes of this machine,
+torchrun's, or Ray's. Each unit becomes one npz in `out/results` (keys: results.py); `results(out)` reads them back.
+Called by cli/batch.py.
 """
 
 from __future__ import annotations
@@ -110,9 +112,9 @@ def run(
         out: folder of plan, claims and results; the same call goes on after a kill.
         factory: `factory(worker)` gives an ImagePipeline; picklable. Default: the built-in model.
         workers: processes on this machine ("processes"), or actors in the cluster ("ray").
-        engine: "processes": this call starts them and replaces those that die. "torchrun": this process is one of many that
-            torchrun (or any launcher, on any number of machines with a common file system) started with the same arguments.
-            "ray": Ray Data (extra `scale`); uses a running cluster where there is one.
+        engine: "processes": this call starts them and replaces those that die. "torchrun": this process is one of many
+            that torchrun (or any launcher, on any number of machines with a common file system) started with the same
+            arguments. "ray": Ray Data (extra `scale`); uses a running cluster where there is one.
 
     Raises:
         BatchError: inputs without images, a folder begun with other inputs or settings, too many dead workers.
@@ -162,7 +164,8 @@ def work(
     parent: int | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Takes units until all are done; waits for those of others in case they die. `parent`: end when that process does."""
+    """Takes units until all are done; waits for those of others in case they die. `parent`: end when that process
+    does."""
     pipeline, table = None, box_table(config.boxes)
     while pending := folder.pending():
         pipeline = pipeline or factory(worker)  # before a unit is claimed: its failure is no unit's fault

@@ -1,6 +1,8 @@
-"""Finds everybody in a photograph: detector on the whole image and on windows, a turned crop a person, 33 landmarks each.
+"""Finds everybody in a photograph: detector on the whole image and on windows, a turned crop a person, 33 landmarks
+each.
 
-In: pixels [H, W, 3] uint8; out: `People` (points, world points, visibility, scores) for body/fit, and boxes for models that
+In: pixels [H, W, 3] uint8; out: `People` (points, world points, visibility, scores) for body/fit, and boxes for models
+that
 need them. Nets: models/keypoints/blazepose.py. Videos: pipelines/people_tracks.py.
 """
 
@@ -129,8 +131,8 @@ class PeopleFinder:
     """Photographs in, people with landmarks out.
 
     Args:
-        detector, landmarks: the nets; default: the built-in ones. landmarks may be a checkpoint folder or a .tflite file
-            of a heavier landmark net.
+        detector, landmarks: the nets; default: the built-in ones. landmarks may be a checkpoint folder or a .tflite
+            file of a heavier landmark net.
         min_score: of the landmark net's "there is a person"; below it a find is dropped.
         max_people: the best so many are kept.
         windows: "auto" looks at parts of an image where the whole one may hide smaller people, "never", "always".
@@ -182,7 +184,8 @@ class PeopleFinder:
         return self.find([pixels])[0]
 
     def boxes(self, pixels: np.ndarray) -> np.ndarray:
-        """[N, 5] boxes (x0, y0, x1, y1) inside the image and scores, best first: for models that need a box a person."""
+        """[N, 5] boxes (x0, y0, x1, y1) inside the image and scores, best first: for models that need a box a
+        person."""
         people, (height, width) = self(pixels), pixels.shape[:2]
         boxes = people.boxes.clip(0, [width, height, width, height])
         rows = np.concatenate([boxes, people.score[:, None]], 1)
@@ -277,7 +280,8 @@ class PeopleFinder:
 
     @staticmethod
     def _windows_pay(pixels: np.ndarray, seen: list[Candidate]) -> bool:
-        """Whether parts of the image may show people that the whole one hides: nobody, several or a small one was seen."""
+        """Whether parts of the image may show people that the whole one hides: nobody, several or a small one was
+        seen."""
         sure = _apart([c for c in seen if not c.faint])
         small = _SMALL * min(pixels.shape[:2])
         return len(sure) != 1 or any(
@@ -318,7 +322,8 @@ class Window(NamedTuple):
 
 
 class View(NamedTuple):
-    """A window, and how large the detector sees it: 224 is the longer side, more the side of a square of the same area."""
+    """A window, and how large the detector sees it: 224 is the longer side, more the side of a square of the same
+    area."""
 
     window: Window
     size: int
@@ -412,14 +417,16 @@ def _is_alone(pixels: np.ndarray, seen: list[Candidate]) -> bool:
 
 
 def _is_backed(c: Candidate, whole: list[Candidate]) -> bool:
-    """Whether a look at the whole image also has an idea of the person whom a window shows: shoes and fences are none."""
+    """Whether a look at the whole image also has an idea of the person whom a window shows: shoes and fences are
+    none."""
     return any(
         np.linalg.norm(c.hips - w.hips) < 0.35 * c.roi.side and 0.4 < w.roi.side / c.roi.side < 2.5 for w in whole
     )
 
 
 def _is_cut(c: Candidate, window: Window) -> bool:
-    """Whether a window holds only a part of the person it found, so that the whole image is the better place to look."""
+    """Whether a window holds only a part of the person it found, so that the whole image is the better place to
+    look."""
     inside = window.x0 <= c.hips[0] <= window.x1 and window.y0 <= c.hips[1] <= window.y1
     return not inside or c.roi.side > _WINDOW_FILL * (window.x1 - window.x0)
 
@@ -480,8 +487,8 @@ def is_same(people: People, i: int, k: int) -> bool:
 def _averaged(values: list[np.ndarray], size: int) -> list[np.ndarray]:
     """The second half of a batch are the mirrored images of the first: both seen the right way round, averaged.
 
-    From the side the net may take left for right in one of the two, and the mean of both would have its arms in the middle: where
-    the two are far apart, the pass that sees its limbs better counts alone.
+    From the side the net may take left for right in one of the two, and the mean of both would have its arms in the
+    middle: where the two are far apart, the pass that sees its limbs better counts alone.
     """
     half = len(values[0]) // 2
     order = np.arange(values[0].shape[1])

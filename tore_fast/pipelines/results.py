@@ -1,7 +1,8 @@
 """What results hold and how they are written: one table of keys for predict (images and videos), batch and lift.
 
-In: ImageResult of images.py; out: overlay PNG, GLB / OBJ / PLY, npz, json. The table is `KEYS`; tools/results_page.py makes
-docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.py, the files of videos track_files.py.
+In: ImageResult of images.py; out: overlay PNG, GLB / OBJ / PLY, npz, json. The table is `KEYS`; tools/results_page.py
+makes docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.py, the files of videos
+track_files.py.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import numpy as np
 
 from ..io.atomic import replacing
 from ..vis import export, overlay
+from ..vis.page import write_page
 from .images import ImagePipeline, ImageResult, Person
+from .scenes import image_scene
 
-FORMATS = ("png", "glb", "obj", "ply", "npz", "json")
+FORMATS = ("png", "glb", "obj", "ply", "npz", "json", "html")
 
 
 class Key(NamedTuple):
@@ -96,9 +99,10 @@ KEYS = (
     Key("seconds", "", "s", "time the unit took", "b"),
 )
 AXES = (
-    "Axes: x right, y down, z away from the camera. The origin of `vertices` and `joints_3d` is the regressed pelvis (a hand's "
-    "wrist) for models of task mesh, and the body model's own origin for models of SMPL parameters, so that the body posed with "
-    "`poses` and `betas` gives these vertices. GLB, OBJ, PLY and BVH files have y up: (x, -y, -z)."
+    "Axes: x right, y down, z away from the camera. The origin of `vertices` and `joints_3d` is the regressed "
+    "pelvis (a hand's wrist) for models of task mesh, and the body model's own origin for models of SMPL "
+    "parameters, so that the body posed with `poses` and `betas` gives these vertices. GLB, OBJ, PLY and BVH "
+    "files have y up: (x, -y, -z)."
 )
 
 
@@ -193,8 +197,9 @@ def write_result(
 ) -> list[Path]:
     """Writes the asked formats; each file appears whole or not at all. Returns the paths.
 
-    Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and for
-    several people in GLB also NAME_scene.glb, where they stand in front of the image's camera.
+    Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and
+    for several people in GLB also NAME_scene.glb, where they stand in front of the image's camera; NAME.html, which
+    turns in any browser.
     """
     faces = pipeline.topology.hierarchy.faces[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,6 +221,9 @@ def write_result(
     if "glb" in formats and len(people) > 1:
         placed = [p.vertices + p.trans for p in people]
         put(f"{name}_scene.glb", lambda p: export.save_mesh(placed, faces, p, {"source": result.name}))
+    if "html" in formats and people:
+        scene = image_scene(npz_arrays(result, faces, pipeline.joint_names), result.pixels, name)
+        put(f"{name}.html", lambda p: write_page(p, scene) and None)
     if "npz" in formats or "json" in formats:
         arrays = npz_arrays(result, faces, pipeline.joint_names)
         if "npz" in formats:

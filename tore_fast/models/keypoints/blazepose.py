@@ -1,8 +1,8 @@
 """Person detector and body landmarks of BlazePose (arXiv:2006.10204) as torch modules.
 
-The weights are Google's (MediaPipe, Apache-2.0); tools/bake/landmarks.py and models/keypoints/_mediapipe.py read them out of the
-original .tflite files. The branch that segments the body is left out. Float16 in the file, float32 in the arithmetic.
-What comes before (windows, rotated crops) and after (people, tracks) is in pipelines/people.py.
+The weights are Google's (MediaPipe, Apache-2.0); tools/bake/landmarks.py and models/keypoints/_mediapipe.py read them
+out of the original .tflite files. The branch that segments the body is left out. Float16 in the file, float32 in the
+arithmetic. What comes before (windows, rotated crops) and after (people, tracks) is in pipelines/people.py.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class _Anchors(nn.Module):
 class PersonDetector(nn.Module):
     """People in an image by head and shoulders, with the middle of the hips and a circle round the body.
 
-    Made for a person up to about 4 m away whose head can be seen, in an image of 224 px. Smaller people are found in a larger one:
-    both sides may be any multiple of 32 (pipelines/people.py).
+    Made for a person up to about 4 m away whose head can be seen, in an image of 224 px. Smaller people are found in a
+    larger one: both sides may be any multiple of 32 (pipelines/people.py).
 
     Args of forward: images [B, 3, H, W] in 0..1, on zeros where the image does not fill them; channels_last preferred.
     """
@@ -135,7 +135,8 @@ class PersonDetector(nn.Module):
             or 0 in images.shape[2:]
         ):
             raise ValueError(
-                f"PersonDetector: images must be [B, 3, H, W] in 0..1, H and W multiples of 32, got {list(images.shape)}"
+                "PersonDetector: images must be [B, 3, H, W] in 0..1, H and W multiples of 32, got "
+                f"{list(images.shape)}"
             )
         levels, x = self.trunk(images * 2 - 1)
         middle = self.residual_middle(self.lateral_middle(levels[3]) + relu6(self.fuse_middle(enlarge(x))))
@@ -268,8 +269,8 @@ class BodyLandmarks(nn.Module):
 def refine_points(points: Tensor, heat: Tensor) -> Tensor:
     """Points [B, N, 2] in 0..1 moved to the mean of the heat maps [B, N, H, W] (logits) about them.
 
-    The mean is over the cells of a 7 x 7 window, weighted by their score; cells count from their corner (column / W), as the nets
-    were trained. A point outside the map, or whose window has no cell of score 0.5, stays.
+    The mean is over the cells of a 7 x 7 window, weighted by their score; cells count from their corner (column / W),
+    as the nets were trained. A point outside the map, or whose window has no cell of score 0.5, stays.
     """
     height, width = heat.shape[-2:]
     offset = torch.arange(REFINE_WINDOW, device=heat.device) - REFINE_WINDOW // 2
