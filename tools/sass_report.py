@@ -163,10 +163,17 @@ def tiles(batch: int, tokens: int, tile: int = 64) -> float:
     return batch * -(-tokens // tile)
 
 
+# mesh_attention by tiles: 27 tiles of vertex rows and 5 parts of the joint rows, each about one tile, for 8 warps; a tile has
+# 3.4 steps of 16 columns
 WORK = (
-    Work("knn_density 64,3136,64 bf16", "knn_density_mma_kernel<5, 1, 1, 1>", tiles(64, 3136, 128) * 8, 49, {}, 26e6, 8, 101, 250),
-    Work("knn_density 64,3136,128 bf16", "knn_density_mma_kernel<5, 1, 2, 1>", tiles(64, 3136, 128) * 8, 49, {}, 52e6, 8, 202, 400),
-    Work("knn_density 64,3136,64 fp32", "knn_density_fwd_kernel<5, 1, tile>", tiles(64, 3136) * 8, 49, {2: 2, 3: 4}, 51e6, 8, 101, 400),
+    Work("knn_density 64,3136,64 bf16", "knn_density_mma_kernel<5, 1, 1, 1, 0>", tiles(64, 3136, 128) * 8, 49, {}, 26e6, 8, 101, 250),
+    Work("knn_density 64,3136,128 bf16", "knn_density_mma_kernel<5, 1, 2, 1, 0>", tiles(64, 3136, 128) * 8, 49, {}, 52e6, 8, 202, 400),
+    Work("knn_density 64,3136,64 fp32, filter", "knn_density_mma_kernel<8, 1, 1, 0, 1>", tiles(64, 3136, 128) * 8, 49, {}, 39e6, 8, 101, 400),
+    Work("knn_density 64,3136,64 fp32, without filter", "knn_density_fwd_kernel<5, 1, tile>", tiles(64, 3136) * 8, 49, {2: 2, 3: 4}, 51e6, 8, 101, 400),
+    Work("mesh_attention 64,8,445,64 bf16", "mesh_attention_mma_kernel<bf16, 64>", 512 * 8, 4, {}, 117e6, 8, 27, 45),
+    Work("mesh_attention 64,8,445,16 bf16", "mesh_attention_mma_kernel<bf16, 16>", 512 * 8, 4, {}, 29e6, 8, 10, 25),
+    Work("mesh_attention backward, dq, 64,8,445,64 bf16", "mesh_attention_mma_bwd_kernel<bf16, 64, 0>", 512 * 8, 4, {2: 3.4}, 146e6, 8),
+    Work("mesh_attention backward, dk dv, 64,8,445,64 bf16", "mesh_attention_mma_bwd_kernel<bf16, 64, 1>", 512 * 8, 4, {2: 3.4}, 175e6, 8),
     Work("mesh_attention near (without tables) 64,8,445,64 bf16", "mesh_attention_near_kernel<bf16, 64, 0>", 512 * 7 * 4, 16, {}, 117e6, 4, 27, 45),
     Work("mesh_attention near (without tables) 64,8,445,16 bf16", "mesh_attention_near_kernel<bf16, 16, 0>", 512 * 7 * 4, 16, {}, 29e6, 4, 10, 25),
 )  # fmt: skip

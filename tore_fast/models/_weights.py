@@ -82,22 +82,26 @@ def load_strict(
 
 
 class NoInit(TorchFunctionMode):
-    """Context in which a model is built without random numbers: for weights that a strict load replaces."""
+    """Context in which a model is built without random numbers: for weights that a strict load replaces.
 
-    _FILLS = frozenset(
-        {
-            torch.Tensor.normal_,
-            torch.Tensor.uniform_,
-            torch.Tensor.erfinv_,
-            torch.nn.init.orthogonal_,
-            torch.nn.init.kaiming_uniform_,
-        }
-    )
+    A fill writes the middle of its distribution: torch.nn.init.trunc_normal_ draws again until all values lie in its
+    bounds, so
+    memory left as it was could keep it there for ever.
+    """
+
+    _KEPT = frozenset({torch.Tensor.erfinv_, torch.nn.init.orthogonal_, torch.nn.init.kaiming_uniform_})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._FILLS:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.normal_:
+            return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
+        if func is torch.Tensor.uniform_:
+            low = args[1] if len(args) > 1 else kwargs.get("from", kwargs.get("a", 0.0))
+            high = args[2] if len(args) > 2 else kwargs.get("to", kwargs.get("b", 1.0))
+            return args[0].fill_((low + high) / 2)
+        if func in self._KEPT:
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def check_kinds(want: dict[str, Tensor], state: dict[str, Tensor], source: str, allow_nonfinite: bool = False) -> None:

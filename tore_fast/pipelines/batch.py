@@ -26,6 +26,7 @@ from ..data.boxes import boxes_of, read_boxes
 from ..data.image_list import Image, list_images
 from .batch_plan import BatchError, BatchFolder, BatchUnfinished, Claim
 from .images import BOX_MODES, ImagePipeline, ImageResult, Stored
+from .photographs import image_pipeline
 from .results import unit_arrays
 
 NO_MODEL = 3  # exit code of a worker whose factory failed: it would fail in every other worker, too
@@ -40,7 +41,7 @@ class ModelFactory:
     device: str = "auto"
     batch_size: int = 8
     threads: int = 0
-    options: dict[str, Any] = field(default_factory=dict)  # further ones of ImagePipeline; they decide the results
+    options: dict[str, Any] = field(default_factory=dict)  # further ones of image_pipeline; they decide the results
 
     def __call__(self, worker: int = 0) -> ImagePipeline:
         import torch
@@ -50,7 +51,7 @@ class ModelFactory:
         device = pick_device(self.device)
         device = f"cuda:{worker % torch.cuda.device_count()}" if device == "cuda" else device
         given = {"device": device, "batch_size": self.batch_size, "fixed_batch": True, **self.options}
-        return ImagePipeline(self.model, checkpoint=self.checkpoint, **given)
+        return image_pipeline(self.model, checkpoint=self.checkpoint, **given)
 
     def identity(self) -> dict:
         options = {k: str(v) for k, v in self.options.items()}
@@ -110,7 +111,7 @@ def run(
     Args:
         inputs: tars, `{000..012}.tar` patterns, folders (with all below), images.
         out: folder of plan, claims and results; the same call goes on after a kill.
-        factory: `factory(worker)` gives an ImagePipeline; picklable. Default: the built-in model.
+        factory: `factory(worker)` gives an ImagePipeline; picklable. Default: landmarks and fit, as `predict`.
         workers: processes on this machine ("processes"), or actors in the cluster ("ray").
         engine: "processes": this call starts them and replaces those that die. "torchrun": this process is one of many
             that torchrun (or any launcher, on any number of machines with a common file system) started with the same

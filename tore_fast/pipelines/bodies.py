@@ -51,10 +51,12 @@ class BodyModel:
     """What images.py needs of a model. Subclasses: MeshModel, ParameterModel, HostModel.
 
     Attributes:
-        task: "mesh" or "smpl". topology: faces and coarse levels. joint_names: of the J joints.
+        task: "mesh" or "smpl". fitted: bodies are fitted to landmarks, which results then hold. topology: faces and
+        coarse levels. joint_names: of the J joints.
     """
 
     task = "mesh"
+    fitted = False
     topology: BodyTopology
     joint_names: tuple[str, ...]
 

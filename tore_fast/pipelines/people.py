@@ -32,6 +32,7 @@ _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
 # Two finds are one person where these lie closer, in sides of the crop:
 _SAME_HIPS, _SAME_POINTS, _SAME_HEAD, _SAME_TORSO = 0.10, 0.10, 0.035, 0.10
 _DOUBTFUL = 0.65  # a detection below this on a better one's torso is that person
+_SEEN = 0.5  # visibility of a landmark that the net sees
 _HEAD, _LIMBS, _TORSO = slice(0, 11), slice(11, 29), [11, 12, 23, 24]
 _MAX_CHANGE = 2.0  # a second crop so much larger or smaller than the first is not believed
 _COARSE, _FINE, _SHARP, _LONGEST = 224, 400, 576, 1024  # px: sizes of the detector's looks at a whole image
@@ -91,8 +92,14 @@ class People:
         return np.array([box_of_points(p, v) for p, v in zip(self.points, self.visibility)]).reshape(-1, 4)
 
     def landmarks(self, device: str | torch.device = "cpu") -> Landmarks:
-        """What body.fit.fit_body takes."""
-        arrays = (self.points, self.world, self.visibility, self.score, np.array([r.side for r in self.rois]))
+        """What body.fit.fit_body takes.
+
+        Where a part of the body is not seen, the fit counts pixels in a crop of what is seen: most of the crop round
+        a head that fills
+        the image is guessed, and a small body below it would miss the face by few of that crop's pixels.
+        """
+        sides = [r.side * _seen_part(p, v) for r, p, v in zip(self.rois, self.points, self.visibility)]
+        arrays = (self.points, self.world, self.visibility, self.score, np.array(sides))
         return Landmarks(*(torch.from_numpy(np.asarray(a, np.float32)).to(device) for a in arrays))
 
 
@@ -113,6 +120,15 @@ def joined(parts: Sequence[People]) -> People:
     columns = [[getattr(p, f.name) for p in parts] for f in fields(People)]
     whole: Any = (sum(c, ()) if isinstance(c[0], tuple) else np.concatenate(c) for c in columns)
     return People(*whole)
+
+
+def _seen_part(points: np.ndarray, visibility: np.ndarray) -> float:
+    """Extent of the seen landmarks as a part of that of all of them, 0.1 to 1."""
+    seen = visibility >= _SEEN
+    if seen.sum() < 3 or not np.isfinite(points).all():
+        return 1.0
+    part, whole = (np.ptp(p, axis=0).max() for p in (points[seen], points))
+    return float(np.clip(part / max(whole, 1e-6), 0.1, 1.0))
 
 
 def box_of_points(points: np.ndarray, visibility: np.ndarray) -> np.ndarray:

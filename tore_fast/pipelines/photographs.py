@@ -28,7 +28,7 @@ from ..io.exif import focal_from_exif
 from ..io.image import ImageError, check_boxes
 from .bodies import Bodies, BodyModel, Sight
 from .hosts import load_named_body
-from .images import NOBODY, ImagePipeline, ImageResult, Person, read_result
+from .images import NOBODY, ImagePipeline, ImageResult, Person, Stored, read_result
 from .people import People, PeopleFinder, joined, nobody
 from .people_tracks import PeopleTracker
 
@@ -45,7 +45,7 @@ _LARGE = 16_000_000  # images with more pixels are searched one at a time, to sa
 class FittedModel(BodyModel):
     """What results.py asks of a model: the body, its joints, the rule for the camera. It is not called on crops."""
 
-    task = "smpl"
+    task, fitted = "smpl", True
 
     def __init__(self, finder: PeopleFinder, body: Body):
         super().__init__(finder.landmarks, finder.device, finder.precision)
@@ -113,7 +113,11 @@ class PhotographPipeline(ImagePipeline):
         self.seconds["read"] += time.perf_counter() - start
         found, sources = self._find(read, [boxes for _, boxes in group])
         start = time.perf_counter()
-        cameras = [self._camera(image, self._source(item)) for (item, _), image in zip(group, read)]
+        known = self._focal_px is not None or self._fov_deg is not None
+        cameras = [
+            self._camera(image, None if known or image.error is not None else self._source(item))
+            for (item, _), image in zip(group, read)
+        ]
         fitted = self._fit(read, found, cameras)
         coarse: Any = [] if fitted is None else self.body.coarse(fitted.vertices, 2).cpu().numpy()
         self.seconds["fit"] += time.perf_counter() - start
@@ -205,6 +209,11 @@ class PhotographPipeline(ImagePipeline):
 
     @staticmethod
     def _source(item: Any) -> str | Path | bytes | None:
+        if isinstance(item, Stored):
+            try:
+                return item.read()
+            except Exception:  # noqa: BLE001 (read_result says what is wrong with it)
+                return None
         return item if isinstance(item, (str, Path, bytes)) else None
 
     def _camera(self, image: ImageResult, source: str | Path | bytes | None) -> Camera:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..io.atomic import replacing
-from ..vis import export, overlay
+from ..vis import export, overlay, person_sheet
 from ..vis.page import write_page
 from .images import ImagePipeline, ImageResult, Person
 from .scenes import image_scene
@@ -69,15 +69,15 @@ KEYS = (
         "24 SMPL joints (models of SMPL parameters), 14 of a mesh, 21 of a hand, 17 of H36M (lift)",
         "pvbl",
     ),
-    Key("score", "[N]", "0..1", "that there is a person", "p", _FITTED),
-    Key("believed", "[N]", "", "false where the body does not fit what was seen; drawn faint", "p", _FITTED),
-    Key("reason", "[N]", "", "why a body is not believed; empty where it is", "p", _FITTED),
-    Key("focal_source", "[N]", "", "where focal_px is from: given, exif or assumed", "p", _FITTED),
+    Key("score", "[N]", "0..1", "that there is a person", "pb", _FITTED),
+    Key("believed", "[N]", "", "false where the body does not fit what was seen; drawn faint", "pb", _FITTED),
+    Key("reason", "[N]", "", "why a body is not believed; empty where it is", "pb", _FITTED),
+    Key("focal_source", "[N]", "", "where focal_px is from: given, exif or assumed", "pb", _FITTED),
     Key(
-        "landmarks_2d", "[N, 33, 2]", "px", "landmarks that the body was fitted to (blazepose.LANDMARKS)", "p", _FITTED
+        "landmarks_2d", "[N, 33, 2]", "px", "landmarks that the body was fitted to (blazepose.LANDMARKS)", "pb", _FITTED
     ),
-    Key("landmarks_3d", "[N, 33, 3]", "m", "the same about the middle of the hips, depth not metric", "p", _FITTED),
-    Key("visibility", "[N, 33]", "0..1", "of the landmarks: in the image and not hidden", "p", _FITTED),
+    Key("landmarks_3d", "[N, 33, 3]", "m", "the same about the middle of the hips, depth not metric", "pb", _FITTED),
+    Key("visibility", "[N, 33]", "0..1", "of the landmarks: in the image and not hidden", "pb", _FITTED),
     Key("vertices_coarse", "[N, V_coarse, 3]", "m", "vertices of the coarse mesh: 431, a hand 195", "pb"),
     Key(
         "vertices",
@@ -150,6 +150,8 @@ def unit_arrays(found: list[ImageResult], pipeline: ImagePipeline, save_vertices
     shapes |= {"joints_3d": (joints, 3), "joints_2d": (joints, 2), "vertices_coarse": (mesh.counts[-1], 3)}
     if pipeline.body_model.task == "smpl":
         shapes |= {"poses": (72,), "rotations": (24, 3, 3), "betas": (10,)}
+    if pipeline.body_model.fitted:
+        shapes |= {"score": (), "landmarks_2d": (33, 2), "landmarks_3d": (33, 3), "visibility": (33,)}
     if save_vertices:
         shapes["vertices"] = (mesh.counts[0], 3)
     people = [(i, person) for i, result in enumerate(found) for person in result.people]
@@ -162,6 +164,9 @@ def unit_arrays(found: list[ImageResult], pipeline: ImagePipeline, save_vertices
     }
     for name, shape in shapes.items():
         arrays[name] = np.array([getattr(p, name) for _, p in people], np.float32).reshape(len(people), *shape)
+    if pipeline.body_model.fitted:
+        arrays["believed"] = np.array([p.believed for _, p in people], bool)
+        arrays |= {k: np.array([getattr(p, k) for _, p in people], dtype=np.str_) for k in ("reason", "focal_source")}
     return arrays
 
 
@@ -186,6 +191,17 @@ def draw(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
         if rows:
             drawn = overlay.draw_people(drawn, shown, faces, [cameras[i] for i in rows], colours=colours, alpha=alpha)
     return drawn
+
+
+def sheet(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
+    """[H, 4 W, 3]: the image, the landmarks, the bodies over it, the first body from the side. For people with
+    landmarks."""
+    people, faces = result.people, pipeline.topology.hierarchy.faces[0]
+    points = person_sheet.draw_landmarks(
+        result.pixels, [p.landmarks_2d for p in people], [p.visibility for p in people]
+    )
+    side = person_sheet.side_view(people[0].vertices, faces, result.size)
+    return np.concatenate([result.pixels, points, draw(result, pipeline), side], 1)
 
 
 def _save_mesh(vertices: np.ndarray, faces: np.ndarray, facts: dict[str, Any], path: Path) -> None:

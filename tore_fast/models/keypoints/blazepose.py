@@ -34,6 +34,19 @@ LANDMARKS = (
     "right_ankle left_heel right_heel left_foot_index right_foot_index"
 ).split()
 """The 33 points of the body, in the order of the nets. Left is the person's left."""
+LANDMARK_BONES = tuple(
+    (LANDMARKS.index(a), LANDMARKS.index(b))
+    for chain in (
+        "left_ear left_eye nose right_eye right_ear|mouth_left mouth_right|"
+        "left_shoulder right_shoulder right_hip left_hip left_shoulder|"
+        "left_shoulder left_elbow left_wrist left_index left_pinky left_wrist left_thumb|"
+        "right_shoulder right_elbow right_wrist right_index right_pinky right_wrist right_thumb|"
+        "left_hip left_knee left_ankle left_heel left_foot_index left_ankle|"
+        "right_hip right_knee right_ankle right_heel right_foot_index right_ankle"
+    ).split("|")
+    for a, b in zip(chain.split(), chain.split()[1:])
+)
+"""Pairs of landmarks that are joined by a line in drawings."""
 ALIGNMENT = (33, 34)  # further points: middle of the hips; a point on the circle round the whole body, above the head
 NUM_POINTS = 39  # 33 of the body, 2 of alignment, 4 that are not described
 REFINE_WINDOW, REFINE_SCORE = 7, 0.5  # heat map cells a side; a map whose best cell scores less is not used
