@@ -41,6 +41,7 @@ def run(args: Args) -> int:
     files.insert(0, args.out / "demo_sheet.png")
     got, want = (torch.from_numpy(np.asarray(v))[None] for v in (known.people[0].vertices, truth.vertices))
     error = 1000 * float((similarity_align(got, want) - want).norm(dim=-1).mean())
+    assert person.visibility is not None  # as of every body fitted to landmarks
     seen = int((person.visibility >= 0.5).sum())
     lines = [
         f"The built-in photograph, a {PORTRAIT_SOURCE},",

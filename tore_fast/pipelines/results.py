@@ -197,8 +197,10 @@ def sheet(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
     """[H, 4 W, 3]: the image, the landmarks, the bodies over it, the first body from the side. For people with
     landmarks."""
     people, faces = result.people, pipeline.topology.hierarchy.faces[0]
+    assert result.pixels is not None  # as of every image with people
+    seen = [p for p in people if p.landmarks_2d is not None and p.visibility is not None]
     points = person_sheet.draw_landmarks(
-        result.pixels, [p.landmarks_2d for p in people], [p.visibility for p in people]
+        result.pixels, [np.asarray(p.landmarks_2d) for p in seen], [np.asarray(p.visibility) for p in seen]
     )
     side = person_sheet.side_view(people[0].vertices, faces, result.size)
     return np.concatenate([result.pixels, points, draw(result, pipeline), side], 1)
