@@ -34,7 +34,8 @@ _MODEL_FILES = {
     "mano": ("MANO_RIGHT.pkl", "MANO_RIGHT.npz"),
 }
 _MODEL_SOURCES = {
-    "smpl": "SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems (SMPLify holds the neutral file)",
+    "smpl": "SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems (SMPLify holds "
+    "the neutral file)",
     "mano": "MANO is licensed for research: register at the MANO page of MPI for Intelligent Systems",
 }
 _TOPOLOGY_SOURCE = "the METRO and FastMETRO projects have these files in their folder src/modeling/data"
@@ -208,7 +209,8 @@ def _find_model(name: str, path: Path) -> Path:
             if (sub / file).is_file():
                 return sub / file
     raise FileNotFoundError(
-        f"load_body({name!r}): {path} is neither a model file nor a folder with one of {', '.join(_MODEL_FILES[name])}. "
+        f"load_body({name!r}): {path} is neither a model file nor a folder with one of "
+        f"{', '.join(_MODEL_FILES[name])}. "
         f"{_MODEL_SOURCES[name]}"
     )
 

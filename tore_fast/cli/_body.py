@@ -39,7 +39,8 @@ def protocol_of(
             file = next((folder / n for n in names if (folder / n).is_file()), None)
             if file is None:
                 raise FileNotFoundError(
-                    f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems"
+                    f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register "
+                    "at the SMPL page of MPI for Intelligent Systems"
                 )
             bodies[gender] = load_body("smpl", file, topology=topology)
     return BodyProtocol(bodies, truth, gendered)

@@ -15,7 +15,8 @@ from .eval import registered_entry
 
 @dataclass(kw_only=True)
 class Args(EvalArgs):
-    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
+    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun
+    every
     process takes a share; the same command goes on after a kill."""
 
     data: str
@@ -67,8 +68,8 @@ def _evaluate(args: Args) -> int:
     model, size = _model(args)
     scoring = CameraScoring if takes_camera(model) else MeshScoring
     work = work_folder(args)
-    label = {"data": args.data, "model": args.checkpoint or args.model}
-    crop = evaluation_crop
+    label: dict[str, Any] = {"data": args.data, "model": args.checkpoint or args.model}
+    crop: Any = evaluation_crop
     if args.multiscale:
         if not hand:
             raise ValueError("--multiscale is for hands: turned crops mean nothing for un-aligned errors of bodies")

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -30,7 +31,7 @@ def report() -> dict:
             return None
 
     packages = ("torch", "triton", "timm", "numpy", "scipy", "safetensors", "trimesh", "smplx", "accelerate")
-    device = {"cuda_available": torch.cuda.is_available(), "cpu_threads": torch.get_num_threads()}
+    device: dict[str, Any] = {"cuda_available": torch.cuda.is_available(), "cpu_threads": torch.get_num_threads()}
     device |= {"cpus": _threads.available_cpus(), "waiting_threads": _threads.state}
     if torch.cuda.is_available():
         device["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -64,7 +64,8 @@ def _draw(args: Args) -> list[Path]:
     model = args.network()
     if "return_attention" not in inspect.signature(model.forward).parameters:
         raise ValueError(
-            f"{args.checkpoint or f'--model {args.model}'} returns no attention maps; expected fastmetro*, *tore*, metro* or graphormer*"
+            f"{args.checkpoint or f'--model {args.model}'} returns no attention maps; expected fastmetro*, "
+            "*tore*, metro* or graphormer*"
         )
     if random:
         print("note: random weights: the maps are those of an untrained model", file=sys.stderr)
@@ -74,7 +75,9 @@ def _draw(args: Args) -> list[Path]:
     if result.error:
         raise ValueError(result.error)
     person = result.people[0]
-    crop = model_input(result.pixels, person.crop, pipeline.body_model.image_size)
+    seen_by: Any = pipeline.body_model
+    assert result.pixels is not None
+    crop = model_input(result.pixels, person.crop, seen_by.image_size)
     with torch.inference_mode():
         out = model(crop[None], return_attention=True, fine=False)
     photo = ((crop.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN) * 255).round().clip(0, 255).astype(np.uint8)

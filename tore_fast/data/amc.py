@@ -1,6 +1,7 @@
 """Acclaim motion capture: an .asf skeleton and its .amc motions -> bone-end positions in metres.
 
-In: the two files (CMU and compatible). Out: `AsfSkeleton`, positions [T, B, 3], y up. Mapping to the 17 joints: data/mocap.py.
+In: the two files (CMU and compatible). Out: `AsfSkeleton`, positions [T, B, 3], y up. Mapping to the 17 joints:
+data/mocap.py.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def read_asf(path: str | Path) -> AsfSkeleton:
     section, length_unit, degrees = "", 1.0, True
     root = AsfBone("root")
     bones, parent_of = [root], {}
+    order: Any
     order, position, orientation, root_axis = ("TX", "TY", "TZ", "RX", "RY", "RZ"), np.zeros(3), np.zeros(3), "XYZ"
     number, row = 0, [""]
     try:

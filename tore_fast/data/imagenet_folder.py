@@ -25,7 +25,7 @@ def imagenet_transform(training: bool, image_size: int = 224, augment: str = "of
             image_size,
             is_training=True,
             scale=(0.8, 1.0),
-            color_jitter=None,
+            color_jitter=None,  # type: ignore[arg-type]  # timm takes None for "no jitter"
             auto_augment=None,
             interpolation="bicubic",
         )

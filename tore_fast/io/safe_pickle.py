@@ -1,9 +1,9 @@
 """Reads the pickles that SMPL, MANO and mesh-sampling files are made of, without running anything they say.
 
-In: .pkl and .npz (with object arrays) from third parties; out: numpy arrays and scipy matrices for body/official.py and the
-data readers. inert_pickle.py makes a tree of the file; here numpy arrays, dtypes and scalars of plain kinds, scipy CSC/CSR
-matrices and the array inside chumpy objects are rebuilt from it, each after its lengths and indices were checked. Any other
-class or function named by the file stops the reading. chumpy is not needed.
+In: .pkl and .npz (with object arrays) from third parties; out: numpy arrays and scipy matrices for body/official.py and
+the data readers. inert_pickle.py makes a tree of the file; here numpy arrays, dtypes and scalars of plain kinds, scipy
+CSC/CSR matrices and the array inside chumpy objects are rebuilt from it, each after its lengths and indices were
+checked. Any other class or function named by the file stops the reading. chumpy is not needed.
 """
 
 from __future__ import annotations
@@ -225,7 +225,8 @@ class Resolver:
 
 
 def checked_sparse(build: type, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: Any) -> Any:
-    """A CSC or CSR matrix (`build`) whose structure was checked, since scipy itself follows wrong indices out of its memory.
+    """A CSC or CSR matrix (`build`) whose structure was checked, since scipy itself follows wrong indices out of its
+    memory.
 
     Args:
         data: [E] numbers. indices: [E] row (CSC) or column (CSR) of each. indptr: [majors + 1]. shape: (rows, columns).

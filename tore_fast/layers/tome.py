@@ -1,4 +1,5 @@
-"""Token merging for models that were not built with it: `patch_token_merging(model, ...)` on our hosts and on timm ViTs.
+"""Token merging for models that were not built with it: `patch_token_merging(model, ...)` on our hosts and on timm
+ViTs.
 
 In: a model; out: a handle to change the token count, give person masks, or take everything off again. Weights and state
 dict keys stay as they are. timm blocks keep their modules and only change class, so hooks and copies go on working.
@@ -202,8 +203,8 @@ def patch_token_merging(model: nn.Module, merging: MergeConfig | None = None, **
     prefix = int(getattr(vit, "num_prefix_tokens", 0))
     shared = _Shared(_for_prefix(merging, prefix), len(blocks), prefix)
     for i, block in enumerate(blocks):
-        block.__class__ = _merging_block(type(block))
+        block.__class__ = _merging_block(type(block))  # type: ignore[arg-type]  # classes are hashable
         block.token_merging, block.token_merging_index = shared, i
     if hasattr(vit, "pool"):
-        vit.__class__ = _merging_vit(type(vit))
+        vit.__class__ = _merging_vit(type(vit))  # type: ignore[arg-type]  # ditto
     return TokenMergingHandle(model, vit, shared)

@@ -45,7 +45,7 @@ def track_writers(
             made.append(_npz_writer(path, body.name, options, count, shape, fps, store, track))
             continue
         if kind == "bvh":
-            out = BvhWriter(path, joints, body.parents, SMPL24.names, count, fps)
+            out: Any = BvhWriter(path, joints, body.parents, SMPL24.names, count, fps)
         else:
             faces, weights = body.faces(0), body.weights.cpu().numpy()
             out = GlbAnimation(path, vertices, faces, weights, joints, body.parents, SMPL24.names, count, fps)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ class Timing:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def table(self) -> str:
-        """One line per stage; per person only where people went through the network (not in a run that only wrote files)."""
+        """One line per stage; per person only where people went through the network (not in a run that only wrote
+        files)."""
         total = sum(self.seconds.values())
 
         def each(seconds: float) -> str:
@@ -92,8 +93,8 @@ class VideoPipeline:
     """Host (+ motion decoder + body) behind one object.
 
     Args:
-        host: HMR2 or CameraHMR, possibly with merged layers and tokens. motion: FastHMR's motion decoder; None keeps the
-            host's own pose read-out. body: SMPL or the free body, for joints, IK and meshes.
+        host: HMR2 or CameraHMR, possibly with merged layers and tokens. motion: FastHMR's motion decoder; None keeps
+            the host's own pose read-out. body: SMPL or the free body, for joints, IK and meshes.
         options: see VideoOptions. device: where the networks run.
     """
 
@@ -107,12 +108,14 @@ class VideoPipeline:
     ):
         self.device, self.name = torch.device(device), type(host).__name__
         self.options = options or VideoOptions()
-        self.host, self.body = host.to(self.device).eval(), body.to(self.device)
+        self.host: Any = host.to(self.device).eval()  # HMR2.0 or CameraHMR
+        self.body = body.to(self.device)
         self.motion = None if motion is None else motion.to(self.device).eval()
         width = host.config.decoder_dim
         if motion is not None and motion.config.condition_dim != width:
             raise ValueError(
-                f"VideoPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
+                f"VideoPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, "
+                f"the host gives {width}"
             )
         if motion is not None and motion.config.correct_host and not motion.host_motion.fits(host.smpl_head):
             raise ValueError(
@@ -120,7 +123,8 @@ class VideoPipeline:
             )
         if motion is not None and self.options.overlap >= motion.config.frames:
             raise ValueError(
-                f"VideoPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}"
+                f"VideoPipeline: overlap must be below the decoder's {motion.config.frames} frames, got "
+                f"{self.options.overlap}"
             )
         self.rest = RestSkeleton(self.body)
         self.timing = Timing()
@@ -140,8 +144,10 @@ class VideoPipeline:
         """ImagePipeline from files, folded for inference.
 
         Args:
-            host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion decoder.
-            body: "free" or a SMPL model file. fov_net: HumanFoV's file, for a CameraHMR host without it. overrides: config fields, e.g.
+            host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion
+                decoder.
+            body: "free" or a SMPL model file. fov_net: HumanFoV's file, for a CameraHMR host without it. overrides:
+                config fields, e.g.
             keep_tokens and merge_per_block (Mask-ToMe).
 
         Example:
@@ -252,11 +258,11 @@ class VideoPipeline:
         if store.finished:
             return store
         if hasattr(tracker, "restore") and "tracker" in store.facts:
-            tracker.restore(store.facts["tracker"])
+            cast(Any, tracker).restore(store.facts["tracker"])
 
         def commit(next_frame: int, finished: bool = False) -> None:
             if hasattr(tracker, "state"):
-                store.facts["tracker"] = tracker.state()
+                store.facts["tracker"] = cast(Any, tracker).state()
             store.commit(next_frame, finished)
 
         pending: list[Pending] = []
@@ -312,7 +318,7 @@ class VideoPipeline:
         for part in (run[first : first + size] for run in runs for first in range(0, len(run), size)):
             with self.timing.stage("encode", self.device):
                 crops = torch.stack([p.crop for p in part])
-                masks = None if part[0].mask is None else torch.stack([p.mask for p in part])
+                masks = None if part[0].mask is None else torch.stack([p.mask for p in part if p.mask is not None])
                 squares = torch.tensor([p.square for p in part], device=self.device)
                 image = torch.tensor([p.image_size for p in part], dtype=torch.float32, device=self.device)
                 focal = torch.tensor([p.focal_px for p in part], device=self.device)

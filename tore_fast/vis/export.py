@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,8 +70,11 @@ def save_mesh(
     for points in checked:
         mesh = trimesh.Trimesh(points, faces, process=False)
         if kind != "stl":
-            mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.tile(np.uint8(_COLOUR), (len(points), 1)))
+            mesh.visual = trimesh.visual.ColorVisuals(
+                mesh, vertex_colors=np.tile(np.asarray(_COLOUR, np.uint8), (len(points), 1))
+            )
             mesh.vertex_normals  # noqa: B018  (computed here so that the exporter writes them)
         meshes.append(mesh)
-    data = (meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)).export(file_type=kind)
+    whole: Any = meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)
+    data = whole.export(file_type=kind)
     write_bytes(path, data.encode() if isinstance(data, str) else data)

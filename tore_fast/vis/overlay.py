@@ -29,7 +29,7 @@ class PerspectiveCamera(NamedTuple):
     """Full-image pinhole: pixel = focal_px * (x, y) / z + centre, of vertices + translation."""
 
     focal_px: float
-    translation: Sequence[float]  # [3] metres
+    translation: Sequence[float] | np.ndarray  # [3] metres
     centre: Sequence[float]  # [2] pixels
 
 
@@ -67,8 +67,8 @@ def draw_people(
     index = torch.from_numpy(np.ascontiguousarray(faces, dtype=np.int32))
     out = image.copy()
     placed = []
-    for number, (points, camera) in enumerate(zip(vertices, cameras)):
-        points = torch.as_tensor(np.asarray(points), dtype=torch.float32)
+    for number, (given, camera) in enumerate(zip(vertices, cameras)):
+        points = torch.as_tensor(np.asarray(given), dtype=torch.float32)
         if points.dim() != 2 or points.shape[1] != 3:
             raise ValueError(f"draw_people: vertices of a person must be [V, 3], got {list(points.shape)}")
         pixels, distance = _project(points, camera)

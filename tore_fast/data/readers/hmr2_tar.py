@@ -1,7 +1,7 @@
 """Webdataset tars of 4D-Humans (and HaMeR): `KEY.jpg` beside `KEY.data.pyd`, a pickled list with one dict per person.
 
-In: a tar, a folder of tars, a glob or `{000000..000012}.tar`. Out: one Record per person, body44 joints (hand21 for HaMeR).
-The pickles are read as plain data; anything else in them is refused. No webdataset package is needed.
+In: a tar, a folder of tars, a glob or `{000000..000012}.tar`. Out: one Record per person, body44 joints (hand21 for
+HaMeR). The pickles are read as plain data; anything else in them is refused. No webdataset package is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from ...io.safe_pickle import loads
 from .joint_sets import set_of
 from .record import DataError, Reader, Record, float_array, gender_name, plain_data, require
 
-SOURCE = "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the images keep their data sets' licences"
+SOURCE = (
+    "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the images keep their data sets' "
+    "licences"
+)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 
 
@@ -86,7 +89,7 @@ class TarFiles:
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
-        self._files: dict[int, object] = {}
+        self._files: dict[int, Any] = {}
         self._pid = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,7 +143,9 @@ class Hmr2TarReader(Reader):
 
     def _image(self, sample: int) -> np.ndarray:
         key, members = self._samples[sample]
-        return read_image(self._tars.read(_image_member(members)), key, upright=False)
+        member = _image_member(members)
+        assert member is not None  # samples without an image are left out
+        return read_image(self._tars.read(member), key, upright=False)
 
     def _record(self, index: int) -> Record:
         sample, person = self._people[index]

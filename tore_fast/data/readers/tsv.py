@@ -1,7 +1,8 @@
 """TSV sets of METRO, FastMETRO, Mesh Graphormer and TORE: Human3.6M, 3DPW, UP-3D, MuCo, COCO, MPII, FreiHAND.
 
-In: a yaml file with `img`, `label`, `hw`, `linelist` (or `composite: true` and lists of these). Rows are `key<TAB>value`;
-images are base64, labels JSON, `.lineidx` holds the byte offset of each row. Out: Records with J24 (or hand) joints.
+In: a yaml file with `img`, `label`, `hw`, `linelist` (or `composite: true` and lists of these). Rows are
+`key<TAB>value`; images are base64, labels JSON, `.lineidx` holds the byte offset of each row. Out: Records with J24 (or
+hand) joints.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class TsvFile:
     def __init__(self, path: Path):
         self.path = require(path, "a TSV of a METRO-style data set", SOURCE)
         self._offsets: np.ndarray | None = None
-        self._file, self._pid = None, 0
+        self._file: Any = None
+        self._pid = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}  # worker processes open their own

@@ -1,4 +1,5 @@
-"""MotionBERT's DSTformer: 2D keypoints with confidence -> 3D poses, two streams of joint and frame attention; with HoT, TPC.
+"""MotionBERT's DSTformer: 2D keypoints with confidence -> 3D poses, two streams of joint and frame attention; with HoT,
+TPC.
 
 In: [B, F, 17, 3] = x, y, confidence. Out: `LiftedPose`. Source: MotionBERT, ICCV 2023; pruned: HoT, CVPR 2024, tables
 1-3 (the "lite" size, 16.00 M). TPC w. MotionBERT has no official code: centre kept, the head runs on the f frames.
@@ -134,8 +135,8 @@ class Motionbert(PrunableHost):
         self._check_input(x, index, density_noise)
         keypoints = x
         x = self.joints_embed(x) + self.pos_embed[:, None] + self.temp_embed[:, : x.shape[1]]
-        blocks: Any = zip(self.blocks_st, self.blocks_ts, self.ts_attn)
-        for i, (st, ts, fusion) in enumerate(blocks):
+        stacks: Any = (self.blocks_st, self.blocks_ts, self.ts_attn)
+        for i, (st, ts, fusion) in enumerate(zip(*stacks)):
             if i == self.config.prune_block:
                 scores = lambda x=x, block=ts: block.attn_t.frame_scores(block.norm1_t(x))
                 x, index = self.prune(x, index, scores, keypoints, density_noise)
