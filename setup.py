@@ -91,12 +91,14 @@ class NinjaBuildExt(build_ext):
         torch, nvcc = package_dir("torch"), find_nvcc()
         common = "-std=c++17 -O3"
         write_build_facts(out / "build_facts.h", torch, nvcc)
+        torch = stable_path(out, f"torch-{torch_version(torch)}", torch)
+        pybind = stable_path(out, "pybind11", package_dir("pybind11"))
         extra = os.environ.get("TORE_FAST_CXX_FLAGS", "")
         host = f"-fPIC,-fvisibility=hidden,-Wall,-ffile-prefix-map={ROOT}/="
         torch_flags = f"-isystem {torch / 'include'} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
         flags = {
             "cpu": "",
-            "python": f"-I{out} -isystem {sysconfig.get_path('include')} -isystem {package_dir('pybind11') / 'include'}",
+            "python": f"-I{out} -isystem {sysconfig.get_path('include')} -isystem {pybind / 'include'}",
             "torch": torch_flags,
             "torch_cuda": f"{torch_flags} -DUSE_CUDA",
             "cuda": "-lineinfo",
@@ -106,7 +108,8 @@ class NinjaBuildExt(build_ext):
         libs = f"-L{torch / 'lib'} -Xlinker --no-as-needed -ltorch -ltorch_cpu"
         deps = "\n  depfile = $out.d\n  deps = gcc"
         text = [
-            f"rule cxx\n  command = {CXX} -MMD -MF $out.d {common} {host.replace(',', ' ')} {extra} $flags -c $in -o $out{deps}",
+            f"rule cxx\n  command = {CXX} -MMD -MF $out.d {common} {host.replace(',', ' ')} {extra} $flags -c "
+            f"$in -o $out{deps}",
             f"rule link\n  command = {CXX} -shared -o $out $in {extra} {libs}",
         ]
         if nvcc:
@@ -135,6 +138,23 @@ class NinjaBuildExt(build_ext):
         subprocess.check_call([find_ninja(), "-C", str(out), *(["-j", jobs] if jobs else []), *modules])
 
 
+def stable_path(folder: Path, name: str, target: Path) -> Path:
+    """A link `folder`/`name` to a package, so that pip's next temporary environment gives ninja the same commands."""
+    link = folder / name
+    try:
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(target, target_is_directory=True)
+    except OSError:  # no links here: everything compiles again, no more
+        return target
+    return link
+
+
+def torch_version(torch: Path) -> str:
+    found = re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text())
+    return found.group(1) if found else "unknown"
+
+
 def write_build_facts(path: Path, torch: Path, nvcc: str | None) -> None:
     """What `_C.build_info()` reports: which tools made the binaries, never where they lie."""
 
@@ -145,10 +165,9 @@ def write_build_facts(path: Path, torch: Path, nvcc: str | None) -> None:
         text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
         return re.search(r"release (\S+?),", text).group(1)
 
-    version = re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text())
     facts = {
         "schemas": schemas_id(),
-        "torch_headers": version.group(1) if version else "unknown",
+        "torch_headers": torch_version(torch),
         "torch_target": "2.11 (stable ABI)",
         "cxx": first_line(CXX, "--version"),
         "nvcc": nvcc_release() if nvcc else None,

@@ -94,8 +94,8 @@ def relative_error(got, want) -> float:
 def _grads(fn: Callable, inputs: Sequence, cotangents: dict):
     leaves = [t.detach().requires_grad_() if _is_float(t) else t for t in inputs]
     out = _flat(fn(*leaves))[0]
-    # A fixed cotangent, made once and dense as a training step's are. Not constant: the sum of a softmax-weighted mean has
-    # no gradient worth timing.
+    # A fixed cotangent, made once and dense as a training step's are. Not constant: the sum of a softmax-weighted mean
+    # has no gradient worth timing.
     key = (out.shape, out.dtype)
     if key not in cotangents:
         ramp = torch.linspace(-1, 1, out.shape[-1], device=out.device, dtype=out.dtype)
@@ -144,11 +144,16 @@ def run_case(case: Case, *, seconds: float = 1.0, all_baselines: bool = False) -
             got = call(*inputs)
         except Exception as e:  # a baseline that this torch or device cannot run is a fact to report, not a crash
             row["note"] = f"failed: {type(e).__name__}: {str(e).splitlines()[0][:160]}" if str(e) else type(e).__name__
+            _ask_device(case.device, c.name)
             continue
+        _ask_device(case.device, c.name)
         if want is None and not c.ours:
             want = tuple(t.double() for t in _flat(got))
-        row["error"] = (case.check or relative_error)(got, want) if want is not None else float("inf")
-        row["ok"] = row["error"] <= limit
+        if want is None:  # too large for a reference, and no baseline runs here
+            row["ok"], row["note"] = True, f"not compared: nothing to compare with. {c.note}".strip()
+        else:
+            row["error"] = (case.check or relative_error)(got, want)
+            row["ok"] = row["error"] <= limit
         del got
         if row["ok"]:
             row["peak_bytes"] = peak_growth(lambda call=call: call(*inputs), case.device)
@@ -169,6 +174,20 @@ def run_case(case: Case, *, seconds: float = 1.0, all_baselines: bool = False) -
         "contenders": rows,
         **summary(rows),
     }
+
+
+class DeadDevice(RuntimeError):
+    """A CUDA error after which nothing on the device works: later rows would fail or be wrong."""
+
+
+def _ask_device(device: str, name: str) -> None:
+    """Raises DeadDevice where a kernel has left the CUDA context dead (illegal address, assertion)."""
+    if device != "cuda":
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as e:
+        raise DeadDevice(f"{name}: {str(e).splitlines()[0]}") from None
 
 
 def summary(rows: list[dict]) -> dict:

@@ -1,11 +1,13 @@
 """`tore-fast bench` and `python -m benchmarks.run`: runs cases, prints a table, writes JSON and a report.
 
-The JSON is written again after every case, so a run that is cut off keeps its rows; --append goes on with such a file, or
-adds the rows of a second command to it. The exit code is 1 when one of our own contenders was wrong.
+The JSON is written again after every case, so a run that is cut off keeps its rows; --append goes on with such a file,
+or adds the rows of a second command to it. The exit code is 1 when one of our own contenders was wrong.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import datetime
 import json
 import platform
@@ -18,12 +20,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
+
+try:
+    import tyro
+except ImportError:  # a bare GPU machine: parse() takes argparse instead
+    tyro = None
 
 from tore_fast.io.atomic import write_text
 
 from . import registry, report, roofline
-from .harness import Case, run_case
+from .harness import Case, DeadDevice, run_case
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -37,7 +43,8 @@ class Options:
     op: list[str] = field(default_factory=list)
     """Stems to run (ops) or model families (models); default all."""
     match: list[str] = field(default_factory=list)
-    """Only cases whose names fit one of these shell patterns, e.g. 'metro_r50*b1'; '*(max)' are the rows of --max-gb."""
+    """Only cases whose names fit one of these shell patterns, e.g. 'metro_r50*b1'; '*(max)' are the rows of
+    --max-gb."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is a GPU."""
     dtype: list[Literal["float32", "float16", "bfloat16"]] = field(default_factory=lambda: ["float32"])
@@ -47,7 +54,8 @@ class Options:
     json: Path | None = None
     """Write all numbers here, after every case."""
     append: bool = False
-    """Keep the rows that --json holds already (same machine, torch, threads and commit) and run only the missing ones."""
+    """Keep the rows that --json holds already (same machine, torch, threads and commit) and run only the missing
+    ones."""
     max_gb: float = 0.0
     """models: also the largest power of two as batch whose memory growth stays below this; 0: no such rows."""
     max_batch: int = 1024
@@ -122,7 +130,8 @@ def previous(path: Path, environment: dict) -> list[dict]:
     for fact in FACTS:
         if old["environment"].get(fact) != environment.get(fact):
             raise ValueError(
-                f"--append: {path} was taken with {fact} = {old['environment'].get(fact)!r}, this is {environment.get(fact)!r}"
+                f"--append: {path} was taken with {fact} = {old['environment'].get(fact)!r}, this is "
+                f"{environment.get(fact)!r}"
             )
     return old["results"]
 
@@ -191,8 +200,31 @@ def run(options: Options) -> int:
     return 1 if any(r["wrong"] for r in document["results"]) else 0
 
 
+def parse(arguments: list[str] | None = None) -> Options:
+    """Options from the command line; without tyro by argparse, with the same names."""
+    if tyro is not None:
+        return tyro.cli(Options, prog="benchmarks.run", args=arguments)
+    parser = argparse.ArgumentParser(prog="benchmarks.run", description=Options.__doc__)
+    parser.add_argument("kind", choices=("ops", "models"))
+    for f in dataclasses.fields(Options)[1:]:
+        name = "--" + f.name.replace("_", "-")
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        if isinstance(default, bool):
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=default)
+        elif isinstance(default, list):
+            parser.add_argument(name, nargs="*", default=default)
+        else:
+            kind = Path if f.name in ("json", "report") else type(default)
+            parser.add_argument(name, type=kind, default=default)
+    return Options(**vars(parser.parse_args(arguments)))
+
+
 def main() -> None:
-    sys.exit(run(tyro.cli(Options, prog="benchmarks.run")))
+    try:
+        sys.exit(run(parse()))
+    except DeadDevice as e:
+        print(f"stopped: {e}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

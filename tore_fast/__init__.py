@@ -1,14 +1,18 @@
 """tore_fast: token reduction for 3D human mesh and pose recovery.
 
 `tore_fast.models` (create_model, list_models) -> `tore_fast.layers` -> `tore_fast.ops` (kernels);
-`tore_fast.Engine` runs a model fast, `tore_fast.accelerate` merges tokens in models of others; `tore_fast.pipelines` and the `tore-fast` command sit on top.
+`tore_fast.Engine` runs a model fast, `tore_fast.accelerate` merges tokens in models of others; `tore_fast.pipelines`
+and the `tore-fast` command sit on top.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import _threads
 from .version import __version__
+
+_threads.settle()  # before torch is loaded, if it is not
 
 if TYPE_CHECKING:
     from .accelerate import accelerate

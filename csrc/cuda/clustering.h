@@ -42,14 +42,34 @@ struct NearLists {
 // Whether dpc_knn_cluster on many tokens wants the lists: no mask, and they stay in registers.
 constexpr bool uses_lists(const uint8_t* mask, int64_t k) { return !mask && k <= 8; }
 
+// Workspace of the filter for float32 tokens (knn_density_filter.cuh), where density_uses_filter says so; x null: not used.
+struct DensityFilter {
+  void* x;                         // [batch, tokens, channels] the tokens in float16
+  int channels;                    // filter_channels of theirs
+  float *norm, *error, *row_top;   // [batch, tokens]
+  float* top;                      // [batch, ceil(tokens / 64)]
+  float* near;                     // [batch, tokens, kFilterNear]
+  int32_t *near_id, *open;         // [batch, tokens, kFilterNear], [batch, tokens]
+  unsigned* bounds;                // [batch, 2], before open_count
+  int32_t* open_count;             // [batch]
+};
+constexpr int kFilterNear = 8;  // nearest tokens that the filter keeps
+constexpr int64_t filter_channels(int64_t channels) { return (channels + 7) / 8 * 8; }
+constexpr int64_t filter_words(int64_t batch, int64_t tokens) {
+  return batch * (tokens * (2 * kFilterNear + 4) + (tokens + 63) / 64 + 3);
+}
+bool density_uses_filter(const TokensParams& t, int64_t k);
+
 struct DensityParams {
   TokensParams t;
   const float* noise;  // [batch, tokens] added to the density, or nullptr
   int k;
   float* rho;  // [batch, tokens]
-  float* top;  // [batch, ceil(tokens / 64)] out: largest d2 of these rows
+  float* top;  // [batch, ceil(tokens / 64)] out: their maximum is the image's largest d2
   NearLists lists;
+  DensityFilter filter;
 };
+cudaError_t knn_density_filtered(const DensityParams& p, cudaStream_t stream);
 cudaError_t knn_density(const DensityParams& p, cudaStream_t stream);
 
 struct DeltaParams {
@@ -81,6 +101,7 @@ struct DpcParams {
   int32_t* rank;            // [batch, tokens]
   int32_t *ranked, *place;  // [batch, clusters]
   NearLists lists;          // where uses_lists says so
+  DensityFilter filter;     // where density_uses_filter says so
 };
 // Whether one launch does it all on the current device: few tokens, no mask.
 bool dpc_one_launch(const TokensParams& t);

@@ -32,7 +32,7 @@ cudaError_t dpc_knn_cluster(const DpcParams& p, cudaStream_t stream) {
   if (dpc_one_launch(p.t)) return one_launch(p, ClusterMergeParams{}, stream);
   const int64_t batch = p.t.batch;
   const unsigned by_token = unsigned(cdiv(batch * p.t.tokens, kListThreads));
-  cudaError_t e = knn_density(DensityParams{p.t, p.noise, p.k, p.rho, p.top, p.lists}, stream);
+  cudaError_t e = knn_density(DensityParams{p.t, p.noise, p.k, p.rho, p.top, p.lists, p.filter}, stream);
   if (e != cudaSuccess) return e;
   if (p.lists.open) TF_LAUNCH(dpc_listed_delta_kernel, by_token, kListThreads, 0, stream, p);
   e = density_delta(DeltaParams{p.t, p.rho, p.strict, p.top, true, p.delta, nullptr, p.score, p.exclude, p.lists.open,

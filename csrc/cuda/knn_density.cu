@@ -50,6 +50,7 @@ cudaError_t launch_density(const DensityParams& p, cudaStream_t stream) {
 
 cudaError_t knn_density(const DensityParams& p, cudaStream_t stream) {
   if (p.t.batch * p.t.tokens == 0) return cudaSuccess;
+  if (p.filter.x) return knn_density_filtered(p, stream);
   cudaError_t e = p.t.norm ? token_norms(p.t, stream) : cudaSuccess;
   if (e != cudaSuccess) return e;
   if (p.lists.d2) {

@@ -41,7 +41,8 @@ __device__ __forceinline__ float quad_limit(const float (&list)[K]) {
 }
 
 // kChunks: 64-channel chunks whose row fragments stay in registers (1, 2), or 0: any number, read from shared memory.
-template <int K, bool kIds, int kChunks, bool kBf16>
+// kFilter: not densities, but lists and largest sums of the rows for knn_density_filter.cuh.
+template <int K, bool kIds, int kChunks, bool kBf16, bool kFilter = false>
 __global__ void __launch_bounds__(kStreamThreads, 2) knn_density_mma_kernel(const DensityParams p) {
   TF_DYNAMIC_SHARED(uint16_t, shared);
   __shared__ float warp_top[kStreamThreads / 32];
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2) knn_density_mma_kernel(cons
   const uint8_t* mask = p.t.mask ? p.t.mask + b * tokens : nullptr;
   uint16_t *rows = shared, *ring = rows + kStreamRows * stride;
   float* norms = reinterpret_cast<float*>(ring + kStreamStages * kTile * kMmaStride);
-  if (kIds && row0 == 0 && thread < 2) p.lists.open_count[thread * p.t.batch + b] = 0;
+  if (kIds && !kFilter && row0 == 0 && thread < 2) p.lists.open_count[thread * p.t.batch + b] = 0;
 
   // 16 bytes of token i, channels c .. c + 7; zeros beyond the channels. Tokens past the end are the last one again: that
   // changes no maximum, and the lists check the index.
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2) knn_density_mma_kernel(cons
 
   const uint16_t* fragment_row = rows + (16 * warp + lane % 16) * stride + 8 * (lane / 16);
   uint32_t fa[kChunks ? 4 * kChunks : 1][4];
-  float list[2][K], limit[2], own_norm[2], top = -kInf;
+  float list[2][K], limit[2], own_norm[2], top[2] = {-kInf, -kInf};
   int ids[2][K];  // unused, and so gone, without kIds
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2) knn_density_mma_kernel(cons
         s = own_norm[e / 2] + column_norms[8 * n + e % 2] - 2.f * s;
         // exactly 0 for a token with itself, but not for one that is not a number
         if (diagonal && row0 + 16 * warp + lane / 4 + 8 * (e / 2) == column0 + 8 * n + e % 2) s -= s;
-        top = fmaxf(top, s);
+        top[e / 2] = fmaxf(top[e / 2], s);
       }
     }
 #pragma unroll
@@ -193,12 +194,25 @@ __global__ void __launch_bounds__(kStreamThreads, 2) knn_density_mma_kernel(cons
       }
     }
   }
-  top = block_max(fmaxf(top, 0.f) * scale, warp_top);
-  if (thread < kStreamRows / kTile && own_tile + thread < tiles) p.top[b * tiles + own_tile + thread] = top;
+  const float block_top = block_max(fmaxf(fmaxf(top[0], top[1]), 0.f) * scale, warp_top);
+  if (thread < kStreamRows / kTile && own_tile + thread < tiles)
+    (kFilter ? p.filter.top : p.top)[b * tiles + own_tile + thread] = block_top;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = row0 + 16 * warp + lane / 4 + 8 * h;
-    if (row < tokens && lane % 4 == 0) write_density<K, kIds>(p, b, row, mask, list[h], ids[h]);
+    if constexpr (kFilter) {
+#pragma unroll
+      for (int step = 1; step < 4; step *= 2) top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], step));
+      if (row >= tokens || lane % 4) continue;
+      p.filter.row_top[b * tokens + row] = fmaxf(top[h], 0.f) * scale;
+#pragma unroll
+      for (int i = 0; i < K; ++i) {
+        p.filter.near[(b * tokens + row) * K + i] = list[h][i];
+        p.filter.near_id[(b * tokens + row) * K + i] = ids[h][i];
+      }
+    } else {
+      if (row < tokens && lane % 4 == 0) write_density<K, kIds>(p, b, row, mask, list[h], ids[h]);
+    }
   }
 }
 

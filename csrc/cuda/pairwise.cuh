@@ -11,10 +11,10 @@
 //   0.009 (a walk)        1.2e-7                2.4e-4 (and density 2.4e-6, allowed 2e-6)
 //   0.0002 (sigma 0.01)   1.1e-7                2.8e-3
 // and 68 to 104 pairs had d(a, b) != d(b, a), which breaks the exact ties of mutual nearest neighbours (k = 2).
-// So float32 pays two operations per pair and channel on the plain units: 80.6 G a pass at (64, 3136, 64), 2.8 ms
-// at 28.7 T/s, 3.3 ms with what dpc_lists.cuh leaves of delta and the assignment: arithmetic, not a measurement,
-// and far from the 0.5 ms that 16-bit tokens can reach. A 16-bit product that only discards pairs, the rest
-// recomputed directly, would keep the digits; it is not written.
+// So a float32 distance costs two operations per pair and channel on the plain units: 80.6 G for all pairs at (64, 3136, 64),
+// 2.8 ms at 28.7 T/s: arithmetic, not a measurement. The density of many tokens makes few of them this way: products of
+// float16 copies discard the other pairs (knn_density_filter.cuh). Delta and the assignment make those of the rows that
+// dpc_lists.cuh leaves open.
 //
 // A block has 256 threads; thread (ty, tx) of 16 x 16 makes the 4 x 4 outputs of rows 4 ty.., columns 4 tx...
 // Both token tiles are staged channel-major in shared memory, 32 channels at a time. The groups of four

@@ -4,6 +4,8 @@
 #include "../torch/clustering_args.h"
 #include "stable_cuda.h"
 
+#include <utility>
+
 namespace tore_fast {
 
 inline cuda::TokensParams tokens_of(const Tensor& x, const OptionalInput<uint8_t>& mask, const char* what) {
@@ -23,6 +25,33 @@ inline std::optional<Tensor> norm_workspace(const Tensor& x, cuda::TokensParams&
   return norm;
 }
 
+// Workspace of the float32 filter, empty where it is not used; must outlive the launch.
+struct FilterWorkspace {
+  std::optional<Tensor> x, words;
+  cuda::DensityFilter filter{};
+
+  FilterWorkspace(const Tensor& like, const cuda::TokensParams& t, int64_t k) {
+    if (t.batch * t.tokens == 0 || !cuda::density_uses_filter(t, k)) return;
+    const int64_t channels = cuda::filter_channels(t.channels), all = t.batch * t.tokens;
+    x = make_tensor(like, {all * channels}, ScalarType::Half);
+    words = make_tensor(like, {cuda::filter_words(t.batch, t.tokens)}, ScalarType::Int);
+    int32_t* at = words->mutable_data_ptr<int32_t>();
+    const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
+    const auto floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count)); };
+    filter.x = x->mutable_data_ptr();
+    filter.channels = int(channels);
+    filter.near = floats(all * cuda::kFilterNear);
+    filter.near_id = take(all * cuda::kFilterNear);
+    filter.norm = floats(all);
+    filter.error = floats(all);
+    filter.row_top = floats(all);
+    filter.open = take(all);
+    filter.top = floats(cuda::top_size(t.batch, t.tokens));
+    filter.bounds = reinterpret_cast<unsigned*>(take(2 * t.batch));
+    filter.open_count = take(t.batch);
+  }
+};
+
 // The results of dpc_knn_cluster.
 struct DpcOutputs {
   Tensor centers, cluster, rho, delta, score;
@@ -41,11 +70,13 @@ struct DpcWorkspace {
   int64_t clusters;
   bool one_launch;
   std::optional<Tensor> norm, top, ranks, near, ids;
+  std::optional<FilterWorkspace> filter;
 
   DpcWorkspace(const Tensor& x, const cuda::TokensParams& tokens, int64_t clusters, int64_t k)
       : t(tokens), clusters(clusters), one_launch(cuda::dpc_one_launch(t)) {
     if (one_launch) return;
     norm = norm_workspace(x, t);
+    filter.emplace(x, t, k);
     top = make_tensor(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
     ranks = make_tensor(x, {t.batch * (t.tokens + 2 * clusters)}, ScalarType::Int);
     if (!cuda::uses_lists(t.mask, k)) return;
@@ -80,8 +111,10 @@ inline cuda::DpcParams dpc_params(const DpcOutputs& out, const DpcWorkspace& wor
                     nullptr,
                     nullptr,
                     nullptr,
-                    work.lists(k)};
+                    work.lists(k),
+                    {}};
   if (work.one_launch) return p;
+  p.filter = work.filter->filter;
   p.top = work.top->mutable_data_ptr<float>();
   p.rank = work.ranks->mutable_data_ptr<int32_t>();
   p.ranked = p.rank + work.t.batch * work.t.tokens;

@@ -11,8 +11,9 @@ Tensor knn_density_cuda(const Tensor& x_in, int64_t k, const std::optional<Tenso
   const std::optional<Tensor> norm = norm_workspace(x, t);
   Tensor rho = make_tensor(x, {t.batch, t.tokens}, ScalarType::Float);
   Tensor top = make_tensor(x, {cuda::top_size(t.batch, t.tokens)}, ScalarType::Float);
+  const FilterWorkspace filter(x, t, k);
   const cuda::DensityParams p{t, nullptr, int(k), rho.mutable_data_ptr<float>(),
-                              top.mutable_data_ptr<float>()};
+                              top.mutable_data_ptr<float>(), {}, filter.filter};
   STD_CUDA_CHECK(cuda::knn_density(p, current_stream(x)));
   return rho;
 }

@@ -493,7 +493,8 @@ def test_the_probe_can_be_left_out_and_one_class_is_made_per_block_class():
 
 
 def test_multiply_adds_of_the_published_sizes():
-    """One crop through SAM 3D Body's two backbones without patch embedding (1.0 and 0.75 G), share 0.7 as in the derivation."""
+    """One crop through SAM 3D Body's two backbones without patch embedding (1.0 and 0.75 G), share 0.7 as in the
+    derivation."""
 
     class Wide(nn.Module):
         def __init__(self, swiglu):

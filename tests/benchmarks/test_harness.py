@@ -89,7 +89,8 @@ class Log(TorchDispatchMode):
 
 @pytest.mark.parametrize("stem", registry.names("ops"))
 def test_one_contender_per_code_path(stem):
-    """No two of our contenders dispatch the same operators and switches: one code timed twice lets the better timing win."""
+    """No two of our contenders dispatch the same operators and switches: one code timed twice lets the better timing
+    win."""
     for c in registry.cases("ops", [stem], "cpu", torch.float32, True):
         inputs = c.make_inputs(torch.Generator().manual_seed(0))
         paths = []
@@ -283,7 +284,8 @@ def test_bench_without_a_kind_says_what_there_is(capsys):
 
 
 def test_hosts_have_rows_on_every_device(monkeypatch):
-    """ViT-S at batch 1, 16, 64 everywhere, ViT-H on a GPU, and at batch 1 on a CPU with memory; nothing is built before a case runs."""
+    """ViT-S at batch 1, 16, 64 everywhere, ViT-H on a GPU, and at batch 1 on a CPU with memory; nothing is built before
+    a case runs."""
     for device, room, hosts in (
         ("cpu", False, {"vits": (1, 16, 64)}),
         ("cpu", True, {"vits": (1, 16, 64), "vith": (1,)}),
@@ -307,3 +309,39 @@ def test_hosts_have_rows_on_every_device(monkeypatch):
     assert set(rows) == {"fasthmr_hosts batch 1", "fasthmr_hostm batch 1", "fasthmr_reductionm batch 1"}
     assert all(r["speedup"] is not None and not r["wrong"] for r in rows.values())
     assert not [c["note"] for r in rows.values() for c in r["contenders"] if c["note"].startswith("failed")]
+
+
+def test_a_case_without_anything_to_compare_with_is_timed_and_says_so():
+    alone = Contender("ours", lambda x: x, ours=True)
+    case = Case(op="op", name="huge", make_inputs=lambda g: (torch.ones(4),), contenders=[alone])
+    result = run_case(case, seconds=0.01)
+    row = result["contenders"][0]
+    assert row["ok"] and row["error"] is None and row["note"].startswith("not compared") and row["median_ms"] > 0
+    assert result["wrong"] == []
+
+
+def test_options_without_tyro(monkeypatch):
+    monkeypatch.setattr(run, "tyro", None)
+    options = run.parse(
+        ["ops", "--op", "token_map", "--dtype", "bfloat16", "--seconds", "0.5", "--quick", "--json", "a.json"]
+    )
+    assert (options.kind, options.op, options.dtype, options.seconds, options.quick) == (
+        "ops",
+        ["token_map"],
+        ["bfloat16"],
+        0.5,
+        True,
+    )
+    assert options.json.name == "a.json" and options.device == "auto" and options.report is None
+
+
+def test_a_dead_device_stops_the_run(monkeypatch):
+    from tore_fast.benchmarks.harness import DeadDevice, _ask_device
+
+    def dead():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", dead)
+    _ask_device("cpu", "ours")
+    with pytest.raises(DeadDevice, match="ours: CUDA error: an illegal memory access was encountered$"):
+        _ask_device("cuda", "ours")

@@ -1,4 +1,5 @@
-"""Runner of the BlazePose cases: the built-in person detector and landmark net against the original interpreter's outputs."""
+"""Runner of the BlazePose cases: the built-in person detector and landmark net against the original interpreter's
+outputs."""
 
 from __future__ import annotations
 

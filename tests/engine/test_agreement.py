@@ -1,12 +1,14 @@
 """bfloat16 engine against float32 eager, one model of every family, inputs of real size.
 
-Limits. bfloat16 rounds to 2^-9 = 0.2 % of a number. A product averages that away over its terms, so what reaches the output is
-the rounding of the features in the last dozens of layers, added up as a random walk: 1 to 2 % of the output's spread for the
-random weights here, which amplify more than trained ones. A mean difference of 3 % of the mean size is therefore the limit, 30 %
-for the worst number (60 % for motion, whose twists are directions of regressed pairs: one near zero turns far). Frames that
-are pruned are given, since another choice of frames is another computation; a test of its own says how many differ.
-An error in an island (coordinates, rotations, softmax) is far above both. Trained weights are held to
-lengths: mean vertex difference 2 mm (the default model's own error is 40 mm and more), landmarks 0.5 % of the crop's side.
+Limits. bfloat16 rounds to 2^-9 = 0.2 % of a number. A product averages that away over its terms, so what reaches the
+output is the rounding of the features in the last dozens of layers, added up as a random walk: 1 to 2 % of the output's
+spread for the random weights here, which amplify more than trained ones. A mean difference of 3 % of the mean size is
+therefore the limit, 30 % for the worst number (60 % for motion, whose twists are directions of regressed pairs: one
+near zero turns far). Frames that are pruned are given, since another choice of frames is another computation; a test of
+its own says how many differ. An error in an island (coordinates, rotations, softmax) is far above both. Trained weights
+are held to
+lengths: mean vertex difference 2 mm (the default model's own error is 40 mm and more), landmarks 0.5 % of the crop's
+side.
 """
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from tore_fast.engine import Engine
 from tore_fast.geometry.crop import crop_of_box
 from tore_fast.geometry.warp import model_input
-from tore_fast.models import create_model, from_pretrained
+from tore_fast.models import create_model, load
 from tore_fast.models._inputs import input_shape
 from tore_fast.pipelines.demo_image import demo_image
 
@@ -59,7 +61,8 @@ def test_random_weights(name):
         assert b.dtype == torch.float32
         size, difference = a.abs().mean(), (a - b).abs()
         print(
-            f"{name} {list(a.shape)} mean {float(difference.mean() / size):.4f} worst {float(difference.max() / size):.3f}"
+            f"{name} {list(a.shape)} mean {float(difference.mean() / size):.4f} worst "
+            f"{float(difference.max() / size):.3f}"
         )
         assert difference.mean() <= 0.03 * size and difference.max() <= worst * size
 
@@ -76,7 +79,7 @@ def test_kept_frames_are_mostly_the_same():
 
 def test_the_trained_mesh_model():
     pixels, truth = demo_image()
-    model = from_pretrained("default")
+    model = load("default")
     boxes = [truth.box, tuple(v + d for v, d in zip(truth.box, (-9, 4, 12, 20)))]
     x = torch.stack([model_input(pixels, crop_of_box(b), model.config.image_size) for b in boxes])
     want, got = eager(model, x), Engine(model, "cpu", "bf16")(x)
@@ -88,7 +91,7 @@ def test_the_trained_mesh_model():
 
 def test_the_trained_landmarks():
     pixels, truth = demo_image()
-    model = from_pretrained("body_landmarks")
+    model = load("body_landmarks")
     x = model_input(pixels, crop_of_box(truth.box), 256)[None]
     x = (
         x * torch.tensor([0.229, 0.224, 0.225])[:, None, None] + torch.tensor([0.485, 0.456, 0.406])[:, None, None]

@@ -6,14 +6,14 @@ import tore_fast
 from tore_fast.engine import Engine
 from tore_fast.engine.staging import Host
 from tore_fast.geometry.warp import normalise_image
-from tore_fast.models import create_model, from_pretrained
+from tore_fast.models import create_model, load
 
 SIZE = (3, 112, 112)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return from_pretrained("default")
+    return load("default")
 
 
 @pytest.fixture(scope="module")

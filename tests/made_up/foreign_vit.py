@@ -1,4 +1,5 @@
-"""Small re-creations of other projects' models: the attribute and key names and the arithmetic of their published interface."""
+"""Small re-creations of other projects' models: the attribute and key names and the arithmetic of their published
+interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""TCFormer models: sizes, multiply-adds, determinism, part-wise clustering, ablations, official files, export, compile."""
+"""TCFormer models: sizes, multiply-adds, determinism, part-wise clustering, ablations, official files, export,
+compile."""
 
 from __future__ import annotations
 
@@ -187,6 +188,7 @@ def test_part_wise_clustering_of_a_megapixel():
 
 @pytest.mark.parametrize("changes", [{"reduction": "conv"}, {"reduction": "topk"}])
 def test_ablations_run_and_train(changes):
+    torch.manual_seed(0)
     model = tiny(num_classes=3, **changes).train()
     out = model(torch.rand(2, 3, 64, 64))
     out.square().sum().backward()
@@ -204,6 +206,7 @@ def test_topk_assigns_to_the_nearest_of_the_best_scored():
 
 
 def test_every_parameter_of_the_paper_model_gets_a_gradient():
+    torch.manual_seed(0)
     model = create_model("tcformer_light_wflw", **TINY, neck_channels=32, num_keypoints=5).train()
     model(torch.rand(2, 3, 64, 64)).square().sum().backward()
     without = [k for k, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -253,7 +256,7 @@ def test_official_layouts_load_strictly():
     assert is_mmpose({"state_dict": mmpose}) and not is_mmpose(pose.state_dict())
     native = convert_tcformer({"state_dict": mmpose})
     type(pose)(tcformer_config({**fields, "neck": {"out_channels": 32}}, native)).load_state_dict(native, strict=True)
-    with pytest.raises(ValueError, match="no tensors"):
+    with pytest.raises(ValueError, match="expected a state dict"):
         convert_tcformer({"epoch": 3, "model_ema": state})
 
 
@@ -319,10 +322,10 @@ def test_bad_input_is_one_clear_error():
         tiny(reduction="pool")
     for bad, words in (
         ({"num_heads": (1, 2)}, "num_heads must have 4 entries"),
-        ({"depths": 1}, "depths must be a list of numbers like 1,2,3,4, got 1"),
+        ({"depths": 1}, "depths must be .*int, .*got 1"),
         ({"sample_ratios": (2, 2, 2)}, r"sample_ratios must lie in \(0, 1\]"),
         ({"k": 0}, "k must be at least 1"),
-        ({"drop_path_rate": "high"}, r"drop_path_rate must be a number in \[0, 1\), got 'high'"),
+        ({"drop_path_rate": "high"}, "drop_path_rate must be float, got 'high'"),
     ):
         with pytest.raises(ValueError, match=words):
             create_model("tcformer_light", **bad)

@@ -374,7 +374,7 @@ def test_bad_input_is_one_clear_error():
         FastMETRO(FastMETROConfig(**{**TRANSFORMER, "image_size": 100}), tiny_mesh())
     with pytest.raises(ValueError, match="no model 'no_such_net'"):
         create_model("tore_default", backbone="no_such_net")
-    with pytest.raises(ValueError, match="unknown config fields"):
+    with pytest.raises(ValueError, match="unknown config field"):
         create_model("tore_default", depth=3)
     with pytest.raises(ValueError, match="mesh must be one of"):
         create_model("tore_default", mesh="ours")

@@ -125,6 +125,47 @@ def test_neighbour_lists_decide_what_full_passes_decide(lib, kind, k, dtype):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize(
+    "kind,tokens,channels,k",
+    [(kind, 300, 13, 5) for kind in ("random", "copies", "grid", "outlier", "large", "tiny", "overflow", "nan")]
+    + [("walk", 270, 72, 6), ("close", 257, 4, 2)],
+)
+def test_float32_filter_changes_no_bit(lib, kind, tokens, channels, k):
+    """The filter by float16 products against direct differences alone, which a mask of all tokens asks for."""
+    x = torch.randn(2, tokens, channels)
+    if kind == "walk":
+        x = walk(2, tokens, channels)
+    elif kind == "close":  # nearer to each other than float16 can tell
+        x = torch.randn(2, 1, channels) + 1e-4 * x
+    elif kind == "copies":
+        x = x[:, torch.randint(0, 60, (tokens,))]
+    elif kind == "grid":
+        x = grid_points(2, tokens, channels)
+    elif kind == "outlier":
+        x[0, 17], x[1, 40:43] = 50.0, -30.0
+    elif kind == "large":
+        x *= 1e3
+    elif kind == "tiny":
+        x *= 1e-6
+    elif kind == "overflow":
+        x[0, 5] = 1e6
+        x[1] *= 1e5
+    elif kind == "nan":
+        x[0, 3, 1] = float("nan")
+    every = torch.ones(2, tokens, dtype=torch.bool)
+    emulated.setup()
+    got = lib.knn_density(x, k, None)
+    assert emulated.launches() == 4  # rounding, products, the nearest again, open rows
+    want = lib.knn_density(x, k, every)
+    if kind == "nan":  # a token near nobody: density 0, with a mask that of one without missing neighbours
+        assert got[0, 3] == 0
+        want[0, 3] = 0
+    assert torch.equal(got, want)
+    if kind != "nan":
+        for a, b in zip(dpc(lib, x, tokens // 4, k), dpc(lib, x, tokens // 4, k, every), strict=True):
+            assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("tokens", [90, 270])
 @pytest.mark.parametrize("strict", [False, True])
 def test_exact_ties(lib, tokens, strict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,7 +52,8 @@ def test_forward_and_gradients(device, queries, keys, dim, batch, with_bias):
 
 
 def test_lengths_are_slices(device):
-    """Lengths equal attention on the valid slices; what lies beyond is never read into a result, zero keys give zeros."""
+    """Lengths equal attention on the valid slices; what lies beyond is never read into a result, zero keys give
+    zeros."""
     q, k, v = qkv(4, 2, 20, 30, 24, device)
     key_len, query_len = torch.tensor([30, 7, 0, 1], device=device), torch.tensor([20, 20, 20, 5], device=device)
     bias = torch.randn(4, 30, device=device)
@@ -187,3 +190,21 @@ def test_errors():
         pruned_attention(q, k, v, key_len=torch.tensor([1.0, 2.0]))
     with pytest.raises(BackendUnavailable, match="impl='triton' cannot run here"):
         pruned_attention(q, k, v, impl="triton")
+
+
+def test_auto_asks_whether_sdpa_is_faster_on_cuda():
+    """The rule alone, on fake CUDA tensors: no GPU is needed to ask."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    module = sys.modules["tore_fast.ops.pruned_attention"]
+    with FakeTensorMode():
+        for dtype, keys, bias, want in (
+            (torch.bfloat16, 197, False, True),
+            (torch.bfloat16, 49, False, False),
+            (torch.bfloat16, 197, True, False),
+            (torch.float32, 197, False, False),
+        ):
+            q = torch.empty(2, 8, 197, 64, dtype=dtype, device="cuda")
+            k = torch.empty(2, 8, keys, 64, dtype=dtype, device="cuda")
+            key_bias = torch.empty(2, keys, device="cuda") if bias else None
+            assert module._sdpa_is_faster(q, k, k, key_bias) == want

@@ -120,6 +120,17 @@ def test_box_of_points():
     assert np.isfinite(box_of_points(points, np.zeros(33))).all()
 
 
+def test_another_landmark_net(tmp_path, portrait):
+    from tore_fast.models import BodyLandmarks, PersonDetector, load, save
+
+    save(load("body_landmarks"), tmp_path / "net", "body_landmarks")
+    found = PeopleFinder(landmarks=tmp_path / "net", device="cpu")(portrait)
+    assert len(found) == 1
+    assert isinstance(PeopleFinder(device="cpu").detector, PersonDetector)
+    with pytest.raises(ValueError, match=f"person_detector: expected a {BodyLandmarks.__name__}, got PersonDetector"):
+        PeopleFinder(landmarks="person_detector")
+
+
 def test_arguments():
     with pytest.raises(ValueError, match="min_score must lie in 0..1, got 2"):
         PeopleFinder(min_score=2)
@@ -127,3 +138,19 @@ def test_arguments():
         PeopleFinder(max_people=0)
     with pytest.raises(ValueError, match="windows must be one of auto, never, always, got 'sometimes'"):
         PeopleFinder(windows="sometimes")
+
+
+def test_passes_that_disagree_are_not_averaged():
+    """Two people: in the first both passes agree but for 4 px, in the second the mirrored one takes left for right."""
+    points = np.zeros((4, 39, 3), np.float32)
+    points[:, :, 1] = 100
+    points[:2, 11:29:2, 0], points[:2, 12:29:2, 0] = 90, 150  # left limbs, right limbs
+    points[2, 11:29:2, 0], points[2, 12:29:2, 0] = 256 - 154, 256 - 94  # the same person mirrored, 4 px beside
+    points[3, 11:29:2, 0], points[3, 12:29:2, 0] = 256 - 90, 256 - 150  # sides mistaken
+    seen, world = np.full((4, 39), 0.5, np.float32), points / 100
+    seen[3] = 0.4
+    got = module._averaged([points, seen, seen, world, np.ones(4, np.float32)], 256)
+    np.testing.assert_allclose(got[0][0, [11, 12], 0], [92, 152])
+    np.testing.assert_allclose(got[0][1, [11, 12], 0], [90, 150])
+    assert [v.shape[0] for v in got] == [2] * 5 and got[1][1, 20] == 0.5
+    np.testing.assert_allclose(got[3][1], world[1])

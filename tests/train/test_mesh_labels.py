@@ -1,4 +1,5 @@
-"""Training on labelled data sets: which items come, targets, published losses per family, and the verb on made-up sets."""
+"""Training on labelled data sets: which items come, targets, published losses per family, and the verb on made-up
+sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""studies/token_reduction/run.py: one tiny row end to end (killed and resumed), tables and plots from made-up results."""
+"""studies/token_reduction/run.py: one tiny row end to end (killed and resumed), tables and plots from made-up
+results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Attention images: layouts name the right tokens, the right cell and the right vertex light up, the command writes files."""
+"""Attention images: layouts name the right tokens, the right cell and the right vertex light up, the command writes
+files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Token images: regions are exactly the owners, colours their means; the command writes a PNG and explains bad input."""
+"""Token images: regions are exactly the owners, colours their means; the command writes a PNG and explains bad
+input."""
 
 from __future__ import annotations
 

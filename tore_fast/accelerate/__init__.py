@@ -1,7 +1,9 @@
 """`tore_fast.accelerate(obj, ...)`: token and layer merging on a model that somebody else built, undone by one call.
 
-In: a SAM 3D Body estimator or model, a DINOv3 hub model, a 4D-Humans or CameraHMR model, timm's VisionTransformer or Eva,
-transformers' Dinov2 or DINOv3, or a host of this package; out: a `Handle`. Nothing of those projects is part of this one:
+In: a SAM 3D Body estimator or model, a DINOv3 hub model, a 4D-Humans or CameraHMR model, timm's VisionTransformer or
+Eva,
+transformers' Dinov2 or DINOv3, or a host of this package; out: a `Handle`. Nothing of those projects is part of this
+one:
 blocks are known by what they have and proved by running them. docs/accelerate.md says when it pays.
 """
 
@@ -47,12 +49,14 @@ def accelerate(
 
     Args:
         obj: an estimator, a model or its backbone, in eval mode.
-        keep_tokens: patch tokens left after merging: a number, a fraction below 1, None for all, or (body, hand) for SAM 3D
+        keep_tokens: patch tokens left after merging: a number, a fraction below 1, None for all, or (body, hand) for
+        SAM 3D
             Body. Class and register tokens come on top and never merge.
         per_block: most merges in one block; default 40 / 192 of the patches.
         layers: which blocks to merge (an `ECLMPlan` or its file; `search_layers` finds one).
         layerscale: "fold" merges scale times weights, "separate" each by itself; for groups of three and more.
-        masks: SAM 3D Body: "auto" (its own mask, else the box), "model", "box", "none", or a function of the batch -> masks
+        masks: SAM 3D Body: "auto" (its own mask, else the box), "model", "box", "none", or a function of the batch ->
+        masks
             [P, H, W] of the crops. For other models see `Handle.set_mask`.
         unmerge: "copy" gives every token its group's row at the end, "residual" adds its own difference to the group.
         prop_attn: a merged token counts as many times as it has members.

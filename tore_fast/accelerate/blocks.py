@@ -1,6 +1,7 @@
 """How the blocks of each known family compute, so that tokens can merge between attention and MLP.
 
-In: a block of somebody's model; out: its `Family`, chosen by what the block has, never by its class's name, and proved by
+In: a block of somebody's model; out: its `Family`, chosen by what the block has, never by its class's name, and
+proved by
 running both on random tokens (`probe`). Nothing here holds weights: the block's own modules do the work.
 """
 
@@ -42,10 +43,10 @@ class Family:
     takes: frozenset[str] = frozenset({"self", "x"})  # parameters of the block's forward
     folds: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (layer scale, the products that it may scale)
 
-    def fits(self, block: nn.Module) -> bool:
+    def fits(self, block: Any) -> bool:
         return _has(block, *self.needs) and _has(getattr(block, self.attention, None), *self.attention_needs)
 
-    def refusal(self, block: nn.Module) -> str | None:
+    def refusal(self, block: Any) -> str | None:
         """Why a block that looks like this family is computed in another way, or None."""
         extra = set(inspect.signature(type(block).forward).parameters) - self.takes
         return f"its forward takes {', '.join(sorted(extra))}" if extra else None
@@ -54,46 +55,44 @@ class Family:
         """The rotation among the arguments of the block's call (after the tokens)."""
         return None
 
-    def call(self, block: nn.Module, x: Tensor, table: Tensor | None) -> Tensor:
+    def call(self, block: Any, x: Tensor, table: Tensor | None) -> Tensor:
         """The block's own forward."""
         return block(x)
 
-    def head_width(self, block: nn.Module) -> int:
+    def head_width(self, block: Any) -> int:
         raise NotImplementedError
 
-    def heads(self, block: nn.Module, h: Tensor, table: Tensor | None) -> Heads:
+    def heads(self, block: Any, h: Tensor, table: Tensor | None) -> Heads:
         raise NotImplementedError
 
-    def project(self, block: nn.Module, out: Tensor, h: Tensor) -> Tensor:
+    def project(self, block: Any, out: Tensor, h: Tensor) -> Tensor:
         """[B, N, H D] after attention, and what went into it -> the attention's output."""
         return block.attn.proj(out)
 
-    def scale(self, block: nn.Module) -> float | None:
+    def scale(self, block: Any) -> float | None:
         return None
 
-    def first(self, block: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    def first(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
         """Residual of the attention."""
         raise NotImplementedError
 
-    def second(self, block: nn.Module, x: Tensor) -> Tensor:
+    def second(self, block: Any, x: Tensor) -> Tensor:
         """The MLP with its residual."""
         raise NotImplementedError
 
-    def attend(
-        self, block: nn.Module, x: Tensor, table: Tensor | None, log_size: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def attend(self, block: Any, x: Tensor, table: Tensor | None, log_size: Tensor | None) -> tuple[Tensor, Tensor]:
         """x after the attention's residual, and the keys [B, H, N, D]."""
         h = block.norm1(x)
         q, k, v = self.heads(block, h, table)
         out = proportional_attention(q, k, v, log_size, scale=self.scale(block))
         return self.first(block, x, self.project(block, out.transpose(1, 2).flatten(2), h)), k
 
-    def run(self, block: nn.Module, x: Tensor, table: Tensor | None) -> Tensor:
+    def run(self, block: Any, x: Tensor, table: Tensor | None) -> Tensor:
         """The whole block by this description of it."""
         return self.second(block, self.attend(block, x, table, None)[0])
 
 
-def _fused(attn: nn.Module, qkv: Tensor) -> Heads:
+def _fused(attn: Any, qkv: Tensor) -> Heads:
     q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return Heads(q, k, v)
 
@@ -105,27 +104,28 @@ class ViTPose(Family):
     needs = ("norm1", "attn", "drop_path", "norm2", "mlp")
     attention_needs = ("qkv", "proj", "scale", "num_heads")
 
-    def fits(self, block: nn.Module) -> bool:
+    def fits(self, block: Any) -> bool:
         return super().fits(block) and not hasattr(block, "ls1") and not hasattr(block, "gamma_1")
 
-    def head_width(self, block: nn.Module) -> int:
+    def head_width(self, block: Any) -> int:
         return block.attn.qkv.out_features // 3 // block.attn.num_heads
 
-    def heads(self, block: nn.Module, h: Tensor, table: Tensor | None) -> Heads:
+    def heads(self, block: Any, h: Tensor, table: Tensor | None) -> Heads:
         return _fused(block.attn, block.attn.qkv(h))
 
-    def scale(self, block: nn.Module) -> float | None:
+    def scale(self, block: Any) -> float | None:
         return float(block.attn.scale)
 
-    def first(self, block: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    def first(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
         return x + block.drop_path(out)
 
-    def second(self, block: nn.Module, x: Tensor) -> Tensor:
+    def second(self, block: Any, x: Tensor) -> Tensor:
         return x + block.drop_path(block.mlp(block.norm2(x)))
 
 
 class DINOv3(Family):
-    """Blocks of the dinov3 repository: rotary positions as (sin, cos), layer scale, a qkv product that masks its own bias."""
+    """Blocks of the dinov3 repository: rotary positions as (sin, cos), layer scale, a qkv product that masks its own
+    bias."""
 
     name = "dinov3"
     needs = ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")
@@ -139,23 +139,23 @@ class DINOv3(Family):
             raise Refused("accelerate: lists of inputs (several crops in one pass) do not go with token merging")
         return None if rope is None else torch.cat(tuple(rope), -1).float()
 
-    def call(self, block: nn.Module, x: Tensor, table: Tensor | None) -> Tensor:
+    def call(self, block: Any, x: Tensor, table: Tensor | None) -> Tensor:
         return block(x, None if table is None else tuple(table.chunk(2, -1)))
 
-    def head_width(self, block: nn.Module) -> int:
+    def head_width(self, block: Any) -> int:
         return block.attn.qkv.out_features // 3 // block.attn.num_heads
 
-    def heads(self, block: nn.Module, h: Tensor, table: Tensor | None) -> Heads:
+    def heads(self, block: Any, h: Tensor, table: Tensor | None) -> Heads:
         q, k, v = _fused(block.attn, block.attn.qkv(h))
         if table is not None:
             sin, cos = (table if table.dim() == 2 else table[:, None]).chunk(2, -1)
             q, k = block.attn.apply_rope(q, k, (sin, cos))
         return Heads(q, k, v)
 
-    def first(self, block: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    def first(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
         return x + block.ls1(out)
 
-    def second(self, block: nn.Module, x: Tensor) -> Tensor:
+    def second(self, block: Any, x: Tensor) -> Tensor:
         return x + block.ls2(block.mlp(block.norm2(x)))
 
 
@@ -173,27 +173,27 @@ class Timm(Family):
             raise Refused("accelerate: attention masks do not go with token merging")
         return None
 
-    def head_width(self, block: nn.Module) -> int:
+    def head_width(self, block: Any) -> int:
         return block.attn.qkv.out_features // 3 // block.attn.num_heads
 
-    def heads(self, block: nn.Module, h: Tensor, table: Tensor | None) -> Heads:
+    def heads(self, block: Any, h: Tensor, table: Tensor | None) -> Heads:
         q, k, v = _fused(block.attn, block.attn.qkv(h))
         return Heads(block.attn.q_norm(q), block.attn.k_norm(k), v)
 
-    def scale(self, block: nn.Module) -> float | None:
+    def scale(self, block: Any) -> float | None:
         return float(block.attn.scale)
 
-    def project(self, block: nn.Module, out: Tensor, h: Tensor) -> Tensor:
+    def project(self, block: Any, out: Tensor, h: Tensor) -> Tensor:
         attn = block.attn
         out = getattr(attn, "norm", nn.Identity())(out)
         if getattr(attn, "gate", None) is not None:
             out = out * attn.gate(h).sigmoid()
         return attn.proj_drop(attn.proj(out))
 
-    def first(self, block: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    def first(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
         return x + block.drop_path1(block.ls1(out))
 
-    def second(self, block: nn.Module, x: Tensor) -> Tensor:
+    def second(self, block: Any, x: Tensor) -> Tensor:
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
@@ -206,7 +206,7 @@ class Eva(Family):
     takes = frozenset({"self", "x", "rope", "attn_mask", "is_causal"})
     folds = (("gamma_1", ("attn.proj",)), ("gamma_2", ("mlp.fc2", "mlp.w3")))
 
-    def refusal(self, block: nn.Module) -> str | None:
+    def refusal(self, block: Any) -> str | None:
         if getattr(block.attn, "num_kv_groups", 1) != 1:
             return "its attention groups queries (fewer keys than queries)"
         return super().refusal(block)
@@ -220,13 +220,13 @@ class Eva(Family):
             raise Refused("accelerate: positions that differ between heads or blocks (mixed RoPE) cannot be merged")
         return rope
 
-    def call(self, block: nn.Module, x: Tensor, table: Tensor | None) -> Tensor:
+    def call(self, block: Any, x: Tensor, table: Tensor | None) -> Tensor:
         return block(x, table)
 
-    def head_width(self, block: nn.Module) -> int:
+    def head_width(self, block: Any) -> int:
         return int(block.attn.head_dim)
 
-    def heads(self, block: nn.Module, h: Tensor, table: Tensor | None) -> Heads:
+    def heads(self, block: Any, h: Tensor, table: Tensor | None) -> Heads:
         attn = block.attn
         if attn.qkv is None:
             parts = [getattr(attn, f"{n}_proj")(h).unflatten(-1, (attn.num_heads, -1)) for n in "qkv"]
@@ -249,20 +249,20 @@ class Eva(Family):
             )
         return Heads(q, k, v)
 
-    def scale(self, block: nn.Module) -> float | None:
+    def scale(self, block: Any) -> float | None:
         return float(block.attn.scale)
 
-    def project(self, block: nn.Module, out: Tensor, h: Tensor) -> Tensor:
+    def project(self, block: Any, out: Tensor, h: Tensor) -> Tensor:
         attn = block.attn
         out = attn.norm(out)
         if getattr(attn, "gate", None) is not None:
             out = out * attn.gate(h).sigmoid()
         return attn.proj_drop(attn.proj(out))
 
-    def first(self, block: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    def first(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
         return x + block.drop_path1(out if block.gamma_1 is None else block.gamma_1 * out)
 
-    def second(self, block: nn.Module, x: Tensor) -> Tensor:
+    def second(self, block: Any, x: Tensor) -> Tensor:
         out = block.mlp(block.norm2(x))
         return x + block.drop_path2(out if block.gamma_2 is None else block.gamma_2 * out)
 
@@ -286,16 +286,16 @@ class Transformers(Family):
         rope = kwargs.get("position_embeddings")
         return None if rope is None else torch.cat((rope[1], rope[0]), -1).float()
 
-    def call(self, block: nn.Module, x: Tensor, table: Tensor | None) -> Tensor:
+    def call(self, block: Any, x: Tensor, table: Tensor | None) -> Tensor:
         if table is None:
             return block(x)
         sin, cos = table.to(x.dtype).chunk(2, -1)
         return block(x, position_embeddings=(cos, sin))
 
-    def head_width(self, block: nn.Module) -> int:
+    def head_width(self, block: Any) -> int:
         return int(block.attention.head_dim)
 
-    def heads(self, block: nn.Module, h: Tensor, table: Tensor | None) -> Heads:
+    def heads(self, block: Any, h: Tensor, table: Tensor | None) -> Heads:
         attn = block.attention
         width = attn.head_dim
         q, k, v = (getattr(attn, f"{n}_proj")(h).unflatten(-1, (-1, width)).transpose(1, 2) for n in "qkv")
@@ -304,16 +304,16 @@ class Transformers(Family):
             q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
         return Heads(q, k, v)
 
-    def scale(self, block: nn.Module) -> float | None:
+    def scale(self, block: Any) -> float | None:
         return float(block.attention.scaling)
 
-    def project(self, block: nn.Module, out: Tensor, h: Tensor) -> Tensor:
+    def project(self, block: Any, out: Tensor, h: Tensor) -> Tensor:
         return block.attention.o_proj(out)
 
-    def first(self, block: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    def first(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
         return block.drop_path(block.layer_scale1(out)) + x
 
-    def second(self, block: nn.Module, x: Tensor) -> Tensor:
+    def second(self, block: Any, x: Tensor) -> Tensor:
         return block.drop_path(block.layer_scale2(block.mlp(block.norm2(x)))) + x
 
 
@@ -370,6 +370,6 @@ def probe(family: Family, blocks: Any, prefix: int, rotary: bool) -> None:
         error = float((got.float() - want.float()).abs().max() / want.float().abs().max().clamp_min(1e-12))
         if not error <= allowed:
             raise Refused(
-                f"accelerate: block {i} ({type(block).__name__}) computes something that the adapter {family.name!r} does "
-                f"not know (outputs differ by {error:.1e} of the largest)"
+                f"accelerate: block {i} ({type(block).__name__}) computes something that the adapter {family.name!r} "
+                f"does not know (outputs differ by {error:.1e} of the largest)"
             )

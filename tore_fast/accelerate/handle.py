@@ -1,4 +1,5 @@
-"""The handle that `accelerate` returns: budgets, masks, reports, comparison with the unmodified model, plans, undoing."""
+"""The handle that `accelerate` returns: budgets, masks, reports, comparison with the unmodified model, plans,
+undoing."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ class Handle:
             forward = torch.compile(forward, mode="reduce-overhead")
         device = next(self.host.vit.parameters()).device.type
 
-        def run(*args, **kwargs):  # noqa: ANN202 (as the model's own)
+        def run(*args: Any, **kwargs: Any) -> Any:
             if dtype is None:
                 return forward(*args, **kwargs)
             with torch.autocast(device, dtype):

@@ -19,15 +19,16 @@ _LISTS = (("blocks",), ("layer",), ("encoder", "layer"), ("model", "layer"), ("e
 
 @dataclass
 class Host:
-    """A ViT found in an object. `owner`.`attribute` is the list of its blocks; `native`: one of this package's hosts."""
+    """A ViT found in an object. `owner`.`attribute` is the list of its blocks; `native`: one of this package's
+    hosts."""
 
-    vit: nn.Module
-    owner: nn.Module
+    vit: Any
+    owner: Any
     attribute: str
     family: Family | None
     prefix: int | None  # class, storage and register tokens; None: told by the rotation table
     root: Any = None  # what was given
-    model: nn.Module | None = None  # the largest module on the way down
+    model: Any | None = None  # the largest module on the way down
     path: tuple[str, ...] = field(default=())
 
     @property
@@ -73,7 +74,8 @@ def find_host(obj: Any, check: bool = True) -> Host:
     if _compiled(obj):
         raise Refused("accelerate: the model is compiled or runs in TensorRT; accelerate it before compiling")
     model = obj if isinstance(obj, nn.Module) else None
-    here, path = obj, []
+    here: Any = obj
+    path: list[str] = []
     for _ in range(6):
         if hasattr(here, "run_blocks") and hasattr(here, "merging"):  # models/backbones/vit.py merges by itself
             return Host(here, here, "blocks", None, 0, obj, model, tuple(path))
@@ -146,7 +148,7 @@ def rotary(host: Host) -> bool:
     )
 
 
-def _prefix(vit: nn.Module, host: Host) -> int | None:
+def _prefix(vit: Any, host: Host) -> int | None:
     assert host.family is not None
     if host.family.name in ("timm", "eva"):
         return int(getattr(vit, "num_prefix_tokens", 0))

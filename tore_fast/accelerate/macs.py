@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from .blocks import Family
 
 
-def _linear(module: nn.Module) -> int:
+def _linear(module: Any) -> int:
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def stack_macs(blocks: Sequence[nn.Module], family: Family | None, tokens: int, schedule: Sequence[int]) -> int:
+def stack_macs(blocks: Sequence[Any], family: Family | None, tokens: int, schedule: Sequence[int]) -> int:
     """Multiply-adds of one image through the blocks: products of weights, and 2 N^2 D of the attention.
 
     Args:

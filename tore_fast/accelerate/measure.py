@@ -1,6 +1,7 @@
 """Error and time of an accelerated model beside the unmodified one, without labels, on the user's own inputs.
 
-In: a handle and images; out: plain dicts for JSON. The error is the mean distance of 3D joints in millimetres where the outputs have
+In: a handle and images; out: plain dicts for JSON. The error is the mean distance of 3D joints in millimetres where
+the outputs have
 joints, else the relative difference of the output tensor.
 """
 
@@ -109,7 +110,8 @@ def compare(
     """Mean and worst difference from the unmodified model.
 
     Args:
-        images: for an estimator a list of images (boxes: one array per image); for a module a batch [B, 3, H, W] or a list of
+        images: for an estimator a list of images (boxes: one array per image); for a module a batch [B, 3, H, W] or a
+        list of
             them. keep: further budgets to try, one row each. read: which part of an output counts; see `errors`.
 
     Returns:
@@ -152,7 +154,8 @@ def _timed(obj: Any, images: Any, boxes: Any, cuda: bool) -> float:
 def benchmark(handle: Handle, images: Any, boxes: Any = None, repeats: int = 5) -> dict[str, Any]:
     """Whole-call times in ms, unmodified and accelerated in turns, and the ratio of their medians.
 
-    On CUDA also the peak memory. The stages inside (ViT, decoder) are the user's code: `vit_ms` is the time of the ViT's
+    On CUDA also the peak memory. The stages inside (ViT, decoder) are the user's code: `vit_ms` is the time of the
+    ViT's
     forward calls.
     """
     obj, host = handle.host.root, handle.host
@@ -217,7 +220,8 @@ def pareto(
     """Rows of error against time: the given budgets, and smaller crops beside them, the free alternative.
 
     Args:
-        images: batches for a module. crops: sides as parts of the present side; a size that the model refuses gives a row with
+        images: batches for a module. crops: sides as parts of the present side; a size that the model refuses gives a
+        row with
             "refused" instead of numbers.
     """
     obj = handle.host.root

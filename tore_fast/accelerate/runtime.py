@@ -1,16 +1,18 @@
 """What runs inside accelerated blocks: the token state of one forward pass and the class that blocks change into.
 
-In: the arguments of a block's call; out: what the block returns, with fewer tokens in between. The last block gives every
-token of the grid its group's row back, so that whatever follows sees the map that it expects. One forward pass at a time
+In: the arguments of a block's call; out: what the block returns, with fewer tokens in between. The last block gives
+every token of the grid its group's row back, so that whatever follows sees the map that it expects. One forward pass
+at a time
 per model: the state lives beside the blocks.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers.mask_tome import MergeConfig, TokenState, match_tokens, merge_by_plan
 from ..ops import merge
@@ -23,8 +25,10 @@ class Runtime:
     """One per accelerated model, shared by its blocks.
 
     Attributes:
-        keep: patch tokens left at the end; None, or as many as there are, runs the original blocks. per_block: most merges in one
-            block; None is 40 / 192 of the patches. coverage: person share of every patch token [B, N0] of the next passes.
+        keep: patch tokens left at the end; None, or as many as there are, runs the original blocks. per_block: most
+        merges in one
+            block; None is 40 / 192 of the patches. coverage: person share of every patch token [B, N0] of the next
+            passes.
         state, owner: of the last pass: sizes, and the row [B, N0] that every patch token ended in.
     """
 
@@ -68,14 +72,14 @@ class Runtime:
         if coverage is not None:
             if coverage.shape != (x.shape[0], patches):
                 raise ValueError(
-                    f"accelerate: the mask gives coverage {list(coverage.shape)}, the model has {[x.shape[0], patches]} "
-                    "patch tokens"
+                    f"accelerate: the mask gives coverage {list(coverage.shape)}, the model has "
+                    f"{[x.shape[0], patches]} patch tokens"
                 )
             coverage = coverage.to(x.device)
             coverage = torch.cat((coverage.new_zeros(x.shape[0], front), coverage), 1)
         self.state, self._table = TokenState(coverage), table
 
-    def forward(self, block: nn.Module, index: int, x: Tensor) -> Tensor:
+    def forward(self, block: Any, index: int, x: Tensor) -> Tensor:
         table, state = self._table, self.state
         log_size = state.log_size if self.prop_attn else None
         x, k = self.family.attend(block, x, table, log_size)
@@ -127,7 +131,7 @@ def accelerated(base: type) -> type:
     """Subclass of a block's class that merges tokens; with nothing to merge the original forward runs."""
 
     class Accelerated(base):  # type: ignore[misc, valid-type]
-        def forward(self, x: Tensor, *args, **kwargs):  # noqa: ANN202 (as the block's own)
+        def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
             runtime: Runtime = self.token_runtime
             index = self.token_index
             if index == 0:
@@ -146,14 +150,14 @@ def accelerated(base: type) -> type:
     return Accelerated
 
 
-def patch(blocks: nn.ModuleList | nn.Sequential, runtime: Runtime) -> None:
+def patch(blocks: Any, runtime: Runtime) -> None:
     """Changes the class of every block; modules, weights and hooks stay."""
     for i, block in enumerate(blocks):
-        block.__class__ = accelerated(type(block))
+        block.__class__ = accelerated(type(block))  # type: ignore[arg-type]  # a class is hashable; mypy looks at its instances
         block.token_runtime, block.token_index = runtime, i
 
 
-def unpatch(blocks: nn.ModuleList | nn.Sequential) -> None:
+def unpatch(blocks: Any) -> None:
     for block in blocks:
         if hasattr(block, "token_runtime"):
             block.__class__ = type(block).__bases__[0]

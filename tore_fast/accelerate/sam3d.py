@@ -1,6 +1,7 @@
 """SAM 3D Body: which pass runs (body or hands), person coverage of its crops, and its exact speed-ups.
 
-In: the user's own `SAM3DBody` object; out: overrides on that instance, undone by `remove`. Written from the published interface
+In: the user's own `SAM3DBody` object; out: overrides on that instance, undone by `remove`. Written from the published
+interface
 (attribute names and shapes); nothing of that project is part of this one. Its weights and code have their own licence.
 """
 
@@ -37,7 +38,7 @@ class Branch:
     """Stands in for `model.forward_pose_branch`: sets budget and coverage of the pass, then calls the original."""
 
     def __init__(
-        self, model: nn.Module, host: Host, runtime: Runtime, masks: str | Callable[[dict], Tensor], keep: tuple
+        self, model: Any, host: Host, runtime: Runtime, masks: str | Callable[[dict], Tensor], keep: tuple
     ) -> None:
         if not callable(masks) and masks not in MASKS:
             raise ValueError(f"accelerate: masks must be one of {MASKS} or a function of the batch, got {masks!r}")
@@ -45,12 +46,13 @@ class Branch:
         self.keep = keep
         self.original = model.forward_pose_branch
 
-    def __call__(self, batch: dict, *args, **kwargs):  # noqa: ANN204 (as the original)
+    def __call__(self, batch: dict, *args: Any, **kwargs: Any) -> Any:
         hand = len(getattr(self.model, "hand_batch_idx", ())) > 0
         body = len(getattr(self.model, "body_batch_idx", ())) > 0
         if hand and body and self.keep[0] != self.keep[1]:
             raise Refused(
-                "accelerate: bodies and hands share one batch here, so they need one budget: keep_tokens=N, not (body, hand)"
+                "accelerate: bodies and hands share one batch here, so they need one budget: "
+                "keep_tokens=N, not (body, hand)"
             )
         self.runtime.keep = self.keep[1] if hand and not body else self.keep[0]
         self.runtime.coverage = None if self.runtime.keep is None else self.coverage(batch, hand and not body)
@@ -99,7 +101,7 @@ class Branch:
 class _Remembered:
     """A module's forward that keeps its result for the last few (arguments, weights) in eval mode."""
 
-    def __init__(self, module: nn.Module, most: int = 8) -> None:
+    def __init__(self, module: Any, most: int = 8) -> None:
         self.module, self.original, self.most = module, module.forward, most
         self.kept: dict[tuple, Any] = {}
 
@@ -119,7 +121,7 @@ class _Remembered:
 class _FoldedBias:
     """A product whose bias is multiplied by a 0/1 buffer in every call, with that done once."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.module = module
         self.bias: Tensor | None = None
         self.made_of: tuple = ()
@@ -141,8 +143,8 @@ EXACT = ("rope_table", "k_bias")
 def speed_up(host: Host, names: tuple[str, ...]) -> list[tuple[nn.Module, str]]:
     """Exact speed-ups by name, on the modules themselves; returns (module, name) of what was overridden, for `undo`.
 
-    "rope_table": the rotation table of a grid is computed once instead of before every block. "k_bias": the masked bias of
-    the qkv product is folded once. Both leave every bit of the output as it is.
+    "rope_table": the rotation table of a grid is computed once instead of before every block. "k_bias": the masked bias
+    of the qkv product is folded once. Both leave every bit of the output as it is.
     """
     if unknown := set(names) - set(EXACT):
         raise ValueError(f"accelerate: exact speed-ups are {EXACT}, got {sorted(unknown)}")

@@ -1,6 +1,7 @@
 """Layer merging of somebody's model in place: a new list with fewer blocks, the old one kept for undoing.
 
-In: a `Host` and an `ECLMPlan`; out: the merged list. With layer scale, equation 4 is applied to the product of scale and
+In: a `Host` and an `ECLMPlan`; out: the merged list. With layer scale, equation 4 is applied to the product of scale
+and
 weights ("fold"), which is what the block computes, and the result is divided by the top block's scale again: nothing
 becomes subnormal in 16 bits. Pairs take the upper block whole.
 """
@@ -84,7 +85,8 @@ def search_layers(
     """Which blocks of a model can be merged, by its own outputs on calibration batches (FastHMR Algorithm 1).
 
     Args:
-        predict: batch -> prediction of the model, tokens unmerged. measure: (prediction, the whole model's) -> error per item
+        predict: batch -> prediction of the model, tokens unmerged. measure: (prediction, the whole model's) -> error
+        per item
             [B], e.g. millimetres. tau: largest mean error. on_step: called after each evaluation.
 
     Every evaluation runs the whole model; the model is as before when this returns.

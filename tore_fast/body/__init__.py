@@ -8,6 +8,7 @@ train/, pipelines/.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from . import assets
 from .body import Body, BodyOutput, BodyTopology
@@ -30,7 +31,7 @@ _FREE = {"free": "free_body.npz", "free_hand": "free_hand.npz"}
 BODIES = (*_FREE, "smpl", "mano")
 
 
-def load_body(name: str = "free", path: str | Path | None = None, **options) -> Body:
+def load_body(name: str = "free", path: str | Path | None = None, **options: Any) -> Body:
     """A body by name.
 
     Args:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -60,7 +61,19 @@ def _unpack_up(cols: np.ndarray, whole: np.ndarray, pick: np.ndarray, count: int
     return m
 
 
-def save(path: Path, *, template, shape_dirs, joints, joint_dirs, weights, hierarchy, regressors, parts, meta) -> None:
+def save(
+    path: Path,
+    *,
+    template: Any,
+    shape_dirs: Any,
+    joints: Any,
+    joint_dirs: Any,
+    weights: Any,
+    hierarchy: Any,
+    regressors: Any,
+    parts: Any,
+    meta: Any,
+) -> None:
     """Packs one body; arguments as `load` returns them. `weights` may have at most four non-zeros a row."""
     count = len(template)
     index = np.argsort(-weights, axis=1, kind="stable")[:, :4]

@@ -8,7 +8,7 @@ skinning.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -65,22 +65,32 @@ class Body(nn.Module):
     Source: Loper et al., "SMPL" (2015), eq. 6-10.
     """
 
+    ancestors: Tensor
+    template: Tensor
+    shape_dirs: Tensor
+    weights: Tensor
+    joints: Tensor
+    joint_dirs: Tensor
+    pose_dirs: Tensor | None
+    pose_mean: Tensor | None
+    part_labels: Tensor
+
     def __init__(
         self,
         topology: BodyTopology,
         *,
-        template,
-        shape_dirs,
-        weights,
-        joints,
-        joint_dirs,
-        joint_names,
-        parents,
-        pose_dirs=None,
-        pose_mean=None,
-        parts=None,
-        part_names=(),
-    ):
+        template: Any,
+        shape_dirs: Any,
+        weights: Any,
+        joints: Any,
+        joint_dirs: Any,
+        joint_names: Any,
+        parents: Any,
+        pose_dirs: Any = None,
+        pose_mean: Any = None,
+        parts: Any = None,
+        part_names: Any = (),
+    ) -> None:
         super().__init__()
         self.topology = topology
         self.joint_names, self.parents = tuple(joint_names), tuple(int(p) for p in parents)
@@ -112,7 +122,7 @@ class Body(nn.Module):
             for name in topology.regressor_names:
                 self._constant(f"regressor_{name}_{level}", topology.regressor(name, level))
 
-    def _constant(self, name: str, value, dtype: torch.dtype = torch.float32) -> None:
+    def _constant(self, name: str, value: Any, dtype: torch.dtype = torch.float32) -> None:
         if value is not None:
             value = torch.as_tensor(np.ascontiguousarray(value)).to(dtype)
         self.register_buffer(name, value, persistent=False)
@@ -145,7 +155,7 @@ class Body(nn.Module):
         counts = self.hierarchy.counts
         if vertices.dim() != 3 or vertices.shape[1] not in counts:
             raise ValueError(f"Body.regress: vertices must be [B, V, 3] with V in {counts}, got {list(vertices.shape)}")
-        matrix = getattr(self, f"regressor_{name}_{counts.index(vertices.shape[1])}", None)
+        matrix: Any = getattr(self, f"regressor_{name}_{counts.index(vertices.shape[1])}", None)
         if matrix is None:
             self.topology.regressor(name)  # raises with the names there are
         return matrix.to(vertices.dtype) @ vertices

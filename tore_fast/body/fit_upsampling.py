@@ -6,10 +6,10 @@ In: a decimated template (and posed samples); out: scipy CSR matrices for body/h
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.csgraph import dijkstra
-from scipy.spatial import cKDTree
 
 _BLOCK = 128  # fine vertices solved together
 _CANDIDATES = 32  # triangles (nearest centres) tried for the closest point
@@ -25,6 +25,8 @@ def nearest_coarse(
     mix."""
     e = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     length = np.linalg.norm(vertices[e[:, 0]] - vertices[e[:, 1]], axis=1)
+    from scipy.sparse.csgraph import dijkstra  # slow to import, and only fitting needs it
+
     graph = sp.csr_matrix((np.maximum(length, 1e-9), e.T), shape=(len(vertices),) * 2).maximum(0)
     graph = graph.maximum(graph.T)
     reach = np.full((len(vertices), len(picks)), np.inf)
@@ -95,6 +97,8 @@ def closest_on_surface(
     """Closest point of a triangle mesh, searched among the triangles with the nearest centres."""
     triangles = np.asarray(vertices)[faces]
     k = min(_CANDIDATES, len(triangles))
+    from scipy.spatial import cKDTree  # slow to import, and only fitting needs it
+
     near = cKDTree(triangles.mean(1)).query(points, k=k)[1].reshape(len(points), k)
     weights, distance = _closest_in_triangles(points[:, None], triangles[near])
     best = distance.argmin(1)
@@ -107,7 +111,7 @@ def _closest_in_triangles(p: np.ndarray, triangles: np.ndarray) -> tuple[np.ndar
     a, b, c = (triangles[..., i, :] for i in range(3))
     p = np.broadcast_to(p, a.shape)
 
-    def dot(x, y):
+    def dot(x: Any, y: Any) -> Any:
         return (x * y).sum(-1)
 
     # foot on the plane: inside when all three weights are positive

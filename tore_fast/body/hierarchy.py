@@ -43,7 +43,7 @@ class MeshHierarchy:
     picks: tuple[np.ndarray, ...]  # (L - 1) x [V_{l+1}] int32: the vertices of level l that level l + 1 keeps
     ups: tuple[sp.csr_matrix, ...]  # (L - 1) x [V_l, V_{l+1}] float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not len(self.faces) - 1 == len(self.picks) == len(self.ups):
             raise ValueError(
                 f"MeshHierarchy: {len(self.faces)} face lists need one pick list and one up matrix less, got "

@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,7 +29,8 @@ _MODEL_FILES = {
     "mano": ("MANO_RIGHT.pkl", "MANO_RIGHT.npz"),
 }
 _MODEL_SOURCES = {
-    "smpl": "SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems (SMPLify holds the neutral file)",
+    "smpl": "SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems (SMPLify holds "
+    "the neutral file)",
     "mano": "MANO is licensed for research: register at the MANO page of MPI for Intelligent Systems",
 }
 _TOPOLOGY_SOURCE = "the METRO and FastMETRO projects have these files in their folder src/modeling/data"
@@ -76,11 +78,11 @@ def load_topology(name: str, folder: str | Path) -> BodyTopology:
             f"load_topology({name!r}): expected {LEVELS[name]} vertices, the files have {hierarchy.counts}"
         )
     regressors = {}
-    for key, file in _REGRESSORS[name].items():
-        if (folder / file).is_file():
-            matrix = np.load(folder / file, allow_pickle=False)
+    for key, regressor in _REGRESSORS[name].items():
+        if (folder / regressor).is_file():
+            matrix = np.load(folder / regressor, allow_pickle=False)
             if matrix.ndim != 2 or matrix.shape[1] != LEVELS[name][0]:
-                raise ValueError(f"{file}: expected [K, {LEVELS[name][0]}], got {list(matrix.shape)}")
+                raise ValueError(f"{regressor}: expected [K, {LEVELS[name][0]}], got {list(matrix.shape)}")
             regressors[key] = sp.csr_matrix(matrix)
     loss_faces, file = {}, folder / "smpl_1723_faces.npy"
     if name == "smpl" and file.is_file():
@@ -99,7 +101,7 @@ def _picks(down: sp.spmatrix) -> np.ndarray:
 def _plain_hierarchy(name: str, path: Path) -> MeshHierarchy:
     with np.load(path, allow_pickle=False) as z:
 
-        def csr(key):
+        def csr(key: Any) -> Any:
             parts = (z[f"{key}_data"], z[f"{key}_indices"], z[f"{key}_indptr"])
             matrix = sp.csr_matrix(parts, shape=tuple(z[f"{key}_shape"]))
             check_sparse(f"{path}: {key}", matrix)
@@ -154,7 +156,8 @@ def load_model(
     def get(key: str, *shape: int | None) -> np.ndarray:
         if not isinstance(raw, dict) or key not in raw:
             raise ValueError(f"{file.name}: no field {key!r}; is this an official {name.upper()} model file?")
-        value = raw[key].toarray() if sp.issparse(raw[key]) else np.asarray(raw[key])
+        given: Any = raw[key]
+        value = given.toarray() if sp.issparse(given) else np.asarray(given)
         if value.ndim != len(shape) or any(w is not None and w != g for w, g in zip(shape, value.shape)):
             raise ValueError(f"{file.name}: {key} must be {[w or 'any' for w in shape]}, got {list(value.shape)}")
         return value.astype(np.float64)
@@ -201,7 +204,8 @@ def _find_model(name: str, path: Path) -> Path:
             if (sub / file).is_file():
                 return sub / file
     raise FileNotFoundError(
-        f"load_body({name!r}): {path} is neither a model file nor a folder with one of {', '.join(_MODEL_FILES[name])}. "
+        f"load_body({name!r}): {path} is neither a model file nor a folder with one of "
+        f"{', '.join(_MODEL_FILES[name])}. "
         f"{_MODEL_SOURCES[name]}"
     )
 

@@ -1,12 +1,13 @@
 """The `tore-fast` command: one verb per module of this folder, loaded only when used.
 
 A verb module has a dataclass `Args` (its fields become flags, its docstring the help) and `run(args) -> int | None`
-(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each; a
-`default_job(argv)` beside it tells the job where none is named.
+(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py
+each; a `default_job(argv)` beside it tells the job where none is named.
 
-One rule for all verbs: exit code 0 if everything was done, 1 if work failed (some or all of it), 2 if the command cannot be
-done as it was typed, 130 after Ctrl-C; every error is one line `tore-fast VERB: ...` on stderr. A verb reads what the user gave
-inside `with arguments():` (errors there are 2) and lets other errors rise to `main` (1). TORE_FAST_TRACEBACK=1 shows where.
+One rule for all verbs: exit code 0 if everything was done, 1 if work failed (some or all of it), 2 if the command
+cannot be done as it was typed, 130 after Ctrl-C; every error is one line `tore-fast VERB: ...` on stderr. A verb reads
+what the user gave inside `with arguments():` (errors there are 2) and lets other errors rise to `main` (1).
+TORE_FAST_TRACEBACK=1 shows where.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
+    "doctor": "info, and a self-test of this machine in seconds",
     "convert": "an official checkpoint to our folder of safetensors and config.json",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs and videos to bodies: meshes, joints, SMPL parameters, motion, overlays",
     "batch": "bodies for any number of images in tars and folders; resumable, many processes, Ray",
     "lift": "2D key points of a clip to 3D poses, BVH and a stick-figure view",
+    "view": "results in the browser, or as one HTML page",
     "demo": "the main job on an embedded image with the embedded weights",
     "eval": "errors of a model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
@@ -54,9 +59,10 @@ class UsageError(Exception):
 def arguments(flag: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Errors of this block come from what the user gave (exit code 2); `flag` is named in front of the message. `also`:
     further classes that mean this here."""
+    wrong: tuple[type[Exception], ...] = (ValueError, ImportError, *_WRONG_PATH, *also)
     try:
         yield
-    except (ValueError, ImportError, *_WRONG_PATH, *also) as e:  # a full disk is not the user's argument
+    except wrong as e:  # a full disk is not the user's argument
         raise UsageError(f"{flag}: {format_error(e)}" if flag else format_error(e)) from e
 
 
@@ -68,7 +74,8 @@ def print_error(message: str) -> None:
 
 
 def format_error(error: BaseException) -> str:
-    """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists: 'out.txt'"."""
+    """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists:
+    'out.txt'"."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}"
     return str(error) or type(error).__name__
@@ -76,12 +83,13 @@ def format_error(error: BaseException) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     argv = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb of this folder
+    warnings.filterwarnings(
+        "ignore", category=UserWarning, module=r"PIL\."
+    )  # what is wrong with an image is an error or nothing
     for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if not argv:
-        argv = ["info"]
-    if argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return
     if argv[0] == "--version":
@@ -115,11 +123,11 @@ def _run(verb: str, rest: list[str]) -> int:
         return USAGE if isinstance(e, UsageError) else FAILED
 
 
-def _run_verb(module, rest: list[str]) -> int | None:
+def _run_verb(module: Any, rest: list[str]) -> int | None:
     return module.run(_parse(module.Args, rest))
 
 
-def _run_job(verb: str, parent, jobs: dict[str, str], rest: list[str]) -> int | None:
+def _run_job(verb: str, parent: Any, jobs: dict[str, str], rest: list[str]) -> int | None:
     global _prog
     given = rest
     if rest and rest[0].startswith("--") and rest[0] != "--help" and hasattr(parent, "default_job"):
@@ -142,7 +150,7 @@ def _run_job(verb: str, parent, jobs: dict[str, str], rest: list[str]) -> int | 
     return module.run(args)
 
 
-def _parse(kind: type, rest: list[str], default=None):
+def _parse(kind: type, rest: list[str], default: Any = None) -> Any:
     """The verb's `Args`; tyro's boxes of errors become one line."""
     import tyro
 

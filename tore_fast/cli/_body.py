@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
 
 
 def protocol_of(
     hand: bool, body: str = "auto", mesh_data: str | None = None, truth: str = "auto", gendered: bool = False
-):
+) -> Any:
     """Evaluation protocol with its body (`.body`).
 
     Args:
@@ -34,13 +35,14 @@ def protocol_of(
             file = next((folder / f"{stem}{s}" for s in (".pkl", ".npz") if (folder / f"{stem}{s}").is_file()), None)
             if file is None:
                 raise FileNotFoundError(
-                    f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems"
+                    f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register "
+                    "at the SMPL page of MPI for Intelligent Systems"
                 )
             bodies[gender] = load_body("smpl", file, topology=topology)
     return BodyProtocol(bodies, truth, gendered)
 
 
-def smpl_topology(mesh_data: str | None):
+def smpl_topology(mesh_data: str | None) -> Any:
     """SMPL's public topology files: the H36M regressor, which the model file lacks, is among them."""
     from ..body import load_topology
     from ..body.official import mesh_data_folder

@@ -1,4 +1,5 @@
-"""One video of `tore-fast predict`: HMR2.0 and CameraHMR with motion decoder and resume, other models frame by frame."""
+"""One video of `tore-fast predict`: HMR2.0 and CameraHMR with motion decoder and resume, other models frame by
+frame."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def host_video(
     written: list[Path] = []
     with args.progress(len(store.tracks), "track", "tracks") as bar:
         for track in store.tracks:
-            written += runner.decode_track(store, track, folder, source.fps, per_track)
+            written += runner.decode_track(store, track, folder, source.fps, per_track, source.time_of)
             bar.update()
     overlay = folder / "overlay.mp4"
     if "mp4" in formats and store.tracks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ._train_options import TrainArgs
 
@@ -18,12 +19,14 @@ class SetArgs(TrainArgs):
     """`synth`: synthetic images, rendered while training. Or data sets, PATH[@WEIGHT][?OPTION=VALUE&...] each, e.g.
     h36m.yaml@0.5 3dpw@0.2?split=train (docs/data.md lists formats); without weights all items make one epoch."""
     val: str = ""
-    """Data set that is measured, PATH[?OPTION=VALUE]; synthetic images have their own held-out split. The checkpoint is not
+    """Data set that is measured, PATH[?OPTION=VALUE]; synthetic images have their own held-out split. The checkpoint is
+    not
     chosen on it: the last averaged weights are exported."""
     val_items: int = 2000
     """At most so many items of it."""
     body: str = "auto"
-    """auto: the free body (models of hands: the free hand); else a file or folder with the SMPL (MANO) model of the data."""
+    """auto: the free body (models of hands: the free hand); else a file or folder with the SMPL (MANO) model of the
+    data."""
     mesh_data: str | None = None
     """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
 
@@ -39,7 +42,7 @@ def open_sets(texts: Sequence[str]) -> tuple[list, list[float] | None]:
     if "synth" in texts:
         raise ValueError("--data: synth cannot be mixed with data sets")
     sources = [source_of(text) for text in texts]
-    weights = [w for _, w, _ in sources]
+    weights: list[Any] = [w for _, w, _ in sources]
     if any(w is None for w in weights) and any(w is not None for w in weights):
         raise ValueError("--data: give every set a weight (PATH@WEIGHT) or none")
     readers = [open_dataset(path, **options) for path, _, options in sources]
@@ -55,7 +58,7 @@ def check_given(args: SetArgs) -> None:
 
 
 def validation(
-    text: str, protocol, *, image_size: int, batch_size: int, items: int, smpl_head: bool = False
+    text: str, protocol: Any, *, image_size: int, batch_size: int, items: int, smpl_head: bool = False
 ) -> Callable | None:
     """model -> metrics on the set that --val names; None without one."""
     from ..data.readers import open_dataset
@@ -66,7 +69,7 @@ def validation(
     path, _, options = source_of(text)
     held_out = open_dataset(path, **options)
 
-    def validate(model) -> dict[str, float]:
+    def validate(model: Any) -> dict[str, float]:
         return score(
             model, held_out, protocol, image_size=image_size, batch_size=batch_size, limit=items, smpl_head=smpl_head
         )
@@ -74,15 +77,15 @@ def validation(
     return validate
 
 
-def _check_labels(text: str, reader, items: int = 20) -> None:
+def _check_labels(text: str, reader: Any, items: int = 20) -> None:
     """A set without any label would train nothing, silently: every loss term is zero."""
     count = min(items, len(reader))
     if not count:
         raise ValueError(f"--data {text}: no item")
     if not any(r.has_2d or r.has_3d or r.has_smpl for r in (reader[i] for i in range(count))):
         raise ValueError(
-            f"--data {text}: no 2D joints, 3D joints or SMPL parameters in its first {count} items; there is nothing to learn "
-            "from (docs/data.md shows how to give labels)"
+            f"--data {text}: no 2D joints, 3D joints or SMPL parameters in its first {count} items; there is "
+            "nothing to learn from (docs/data.md shows how to give labels)"
         )
 
 

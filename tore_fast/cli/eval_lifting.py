@@ -74,7 +74,7 @@ def _evaluate(args: Args) -> int:
     model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
     prepare(model)
     found = read_pose_set(args.data, args.cameras, (args.split,))
-    items = found.items[args.split]
+    items: Any = found.items[args.split]
     if args.subjects:
         items = [i for i in items if i.subject in args.subjects.split(",")]
     if not items:

@@ -6,6 +6,7 @@ import functools
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ._body import protocol_of
 from ._report import EvalArgs, device_of, guarded, number, report, unit_of, work_folder, write_json
@@ -14,7 +15,8 @@ from .eval import registered_entry
 
 @dataclass(kw_only=True)
 class Args(EvalArgs):
-    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
+    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun
+    every
     process takes a share; the same command goes on after a kill."""
 
     data: str
@@ -66,8 +68,8 @@ def _evaluate(args: Args) -> int:
     model, size = _model(args)
     scoring = CameraScoring if takes_camera(model) else MeshScoring
     work = work_folder(args)
-    label = {"data": args.data, "model": args.checkpoint or args.model}
-    crop = evaluation_crop
+    label: dict[str, Any] = {"data": args.data, "model": args.checkpoint or args.model}
+    crop: Any = evaluation_crop
     if args.multiscale:
         if not hand:
             raise ValueError("--multiscale is for hands: turned crops mean nothing for un-aligned errors of bodies")
@@ -103,7 +105,7 @@ def _evaluate(args: Args) -> int:
     return code
 
 
-def _is_hand(args: Args, reader) -> bool:
+def _is_hand(args: Args, reader: Any) -> bool:
     if args.protocol not in ("auto", "body", "hand"):
         raise ValueError(f"--protocol: expected auto, body or hand, got {args.protocol!r}")
     if args.protocol != "auto":
@@ -113,7 +115,7 @@ def _is_hand(args: Args, reader) -> bool:
     return reader[0].is_hand
 
 
-def _model(args: Args):
+def _model(args: Args) -> Any:
     """The model and the size of its crops."""
     from ..eval.parameter_models import crop_size, is_scored
     from ..models import load

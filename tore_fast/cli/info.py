@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Args:
 def report() -> dict:
     import torch
 
-    from .. import __version__, _ext
+    from .. import __version__, _ext, _threads
     from ..ops import _dispatch, op_backends
 
     def version(name: str) -> str | None:
@@ -30,7 +31,8 @@ def report() -> dict:
             return None
 
     packages = ("torch", "triton", "timm", "numpy", "scipy", "safetensors", "trimesh", "smplx", "accelerate")
-    device = {"cuda_available": torch.cuda.is_available(), "cpu_threads": torch.get_num_threads()}
+    device: dict[str, Any] = {"cuda_available": torch.cuda.is_available(), "cpu_threads": torch.get_num_threads()}
+    device |= {"cpus": _threads.available_cpus(), "waiting_threads": _threads.state}
     if torch.cuda.is_available():
         device["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     kinds = dict.fromkeys(["cpu", "cuda", "triton", *(b for names in op_backends().values() for b in names)])
@@ -59,6 +61,9 @@ def run(args: Args) -> int:
     print("packages   " + "  ".join(f"{k} {v or '-'}" for k, v in info["packages"].items()))
     gpus = ", ".join(info["device"].get("gpus", [])) or "no GPU"
     print(f"device     {gpus}; {info['device']['cpu_threads']} CPU threads; torch CUDA {info['torch_cuda'] or 'none'}")
+    print(
+        f"threads    {info['device']['cpus']} CPUs by affinity and quota; waiting: {info['device']['waiting_threads']}"
+    )
     build = info["build"]
     print("build      " + ("; ".join(f"{k} {v}" for k, v in build.items() if v) or "nothing compiled"))
     for name, state in info["backends"].items():

@@ -1,17 +1,20 @@
-"""`tore-fast merge`: finds mergeable layers of an HMR2.0 or CameraHMR model on your images, writes the smaller model."""
+"""`tore-fast merge`: finds mergeable layers of an HMR2.0 or CameraHMR model on your images, writes the smaller
+model."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from . import arguments
 from ._options import ModelArgs, OutArgs, RunArgs
+
+LIMIT = 1360  # crops of the paper's calibration
 
 
 @dataclass(kw_only=True)
@@ -37,7 +40,7 @@ class Args(ModelArgs, RunArgs, OutArgs):
     """joints (mm, needs a body) or angle (degrees between rotations)."""
     body: str = "free"
     """Body for the joints: free, or a SMPL model file."""
-    limit: int | None = 1360
+    limit: int | None = LIMIT
     """Most crops used."""
     batch_size: int = 16
     fov: float = 55.0
@@ -76,10 +79,11 @@ def run(args: Args) -> int:
             raise ValueError("--measure: labelled clips give an error of joints")
         joints = hosts.body_joints(args.body, device) if args.measure == "joints" else None
         targets = None
+        found: Any
         if labelled:
             if hasattr(model, "cam_model"):
                 raise ValueError("labelled clips are for HMR2.0 (CameraHMR needs the camera of every image)")
-            found = rendered.labelled_crops(args.inputs[0], args.limit, hosts.body_joints(args.body, "cpu"))
+            found = rendered.labelled_crops(args.inputs[0], args.limit or LIMIT, hosts.body_joints(args.body, "cpu"))
             targets = [found.joints[i : i + args.batch_size] for i in range(0, len(found.crops), args.batch_size)]
         else:
             found = hosts.image_crops(
@@ -101,7 +105,7 @@ def run(args: Args) -> int:
     print(f"{name}: {layers} blocks, {len(crops)} crops, tau {args.tau} {unit}, {device}", file=sys.stderr)
     with args.progress(layers - 1, "step", "evaluations") as bar:
 
-        def show(step, number):
+        def show(step: Any, number: Any) -> None:
             bar.update(number - bar.n)
             mark = "merge" if step.accept else "stop"
             line = f"  blocks {step.low:2d}..{step.high:2d}  error {step.error:8.4f} {unit}  {mark}"
@@ -124,7 +128,7 @@ def run(args: Args) -> int:
     return 0
 
 
-def _apply(args: Args, merge, plan, model, name: str) -> int:
+def _apply(args: Args, merge: Any, plan: Any, model: Any, name: str) -> int:
     from ..models._checkpoint import save
 
     merged = merge.apply_plan(model, plan)
@@ -136,7 +140,7 @@ def _apply(args: Args, merge, plan, model, name: str) -> int:
     return 0
 
 
-def _write_cka(matrix, out) -> None:
+def _write_cka(matrix: Any, out: Any) -> None:
     import numpy as np
 
     np.save(out / "cka.npy", matrix.numpy())

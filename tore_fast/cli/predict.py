@@ -1,4 +1,5 @@
-"""`tore-fast predict photo.jpg clip.mp4`: people in photographs and videos to bodies, with any model of task mesh or smpl."""
+"""`tore-fast predict photo.jpg clip.mp4`: people in photographs and videos to bodies, with any model of task mesh or
+smpl."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class VideoArgs(DecodeOptions):
     fps: float | None = None
     """Frames per second; default: the file's, 30 for folders."""
     motion: str | None = None
-    """Checkpoint folder of a motion decoder (fasthmr_motion), with HMR2.0 and CameraHMR; none: the model's own poses."""
+    """Checkpoint folder of a motion decoder (fasthmr_motion), with HMR2.0 and CameraHMR; none: the model's own
+    poses."""
     folders: bool = False
     """A folder is the frames of one video, not separate photographs."""
 
@@ -36,9 +38,9 @@ class VideoArgs(DecodeOptions):
 class Args(ModelArgs, RunArgs, OutArgs):
     """People in photographs and videos to bodies.
 
-    An image gives an overlay (png), meshes (glb, obj, ply; with several people also one scene) and numbers (npz, json); a
-    video a folder with a file per tracked person (npz, bvh, animated glb) and an overlay (mp4). docs/results.md lists every
-    key. OUT/results.json says which file came from which input.
+    An image gives an overlay (png), meshes (glb, obj, ply; with several people also one scene) and numbers (npz, json);
+    a video a folder with a file per tracked person (npz, bvh, animated glb) and an overlay (mp4). docs/results.md lists
+    every key. OUT/results.json says which file came from which input.
 
     With HMR2.0 and CameraHMR an interrupted video goes on where it stopped when started again with the same --out.
     """
@@ -46,26 +48,33 @@ class Args(ModelArgs, RunArgs, OutArgs):
     inputs: Annotated[Positional[list[str]], tyro.conf.arg(metavar="INPUT ...")]
     """Images, videos, folders, glob patterns; several are taken."""
     format: str | None = None
-    """Separated by commas. Images: png, glb, obj, ply, npz, json (default png,glb,npz). Videos: npz, bvh, glb, mp4 (default
+    """Separated by commas. Images: png, glb, obj, ply, npz, json, html (default png,glb,npz). Videos: npz, bvh, glb,
+    mp4 (default
     npz,mp4 where imageio-ffmpeg is there, else npz)."""
     boxes: str = "auto"
-    """Where people are: auto (everybody is looked for), model (one person, by the model's own output), full (whole image),
-    centre (the official demo's square), or a file. Images: JSON
-    {"photo.jpg": [[x0, y0, x1, y1], ...]} or CSV image,x0,y0,x1,y1. Videos: CSV frame,track,x0,y0,x1,y1 or JSON
-    {"track": [[frame, x0, y0, x1, y1], ...]}."""
+    """Where people are: auto (everybody is looked for), model (one person, by the model's own output), full (whole
+    image), centre (the official demo's square), or a file. Images: JSON
+    {"photo.jpg": [[x0, y0, x1, y1], ...]}, COCO, or CSV image,x0,y0,x1,y1. Videos: CSV frame,track,x0,y0,x1,y1, MOT,
+    COCO or
+    JSON {"track": [[frame, x0, y0, x1, y1], ...]}. A CSV header decides what its columns are (x,y,w,h)."""
     min_score: float = 0.5
     """People that are less sure to be people are dropped (0 to 1)."""
     max_people: int = 64
     """The best so many people of an image are kept."""
     mirrored: bool = True
     """Landmarks of each person also in the mirrored image: slower, steadier."""
+    landmarks: Path | None = None
+    """Another landmark net than the built-in one: a folder of `tore-fast convert`, or pose_landmark_heavy.tflite
+    itself."""
     detector: str | None = None
-    """Instead of boxes: MODULE:CALLABLE (image [H, W, 3] -> boxes [N, 4 or 5]), or torchvision:MODEL (extra `detect`)."""
+    """Instead of boxes: MODULE:CALLABLE (image [H, W, 3] -> boxes [N, 4], [N, 5] with scores, or YOLO's [N, 6]), or
+    torchvision:MODEL (extra `detect`)."""
     detector_weights: str | None = None
     """Weights file of a torchvision detector."""
     masks: str = "auto"
-    """For token merging (Mask-ToMe) in HMR2.0 and CameraHMR: auto (a detector's), ellipse (in every box), none; for videos
-    also a folder of FRAME.png or TRACK/FRAME.png, or MODULE:CALLABLE (frame number, frame, {track: box}) -> {track: [H, W]
+    """For token merging (Mask-ToMe) in HMR2.0 and CameraHMR: auto (a detector's), ellipse (in every box), none; for
+    videos also a folder of FRAME.png or TRACK/FRAME.png, or MODULE:CALLABLE (frame number, frame, {track: box}) ->
+    {track: [H, W]
     mask}."""
     body: str = "free"
     """Body posed by models of SMPL parameters: free, or a SMPL model file."""
@@ -151,6 +160,7 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
     """The pipeline of images, and what the options of both kinds must fulfil before any work."""
     from ..data.boxes import read_boxes
     from ..data.detect import as_detections
+    from ..io.image import ImageError
     from ..io.video import TrackBoxes
     from ..pipelines.images import BOX_MODES
     from ..pipelines.options import MASK_SOURCES, VideoOptions
@@ -166,7 +176,11 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
     VideoOptions(masks=masks, box_rule=args.box_rule, focal_px=args.focal, fov_deg=args.fov)
 
     def found(pixels: Any) -> Sequence[Sequence[float]]:
-        return as_detections(detector(pixels), pixels.shape[:2]).boxes.tolist()
+        assert detector is not None  # not asked without one
+        try:
+            return as_detections(detector(pixels), pixels.shape[:2]).boxes.tolist()
+        except Exception as e:  # noqa: BLE001 (the detector is the user's; it costs this image)
+            raise ImageError(f"--detector {args.detector}: {type(e).__name__}: {str(e)[:120]}") from e
 
     return image_pipeline(
         args.model,
@@ -187,6 +201,7 @@ def _pipeline(args: Args, images: list[Path], videos: list[Path], detector: Call
         min_score=args.min_score,
         max_people=args.max_people,
         mirrored=args.mirrored,
+        landmarks=args.landmarks,
     )
 
 
@@ -194,7 +209,7 @@ def _images(
     args: Args, pipeline: Any, paths: list[Path], names: dict[Path, str], formats: tuple[str, ...]
 ) -> list[dict]:
     """Index entries of all images; errors are said as they come."""
-    from ..data.boxes import boxes_of, read_boxes
+    from ..data.boxes import boxes_of, read_boxes, unmatched
     from ..pipelines.images import BOX_MODES
     from ..pipelines.results import write_result
 
@@ -206,6 +221,9 @@ def _images(
         boxes = [boxes_of(table, p) for p in paths]
         for p in (p for p, b in zip(paths, boxes) if b is None):
             print(f"note: {p}: not in {args.boxes}; a box is looked for", file=sys.stderr)
+        if absent := unmatched(table, paths):
+            shown = ", ".join(name[:80] for name in absent[:5]) + (" ..." if len(absent) > 5 else "")
+            print(f"note: {args.boxes}: boxes for {len(absent)} images that are not there: {shown}", file=sys.stderr)
     entries, start_writing = [], 0.0
     with args.progress(len(paths), "img") as bar:
         try:
@@ -219,6 +237,8 @@ def _images(
                     except (OSError, ValueError) as e:
                         entry["error"] = f"{result.name}: results not written: {format_error(e)}"
                     start_writing += time.perf_counter() - start
+                    if result.refused and "error" not in entry:  # the other people are done
+                        entry["error"] = "; ".join(result.refused[:5])
                 else:
                     entry["error"] = result.error
                 if "error" in entry:
@@ -254,7 +274,7 @@ def _video(
     formats: tuple[str, ...],
 ) -> dict:
     """Index entry of one video; what goes wrong costs this video only."""
-    from ..data.detect import BoxTracker
+    from ..data.detect import BoxTracker, TableTracker
     from ..io.video import TrackBoxes, open_video
     from ..pipelines.images import BOX_MODES
     from ._predict_video import host_video, mesh_video
@@ -262,19 +282,28 @@ def _video(
     entry: dict[str, Any] = {"name": folder.name, "source": str(path), "files": []}
     try:
         source = open_video(path, args.video.fps)
-        tracker = None
+        tracker: Any = None
         if detector is not None:
             tracker = BoxTracker(detector)
         elif args.boxes not in BOX_MODES:
-            table = TrackBoxes.read(args.boxes)
-            tracker = lambda i, frame: table.at(i)
+            tracker = TableTracker(TrackBoxes.read(args.boxes), args.boxes)
         work = mesh_video if shared is None else host_video
         written, error = work(args, pipeline, shared, source, tracker, folder, formats)
         entry |= {"files": [str(p.relative_to(args.out)) for p in written]}
         entry |= {"people": sum(p.suffix == f".{formats[0]}" for p in written)}
-        if error is not None:
-            entry["error"] = error
-    except (OSError, ValueError) as e:
+        problems = [*([error] if error else []), *getattr(tracker, "problems", [])]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            entry["error"] = (problems[0] if str(path) in problems[0] else f"{path}: {problems[0]}") + more
+        if source.variable:
+            note = f"variable frame rate: {source.fps:g} a second on average, each frame's time is in the npz"
+            print(f"note: {path}: {note}", file=sys.stderr)
+        if isinstance(tracker, TableTracker) and args.limit is None and (late := tracker.unused()):
+            print(
+                f"note: {args.boxes}: boxes for {len(late)} frames that {path} does not have: {late[0]} ...",
+                file=sys.stderr,
+            )
+    except (OSError, ValueError, RuntimeError, MemoryError) as e:
         entry["error"] = format_error(e) if str(path) in str(e) else f"{path}: {format_error(e)}"
     if "error" in entry:
         print_error(entry["error"])

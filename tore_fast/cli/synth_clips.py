@@ -1,16 +1,19 @@
-"""`tore-fast synth clips`: motion files rendered as clips, and a regressor's features on them (data of `train motion`)."""
+"""`tore-fast synth clips`: motion files rendered as clips, and a regressor's features on them (data of
+`train motion`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import arguments
 
 
 @dataclass
 class Args:
-    """Renders real motion on the free body as video crops, and with --model writes that regressor's tokens for every frame.
+    """Renders real motion on the free body as video crops, and with --model writes that regressor's tokens for every
+    frame.
 
     Clips that are there already are kept, so an interrupted run goes on.
     """
@@ -42,7 +45,8 @@ class Args:
     keep_tokens: int | None = None
     """Mask-ToMe down to this many tokens while the regressor runs."""
     views: int = 1
-    """Without --out: renderings of every motion, each with its own person, light and camera; every second one is mirrored."""
+    """Without --out: renderings of every motion, each with its own person, light and camera; every second one is
+    mirrored."""
     merge_per_block: int | None = None
     """At most so many merges per block; none: as it was saved (40)."""
 
@@ -81,18 +85,17 @@ def run(args: Args) -> int:
         if args.keep_tokens is not None:
             model.keep_tokens(args.keep_tokens, args.merge_per_block)
         prepare(model)
+    written: list[Any] = []
     if args.out is None:
+        assert model is not None and args.tokens is not None  # checked above
         written = rendered.write_view_tokens(
             model, motions, crops, args.tokens, args.views, args.fps, args.frames, lambda x: tqdm(x, desc="views")
         )
     else:
         paths = rendered.write_clips(motions, crops, args.out, args.fps, args.frames, lambda x: tqdm(x, desc="clips"))
         print(f"{args.out}: {len(paths)} clips")
-        written = (
-            rendered.write_tokens(model, paths, args.tokens, each=lambda x: tqdm(x, desc="tokens"))
-            if model is not None
-            else []
-        )
+        if model is not None and args.tokens is not None:
+            written = rendered.write_tokens(model, paths, args.tokens, each=lambda x: tqdm(x, desc="tokens"))
     if written:
         print(f"{args.tokens}: tokens of {len(written)} clips")
     return 0

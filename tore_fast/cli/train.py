@@ -1,11 +1,13 @@
 """`tore-fast train TASK`: one module train_TASK.py per task, all on train/run.py.
 
-`--recipe NAME` sets a task's flags as a paper did (recipes/); flags that follow still change them. The recipe names its task.
+`--recipe NAME` sets a task's flags as a paper did (recipes/); flags that follow still change them. The recipe names its
+task.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from . import UsageError
 
@@ -32,7 +34,7 @@ def default_job(argv: list[str]) -> str:
     return _load(name).task
 
 
-def defaults(args_class: type, task: str, argv: list[str]):
+def defaults(args_class: type, task: str, argv: list[str]) -> Any:
     """(Args with the recipe's values or None, argv without --recipe)."""
     from ..recipes import RecipeError, arguments
 
@@ -49,7 +51,7 @@ def defaults(args_class: type, task: str, argv: list[str]):
     return made, rest
 
 
-def announce(argv: list[str], args) -> None:
+def announce(argv: list[str], args: Any) -> None:
     """Says which recipe runs, and where this run's batch is not the recipe's."""
     from ..recipes import batch_note
 
@@ -73,7 +75,7 @@ def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
     return None, argv
 
 
-def _load(name: str):
+def _load(name: str) -> Any:
     from ..recipes import RecipeError, load_recipe
 
     try:

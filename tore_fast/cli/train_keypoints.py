@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..train.config import TrainConfig
 from . import arguments
@@ -23,7 +23,8 @@ class Args(TrainArgs):
     weights are exported."""
 
     data: str = "synth"
-    """Training annotations: coco_wholebody_train_v1.0.json, person_keypoints_train2017.json, list_98pt_rect_attr_train.txt;
+    """Training annotations: coco_wholebody_train_v1.0.json, person_keypoints_train2017.json,
+    list_98pt_rect_attr_train.txt;
     `synth`: rendered people, no files."""
     images: Path | None = None
     """Folder of the training images (default: that of --data)."""
@@ -78,7 +79,9 @@ def _annotated(args: Args, name: str) -> Keypoints:
     if args.val is None:
         raise ValueError(f"--data {args.data} needs --val: the annotations that are measured")
     form = format_of(args.format, args.data)
-    size = args.image_size if args.image_size[0] else trained_size(args.checkpoint) or model_entry(name).input_shape[1:]
+    size: Any = (
+        args.image_size if args.image_size[0] else trained_size(args.checkpoint) or model_entry(name).input_shape[1:]
+    )
     training = read_set(form, args.data, args.images, size, training=True, seed=args.train.seed)
     held_out = read_set(form, args.val, args.val_images or args.images, size, boxes=args.boxes)
     model = build_model(args, name, ("keypoints",), num_keypoints=held_out.points)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..train.config import TrainConfig
 from ..train.motion import Stage2Config
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Args(TrainArgs):
-    """Trains the motion prior on motion files, or with --motion-prior the denoiser, on files that also hold a regressor's
-    features. The same command resumes a stopped run. Every tenth motion is measured; the last averaged weights are exported."""
+    """Trains the motion prior on motion files, or with --motion-prior the denoiser, on files that also hold a
+    regressor's
+    features. The same command resumes a stopped run. Every tenth motion is measured; the last averaged weights are
+    exported."""
 
     data: Path
-    """Folder of motions. Prior: AMASS-like .npz (poses, betas, mocap_framerate), .bvh / .amc files, or clips.npz + index.json;
+    """Folder of motions. Prior: AMASS-like .npz (poses, betas, mocap_framerate), .bvh / .amc files, or clips.npz +
+    index.json;
     denoiser: .npz that also hold tokens [F, C] (`tore-fast synth clips` writes them)."""
     motion_prior: Path | None = None
     """Checkpoint folder of stage 1: train stage 2, the denoiser, on it."""
     regressor: Path | None = None
-    """Stage 2, not in the paper: checkpoint folder of the regressor whose features the files hold; the denoiser then learns to
+    """Stage 2, not in the paper: checkpoint folder of the regressor whose features the files hold; the denoiser then
+    learns to
     correct that regressor's own motion instead of making one from nothing."""
     loss: Stage2Config = field(default_factory=Stage2Config)
     """Stage 2."""
@@ -80,11 +84,16 @@ def _denoiser(
     from ..models import load
     from ..train.motion import MotionDenoiserTask, read_prior
 
+    assert args.motion_prior is not None  # checked by the caller
     vae, mean, std = read_prior(args.motion_prior)
-    sizes = {f: getattr(vae.config, f) for f in SHARED}
+    sizes: dict[str, Any] = {f: getattr(vae.config, f) for f in SHARED}
     tokens = parts[0][0].tokens
     width = tokens.shape[1] if tokens is not None else 1024
-    decided = {"frames": args.frames, "condition_dim": width, "correct_host": args.regressor is not None}
+    decided: dict[str, Any] = {
+        "frames": args.frames,
+        "condition_dim": width,
+        "correct_host": args.regressor is not None,
+    }
     model = build_model(args, name, **sizes, **decided)
     model.use_vae(vae, mean, std)
     if args.regressor is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -63,7 +64,8 @@ def _draw(args: Args) -> list[Path]:
     model = args.network()
     if "return_attention" not in inspect.signature(model.forward).parameters:
         raise ValueError(
-            f"{args.checkpoint or f'--model {args.model}'} returns no attention maps; expected fastmetro*, *tore*, metro* or graphormer*"
+            f"{args.checkpoint or f'--model {args.model}'} returns no attention maps; expected fastmetro*, "
+            "*tore*, metro* or graphormer*"
         )
     if random:
         print("note: random weights: the maps are those of an untrained model", file=sys.stderr)
@@ -73,7 +75,9 @@ def _draw(args: Args) -> list[Path]:
     if result.error:
         raise ValueError(result.error)
     person = result.people[0]
-    crop = model_input(result.pixels, person.crop, pipeline.body_model.image_size)
+    seen_by: Any = pipeline.body_model
+    assert result.pixels is not None
+    crop = model_input(result.pixels, person.crop, seen_by.image_size)
     with torch.inference_mode():
         out = model(crop[None], return_attention=True, fine=False)
     photo = ((crop.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN) * 255).round().clip(0, 255).astype(np.uint8)
@@ -113,7 +117,7 @@ def _layers(wanted: tuple[str, ...], maps: dict) -> list[tuple[str, int]]:
 class _Scene:
     """What the images of all maps share: the crop, the mesh they are painted on, the chosen joints and vertices."""
 
-    def __init__(self, args: Args, model, pipeline, person, photo, out, random: bool):
+    def __init__(self, args: Args, model: Any, pipeline: Any, person: Any, photo: Any, out: Any, random: bool) -> None:
         import numpy as np
         from PIL import Image
 
@@ -156,7 +160,7 @@ class _Scene:
                 raise ValueError(f"--joints: no joint {name!r}; expected all or some of {', '.join(self.names)}")
         return [self.names.index(name) for name in wanted]
 
-    def images(self, name: str, weights) -> dict:
+    def images(self, name: str, weights: Any) -> dict:
         """Images of one map [queries, keys] by kind; under "joints" the bare joint matrix."""
         from ..vis.attention_maps import map_layout, on_mesh, over_image, sheet, to_cells
 
@@ -193,11 +197,11 @@ class _Scene:
             found[kind] = sheet(tiles, columns=2)
         return found
 
-    def table(self, matrix, path: Path, label: str) -> None:
+    def table(self, matrix: Any, path: Path, label: str) -> None:
         from ..vis.attention_maps import save_table
 
         save_table(matrix, self.names, path, f"{label}: attention among joints")
 
     @staticmethod
-    def _label(text: str, values) -> str:
+    def _label(text: str, values: Any) -> str:
         return f"{text}: max {values.max():.3f}"

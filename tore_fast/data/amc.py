@@ -1,12 +1,14 @@
 """Acclaim motion capture: an .asf skeleton and its .amc motions -> bone-end positions in metres.
 
-In: the two files (CMU and compatible). Out: `AsfSkeleton`, positions [T, B, 3], y up. Mapping to the 17 joints: data/mocap.py.
+In: the two files (CMU and compatible). Out: `AsfSkeleton`, positions [T, B, 3], y up. Mapping to the 17 joints:
+data/mocap.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -39,7 +41,7 @@ class AsfSkeleton:
         return [b.name for b in self.bones]
 
 
-def _euler(angles, order: str) -> np.ndarray:
+def _euler(angles: Any, order: str) -> np.ndarray:
     """Rotation by angles (radians) about the axes of `order`, the first one applied first."""
     out = Rotation.identity()
     for letter, angle in zip(order.lower(), angles):
@@ -55,6 +57,7 @@ def read_asf(path: str | Path) -> AsfSkeleton:
     section, length_unit, degrees = "", 1.0, True
     root = AsfBone("root")
     bones, parent_of = [root], {}
+    order: Any
     order, position, orientation, root_axis = ("TX", "TY", "TZ", "RX", "RY", "RZ"), np.zeros(3), np.zeros(3), "XYZ"
     number, row = 0, [""]
     try:

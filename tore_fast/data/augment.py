@@ -1,13 +1,15 @@
 """Augmentation of training crops as the official repositories do it, and what moves with the image.
 
-In: [H, W, 3] pixels with a centre and scale (box side = 200 * scale pixels), joints, SMPL pose. Out: normalised crops and
-targets for train/. METRO, FastMETRO, Mesh Graphormer and TORE share these rules (inherited from SPIN), odd rounding included.
+In: [H, W, 3] pixels with a centre and scale (box side = 200 * scale pixels), joints, SMPL pose. Out: normalised crops
+and targets for train/. METRO, FastMETRO, Mesh Graphormer and TORE share these rules (inherited from SPIN), odd rounding
+included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,14 +68,19 @@ def draw_augmentation(rng: np.random.Generator, config: AugmentConfig) -> Augmen
     return Augmentation(flip, (red, green, blue), rotation, scale)
 
 
-def _cut(center: Sequence[float], scale: float, a: Augmentation) -> Crop:
+def _cut(center: Any, scale: float, a: Augmentation) -> Crop:
     return Crop.of_scale(center, scale * a.scale, a.rotation_deg)
 
 
 def training_crop(
-    pixels: np.ndarray, center: Sequence[float], scale: float, augmentation: Augmentation | None = None, size: int = 224
+    pixels: np.ndarray,
+    center: Sequence[float] | np.ndarray,
+    scale: float,
+    augmentation: Augmentation | None = None,
+    size: int = 224,
 ) -> np.ndarray:
-    """Normalised training crop [3, size, size] float32: cut, mirror, gain clipped to 0..255, ImageNet mean and deviation."""
+    """Normalised training crop [3, size, size] float32: cut, mirror, gain clipped to 0..255, ImageNet mean and
+    deviation."""
     a = augmentation or Augmentation()
     crop = warp(pixels, _cut(center, scale, a), size, "spin")
     if a.flip:
@@ -84,7 +91,7 @@ def training_crop(
 
 def training_keypoints_2d(
     joints: np.ndarray,  # [24, 3] image pixels and visibility
-    center: Sequence[float],
+    center: Sequence[float] | np.ndarray,
     scale: float,
     augmentation: Augmentation | None = None,
     size: int = 224,

@@ -10,10 +10,12 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..io.image import ImageError, check_box
+from ..io.video import TrackBoxes
 from ..io.weights import read_weights
 
 PERSON = 1  # COCO class number of torchvision's detectors
@@ -31,25 +33,54 @@ Detector = Callable[[np.ndarray], object]
 
 
 def as_detections(value: object, shape: tuple[int, int]) -> Detections:
-    """What a detector returned as Detections: an array [N, 4 or 5] (score last), a dict with boxes, scores, masks, or one.
+    """What a detector returned as Detections.
+
+    Args:
+        value: rows [N, 4] of x0, y0, x1, y1; [N, 5] with a score; [N, 6] with a score and a class, of which 0 is a
+            person, as YOLO writes them; a dict with boxes, scores, masks; a Detections; None or an empty list for
+            nobody. Arrays or tensors on any device.
+        shape: (H, W) of the frame, for the masks.
 
     Raises:
-        ValueError: anything else, or masks that are not the frame's size.
+        ValueError: anything else, boxes that are no numbers, or masks that are not the frame's size.
     """
+    if value is None:
+        value = np.zeros((0, 4))
     if isinstance(value, dict):
-        value = Detections(value["boxes"], value.get("scores"), value.get("masks"))
+        if "boxes" not in value:
+            raise ValueError(f"detector: expected a dict with boxes, got {list(value)[:5]}")
+        given: Any = value
+        value = Detections(given["boxes"], given.get("scores"), given.get("masks"))
     if not isinstance(value, Detections):
-        rows = np.asarray(value, np.float32)
+        rows = _array(value)
         rows = rows.reshape(0, 4) if rows.size == 0 else rows
-        if rows.ndim != 2 or rows.shape[1] not in (4, 5):
-            raise ValueError(f"detector: expected boxes [N, 4] or [N, 5] with a score, got shape {list(rows.shape)}")
-        value = Detections(rows[:, :4], rows[:, 4] if rows.shape[1] == 5 else None)
-    boxes = np.asarray(value.boxes, np.float32).reshape(-1, 4)
-    scores = np.ones(len(boxes), np.float32) if value.scores is None else np.asarray(value.scores, np.float32)
-    masks = None if value.masks is None else np.asarray(value.masks) > 0
+        if rows.ndim != 2 or rows.shape[1] not in (4, 5, 6):
+            raise ValueError(
+                "detector: expected boxes [N, 4] or [N, 5] with a score (or [N, 6] with a class), got shape "
+                f"{list(rows.shape)}"
+            )
+        rows = rows[rows[:, 5] == 0] if rows.shape[1] == 6 else rows
+        value = Detections(rows[:, :4], rows[:, 4] if rows.shape[1] > 4 else np.ones(len(rows), np.float32))
+    boxes = _array(value.boxes).reshape(-1, 4)
+    scores = np.ones(len(boxes), np.float32) if value.scores is None else _array(value.scores).reshape(-1)
+    masks = None if value.masks is None else _array(value.masks) > 0
+    if len(scores) != len(boxes):
+        raise ValueError(f"detector: {len(boxes)} boxes and {len(scores)} scores")
+    if not np.isfinite(boxes).all():
+        raise ValueError("detector: a box has NaN or infinite numbers")
     if masks is not None and masks.shape != (len(boxes), *shape):
         raise ValueError(f"detector: masks must be [{len(boxes)}, {shape[0]}, {shape[1]}], got {list(masks.shape)}")
-    return Detections(boxes, scores, masks)
+    return Detections(boxes, np.nan_to_num(scores), masks)
+
+
+def _array(value: Any) -> np.ndarray:
+    """float32 of an array, list or tensor."""
+    if hasattr(value, "detach"):
+        value = value.detach().float().cpu().numpy()
+    try:
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"detector: expected boxes as numbers, got {str(value)[:60]!r}") from e
 
 
 def load_detector(source: str, weights: str | None = None, device: str = "cpu") -> Detector:
@@ -99,11 +130,13 @@ class TorchvisionDetector:
             raise ValueError("--detector torchvision needs torchvision: pip install tore_fast[detect]") from None
         if model not in list_models(module=detection):
             raise ValueError(
-                f"--detector torchvision: no detection model {model!r}; there are {', '.join(list_models(module=detection))}"
+                f"--detector torchvision: no detection model {model!r}; there are "
+                f"{', '.join(list_models(module=detection))}"
             )
         if weights is None or not Path(weights).is_file():
             raise ValueError(
-                f"--detector torchvision:{model}: give its weights file with --detector-weights (nothing is downloaded), got {weights}"
+                f"--detector torchvision:{model}: give its weights file with --detector-weights (nothing is "
+                f"downloaded), got {weights}"
             )
         self.model = get_model(model, weights=None, weights_backbone=None)
         try:
@@ -135,10 +168,12 @@ def box_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -
 class BoxTracker:
     """Greedy tracking by overlap: a box continues the track it overlaps most, others start new tracks.
 
-    Called as a pipeline's `tracker`; `masks` is its mask source; `state` and `restore` let interrupted runs keep the ids.
+    Called as a pipeline's `tracker`; `masks` is its mask source; `state` and `restore` let interrupted runs keep the
+    ids.
 
     Args:
-        detector: frame -> detections (see as_detections). min_overlap: IoU that joins. max_lost: frames a track survives
+        detector: frame -> detections (see as_detections). min_overlap: IoU that joins. max_lost: frames a track
+            survives
             without a box. min_side: smaller boxes (px) are dropped.
     """
 
@@ -146,12 +181,17 @@ class BoxTracker:
         self.detector, self.min_overlap, self.max_lost, self.min_side = detector, min_overlap, max_lost, min_side
         self._last: dict[int, tuple[int, list[float]]] = {}  # track: frame, box
         self._next = 0
-        self._masks: dict[int, np.ndarray] = {}
+        self._masks: dict[int, np.ndarray] | None = None
+        self.problems: list[str] = []  # a line for each frame in which the detector failed
 
     def __call__(self, index: int, frame: np.ndarray) -> dict[int, tuple[float, float, float, float]]:
-        found = as_detections(self.detector(frame), frame.shape[:2])
+        try:
+            found = as_detections(self.detector(frame), frame.shape[:2])
+        except Exception as e:  # noqa: BLE001 (the detector is the user's; a frame that it fails on costs itself)
+            self.problems.append(f"frame {index}: the detector failed ({type(e).__name__}: {str(e)[:120]})")
+            found = as_detections(None, frame.shape[:2])
         out = self.assign(index, found.boxes, found.scores)
-        self._masks = {} if found.masks is None else {t: found.masks[i] for t, i in out.items()}
+        self._masks = None if found.masks is None else {t: found.masks[i] for t, i in out.items()}
         return {t: tuple(found.boxes[i].tolist()) for t, i in out.items()}
 
     def assign(self, index: int, boxes: np.ndarray, scores: np.ndarray) -> dict[int, int]:
@@ -178,9 +218,11 @@ class BoxTracker:
             self._last[t] = (index, boxes[i].tolist())
         return out
 
-    def masks(self, index: int, frame: np.ndarray, boxes: dict) -> dict[int, np.ndarray]:
-        """Masks of the last call's people."""
-        return {t: self._masks[t] for t in boxes if t in self._masks}
+    def masks(self, index: int, frame: np.ndarray, boxes: dict) -> dict[int, np.ndarray] | None:
+        """Masks of the last call's people; None where the detector gives none at all."""
+        if not boxes:
+            return {}
+        return None if self._masks is None else {t: self._masks[t] for t in boxes if t in self._masks}
 
     def state(self) -> dict:
         """JSON-able memory."""
@@ -189,3 +231,45 @@ class BoxTracker:
     def restore(self, state: dict) -> None:
         self._next = int(state["next"])
         self._last = {int(t): (int(f), list(box)) for t, (f, box) in state["last"].items()}
+
+
+class TableTracker:
+    """Boxes of a file as a pipeline's `tracker`; boxes that are not in the frame cost themselves.
+
+    Args:
+        table: files without track numbers are tracked by overlap. name: of the file, for messages.
+    """
+
+    def __init__(self, table: TrackBoxes, name: str):
+        self.table, self.name = table, name
+        self.problems: list[str] = []
+        self.last = -1  # frame that was asked for last
+        self._tracker = None if table.tracked else BoxTracker(lambda _: None, min_side=2.0)
+
+    def __call__(self, index: int, frame: np.ndarray) -> dict[int, tuple[float, float, float, float]]:
+        self.last = max(self.last, index)
+        out = {}
+        for track, box in self.table.at(index).items():
+            try:
+                out[track] = check_box(
+                    box, frame.shape[1], frame.shape[0], f"{self.name}: frame {index}, track {track}"
+                )
+            except ImageError as e:
+                self.problems.append(str(e))
+        if self._tracker is None:
+            return out
+        rows = list(out.values())
+        boxes = np.array(rows, np.float32).reshape(-1, 4)
+        return {t: rows[i] for t, i in self._tracker.assign(index, boxes, np.ones(len(rows), np.float32)).items()}
+
+    def unused(self) -> list[int]:
+        """Frames with boxes behind the last one of the video."""
+        return [f for f in self.table.frames if f > self.last >= 0]
+
+    def state(self) -> dict:
+        """JSON-able memory."""
+        return {} if self._tracker is None else self._tracker.state()
+
+    def restore(self, state: dict) -> None:
+        if self._tracker is not None:
+            self._tracker.restore(state)

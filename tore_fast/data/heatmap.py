@@ -7,6 +7,7 @@ key points in image pixels for eval/oks.py and eval/nme.py. Coordinates are (x, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +132,7 @@ def flip_heatmaps(heatmaps: Tensor, flip_index: Sequence[int], shift: bool = Tru
 
 
 @torch.no_grad()
-def predict_heatmaps(model, image: Tensor, flip_index: Sequence[int] | None = None) -> Tensor:
+def predict_heatmaps(model: Any, image: Tensor, flip_index: Sequence[int] | None = None) -> Tensor:
     """Heat-maps of `image` [B, 3, H, W]; with `flip_index` averaged with those of the mirrored image (flip test)."""
     maps = model(image)
     return maps if flip_index is None else 0.5 * (maps + flip_heatmaps(model(image.flip(3)), flip_index))

@@ -7,12 +7,13 @@ makes the augmentations, both as in the official recipe.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from timm.data import Mixup, create_transform
 from torchvision.datasets import ImageFolder
 
 
-def imagenet_transform(training: bool, image_size: int = 224, augment: str = "official"):
+def imagenet_transform(training: bool, image_size: int = 224, augment: str = "official") -> Any:
     """RandAugment rand-m9-mstd0.5-inc1, colour jitter 0.4, random erasing 0.25; test: resize 256/224, centre crop.
 
     augment: "official", or "light": crops of at least 80 % of the area and mirroring only (short runs, small data).
@@ -24,7 +25,7 @@ def imagenet_transform(training: bool, image_size: int = 224, augment: str = "of
             image_size,
             is_training=True,
             scale=(0.8, 1.0),
-            color_jitter=None,
+            color_jitter=None,  # type: ignore[arg-type]  # timm takes None for "no jitter"
             auto_augment=None,
             interpolation="bicubic",
         )

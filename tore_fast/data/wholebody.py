@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class WholeBodyError(ValueError):
     """An annotation file that cannot be used; the text names it and the entry."""
 
 
-def _load(path: Path, what: str):
+def _load(path: Path, what: str) -> Any:
     if not path.is_file():
         raise WholeBodyError(f"{path}: no such {what}")
     try:
@@ -34,14 +35,14 @@ def _load(path: Path, what: str):
         raise WholeBodyError(f"{path}: not JSON (not even text)") from None
 
 
-def _value(entry, name: str, where: str):
+def _value(entry: Any, name: str, where: str) -> Any:
     """entry[name] of a JSON object; an error that says where else."""
     if not isinstance(entry, dict) or name not in entry:
         raise WholeBodyError(f"{where}: expected an object with {name!r}, got {str(entry)[:80]}")
     return entry[name]
 
 
-def _numbers(values, count: int, name: str, where: str) -> np.ndarray:  # [count] float32
+def _numbers(values: Any, count: int, name: str, where: str) -> np.ndarray:  # [count] float32
     if not isinstance(values, list) or len(values) != count:
         got = len(values) if isinstance(values, list) else values
         raise WholeBodyError(f"{where}: {name} must have {count} numbers, got {got}")
@@ -54,14 +55,14 @@ def _numbers(values, count: int, name: str, where: str) -> np.ndarray:  # [count
     return numbers
 
 
-def _entries(data, name: str, where: str) -> list:
+def _entries(data: Any, name: str, where: str) -> list:
     entries = _value(data, name, where)
     if not isinstance(entries, list):
         raise WholeBodyError(f"{where}: {name!r} must be a list, got {type(entries).__name__}")
     return entries
 
 
-def _box(entry, where: str) -> tuple[float, float, float, float]:
+def _box(entry: Any, where: str) -> tuple[float, float, float, float]:
     box = _value(entry, "bbox", where)
     _numbers(box, 4, "bbox", where)
     return tuple(box)

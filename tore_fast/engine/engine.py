@@ -5,8 +5,8 @@
     print(engine.report())       # what was done, and why not the rest
 
 For all tasks. In: items of `input_shape(model)` as a batch; uint8 images are normalised on the device. The model's own
-forward runs: in eval mode, prepared, batch norms folded, channels_last, weights in the compute type; on CUDA as a graph per
-batch size.
+forward runs: in eval mode, prepared, batch norms folded, channels_last, weights in the compute type; on CUDA as a graph
+per batch size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 from .._device import pick_device
 from ..geometry.warp import IMAGENET_MEAN, IMAGENET_STD
 from ..layers.prepared import prepare
-from ..models import from_pretrained
+from ..models import load
 from ..models._inputs import input_shape
 from ..models._registry import facts_of
 from ..ops._derived import stamp_of
@@ -96,11 +96,12 @@ class Engine:
 
     Args:
         model: a module of this package in eval mode, whose weights are copied; or a name, folder or file of
-            `from_pretrained`.
+            `load`.
         device: "auto" takes a GPU where there is one.
-        precision: "fp32", "tf32" (CUDA), "bf16", "fp16"; "auto": bf16 on a GPU that has it, on a CPU what was measured to be
-            faster for the family (precision.py).
-        batch: the largest step, or all step sizes (buckets), ascending; larger batches are cut. Default 64 on CUDA, else 8.
+        precision: "fp32", "tf32" (CUDA), "bf16", "fp16"; "auto": bf16 on a GPU that has it, on a CPU what was measured
+            to be faster for the family (precision.py).
+        batch: the largest step, or all step sizes (buckets), ascending; larger batches are cut. Default 64 on CUDA,
+            else 8.
         mode: "graph" (CUDA), "compile", "eager"; "auto": graph on CUDA, eager elsewhere.
         own: the module may be changed instead of copied.
         overrides: config fields, where `model` is a name.
@@ -132,7 +133,7 @@ class Engine:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         if not isinstance(model, nn.Module):
-            self.name, source, own = str(model), from_pretrained(model, **overrides), True
+            self.name, source, own = str(model), load(model, **overrides), True
         elif overrides:
             raise TypeError(f"Engine: {', '.join(overrides)}: config fields are for names, the model is built already")
         else:
@@ -233,7 +234,7 @@ class Engine:
 
     def submit(self, images: Any, *extra: Any) -> Pending:
         """Starts a batch and returns without waiting for it; on a CPU it is done then."""
-        inputs = self._checked(images, extra)
+        inputs: tuple[Any, ...] = self._checked(images, extra)
         count, parts, counts = len(inputs[0]), [], []
         for first, items, bucket in split(count, self.buckets):
             parts.append(self._step(tuple(None if t is None else t[first : first + items] for t in inputs), bucket))
@@ -241,7 +242,8 @@ class Engine:
         return Pending(self, parts, counts)
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Results of batches (each an array, a tensor, or a tuple of arguments) in order, with two of them in flight."""
+        """Results of batches (each an array, a tensor, or a tuple of arguments) in order, with two of them in
+        flight."""
         waiting: list[Pending] = []
         for batch in batches:
             waiting.append(self.submit(*(batch if type(batch) is tuple else (batch,))))
@@ -250,7 +252,7 @@ class Engine:
         for pending in waiting:
             yield pending.result()
 
-    def _step(self, inputs: tuple[Tensor | None, ...], bucket: int) -> Any:
+    def _step(self, inputs: tuple[Any, ...], bucket: int) -> Any:
         items = len(inputs[0])  # type: ignore[arg-type]
         on_device = inputs[0].device.type == "cuda"  # type: ignore[union-attr]
         if self._mode == "graph":
@@ -264,7 +266,7 @@ class Engine:
             inputs = tuple(pad(t, bucket) for t in inputs)
             if bucket not in self.report_.captured:
                 self.report_.captured.append(bucket)
-        moved = tuple(None if t is None else t.to(self.device, non_blocking=True) for t in inputs)
+        moved: tuple[Any, ...] = tuple(None if t is None else t.to(self.device, non_blocking=True) for t in inputs)
         out, ok = self._forward(*moved)
         out = take(out, items, len(moved[0]))  # type: ignore[arg-type]
         if not on_device and self.device.type != "cpu":
@@ -308,7 +310,8 @@ class Engine:
     def _checked(self, images: Any, extra: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
         if self._stamps != (_stamp_of(self._source), _stamp_of(self.network)):
             raise RuntimeError(
-                f"Engine: weights of {self.name} have changed since they were prepared; call refresh() or make a new engine"
+                f"Engine: weights of {self.name} have changed since they were prepared; call refresh() or make "
+                "a new engine"
             )
         if self.network.training:
             raise RuntimeError(f"Engine: {self.name} was put in training mode; call engine.network.eval()")

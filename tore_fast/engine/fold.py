@@ -1,8 +1,8 @@
 """Batch norms folded into the convolution in front of them, found by watching one forward pass.
 
-A norm is folded only where its input is the very tensor that a convolution gave, where both ran once, and where nothing else
-read that tensor. So it works for every way of writing a backbone: numbered children, named attributes, timm's norms with an
-activation inside.
+A norm is folded only where its input is the very tensor that a convolution gave, where both ran once, and where nothing
+else read that tensor. So it works for every way of writing a backbone: numbered children, named attributes, timm's
+norms with an activation inside.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _keeps_statistics(norm: _BatchNorm) -> bool:
     return not norm.training and norm.running_mean is not None and norm.running_var is not None
 
 
-def _without_norm(norm: _BatchNorm) -> nn.Module | None:
+def _without_norm(norm: Any) -> nn.Module | None:
     """What is left of the layer without its norm; None for a kind that is not known."""
     if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         return nn.Identity()
@@ -70,7 +70,7 @@ def _without_norm(norm: _BatchNorm) -> nn.Module | None:
     return None
 
 
-def _fold(conv: nn.Module, norm: _BatchNorm) -> None:
+def _fold(conv: Any, norm: _BatchNorm) -> None:
     dtype = conv.weight.dtype
     bias = None if conv.bias is None else conv.bias.double()
     scale = None if norm.weight is None else norm.weight.double()

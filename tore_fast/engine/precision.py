@@ -1,9 +1,9 @@
 """The compute type of an engine: which one a device is faster in, weights in it once, and what stays in float32.
 
-Matrix products and convolutions run in the compute type, under autocast with weights that already have it. Layer norms, the
-sums of residual connections and everything the models compute outside autocast (coordinates, cameras, rotations, statistics
-of the clustering) stay in float32. What that is is not written down here a second time: a product that ran outside autocast
-in one watched pass keeps its float32 weights.
+Matrix products and convolutions run in the compute type, under autocast with weights that already have it. Layer norms,
+the sums of residual connections and everything the models compute outside autocast (coordinates, cameras, rotations,
+statistics of the clustering) stay in float32. What that is is not written down here a second time: a product that ran
+outside autocast in one watched pass keeps its float32 weights.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class Choice(NamedTuple):
         return TYPES[self.word]
 
 
-# Time of float32 / time of bfloat16 of whole forward passes, of the processors whose units for it are named: MEASURED[unit][family].
-# One batch of 8 (lifting: 4), two threads of a Xeon with AMX; benchmarks/results/README.md says how. "auto" takes bfloat16 from MIN_GAIN on.
+# Time of float32 / time of bfloat16 of whole forward passes, of the processors whose units for it are named:
+# MEASURED[unit][family]. One batch of 8 (lifting: 4), two threads of a Xeon with AMX; benchmarks/results/README.md says
+# how. "auto" takes bfloat16 from MIN_GAIN on.
 MEASURED: dict[str, dict[str, float]] = {"amx": {}, "avx512_bf16": {}}
 MIN_GAIN = 1.15
 

@@ -1,8 +1,8 @@
 """Runs a model over a reader: items -> model -> rows on disk -> means.
 
-In: module, items, a scoring (mesh: `evaluate` with protocols.py; key points and classes: task_scoring.py), a folder. Out: a
-dict of metrics. Killed and started again it goes on; under torchrun every process takes its share and rank 0 reports.
-Called by cli/eval_{mesh,keypoints,classify}.py.
+In: module, items, a scoring (mesh: `evaluate` with protocols.py; key points and classes: task_scoring.py), a folder.
+Out: a dict of metrics. Killed and started again it goes on; under torchrun every process takes its share and rank 0
+reports. Called by cli/eval_{mesh,keypoints,classify}.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def mesh_of(output: Any, body: Body, smpl_head: bool = False) -> Tensor:  # [B, 
     if smpl_head or vertices is None:
         if rotations is None:
             raise ValueError(
-                f"evaluate: the model returns no {'SMPL parameters' if smpl_head else 'vertices'}: {type(output).__name__}"
+                f"evaluate: the model returns no {'SMPL parameters' if smpl_head else 'vertices'}: "
+                f"{type(output).__name__}"
             )
         return body(rotations.float(), output.betas.float()).vertices
     return vertices
@@ -64,15 +65,17 @@ def weights_hash(model: nn.Module) -> str:
 class Scoring(Protocol):
     """What `evaluate_rows` needs to know about a task."""
 
-    metrics: tuple[str, ...]  # names of the rows that are averaged per sequence
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the rows that are averaged per sequence."""
 
     def identity(self) -> dict:
         """JSON-able facts that decide the numbers; "protocol" is what the report calls it."""
 
-    def item(self, record: Any) -> tuple[np.ndarray | Tensor, dict[str, np.ndarray]]:
+    def item(self, record: Any) -> tuple[np.ndarray | Tensor, dict[str, Any]]:
         """Model input and truth (arrays of fixed shape) of one item."""
 
-    def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rows(self, model: Any, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         """Numbers of a batch, each [B, ...]."""
 
     def summary(self, rows: dict[str, np.ndarray], sequences: Sequence[str], frames: Sequence[int]) -> dict:
@@ -97,8 +100,8 @@ class MeshScoring:
         protocol: BodyProtocol | HandProtocol,
         image_size: int | tuple[int, int],
         smpl_head: bool,
-        crop=evaluation_crop,
-    ):
+        crop: Any = evaluation_crop,
+    ) -> None:
         self.crop = crop
         self.protocol, self.image_size, self.smpl_head, self.metrics = protocol, image_size, smpl_head, protocol.metrics
 
@@ -106,10 +109,10 @@ class MeshScoring:
         size = list(self.image_size) if isinstance(self.image_size, (tuple, list)) else self.image_size
         return {**self.protocol.identity(), "image_size": size, "smpl_head": self.smpl_head}
 
-    def item(self, record: Record) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def item(self, record: Record) -> tuple[np.ndarray, dict[str, Any]]:
         return self.crop(record, self.image_size), self.protocol.truth(record)
 
-    def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rows(self, model: Any, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         output = model(inputs)
         # averaged views bring their own joints (multiscale.py); otherwise the protocol regresses them from the mesh
         given = {"joints": output.mesh_joints} if hasattr(output, "mesh_joints") else {}
@@ -129,7 +132,7 @@ class _Items(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, i: int):
+    def __getitem__(self, i: int) -> Any:
         index = self.indices[i]
         try:
             return index, *self.scoring.item(self.items[index])
@@ -270,7 +273,7 @@ def score(
     return {k: v for k, v in result.items() if isinstance(v, float)} | {"failed": float(len(result["failed"]))}
 
 
-def _join(rank: int, world: int):
+def _join(rank: int, world: int) -> Any:
     """Process group for the two barriers; results travel by disk, so gloo does on any device."""
     if world == 1 or torch.distributed.is_initialized():
         return None
@@ -279,7 +282,17 @@ def _join(rank: int, world: int):
 
 
 @torch.inference_mode()
-def _run(model, items, scoring, store, indices, batch_size, device, dtype, workers) -> int:
+def _run(
+    model: Any,
+    items: Any,
+    scoring: Any,
+    store: Any,
+    indices: Any,
+    batch_size: Any,
+    device: torch.device,
+    dtype: Any,
+    workers: Any,
+) -> int:
     loader = torch.utils.data.DataLoader(
         _Items(items, indices, scoring),
         batch_size,
@@ -321,7 +334,8 @@ def _summary(
     missing = set(range(count)) - there - set(failed)
     if missing:
         raise Incomplete(
-            f"evaluate: {len(missing)} of {count} items have no row (first: {min(missing)}); a process died, run the command again"
+            f"evaluate: {len(missing)} of {count} items have no row (first: {min(missing)}); a process died, "
+            "run the command again"
         )
     if not len(rows["index"]):
         first = next(iter(failed.items()), (0, "the data set is empty"))

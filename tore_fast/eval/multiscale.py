@@ -1,22 +1,22 @@
-"""METRO's test-time augmentation for hands: crops of 5 sizes turned 19 ways, meshes aligned to the plain one and averaged.
+"""METRO's test-time augmentation for hands: crops of 5 sizes turned 19 ways, meshes aligned to the plain one and
+averaged.
 
 In: a record of a reader and a mesh model; out: one mesh and its joints. Used by `tore-fast eval mesh --multiscale`
-(evaluate.py). Meshes are aligned by their vertices, the joints regressed from them by the joints, as the official script does:
-the mean joints are not those of the mean mesh. Only Procrustes-aligned errors mean anything afterwards, which is what
-FreiHAND's evaluator reports. Source: METRO's hand script (run_hand_multiscale).
+(evaluate.py). Meshes are aligned by their vertices, the joints regressed from them by the joints, as the official
+script does: the mean joints are not those of the mean mesh. Only Procrustes-aligned errors mean anything afterwards,
+which is what FreiHAND's evaluator reports. Source: METRO's hand script (run_hand_multiscale).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation, training_crop
-from ..data.readers import Record
 from ..geometry.procrustes import similarity_align
 
 SCALES = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the box
@@ -25,7 +25,7 @@ PLAIN = (1.0, 0)
 VIEWS = (PLAIN, *((s, r) for s in SCALES for r in ROTATIONS_DEG if (s, r) != PLAIN))  # 95, the plain one first
 
 
-def view_crops(record: Record, image_size: int, views=VIEWS) -> np.ndarray:
+def view_crops(record: Any, image_size: int, views: Any = VIEWS) -> np.ndarray:
     """Normalised crops [K, 3, S, S] float32 of a record's box for all (scale, rotation) views."""
     crops = [
         training_crop(

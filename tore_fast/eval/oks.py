@@ -7,7 +7,7 @@ tests/eval/test_oks.py compares with where it is installed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -164,21 +164,21 @@ def oks(
     For an annotation without a labelled joint, distances count from its box doubled in size (COCO's rule; such
     annotations are ignored in the AP anyway).
     """
-    labelled = annotations[..., 2] > 0  # [G, J]
+    labelled: np.ndarray = annotations[..., 2] > 0  # [G, J]
     d = detections[:, None, :, :2] - annotations[None, ..., :2]
     if box is not None:
         low, high = box[:, None, :2] - box[:, None, 2:], box[:, None, :2] + 2 * box[:, None, 2:]
         p = detections[:, None, :, :2]
         outside = np.maximum(0, low[None] - p) + np.maximum(0, p - high[None])
-        d = np.where(labelled.any(1)[None, :, None, None], d, outside)
+        d = np.where(np.asarray(labelled.any(1))[None, :, None, None], d, outside)
     else:
-        d = np.where(labelled.any(1)[None, :, None, None], d, np.inf)
+        d = np.where(np.asarray(labelled.any(1))[None, :, None, None], d, np.inf)
     e = (d**2).sum(3) / (2 * sigmas) ** 2 / (area[None, :, None] + _EPS) / 2
-    weight = np.where(labelled.any(1)[:, None], labelled, True)
+    weight = np.where(np.asarray(labelled.any(1))[:, None], labelled, True)
     return (np.exp(-e) * weight[None]).sum(2) / weight.sum(1)
 
 
-def _match(similarity, gt_ignore, gt_crowd, threshold):
+def _match(similarity: Any, gt_ignore: Any, gt_crowd: Any, threshold: Any) -> Any:
     """Greedy matching in score order; gts are sorted with ignored ones last. Returns per-detection gt index or -1."""
     matched = np.full(similarity.shape[0], -1)
     taken = np.zeros(similarity.shape[1], bool)
@@ -210,7 +210,8 @@ def keypoint_ap(
     """
     if annotations.points.shape[1] != len(sigmas) or detections.points.shape[1] != len(sigmas):
         raise ValueError(
-            f"keypoint_ap: points must have {len(sigmas)} joints like sigmas, got {annotations.points.shape[1]} annotated "
+            f"keypoint_ap: points must have {len(sigmas)} joints like sigmas, got "
+            f"{annotations.points.shape[1]} annotated "
             f"and {detections.points.shape[1]} detected"
         )
     images = {}
@@ -227,7 +228,7 @@ def keypoint_ap(
     curves = {name: _curve(images, annotations, detections, no_joint, limits) for name, limits in AREAS.items()}
     precision, recall = curves["all"]
 
-    def mean(values) -> float:
+    def mean(values: Any) -> float:
         values = values[values > -1]
         return float(values.mean()) if values.size else -1.0
 
@@ -245,7 +246,7 @@ def keypoint_ap(
     }
 
 
-def _curve(images, annotations, detections, no_joint, limits) -> tuple[np.ndarray, np.ndarray]:
+def _curve(images: Any, annotations: Any, detections: Any, no_joint: Any, limits: Any) -> tuple[np.ndarray, np.ndarray]:
     """Precision [10, 101] and recall [10] for annotations of one range of areas; -1 where there are none."""
     low, high = limits
     scores, hits, ignored, total = [], [], [], 0
@@ -284,7 +285,8 @@ def _curve(images, annotations, detections, no_joint, limits) -> tuple[np.ndarra
 def oks_nms(
     points: np.ndarray, score: np.ndarray, area: np.ndarray, sigmas: np.ndarray, threshold: float = 0.9
 ) -> np.ndarray:
-    """Indices of detections [D, J, >=2] of one image that stay: none is more similar than `threshold` to a better one."""
+    """Indices of detections [D, J, >=2] of one image that stay: none is more similar than `threshold` to a better
+    one."""
     order = list(np.argsort(-score, kind="mergesort"))
     keep = []
     while order:
@@ -310,10 +312,10 @@ def wholebody_ap(
 ) -> dict[str, float]:
     """AP and AR of every part and of all 133 points: {"body_AP": ..., "whole_AR": ...}.
 
-    A person counts for a part only if it has a labelled joint there; sizes of detections are those of the part's points,
-    and a detection none of whose points has a positive score there is left out, as in xtcocotools.
+    A person counts for a part only if it has a labelled joint there; sizes of detections are those of the part's
+    points, and a detection none of whose points has a positive score there is left out, as in xtcocotools.
     """
-    out = {}
+    out: dict[str, Any] = {}
     for name, (first, last) in {**parts, "whole": (0, len(WHOLEBODY_SIGMAS))}.items():
         found = detections.part(first, last)
         found = KeypointTable(*(column[(found.points[..., 2] > 0).any(1)] for column in found))

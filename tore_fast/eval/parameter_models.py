@@ -1,12 +1,14 @@
-"""Models of body parameters (HMR2.0, CameraHMR, FastHMR, TCFormer's regressor) in the mesh evaluation: their crops and inputs.
+"""Models of body parameters (HMR2.0, CameraHMR, FastHMR, TCFormer's regressor) in the mesh evaluation: their crops and
+inputs.
 
-In: a model, records of data/readers; out: the crop size it was made for, and a scoring that also tells CameraHMR where the
-crop lies in the image. Used by cli/eval_mesh.py; evaluate.py poses the body with what these models return.
+In: a model, records of data/readers; out: the crop size it was made for, and a scoring that also tells CameraHMR where
+the crop lies in the image. Used by cli/eval_mesh.py; evaluate.py poses the body with what these models return.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,6 @@ from ..data.readers import Record
 from ..geometry.camera import CROP_PX, focal_from_fov
 from ..geometry.warp import as_tensor, letterbox, normalise_image
 from ..models._registry import facts_of
-from ..models.smpl.camerahmr import CameraHMR
 from .evaluate import MeshScoring, mesh_of
 
 DEFAULT_CROP_PX = 224
@@ -34,21 +35,23 @@ def takes_camera(model: nn.Module) -> bool:
     return facts is not None and facts.takes_camera
 
 
-def crop_size(model: nn.Module) -> int | tuple[int, int]:
+def crop_size(model: Any) -> int | tuple[int, int]:
     """Side of the square crop, or (height, width) of HMR2.0's, whose square is drawn around the box widened to 3:4.
 
     CameraHMR sees the square around the longer side and cuts its columns itself.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if takes_camera(model):
         return config.img_size[0]
-    return getattr(config, "image_size", None) or getattr(config, "img_size", DEFAULT_CROP_PX)
+    size: Any = getattr(config, "image_size", None) or getattr(config, "img_size", DEFAULT_CROP_PX)
+    return size
 
 
 class CameraScoring(MeshScoring):
-    """For CameraHMR: box, image size and focal length come with the crop; HumanFoV guesses a focal length that is unknown."""
+    """For CameraHMR: box, image size and focal length come with the crop; HumanFoV guesses a focal length that is
+    unknown."""
 
-    def item(self, record: Record) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def item(self, record: Record) -> tuple[np.ndarray, dict[str, Any]]:
         image = record.image  # decoded once for the crop and the letterbox
         crop, truth = super().item(replace(record, open_image=lambda: image))
         focal = np.nan if record.camera is None else record.camera.intrinsics[0, 0]
@@ -60,7 +63,7 @@ class CameraScoring(MeshScoring):
             "image": normalise_image(letterbox(as_tensor(image), CROP_PX)).numpy(),
         }
 
-    def rows(self, model: CameraHMR, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rows(self, model: Any, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         focal = truth["focal"]
         unknown = focal.isnan()
         if unknown.any():

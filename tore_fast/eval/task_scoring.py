@@ -1,7 +1,8 @@
 """How `tore-fast eval` scores key points and classes: items, rows and metrics for evaluate.evaluate_rows.
 
-In: instances of a reader (data/{wholebody,coco_body,wflw}.py) or a class folder; rows: points [J, 2] and scores [J] of an
-item in image pixels, or whether the class was right. Out: metrics of keypoint_metrics.py, or top-1 and top-5 in percent.
+In: instances of a reader (data/{wholebody,coco_body,wflw}.py) or a class folder; rows: points [J, 2] and scores [J] of
+an item in image pixels, or whether the class was right. Out: metrics of keypoint_metrics.py, or top-1 and top-5 in
+percent.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class KeypointScoring:
         flip_test, refine, half_pixel: see keypoint_metrics.batch_keypoints.
     """
 
-    metrics = ()
+    metrics: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class KeypointScoring:
             "boxes": round(float(boxes.sum()), 3),
         }
 
-    def item(self, record: dict[str, Tensor]) -> tuple[Tensor, dict[str, np.ndarray]]:
+    def item(self, record: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         return record["image"], {k: record[k].numpy() for k in ("center", "size")}
 
     def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ class KeypointScoring:
 class ClassScoring:
     """Top-1 and top-5 accuracy in percent and cross entropy of class folders."""
 
-    metrics = ()
+    metrics: tuple[str, ...] = ()
 
     def __init__(self, classes: Sequence[str], image_size: int):
         self.classes, self.image_size = list(classes), image_size
@@ -115,7 +116,7 @@ class ClassScoring:
     def identity(self) -> dict:
         return {"protocol": "classification", "image_size": self.image_size, "classes": len(self.classes)}
 
-    def item(self, record: tuple[Tensor, int]) -> tuple[Tensor, dict[str, np.ndarray]]:
+    def item(self, record: tuple[Tensor, int]) -> tuple[Tensor, dict[str, Any]]:
         return record[0], {"label": np.int64(record[1])}
 
     def rows(self, model: nn.Module, inputs: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from ..geometry.camera import CAMERA_TO_Y_UP
 from .atomic import PendingFile, replacing
@@ -25,16 +24,70 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Area-weighted unit normals [V, 3]."""
     corners = vertices[faces]
     face = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    out = np.zeros_like(vertices)
-    for k in range(3):
-        np.add.at(out, faces[:, k], face)
+    count = len(vertices)
+    rows = faces.T.reshape(-1)
+    out = np.stack([np.bincount(rows, np.tile(face[:, k], 3), count) for k in range(3)], 1).astype(vertices.dtype)
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
 
 
 def quaternions(rotations: np.ndarray) -> np.ndarray:  # [..., 3, 3] -> [..., 4] (x, y, z, w)
     """glTF order, float32, w >= 0."""
+    from scipy.spatial.transform import Rotation  # slow to import
+
     q = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_quat(canonical=True)
     return q.reshape(*rotations.shape[:-2], 4).astype(np.float32)
+
+
+def mesh_glb(
+    meshes: Sequence[np.ndarray],  # [V, 3] each, y up
+    faces: np.ndarray,  # [F, 3]
+    colour: Sequence[int],  # RGBA 0..255
+    facts: dict | None = None,
+) -> bytes:
+    """A GLB of still meshes with normals and one colour: nodes person_0, person_1 ... of a scene with `facts` as
+    extras."""
+    index = np.ascontiguousarray(faces, "<u4").reshape(-1)
+    blocks: list[tuple[np.ndarray, int, str, int]] = [(index, _U32, "SCALAR", _INDEX)]
+    for points in meshes:
+        shared = np.asarray(points, np.float64)
+        blocks += [
+            (shared.astype("<f4"), _FLOAT, "VEC3", _ARRAY),
+            (vertex_normals(shared, faces).astype("<f4"), _FLOAT, "VEC3", _ARRAY),
+            (np.tile(np.asarray(colour, np.uint8), (len(points), 1)), _U8, "VEC4", _ARRAY),
+        ]
+    views: list[dict] = []
+    accessors: list[dict] = []
+    offset = 0
+    for array, kind, shape, target in blocks:
+        views.append({"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": target})
+        entry: dict = {"bufferView": len(views) - 1, "componentType": kind, "type": shape, "count": len(array)}
+        if shape == "VEC3" and len(accessors) % 3 == 1:  # the format wants bounds of positions
+            entry["min"], entry["max"] = array.min(0).tolist(), array.max(0).tolist()
+        if kind == _U8:
+            entry["normalized"] = True
+        accessors.append(entry)
+        offset += array.nbytes  # all are multiples of 4
+    count = len(meshes)
+    parts = [{"POSITION": 3 * i + 1, "NORMAL": 3 * i + 2, "COLOR_0": 3 * i + 3} for i in range(count)]
+    scene: dict = {"nodes": list(range(count)), **({"extras": facts} if facts else {})}
+    data = json.dumps(
+        {
+            "asset": {"version": "2.0", "generator": "tore_fast"},
+            "scene": 0,
+            "scenes": [scene],
+            "nodes": [{"name": f"person_{i}", "mesh": i} for i in range(count)],
+            "meshes": [
+                {"name": f"person_{i}", "primitives": [{"attributes": p, "indices": 0}]} for i, p in enumerate(parts)
+            ],
+            "bufferViews": views,
+            "accessors": accessors,
+            "buffers": [{"byteLength": offset}],
+        },
+        separators=(",", ":"),
+    ).encode()
+    data += b" " * (-len(data) % 4)
+    head = struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(data) + 8 + offset) + struct.pack("<I4s", len(data), b"JSON")
+    return b"".join([head, data, struct.pack("<I4s", offset, b"BIN\0"), *(a.tobytes() for a, *_ in blocks)])
 
 
 class GlbAnimation:

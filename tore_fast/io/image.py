@@ -1,7 +1,7 @@
 """Any image a user has, as one [H, W, 3] uint8 RGB array, upright; bad files end in one clear ImageError.
 
-In: a path, a PIL image or an array. Out: pixels for geometry/warp.py. Handles EXIF rotation, grey, palettes, transparency
-(over white), CMYK and 16-bit files.
+In: a path, a PIL image or an array. Out: pixels for geometry/warp.py. Handles EXIF rotation, grey, palettes,
+transparency (over white), CMYK and 16-bit files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .natural import natural_sorted
 from .open_file import read_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".heic", ".heif")
-# What a file is, is told by its content among these alone: Pillow's other decoders are less used, and some start programs (EPS)
+# What a file is, is told by its content among these alone: Pillow's other decoders are less used, and some start
+# programs (EPS)
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # bytes 8..12 of a HEIF file
 _OTHERS = {b"%!PS": "a PostScript file", b"\xc5\xd0\xd3\xc6": "a PostScript file", b"%PDF": "a PDF file"}
@@ -31,6 +32,7 @@ _OTHERS |= {
     b"PK\x03\x04": "a zip archive",
 }
 _OTHERS |= {b"<svg": "an SVG drawing", b"<?xml": "an XML file", b"<!DOC": "a web page", b"<html": "a web page"}
+MAX_COORDINATE = 1e6  # of a box, pixels
 MAX_BYTES = 2 << 30  # of an image file
 MAX_PIXELS = 200_000_000  # more is taken for a mistake or a decompression bomb
 
@@ -48,8 +50,8 @@ def read_image(
     """RGB pixels of an image.
 
     Args:
-        source: path, bytes of a file, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; uint8, uint16 or float
-            in 0..1.
+        source: path, bytes of a file, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; uint8, uint16 or
+            float in 0..1.
         name: of what has no path, for messages.
         upright: turned as the EXIF flag says; False gives the pixels as stored, which data sets annotate.
 
@@ -227,8 +229,26 @@ def check_box(box: Sequence[float], width: int, height: int, what: str) -> tuple
     x0, y0, x1, y1 = values
     if not np.isfinite(values).all():
         raise ImageError(f"{what}: the box {values} has NaN or infinite numbers")
+    if max(map(abs, values)) > MAX_COORDINATE:
+        raise ImageError(f"{what}: the box {values} has numbers that are no pixels")
     if x1 - x0 < 2 or y1 - y0 < 2:
         raise ImageError(f"{what}: the box {values} needs x0 < x1 and y0 < y1 (at least 2 pixels)")
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise ImageError(f"{what}: the box {values} lies outside the {width}x{height} image")
     return x0, y0, x1, y1
+
+
+def check_boxes(
+    boxes: Iterable[Sequence[float]], width: int, height: int, what: str
+) -> tuple[list[tuple[float, float, float, float]], list[str]]:
+    """Usable boxes, and a line for each of the others: a bad box costs itself. ImageError where none is left of
+    some."""
+    good, bad = [], []
+    for k, box in enumerate(boxes):
+        try:
+            good.append(check_box(box, width, height, f"{what}: box {k}"))
+        except ImageError as e:
+            bad.append(str(e))
+    if bad and not good:
+        raise ImageError(bad[0] + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
+    return good, bad

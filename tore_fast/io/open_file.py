@@ -1,6 +1,7 @@
 """Opens a file that a user named: a regular file or one line that says what it is instead.
 
-Next on the way: weights.py, safe_pickle.py and every other reader that must not hang on a pipe or read a device for ever.
+Next on the way: weights.py, safe_pickle.py and every other reader that must not hang on a pipe or read a device for
+ever.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ def open_regular(path: str | Path, what: str = "file") -> BinaryIO:
         what: the expected kind of content, for messages ("weight file").
 
     Raises:
-        FileNotFoundError: nothing there. ValueError: a folder, pipe, socket or device, a name that no file can have, or a
+        FileNotFoundError: nothing there. ValueError: a folder, pipe, socket or device, a name that no file can have, or
+            a
         file that may not be read.
     """
+    article = "an" if what[:1] in "aeio" else "a"
     shown = str(path) if len(str(path)) <= 120 else f"{str(path)[:57]}...{str(path)[-60:]}"
     try:
         # a pipe without a writer blocks a plain open for ever; the flag is unknown to Windows, which has no such pipes
@@ -41,7 +44,7 @@ def open_regular(path: str | Path, what: str = "file") -> BinaryIO:
     except FileNotFoundError:
         raise FileNotFoundError(f"{shown}: no such {what}") from None
     except IsADirectoryError:
-        raise ValueError(f"{shown}: expected a {what}, got a folder") from None
+        raise ValueError(f"{shown}: expected {article} {what}, got a folder") from None
     except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
         reason = "the name is too long" if getattr(e, "errno", 0) == errno.ENAMETOOLONG else str(e).partition(": ")[0]
         raise ValueError(f"{shown}: cannot open the {what} ({reason})") from None
@@ -49,21 +52,23 @@ def open_regular(path: str | Path, what: str = "file") -> BinaryIO:
     if not stat.S_ISREG(mode):
         os.close(file)
         kind = next((text for test, text in _KINDS if test(mode)), "a special file")
-        raise ValueError(f"{shown}: expected a {what}, got {kind}")
+        raise ValueError(f"{shown}: expected {article} {what}, got {kind}")
     return os.fdopen(file, "rb")
 
 
 def read_regular(path: str | Path, limit: int, what: str = "file") -> bytes:
-    """Whole content of a regular file of at most `limit` bytes; errors as `open_regular`, ValueError for a larger one."""
+    """Whole content of a regular file of at most `limit` bytes; errors as `open_regular`, ValueError for a larger
+    one."""
     with open_regular(path, what) as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
-        raise ValueError(f"{path}: expected a {what} of at most {limit:,} bytes")
+        raise ValueError(f"{path}: expected at most {limit:,} bytes of a {what}")
     return data
 
 
 def read_text(path: str | Path, what: str = "text file", limit: int = MAX_TEXT) -> str:
-    """Text of a file in UTF-8, or in UTF-16 with its byte order mark, as Windows' shell writes it; errors as `read_regular`."""
+    """Text of a file in UTF-8, or in UTF-16 with its byte order mark, as Windows' shell writes it; errors as
+    `read_regular`."""
     return as_text(read_regular(path, limit, what), str(path), what)
 
 
@@ -77,7 +82,8 @@ def as_text(data: bytes, name: str, what: str = "text file") -> str:
 
 
 def read_json(path: str | Path, what: str = "JSON file", limit: int = MAX_TEXT) -> Any:
-    """Value of a JSON file; NaN and Infinity, which detectors write, are numbers. Errors as `read_text`, ValueError for no JSON."""
+    """Value of a JSON file; NaN and Infinity, which detectors write, are numbers. Errors as `read_text`, ValueError for
+    no JSON."""
     return as_json(read_text(path, what, limit), str(path))
 
 

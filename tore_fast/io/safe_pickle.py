@@ -1,9 +1,9 @@
 """Reads the pickles that SMPL, MANO and mesh-sampling files are made of, without running anything they say.
 
-In: .pkl and .npz (with object arrays) from third parties; out: numpy arrays and scipy matrices for body/official.py and the
-data readers. inert_pickle.py makes a tree of the file; here numpy arrays, dtypes and scalars of plain kinds, scipy CSC/CSR
-matrices and the array inside chumpy objects are rebuilt from it, each after its lengths and indices were checked. Any other
-class or function named by the file stops the reading. chumpy is not needed.
+In: .pkl and .npz (with object arrays) from third parties; out: numpy arrays and scipy matrices for body/official.py and
+the data readers. inert_pickle.py makes a tree of the file; here numpy arrays, dtypes and scalars of plain kinds, scipy
+CSC/CSR matrices and the array inside chumpy objects are rebuilt from it, each after its lengths and indices were
+checked. Any other class or function named by the file stops the reading. chumpy is not needed.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Resolver:
         if not (isinstance(text, str) and _PLAIN.fullmatch(text) and plain):
             raise self.refuse(f"an array of {str(text)[:30] if text else 'no'} type; plain numbers and texts are read")
         order = state[1] if state is not None else "="
-        return np.dtype(text).newbyteorder(order if order in ("<", ">") else "=")
+        return np.dtype(text).newbyteorder("<" if order == "<" else ">" if order == ">" else "=")
 
     def array(self, args: tuple, state: Any) -> np.ndarray:
         if not args or args[0] != ("numpy", "ndarray") or not isinstance(state, tuple) or len(state) != 5:
@@ -216,15 +216,16 @@ class Resolver:
         if not isinstance(state, dict) or not {"data", "indices", "indptr"} <= state.keys():
             raise self.refuse("a sparse matrix without its arrays")
         shape = self(state.get("_shape", state.get("shape")))
-        parts = [self.numbers(state[k]) for k in ("data", "indices", "indptr")]
+        data, indices, indptr = (self.numbers(state[k]) for k in ("data", "indices", "indptr"))
         try:
-            return checked_sparse(build, *parts, shape)
+            return checked_sparse(build, data, indices, indptr, shape)
         except ValueError as e:
             raise self.refuse(str(e)) from None
 
 
 def checked_sparse(build: type, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: Any) -> Any:
-    """A CSC or CSR matrix (`build`) whose structure was checked, since scipy itself follows wrong indices out of its memory.
+    """A CSC or CSR matrix (`build`) whose structure was checked, since scipy itself follows wrong indices out of its
+    memory.
 
     Args:
         data: [E] numbers. indices: [E] row (CSC) or column (CSR) of each. indptr: [majors + 1]. shape: (rows, columns).

@@ -6,46 +6,68 @@ never the whole video in memory. Next on the way: geometry/warp.py, pipelines/vi
 
 from __future__ import annotations
 
-import csv
-import json
+import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from . import ffmpeg
 from .atomic import replacing
+from .boxes import Box, BoxFileError, read_box_rows
 from .image import EXTENSIONS, ImageError, read_image, read_labels
 from .natural import natural_sorted
 
 VIDEO_EXTENSIONS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class VideoSource:
-    """A video as a sequence of frames. `fps` is 30 for folders unless given."""
+    """A video as a sequence of frames, each decoded as it is stored: none twice, none left out."""
 
     path: Path
-    fps: float
+    fps: float  # of a folder 30 unless given; of a variable rate the mean
     is_folder: bool
+    times: np.ndarray | None = None  # [N] seconds of each frame from the first on, where the file says them
+    variable: bool = False  # whether the time between frames varies
+    missing_s: float = 0.0  # by which the file is shorter than it says
+    problems: list[str] = field(default_factory=list, compare=False)  # a line for each frame left out
 
     def frames(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, RGB frame) from frame `start` on."""
+        """(index, RGB frame) from frame `start` on. Images of a folder that cannot be read are left out; `problems`
+        names them.
+
+        Raises:
+            ImageError: a damaged video, after the frames before the damage.
+        """
         if self.is_folder:
             for i, path in enumerate(folder_frames(self.path)):
-                if i >= start:
-                    yield i, read_image(path)
+                if i < start:
+                    continue
+                try:
+                    frame = read_image(path)
+                except ImageError as e:
+                    self.problems.append(str(e))
+                    continue
+                yield i, frame
             return
-        imageio = _imageio()
-        try:
-            with imageio.get_reader(self.path, format="ffmpeg") as reader:
-                for i, frame in enumerate(reader):
-                    if i >= start:
-                        yield i, np.ascontiguousarray(frame[..., :3])
-        except (OSError, RuntimeError, ValueError, SyntaxError) as e:
-            raise ImageError(f"{self.path}: damaged video ({e})") from None
+        for i, frame in enumerate(ffmpeg.decode(self.path)):
+            if i >= start:
+                yield i, frame
+        if self.missing_s:
+            raise ImageError(
+                f"{self.path}: cut off: it is {self.missing_s:.1f} s shorter than it says; the rest was read"
+            )
+
+    def time_of(self, frame: int) -> float:
+        """Seconds from the first frame to frame number `frame`."""
+        if self.times is None or not len(self.times):
+            return frame / self.fps
+        last = len(self.times) - 1
+        return float(self.times[min(frame, last)]) + max(0, frame - last) / self.fps
 
 
 def folder_frames(folder: Path) -> list[Path]:
@@ -71,7 +93,10 @@ def why_no_mp4() -> str | None:
 
 
 def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """H.264 video of RGB frames [H, W, 3] uint8; odd sides are padded by repeating their last line. Whole or not at all.
+    """H.264 video of RGB frames [H, W, 3] uint8, the size of the first; odd sides are padded by repeating their last
+    line.
+
+    Whole or not at all.
 
     Raises:
         ValueError: imageio or imageio-ffmpeg is missing.
@@ -81,10 +106,25 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> Non
     imageio = _imageio()
     # B-frames shift a file's first time stamp, which doubles a frame where files are joined
     options = {"quality": 7, "macro_block_size": 1, "ffmpeg_log_level": "error", "output_params": ["-bf", "0"]}
+    size: tuple[int, int] | None = None
     with replacing(path) as part, imageio.get_writer(part, format="ffmpeg", fps=fps, codec="libx264", **options) as out:
         for frame in frames:
-            h, w = frame.shape[:2]
+            size = size or (frame.shape[0], frame.shape[1])
+            h, w = size
+            if frame.shape[:2] != size:
+                frame = _fitted(frame, size)
             out.append_data(np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge"))
+
+
+def _fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A frame of another size in the middle of a black one of `size` (H, W)."""
+    h, w = size
+    scale = min(h / frame.shape[0], w / frame.shape[1])
+    inner = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
+    out = np.zeros((h, w, 3), np.uint8)
+    y, x = (h - inner[1]) // 2, (w - inner[0]) // 2
+    out[y : y + inner[1], x : x + inner[0]] = np.asarray(Image.fromarray(frame).resize(inner))
+    return out
 
 
 def open_video(path: str | Path, fps: float | None = None) -> VideoSource:
@@ -94,43 +134,40 @@ def open_video(path: str | Path, fps: float | None = None) -> VideoSource:
         ImageError: missing, empty, unreadable; or imageio is not installed.
     """
     path = Path(path)
-    if not path.exists():
-        raise ImageError(f"{path}: no such video or folder")
-    if path.is_dir():
+    if fps is not None and not 0 < fps < 1e6:
+        raise ImageError(f"{path}: the frame rate must be positive, got {fps:g}")
+    if os.path.isdir(path):
         if not folder_frames(path):
             raise ImageError(f"{path}: the folder holds no frame ({', '.join(EXTENSIONS)})")
         return VideoSource(path, fps or 30.0, True)
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path}: the file is empty")
     try:
-        imageio = _imageio()
+        facts = ffmpeg.probe(path)
     except ImportError:
         raise ImageError(
-            f"{path}: reading videos needs imageio; pip install imageio imageio-ffmpeg, or give a folder of frames"
+            f"{path}: reading videos needs imageio-ffmpeg; pip install imageio-ffmpeg, or give a folder of frames"
         ) from None
-    try:
-        with imageio.get_reader(path, format="ffmpeg") as reader:
-            rate = float(reader.get_meta_data().get("fps") or 30.0)
-    except ImportError:
-        raise ImageError(f"{path}: reading videos needs imageio-ffmpeg; pip install imageio-ffmpeg") from None
-    except (OSError, RuntimeError, ValueError, SyntaxError, KeyError) as e:
-        raise ImageError(
-            f"{path}: not a video that ffmpeg can read ({str(e).splitlines()[0] if str(e) else e})"
-        ) from None
-    return VideoSource(path, fps or rate, False)
+    return VideoSource(
+        path, fps or facts.fps, False, facts.times if fps is None else None, facts.variable and fps is None
+    )
 
 
 class TrackBoxes:
     """Boxes of tracked people: `at(frame)` -> {track id: box}.
 
-    File forms: CSV rows `frame,track,x0,y0,x1,y1` (header optional); JSON {"track": [[frame, x0, y0, x1, y1], ...]}.
+    File forms (io/boxes.py): CSV rows `frame,track,x0,y0,x1,y1`, or columns as a header names them; MOT; COCO with
+    images that are frames; JSON {"track": [[frame, x0, y0, x1, y1], ...]}. `tracked` is False where the file has no
+    track numbers: those of `at` are then ranks within the frame.
     """
 
-    def __init__(self, table: dict[int, dict[int, Box]]):
-        self._table = table
+    def __init__(self, table: dict[int, dict[int, Box]], tracked: bool = True):
+        self._table, self.tracked = table, tracked
 
     def at(self, frame: int) -> dict[int, Box]:
         return self._table.get(frame, {})
+
+    @property
+    def frames(self) -> list[int]:
+        return sorted(self._table)
 
     @property
     def tracks(self) -> list[int]:
@@ -138,55 +175,32 @@ class TrackBoxes:
 
     @classmethod
     def read(cls, path: str | Path) -> TrackBoxes:
-        path = Path(path)
-        if not path.is_file():
-            raise ImageError(f"{path}: no such box file")
-        text = path.read_text(encoding="utf-8-sig")
-        rows = _json_rows(path, text) if path.suffix.lower() == ".json" else _csv_rows(path, text)
+        """Boxes of a file; ImageError, one line, for what is wrong in it."""
+        try:
+            rows = read_box_rows(path, videos=True)
+        except BoxFileError as e:
+            raise ImageError(str(e)) from None
+        tracked = any(row.track is not None for row in rows)
         table: dict[int, dict[int, Box]] = {}
-        for where, frame, track, box in rows:
-            x0, y0, x1, y1 = box
-            if not np.isfinite(box).all() or x1 - x0 < 2 or y1 - y0 < 2:
-                raise ImageError(f"{path}: {where}: a box needs x0 < x1 and y0 < y1 (at least 2 pixels), got {box}")
+        for row in rows:
+            x0, y0, x1, y1 = row.box
+            if not np.isfinite(row.box).all() or x1 - x0 < 2 or y1 - y0 < 2:
+                raise ImageError(
+                    f"{path}: {row.where}: a box needs x0 < x1 and y0 < y1 (at least 2 pixels), got {row.box}"
+                )
+            frame, track = row.frame if row.frame is not None else 0, row.track
+            if tracked and track is None:
+                raise ImageError(f"{path}: {row.where}: no track, but others have one")
+            there = table.setdefault(frame, {})
+            track = len(there) if track is None else track
             if frame < 0 or track < 0:
-                raise ImageError(f"{path}: {where}: frame and track count from 0, got {frame} and {track}")
-            if track in table.setdefault(frame, {}):
-                raise ImageError(f"{path}: {where}: track {track} has two boxes in frame {frame}")
-            table[frame][track] = box
+                raise ImageError(f"{path}: {row.where}: frame and track count from 0, got {frame} and {track}")
+            if track in there:
+                raise ImageError(f"{path}: {row.where}: track {track} has two boxes in frame {frame}")
+            there[track] = row.box
         if not table:
             raise ImageError(f"{path}: holds no box; expected rows frame,track,x0,y0,x1,y1")
-        return cls(table)
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, int, int, Box]]:
-    for number, row in enumerate(csv.reader(text.splitlines()), start=1):
-        if not row or row[0].startswith("#"):
-            continue
-        try:
-            frame, track, *box = (float(v) for v in row)
-        except ValueError:
-            if number == 1:  # a header
-                continue
-            frame, track, box = 0.0, 0.0, []
-        if len(box) != 4 or frame != int(frame) or track != int(track):
-            raise ImageError(f"{path}: line {number}: expected frame,track,x0,y0,x1,y1, got {','.join(row)!r}")
-        yield f"line {number}", int(frame), int(track), (box[0], box[1], box[2], box[3])
-
-
-def _json_rows(path: Path, text: str) -> Iterator[tuple[str, int, int, Box]]:
-    form = '{"0": [[frame, x0, y0, x1, y1], ...]}'
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise ImageError(f"{path}: not JSON (line {e.lineno}: {e.msg})") from None
-    if not isinstance(data, dict):
-        raise ImageError(f"{path}: expected {form}, got {type(data).__name__}")
-    for track, rows in data.items():
-        for row in rows if isinstance(rows, list) else [rows]:
-            ok = isinstance(row, list) and len(row) == 5 and all(isinstance(v, (int, float)) for v in row)
-            if not ok or not str(track).isdigit():
-                raise ImageError(f"{path}: track {track!r}: expected {form}, got {row!r}")
-            yield f"track {track}", int(row[0]), int(track), (row[1], row[2], row[3], row[4])
+        return cls(table, tracked)
 
 
 class MaskFolder:

@@ -1,10 +1,13 @@
-"""METRO's and Mesh Graphormer's transformer block: embedding + learned positions, four post-norm BERT layers, two heads.
+"""METRO's and Mesh Graphormer's transformer block: embedding + learned positions, four post-norm BERT layers, two
+heads.
 
 In: joint and vertex (and grid) tokens from models/{metro,metro_tore,graphormer}.py; out: tokens of the next width.
 Key names are BERT's as in the official checkpoints, minus tables that no forward pass reads.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +45,8 @@ class _Output(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Post-norm self-attention, an optional graph convolution on the vertex tokens, then the feed-forward (erf GELU)."""
+    """Post-norm self-attention, an optional graph convolution on the vertex tokens, then the feed-forward (erf
+    GELU)."""
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, eps: float, graph: bool):
         super().__init__()
@@ -62,6 +66,7 @@ class BertLayer(nn.Module):
     ) -> Tensor:
         x = self.attention["output"](self.attention["self"](x, maps), x)
         if self.graph_conv is not None:
+            assert vertices is not None
             first, last = vertices
             mixed = self.graph_conv(x[:, first:last], adjacency)
             x = torch.cat([x[:, :first], mixed, x[:, last:]], dim=1)
@@ -77,6 +82,8 @@ class BertBlock(nn.Module):
         positions: rows of the learned position table; the first N are used.
         graph: layers carry a graph convolution (Mesh Graphormer's third block).
     """
+
+    bert: Any  # nn.ModuleDict: position_embeddings, img_embedding, encoder.layer
 
     def __init__(
         self,
@@ -127,7 +134,7 @@ class BertBlock(nn.Module):
         return (30522 + 512 + 2 + 2) * dim + (dim * dim + dim) * (1 + skips)
 
     def forward(
-        self, x: Tensor, vertices=None, adjacency=None, maps: list[Tensor] | None = None
+        self, x: Tensor, vertices: Any = None, adjacency: Any = None, maps: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """[B, N, in_dim] -> tokens [B, N, out_dim] and the last hidden state [B, N, dim]."""
         embedded = self.bert["img_embedding"](x, self.positions(x.shape[1]))
@@ -135,7 +142,12 @@ class BertBlock(nn.Module):
         return self.from_embedded(embedded, residual, vertices, adjacency, maps)
 
     def from_embedded(
-        self, embedded: Tensor, residual: Tensor, vertices=None, adjacency=None, maps: list[Tensor] | None = None
+        self,
+        embedded: Tensor,
+        residual: Tensor,
+        vertices: Any = None,
+        adjacency: Any = None,
+        maps: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The block after its two input projections (positions included in `embedded`)."""
         h = self.dropout(embedded)

@@ -2,10 +2,13 @@
 
 In: `Tokens` of a stage; out: the merged tokens (a quarter of them) and the original ones with their scores, which the
 block after the CTM takes as queries and keys. Clusters come from ops/dpc_knn_cluster_merge over the whole image, from
-ops/dpc_knn_cluster part by part, or around the best-scored tokens (ablation); `ConvDownsample` is the strided convolution of "w/o CTM".
+ops/dpc_knn_cluster part by part, or around the best-scored tokens (ablation); `ConvDownsample` is the strided
+convolution of "w/o CTM".
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +52,7 @@ class CTM(nn.Module):
         if clustering not in CLUSTERINGS:
             raise ValueError(f"CTM: clustering must be one of {CLUSTERINGS}, got {clustering!r}")
         self.sample_ratio, self.k, self.clustering = sample_ratio, k, clustering
-        self.part_levels = tuple(tuple(p) for p in part_levels)
+        self.part_levels = tuple((rows, cols) for rows, cols in part_levels)
         self.conv = TokenConv(dim_in, dim_out, 3, stride=2, padding=1)
         self.norm = nn.LayerNorm(dim_out)
         self.score = nn.Linear(dim_out, 1)
@@ -61,6 +64,7 @@ class CTM(nn.Module):
         weight = score[..., 0].float().exp()
         # the first CTM's tokens are the cells themselves: their clusters and shares are those of the cells
         cells = tokens.is_grid and tokens.map_size == tokens.init_grid
+        merged: Any
         dictionary = () if cells else (tokens.idx_token, tokens.agg_weight)
         if self.clustering == "dpc" and self.num_parts == 1:
             num_clusters, parts = self.num_clusters(y.shape[1]), 1
@@ -68,7 +72,7 @@ class CTM(nn.Module):
             cluster = merged.cluster
         else:
             cluster, num_clusters, parts = self.clusters(y.detach(), score.detach()[..., 0], tokens)
-            merge = cluster_merge if cells else cluster_merge_tokens
+            merge: Any = cluster_merge if cells else cluster_merge_tokens
             merged = merge(y, cluster, num_clusters, weight, *dictionary)
         idx_token, agg_weight = (cluster, merged.norm_weight) if cells else (merged.idx_token, merged.agg_weight)
         csr = token_csr(idx_token, num_clusters)
@@ -88,7 +92,8 @@ class CTM(nn.Module):
         return self.part_levels[-1][0] * self.part_levels[-1][1] if self.part_levels else 1
 
     def clusters(self, y: Tensor, score: Tensor, tokens: Tokens) -> tuple[Tensor, int, int]:
-        """For "topk" and part by part: each token's cluster [B, N] int64, number of clusters, number of contiguous part runs."""
+        """For "topk" and part by part: each token's cluster [B, N] int64, number of clusters, number of contiguous part
+        runs."""
         num = self.num_clusters(y.shape[1])
         if self.clustering == "topk":
             return topk_clusters(y, score, num), num, 1
@@ -153,7 +158,8 @@ def part_order(
 
 
 def topk_clusters(y: Tensor, score: Tensor, num_clusters: int) -> Tensor:
-    """Each token joins the nearest of the `num_clusters` best-scored tokens; ties go to the lower index. [B, N] int64."""
+    """Each token joins the nearest of the `num_clusters` best-scored tokens; ties go to the lower index. [B, N]
+    int64."""
     centers = torch.sort(score, dim=1, descending=True, stable=True).indices[:, :num_clusters].sort(1).values
     with torch.autocast(y.device.type, enabled=False):
         y = y.float()

@@ -3,12 +3,14 @@
 In: query token [B, 1, T] and context [B, N, C] (N = 192, or 90 after Mask-ToMe, then with log sizes); out: [B, 1, D].
 Parameter names are those of the official files. Two facts make it cheaper without changing a bit of meaning:
 self-attention of a single token is only out(v(x)), and a constant query makes everything before the first
-cross-attention constant (kept in a prepared decoder). Next on the way: models/smpl/hmr2.py, models/smpl/camerahmr.py, models/smpl/densekp.py.
+cross-attention constant (kept in a prepared decoder). Next on the way: models/smpl/hmr2.py, models/smpl/camerahmr.py,
+models/smpl/densekp.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +58,8 @@ class SelfAttention(nn.Module):
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of what is left for one token: out(v(x))."""
-        out, v = self.to_out[0], self.to_qkv.weight.chunk(3)[2]
+        out: Any = self.to_out[0]
+        v = self.to_qkv.weight.chunk(3)[2]
         return (out.weight.double() @ v.double()).to(v.dtype), out.bias
 
 
@@ -110,12 +113,14 @@ class PreNorm(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.fn = fn
 
-    def forward(self, x: Tensor, *args) -> Tensor:
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
         return self.fn(self.norm(x), *args)
 
 
 class _Layers(nn.Module):
     """`layers.i` is the list (self-attention, cross-attention, feed-forward), as in the official files."""
+
+    layers: Any  # nn.ModuleList of nn.ModuleLists of three PreNorm
 
     def __init__(self, cfg: DecoderConfig):
         super().__init__()
@@ -151,7 +156,7 @@ class CrossAttentionDecoder(Prepared):
                 f"CrossAttentionDecoder: context must be [B, N, {self.cfg.context_dim}], got {list(context.shape)}"
             )
         start = self.recall("start")
-        x = None if start is not None else self.dropout(self.to_token_embedding(token) + self.pos_embedding)
+        x: Any = None if start is not None else self.dropout(self.to_token_embedding(token) + self.pos_embedding)
         for i, (_, cross_attention, feed_forward) in enumerate(self.transformer.layers):
             if x is None:
                 x, query = start

@@ -1,7 +1,7 @@
 """GTR's neural shape regressor (NSR): 14 body or 21 hand joint features become mesh vertices, without image tokens.
 
-In: camera and joint features of a model's last transformer (models/mesh/tore.py, models/mesh/metro.py); out: vertex features.
-The vertex queries attend to their mesh neighbours only (ops.mesh_attention) and to the encoded joints.
+In: camera and joint features of a model's last transformer (models/mesh/tore.py, models/mesh/metro.py); out: vertex
+features. The vertex queries attend to their mesh neighbours only (ops.mesh_attention) and to the encoded joints.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ class NeuralShapeRegressor(Transformer):
         the rest: see Transformer.
     """
 
+    joint_pos: Tensor
+
     def __init__(self, num_joints: int, dim: int, heads: int, feedforward: int, layers: int, dropout: float = 0.1):
         super().__init__(dim, heads, feedforward, layers, dropout)
         self.register_buffer("joint_pos", sine_position(num_joints, 1, dim), persistent=False)
 
-    def forward(
+    def forward(  # type: ignore[override]  # positions are its own; noise is added
         self,
         camera: Tensor,  # [B, 1, C]
         joints: Tensor,  # [B, J, C]

@@ -1,10 +1,13 @@
-"""A host's own motion, read again from its per-frame features: what models/motion/fasthmr.py corrects with `correct_host`.
+"""A host's own motion, read again from its per-frame features: what models/motion/fasthmr.py corrects with
+`correct_host`.
 
-In: features [B, F, C] of a host whose pose read-out is linear (models/smpl/hmr2.py, models/smpl/camerahmr.py); out: pose features
-[B, F, 133] of layers/ik.py on one rest skeleton. Not in the paper.
+In: features [B, F, C] of a host whose pose read-out is linear (models/smpl/hmr2.py, models/smpl/camerahmr.py); out:
+pose features [B, F, 133] of layers/ik.py on one rest skeleton. Not in the paper.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,10 @@ class HostMotion(nn.Module):
         dim: width of the features.
     """
 
+    weight: Tensor
+    bias: Tensor
+    rest_joints: Tensor
+
     def __init__(self, dim: int):
         super().__init__()
         n = SMPL_TREE.num_rotations
@@ -29,7 +36,7 @@ class HostMotion(nn.Module):
         self.register_buffer("rest_joints", rest)
 
     @torch.no_grad()
-    def use_head(self, head: nn.Module, rest_joints: Tensor) -> HostMotion:
+    def use_head(self, head: Any, rest_joints: Tensor) -> HostMotion:
         """Takes a host's read-out (`smpl_head` of models/smpl/hmr2.py) and the rest skeleton [29, 3] of the mean shape.
 
         Raises:
@@ -37,7 +44,8 @@ class HostMotion(nn.Module):
         """
         if head.joint_rep != "6d" or head.ief_iters != 1:
             raise ValueError(
-                f"HostMotion: needs a host with joint_rep '6d' and ief_iters 1, got {head.joint_rep!r}, {head.ief_iters}"
+                f"HostMotion: needs a host with joint_rep '6d' and ief_iters 1, got {head.joint_rep!r}, "
+                f"{head.ief_iters}"
             )
         if head.decpose.weight.shape != self.weight.shape:
             raise ValueError(
@@ -48,7 +56,7 @@ class HostMotion(nn.Module):
         self.rest_joints.copy_(rest_joints)
         return self
 
-    def fits(self, head: nn.Module) -> bool:
+    def fits(self, head: Any) -> bool:
         """Whether the read-out is the one of this host (merging its layers or tokens does not change it)."""
         bias = head.decpose.bias + head.init_body_pose[0]
         pairs = ((self.weight, head.decpose.weight), (self.bias, bias))

@@ -1,7 +1,8 @@
 """ToMe and Mask-ToMe inside a ViT block: merge similar tokens, background first.
 
-In: tokens [B, N, C] after a block's attention residual and its keys; out: fewer tokens for the block's MLP. Who calls it:
-models/backbones/vit.py (built in) and accelerate/ (models of others). The matching itself is ops.bipartite_soft_matching.
+In: tokens [B, N, C] after a block's attention residual and its keys; out: fewer tokens for the block's MLP. Who calls
+it: models/backbones/vit.py (built in) and accelerate/ (models of others). The matching itself is
+ops.bipartite_soft_matching.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class MergeConfig:
         per_block: most tokens merged in one block (n_l).
         r: explicit numbers per block; overrides keep, per_block and rounds (shorter lists continue with 0).
         prop_attn: add log(size) to the key logits, so that merging equal tokens changes nothing.
-        order: where merged tokens stand, which decides who may merge with whom in the next block (even with odd places).
-            "position": at the place of the token they merged into, so neighbours stay in different halves; tokens of the
-            person count behind the background, so that half of the background can be a source. "index" (the paper's:
-            unmerged A by position, then B) and "tome" (unmerged A by falling similarity, then B) put former neighbours
-            into the same half from the second block on.
+        order: where merged tokens stand, which decides who may merge with whom in the next block (even with odd
+            places). "position": at the place of the token they merged into, so neighbours stay in different halves;
+            tokens of the person count behind the background, so that half of the background can be a source. "index"
+            (the paper's: unmerged A by position, then B) and "tome" (unmerged A by falling similarity, then B) put
+            former neighbours into the same half from the second block on.
         rounds: "capped" takes no more in one block than half of what is left beside a person of `person_share` * keep
             tokens, so that no token of such a person merges, in one or two blocks more; "paper" takes per_block.
         person_share: part of `keep` that a person may cover, below 1; for rounds="capped".
@@ -73,7 +74,7 @@ class MergeConfig:
             raise ValueError(f"MergeConfig: person_share must be in [0, 1), got {self.person_share}")
         if self.r is not None:
             object.__setattr__(self, "r", tuple(int(n) for n in self.r))
-        elif self.keep < 1 or self.per_block < 1:
+        elif self.keep is not None and (self.keep < 1 or self.per_block < 1):
             raise ValueError(f"MergeConfig: keep and per_block must be positive, got {self.keep} and {self.per_block}")
 
     @classmethod
@@ -116,7 +117,8 @@ class MergeConfig:
         return tuple(counts)
 
     def person_limit(self, num_tokens: int, depth: int, prefix: int = 0) -> int:
-        """Most tokens that a person may cover without a forced merge: the least of N_i - 2 r_i (exact for "position")."""
+        """Most tokens that a person may cover without a forced merge: the least of N_i - 2 r_i (exact for
+        "position")."""
         limit = n = num_tokens - max(prefix, int(self.class_token) + int(self.distill_token))
         for r in self.schedule(num_tokens, depth, prefix):
             limit = min(limit, n - 2 * r) if r else limit
@@ -183,6 +185,7 @@ def _match_in_place(metric: Tensor, r: int, person: Tensor | None, coverage: Ten
     even-odd division: half of it are then sources, whatever the shape of the person."""
     if person is None:
         return bipartite_soft_matching(metric, r, order="index", src=src, keep_order=True)
+    assert coverage is not None
     places = person.long().argsort(dim=1, stable=True)
     inverse = places.argsort(dim=1)
     moved = metric.gather(1, places[..., None].expand_as(metric))
@@ -260,7 +263,9 @@ def mask_coverage(
     return pooled.flatten(1)
 
 
-def ellipse_mask(batch: int, height: int, width: int, device=None, axes: float = 0.5) -> Tensor:
+def ellipse_mask(
+    batch: int, height: int, width: int, device: torch.device | str | None = None, axes: float = 0.5
+) -> Tensor:
     """Ellipse in the middle of the crop with axes `axes` times its sides: the stand-in when no person mask is given."""
     y = (torch.arange(height, device=device) + 0.5) / height * 2 - 1
     x = (torch.arange(width, device=device) + 0.5) / width * 2 - 1
@@ -269,12 +274,13 @@ def ellipse_mask(batch: int, height: int, width: int, device=None, axes: float =
 
 
 def warn_if_over_budget(coverage: Tensor, merging: MergeConfig, depth: int) -> bool:
-    """Warns once when a person covers more tokens [B, N] than `depth` blocks can spare; a host sync, so not in forward."""
+    """Warns once when a person covers more tokens [B, N] than `depth` blocks can spare; a host sync, so not in
+    forward."""
     most = int((coverage > merging.person_threshold).sum(1).max()) if coverage.numel() else 0
     limit = merging.person_limit(coverage.shape[1], depth)
     if most > limit:
         warnings.warn(
-            f"Mask-ToMe: a person covers {most} of {coverage.shape[1]} tokens; with keep={merging.keep} more than {limit} "
-            "means that some of the person merges too"
+            f"Mask-ToMe: a person covers {most} of {coverage.shape[1]} tokens; with keep={merging.keep} more "
+            f"than {limit} means that some of the person merges too"
         )
     return most > limit

@@ -6,6 +6,8 @@ They follow `.to(device)` but keep float32 values under `.half()`, because up-sa
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +22,10 @@ class _Static(nn.Module):
         for name, t in tensors.items():
             self.register_buffer(name, t, persistent=False)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # A view as integers makes `.half()`/`.double()` skip the values while `.to(device)` still moves them.
         for name, t in self._buffers.items():
+            assert t is not None
             moved = fn(t.view(torch.int32))
             self._buffers[name] = moved.view(t.dtype)
         return self
@@ -45,9 +48,14 @@ class MeshUpsample(_Static):
 class MeshPattern(_Static):
     """Holds a MeshTopology: which tokens attend to which."""
 
+    row_ptr: Tensor
+    col_idx: Tensor
+    t_row_ptr: Tensor
+    t_col_idx: Tensor
+
     def __init__(self, topology: MeshTopology):
         super().__init__(topology.tensors())
         self.joints = topology.joints
 
     def forward(self) -> MeshTopology:
-        return MeshTopology(**self._buffers, joints=self.joints)
+        return MeshTopology(self.row_ptr, self.col_idx, self.t_row_ptr, self.t_col_idx, self.joints)

@@ -1,7 +1,7 @@
 """float32 islands for what is measured in metres, and for cameras: heads, up-sampling, skip connections of coordinates.
 
-At one metre the steps of bfloat16 are 4 mm, those of float16 0.5 mm. Under autocast, and in a model cast to 16 bit, features
-stay in 16 bit and the last linear map is computed in float32 from the weights as they are.
+At one metre the steps of bfloat16 are 4 mm, those of float16 0.5 mm. Under autocast, and in a model cast to 16 bit,
+features stay in 16 bit and the last linear map is computed in float32 from the weights as they are.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ def metres(head: Callable[[Tensor], Tensor], tokens: Tensor, residual: Tensor | 
         >>> metres(head, torch.randn(2, 5, 8, dtype=torch.bfloat16)).dtype
         torch.float32
     """
-    narrow = isinstance(head, nn.Linear) and head.weight.dtype in (torch.float16, torch.bfloat16)
+    one = head if isinstance(head, nn.Linear) else None
+    narrow = one is not None and one.weight.dtype in (torch.float16, torch.bfloat16)
     if not tokens.is_meta and torch.is_autocast_enabled(tokens.device.type) or narrow:
         tokens = wide(tokens)
     with exact(tokens):
         out = (
-            F.linear(tokens, wide(head.weight), None if head.bias is None else wide(head.bias))
-            if narrow
+            F.linear(tokens, wide(one.weight), None if one.bias is None else wide(one.bias))
+            if one is not None and narrow
             else head(tokens)
         )
         return out if residual is None else out + residual

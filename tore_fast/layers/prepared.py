@@ -1,27 +1,32 @@
 """prepare() and unprepare(): a module keeps for inference what follows from its weights alone.
 
-In: a model in eval mode. What is kept: weights in the layout of a product's backend (layers/linear.py), terms that are the
-same for every image or clip (layers/transformer.py, layers/tra.py), weights with a batch norm or a second weight folded in
-(models/backbones/vit.py, layers/decoder_head.py). Outputs change by rounding only. One mechanism keeps it all and notices
+In: a model in eval mode. What is kept: weights in the layout of a product's backend (layers/linear.py), terms that are
+the same for every image or clip (layers/transformer.py, layers/tra.py), weights with a batch norm or a second weight
+folded in (models/backbones/vit.py, layers/decoder_head.py). Outputs change by rounding only. One mechanism keeps it all
+and notices
 changes: ops/_derived.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import PackedWeight
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Model = TypeVar("Model", bound=nn.Module)
 Source = Tensor | nn.Module
 
 
 class _Recipe:
-    """How a term is made. An object, not a tuple: torch.export walks through attributes that are tuples and dictionaries."""
+    """How a term is made. An object, not a tuple: torch.export walks through attributes that are tuples and
+    dictionaries."""
 
     def __init__(self, sources: tuple[Source, ...], compute: Callable[[], Any]) -> None:
         self.compute = compute
@@ -47,12 +52,12 @@ def _places(sources: tuple[Source, ...]) -> Iterator[tuple[dict[str, Any], str, 
 class Prepared(nn.Module):
     """Base of modules that keep something between `prepare()` and `unprepare()`.
 
-    Training mode, loading weights, moving and copying the module end it by themselves. Weights that are replaced or changed
-    in place are noticed at the next call, except where torch.compile or torch.export took the values into a graph, or by
-    a write through `.data`. A call that records gradients of the weights computes everything anew.
+    Training mode, loading weights, moving and copying the module end it by themselves. Weights that are replaced or
+    changed in place are noticed at the next call, except where torch.compile or torch.export took the values into a
+    graph, or by a write through `.data`. A call that records gradients of the weights computes everything anew.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._kept: PackedWeight | None = None
         self._recipes: dict[Hashable, _Recipe] = {}
@@ -85,7 +90,8 @@ class Prepared(nn.Module):
         self._kept.get(name, recipe.sources(), compute)
 
     def recall(self, name: Hashable) -> Any:
-        """A kept term, computed again if a source has changed; None where there is none or its gradient is asked for."""
+        """A kept term, computed again if a source has changed; None where there is none or its gradient is asked
+        for."""
         if self._kept is None or name not in self._recipes:
             return None
         if torch.compiler.is_compiling():
@@ -108,12 +114,12 @@ class Prepared(nn.Module):
         self._kept = None
         self._recipes = {}
 
-    def train(self: Model, mode: bool = True) -> Model:
+    def train(self, mode: bool = True) -> Self:
         if mode:
             self._forget()
         return super().train(mode)
 
-    def _apply(self, fn, *args, **kwargs):
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         self._forget()
         return super()._apply(fn, *args, **kwargs)
 
@@ -121,7 +127,7 @@ class Prepared(nn.Module):
         return {**self.__dict__, "_kept": None, "_recipes": {}}
 
 
-def _forget(module: Prepared, _incompatible) -> None:
+def _forget(module: Prepared, _incompatible: Any) -> None:
     module._forget()
 
 

@@ -1,7 +1,8 @@
 """Attention where token j counts as `size_j` equal tokens: log(size_j) is added to the logits of key j (ToMe).
 
 In: q, k, v of layers/decoder_head.py, models/backbones/vit.py or timm; out: [B, H, Nq, D]. Three ways to run it:
-the pruned_attention kernel, fused attention with the head widened so that the bias becomes part of q.k, or an additive mask.
+the pruned_attention kernel, fused attention with the head widened so that the bias becomes part of q.k, or an additive
+mask.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def proportional_attention(
         log_size: log of the number of tokens each key stands for; None is ordinary attention.
         scale: default D^-0.5.
         method: "widen" (fused attention on widened heads), "bias" (additive mask), "kernel" (ops.pruned_attention),
-            "auto": bias on CPU, widen on CUDA.
+            "auto": bias on CPU, kernel on CUDA (no padded copies of q, k and v, and the bias stays float32).
 
     Source: ToMe section 3 (proportional attention).
     """
@@ -52,10 +53,11 @@ def proportional_attention(
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     if log_size.shape != (k.shape[0], k.shape[2]):
         raise ValueError(
-            f"proportional_attention: log_size must be [{k.shape[0]}, {k.shape[2]}] like the keys, got {list(log_size.shape)}"
+            f"proportional_attention: log_size must be [{k.shape[0]}, {k.shape[2]}] like the keys, got "
+            f"{list(log_size.shape)}"
         )
     if method == "auto":
-        method = "widen" if q.is_cuda else "bias"
+        method = "kernel" if q.is_cuda else "bias"
     if method == "kernel":
         from ..ops import pruned_attention
 

@@ -1,7 +1,8 @@
 """Transformers of the motion models: post- or pre-norm layers with long skip connections (MLD).
 
 In: sequences [B, N, D] of models/motion/vae.py and models/motion/denoiser.py; out: the same shape. Parameters carry
-the names of nn.MultiheadAttention (in_proj_weight, out_proj) so that MLD files load; attention is layers/attention.py's.
+the names of nn.MultiheadAttention (in_proj_weight, out_proj) so that MLD files load; attention is
+layers/attention.py's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class TransformerConfig:
     pre_norm: bool = False
     skip: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ValueError(f"TransformerConfig: dim {self.dim} must be a multiple of heads {self.heads}")
         if self.skip and self.layers % 2 == 0:
@@ -37,6 +38,10 @@ class TransformerConfig:
 
 class Layer(nn.Module):
     """Self-attention, optional cross-attention to a memory, feed-forward."""
+
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    norm3: nn.LayerNorm  # with cross-attention
 
     def __init__(self, cfg: TransformerConfig, cross: bool):
         super().__init__()
@@ -67,16 +72,19 @@ class Layer(nn.Module):
         if self.pre_norm:
             x = self.attend(self.norm1(x), x, keep)
             if self.cross:
+                assert memory is not None
                 x = self.read(self.norm2(x), memory, x)
             return self.feed_forward(x, x, last)
         x = self.norm1(self.attend(x, x, keep))
         if self.cross:
+            assert memory is not None
             x = self.norm2(self.read(x, memory, x))
         return last(self.feed_forward(x, x))
 
 
 class SkipTransformer(nn.Module):
-    """(n-1)/2 input blocks, a middle block, (n-1)/2 output blocks; output block i first reads the concatenation with the
+    """(n-1)/2 input blocks, a middle block, (n-1)/2 output blocks; output block i first reads the concatenation with
+    the
     output of its mirror input block (Linear 2D -> D). `cfg.skip = False` is a plain stack (`layers.*`)."""
 
     def __init__(self, cfg: TransformerConfig, cross: bool = False):

@@ -7,6 +7,8 @@ the resampling itself is ops/token_map.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ from ._tokens import Tokens
 
 
 def tokens_to_map(tokens: Tokens, x: Tensor | None = None, map_size: tuple[int, int] | None = None) -> Tensor:
-    """Map [B, C, H, W] (channels-last in memory) of `x` (default the tokens' features) at `map_size` (default nominal)."""
+    """Map [B, C, H, W] (channels-last in memory) of `x` (default the tokens' features) at `map_size` (default
+    nominal)."""
     x = tokens.x if x is None else x
     size = tokens.map_size if map_size is None else map_size
     if tokens.is_grid and size == tokens.map_size:
@@ -44,11 +47,11 @@ class TokenConv(nn.Conv2d):
         torch.Size([2, 48, 128])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **conv):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **conv: Any) -> None:
         super().__init__(in_channels, out_channels, kernel_size, **conv)
         self.skip = nn.Conv1d(in_channels, out_channels, 1, bias=False, groups=self.groups)
 
-    def forward(
+    def forward(  # type: ignore[override]  # a convolution of tokens, with the weights of a Conv2d
         self,
         tokens: Tokens,
         x: Tensor | None = None,  # [B, N, C_in], default tokens.x

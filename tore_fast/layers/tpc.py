@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops import dpc_knn_cluster
+from ..ops.dpc_knn_cluster import dpc_knn_cluster
 
 Pruning = Literal["tpc", "uniform", "attention", "motion"]
 
@@ -20,7 +20,7 @@ Pruning = Literal["tpc", "uniform", "attention", "motion"]
 class FrameSelection(NamedTuple):
     """Kept frames and, for TPC, the statistics of all F frames (None for the other rules)."""
 
-    index: Tensor  # [B, f] int64, ascending
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index; [B, f] int64, ascending
     density: Tensor | None  # [B, F] float32, with the additive noise
     delta: Tensor | None  # [B, F] float32
     score: Tensor | None  # [B, F] float32, what the top f are chosen by
@@ -89,7 +89,8 @@ def top_select(score: Tensor, keep: int, center: int | None = None) -> Tensor:
 
 
 def motion_score(keypoints: Tensor) -> Tensor:
-    """[B, F] mean over joints of the 2D displacement (first two channels) to the previous frame; frame 0 takes frame 1's."""
+    """[B, F] mean over joints of the 2D displacement (first two channels) to the previous frame; frame 0 takes frame
+    1's."""
     if keypoints.shape[1] < 2:
         return keypoints.new_zeros(keypoints.shape[:2], dtype=torch.float32)
     step = (keypoints[:, 1:, :, :2] - keypoints[:, :-1, :, :2]).float().norm(dim=-1).mean(dim=-1)
@@ -131,7 +132,7 @@ class FrameSelector(nn.Module):
         if noise is not None and self.pruning != "tpc":
             raise ValueError(f"FrameSelector: noise only acts on pruning='tpc', this one uses {self.pruning!r}")
         if self.pruning == "tpc":
-            return tpc_select(pooled, self.keep, self.k, self.center, self.tie, noise)
+            return tpc_select(pooled, self.keep, self.k, self.center, self.tie, noise)  # type: ignore[arg-type]  # checked there
         if self.pruning == "uniform":
             index = torch.tensor(uniform_select(self.frames, self.keep, self.center), device=pooled.device)
             return FrameSelection(index.expand(pooled.shape[0], -1), None, None, None)

@@ -1,13 +1,14 @@
 """The pre-norm encoder-decoder of FastMETRO and TORE: camera and image (or joint) tokens encode, mesh tokens decode.
 
-In: tokens from models/mesh/fastmetro.py, models/mesh/tore.py or layers/gtr_nsr.py; out: camera, memory and decoded features.
-What is the same for every image is kept in a prepared model (layers further down: attention.py, ops.mesh_attention).
+In: tokens from models/mesh/fastmetro.py, models/mesh/tore.py or layers/gtr_nsr.py; out: camera, memory and decoded
+features. What is the same for every image is kept in a prepared model (layers further down: attention.py,
+ops.mesh_attention).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,9 @@ class DecoderLayer(Prepared):
 
 
 class _Stack(nn.Module):
-    def __init__(self, layer: type[nn.Module], count: int, dim: int, *args):
+    layers: Any  # nn.ModuleList of `layer`
+
+    def __init__(self, layer: Callable[..., nn.Module], count: int, dim: int, *args: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList([layer(dim, *args) for _ in range(count)])
         self.norm = nn.LayerNorm(dim)
@@ -129,7 +132,8 @@ class Transformer(nn.Module):
         topology: Callable[[], MeshTopology | None] = lambda: None,
         sources: tuple[Source, ...] = (),  # what these three are made from
     ) -> None:
-        """In a model that is prepared: keeps the projected positions, and with constant `queries` the first decoder layer's
+        """In a model that is prepared: keeps the projected positions, and with constant `queries` the first decoder
+        layer's
         self-attention with its norm2 and query projection."""
         if pos is not None:
             for layer in self.encoder.layers:

@@ -1,7 +1,8 @@
 """Every way to a model with weights and back: `load(source)`, `save(model, folder)`, `convert(file, folder)`.
 
-In: the name of built-in weights, a registered name, a checkpoint folder of ours (config.json + model.safetensors, nothing
-executable) or an official file, which is read once (_weights.py), recognised by its keys and built by its family's
+In: the name of built-in weights, a registered name, a checkpoint folder of ours (config.json + model.safetensors,
+nothing executable) or an official file, which is read once (_weights.py), recognised by its keys and built by its
+family's
 `layouts.py`. Out: a model in eval mode, strictly loaded.
 """
 
@@ -25,7 +26,7 @@ from ..io.weights import read_safetensors
 from ._config import make_config
 from ._layouts import recognise
 from ._registry import ModelEntry, model_entry, nearest_name
-from ._weights import load_strict, read_state_dict
+from ._weights import NoInit, load_strict, read_state_dict
 from .default import BUILT_IN, default_folder
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -52,19 +53,20 @@ def load(
     mesh_data: str | Path | None = None,
     allow_nonfinite: bool = False,
     **overrides: Any,
-) -> nn.Module:
+) -> Any:
     """Model in eval mode from a built-in name, a registered name, a checkpoint folder of ours or an official file.
 
     Args:
-        source: "default" or another built-in name; a folder written by `save` or `convert`; an official weight file (.bin,
-            .pth, .pt, .ckpt, .safetensors, or .tflite of MediaPipe's pose nets), of which only tensors are read; a registered
-            name, which has random weights, the same ones in every run.
+        source: "default" or another built-in name; a folder written by `save` or `convert`; an official weight file
+            (.bin, .pth, .pt, .ckpt, .safetensors, or .tflite of MediaPipe's pose nets), of which only tensors are read;
+            a registered name, which has random weights, the same ones in every run.
         upstream: the project an official file is of (`tore-fast convert --help` names them); None: by its keys.
-        model: the registered name that the weights belong to; None, "default" or the source again: told by them. An official file must fit that model exactly, and its mesh is
-            the free one unless `mesh` or `mesh_data` (SMPL, or MANO for a hand) say otherwise. A folder must hold weights
-            of that class; fields that change no weight (`Facts.free_fields`: the pruning of lifting models) are the name's.
-        mesh, mesh_data: mesh of image-to-mesh models (models/mesh/_topology.py); official files mean SMPL or MANO, whose
-            topology files lie in `mesh_data` or $TORE_FAST_MESH_DATA. Models of other tasks need none.
+        model: the registered name that the weights belong to; None, "default" or the source again: told by them. An
+            official file must fit that model exactly, and its mesh is the free one unless `mesh` or `mesh_data` (SMPL,
+            or MANO for a hand) say otherwise. A folder must hold weights of that class; fields that change no weight
+            (`Facts.free_fields`: the pruning of lifting models) are the name's.
+        mesh, mesh_data: mesh of image-to-mesh models (models/mesh/_topology.py); official files mean SMPL or MANO,
+            whose topology files lie in `mesh_data` or $TORE_FAST_MESH_DATA. Models of other tasks need none.
         allow_nonfinite: load weights that hold NaN or infinity, which are refused otherwise.
         **overrides: config fields that the weights do not tell (heads, ...).
 
@@ -131,7 +133,8 @@ def _load_folder(folder: Path, name: str | None, allow_nonfinite: bool, given: d
     state = read_safetensors(path)
     try:
         free = {} if name in (None, meta["model"]) else _free_fields(folder, entry, meta["config"], model_entry(name))
-        model = entry.build(**{**meta["config"], **free, **_for_task(entry, given)})
+        with NoInit():
+            model = entry.build(**{**meta["config"], **free, **_for_task(entry, given)})
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
     except (TypeError, AttributeError, LookupError, ZeroDivisionError, RuntimeError, MemoryError) as e:
@@ -192,8 +195,9 @@ def save(
     umask = os.umask(0)  # safetensors writes 0600 whatever the umask; a shared or installed folder must be readable
     os.umask(umask)
     os.chmod(folder / WEIGHTS_NAME, 0o666 & ~umask)
-    config = {"model": name or nearest_name(model), "config": dataclasses.asdict(model.config), **extra}
-    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    config: Any = model.config
+    meta = {"model": name or nearest_name(model), "config": dataclasses.asdict(config), **extra}
+    write_text(folder / CONFIG_NAME, json.dumps(meta, indent=2) + "\n")
     return folder
 
 
@@ -233,7 +237,8 @@ def convert(
 ) -> Conversion:
     """Writes an official file as our checkpoint folder (safetensors + config.json).
 
-    The topology files of SMPL or MANO are not needed here: only the keys are checked. They are when the folder is loaded.
+    The topology files of SMPL or MANO are not needed here: only the keys are checked. They are when the folder is
+    loaded.
 
     Args:
         upstream, allow_nonfinite: as `load`.
@@ -251,7 +256,8 @@ def convert(
     if fov_net is not None:
         if layout.upstream != "camerahmr":
             raise ValueError(
-                f"convert: a field-of-view net belongs to CameraHMR files, {path} is of {layout.upstream or 'another project'}"
+                f"convert: a field-of-view net belongs to CameraHMR files, {path} is of "
+                f"{layout.upstream or 'another project'}"
             )
         overrides["fov_net_file"] = fov_net
     model = layout.load(state, str(path), without_topology=True, allow_nonfinite=allow_nonfinite, **overrides)

@@ -2,11 +2,15 @@
 
 | convention | what counts | who prints it (as "GFLOPs") |
 |---|---|---|
-| "products" | matrix products and convolutions; masked attention and fixed sparse matrices as dense ones | FastMETRO, TORE, METRO |
-| "layers" | linear and convolution layers only, no attention products | HoT (with `paper_extra_macs`), FastHMR table 12 |
-| "tcformer" | layers, bias of convolutions, 2 per element of a LayerNorm, attention 2 N Nk C, every token <-> map move N0 (C + 4), a CTM N^2 C + N k + N^2 + N C; GELU and softmax are free | TCFormer |
+| "products" | matrix products and convolutions; masked attention and fixed sparse matrices as dense ones | FastMETRO,
+TORE, METRO |
+| "layers" | linear and convolution layers only, no attention products | HoT (with `paper_extra_macs`), FastHMR table 12
+|
+| "tcformer" | layers, bias of convolutions, 2 per element of a LayerNorm, attention 2 N Nk C, every token <-> map move
+N0 (C + 4), a CTM N^2 C + N k + N^2 + N C; GELU and softmax are free | TCFormer |
 
-"products" and "layers" compute nothing where the model is on the meta device. Used by `tore-fast list` and docs/models.md;
+"products" and "layers" compute nothing where the model is on the meta device. Used by `tore-fast list` and
+docs/models.md;
 FLOPs of a single op in the usual sense: `torch.utils.flop_counter` knows our kernels (formulas in ops/<stem>.py).
 """
 
@@ -16,7 +20,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +86,7 @@ def count_macs(model: nn.Module, *inputs: object, convention: str = "products") 
 def _products(model: nn.Module, inputs: tuple) -> Macs:
     sparse: list[int] = []
 
-    def dense_product(module: MeshUpsample, args, out) -> None:
+    def dense_product(module: MeshUpsample, args: Any, out: Any) -> None:
         rows, cols = module.matrix.shape
         sparse.append(rows * cols * args[0].shape[0] * args[0].shape[2])
 
@@ -101,7 +105,7 @@ class _LayerCounter(TorchFunctionMode):
 
     macs = 0
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         if function is F.linear:
             self.macs += out.numel() * args[0].shape[-1]
@@ -121,24 +125,25 @@ def _layers(model: nn.Module, inputs: tuple) -> Macs:
 def _tcformer(model: nn.Module, inputs: tuple) -> Macs:
     total, clustering = [], []
 
-    def conv(m: nn.Conv2d, _, out) -> None:
+    def conv(m: nn.Conv2d, _: Any, out: Any) -> None:
         per_pixel = m.weight.numel() + (m.out_channels if m.bias is not None else 0)
         total.append(per_pixel * out.shape[-2] * out.shape[-1])
 
-    def linear(m: nn.Linear, args, out) -> None:
+    def linear(m: nn.Linear, args: Any, out: Any) -> None:
         total.append(args[0].numel() * m.out_features)
 
-    def norm(m: nn.LayerNorm, args, out) -> None:
+    def norm(m: nn.LayerNorm, args: Any, out: Any) -> None:
         total.append(2 * args[0].numel())
 
-    def token_conv(m: TokenConv, args, out) -> None:
+    def token_conv(m: TokenConv, args: Any, out: Any) -> None:
         tokens = args[0]
-        h, w = ((s + 2 * p - k) // d + 1 for s, p, k, d in zip(tokens.map_size, m.padding, m.kernel_size, m.stride))
+        sizes: Any = zip(tokens.map_size, m.padding, m.kernel_size, m.stride)
+        h, w = ((s + 2 * p - k) // d + 1 for s, p, k, d in sizes)
         cells = tokens.idx_token.shape[1]
         total.append((m.weight.numel() + m.out_channels) * h * w + m.skip.weight.numel() * tokens.num_tokens)
         total.append(cells * (m.in_channels + 4) + cells * (m.out_channels + 4))
 
-    def attention(m: ReducedAttention, args, out) -> None:
+    def attention(m: ReducedAttention, args: Any, out: Any) -> None:
         y_query, y_key, keys, (h, w) = args
         r, channels = m.sr_ratio, y_query.shape[2]
         num_keys = y_key.shape[1] if r == 1 else (h // r) * (w // r)
@@ -146,19 +151,20 @@ def _tcformer(model: nn.Module, inputs: tuple) -> Macs:
         if r > 1 and not keys.is_grid:
             total.append(keys.idx_token.shape[1] * (channels + 4))
 
-    def ctm(m: CTM, args, out) -> None:
+    def ctm(m: CTM, args: Any, out: Any) -> None:
         n, channels = args[0].num_tokens, out[1].x.shape[2]
         clustering.append(n * n * channels + n * m.k + n * n + n * channels)
 
-    def mta(m: MTA, args, out) -> None:
-        for i, (tokens, lateral) in enumerate(zip(args[0], m.lateral_convs)):
+    def mta(m: MTA, args: Any, out: Any) -> None:
+        pairs: Any = zip(args[0], m.lateral_convs)
+        for i, (tokens, lateral) in enumerate(pairs):
             channels, cells = lateral.conv.out_channels, tokens.idx_token.shape[1]
             total.append((lateral.conv.weight.numel() + channels) * tokens.num_tokens)
             if i > 0:
                 total.append(2 * cells * (channels + 4))  # moved up once, laid out as a map once
 
     # a Conv2d inside TokenConv or MTA's laterals never fires its own hook: both use the weights directly
-    hooks = {
+    hooks: dict[type, Any] = {
         TokenConv: token_conv,
         nn.Conv2d: conv,
         nn.ConvTranspose2d: conv,
@@ -199,13 +205,13 @@ def count_module(model: nn.Module, *inputs: object) -> tuple[int, int]:
 def count_backbone(name: str, stride: int, dilated: bool, height: int, width: int) -> tuple[int, int, int]:
     """Channels, parameters and multiply-adds of a trunk."""
     with torch.device("meta"):
-        trunk = create_backbone(name, stride, dilated=dilated)
+        trunk: Any = create_backbone(name, stride, dilated=dilated)
         image = torch.empty(1, 3, height, width)
     return (trunk.num_channels, *count_module(trunk, image))
 
 
 @functools.lru_cache
-def count_model(name: str, **overrides) -> Counts:
+def count_model(name: str, **overrides: Any) -> Counts:
     """Counts of a registered model; `overrides` are config fields, of an image-to-mesh model those behind its trunk.
 
     Example:
@@ -233,7 +239,7 @@ def count_model(name: str, **overrides) -> Counts:
     return Counts(params, 0, 0, macs, None)
 
 
-def count_clip(model: nn.Module) -> int:
+def count_clip(model: Any) -> int:
     """Multiply-adds of a lifting model on the meta device by the rule of the HoT paper: what its tables print, halved.
 
     TRA's query counts once per joint, as the official code computes it (ours: once).
@@ -262,12 +268,12 @@ def count_host(config: HMR2Config) -> tuple[int, int]:
     return layers.macs, products - layers.macs
 
 
-def _count_mesh_model(entry: ModelEntry, c, overrides: dict) -> Counts:
+def _count_mesh_model(entry: ModelEntry, c: Any, overrides: dict) -> Counts:
     rows, cols = c.grid
     height, width = rows * c.stride, cols * c.stride
     channels, backbone_params, backbone_macs = count_backbone(c.backbone, c.stride, c.dilated, height, width)
     with torch.device("meta"):
-        model = entry.build(backbone=None, feature_dim=channels, **overrides)
+        model: Any = entry.build(backbone=None, feature_dim=channels, **overrides)
     unused = model.unused_official_params() + UNUSED_OF_TRUNK.get(c.backbone, 0)
     params, macs = count_module(model, model.example_features(channels, rows, cols))
     return Counts(params + backbone_params, backbone_params, unused, macs + backbone_macs, backbone_macs)

@@ -1,7 +1,7 @@
 """What is known about every model: facts of its class (`@model_facts`), names and sizes (`register_models`).
 
-A family's file declares both; `create_model(name)` and `list_models("*tore*")` are for users. Pipelines, training, scoring and
-conversion ask `facts_of(model)` or `model_entry(name)`; they never look at a class's name.
+A family's file declares both; `create_model(name)` and `list_models("*tore*")` are for users. Pipelines, training,
+scoring and conversion ask `facts_of(model)` or `model_entry(name)`; they never look at a class's name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import nn
 
 from ._config import make_config
 
-# Rooms of the families. Their files register names when imported; importing torch-heavy files waits until a name is asked for.
+# Rooms of the families. Their files register names when imported; importing torch-heavy files waits until a name is
+# asked for.
 ROOMS = ("mesh", "smpl", "lifting", "keypoints", "motion")
 TASKS = {
     "mesh": "image crops to the vertices of a body or hand",
@@ -49,7 +50,8 @@ class Facts:
 
     task: str  # one of TASKS
     family: str  # for `list --family`
-    crop: str = ""  # rule of the person crops: square (data/person_crop.py), hmr2 (data/hmr2_crop.py), topdown (data/topdown.py)
+    # rule of the person crops: square (data/person_crop.py), hmr2 (data/hmr2_crop.py), topdown (data/topdown.py)
+    crop: str = ""
     pixels: str = (
         "imagenet"  # of the crops: imagenet (mean and deviation taken off), unit (0..1), or "" for other inputs
     )
@@ -65,7 +67,7 @@ class Facts:
     ] = ()  # config fields that change no weight, so that a name may set them for given weights
     licence: str = ""  # of the official weights, where they are known
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"Facts: task must be one of {', '.join(TASKS)}, got {self.task!r}")
 
@@ -113,8 +115,9 @@ class ModelEntry:
         """Its config dataclass."""
         return make_config(self.model, None, self.fields)
 
-    def build(self, **overrides: Any) -> nn.Module:
-        """The model with random weights; overrides are fields of its config (and mesh, mesh_data of image-to-mesh models)."""
+    def build(self, **overrides: Any) -> Any:
+        """The model with random weights; overrides are fields of its config (and mesh, mesh_data of image-to-mesh
+        models)."""
         from_fields = getattr(self.model, "from_fields", None)
         if from_fields is not None:
             return from_fields(self.fields, overrides)
@@ -146,7 +149,10 @@ def register_model(name: str, model: type[nn.Module], fields: Mapping[str, Any] 
 
 
 def register_models(
-    model: type[nn.Module], rows: Mapping[str, Mapping[str, Any]], papers: Mapping[str, PaperRow] | None = None, **entry
+    model: type[nn.Module],
+    rows: Mapping[str, Mapping[str, Any]],
+    papers: Mapping[str, PaperRow] | None = None,
+    **entry: Any,
 ) -> None:
     """Registers a table {name: config fields}; `papers` and `entry` (input_shape, tags) as `register_model`."""
     for name, fields in rows.items():
@@ -162,7 +168,8 @@ def _load_families() -> None:
 
 
 def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
-    """Sorted names that match a shell pattern (and a task of TASKS); a full name that only a name rule knows gives itself."""
+    """Sorted names that match a shell pattern (and a task of TASKS); a full name that only a name rule knows gives
+    itself."""
     _load_families()
     found = sorted(fnmatch.filter(_ENTRIES, pattern)) or [e.name for e in [_by_rule(pattern)] if e is not None]
     return found if task is None else [n for n in found if model_entry(n).task == task]
@@ -205,7 +212,7 @@ def _shared(config: Any, other: Any) -> int:
     return sum(getattr(config, f.name) == getattr(other, f.name) for f in dataclasses.fields(config))
 
 
-def create_model(name: str, **overrides) -> nn.Module:
+def create_model(name: str, **overrides: Any) -> Any:
     """Builds a registered model with random weights, in eval mode off (as torch modules start).
 
     Args:

@@ -1,13 +1,15 @@
 """Which implementation of an op runs: `impl="auto"` asks each backend why not, an explicit `impl` never falls back.
 
-A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels; linear has two ways there, "strassen", ours,
-and "onednn", torch's) or "reference" (plain torch, any device and dtype). Every ops/<stem>.py has `BACKENDS` in order of
-preference and a pure function `why_not(backend, *args) -> str | None`; `tore-fast info` prints the same sentences.
+A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels; linear has two ways there, "strassen",
+ours, and "onednn", torch's) or "reference" (plain torch, any device and dtype). Every ops/<stem>.py has `BACKENDS` in
+order of preference and a pure function `why_not(backend, *args) -> str | None`; `tore-fast info` prints the same
+sentences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +48,8 @@ def tensor_reason(backend: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> str
 def check_device(op: str, name: str, like: Tensor, **others: Tensor | None) -> None:
     """ValueError unless all tensors of a call are on the device of `like`, whose argument is called `name`.
 
-    A compiled kernel reads addresses: one on another device ends the process, or the CUDA context with all that is in it.
+    A compiled kernel reads addresses: one on another device ends the process, or the CUDA context with all that is in
+    it.
     """
     for other, t in others.items():
         if t is not None and t.device != like.device:
@@ -55,7 +58,7 @@ def check_device(op: str, name: str, like: Tensor, **others: Tensor | None) -> N
             )
 
 
-def choose(op: str, impl: str, backends: Sequence[str], why_not: Callable[..., str | None], *args) -> str:
+def choose(op: str, impl: str, backends: Sequence[str], why_not: Callable[..., str | None], *args: Any) -> str:
     """Name of the backend to run.
 
     Raises:

@@ -5,7 +5,7 @@ Both are NamedTuples of tensors, so they pass through torch.compile, move with `
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -38,11 +38,11 @@ class CsrMatrix(NamedTuple):
     def shape(self) -> tuple[int, int]:
         return self.row_ptr.shape[0] - 1, self.t_row_ptr.shape[0] - 1
 
-    def to(self, device) -> CsrMatrix:
+    def to(self, device: torch.device | str | None) -> CsrMatrix:
         return CsrMatrix(*(t.to(device) for t in self))
 
 
-def csr_matrix(matrix) -> CsrMatrix:
+def csr_matrix(matrix: Any) -> CsrMatrix:
     """CsrMatrix from a scipy sparse matrix, a dense array or a dense tensor [R, C]; stored zeros are kept."""
     if isinstance(matrix, Tensor):
         matrix = matrix.detach().cpu().numpy()
@@ -54,7 +54,8 @@ def csr_matrix(matrix) -> CsrMatrix:
 
 
 class MeshTopology(NamedTuple):
-    """Who attends to whom: the first `joints` tokens see and are seen by all, vertex v sees its CSR row (self included)."""
+    """Who attends to whom: the first `joints` tokens see and are seen by all, vertex v sees its CSR row (self
+    included)."""
 
     row_ptr: Tensor  # [V + 1] int32
     col_idx: Tensor  # [nnz] int32, ascending inside a row
@@ -69,8 +70,9 @@ class MeshTopology(NamedTuple):
     def num_vertices(self) -> int:
         return self.row_ptr.shape[0] - 1
 
-    def to(self, device) -> MeshTopology:
-        return self._replace(**{name: t.to(device) for name, t in self.tensors().items()})
+    def to(self, device: torch.device | str | None) -> MeshTopology:
+        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
+        return self._replace(**moved)
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are tensors."""
@@ -87,8 +89,9 @@ class MeshTopology(NamedTuple):
         return mask
 
 
-def mesh_topology(adjacency, joints: int = 0) -> MeshTopology:
-    """MeshTopology from an adjacency [V, V] (scipy sparse, array or tensor; non-zero = attends); self loops are added."""
+def mesh_topology(adjacency: Any, joints: int = 0) -> MeshTopology:
+    """MeshTopology from an adjacency [V, V] (scipy sparse, array or tensor; non-zero = attends); self loops are
+    added."""
     if isinstance(adjacency, Tensor):
         adjacency = adjacency.to_dense() if adjacency.is_sparse else adjacency
         adjacency = adjacency.detach().cpu().numpy()

@@ -10,7 +10,7 @@ registers: Huang et al., Strassen's algorithm reloaded (SC 2016); scaling: Balla
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,11 +76,12 @@ def strassen_pack(
     deepest = deepest_level(*weight.shape)
     if deepest is None or not 0 <= (deepest if level is None else level) <= deepest:
         raise ValueError(
-            f"strassen_pack: level must be 0..{MAX_LEVEL} with both sizes of the weight multiples of {GRAIN} * 2^level, "
-            f"got level {level} for {list(weight.shape)}"
+            f"strassen_pack: level must be 0..{MAX_LEVEL} with both sizes of the weight multiples of {GRAIN} * "
+            f"2^level, got level {level} for {list(weight.shape)}"
         )
     level = deepest if level is None else level
-    return StrassenWeight(weight, *torch.ops.tore_fast.strassen_pack(weight.detach(), level), level)
+    packed, column = torch.ops.tore_fast.strassen_pack(weight.detach(), level)
+    return StrassenWeight(weight, packed, column, level)
 
 
 def strassen_multiply(
@@ -94,11 +95,11 @@ def strassen_multiply(
 ) -> Tensor | tuple[Tensor, ...]:  # [..., N]
     """act(x W^T + b) + residual, of x or of its normalised rows; float32 on the CPU.
 
-    Errors are a little larger than those of a plain product: relative l2 for 1000 x 512 x 512 normal numbers 4e-7 at level 0,
-    6e-7 at level 1, 9e-7 at level 2 (MKL, whose sums are in blocks: 2.4e-7). Rows are scaled by powers of two first, so a row
-    does not lose digits to a larger neighbour, and rows with NaN or Inf are computed apart: they spoil no other row. Which
-    rows are taken together depends on their number and on the number of threads, so another batch size may change the last
-    digits.
+    Errors are a little larger than those of a plain product: relative l2 for 1000 x 512 x 512 normal numbers 4e-7 at
+    level 0, 6e-7 at level 1, 9e-7 at level 2 (MKL, whose sums are in blocks: 2.4e-7). Rows are scaled by powers of two
+    first, so a row does not lose digits to a larger neighbour, and rows with NaN or Inf are computed apart: they spoil
+    no other row. Which rows are taken together depends on their number and on the number of threads, so another batch
+    size may change the last digits.
 
     Args:
         split: above 1 the result is so many contiguous tensors [..., N / split].
@@ -118,28 +119,39 @@ def strassen_multiply(
 
 
 @torch.library.register_fake("tore_fast::strassen_pack")
-def _pack_fake(weight, level):
+def _pack_fake(weight: Tensor, level: int) -> Any:
     return weight.new_empty(7**level, weight.numel() // 4**level), weight.new_empty(weight.shape[0])
 
 
 @register_flop_formula(torch.ops.tore_fast.strassen_linear)
-def _flops(x_shape, weight_shape, *args, **kwargs) -> int:
+def _flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
     """Those of the plain product, so that rates compare; the kernel multiplies 7/8 as often at each level."""
     return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
 
 
 @torch.library.register_fake("tore_fast::strassen_linear")
-def _fake(x, weight, packed, column, bias, residual, level, act, split, norm_eps):
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    packed: Tensor,
+    column: Any,
+    bias: Any,
+    residual: Any,
+    level: int,
+    act: str,
+    split: int,
+    norm_eps: float,
+) -> Tensor:
     return x.new_empty(split, x.shape[0], weight.shape[0] // split)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, weight, _, _, bias, residual, _, ctx.act, _, ctx.norm_eps = inputs
     ctx.has_residual = residual is not None
     ctx.save_for_backward(x, weight, bias)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> Any:
     x, weight, bias = ctx.saved_tensors
     grad_residual = grad[0] if ctx.has_residual else None
     grad = grad.transpose(0, 1).flatten(1)

@@ -1,12 +1,14 @@
 """bipartite_match: which tokens merge (ToMe, Mask-ToMe), and the merging itself.
 
-In: a metric [B, T, C] (mean attention key per token) -> MatchPlan; merge(plan, x) -> [B, T - r, C]; unmerge copies back.
-Kernels: csrc/cpu/bipartite_match.cpp, csrc/cuda/bipartite_match.cu. Next on the way: layers/ (ToMe and Mask-ToMe blocks).
+In: a metric [B, T, C] (mean attention key per token) -> MatchPlan; merge(plan, x) -> [B, T - r, C]; unmerge copies
+back.
+Kernels: csrc/cpu/bipartite_match.cpp, csrc/cuda/bipartite_match.cu. Next on the way: layers/ (ToMe and Mask-ToMe
+blocks).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -165,7 +167,17 @@ def _by_position(owner: Tensor, num_out: int, unm: Tensor, tokens: int, parity: 
     return new_row.gather(1, owner)
 
 
-def _ragged_plan(unm, src, dst, available, tokens, parity, by_index, distill_token, keep_order) -> MatchPlan:
+def _ragged_plan(
+    unm: Tensor,
+    src: Tensor,
+    dst: Tensor,
+    available: Any,
+    tokens: Any,
+    parity: Any,
+    by_index: bool,
+    distill_token: Any,
+    keep_order: Any,
+) -> MatchPlan:
     """Item b merges its first available[b] pairs; output rows are numbered densely, `lengths` of them are in use."""
     unm, src, dst = unm.long(), src.long(), dst.long()
     batch, r = src.shape
@@ -199,6 +211,17 @@ def _ragged_plan(unm, src, dst, available, tokens, parity, by_index, distill_tok
     return MatchPlan(unm, src, dst, owner, tokens, tokens - available)
 
 
+@overload
+def merge(
+    plan: MatchPlan,
+    x: Tensor,
+    mode: Literal["mean", "sum", "amax"] = "mean",
+    size: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> Tensor: ...
+@overload
+def merge(plan: MatchPlan, x: Tensor, mode: str, size: Tensor | None = None, *, impl: str = "auto") -> Any: ...
 def merge(
     plan: MatchPlan,
     x: Tensor,  # [B, T, C]
@@ -237,7 +260,8 @@ def merge(
     check_device("merge", "x", x, size=size, **{"plan.owner": plan.owner})
     if size is not None and (mode != "wavg" or size.shape not in (x.shape[:2], (*x.shape[:2], 1))):
         raise ValueError(
-            f"merge: size goes with mode='wavg' and must be {list(x.shape[:2])}, got {list(size.shape)} and mode {mode!r}"
+            f"merge: size goes with mode='wavg' and must be {list(x.shape[:2])}, got {list(size.shape)} and "
+            f"mode {mode!r}"
         )
     weight = None
     if mode == "wavg":
@@ -250,6 +274,7 @@ def merge(
     y = _segment_merge(x, plan, mode, weight, impl)
     if mode != "wavg":
         return y
+    assert weight is not None
     total = _segment_merge(weight[..., None], plan, "sum", None, impl)
     return MergedTokens(y, total if size is not None and size.dim() == 3 else total[..., 0])
 
@@ -271,7 +296,9 @@ def unmerge(plan: MatchPlan, y: Tensor) -> Tensor:
     return y.gather(1, plan.owner[..., None].expand(-1, -1, y.shape[2]))
 
 
-def _check_match(metric, r, protected, coverage, protect, order, src, ragged) -> None:
+def _check_match(
+    metric: Tensor, r: Any, protected: Any, coverage: Any, protect: Any, order: str, src: str, ragged: bool
+) -> None:
     op = "bipartite_soft_matching"
     if metric.dim() != 3 or not metric.is_floating_point():
         raise ValueError(f"{op}: metric must be [B, T, C] floating point, got {list(metric.shape)} {metric.dtype}")
@@ -294,7 +321,17 @@ def _check_match(metric, r, protected, coverage, protect, order, src, ragged) ->
 
 
 @torch.library.register_fake("tore_fast::bipartite_match")
-def _match_fake(metric, protected, coverage, r, source_parity, class_token, distill_token, protect, sort_by_index):
+def _match_fake(
+    metric: Tensor,
+    protected: Any,
+    coverage: Any,
+    r: Any,
+    source_parity: Any,
+    class_token: Any,
+    distill_token: Any,
+    protect: Any,
+    sort_by_index: Any,
+) -> Any:
     batch, tokens, _ = metric.shape
     num_a = tokens // 2 if source_parity else tokens - tokens // 2
     index = [metric.new_empty(batch, n, dtype=torch.int32) for n in (num_a - r, r, r)]
@@ -302,16 +339,16 @@ def _match_fake(metric, protected, coverage, r, source_parity, class_token, dist
 
 
 @torch.library.register_fake("tore_fast::bipartite_merge")
-def _merge_fake(x, owner, num_out, average, weight):
+def _merge_fake(x: Tensor, owner: Tensor, num_out: int, average: bool, weight: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], num_out, x.shape[2])
 
 
-def _merge_setup(ctx, inputs, output):
+def _merge_setup(ctx: Any, inputs: Any, output: Any) -> None:
     _, owner, ctx.num_out, ctx.average, weight = inputs
     ctx.save_for_backward(owner, weight)
 
 
-def _merge_backward(ctx, grad):
+def _merge_backward(ctx: Any, grad: Tensor) -> Any:
     owner, weight = ctx.saved_tensors
     index = owner[..., None]
     if ctx.average:

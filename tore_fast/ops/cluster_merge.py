@@ -7,7 +7,7 @@ Kernels: csrc/cpu/cluster_merge.cpp, csrc/cuda/cluster_merge.cu; plain torch: op
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,8 +95,8 @@ def cluster_merge_tokens(
 ) -> ClusterMergeTokens:
     """cluster_merge plus the bookkeeping of the token dictionary, in one call.
 
-    idx_token' = cluster[idx_token] and agg_weight' = agg_weight * norm_weight[idx_token]; agg_weight is *not* normalised
-    again (the official code computes such a quotient and drops it).
+    idx_token' = cluster[idx_token] and agg_weight' = agg_weight * norm_weight[idx_token]; agg_weight is *not*
+    normalised again (the official code computes such a quotient and drops it).
 
     Args:
         x, cluster, num_clusters, weight, impl: as in cluster_merge.
@@ -136,7 +136,7 @@ def check_dictionary(op: str, x: Tensor, idx_token: Tensor, agg_weight: Tensor) 
     check_device(op, "x", x, idx_token=idx_token, agg_weight=agg_weight)
 
 
-def _prepare(op, x, cluster, num_clusters, weight, impl):
+def _prepare(op: str, x: Tensor, cluster: Tensor, num_clusters: int, weight: Tensor | None, impl: str) -> Any:
     check_tokens(op, x)
     check_like_tokens(op, "cluster", cluster, x)
     if cluster.is_floating_point() or cluster.dtype == torch.bool:
@@ -148,7 +148,9 @@ def _prepare(op, x, cluster, num_clusters, weight, impl):
     return choose(op, impl, BACKENDS, why_not, x, num_clusters), cluster.long(), weight
 
 
-def _run(backend, x, cluster, num_clusters, weight, idx_token, agg_weight):
+def _run(
+    backend: str, x: Tensor, cluster: Tensor, num_clusters: int, weight: Tensor, idx_token: Any, agg_weight: Any
+) -> Any:
     weight = None if weight is None else weight.float()
     kernel_x = x.float() if backend == "cpu" else x
     out = _cluster_merge(kernel_x, cluster, num_clusters, weight, idx_token, agg_weight)
@@ -156,7 +158,7 @@ def _run(backend, x, cluster, num_clusters, weight, idx_token, agg_weight):
 
 
 @torch.library.register_fake("tore_fast::cluster_merge")
-def _fake(x, cluster, num_clusters, weight, idx_token, agg_weight):
+def _fake(x: Tensor, cluster: Tensor, num_clusters: int, weight: Tensor, idx_token: Any, agg_weight: Any) -> Any:
     batch, tokens, channels = x.shape
     cells = 0 if idx_token is None else idx_token.shape[1]
     return (
@@ -169,11 +171,11 @@ def _fake(x, cluster, num_clusters, weight, idx_token, agg_weight):
 
 
 @torch.library.register_fake("tore_fast::cluster_merge_backward")
-def _fake_backward(grad, x, cluster, norm_weight, total, merged):
+def _fake_backward(grad: Tensor, x: Tensor, cluster: Tensor, norm_weight: Any, total: Any, merged: Any) -> Any:
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(norm_weight)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, cluster, _, weight, _, _ = inputs
     merged, norm_weight, total, idx_token, agg_weight = output
     ctx.mark_non_differentiable(norm_weight, total, idx_token, agg_weight)
@@ -181,7 +183,7 @@ def _setup_context(ctx, inputs, output):
     ctx.weighted = weight is not None
 
 
-def _backward(ctx, grad, *_):
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
     x, cluster, norm_weight, total, merged = ctx.saved_tensors
     grad = grad.contiguous()
     grad_x, grad_weight = torch.ops.tore_fast.cluster_merge_backward(grad, x, cluster, norm_weight, total, merged)

@@ -6,7 +6,7 @@ Kernels: csrc/cpu/density_delta.cpp, csrc/cuda/density_delta.cu; plain torch: op
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,10 +76,10 @@ def density_delta(
 
 
 @register_flop_formula(torch.ops.tore_fast.density_delta)
-def _flops(x_shape, *args, **kwargs) -> int:
+def _flops(x_shape: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * x_shape[0] * x_shape[1] ** 2 * x_shape[2]  # the distances
 
 
 @torch.library.register_fake("tore_fast::density_delta")
-def _fake(x, rho, mask, strict):
+def _fake(x: Tensor, rho: Tensor, mask: Any, strict: bool) -> Any:
     return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.int64)

@@ -7,7 +7,7 @@ Kernels: csrc/cpu/dpc_knn_cluster.cpp, csrc/cuda/dpc_knn_cluster.cu (one launch 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,8 @@ def dpc_knn_cluster(
         x: [B, N, C] float32/float16/bfloat16 (float64 with the reference).
         num_clusters: M, centres per item.
         k: neighbours of the density, the token itself included; 1 <= k <= N / parts.
-        mask: [B, N], non-zero = real token. Empty tokens have density 0 and join cluster rank 0, as in the official code.
+        mask: [B, N], non-zero = real token. Empty tokens have density 0 and join cluster rank 0, as in the official
+            code.
         exclude: token indices that must not become centres: an int, a sequence, or a tensor [E] or [B, E].
         tie: "index", "strict" or "noise", see density_delta.
         noise: generator of tie="noise", or an additive density term [B, N] (added before the mask zeroes densities).
@@ -87,10 +88,12 @@ def dpc_knn_cluster(
         "dpc_knn_cluster", x, num_clusters, k, mask, exclude, tie, noise, order, masked, parts
     )
 
+    x_part: Any = x
     whole = (x, mask, excluded, noise)
     if parts > 1:
-        whole = [None if t is None else t.reshape(batch * parts, tokens // parts, *t.shape[2:]) for t in whole]
-    x_part, mask, excluded, noise = whole
+        x_part, mask, excluded, noise = (
+            None if t is None else t.reshape(batch * parts, tokens // parts, *t.shape[2:]) for t in whole
+        )
     backend = choose("dpc_knn_cluster", impl, BACKENDS, why_not, x, k)
     args = (num_clusters // parts, k, mask, excluded, noise, tie != "index", order == "index", masked)
     if backend == "reference":
@@ -106,15 +109,16 @@ def cluster_options(
     x: Tensor,
     num_clusters: int,
     k: int,
-    mask,
-    exclude,
+    mask: Any,
+    exclude: Any,
     tie: str,
-    noise,
+    noise: Any,
     order: str,
     masked: int,
     parts: int = 1,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Checks the options of dpc_knn_cluster; returns mask bool [B, N], excluded bool [B, N], noise [B, N] or None each."""
+    """Checks the options of dpc_knn_cluster; returns mask bool [B, N], excluded bool [B, N], noise [B, N] or None
+    each."""
     tokens = x.shape[1]
     if not 1 <= num_clusters <= tokens:
         raise ValueError(f"{op}: num_clusters must be in 1..{tokens} (N), got {num_clusters}")
@@ -163,14 +167,24 @@ def _join_parts(out: tuple[Tensor, ...], batch: int, parts: int, tokens: int, cl
 
 
 @register_flop_formula([torch.ops.tore_fast.dpc_knn_cluster, torch.ops.tore_fast.dpc_knn_cluster_merge])
-def _flops(x_shape, num_clusters, *args, **kwargs) -> int:
+def _flops(x_shape: Any, num_clusters: int, *args: Any, **kwargs: Any) -> int:
     """Distances once for the densities, once for the deltas, and those to the centres (the merge itself only adds)."""
     batch, tokens, channels = x_shape
     return 2 * batch * tokens * (2 * tokens + num_clusters) * channels
 
 
 @torch.library.register_fake("tore_fast::dpc_knn_cluster")
-def _fake(x, num_clusters, k, mask, exclude, noise, strict, by_index, masked):
+def _fake(
+    x: Tensor,
+    num_clusters: int,
+    k: Tensor,
+    mask: Any,
+    exclude: Any,
+    noise: Any,
+    strict: bool,
+    by_index: bool,
+    masked: Any,
+) -> Any:
     batch, tokens = x.shape[:2]
     centers = x.new_empty(batch, num_clusters, dtype=torch.int64)
     cluster = x.new_empty(batch, tokens, dtype=torch.int64)

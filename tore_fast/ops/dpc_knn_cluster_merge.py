@@ -8,7 +8,7 @@ dispatch. CPU: the kernels of dpc_knn_cluster and cluster_merge, one after the o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ def dpc_knn_cluster_merge(
         check_like_tokens(op, "weight", weight, x)
     if (idx_token is None) != (agg_weight is None):
         raise ValueError(f"{op}: idx_token and agg_weight come together")
-    if idx_token is not None:
+    if idx_token is not None and agg_weight is not None:
         check_dictionary(op, x, idx_token, agg_weight)
         idx_token, agg_weight = idx_token.long(), agg_weight.detach()
     backend = choose(op, impl, BACKENDS, why_not, x, k, num_clusters)
@@ -98,10 +98,13 @@ def dpc_knn_cluster_merge(
     if backend == "reference":
         clusters = dpc_knn_cluster_reference(x.detach(), *options)
         merged, share = cluster_merge_reference(x, clusters[1], num_clusters, weight)
-        cells = [merged.new_empty(x.shape[0], 0, dtype=t) for t in (torch.int64, torch.float32)]
-        if idx_token is not None:
-            cells = clusters[1].gather(1, idx_token), agg_weight.to(share.dtype) * share.gather(1, idx_token)
-        return DpcClusterMerge(merged, share, *cells, *clusters)
+        index, cell_share = (merged.new_empty(x.shape[0], 0, dtype=t) for t in (torch.int64, torch.float32))
+        if idx_token is not None and agg_weight is not None:
+            index, cell_share = (
+                clusters[1].gather(1, idx_token),
+                agg_weight.to(share.dtype) * share.gather(1, idx_token),
+            )
+        return DpcClusterMerge(merged, share, index, cell_share, *clusters)
     weight = None if weight is None else weight.float()
     agg_weight = None if agg_weight is None else agg_weight.float()
     noise = None if noise is None else noise.float()
@@ -122,8 +125,19 @@ def dpc_knn_cluster_merge(
 
 
 def _one_after_the_other(
-    x, num_clusters, k, mask, exclude, noise, strict, by_index, masked, weight, idx_token, agg_weight
-):
+    x: Tensor,
+    num_clusters: int,
+    k: Tensor,
+    mask: Any,
+    exclude: Any,
+    noise: Any,
+    strict: bool,
+    by_index: bool,
+    masked: Any,
+    weight: Tensor,
+    idx_token: Any,
+    agg_weight: Any,
+) -> Any:
     ops = torch.ops.tore_fast
     clusters = ops.dpc_knn_cluster(x, num_clusters, k, mask, exclude, noise, strict, by_index, masked)
     return *ops.cluster_merge(x, clusters[1], num_clusters, weight, idx_token, agg_weight), *clusters
@@ -133,7 +147,7 @@ LIBRARY.impl("dpc_knn_cluster_merge", _one_after_the_other, "CPU")
 torch.library.register_fake("tore_fast::dpc_knn_cluster_merge")(_one_after_the_other)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     merged, norm_weight, total, *_ = output
     cluster = output[6]
     ctx.mark_non_differentiable(*output[1:])
@@ -141,7 +155,7 @@ def _setup_context(ctx, inputs, output):
     ctx.weighted = inputs[9] is not None
 
 
-def _backward(ctx, *grads):
+def _backward(ctx: Any, *grads: Tensor) -> Any:
     x, cluster, norm_weight, total, merged = ctx.saved_tensors
     grad = grads[0].contiguous()
     grad_x, grad_weight = torch.ops.tore_fast.cluster_merge_backward(grad, x, cluster, norm_weight, total, merged)

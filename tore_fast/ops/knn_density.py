@@ -6,6 +6,8 @@ Kernels: csrc/cpu/knn_density.cpp, csrc/cuda/knn_density.cu; plain torch: ops/re
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -59,10 +61,10 @@ def knn_density(
 
 
 @register_flop_formula(torch.ops.tore_fast.knn_density)
-def _flops(x_shape, *args, **kwargs) -> int:
+def _flops(x_shape: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * x_shape[0] * x_shape[1] ** 2 * x_shape[2]  # the distances
 
 
 @torch.library.register_fake("tore_fast::knn_density")
-def _fake(x, k, mask):
+def _fake(x: Tensor, k: Tensor, mask: Any) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=torch.float32)

@@ -12,7 +12,7 @@ Used by layers/linear.py.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,8 @@ MIN_ROWS = 100  # unpacked weights are brought into oneDNN's layout at every cal
 MIN_PRODUCTS = 4 << 20  # multiply-adds
 
 # (level, rows, smaller of K and N) from which a packed product is Strassen's of this level: below, streaming the larger
-# packed weight from memory or the smaller blocks cost what the multiplications save (one and two Zen 4 cores, cold weights).
-# It depends on sizes alone, so that two passes give the same bits; packing costs 3 to 5 ns a weight, once.
+# packed weight from memory or the smaller blocks cost what the multiplications save (one and two Zen 4 cores, cold
+# weights). It depends on sizes alone, so that two passes give the same bits; packing costs 3 to 5 ns a weight, once.
 STRASSEN = ((2, 400, 384), (1, 192, 256))
 
 
@@ -124,6 +124,31 @@ def _auto(
     return "reference"
 
 
+@overload
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    act: Act | None = None,
+    norm: Norm | None = None,
+    impl: str = "auto",
+    packed: PackedWeight | None = None,
+) -> Tensor: ...
+@overload
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    act: Act | None = None,
+    norm: Norm | None = None,
+    split: int,
+    impl: str = "auto",
+    packed: PackedWeight | None = None,
+) -> Any: ...  # a tensor, or a tuple of `split` ones
 def linear(
     x: Tensor,  # [..., K]
     weight: Tensor,  # [N, K]
@@ -138,15 +163,16 @@ def linear(
 ) -> Tensor | tuple[Tensor, ...]:  # [..., N]
     """act(norm(x) W^T + b) + residual.
 
-    Relative l2 errors of 1000 x 512 x 512 normal numbers: 2.4e-7 MKL (its sums are in blocks), 6e-7 and 9e-7 Strassen at
-    level 1 and 2, whose results also depend in the last digits on the number of rows and threads.
+    Relative l2 errors of 1000 x 512 x 512 normal numbers: 2.4e-7 MKL (its sums are in blocks), 6e-7 and 9e-7 Strassen
+    at level 1 and 2, whose results also depend in the last digits on the number of rows and threads.
 
     Args:
         x: [..., K] floating point. Under autocast the product is in the autocast type, as that of `F.linear`.
         act: "relu", "gelu" (exact) or None.
         norm: the layer norm that x goes through first.
         split: above 1 the result is so many contiguous tensors [..., N / split] (q, k and v of one product).
-        impl: "auto", "reference", "strassen" or "onednn"; "auto" takes oneDNN and Strassen in inference on the CPU only.
+        impl: "auto", "reference", "strassen" or "onednn"; "auto" takes oneDNN and Strassen in inference on the CPU
+            only.
         packed: keeps the weight in a backend's layout from call to call; without it `impl="strassen"` packs each time.
 
     Returns:
@@ -272,7 +298,9 @@ def _onednn_product(
 ) -> Tensor:
     rows, shape = x.numel() // max(x.shape[-1], 1), (*x.shape[:-1], weight.shape[0])
     if not rows or not weight.numel():  # nothing to multiply: oneDNN refuses empty matrices
-        return linear_reference(x, weight, bias, residual, act)
+        empty = linear_reference(x, weight, bias, residual, act)
+        assert isinstance(empty, Tensor)  # one product
+        return empty
     if packed is not None:
         source = weight
         name = ("onednn", *_position(weight))

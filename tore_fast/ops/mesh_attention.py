@@ -6,7 +6,7 @@ In: q, k, v [B, H, J + V, D] from layers/ (FastMETRO decoder, TORE's NSR with J 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ _DTYPES = {
     "cpu": (torch.float32, torch.float16, torch.bfloat16),
 }
 MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
-# bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227 KB)
+# bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227
+# KB)
 MAX_SHARED = 99 * 1024
 
 
@@ -58,6 +59,34 @@ def _strip_reason(joints: int, tokens: int, dim: int) -> str | None:
     )
 
 
+@overload
+def mesh_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topology: MeshTopology,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_weights: Literal[False] = False,
+    *,
+    return_lse: Literal[False] = False,
+    seed: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor: ...
+@overload
+def mesh_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topology: MeshTopology,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    *,
+    return_lse: bool = False,
+    seed: Tensor | None = None,
+    impl: str = "auto",
+) -> Any: ...  # Tensor or MeshAttentionResult
 def mesh_attention(
     q: Tensor,  # [B, H, T, D], T = J + V
     k: Tensor,  # [B, H, T, D]
@@ -150,7 +179,18 @@ def _check(q: Tensor, k: Tensor, v: Tensor, topology: MeshTopology, dropout_p: f
 
 
 @register_flop_formula(torch.ops.tore_fast.mesh_attention_fwd)
-def _fwd_flops(q_shape, k_shape, v_shape, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, *args, **kwargs) -> int:
+def _fwd_flops(
+    q_shape: Any,
+    k_shape: Any,
+    v_shape: Any,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    t_row_ptr: Tensor,
+    t_col_idx: Tensor,
+    joints: int,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
     """Two products over the open pairs: joints with everything, vertices by the pattern."""
     batch, heads, tokens, dim = q_shape
     vertices = tokens - joints
@@ -159,31 +199,62 @@ def _fwd_flops(q_shape, k_shape, v_shape, row_ptr, col_idx, t_row_ptr, t_col_idx
 
 
 @register_flop_formula(torch.ops.tore_fast.mesh_attention_bwd)
-def _bwd_flops(grad_shape, q_shape, k_shape, v_shape, delta, lse, *pattern, **kwargs) -> int:
+def _bwd_flops(
+    grad_shape: Any, q_shape: Any, k_shape: Any, v_shape: Any, delta: Tensor, lse: Tensor, *pattern: Any, **kwargs: Any
+) -> int:
     """Scores again, gradients of weights, q, k and v: five products."""
     return 5 * _fwd_flops(q_shape, k_shape, v_shape, *pattern) // 2
 
 
 @torch.library.register_fake("tore_fast::mesh_attention_fwd")
-def _fwd_fake(q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, t_tiles, scale, dropout_p, seed):
+def _fwd_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    t_row_ptr: Tensor,
+    t_col_idx: Tensor,
+    joints: int,
+    tiles: Any,
+    t_tiles: Any,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> Any:
     batch, heads, tokens, dim = q.shape
     return q.new_empty(batch, tokens, heads, dim), q.new_empty(batch, heads, tokens, dtype=torch.float32)
 
 
 @torch.library.register_fake("tore_fast::mesh_attention_bwd")
 def _bwd_fake(
-    grad, q, k, v, delta, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, t_tiles, scale, dropout_p, seed
-):
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    lse: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    t_row_ptr: Tensor,
+    t_col_idx: Tensor,
+    joints: int,
+    tiles: Any,
+    t_tiles: Any,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> Any:
     batch, heads, tokens, dim = q.shape
     return tuple(q.new_empty(batch, tokens, heads, dim) for _ in range(3))
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, row_ptr, col_idx, t_row_ptr, t_col_idx, ctx.joints, tiles, t_tiles, ctx.scale, ctx.dropout_p, seed = inputs
     ctx.save_for_backward(q, k, v, *output, row_ptr, col_idx, t_row_ptr, t_col_idx, tiles, t_tiles, seed)
 
 
-def _backward(ctx, grad, grad_lse):
+def _backward(ctx: Any, grad: Tensor, grad_lse: Any) -> Any:
     q, k, v, out, lse, row_ptr, col_idx, t_row_ptr, t_col_idx, tiles, t_tiles, seed = ctx.saved_tensors
     delta, grad = softmax_delta(grad, grad_lse, out)
     grads = torch.ops.tore_fast.mesh_attention_bwd(

@@ -6,6 +6,8 @@ prepared once (ops/_sparse.py). Kernels: csrc/cpu/mesh_upsample.cpp, csrc/cuda/m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -66,20 +68,22 @@ def mesh_upsample(
 
 
 @register_flop_formula(torch.ops.tore_fast.mesh_upsample)
-def _flops(x_shape, row_ptr, col_idx, *args, **kwargs) -> int:
+def _flops(x_shape: Any, row_ptr: Tensor, col_idx: Tensor, *args: Any, **kwargs: Any) -> int:
     return 2 * x_shape[0] * col_idx[0] * x_shape[2]  # the stored entries only
 
 
 @torch.library.register_fake("tore_fast::mesh_upsample")
-def _fake(x, row_ptr, col_idx, values, t_row_ptr, t_col_idx, t_values):
+def _fake(
+    x: Tensor, row_ptr: Tensor, col_idx: Tensor, values: Any, t_row_ptr: Tensor, t_col_idx: Tensor, t_values: Any
+) -> Tensor:
     return x.new_empty(x.shape[0], row_ptr.shape[0] - 1, x.shape[2])
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs[1:])
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> Any:
     row_ptr, col_idx, values, t_row_ptr, t_col_idx, t_values = ctx.saved_tensors
     grad_x = torch.ops.tore_fast.mesh_upsample(
         grad.contiguous(), t_row_ptr, t_col_idx, t_values, row_ptr, col_idx, values

@@ -1,13 +1,14 @@
 """ppt_select: which patch tokens PPT keeps, by the attention they get from the key-point tokens.
 
 In: importance [B, P] (pruned_attention's `importance`), out: kept positions [B, K]; gather_tokens takes the rows.
-Kernel: triton_kernels/ppt_select.py. None for the CPU: there the reference is the choice, 23 us at [1, 256] and 47 us at
-[8, 256] (one thread, Zen 4), of which an op call alone is 10; a model calls it three times in some 50 ms.
+Kernel: triton_kernels/ppt_select.py. None for the CPU: there the reference is the choice, 23 us at [1, 256] and 47 us
+at [8, 256] (one thread, Zen 4), of which an op call alone is 10; a model calls it three times in some 50 ms.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,11 +80,11 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("tore_fast::ppt_select")
-def _fake(score, keep, sort_by_position):
+def _fake(score: Tensor, keep: int, sort_by_position: bool) -> Tensor:
     return score.new_empty(score.shape[0], keep, dtype=torch.int32)
 
 
-def _triton_select(*args):
+def _triton_select(*args: Any) -> Any:
     from ..triton_kernels import ppt_select as kernels  # imports triton: only when a CUDA tensor arrives
 
     return kernels.select(*args)

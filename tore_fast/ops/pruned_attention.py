@@ -7,7 +7,7 @@ csrc/cpu/pruned_attention*.cpp.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ _DTYPES = {
     "cpu": (torch.float32, torch.float16, torch.bfloat16),
 }
 MAX_HEAD_DIM = 256
+SHORT_KEYS = 64  # up to here all keys are in one tile of the Triton kernel
 
 
 class PrunedAttentionResult(NamedTuple):
@@ -43,6 +44,34 @@ def why_not(backend: str, q: Tensor) -> str | None:
     return reason
 
 
+@overload
+def pruned_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Tensor | None = None,
+    key_len: Tensor | None = None,
+    query_len: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    return_lse: Literal[False] = False,
+    importance_rows: None = None,
+    impl: str = "auto",
+) -> Tensor: ...
+@overload
+def pruned_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Tensor | None = None,
+    key_len: Tensor | None = None,
+    query_len: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    return_lse: bool = False,
+    importance_rows: int | Tensor | None = None,
+    impl: str = "auto",
+) -> Any: ...  # Tensor or PrunedAttentionResult
 def pruned_attention(
     q: Tensor,  # [B, H, Nq, D]
     k: Tensor,  # [B, H, Nk, D]
@@ -90,7 +119,8 @@ def pruned_attention(
     for name, t in (("key_len", key_len), ("query_len", query_len)):
         if t is not None and (t.shape != (batch,) or t.is_floating_point() or t.device != q.device):
             raise ValueError(
-                f"pruned_attention: {name} must be [{batch}] integers on {q.device}, got {list(t.shape)} {t.dtype} on {t.device}"
+                f"pruned_attention: {name} must be [{batch}] integers on {q.device}, got {list(t.shape)} "
+                f"{t.dtype} on {t.device}"
             )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     plain = key_len is None and query_len is None and not return_lse and importance_rows is None
@@ -115,12 +145,17 @@ def pruned_attention(
 
 
 def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> bool:
-    """CPU calls that torch's own kernel does at least as fast, measured on Zen 4, one and two threads, float32.
+    """Calls that torch's own kernel does at least as fast.
 
-    Below about 8 thousand scores the op's call overhead shows (15 us more than SDPA's, 100 us more with gradients: eight times
-    as many scores then); beyond 768 keys the score block leaves the caches (0.7x at 1024). A bias with a gradient sends
+    CUDA, an estimate, not measured: 16-bit calls without a bias whose keys do not fit one tile are what torch's flash
+    kernels are tuned for; a bias per key keeps SDPA from them, and float32 has none.
+    CPU, measured on Zen 4, one and two threads, float32: below about 8 thousand scores the op's call overhead shows (15
+    us more than SDPA's, 100 us more with gradients: eight times as many scores then); beyond 768 keys the score block
+    leaves the caches (0.7x at 1024). A bias with a gradient sends
     SDPA to its slow path: never there.
     """
+    if q.device.type == "cuda":
+        return key_bias is None and q.element_size() == 2 and k.shape[2] > SHORT_KEYS
     if q.device.type != "cpu":
         return False
     gradient = torch.is_grad_enabled()
@@ -131,18 +166,17 @@ def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) ->
     return scores < (1 << 16 if gradient else 1 << 13) or (k.shape[2] > 768 and q.dtype == torch.float32)
 
 
-SHORT_KEYS = 64
-
-
 def plain_attention(
     q: Tensor,  # [B, H, Nq, D]
     k: Tensor,  # [B, H, Nk, D]
     v: Tensor,  # [B, H, Nk, D]
 ) -> Tensor:  # [B, H, Nq, D]
-    """softmax(q k^T / sqrt(D)) v of pose tokens, strided as they come: by our kernel or by torch's, whichever is the faster.
+    """softmax(q k^T / sqrt(D)) v of pose tokens, strided as they come: by our kernel or by torch's, whichever is the
+    faster.
 
-    Inference on the CPU and short sequences on the GPU (the 17 joints: all keys in one tile) take our kernel: 7.2 against
-    SDPA's 11.2 ms for 243 x 8 problems of 17 x 17 and 28.7 against 31.6 ms for 136 of 243 x 243 (D 64, one Zen 4 core).
+    Inference on the CPU and short sequences on the GPU (the 17 joints: all keys in one tile) take our kernel: 7.2
+    against SDPA's 11.2 ms for 243 x 8 problems of 17 x 17 and 28.7 against 31.6 ms for 136 of 243 x 243 (D 64, one Zen
+    4 core).
     """
     if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
         if why_not("cpu", q) is None or (k.shape[2] <= SHORT_KEYS and why_not("triton", q) is None):
@@ -190,11 +224,13 @@ def pruned_attention_packed(
     for name, cu in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         if cu.dim() != 1 or cu.shape[0] < 1 or cu.dtype != torch.int32 or cu.device != q.device:
             raise ValueError(
-                f"pruned_attention_packed: {name} must be [B + 1] int32 on {q.device}, got {list(cu.shape)} {cu.dtype} on {cu.device}"
+                f"pruned_attention_packed: {name} must be [B + 1] int32 on {q.device}, got {list(cu.shape)} "
+                f"{cu.dtype} on {cu.device}"
             )
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
         raise ValueError(
-            f"pruned_attention_packed: cu_seqlens_k must be like cu_seqlens_q {list(cu_seqlens_q.shape)}, got {list(cu_seqlens_k.shape)}"
+            f"pruned_attention_packed: cu_seqlens_k must be like cu_seqlens_q {list(cu_seqlens_q.shape)}, got "
+            f"{list(cu_seqlens_k.shape)}"
         )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     backend = choose("pruned_attention_packed", impl, BACKENDS, why_not, q)
@@ -202,7 +238,9 @@ def pruned_attention_packed(
         out, lse = _packed_reference(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_bias, scale)
     else:
         out, lse = _run(
-            *(t.transpose(0, 1)[None] for t in (q, k, v)),
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
             None if key_bias is None else key_bias[None],
             None,
             None,
@@ -216,7 +254,9 @@ def pruned_attention_packed(
     return PrunedAttentionResult(out, lse, None) if return_lse else out
 
 
-def _packed_reference(q, k, v, cu_q, cu_k, max_q, max_k, key_bias, scale):
+def _packed_reference(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Any, cu_k: Any, max_q: Any, max_k: Any, key_bias: Any, scale: float
+) -> Any:
     """Unpacks into padded items (gathers with clamped rows), attends, packs the valid rows again."""
 
     def rows(cu: Tensor, longest: int, total: int) -> tuple[Tensor, Tensor]:
@@ -226,7 +266,7 @@ def _packed_reference(q, k, v, cu_q, cu_k, max_q, max_k, key_bias, scale):
     q_rows, q_len = rows(cu_q, max_q, q.shape[0])
     k_rows, k_len = rows(cu_k, max_k, k.shape[0])
     bias = None if key_bias is None else key_bias[k_rows]
-    padded = [t[r].transpose(1, 2) for t, r in ((q, q_rows), (k, k_rows), (v, k_rows))]
+    padded = (q[q_rows].transpose(1, 2), k[k_rows].transpose(1, 2), v[k_rows].transpose(1, 2))
     out, lse, _ = pruned_attention_reference(*padded, bias, k_len, q_len, scale)
     # token t sits in the last item that starts at or before it; a token beyond the last item in an item of zeros
     token = torch.arange(q.shape[0], device=q.device)
@@ -261,11 +301,24 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, di
         bias_shape = [q.shape[0], k.shape[2]] if dim == 4 else [k.shape[0]]
         if list(key_bias.shape) != bias_shape or not key_bias.is_floating_point() or key_bias.device != q.device:
             raise ValueError(
-                f"{op}: key_bias must be {bias_shape} floating point on {q.device}, got {list(key_bias.shape)} {key_bias.dtype} on {key_bias.device}"
+                f"{op}: key_bias must be {bias_shape} floating point on {q.device}, got {list(key_bias.shape)} "
+                f"{key_bias.dtype} on {key_bias.device}"
             )
 
 
-def _run(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q, max_k, scale):
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Any,
+    key_len: Any,
+    query_len: Any,
+    cu_q: Any,
+    cu_k: Any,
+    max_q: Any,
+    max_k: Any,
+    scale: float,
+) -> Any:
     dtype = q.dtype
     if q.device.type == "cpu" and dtype != torch.float32:  # the C++ kernel is float32
         q, k, v = q.float(), k.float(), v.float()
@@ -280,25 +333,52 @@ def _run(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q, max_k, scale)
 
 
 @register_flop_formula(torch.ops.tore_fast.pruned_attention_fwd)
-def _fwd_flops(q_shape, k_shape, *args, **kwargs) -> int:
+def _fwd_flops(q_shape: Any, k_shape: Any, *args: Any, **kwargs: Any) -> int:
     """Two products over all pairs, as if every sequence had the full length: lengths are values."""
     batch, heads, queries, dim = q_shape
     return 4 * batch * heads * queries * k_shape[2] * dim
 
 
 @register_flop_formula(torch.ops.tore_fast.pruned_attention_bwd)
-def _bwd_flops(grad_shape, q_shape, k_shape, *args, **kwargs) -> int:
+def _bwd_flops(grad_shape: Any, q_shape: Any, k_shape: Any, *args: Any, **kwargs: Any) -> int:
     return 5 * _fwd_flops(q_shape, k_shape) // 2  # scores again, gradients of weights, q, k and v
 
 
 @torch.library.register_fake("tore_fast::pruned_attention_fwd")
-def _fwd_fake(q, k, v, key_bias, key_len, query_len, cu_q, cu_k, max_q, max_k, scale):
+def _fwd_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Any,
+    key_len: Any,
+    query_len: Any,
+    cu_q: Any,
+    cu_k: Any,
+    max_q: Any,
+    max_k: Any,
+    scale: float,
+) -> Any:
     batch, heads, queries, dim = q.shape
     return q.new_empty(batch, queries, heads, dim), q.new_empty(batch, heads, queries, dtype=torch.float32)
 
 
 @torch.library.register_fake("tore_fast::pruned_attention_bwd")
-def _bwd_fake(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_k, max_q, max_k, scale):
+def _bwd_fake(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Any,
+    delta: Tensor,
+    lse: Tensor,
+    key_len: Any,
+    query_len: Any,
+    cu_q: Any,
+    cu_k: Any,
+    max_q: Any,
+    max_k: Any,
+    scale: float,
+) -> Any:
     batch, heads, queries, dim = q.shape
     keys = k.shape[2]
     return (
@@ -309,12 +389,12 @@ def _bwd_fake(grad, q, k, v, key_bias, delta, lse, key_len, query_len, cu_q, cu_
     )
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, key_bias, key_len, query_len, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, key_bias, *output, key_len, query_len, cu_q, cu_k)
 
 
-def _backward(ctx, grad, grad_lse):
+def _backward(ctx: Any, grad: Tensor, grad_lse: Any) -> Any:
     q, k, v, key_bias, out, lse, key_len, query_len, cu_q, cu_k = ctx.saved_tensors
     delta, grad = softmax_delta(grad, grad_lse, out)
     dq, dk, dv, dbias = torch.ops.tore_fast.pruned_attention_bwd(
@@ -340,13 +420,13 @@ def _backward(ctx, grad, grad_lse):
 _pruned_attention_fwd = differentiable("pruned_attention_fwd", _setup_context, _backward)
 
 
-def _triton_fwd(*args):
+def _triton_fwd(*args: Any) -> Any:
     from ..triton_kernels import pruned_attention as kernels  # imports triton: only when a CUDA tensor arrives
 
     return kernels.fwd(*args)
 
 
-def _triton_bwd(*args):
+def _triton_bwd(*args: Any) -> Any:
     from ..triton_kernels import pruned_attention as kernels
 
     return kernels.bwd(*args)

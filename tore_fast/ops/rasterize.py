@@ -7,7 +7,7 @@ csrc/cuda/rasterize.cu (64-bit atomicMin); both use csrc/cpu/raster_edges.h.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def rasterize(
 
 
 @torch.library.register_fake("tore_fast::rasterize")
-def _fake(vertices_px, faces, height, width):
+def _fake(vertices_px: Tensor, faces: Tensor, height: int, width: int) -> Any:
     shape = (vertices_px.shape[0], height, width)
     return (
         vertices_px.new_empty(shape, dtype=torch.int32),

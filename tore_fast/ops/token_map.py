@@ -8,7 +8,7 @@ Kernels: csrc/cpu/token_map.cpp, csrc/cuda/token_map.cu; plain torch: ops/refere
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ BACKENDS = ("cuda", "cpu")
 
 
 class TokenCsr(NamedTuple):
-    """Cells of the initial grid grouped by token; build it once per merge with token_csr and reuse it in every block."""
+    """Cells of the initial grid grouped by token; build it once per merge with token_csr and reuse it in every
+    block."""
 
     row_ptr: Tensor  # [B, N + 1] int32
     cells: Tensor  # [B, N0] int32, ascending inside a token
@@ -279,17 +280,30 @@ def _check_grids(op: str, idx_token: Tensor, grid: tuple[int, int], map_size: tu
 
 
 @torch.library.register_fake("tore_fast::token_map")
-def _fake(x, dst_idx, dst_ptr, dst_cells, src_idx, src_ptr, src_cells, weight, src_scale, grid, num_dst, normalize):
+def _fake(
+    x: Tensor,
+    dst_idx: Any,
+    dst_ptr: Any,
+    dst_cells: Any,
+    src_idx: Any,
+    src_ptr: Any,
+    src_cells: Any,
+    weight: Tensor,
+    src_scale: Any,
+    grid: Any,
+    num_dst: Any,
+    normalize: Any,
+) -> Any:
     return x.new_empty(x.shape[0], num_dst, x.shape[2]), x.new_empty(x.shape[0], num_dst, dtype=torch.float32)
 
 
 @torch.library.register_fake("tore_fast::token_map_csr")
-def _fake_csr(idx_token, num_tokens):
+def _fake_csr(idx_token: Any, num_tokens: Any) -> Any:
     row_ptr = idx_token.new_empty(idx_token.shape[0], num_tokens + 1, dtype=torch.int32)
     return row_ptr, torch.empty_like(idx_token, dtype=torch.int32, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, dst_idx, dst_ptr, dst_cells, src_idx, src_ptr, src_cells, weight, src_scale, grid, num_dst, normalize = inputs
     if src_scale is not None or not normalize:
         raise RuntimeError("tore_fast::token_map: only the forward form (normalize, no src_scale) is differentiable")
@@ -298,7 +312,7 @@ def _setup_context(ctx, inputs, output):
     ctx.grid, ctx.num_src = grid, x.shape[1]
 
 
-def _backward(ctx, grad, _):
+def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
     """The transposed sum: roles of source and destination swap, the normaliser moves to the rows that are read."""
     dst_idx, dst_ptr, dst_cells, src_idx, src_ptr, src_cells, weight, scale = ctx.saved_tensors
     if src_idx is not None and src_ptr is None:

@@ -1,14 +1,14 @@
 """Models as one thing for the pipelines: crops in, bodies out, whatever the model regresses.
 
-`body_model(network)` gives a `BodyModel` for a network of task mesh (vertices from tokens) or smpl (parameters that pose a
-body). It knows its crop rule, its camera convention and its joints. Next on the way: images.py, video_mesh.py.
+`body_model(network)` gives a `BodyModel` for a network of task mesh (vertices from tokens) or smpl (parameters that
+pose a body). It knows its crop rule, its camera convention and its joints. Next on the way: images.py, video_mesh.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,10 +51,12 @@ class BodyModel:
     """What images.py needs of a model. Subclasses: MeshModel, ParameterModel, HostModel.
 
     Attributes:
-        task: "mesh" or "smpl". topology: faces and coarse levels. joint_names: of the J joints.
+        task: "mesh" or "smpl". fitted: bodies are fitted to landmarks, which results then hold. topology: faces and
+        coarse levels. joint_names: of the J joints.
     """
 
     task = "mesh"
+    fitted = False
     topology: BodyTopology
     joint_names: tuple[str, ...]
 
@@ -111,8 +113,8 @@ class MeshModel(BodyModel):
         lacking = [k for k in ("camera", "vertices", "vertices_coarse") if not hasattr(out, k)]
         if lacking:
             raise ValueError(
-                f"expected a model of task mesh or smpl (tore-fast list), got {type(self.network).__name__}, whose output "
-                f"lacks {', '.join(lacking)}"
+                f"expected a model of task mesh or smpl (tore-fast list), got {type(self.network).__name__}, "
+                f"whose output lacks {', '.join(lacking)}"
             )
         vertices, seen = out.vertices.float(), out.camera.float()
         if vertices.shape[1] != self._regressor.shape[1]:
@@ -126,7 +128,8 @@ class MeshModel(BodyModel):
             seen = torch.cat([seen[:, :1], seen[:, 1:] + root[:, 0, :2]], 1)
         own = (getattr(out, "rotmat", None), getattr(out, "betas", None))  # of a SMPL head beside the mesh
         found = (seen, vertices - root, out.vertices_coarse.float() - root, regressed[:, self._rows] - root, *own)
-        return Bodies(*(None if t is None else t.float().cpu().numpy() for t in found))
+        arrays: Any = (None if t is None else t.float().cpu().numpy() for t in found)
+        return Bodies(*arrays)
 
 
 class _PosedModel(BodyModel):
@@ -157,8 +160,8 @@ class ParameterModel(_PosedModel):
     def __init__(self, network: TCFormerHMR, device: str | torch.device = "cpu", precision: str = "fp32"):
         if network.config.mesh != "free":
             raise ValueError(
-                f"the weights are for the body {network.config.mesh!r}, whose files are not shipped; it cannot be posed here "
-                "(`tore-fast eval --body FILE` scores them)"
+                f"the weights are for the body {network.config.mesh!r}, whose files are not shipped; it cannot "
+                "be posed here (`tore-fast eval --body FILE` scores them)"
             )
         super().__init__(network, load_body("free"), device, precision)
         self.image_size = int(network.config.image_size)
@@ -189,6 +192,7 @@ class HostModel(_PosedModel):
     ):
         super().__init__(network, body, device, precision)
         self.box_rule, self.masks = box_rule, masks
+        self.network: Any
         self.image_size = int(network.config.img_size[0])
 
     def crop_of_box(self, box: Sequence[float]) -> Crop:
@@ -223,7 +227,7 @@ class HostModel(_PosedModel):
 
 
 def body_model(
-    network: nn.Module,
+    network: Any,
     source: str = "model",
     *,
     device: str | torch.device = "cpu",
@@ -250,8 +254,8 @@ def body_model(
     if facts is None or facts.task == "mesh":  # of another project: its output tells whether it fits
         return MeshModel(network, device, precision, topology, mesh_data)
     raise ValueError(
-        f"{source}: expected a model of task mesh or smpl (fastmetro*, metro*, graphormer*, tore_default, tcformer_*_hmr, "
-        f"hmr2*, camerahmr*, fasthmr_*), got {type(network).__name__}"
+        f"{source}: expected a model of task mesh or smpl (fastmetro*, metro*, graphormer*, tore_default, "
+        f"tcformer_*_hmr, hmr2*, camerahmr*, fasthmr_*), got {type(network).__name__}"
     )
 
 

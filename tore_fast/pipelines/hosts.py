@@ -9,10 +9,10 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..body import Body, load_body
 from ..data.boxes import boxes_of, read_boxes
@@ -34,7 +34,7 @@ _LEAVES = (
 )
 
 
-def load_host(source: str, fov_net: str | None = None, overrides: dict | None = None) -> tuple[str, nn.Module]:
+def load_host(source: str, fov_net: str | None = None, overrides: dict | None = None) -> tuple[str, Any]:
     """(registry name, model) of a checkpoint folder, an official .ckpt / .pth file, or a model name (random weights).
 
     Args:
@@ -51,7 +51,7 @@ def load_host(source: str, fov_net: str | None = None, overrides: dict | None = 
     return registered_name(source) or nearest_name(model), model
 
 
-def attach_fov_net(model: nn.Module, path: str, source: str) -> None:
+def attach_fov_net(model: Any, path: str, source: str) -> None:
     """HumanFoV's file or folder into a CameraHMR model that comes without it; `source` is named in messages.
 
     Raises:
@@ -63,7 +63,8 @@ def attach_fov_net(model: nn.Module, path: str, source: str) -> None:
             f"--fov-net: a field-of-view net belongs to CameraHMR models, {source} is {type(model).__name__}"
         )
     net = load(path)
-    if facts_of(net).task != "camera":
+    net_facts = facts_of(net)
+    if net_facts is None or net_facts.task != "camera":
         raise ValueError(f"{path}: not a HumanFoV checkpoint")
     model.cam_model, model.config = net, dataclasses.replace(model.config, fov_net=True)
 
@@ -84,7 +85,8 @@ def image_crops(
     size: int = CROP_PX,
     margin: float = 1.0,
 ) -> ImageCrops:
-    """Crops of the people in images and folders (whole images without boxes), at most `limit`; size, margin: the model's.
+    """Crops of the people in images and folders (whole images without boxes), at most `limit`; size, margin: the
+    model's.
 
     An image that cannot be read is left out with a warning.
     """

@@ -1,7 +1,8 @@
 """Photographs to bodies: read -> boxes -> crops -> model -> vertices, joints, SMPL parameters and cameras per person.
 
 `ImagePipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of images in constant
-memory. Way of the data: io/image.py, a box (given, or from `find_people`), bodies.py (crop and model) -> here -> results.py.
+memory. Way of the data: io/image.py, a box (given, or from `find_people`), bodies.py (crop and model) -> here ->
+results.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..body import BodyTopology
 from ..geometry import camera
 from ..geometry.crop import Crop, centre_crop
 from ..geometry.rotation import matrix_to_axis_angle
-from ..io.image import ImageError, check_box, read_image
+from ..io.image import ImageError, check_boxes, read_image
 from ..layers.prepared import prepare
 from ..models import load
 from .bodies import Bodies, BodyModel, Sight, body_model
@@ -32,14 +33,17 @@ from .options import check_camera
 
 BOX_MODES = ("auto", "model", "full", "centre")
 REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
-# A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still. Mean 2D
-# error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies unchanged.
+# A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still.
+# Mean 2D
+# error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies
+# unchanged.
 SHRUNK = 0.5
 
 Box = tuple[float, float, float, float]
 NOBODY = "nobody found"  # note of an image without people
 FindPeople = Callable[[np.ndarray], Sequence[Sequence[float]]]
-"""[H, W, 3] uint8 -> boxes (x0, y0, x1, y1 pixels, more numbers are ignored) of the people, best first; [] for nobody."""
+"""[H, W, 3] uint8 -> boxes (x0, y0, x1, y1 pixels, more numbers are ignored) of the people, best first; [] for
+nobody."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class ImageResult:
     people: list[Person] = field(default_factory=list)
     error: str | None = None
     pixels: np.ndarray | None = None  # [H, W, 3] uint8
+    refused: tuple[str, ...] = ()  # a line for each given box that is none; the others were done
     notes: tuple[str, ...] = ()  # what a user should know of it: nobody found, an assumed camera, a body not believed
 
 
@@ -117,16 +122,18 @@ class ImagePipeline:
 
     Args:
         model: None for the built-in default; a checkpoint folder; a registered name of task mesh or smpl
-            (random weights: useful only for trying things); or a module whose forward returns `camera`, `vertices_coarse`
-            and `vertices`, or a BodyModel.
-        checkpoint, upstream, overrides: weights (a folder of ours or an official file) and config fields; see `models.load`.
+            (random weights: useful only for trying things); or a module whose forward returns `camera`,
+            `vertices_coarse` and `vertices`, or a BodyModel.
+        checkpoint, upstream, overrides: weights (a folder of ours or an official file) and config fields; see
+            `models.load`.
         topology: faces and joint regressors of the mesh; default: what the model's mesh name says.
         mesh_data: folder with the SMPL/MANO topology files, for models of those meshes (else $TORE_FAST_MESH_DATA).
-        body: "free" or a SMPL model file, posed by models of SMPL parameters. fov_net: HumanFoV's file, for a CameraHMR model
-            that comes without it.
+        body: "free" or a SMPL model file, posed by models of SMPL parameters. fov_net: HumanFoV's file, for a CameraHMR
+            model that comes without it.
         find_people: looks for the people of images without given boxes; None: the model itself does ("auto").
         device: "auto" takes a GPU where there is one. precision: fp32, bf16 or fp16. batch_size: crops run at once.
-        fixed_batch: always run batches of that size, filled up by repeating a crop: a result then does not depend on how
+        fixed_batch: always run batches of that size, filled up by repeating a crop: a result then does not depend on
+            how
             many others ran beside it. workers: threads that read images.
         focal_px, fov_deg (vertical), principal_px: the camera where it is known.
         box_rule, masks: of HMR2.0 and CameraHMR (bodies.py).
@@ -209,9 +216,9 @@ class ImagePipeline:
 
         Args:
             images: paths, PIL images or arrays (see io/image.py), one or several.
-            boxes: None or "auto": by `find_people`, without one as "model": a box found by the model itself; "full": the whole
-                image; "centre": the centre square of the official demo; or per image a list of (x0, y0, x1, y1), one result per
-                box (None in that list: as above).
+            boxes: None or "auto": by `find_people`, without one as "model": a box found by the model itself; "full":
+                the whole image; "centre": the centre square of the official demo; or per image a list of (x0, y0, x1,
+                y1), one result per box (None in that list: as above).
         """
         if isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Iterable):
             images = [images]
@@ -245,7 +252,9 @@ class ImagePipeline:
         for i, (image, (_, boxes)) in enumerate(zip(read, group)):
             if image.error is None:
                 try:
-                    jobs += self._jobs(i, image, boxes)
+                    mine, bad = self._jobs(i, image, boxes)
+                    jobs += mine
+                    image = replace(image, refused=tuple(bad))
                 except ImageError as e:
                     image = ImageResult(image.name, error=str(e))
             opened.append(image)
@@ -260,8 +269,10 @@ class ImagePipeline:
                 result = replace(result, notes=(*result.notes, NOBODY))
             yield result
 
-    def _jobs(self, number: int, image: ImageResult, boxes: Any) -> list[Job]:
-        """The crops of an image: given boxes, those of `find_people`, or one for the whole image."""
+    def _jobs(self, number: int, image: ImageResult, boxes: Any) -> tuple[list[Job], list[str]]:
+        """The crops of an image: given boxes, those of `find_people`, or one for the whole image; and lines on bad
+        boxes."""
+        assert image.pixels is not None  # it was read
         width, height = image.size
         focal, pixels = self.focal_px(image.pixels), image.pixels
         mode, source = boxes if isinstance(boxes, str) else None, "given"
@@ -272,9 +283,9 @@ class ImagePipeline:
         if mode is not None:
             whole = (0.0, 0.0, float(width), float(height))
             crop = centre_crop(width, height) if mode == "centre" else self.body_model.whole_crop(width, height)
-            return [Job(number, pixels, focal, whole, mode, crop)]
-        checked = [check_box(b, width, height, image.name) for b in boxes]
-        return [Job(number, pixels, focal, b, source, self.body_model.crop_of_box(b)) for b in checked]
+            return [Job(number, pixels, focal, whole, mode, crop)], []
+        checked, bad = check_boxes(boxes, width, height, image.name)
+        return [Job(number, pixels, focal, b, source, self.body_model.crop_of_box(b)) for b in checked], bad
 
     def focal_px(self, pixels: np.ndarray) -> float:
         """Focal length in pixels of an image's camera: given, from the field of view, or the model's own way."""
@@ -305,10 +316,12 @@ class ImagePipeline:
             sights += sights[-1:] * (self.batch_size - len(sights))
         found: Bodies = self.body_model(sights)
         self.seconds["model"] += time.perf_counter() - start
-        return [Seen(*(None if array is None else array[i] for array in found)) for i in range(len(jobs))]
+        rows: Any = ((None if array is None else array[i] for array in found) for i in range(len(jobs)))
+        return [Seen(*row) for row in rows]
 
     def _refined(self, jobs: list[Job], seen: list[Seen]) -> dict[int, Job]:
-        """For "auto" jobs, by number: the box of the mesh just seen, where it is plausible and clearly another than the crop."""
+        """For "auto" jobs, by number: the box of the mesh just seen, where it is plausible and clearly another than the
+        crop."""
         closer = {}
         for i, (job, values) in enumerate(zip(jobs, seen)):
             points = _points(job, values)
@@ -316,7 +329,7 @@ class ImagePipeline:
                 continue
             height, width = job.pixels.shape[:2]
             (x0, y0), (x1, y1) = points.min(0), points.max(0)
-            box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+            box: Any = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
             if min(box[2] - box[0], box[3] - box[1]) < 0.05 * max(width, height):
                 continue  # nothing one could call a person: the whole image stays
             box = tuple(round(16 * float(v)) / 16 for v in box)  # the last bits depend on the batch; a crop should not

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +148,8 @@ def host_calibration(
         raise ValueError(f"host_calibration: measure must be one of {MEASURES}, got {measure!r}")
     if measure == "joints" and joints is None:
         raise ValueError("host_calibration: measure 'joints' needs the function joints(rotations, betas)")
-    vit, head = model.backbone, model.smpl_head
+    vit: Any = model.backbone
+    head: Any = model.smpl_head
     extra = [{}] * len(batches) if head_inputs is None else head_inputs
     if len(extra) != len(batches):
         raise ValueError(f"host_calibration: {len(batches)} batches need as many head_inputs, got {len(extra)}")
@@ -157,7 +159,9 @@ def host_calibration(
 
     def leave(x: Tensor, batch: tuple[Tensor, dict]) -> Tensor:
         out = head(vit.last_norm(x), **batch[1])
-        return out.rotations if measure == "angle" else joints(out.rotations, out.betas)
+        if joints is None or measure == "angle":
+            return out.rotations
+        return joints(out.rotations, out.betas)
 
     def error(got: Tensor, want: Tensor) -> Tensor:
         if measure == "angle":
@@ -197,7 +201,8 @@ def run_search(
             lines = [json.loads(line) for line in whole]
             if lines and lines[0].get("settings") != settings:
                 raise ValueError(
-                    f"{path}: belongs to a run with {lines[0].get('settings')}, this one has {settings}; choose another folder"
+                    f"{path}: belongs to a run with {lines[0].get('settings')}, this one has {settings}; "
+                    "choose another folder"
                 )
             base = lines[0]["base"] if lines else None
             known = [Evaluation(**line) for line in lines[1:]]
@@ -209,6 +214,7 @@ def run_search(
     features = calibration.features() if kappa is not None else None
 
     def reject(low: int, high: int) -> bool:
+        assert features is not None and kappa is not None
         return linear_cka(features[low], features[high]) < kappa
 
     def note(step: Evaluation, number: int) -> None:
@@ -227,7 +233,7 @@ def run_search(
             log.close()
 
 
-def apply_plan(model: nn.Module, plan: ECLMPlan) -> nn.Module:
+def apply_plan(model: Any, plan: ECLMPlan) -> Any:
     """A new host of the same class with the merged blocks (config.depth follows)."""
     config = dataclasses.replace(model.config, depth=plan.num_layers)
     merged = type(model)(config)

@@ -32,7 +32,8 @@ class DecodeOptions:
     noise: str = "seeded"
     """Start of the motion decoder's denoiser: seeded or zeros."""
     denoising_steps: int = 1
-    """Calls of the denoiser per clip; the paper uses one. One that was trained for the last timestep (--loss.last-step 1)
+    """Calls of the denoiser per clip; the paper uses one. One that was trained for the last timestep (--loss.last-step
+    1)
     knows only 1."""
     ik_mode: str = "adaptive"
     """Inverse kinematics after the motion decoder: adaptive, or naive (bones as predicted)."""
@@ -40,7 +41,11 @@ class DecodeOptions:
     """Shape: median over the track, or per_frame."""
 
     def __post_init__(self) -> None:
-        words = {"noise": ("seeded", "zeros"), "ik_mode": ("adaptive", "naive"), "betas_mode": ("median", "per_frame")}
+        words: dict[str, tuple[str, ...]] = {
+            "noise": ("seeded", "zeros"),
+            "ik_mode": ("adaptive", "naive"),
+            "betas_mode": ("median", "per_frame"),
+        }
         _check(self, words, {"chunk_frames": 1, "denoising_steps": 1, "overlap": 0, "max_gap": 0})
 
 

@@ -1,6 +1,8 @@
-"""Finds everybody in a photograph: detector on the whole image and on windows, a turned crop a person, 33 landmarks each.
+"""Finds everybody in a photograph: detector on the whole image and on windows, a turned crop a person, 33 landmarks
+each.
 
-In: pixels [H, W, 3] uint8; out: `People` (points, world points, visibility, scores) for body/fit, and boxes for models that
+In: pixels [H, W, 3] uint8; out: `People` (points, world points, visibility, scores) for body/fit, and boxes for models
+that
 need them. Nets: models/keypoints/blazepose.py. Videos: pipelines/people_tracks.py.
 """
 
@@ -8,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +32,13 @@ _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
 # Two finds are one person where these lie closer, in sides of the crop:
 _SAME_HIPS, _SAME_POINTS, _SAME_HEAD, _SAME_TORSO = 0.10, 0.10, 0.035, 0.10
 _DOUBTFUL = 0.65  # a detection below this on a better one's torso is that person
+_SEEN = 0.5  # visibility of a landmark that the net sees
 _HEAD, _LIMBS, _TORSO = slice(0, 11), slice(11, 29), [11, 12, 23, 24]
 _MAX_CHANGE = 2.0  # a second crop so much larger or smaller than the first is not believed
 _COARSE, _FINE, _SHARP, _LONGEST = 224, 400, 576, 1024  # px: sizes of the detector's looks at a whole image
 _MAX_WINDOWS, _WINDOW_FILL = 64, 1.7  # a person's crop is at most so many sides of the window
 _HINT, _SMALL = 0.25, 0.75  # a candidate of this score and of this part of the shorter side says that windows pay
+_AGREE = 0.05  # mean distance of the limbs in both passes, sides of the crop
 _TURNED = 0.75  # by how much a find in a turned image counts less
 _FILLING = 0.9  # of the shorter side: a person who leaves little room for others
 _FAINT = 0.1  # candidates below say nothing
@@ -78,8 +83,8 @@ class People:
         return len(self.points)
 
     def __getitem__(self, rows: Sequence[int]) -> People:
-        rows = list(rows)
-        return People(*(_rows(getattr(self, f.name), rows) for f in fields(self)))
+        columns: Any = (_rows(getattr(self, f.name), list(rows)) for f in fields(self))
+        return People(*columns)
 
     @property
     def boxes(self) -> np.ndarray:
@@ -87,8 +92,14 @@ class People:
         return np.array([box_of_points(p, v) for p, v in zip(self.points, self.visibility)]).reshape(-1, 4)
 
     def landmarks(self, device: str | torch.device = "cpu") -> Landmarks:
-        """What body.fit.fit_body takes."""
-        arrays = (self.points, self.world, self.visibility, self.score, np.array([r.side for r in self.rois]))
+        """What body.fit.fit_body takes.
+
+        Where a part of the body is not seen, the fit counts pixels in a crop of what is seen: most of the crop round
+        a head that fills
+        the image is guessed, and a small body below it would miss the face by few of that crop's pixels.
+        """
+        sides = [r.side * _seen_part(p, v) for r, p, v in zip(self.rois, self.points, self.visibility)]
+        arrays = (self.points, self.world, self.visibility, self.score, np.array(sides))
         return Landmarks(*(torch.from_numpy(np.asarray(a, np.float32)).to(device) for a in arrays))
 
 
@@ -99,14 +110,25 @@ def _rows(value: np.ndarray | tuple, rows: list[int]) -> np.ndarray | tuple:
 def nobody() -> People:
     """People of an image without any."""
     shapes = ((33, 2), (33, 3), (33, 3), (33,), (33,), (), ())
-    return People(*(np.zeros((0, *shape), np.float32) for shape in shapes))
+    columns: Any = (np.zeros((0, *shape), np.float32) for shape in shapes)
+    return People(*columns)
 
 
 def joined(parts: Sequence[People]) -> People:
     """All people of several in a row."""
     parts = [p for p in parts if len(p)] or [nobody()]
     columns = [[getattr(p, f.name) for p in parts] for f in fields(People)]
-    return People(*(sum(c, ()) if isinstance(c[0], tuple) else np.concatenate(c) for c in columns))
+    whole: Any = (sum(c, ()) if isinstance(c[0], tuple) else np.concatenate(c) for c in columns)
+    return People(*whole)
+
+
+def _seen_part(points: np.ndarray, visibility: np.ndarray) -> float:
+    """Extent of the seen landmarks as a part of that of all of them, 0.1 to 1."""
+    seen = visibility >= _SEEN
+    if seen.sum() < 3 or not np.isfinite(points).all():
+        return 1.0
+    part, whole = (np.ptp(p, axis=0).max() for p in (points[seen], points))
+    return float(np.clip(part / max(whole, 1e-6), 0.1, 1.0))
 
 
 def box_of_points(points: np.ndarray, visibility: np.ndarray) -> np.ndarray:
@@ -125,7 +147,8 @@ class PeopleFinder:
     """Photographs in, people with landmarks out.
 
     Args:
-        detector, landmarks: the nets; default: the built-in ones. A heavier landmark net comes from `load(file)`.
+        detector, landmarks: the nets; default: the built-in ones. landmarks may be a checkpoint folder or a .tflite
+            file of a heavier landmark net.
         min_score: of the landmark net's "there is a person"; below it a find is dropped.
         max_people: the best so many are kept.
         windows: "auto" looks at parts of an image where the whole one may hide smaller people, "never", "always".
@@ -141,7 +164,7 @@ class PeopleFinder:
     def __init__(
         self,
         detector: PersonDetector | None = None,
-        landmarks: BodyLandmarks | None = None,
+        landmarks: BodyLandmarks | str | Path | None = None,
         *,
         min_score: float = MIN_SCORE,
         max_people: int = MAX_PEOPLE,
@@ -159,10 +182,15 @@ class PeopleFinder:
         if windows not in WINDOWS:
             raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
         self.device, self.precision = torch.device(pick_device(device)), check_precision(precision)
-        nets = []
+        nets: list[Any] = []
         for net, name in ((detector, "person_detector"), (landmarks, "body_landmarks")):
-            net = load(name) if net is None else net
-            nets.append(net.to(self.device, memory_format=torch.channels_last).eval())
+            source = name if net is None else net
+            net = load(source) if isinstance(source, (str, Path)) else source
+            wanted = PersonDetector if name == "person_detector" else BodyLandmarks
+            if not isinstance(net, wanted):
+                raise ValueError(f"{source}: expected a {wanted.__name__}, got {type(net).__name__}")
+            placed: Any = net
+            nets.append(placed.to(self.device, memory_format=torch.channels_last).eval())
         self.detector, self.landmarks = nets
         self.min_score, self.max_people, self.windows, self.mirrored = min_score, max_people, windows, mirrored
         self.batch_size = batch_size
@@ -172,7 +200,8 @@ class PeopleFinder:
         return self.find([pixels])[0]
 
     def boxes(self, pixels: np.ndarray) -> np.ndarray:
-        """[N, 5] boxes (x0, y0, x1, y1) inside the image and scores, best first: for models that need a box a person."""
+        """[N, 5] boxes (x0, y0, x1, y1) inside the image and scores, best first: for models that need a box a
+        person."""
         people, (height, width) = self(pixels), pixels.shape[:2]
         boxes = people.boxes.clip(0, [width, height, width, height])
         rows = np.concatenate([boxes, people.score[:, None]], 1)
@@ -267,7 +296,8 @@ class PeopleFinder:
 
     @staticmethod
     def _windows_pay(pixels: np.ndarray, seen: list[Candidate]) -> bool:
-        """Whether parts of the image may show people that the whole one hides: nobody, several or a small one was seen."""
+        """Whether parts of the image may show people that the whole one hides: nobody, several or a small one was
+        seen."""
         sure = _apart([c for c in seen if not c.faint])
         small = _SMALL * min(pixels.shape[:2])
         return len(sure) != 1 or any(
@@ -292,8 +322,9 @@ class PeopleFinder:
                 batch = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last) / 255
                 with autocast(self.device, self.precision):
                     seen = self.detector(batch)
-                for (i, view, box), *values in zip(part, *(v.float().cpu().numpy() for v in seen)):
-                    out[i] += _merged(*values, view, box)
+                arrays = (v.float().cpu().numpy() for v in seen)
+                for (i, view, box), scores, boxes, points in zip(part, *arrays):
+                    out[i] += _merged(scores, boxes, points, view, box)
         return out
 
 
@@ -307,7 +338,8 @@ class Window(NamedTuple):
 
 
 class View(NamedTuple):
-    """A window, and how large the detector sees it: 224 is the longer side, more the side of a square of the same area."""
+    """A window, and how large the detector sees it: 224 is the longer side, more the side of a square of the same
+    area."""
 
     window: Window
     size: int
@@ -350,7 +382,9 @@ def letterbox(pixels: np.ndarray, view: View) -> Letterbox:
     x, y = (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
     out = np.zeros((outer[1], outer[0], 3), np.uint8)
     part = Image.fromarray(pixels[y0:y1, x0:x1])
-    out[y : y + inner[1], x : x + inner[0]] = part.resize(inner, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    out[y : y + inner[1], x : x + inner[0]] = np.asarray(
+        part.resize(inner, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    )
     return Letterbox(out, np.array([x, y], float), np.array([width / inner[0], height / inner[1]]))
 
 
@@ -399,14 +433,16 @@ def _is_alone(pixels: np.ndarray, seen: list[Candidate]) -> bool:
 
 
 def _is_backed(c: Candidate, whole: list[Candidate]) -> bool:
-    """Whether a look at the whole image also has an idea of the person whom a window shows: shoes and fences are none."""
+    """Whether a look at the whole image also has an idea of the person whom a window shows: shoes and fences are
+    none."""
     return any(
         np.linalg.norm(c.hips - w.hips) < 0.35 * c.roi.side and 0.4 < w.roi.side / c.roi.side < 2.5 for w in whole
     )
 
 
 def _is_cut(c: Candidate, window: Window) -> bool:
-    """Whether a window holds only a part of the person it found, so that the whole image is the better place to look."""
+    """Whether a window holds only a part of the person it found, so that the whole image is the better place to
+    look."""
     inside = window.x0 <= c.hips[0] <= window.x1 and window.y0 <= c.hips[1] <= window.y1
     return not inside or c.roi.side > _WINDOW_FILL * (window.x1 - window.x0)
 
@@ -465,21 +501,24 @@ def is_same(people: People, i: int, k: int) -> bool:
 
 
 def _averaged(values: list[np.ndarray], size: int) -> list[np.ndarray]:
-    """The second half of a batch are the mirrored images of the first: both seen the right way round, averaged."""
+    """The second half of a batch are the mirrored images of the first: both seen the right way round, averaged.
+
+    From the side the net may take left for right in one of the two, and the mean of both would have its arms in the
+    middle: where the two are far apart, the pass that sees its limbs better counts alone.
+    """
     half = len(values[0]) // 2
     order = np.arange(values[0].shape[1])
     order[: len(MIRRORED)] = MIRRORED
-    out = []
+    straight, back = [v[:half] for v in values], []
     for k, v in enumerate(values):
-        a, b = v[:half], v[half:]
-        if b.ndim > 1:
-            b = b[:, order].copy()
-        if k == 0:
-            b[..., 0] = size - b[..., 0]
-        elif k == 3:
-            b[..., 0] = -b[..., 0]
-        out.append((a + b) / 2)
-    return out
+        v = v[half:, order] if v.ndim > 1 else v[half:]
+        if k in (0, 3):  # points and world points
+            v = v * np.array([-1, 1, 1], v.dtype) + np.array([size if k == 0 else 0, 0, 0], v.dtype)
+        back.append(v)
+    gap = np.linalg.norm(straight[0][:, _LIMBS, :2] - back[0][:, _LIMBS, :2], axis=2).mean(1)
+    better = back[1][:, _LIMBS].mean(1) > straight[1][:, _LIMBS].mean(1)
+    share = np.where(gap <= _AGREE * size, 0.5, better.astype(float)).astype(np.float32)
+    return [a + share.reshape(-1, *[1] * (a.ndim - 1)) * (b - a) for a, b in zip(straight, back)]
 
 
 def _people(values: list[np.ndarray], rois: list[Roi], size: int) -> People:

@@ -1,19 +1,20 @@
 """The default of `predict`: everybody found, 33 landmarks each, a body fitted to them, one camera for the whole image.
 
-In: photographs; out: the ImageResult of images.py, with scores, landmarks and whether each body is believed. No network regresses
-the body: people.py finds the landmarks, body/fit poses the body. `image_pipeline` gives this pipeline or, for a named model,
-that of images.py.
+In: photographs; out: the ImageResult of images.py, with scores, landmarks and whether each body is believed. No network
+regresses
+the body: people.py finds the landmarks, body/fit poses the body. `image_pipeline` gives this pipeline or, for a named
+model, that of images.py.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,10 +25,10 @@ from ..geometry.camera import intrinsics
 from ..geometry.crop import Crop
 from ..geometry.skeleton import SMPL24
 from ..io.exif import focal_from_exif
-from ..io.image import ImageError, check_box
+from ..io.image import ImageError, check_boxes
 from .bodies import Bodies, BodyModel, Sight
 from .hosts import load_named_body
-from .images import NOBODY, ImagePipeline, ImageResult, Person, read_result
+from .images import NOBODY, ImagePipeline, ImageResult, Person, Stored, read_result
 from .people import People, PeopleFinder, joined, nobody
 from .people_tracks import PeopleTracker
 
@@ -44,7 +45,7 @@ _LARGE = 16_000_000  # images with more pixels are searched one at a time, to sa
 class FittedModel(BodyModel):
     """What results.py asks of a model: the body, its joints, the rule for the camera. It is not called on crops."""
 
-    task = "smpl"
+    task, fitted = "smpl", True
 
     def __init__(self, finder: PeopleFinder, body: Body):
         super().__init__(finder.landmarks, finder.device, finder.precision)
@@ -53,7 +54,7 @@ class FittedModel(BodyModel):
     def focal_px(self, pixels: np.ndarray) -> float:
         return ASSUMED_FOCAL * max(pixels.shape[:2])
 
-    def __call__(self, sights: list[Sight]) -> Bodies:
+    def __call__(self, sights: Sequence[Sight]) -> Bodies:
         raise NotImplementedError("FittedModel: bodies come from PhotographPipeline")
 
 
@@ -61,9 +62,11 @@ class PhotographPipeline(ImagePipeline):
     """Photographs in, fitted bodies out; an ImagePipeline without a network for the body.
 
     Args:
-        finder: finds people and landmarks; default: one with the options below (min_score, max_people, windows, mirrored).
+        finder: finds people and landmarks; default: one with the options below (min_score, max_people, windows,
+            mirrored, landmarks).
         body: "free" or a SMPL model file. steps: of the fit.
-        focal_px, fov_deg (vertical), principal_px: the camera where it is known; else the focal length comes from EXIF, or is
+        focal_px, fov_deg (vertical), principal_px: the camera where it is known; else the focal length comes from EXIF,
+        or is
             taken as 1.2 times the longer side, which the result's notes say.
         device, precision, batch_size, workers: as ImagePipeline.
 
@@ -101,7 +104,7 @@ class PhotographPipeline(ImagePipeline):
             principal_px=principal_px,
         )
         self.finder, self.steps = finder, steps
-        self.body = self.body_model.body
+        self.body: Body = shaped.to(finder.device)
         self.seconds = {"read": 0.0, "find": 0.0, "fit": 0.0}
 
     def _group(self, group: list[tuple[Any, Any]], pool: ThreadPoolExecutor) -> Iterator[ImageResult]:
@@ -110,9 +113,13 @@ class PhotographPipeline(ImagePipeline):
         self.seconds["read"] += time.perf_counter() - start
         found, sources = self._find(read, [boxes for _, boxes in group])
         start = time.perf_counter()
-        cameras = [self._camera(image, self._source(item)) for (item, _), image in zip(group, read)]
+        known = self._focal_px is not None or self._fov_deg is not None
+        cameras = [
+            self._camera(image, None if known or image.error is not None else self._source(item))
+            for (item, _), image in zip(group, read)
+        ]
         fitted = self._fit(read, found, cameras)
-        coarse = [] if fitted is None else self.body.coarse(fitted.vertices, 2).cpu().numpy()
+        coarse: Any = [] if fitted is None else self.body.coarse(fitted.vertices, 2).cpu().numpy()
         self.seconds["fit"] += time.perf_counter() - start
         first = 0
         for image, people, source, camera in zip(read, found, sources, cameras):
@@ -122,7 +129,7 @@ class PhotographPipeline(ImagePipeline):
             self.counts["people"] += len(people)
             if image.error is None:
                 persons = [_person(people, k, fitted, row, source, camera, coarse[row]) for k, row in enumerate(rows)]
-                image = ImageResult(image.name, image.size, persons, None, image.pixels, _notes(persons, camera))
+                image = replace(image, people=persons, notes=_notes(persons, camera))
             yield image
 
     def track(
@@ -133,7 +140,8 @@ class PhotographPipeline(ImagePipeline):
         The points are smoothed, and every fit starts from the frame before and is drawn to it.
 
         Args:
-            frames: [H, W, 3] uint8 in order. rate: frames per second. detect_every: frames between two looks for new people.
+            frames: [H, W, 3] uint8 in order. rate: frames per second. detect_every: frames between two looks for new
+                people.
         """
         tracker = PeopleTracker(self.finder, rate, detect_every)
         before: FittedBody | None = None
@@ -186,26 +194,34 @@ class PhotographPipeline(ImagePipeline):
             width, height = image.size
             sources[i] = given if isinstance(given, str) else "given"
             try:
-                rows = _boxes(given, width, height, image.name)
+                rows, bad = _boxes(given, width, height, image.name)
             except ImageError as e:
                 read[i] = ImageResult(image.name, error=str(e))
                 continue
-            found[i] = self.finder.in_boxes(image.pixels, rows)
+            read[i] = replace(image, refused=tuple(bad))
+            found[i] = self.finder.in_boxes(cast(np.ndarray, image.pixels), rows)
         small = [i for i in search if read[i].size[0] * read[i].size[1] <= _LARGE]
         for part in (small, *([i] for i in search if i not in small)):
-            for i, people in zip(part, self.finder.find([read[i].pixels for i in part])):
+            for i, people in zip(part, self.finder.find([cast(np.ndarray, read[i].pixels) for i in part])):
                 found[i] = people
         self.seconds["find"] += time.perf_counter() - start
         return found, sources
 
     @staticmethod
     def _source(item: Any) -> str | Path | bytes | None:
+        if isinstance(item, Stored):
+            try:
+                return item.read()
+            except Exception:  # noqa: BLE001 (read_result says what is wrong with it)
+                return None
         return item if isinstance(item, (str, Path, bytes)) else None
 
     def _camera(self, image: ImageResult, source: str | Path | bytes | None) -> Camera:
-        """Focal length, principal point (px) of an image, and where the focal length is from: given, exif or assumed."""
+        """Focal length, principal point (px) of an image, and where the focal length is from: given, exif or
+        assumed."""
         if image.error is not None:
             return 1.0, (0.0, 0.0), "assumed"
+        assert image.pixels is not None
         principal = self._principal_px or (image.size[0] / 2, image.size[1] / 2)
         if self._focal_px is not None or self._fov_deg is not None:
             return self.focal_px(image.pixels), principal, "given"
@@ -225,20 +241,24 @@ class PhotographPipeline(ImagePipeline):
 
 
 def image_pipeline(model: Any = None, *, checkpoint: str | Path | None = None, **options: Any) -> ImagePipeline:
-    """The pipeline of a model: PhotographPipeline for None, "default" and "landmarks_fit" without a checkpoint, else ImagePipeline.
+    """The pipeline of a model: PhotographPipeline for None, "default" and "landmarks_fit" without a checkpoint, else
+    ImagePipeline.
 
     Args:
-        **options: of either; those of people.PeopleFinder (min_score, max_people, windows, mirrored) go to both. An ImagePipeline
-            of bodies gets its boxes from a PeopleFinder, unless `find_people` is given.
+        **options: of either; those of people.PeopleFinder (min_score, max_people, windows, mirrored, landmarks) go to
+            both. An ImagePipeline of bodies gets its boxes from a PeopleFinder, unless `find_people` is given.
     """
-    search = {k: options.pop(k) for k in ("min_score", "max_people", "windows", "mirrored") if k in options}
+    search: dict[str, Any] = {
+        k: options.pop(k) for k in ("min_score", "max_people", "windows", "mirrored", "landmarks") if k in options
+    }
     if checkpoint is None and (model is None or isinstance(model, str) and model in NAMES):
         known = ("body", "device", "precision", "batch_size", "workers", "focal_px", "fov_deg", "principal_px")
         kept = {k: v for k, v in options.items() if k in known}
         return PhotographPipeline(**kept, **search)
     pipeline = ImagePipeline(model, checkpoint=checkpoint, **options)
     if pipeline.find_people is None and pipeline.topology.name not in ("mano", "free_hand"):
-        pipeline.find_people = _Search({**search, "device": options.get("device", "auto")})
+        find: Any = _Search({**search, "device": options.get("device", "auto")})
+        pipeline.find_people = find
     return pipeline
 
 
@@ -256,7 +276,8 @@ class _Search:
 
 
 def _rows_of(before: FittedBody | None, had: list[int], now: list[int]) -> FittedBody | None:
-    """The fits of the people of `now` in the frame before; rows of new people are not believed, so they start afresh."""
+    """The fits of the people of `now` in the frame before; rows of new people are not believed, so they start
+    afresh."""
     if before is None or not set(had) & set(now):
         return None
     rows = torch.tensor([had.index(n) if n in had else 0 for n in now], device=before.rotations.device)
@@ -267,30 +288,29 @@ def _rows_of(before: FittedBody | None, had: list[int], now: list[int]) -> Fitte
 
 
 def _with_own_origin(fitted: FittedBody, body: Body) -> FittedBody:
-    """The same bodies about the body model's origin instead of the pelvis: posed with its parameters, it gives these vertices."""
+    """The same bodies about the body model's origin instead of the pelvis: posed with its parameters, it gives these
+    vertices."""
     pelvis = (body.joints[0] + fitted.betas.to(body.joint_dirs) @ body.joint_dirs[0].T).to(fitted.vertices)
     return replace(
         fitted,
         vertices=fitted.vertices + pelvis[:, None],
         joints=fitted.joints + pelvis[:, None],
         camera=torch.cat([fitted.camera[:, :1], fitted.camera[:, 1:] - fitted.camera[:, :1] * pelvis[:, :2]], 1),
-        translation=fitted.translation - pelvis,
+        translation=None if fitted.translation is None else fitted.translation - pelvis,
     )
 
 
-def _boxes(given: Any, width: int, height: int, name: str) -> list[tuple[float, float, float, float]]:
+def _boxes(given: Any, width: int, height: int, name: str) -> tuple[list[tuple[float, float, float, float]], list[str]]:
     if given == "full":
-        return [(0.0, 0.0, float(width), float(height))]
+        return [(0.0, 0.0, float(width), float(height))], []
     if given == "centre":
         side = min(width, height)
         x, y = (width - side) / 2, (height - side) / 2
-        return [(x, y, x + side, y + side)]
-    return [check_box(b, width, height, name) for b in given]
+        return [(x, y, x + side, y + side)], []
+    return check_boxes(given, width, height, name)
 
 
-def _person(
-    people: People, k: int, fitted: FittedBody, row: int, source: str, camera: Camera, coarse: np.ndarray
-) -> Person:
+def _person(people: People, k: int, fitted: Any, row: int, source: str, camera: Camera, coarse: np.ndarray) -> Person:
     focal, principal, _ = camera
     roi = people.rois[k]
     body = {
@@ -299,8 +319,9 @@ def _person(
     scale, *place = fitted.camera[row].tolist()
     points = body["joints"] + body["translation"]
     place_in_crop = [(p - c) / scale for p, c in zip(place, roi.center)]
+    box: Any = tuple(float(v) for v in people.boxes[k])
     return Person(
-        box=tuple(float(v) for v in people.boxes[k]),
+        box=box,
         box_source=source,
         crop=Crop.square(roi.center_x, roi.center_y, roi.side, math.degrees(roi.angle)),
         camera=np.array([2 * scale / roi.side, *place_in_crop], np.float32),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from .options import VideoOptions
 from .track_store import NpzStream, TrackStore
 
 FORMATS = ("npz", "bvh", "glb")
-ROW_KEYS = ("rotations", "trans", "joints_3d", "frame", "detected", "box", "focal_px", "principal_px")
+ROW_KEYS = ("rotations", "trans", "joints_3d", "frame", "time", "detected", "box", "focal_px", "principal_px")
 
 
 def track_writers(
@@ -44,12 +45,12 @@ def track_writers(
             made.append(_npz_writer(path, body.name, options, count, shape, fps, store, track))
             continue
         if kind == "bvh":
-            out = BvhWriter(path, joints, body.parents, SMPL24.names, count, fps)
+            out: Any = BvhWriter(path, joints, body.parents, SMPL24.names, count, fps)
         else:
             faces, weights = body.faces(0), body.weights.cpu().numpy()
             out = GlbAnimation(path, vertices, faces, weights, joints, body.parents, SMPL24.names, count, fps)
 
-        def write(piece: dict | None, out=out) -> None:
+        def write(piece: dict | None, out: Any = out) -> None:
             if piece is not None:
                 out.write(piece["rotations"], piece["trans"] + joints[0])
                 return

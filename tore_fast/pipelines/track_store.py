@@ -10,6 +10,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,8 @@ class TrackStore:
         if data["settings"] != self.settings:
             changed = sorted(k for k in self.settings if data["settings"].get(k) != self.settings[k])
             raise ValueError(
-                f"{self.folder}: holds an unfinished or finished run with other settings ({', '.join(changed) or 'keys'}); "
+                f"{self.folder}: holds an unfinished or finished run with other settings "
+                f"({', '.join(changed) or 'keys'}); "
                 "choose another output folder or delete this one"
             )
         self.counts = {int(k): v for k, v in data["counts"].items()}
@@ -123,7 +125,7 @@ class NpzStream:
         self._parts: dict[str, tuple[Path, np.dtype, tuple[int, ...], int]] = {}
         self._whole: dict[str, np.ndarray] = {}
 
-    def put(self, key: str, value) -> None:
+    def put(self, key: str, value: Any) -> None:
         """A short array or number."""
         self._whole[key] = np.asarray(value)
 

@@ -7,6 +7,7 @@ then every track goes through the motion decoder and the inverse kinematics in c
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from .options import VideoOptions
 from .track_files import FORMATS, track_writers
 from .track_store import TrackStore
 
-Masks = Callable[[int, np.ndarray, dict[int, tuple]], dict[int, np.ndarray]]
+Masks = Callable[[int, np.ndarray, dict[int, tuple]], dict[int, np.ndarray] | None]
 Tracker = Callable[[int, np.ndarray], dict[int, tuple[float, float, float, float]]]
 
 
@@ -60,7 +61,8 @@ class Timing:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def table(self) -> str:
-        """One line per stage; per person only where people went through the network (not in a run that only wrote files)."""
+        """One line per stage; per person only where people went through the network (not in a run that only wrote
+        files)."""
         total = sum(self.seconds.values())
 
         def each(seconds: float) -> str:
@@ -91,8 +93,8 @@ class VideoPipeline:
     """Host (+ motion decoder + body) behind one object.
 
     Args:
-        host: HMR2 or CameraHMR, possibly with merged layers and tokens. motion: FastHMR's motion decoder; None keeps the
-            host's own pose read-out. body: SMPL or the free body, for joints, IK and meshes.
+        host: HMR2 or CameraHMR, possibly with merged layers and tokens. motion: FastHMR's motion decoder; None keeps
+            the host's own pose read-out. body: SMPL or the free body, for joints, IK and meshes.
         options: see VideoOptions. device: where the networks run.
     """
 
@@ -106,12 +108,14 @@ class VideoPipeline:
     ):
         self.device, self.name = torch.device(device), type(host).__name__
         self.options = options or VideoOptions()
-        self.host, self.body = host.to(self.device).eval(), body.to(self.device)
+        self.host: Any = host.to(self.device).eval()  # HMR2.0 or CameraHMR
+        self.body = body.to(self.device)
         self.motion = None if motion is None else motion.to(self.device).eval()
         width = host.config.decoder_dim
         if motion is not None and motion.config.condition_dim != width:
             raise ValueError(
-                f"VideoPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
+                f"VideoPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, "
+                f"the host gives {width}"
             )
         if motion is not None and motion.config.correct_host and not motion.host_motion.fits(host.smpl_head):
             raise ValueError(
@@ -119,11 +123,12 @@ class VideoPipeline:
             )
         if motion is not None and self.options.overlap >= motion.config.frames:
             raise ValueError(
-                f"VideoPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}"
+                f"VideoPipeline: overlap must be below the decoder's {motion.config.frames} frames, got "
+                f"{self.options.overlap}"
             )
         self.rest = RestSkeleton(self.body)
         self.timing = Timing()
-        self._warned = self._has_masks = self._over_budget = False
+        self._warned = self._over_budget = False
 
     @classmethod
     def from_checkpoint(
@@ -139,8 +144,10 @@ class VideoPipeline:
         """ImagePipeline from files, folded for inference.
 
         Args:
-            host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion decoder.
-            body: "free" or a SMPL model file. fov_net: HumanFoV's file, for a CameraHMR host without it. overrides: config fields, e.g.
+            host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion
+                decoder.
+            body: "free" or a SMPL model file. fov_net: HumanFoV's file, for a CameraHMR host without it. overrides:
+                config fields, e.g.
             keep_tokens and merge_per_block (Mask-ToMe).
 
         Example:
@@ -179,8 +186,9 @@ class VideoPipeline:
         return crop_of_box(box, self.options.box_rule, self.host.config.box_margin)
 
     def _crops(
-        self, frame: np.ndarray, squares: list[Crop], masks: list[np.ndarray | None]
+        self, frame: np.ndarray, squares: list[Crop], masks: list[np.ndarray | None] | None
     ) -> tuple[Tensor, Tensor | None]:
+        """Crops and masks of a frame's people; `masks` None: nobody has one, tokens are merged without."""
         image = as_tensor(frame, self.device)
         crops = person_crops(image, squares, self.host.config.img_size[0])
         if self.host.backbone.merging is None or self.options.masks == "none":
@@ -188,7 +196,7 @@ class VideoPipeline:
         size = crops.shape[-1]
         if self.options.masks == "ellipse":
             return crops, ellipse_mask(len(squares), size, size, self.device)
-        if not self._has_masks:
+        if masks is None:
             return crops, None  # plain ToMe
         rows = []
         for square, mask in zip(squares, masks):
@@ -209,7 +217,7 @@ class VideoPipeline:
         self._over_budget = warn_if_over_budget(self.host.coverage(masks), merging, len(self.host.backbone.blocks))
 
     @torch.inference_mode()
-    def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor):
+    def _encode(self, crops: Tensor, masks: Tensor | None, squares: Tensor, image: Tensor, focal: Tensor) -> Any:
         with autocast(self.device, self.options.precision):
             if self.host.facts.takes_camera:
                 return self.host(crops, masks, squares[:, :2], squares[:, 2], image, focal)
@@ -236,10 +244,10 @@ class VideoPipeline:
         Args:
             tracker: (frame number, frame) -> {track: box}; None takes the whole frame as one person. With `state()` and
                 `restore()` (data/detect.py:BoxTracker) its memory is saved too, so resumed runs keep the track numbers.
-            masks: (frame number, frame, boxes) -> {track: [H, W] mask}; tracks without one get an ellipse.
+            masks: (frame number, frame, boxes) -> {track: [H, W] mask}; tracks without one get an ellipse. None:
+                there are no masks, tokens are merged without.
             limit: stop after this many frames.
         """
-        self._has_masks = masks is not None
         facts = {
             "video": source.path.name,
             "box_rule": self.options.box_rule,
@@ -250,23 +258,26 @@ class VideoPipeline:
         if store.finished:
             return store
         if hasattr(tracker, "restore") and "tracker" in store.facts:
-            tracker.restore(store.facts["tracker"])
+            cast(Any, tracker).restore(store.facts["tracker"])
 
         def commit(next_frame: int, finished: bool = False) -> None:
             if hasattr(tracker, "state"):
-                store.facts["tracker"] = tracker.state()
+                store.facts["tracker"] = cast(Any, tracker).state()
             store.commit(next_frame, finished)
 
         pending: list[Pending] = []
         timing, last = self.timing, store.next_frame
+        errors: list[str] = getattr(source, "problems", [])
         frames = source.frames(store.next_frame)
         while True:
             try:
                 with timing.stage("read"):
                     item = next(frames, None)
             except ImageError as e:  # damaged from here on: what was read is done
-                store.facts["error"] = str(e)
+                errors.append(str(e))
                 item = None
+            if errors:
+                store.facts.setdefault("error", errors[0])
             if item is None or (limit is not None and item[0] >= limit):
                 break
             index, frame = item
@@ -281,8 +292,9 @@ class VideoPipeline:
                 if boxes:
                     tracks = sorted(boxes)
                     squares = [self._square(boxes[t]) for t in tracks]
-                    found = masks(index, frame, boxes) if masks is not None else {}
-                    crops, mask = self._crops(frame, squares, [found.get(t) for t in tracks])
+                    found = masks(index, frame, boxes) if masks is not None else None
+                    given = None if found is None else [found.get(t) for t in tracks]
+                    crops, mask = self._crops(frame, squares, given)
                     for i, t in enumerate(tracks):
                         own = None if mask is None else mask[i]
                         pending.append(
@@ -302,11 +314,11 @@ class VideoPipeline:
 
     def _flush(self, store: TrackStore, pending: list[Pending]) -> None:
         size = self.options.batch_size
-        for first in range(0, len(pending), size):
-            part = pending[first : first + size]
+        runs = [list(run) for _, run in itertools.groupby(pending, key=lambda p: p.mask is None)]
+        for part in (run[first : first + size] for run in runs for first in range(0, len(run), size)):
             with self.timing.stage("encode", self.device):
                 crops = torch.stack([p.crop for p in part])
-                masks = None if part[0].mask is None else torch.stack([p.mask for p in part])
+                masks = None if part[0].mask is None else torch.stack([p.mask for p in part if p.mask is not None])
                 squares = torch.tensor([p.square for p in part], device=self.device)
                 image = torch.tensor([p.image_size for p in part], dtype=torch.float32, device=self.device)
                 focal = torch.tensor([p.focal_px for p in part], device=self.device)
@@ -330,7 +342,13 @@ class VideoPipeline:
 
     @torch.inference_mode()
     def decode_track(
-        self, store: TrackStore, track: int, folder: str | Path, fps: float, formats: Sequence[str] = ("npz",)
+        self,
+        store: TrackStore,
+        track: int,
+        folder: str | Path,
+        fps: float,
+        formats: Sequence[str] = ("npz",),
+        time_of: Callable[[int], float] | None = None,
     ) -> list[Path]:
         """Stage 2 for one track: motion decoder, IK, files. A track is cut where detections are missing for long.
 
@@ -350,12 +368,22 @@ class VideoPipeline:
             files = [folder / f"{name}.{f}" for f in formats]
             if not all(p.exists() for p in files):
                 keep = slice(int(torch.searchsorted(ids, span.first)), int(torch.searchsorted(ids, span.last)) + 1)
-                self._decode_span(rows[keep], ids[keep], span.first, span.last, store, track, files, fps)
+                at = time_of or (lambda frame: frame / fps)
+                self._decode_span(rows[keep], ids[keep], span.first, span.last, store, track, files, fps, at)
             paths += files
         return paths
 
     def _decode_span(
-        self, rows, ids: Tensor, first: int, last: int, store: TrackStore, track: int, files, fps: float
+        self,
+        rows: Any,
+        ids: Tensor,
+        first: int,
+        last: int,
+        store: TrackStore,
+        track: int,
+        files: Any,
+        fps: float,
+        at: Callable[[int], float],
     ) -> None:
         o, count, device = self.options, last - first + 1, self.device
         betas = torch.from_numpy(np.array(rows["betas"]))
@@ -393,6 +421,7 @@ class VideoPipeline:
                         "betas": own,
                         "box": every("box", start, end),
                         "frame": frames,
+                        "time": torch.tensor([at(i) for i in frames.tolist()], dtype=torch.float64),
                         "detected": torch.isin(frames, ids),
                     }
                     piece = {k: v.cpu().numpy() for k, v in fields.items()}

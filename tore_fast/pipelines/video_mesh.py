@@ -1,7 +1,8 @@
 """Videos through a model of task mesh, frame by frame: meshes and joints per track, and the overlay.
 
-In: frames (io/video.py) and the boxes of tracked people; out: track_NNN.npz (keys: results.py) and overlay.mp4, written while
-frames are read, so memory does not grow with length. Models of SMPL parameters go through video.py, which also smooths motion.
+In: frames (io/video.py) and the boxes of tracked people; out: track_NNN.npz (keys: results.py) and overlay.mp4, written
+while frames are read, so memory does not grow with length. Models of SMPL parameters go through video.py, which also
+smooths motion.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def predict_video(
     """Files of one video.
 
     Args:
-        tracker: (frame number, frame) -> {track: box}; None: the pipeline's own way to find boxes, one track for each rank.
+        tracker: (frame number, frame) -> {track: box}; None: the pipeline's own way to find boxes, one track for each
+            rank.
         formats: npz, mp4. limit: stop after this many frames.
 
     Returns:
@@ -54,6 +56,7 @@ def predict_video(
                     stream = streams[track] = NpzStream(folder / f"track_{track:03d}.npz")
                     _put_facts(stream, pipeline, source, result, track)
                 stream.append("frame", np.array([index], np.int64))
+                stream.append("time", np.array([source.time_of(index)]))
                 stream.append("detected", np.array([True]))
                 for key, array in people_arrays([person], _ROWS).items():
                     stream.append(key, array)
@@ -74,6 +77,7 @@ def predict_video(
         for stream in streams.values():
             stream.discard()
     paths = [s.path for _, s in sorted(streams.items())] if "npz" in formats else []
+    failed = [*source.problems, *failed]
     return [*paths, *([folder / "overlay.mp4"] if "mp4" in formats else [])], failed[0] if failed else None
 
 
@@ -120,4 +124,5 @@ def _results(
     for position, result in enumerate(pipeline.stream(frames(), boxes)):
         if result.error is not None:
             failed.append(f"{source.path}: frame {numbers[position]}: {result.error}")
+        failed.extend(f"frame {numbers[position]}: {line}" for line in result.refused)
         yield numbers[position], tracks[position], result

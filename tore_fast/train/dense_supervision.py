@@ -1,13 +1,14 @@
 """Train-only dense targets on the image features: where each joint is and which body part a pixel shows.
 
-The mesh losses alone reach the backbone through a few tokens; from random weights and a small budget that is slow. A 1x1
-convolution on the token map predicts 14 joint heat maps and the part labels at four times its resolution. It is thrown
+The mesh losses alone reach the backbone through a few tokens; from random weights and a small budget that is slow. A
+1x1 convolution on the token map predicts 14 joint heat maps and the part labels at four times its resolution. It is
+thrown
 away after training: the model's architecture, parameters and checkpoint are untouched.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +30,20 @@ class DenseSupervision(nn.Module):
     Args:
         model: has `conv_1x1`, whose output is the token map (FastMETRO, FastMETRO_TORE), or `features` is given.
         num_joints, num_parts: classes of the two targets.
-        features: (submodule, channels, (rows, columns)): its output is the tokens [B, rows * columns, channels] instead.
+        features: (submodule, channels, (rows, columns)): its output is the tokens [B, rows * columns, channels]
+            instead.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         num_joints: int,
         num_parts: int,
         features: tuple[nn.Module, int, tuple[int, int]] | None = None,
     ):
         super().__init__()
         self.model, self.num_joints = model, num_joints
+        self._grid: tuple[int, int] | None
         source, width, self._grid = features or (model.conv_1x1, model.conv_1x1.out_channels, None)
         self.head = nn.Conv2d(width, (num_joints + 1 + num_parts) * UPSCALE**2, 1)
         self._tokens: Tensor | None = None
@@ -73,7 +76,7 @@ def part_target(parts: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 def dense_losses(dense: DenseOutput, joints_2d: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
     """(heat-map loss, part loss): binary cross entropy (positive cells weigh 10), cross entropy."""
-    size = tuple(dense.heatmaps.shape[-2:])
+    size = (dense.heatmaps.shape[-2], dense.heatmaps.shape[-1])
     target = heatmap_target(joints_2d, size)
     heat = F.binary_cross_entropy_with_logits(dense.heatmaps.float(), target, weight=1 + 9 * target)
     return heat, F.cross_entropy(dense.parts.float(), part_target(parts, size))

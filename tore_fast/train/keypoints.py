@@ -1,12 +1,14 @@
 """TCFormer's four tasks for train/loop.py: class labels, key-point heat-maps (whole body, face), SMPL parameters.
 
 In: datasets of data/{imagenet_folder,wholebody,wflw}.py, or batches with body parameters; out: Tasks with the losses of
-the paper's code and the metrics of eval/keypoint_metrics.py. A batch is a function of its index, so runs resume exactly.
+the paper's code and the metrics of eval/keypoint_metrics.py. A batch is a function of its index, so runs resume
+exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +41,14 @@ class Classification(Task):
     best_metric = "top1_error"
 
     def __init__(
-        self, model: nn.Module, training, held_out, mixup: Callable | None = None, seed: int = 0, eval_batch: int = 64
-    ):
+        self,
+        model: nn.Module,
+        training: Any,
+        held_out: Any,
+        mixup: Callable | None = None,
+        seed: int = 0,
+        eval_batch: int = 64,
+    ) -> None:
         self.model, self.training, self.held_out = model, training, held_out
         self.mixup, self.seed, self.eval_batch = mixup, seed, eval_batch
         self.items_per_epoch = len(training)
@@ -122,8 +130,9 @@ class Keypoints(Task):
         return {k: torch.stack([item[k] for item in items]) for k in ("image", "target", "weight")}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if hasattr(self.model, "set_epoch"):
-            self.model.set_epoch(step / self.steps_per_epoch)
+        plain: Any = self.model
+        if hasattr(plain, "set_epoch"):
+            plain.set_epoch(step / self.steps_per_epoch)
         value = joints_mse(model(batch["image"]), batch["target"], batch["weight"])
         return value, {"heatmap_mse": value.detach()}
 
@@ -136,7 +145,8 @@ class Keypoints(Task):
 
 # SPIN's; it multiplies the sum by 60, which Adam does not notice
 HMR_WEIGHTS = {"joints2d": 5.0, "joints3d": 5.0, "pose": 1.0, "shape": 0.001, "camera": 1.0}
-# joints of a label set: rows of the 17-joint regressor, and those whose mean is the origin of the 3D loss (pelvis; hips)
+# joints of a label set: rows of the 17-joint regressor, and those whose mean is the origin of the 3D loss (pelvis;
+# hips)
 JOINT_SETS = {"h36m17": (tuple(range(17)), (0,)), "j14": (H36M17_TO_J14, (2, 3))}
 
 
@@ -147,8 +157,8 @@ def hmr_losses(
 
     Args:
         out: of the model.
-        batch: any of "rotations" [B, J, 3, 3], "shape" [B, S], "joints3d" [B, K, 3 or 4] (metres, any origin, perhaps with
-            confidence; the K joints of `joint_set`), "joints2d" [B, K, 3] (crop units in [-1, 1] and confidence);
+        batch: any of "rotations" [B, J, 3, 3], "shape" [B, S], "joints3d" [B, K, 3 or 4] (metres, any origin, perhaps
+            with confidence; the K joints of `joint_set`), "joints2d" [B, K, 3] (crop units in [-1, 1] and confidence);
             "has_smpl", "has_3d" [B]: items that carry the first two, the third (default: all).
         body: gives joints from parameters.
 
@@ -204,7 +214,8 @@ class BodyRecovery(Task):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.body.to(batch["image"].device)  # no copy when it is there
         parts = hmr_losses(model(batch["image"]), batch, self.body, self.joint_set)
-        return sum(self.weights[k] * v for k, v in parts.items()), {k: v.detach() for k, v in parts.items()}
+        total: Any = sum(self.weights[k] * v for k, v in parts.items())
+        return total, {k: v.detach() for k, v in parts.items()}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

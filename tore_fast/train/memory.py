@@ -5,8 +5,10 @@ Used by loop.py (`--train.checkpoint-activations`, `--train.memory-report`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +19,15 @@ from .config import Task, TrainConfig
 
 def checkpoint_activations(model: nn.Module) -> int:
     """Makes the stacked parts of a model (elements of its outermost lists, a trunk's stages) keep only their
-    inputs for the backward pass. Values and gradients stay the same, batch-norm statistics too. Returns how many parts."""
+    inputs for the backward pass. Values and gradients stay the same, batch-norm statistics too. Returns how many
+    parts."""
     parts = list(_stacked(model))
     for part in parts:
         part.forward = partial(_recomputed, part, part.forward)
     return len(parts)
 
 
-def _stacked(module: nn.Module):
+def _stacked(module: nn.Module) -> Iterator[Any]:
     for child in module.children():
         # timm's feature extractors are dictionaries of stages
         stack = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or (
@@ -36,7 +39,7 @@ def _stacked(module: nn.Module):
             yield from _stacked(child)
 
 
-def _recomputed(module: nn.Module, forward, *args, **kwargs):
+def _recomputed(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not (torch.is_grad_enabled() and module.training):
         return forward(*args, **kwargs)
     return checkpoint(
@@ -45,9 +48,11 @@ def _recomputed(module: nn.Module, forward, *args, **kwargs):
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module):
+def _statistics_kept(module: nn.Module) -> Iterator[Any]:
     """The second forward pass must not move batch-norm's running statistics again."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms: list[Any] = [
+        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     counts = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
     for m in norms:
         m.momentum = 0.0
@@ -60,7 +65,8 @@ def _statistics_kept(module: nn.Module):
 
 
 class SavedTensors:
-    """Counts what autograd keeps for the backward pass, by the part of the model that is running (bytes, each storage once)."""
+    """Counts what autograd keeps for the backward pass, by the part of the model that is running (bytes, each storage
+    once)."""
 
     def __init__(self, model: nn.Module):
         self.bytes: dict[str, int] = {}
@@ -86,8 +92,9 @@ class SavedTensors:
         self._keep.clear()
 
 
-def _parts(model: nn.Module, prefix: str = ""):
-    """Top-level parts by name; lists (which are never called) by their elements, a wrapper's `model` by what is inside."""
+def _parts(model: nn.Module, prefix: str = "") -> Iterator[Any]:
+    """Top-level parts by name; lists (which are never called) by their elements, a wrapper's `model` by what is
+    inside."""
     for name, child in model.named_children():
         if name == "model":
             yield from _parts(child, f"{prefix}{name}.")
@@ -98,8 +105,9 @@ def _parts(model: nn.Module, prefix: str = ""):
 
 
 def memory_report(task: Task, config: TrainConfig, device: torch.device) -> str:
-    """Where the memory of one step goes, as text: fixed parts, what each part of the model keeps for the backward pass, and on
-    a GPU the measured peak. Runs one forward and backward pass; weights, statistics and random state are as before.
+    """Where the memory of one step goes, as text: fixed parts, what each part of the model keeps for the backward pass,
+    and on a GPU the measured peak. Runs one forward and backward pass; weights, statistics and random state are as
+    before.
     """
     model = task.model.to(device).train()
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -1,13 +1,15 @@
-"""Training of image-to-mesh models on synthetic images of the free body or hand: what the built-in weights were made with.
+"""Training of image-to-mesh models on synthetic images of the free body or hand: what the built-in weights were made
+with.
 
-In: batches of data/synth. Out: a Task for train/loop.py. Everything is in metres in the camera's orientation, centred on
-the regressed pelvis; the losses are L1 on joints, on the mesh at each level and on the projection, as FastMETRO and TORE
-weigh them against each other (supervision of joints and of the three mesh levels, then 2D).
+In: batches of data/synth. Out: a Task for train/loop.py. Everything is in metres in the camera's orientation, centred
+on the regressed pelvis; the losses are L1 on joints, on the mesh at each level and on the projection, as FastMETRO and
+TORE weigh them against each other (supervision of joints and of the three mesh levels, then 2D).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +96,7 @@ class MeshRecovery(Task):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
         made = model(normalise_image(batch["images"]))
-        out = made.out if isinstance(made, DenseOutput) else made
+        out: Any = made.out if isinstance(made, DenseOutput) else made
         truth = batch["vertices"]  # [B, V, 3], pelvis (wrist) at the origin
         meshes = [v.float() for v in (out.vertices_coarse, out.vertices_intermediate, out.vertices) if v is not None]
         truths = [self.body.coarse(truth, level) if level else truth for level in self.levels]
@@ -111,7 +113,7 @@ class MeshRecovery(Task):
         )
         total = c.joint_weight * joint_loss + c.mesh_weight * mesh_loss + c.projection_weight * projection
         total = total + c.edge_weight * edge_loss
-        logs = {"joints": joint_loss, "mesh": mesh_loss, "2d": projection, "edges": edge_loss}
+        logs: dict[str, Any] = {"joints": joint_loss, "mesh": mesh_loss, "2d": projection, "edges": edge_loss}
         logs = {k: v.detach() for k, v in logs.items()}
         if isinstance(made, DenseOutput):
             heat, part = dense_losses(made, batch["joints2d"], batch["mask"])
@@ -126,12 +128,12 @@ class MeshRecovery(Task):
         regressed = self.regressor.to(vertices.device) @ vertices
         return regressed[:, 1:] - regressed[:, :1]
 
-    def model_to_export(self) -> nn.Module:
+    def model_to_export(self) -> Any:
         return self.model.model if self.dense else self.model
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Any) -> dict[str, float]:
         model = model.model if self.dense else model
-        metrics = {}
+        metrics: dict[str, Any] = {}
         for name in held_out(self.body):
             values = evaluate_held_out(
                 model, self.body, name, image_size=self.config.image_size, images=self.config.eval_images
@@ -139,7 +141,7 @@ class MeshRecovery(Task):
             metrics |= {f"{name}_{k}": v for k, v in values.items() if k in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")}
         return metrics
 
-    def report(self, model: nn.Module) -> dict[str, dict[str, float]]:
+    def report(self, model: Any) -> dict[str, dict[str, float]]:
         """All images of the held-out sets."""
         inner = (model.model if self.dense else model).float()
         return {

@@ -1,6 +1,8 @@
-"""Training of image-to-mesh models on labelled data sets with the published losses: Human3.6M, 3DPW, COCO, FreiHAND, one's own.
+"""Training of image-to-mesh models on labelled data sets with the published losses: Human3.6M, 3DPW, COCO, FreiHAND,
+one's own.
 
-In: readers of data/readers (any mix; items may lack 3D or SMPL labels), a model, its body; out: a Task for loop.py. The way of
+In: readers of data/readers (any mix; items may lack 3D or SMPL labels), a model, its body; out: a Task for loop.py. The
+way of
 an item: Record -> training_sample (official crop and augmentation) -> here: meshes of pose and shape -> mesh_loss.py.
 """
 
@@ -10,6 +12,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +38,11 @@ class LabelConfig:
     """Losses and augmentation of a training on labelled data."""
 
     loss: str = "auto"
-    """Preset of train/mesh_loss.py; auto: the one of the model's project (tore_fastmetro_surface adds TORE's mesh terms)."""
+    """Preset of train/mesh_loss.py; auto: the one of the model's project (tore_fastmetro_surface adds TORE's mesh
+    terms)."""
     query_mask: float = 0.3
-    """Largest share of masked queries (METRO, Mesh Graphormer, TORE on METRO; 0 for hands and models without queries)."""
+    """Largest share of masked queries (METRO, Mesh Graphormer, TORE on METRO; 0 for hands and models without
+    queries)."""
     smpl_weight: float = 1000.0
     """Of the SMPL parameter head's losses (models *_smpl)."""
     rest_weight: float = 1e-8
@@ -103,7 +108,8 @@ class LabelledCrops:
                 warnings.warn(f"training item left out: {e}", stacklevel=2)
                 continue
             raise DataError(
-                f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for {'hands' if self.hand else 'bodies'}"
+                f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for "
+                f"{'hands' if self.hand else 'bodies'}"
             )
         raise DataError(
             f"{reader.format} data: {MAX_BAD_IN_A_ROW} items in a row cannot be read (the last: item {item + attempt})"
@@ -124,7 +130,7 @@ class LabelledMeshes(Task):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         body: Body,
         readers: list[Reader],
         weights: list[float] | None = None,
@@ -201,7 +207,7 @@ class LabelledMeshes(Task):
             parts |= terms
         return total, parts
 
-    def _smpl_head(self, out, target: MeshTargets, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _smpl_head(self, out: Any, target: MeshTargets, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Parameters, and joints, projection (camera not trained) and vertices of the mesh they make."""
         from ..body.lbs import pose_matrices
 
@@ -222,7 +228,8 @@ class LabelledMeshes(Task):
             ),
             "smpl_vertices": losses.vertices_loss(vertices - pelvis, target.vertices[-1], has),
         }
-        return sum(terms.values()), {k: v.detach() for k, v in terms.items()}
+        total: Any = sum(terms.values())
+        return total, {k: v.detach() for k, v in terms.items()}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return self.validate(model) if self.validate is not None else {}

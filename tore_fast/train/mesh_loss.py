@@ -1,14 +1,14 @@
 """The published training losses, added up: FastMETRO, METRO (= Mesh Graphormer), TORE on both, for bodies and hands.
 
-In: MeshOutput of models/ and MeshTargets of a batch. Out: the total and its parts. Terms are in losses.py; the weights are
-those of the released scripts.
+In: MeshOutput of models/ and MeshTargets of a batch. Out: the total and its parts. Terms are in losses.py; the weights
+are those of the released scripts.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,11 @@ class MeshLoss(nn.Module):
         if config.surface and edges is None:
             if not config.per_face:
                 raise ValueError("MeshLoss: surface terms with edges counted once need edges [E, 2]")
+            assert faces is not None
             edges = losses.face_edges(faces)
+        self.regressor: Tensor
+        self.faces: Tensor
+        self.edges: Tensor
         for name, value in (("regressor", regressor), ("faces", faces), ("edges", edges)):
             self.register_buffer(name, value, persistent=False)
 
@@ -144,7 +148,7 @@ class MeshLoss(nn.Module):
             losses.joints_2d_loss(project_weak(j, camera), target.joints_2d, target.joints_2d_visibility, c.kind)
             for j in (token_joints, mesh_joints - shift)
         )
-        parts = {
+        parts: dict[str, Any] = {
             "joints": c.joints * joints,
             "vertices": c.vertices * vertices,
             "projection": c.projection * projection,
@@ -155,7 +159,8 @@ class MeshLoss(nn.Module):
             points = project_weak(target.vertices[-1], camera)
             weight = c.itp / (1 + math.exp(3 - epoch))
             parts["itp"] = weight * losses.itp_loss(out.heatmap.float(), points, self.grid, target.has_mesh)
-        return sum(parts.values()), {k: v.detach() for k, v in parts.items()}
+        total: Any = sum(parts.values())
+        return total, {k: v.detach() for k, v in parts.items()}
 
     def _surface(self, pred: Tensor, target: MeshTargets) -> Tensor:
         c, truth, has = self.config, target.vertices[self.config.surface_level], target.has_mesh
@@ -166,7 +171,12 @@ class MeshLoss(nn.Module):
 
 
 def draw_query_mask(
-    batch: int, joints: int, vertices: int, ratio: float = 0.3, generator: torch.Generator | None = None, device=None
+    batch: int,
+    joints: int,
+    vertices: int,
+    ratio: float = 0.3,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """[batch, joints + vertices] 1 = kept: masked joint and vertex modelling of METRO and Mesh Graphormer.
 

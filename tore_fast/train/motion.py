@@ -1,8 +1,9 @@
 """Training of FastHMR's motion models: stage 1 (VAE on motion) and stage 2 (denoiser on a host's features), as Tasks.
 
-In: AMASS-like .npz clips (poses, betas, mocap_framerate), or BVH, AMC and joint archives for stage 1; for stage 2 also `tokens` [F, C], the per-frame features of a
-frozen host on the video of that motion, with poses in camera axes. Out: losses for train/loop.py. Everything about a
-batch follows from (seed, index), so runs resume exactly. Source: FastHMR (arXiv 2510.10868).
+In: AMASS-like .npz clips (poses, betas, mocap_framerate), or BVH, AMC and joint archives for stage 1; for stage 2 also
+`tokens` [F, C], the per-frame features of a frozen host on the video of that motion, with poses in camera axes. Out:
+losses for train/loop.py. Everything about a batch follows from (seed, index), so runs resume exactly. Source: FastHMR
+(arXiv 2510.10868).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +89,8 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
 
 
 def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> list[MotionClip]:
-    """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left out).
+    """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left
+    out).
 
     From BVH, AMC and joint archives come 17 joints, so twists of straight limbs are those of the rest pose
     (body/fit/start.py:pose_from_joints) and the shape is the mean one.
@@ -106,7 +109,8 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
         motions = [p for p in npz if _has_poses(p)]
         if len(motions) < len(npz):
             warnings.warn(
-                f"{path}: {len(npz) - len(motions)} of {len(npz)} .npz files hold no `poses` (AMASS's shape files) and are skipped"
+                f"{path}: {len(npz) - len(motions)} of {len(npz)} .npz files hold no `poses` (AMASS's shape "
+                "files) and are skipped"
             )
         clips = [read_motion(p, fps, up) for p in motions]
     else:
@@ -162,7 +166,9 @@ class _MotionTask(Task):
 
     best_metric = "joints_mm"
 
-    def __init__(self, clips: Sequence[MotionClip], held_out: Sequence[MotionClip], rest, frames: int, seed: int):
+    def __init__(
+        self, clips: Sequence[MotionClip], held_out: Sequence[MotionClip], rest: Any, frames: int, seed: int
+    ) -> None:
         if not clips or not held_out:
             raise ValueError("motion training: needs clips to train on and clips held out")
         self.clips, self.held_out, self.rest, self.frames, self.seed = clips, held_out, rest, frames, seed
@@ -247,7 +253,8 @@ def joints_error_mm(got: Tensor, want: Tensor) -> float:
 def window_errors_mm(
     model: nn.Module, windows: Sequence[Window], prior: tuple[Tensor, Tensor] | None = None
 ) -> list[float]:
-    """Joint error of every window: of the motion that comes back from the VAE, or that the denoiser makes of the tokens.
+    """Joint error of every window: of the motion that comes back from the VAE, or that the denoiser makes of the
+    tokens.
 
     Args:
         prior: mean and deviation [133] of the features where `model` is the VAE; None: it is the denoiser.
@@ -271,21 +278,22 @@ class MotionVAETask(_MotionTask):
     """Stage 1: z-scored features through the VAE.
 
     Args:
-        vae: model. clips, held_out: motions. rest: (betas [1, 10]) -> rest joints [1, 29, 3] (pipelines/hosts.py:RestSkeleton).
+        vae: model. clips, held_out: motions. rest: (betas [1, 10]) -> rest joints [1, 29, 3]
+            (pipelines/hosts.py:RestSkeleton).
         kl_weight, velocity_weight: loss weights.
     """
 
     def __init__(
         self,
         vae: MotionVAE,
-        clips,
-        held_out,
-        rest,
+        clips: Any,
+        held_out: Any,
+        rest: Any,
         frames: int = 243,
         seed: int = 0,
         kl_weight: float = 1e-4,
         velocity_weight: float = 0.0,
-    ):
+    ) -> None:
         super().__init__(clips, held_out, rest, frames, seed)
         self.model, self.kl_weight, self.velocity_weight = vae, kl_weight, velocity_weight
         self.mean, self.std = feature_statistics(torch.cat([self.clip_features(i) for i in range(len(clips))]))
@@ -299,7 +307,8 @@ class MotionVAETask(_MotionTask):
         return {"features": (features - self.mean) / self.std}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = vae_losses(batch["features"], *model(batch["features"]), self.kl_weight, self.velocity_weight)
+        made, mean, log_var = model(batch["features"])
+        losses = vae_losses(batch["features"], made, mean, log_var, self.kl_weight, self.velocity_weight)
         return losses.total, {"reconstruction": losses.reconstruction.detach(), "kl": losses.kl.detach()}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -318,7 +327,8 @@ class Stage2Config:
 
 
 class MotionDenoiserTask(_MotionTask):
-    """Stage 2: the denoiser learns the frozen VAE's latents from the frozen host's tokens (mirroring needs other tokens, so
+    """Stage 2: the denoiser learns the frozen VAE's latents from the frozen host's tokens (mirroring needs other
+    tokens, so
     only time is augmented: reversal and warping, each with probability one half).
 
     Args:
@@ -330,12 +340,12 @@ class MotionDenoiserTask(_MotionTask):
         self,
         motion: FastHMRMotion,
         vae: MotionVAE,
-        clips,
-        held_out,
-        rest,
+        clips: Any,
+        held_out: Any,
+        rest: Any,
         seed: int = 0,
         loss: Stage2Config | None = None,
-    ):
+    ) -> None:
         super().__init__(clips, held_out, rest, motion.config.frames, seed)
         if any(c.tokens is None for c in (*clips, *held_out)):
             raise ValueError("MotionDenoiserTask: every clip needs `tokens` [F, C], the host's per-frame features")
@@ -348,12 +358,12 @@ class MotionDenoiserTask(_MotionTask):
         noise_seed = torch.tensor((self.seed * 1_000_003 + index) % 2**31)
         return {
             "features": torch.stack([f for f, _ in windows]),
-            "tokens": torch.stack([t for _, t in windows]),
+            "tokens": torch.stack([t for _, t in windows if t is not None]),
             "seed": noise_seed,
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        plain = getattr(model, "module", model)
+        plain: Any = getattr(model, "module", model)
         device = batch["features"].device
         generator = torch.Generator(device=device).manual_seed(int(batch["seed"]))
         losses = plain.stage2_losses(

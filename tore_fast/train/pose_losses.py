@@ -1,13 +1,15 @@
-"""Losses of video pose lifting, all on root-relative poses [B, F, 17, 3]; which model uses which is in train/lifting.py.
+"""Losses of video pose lifting, all on root-relative poses [B, F, 17, 3]; which model uses which is in
+train/lifting.py.
 
-Sources: MixSTE (weighted position, temporal consistency, velocity), MotionBERT (position, scale-free position, velocity, limb
-and angle terms), MHFormer's helpers (symmetry, bone consistency), as their released code computes them; units are those of the
-poses. `further_losses` adds the terms that the released settings leave at weight 0.
+Sources: MixSTE (weighted position, temporal consistency, velocity), MotionBERT (position, scale-free position,
+velocity, limb and angle terms), MHFormer's helpers (symmetry, bone consistency), as their released code computes them;
+units are those of the poses. `further_losses` adds the terms that the released settings leave at weight 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,7 +133,7 @@ def angle_velocity_error(pred: Tensor, target: Tensor) -> Tensor:
 def symmetry_error(pred: Tensor) -> Tensor:
     """0.01 * sum over limb pairs of the mean difference of left and right bone length."""
 
-    def lengths(bones):
+    def lengths(bones: Any) -> Any:
         return (pred[..., [i for i, _ in bones], :] - pred[..., [j for _, j in bones], :]).norm(dim=-1)
 
     return 0.01 * (lengths(LEFT_BONES) - lengths(RIGHT_BONES)).abs().mean(dim=(0, 1)).sum()

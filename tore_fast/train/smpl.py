@@ -1,8 +1,8 @@
 """Training of an HMR2.0 regressor (models/smpl/hmr2.py) on synthetic crops of the free body, with HMR2.0's losses.
 
-In: crops of data/synth/clips.py, poses of the prior and of motion files. Out: a Task for train/loop.py. The loss is HMR2.0's
-(or CameraHMR's, by weights): L1 of 2D and 3D joints, squared errors of rotations and shape, an optional adversarial
-prior; and, because there is no ViTPose to start from, train-only heat maps and body parts on the tokens.
+In: crops of data/synth/clips.py, poses of the prior and of motion files. Out: a Task for train/loop.py. The loss is
+HMR2.0's (or CameraHMR's, by weights): L1 of 2D and 3D joints, squared errors of rotations and shape, an optional
+adversarial prior; and, because there is no ViTPose to start from, train-only heat maps and body parts on the tokens.
 Source: the training code of 4D-Humans and CameraHMR.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,8 @@ class HMRConfig:
 
 
 def pose_banks(path: str | Path, every: int = 10) -> tuple[PoseBank, PoseBank]:
-    """Poses of motion files (ten a second) to train on, and held-out ones: of the test split, else of every `every`-th motion."""
+    """Poses of motion files (ten a second) to train on, and held-out ones: of the test split, else of every `every`-th
+    motion."""
     motions = read_motions(path)
     test = [i for i, m in enumerate(motions) if m.split == "test"] or list(range(0, len(motions), every))
 
@@ -168,8 +170,9 @@ class HMRTask(Task):
             parts |= {"heatmap": c.heatmap * heat, "parts": c.parts * part}
         if c.adversarial:
             real = batch.get("real", rotations[:, 1:])
+            parts_of: Any = self.model
             fool, critic = adversarial_losses(
-                self.model["critic"], (out.rotations[:, 1:], out.betas), (real, batch["betas"])
+                parts_of["critic"], (out.rotations[:, 1:], out.betas), (real, batch["betas"])
             )
             parts |= {"adversarial": c.adversarial * fool, "critic": critic}
         with torch.no_grad():
@@ -177,7 +180,8 @@ class HMRTask(Task):
         return sum(parts.values()), {**{k: v.detach() for k, v in parts.items()}, "train_mpjpe_mm": error}
 
     def model_to_export(self) -> nn.Module:
-        inner = self.model["host"]
+        parts_of: Any = self.model
+        inner = parts_of["host"]
         return inner.model if isinstance(inner, DenseSupervision) else inner
 
     @torch.no_grad()

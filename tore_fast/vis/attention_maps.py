@@ -1,14 +1,15 @@
 """Drawings of attention: joints by joints as a table, joints over the image, joints and vertices on the mesh.
 
-In: arrays of the maps that image-to-mesh models return with `return_attention=True` (models/mesh/_base.py); out: RGB arrays,
-and a matplotlib file for the table. After FastMETRO figure 6 and TORE figures B3, B4 and E7. Caller: cli/viz_attention.py.
+In: arrays of the maps that image-to-mesh models return with `return_attention=True` (models/mesh/_base.py); out: RGB
+arrays, and a matplotlib file for the table. After FastMETRO figure 6 and TORE figures B3, B4 and E7. Caller:
+cli/viz_attention.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ def map_layout(name: str, shape: tuple[int, int], joints: int, vertices: int, im
     mesh = [("joint", joints)], [("vertex", vertices)], [("joint", joints), ("vertex", vertices)]
     grid = [("image", image_tokens)]
     context = [("joint", joints)] if number == "3" else grid
+    found: Any
     if kind == "encoder":
         context = [("camera", 1), *context]
         found = context, context

@@ -1,6 +1,4 @@
-"""Mesh files for other programs: GLB, OBJ, PLY, STL through trimesh.
-from ..io.atomic import write_bytes
-
+"""Mesh files for other programs: GLB of our own (io/glb.py), OBJ, PLY, STL through trimesh.
 
 In: vertices in camera axes (x right, y down, z away) as pipelines/ gives them; out: files with y UP and the person
 facing +z when it faced the camera, metres, as viewers expect (a half turn about x; the faces keep their orientation).
@@ -10,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..io.atomic import write_bytes
+from ..io.glb import mesh_glb
 
 FORMATS = ("glb", "obj", "ply", "stl")
 _COLOUR = (166, 189, 219, 255)
@@ -41,8 +41,6 @@ def save_mesh(
     Example:
         >>> save_mesh(person.vertices, faces, "person.glb")  # doctest: +SKIP
     """
-    import trimesh
-
     path = Path(path)
     kind = path.suffix.lower().lstrip(".")
     if kind not in FORMATS:
@@ -51,7 +49,7 @@ def save_mesh(
     faces = np.asarray(faces)
     if faces.ndim != 2 or faces.shape[1] != 3:
         raise ValueError(f"save_mesh: faces must be [F, 3], got {list(faces.shape)}")
-    meshes = []
+    checked = []
     for points in people:
         points = np.asarray(points)
         if points.ndim != 2 or points.shape[1] != 3 or len(points) <= faces.max(initial=-1):
@@ -60,16 +58,23 @@ def save_mesh(
             )
         if not np.isfinite(points).all():
             raise ValueError("save_mesh: vertices have non-finite entries")
-        mesh = trimesh.Trimesh(y_up(points), faces, process=False)
-        if kind != "stl":
-            mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.tile(np.uint8(_COLOUR), (len(points), 1)))
-            mesh.vertex_normals  # noqa: B018  (computed here so that the exporter writes them)
-        meshes.append(mesh)
-    if not meshes:
+        checked.append(y_up(points))
+    if not checked:
         raise ValueError("save_mesh: no people")
     if kind == "glb":
-        scene = trimesh.Scene({f"person_{i}": mesh for i, mesh in enumerate(meshes)}, metadata=facts)
-        data = scene.export(file_type="glb", include_normals=True)
-    else:
-        data = (meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)).export(file_type=kind)
+        write_bytes(path, mesh_glb(checked, faces, _COLOUR, facts))
+        return
+    import trimesh  # slow to import
+
+    meshes = []
+    for points in checked:
+        mesh = trimesh.Trimesh(points, faces, process=False)
+        if kind != "stl":
+            mesh.visual = trimesh.visual.ColorVisuals(
+                mesh, vertex_colors=np.tile(np.asarray(_COLOUR, np.uint8), (len(points), 1))
+            )
+            mesh.vertex_normals  # noqa: B018  (computed here so that the exporter writes them)
+        meshes.append(mesh)
+    whole: Any = meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)
+    data = whole.export(file_type=kind)
     write_bytes(path, data.encode() if isinstance(data, str) else data)

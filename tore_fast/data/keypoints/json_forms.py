@@ -1,4 +1,5 @@
-"""Key points in JSON: COCO, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, or plain lists; one file or one a frame.
+"""Key points in JSON: COCO, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, or plain lists; one file or one a
+frame.
 
 Out: Found (found.py). Called by clip.py.
 """
@@ -50,7 +51,8 @@ def _first_line(error: BaseException) -> str:
 
 
 _EXPECTED = (
-    'expected COCO results, COCO annotations, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, {"keypoints": ...} or a list '
+    "expected COCO results, COCO annotations, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, "
+    '{"keypoints": ...} or a list '
     "[frames, joints, 2 or 3]"
 )
 
@@ -114,7 +116,7 @@ def _frames(data: list, path: Path) -> Found:
     numbers = [f.get("frame_id", f.get("frame", f.get("frame_number"))) if isinstance(f, dict) else None for f in data]
     whole = all(type(n) is int and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers)
     for i, frame in enumerate(data):
-        number = numbers[i] if whole else i
+        number: Any = numbers[i] if whole else i
         frames[number] = people = []
         if not isinstance(frame, dict):  # null: nobody, or nothing known
             continue
@@ -292,7 +294,8 @@ def _array(value: Any, path: Path) -> Found:
     """[frames, joints, 2 or 3] or [people, frames, joints, 2 or 3] as lists; frames, points and numbers may be null."""
     if not isinstance(value, list):
         raise ValueError(f"expected key points as a list, got {type(value).__name__}")
-    depth, inner = 0, value
+    inner: Any = value
+    depth = 0
     while isinstance(inner, list):
         depth, inner = depth + 1, next((v for v in inner if v is not None), None)
     depth += isinstance(inner, dict)  # a point as an object

@@ -1,13 +1,15 @@
 """Readers of the data sets people have, one file per format, all yielding the same Record.
 
-`open_dataset("path")` tells the format by looking; or name one of FORMATS. Next on the way: sample.py (crops), eval/protocols.py,
-train/. Licence-bound files are never fetched: where one is missing, a one-line MissingData says what it is and whose.
+`open_dataset("path")` tells the format by looking; or name one of FORMATS. Next on the way: sample.py (crops),
+eval/protocols.py, train/. Licence-bound files are never fetched: where one is missing, a one-line MissingData says what
+it is and whose.
 """
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from . import amass, freihand, threedpw, tsv
 from .amass import AmassMotion, AmassReader
@@ -51,12 +53,12 @@ FORMATS: dict[str, type[Reader]] = {
 _TSV_SETS = ("human3.6m", "h36m", "up3d", "muco", "mpii")  # sets that METRO's TSV files were made of
 
 
-def open_dataset(path: str | Path, format: str | None = None, **options) -> Reader:
+def open_dataset(path: str | Path, format: str | None = None, **options: Any) -> Reader:
     """Reader of a data set.
 
     Args:
-        path: .yaml (TSV set), .tar / folder or pattern of tars, .npz (annotations or AMASS), .csv / .json / .jsonl, or the
-            folder of 3DPW, FreiHAND or AMASS.
+        path: .yaml (TSV set), .tar / folder or pattern of tars, .npz (annotations or AMASS), .csv / .json / .jsonl, or
+            the folder of 3DPW, FreiHAND or AMASS.
         format: one of FORMATS, where looking is not wanted.
         options: of the reader, e.g. split="test", images=FOLDER.
 
@@ -67,7 +69,8 @@ def open_dataset(path: str | Path, format: str | None = None, **options) -> Read
     if name not in FORMATS:
         raise ValueError(f"open_dataset: format must be one of {', '.join(FORMATS)}, got {name!r}")
     try:
-        return FORMATS[name](path, **options)
+        reader: Any = FORMATS[name]
+        return reader(path, **options)
     except TypeError as e:
         if "unexpected keyword" not in str(e):
             raise

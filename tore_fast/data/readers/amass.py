@@ -1,7 +1,7 @@
 """AMASS motion files: `<data set>/<subject>/<motion>_poses.npz` with SMPL+H or SMPL-X poses.
 
-In: one npz or a folder of them. Out: Records without images, one per frame (thinned to a wanted rate), or whole motions.
-Axes are AMASS's own (z up); data/synth and train/ turn them where they pose a body.
+In: one npz or a folder of them. Out: Records without images, one per frame (thinned to a wanted rate), or whole
+motions. Axes are AMASS's own (z up); data/synth and train/ turn them where they pose a body.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,10 +65,10 @@ class AmassReader(Reader):
         # one motion is read at a time and frames of one are mostly asked for together
         self._load = lru_cache(maxsize=4)(self._read)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_load"}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state)
         self._load = lru_cache(maxsize=4)(self._read)
 

@@ -1,8 +1,9 @@
 """Your own images with a table: CSV rows, a JSON list, JSON lines, or COCO-style JSON (also Pose2Mesh's 3DPW files).
 
 In: the table; image names in it are relative to `images` (default: the table's folder). Out: Records.
-CSV header: image and x0,y0,x1,y1 (or x,y,w,h, or center_x,center_y,scale), optional gender,sequence,frame. JSON objects have
-the same keys, or `box` [x0, y0, x1, y1], and any of keypoints_2d/_3d (+ _set), pose, betas, gender, camera, vertices.
+CSV header: image and x0,y0,x1,y1 (or x,y,w,h, or center_x,center_y,scale), optional gender,sequence,frame. JSON objects
+have the same keys, or `box` [x0, y0, x1, y1], and any of keypoints_2d/_3d (+ _set), pose, betas, gender, camera,
+vertices.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class FolderReader(Reader):
         if not row.get("image"):
             raise DataError(f"{what}: no 'image'; it has {', '.join(map(str, row))}")
         center, size = _box(row, self.margin, what)
-        points = {}
+        points: dict[str, Any] = {}
         for key, columns in (("keypoints_2d", 3), ("keypoints_3d", 4)):
             points[key], points[f"{key}_set"] = _points(row, key, columns, what)
         pose = _numbers(row, "pose", what)

@@ -1,7 +1,7 @@
 """Webdataset tars of 4D-Humans (and HaMeR): `KEY.jpg` beside `KEY.data.pyd`, a pickled list with one dict per person.
 
-In: a tar, a folder of tars, a glob or `{000000..000012}.tar`. Out: one Record per person, body44 joints (hand21 for HaMeR).
-The pickles are read as plain data; anything else in them is refused. No webdataset package is needed.
+In: a tar, a folder of tars, a glob or `{000000..000012}.tar`. Out: one Record per person, body44 joints (hand21 for
+HaMeR). The pickles are read as plain data; anything else in them is refused. No webdataset package is needed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import tarfile
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,10 @@ from ...io.safe_pickle import loads
 from .joint_sets import set_of
 from .record import DataError, Reader, Record, float_array, gender_name, plain_data, require
 
-SOURCE = "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the images keep their data sets' licences"
+SOURCE = (
+    "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the images keep their data sets' "
+    "licences"
+)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 
 
@@ -86,10 +89,10 @@ class TarFiles:
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
-        self._files: dict[int, object] = {}
+        self._files: dict[int, Any] = {}
         self._pid = 0
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
     def read(self, member: Member) -> bytes:
@@ -140,7 +143,9 @@ class Hmr2TarReader(Reader):
 
     def _image(self, sample: int) -> np.ndarray:
         key, members = self._samples[sample]
-        return read_image(self._tars.read(_image_member(members)), key, upright=False)
+        member = _image_member(members)
+        assert member is not None  # samples without an image are left out
+        return read_image(self._tars.read(member), key, upright=False)
 
     def _record(self, index: int) -> Record:
         sample, person = self._people[index]
@@ -154,7 +159,7 @@ def _image_member(members: dict[str, Member]) -> Member | None:
     return next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
 
 
-def person_record(name: str, opener, data: dict, what: str) -> Record:
+def person_record(name: str, opener: Any, data: dict, what: str) -> Record:
     """Record of one dict with 4D-Humans' keys; `scale` is width and height of the box over 200 pixels."""
     for key in ("center", "scale"):
         if key not in data:
@@ -189,9 +194,9 @@ def person_record(name: str, opener, data: dict, what: str) -> Record:
     )
 
 
-def _points(value, columns: int, what: str) -> np.ndarray | None:
+def _points(value: Any, columns: int, what: str) -> np.ndarray | None:
     return None if value is None else float_array(value, (None, columns), what)
 
 
-def _true(value) -> bool:
+def _true(value: Any) -> bool:
     return bool(np.asarray(value, np.float64).any())

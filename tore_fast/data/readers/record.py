@@ -1,6 +1,7 @@
 """What every reader yields: one person (or hand) with its image, box and whatever labels the file has.
 
-In: nothing. Out: `Record` and the base class `Reader` (a sequence: `len(reader)`, `reader[i]`, safe in worker processes).
+In: nothing. Out: `Record` and the base class `Reader` (a sequence: `len(reader)`, `reader[i]`, safe in worker
+processes).
 Next on the way: sample.py crops a record for training or evaluation.
 """
 
@@ -116,7 +117,7 @@ def require(path: Path, what: str, source: str) -> Path:
     return path
 
 
-def plain_data(read: Callable, *args) -> Any:
+def plain_data(read: Callable, *args: Any) -> Any:
     """What `read` (of io/safe_pickle.py) returns; a refused or damaged file is a DataError like any other bad data."""
     try:
         return read(*args)
@@ -129,7 +130,7 @@ def stored_image(path: Path) -> Callable[[], np.ndarray]:
     return partial(read_image, path, upright=False)
 
 
-def float_array(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+def float_array(value: Any, shape: tuple[int | None, ...], what: str) -> np.ndarray:
     """float32 array of a wanted shape (None = any length), or a DataError that says what came."""
     try:
         array = np.asarray(value, np.float32)

@@ -1,6 +1,7 @@
 """Records to model inputs: the official test crop, and training samples with the official augmentation.
 
-In: Record of this folder, rules of data/augment.py. Out: arrays for a model (images normalised, [3, H, W]) and for losses.
+In: Record of this folder, rules of data/augment.py. Out: arrays for a model (images normalised, [3, H, W]) and for
+losses.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _PELVIS = J24.index("Pelvis")
 def evaluation_crop(record: Record, image_size: int | tuple[int, int]) -> np.ndarray:  # [3, H, W] float32
     """The crop a model is evaluated on: the record's box, no augmentation.
 
-    A square size is cut around the longer side of the box, as METRO, FastMETRO and TORE do. A tall size (256 x 192) is a
-    square crop around the box widened to that aspect ratio, minus its side columns, as 4D-Humans does.
+    A square size is cut around the longer side of the box, as METRO, FastMETRO and TORE do. A tall size (256 x 192) is
+    a square crop around the box widened to that aspect ratio, minus its side columns, as 4D-Humans does.
     """
     if record.center is None or record.scale <= 0:
         raise DataError(f"{record.name}: no person box")
@@ -58,6 +59,7 @@ def training_sample(
         raise ValueError(
             "training_sample: hands are never mirrored (the models are for right hands); use AugmentConfig.hand()"
         )
+    assert record.center is not None  # checked above
     change = draw_augmentation(rng, config)
     count = 21 if hand else 24
     points_2d, points_3d = np.zeros((count, 3), np.float32), np.zeros((count, 4), np.float32)
@@ -73,7 +75,7 @@ def training_sample(
         "joints_3d": training_keypoints_3d(points_3d, change),
         "pose": training_pose(pose, change),
         "betas": np.zeros(10, np.float32) if record.betas is None else np.asarray(record.betas, np.float32),
-        "has_2d": np.float32((points_2d[:, 2] > 0).any()),
-        "has_3d": np.float32((points_3d[:, 3] > 0).any()),
-        "has_smpl": np.float32(record.has_smpl),
+        "has_2d": np.asarray((points_2d[:, 2] > 0).any(), np.float32),
+        "has_3d": np.asarray((points_3d[:, 3] > 0).any(), np.float32),
+        "has_smpl": np.asarray(record.has_smpl, np.float32),
     }

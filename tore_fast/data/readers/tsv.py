@@ -1,7 +1,8 @@
 """TSV sets of METRO, FastMETRO, Mesh Graphormer and TORE: Human3.6M, 3DPW, UP-3D, MuCo, COCO, MPII, FreiHAND.
 
-In: a yaml file with `img`, `label`, `hw`, `linelist` (or `composite: true` and lists of these). Rows are `key<TAB>value`;
-images are base64, labels JSON, `.lineidx` holds the byte offset of each row. Out: Records with J24 (or hand) joints.
+In: a yaml file with `img`, `label`, `hw`, `linelist` (or `composite: true` and lists of these). Rows are
+`key<TAB>value`; images are base64, labels JSON, `.lineidx` holds the byte offset of each row. Out: Records with J24 (or
+hand) joints.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +33,10 @@ class TsvFile:
     def __init__(self, path: Path):
         self.path = require(path, "a TSV of a METRO-style data set", SOURCE)
         self._offsets: np.ndarray | None = None
-        self._file, self._pid = None, 0
+        self._file: Any = None
+        self._pid = 0
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}  # worker processes open their own
 
     @property
@@ -187,7 +190,7 @@ class TsvReader(Reader):
         return _from_label(name, opener, label, what)
 
 
-def _from_label(name: str, opener, label: dict, what: str) -> Record:
+def _from_label(name: str, opener: Any, label: dict, what: str) -> Record:
     def joints(key: str, columns: int) -> np.ndarray | None:
         if key not in label:
             return None
@@ -231,7 +234,7 @@ def _find(name: str, root: Path) -> Path:
     return root / name if (root / name).is_file() or not Path(name).is_file() else Path(name)
 
 
-def _names(value, root: Path) -> list[str]:
+def _names(value: Any, root: Path) -> list[str]:
     """File names of a column: a list, one .tsv, or a text file with one name per line."""
     if isinstance(value, list):
         return [str(v) for v in value]

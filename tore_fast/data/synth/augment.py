@@ -1,12 +1,13 @@
 """What a camera and a file format do to a image: blur, low resolution, gain, gamma, noise, JPEG blocks.
 
-In and out: [B, 3, H, W] float32 in 0..1, changed in place. Everything is batched torch, so a GPU does it too; JPEG is its lossy part
-(8x8 DCT, quantisation by the tables of the standard's annex K, chroma not subsampled), not a file.
+In and out: [B, 3, H, W] float32 in 0..1, changed in place. Everything is batched torch, so a GPU does it too; JPEG is
+its lossy part (8x8 DCT, quantisation by the tables of the standard's annex K, chroma not subsampled), not a file.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,7 +151,7 @@ class Augment:
 
     def _noise(self, draw: Draw, batch: int, size: int) -> Tensor:  # [B, 3, size, size]
         count = 3 * size * size
-        start = draw.integer(_BANK)[0].item()
+        start = int(draw.integer(_BANK)[0])
         if batch * count + start <= _BANK:
             return self.bank[start : start + batch * count].view(batch, 3, size, size)
         reach = -(-(batch * count + start) // _BANK)
@@ -171,7 +172,7 @@ class Augment:
         return torch.einsum("ij,bjhw->bihw", self.rgb, ycc)[..., :h, :w] / 255
 
 
-def _some(mask: Tensor, image: Tensor, change) -> Tensor:
+def _some(mask: Tensor, image: Tensor, change: Any) -> Tensor:
     """Applies `change` to the images of `mask` (a CPU mask, so no device sync), in place."""
     index = mask.nonzero()[:, 0].to(image.device)
     if len(index):

@@ -7,6 +7,7 @@ CC0 statement and that show no person; the `test` split has its own.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,9 @@ def photograph_pool(split: str, folder: str | Path | None = None) -> Tensor:  # 
         starts = {0, max(image.size) - side} if max(image.size) > 1.15 * side else {(max(image.size) - side) // 2}
         for start in sorted(starts):
             corner = (start, 0) if image.width >= image.height else (0, start)
-            square = image.crop((*corner, corner[0] + side, corner[1] + side)).resize((_SIDE, _SIDE), Image.LANCZOS)
+            square = image.crop((*corner, corner[0] + side, corner[1] + side)).resize(
+                (_SIDE, _SIDE), Image.Resampling.LANCZOS
+            )
             squares.append(torch.from_numpy(np.array(square)))
     return torch.stack(squares)
 
@@ -99,7 +102,8 @@ def noise(draw: Draw, size: int, rows: Tensor, generator: torch.Generator) -> Te
         t[rows].to(device) for t in (roughness, coloured, mean, contrast, ramp)
     )
     b = len(rows)
-    k, amplitude = 4, 1.0
+    amplitude: Any = 1.0
+    k = 4
     x = torch.zeros(b, 3, k, k, device=device)
     while True:
         rough = torch.randn(b, 3, k, k, device=device, generator=generator)
@@ -131,12 +135,14 @@ def rectangles(draw: Draw, image: Tensor, count: int, chance: float) -> None:
         mixed = (colour * alpha[:, None]).to(device)
         box = (torch.stack((x0, x0 + w, y0, y0 + h)) * size).round().long().clamp(0, size)
         box[1] = torch.where(on, box[1], box[0])  # nothing to fill
-        # a GPU would have to be told of every image on its own: whole batches at once there, covered pixels only on a CPU
+        # a GPU would have to be told of every image on its own: whole batches at once there, covered pixels only on a
+        # CPU
         (_fill_slices if device.type == "cpu" else _fill_batch)(image, box, alpha, mixed)
 
 
 def _fill_slices(image: Tensor, box: Tensor, alpha: Tensor, mixed: Tensor) -> None:
-    """image [B, S, S, 3] inside box [4, B] (left, right, top, bottom) becomes (1 - alpha) image + mixed; alpha [B], mixed [B, 3]."""
+    """image [B, S, S, 3] inside box [4, B] (left, right, top, bottom) becomes (1 - alpha) image + mixed; alpha [B],
+    mixed [B, 3]."""
     for i, (left, right, top, bottom) in enumerate(box.T.tolist()):
         if left < right and top < bottom:
             image[i, top:bottom, left:right].mul_(1 - alpha[i]).add_(mixed[i])

@@ -6,6 +6,8 @@ person, with masks and labels. Next on the way: train/smpl.py (stills) and data/
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,14 +19,15 @@ from .poses import sample_view
 
 
 class PersonCrops(SynthGenerator):
-    """SynthGenerator whose crop is HMR2.0's: the person's box grown to 3:4, its height times `margin` the square's side.
+    """SynthGenerator whose crop is HMR2.0's: the person's box grown to 3:4, its height times `margin` the square's
+    side.
 
     Args:
         margin: square side over grown box height; small shifts and zooms are drawn around it.
         others: as SynthGenerator.
     """
 
-    def __init__(self, *args, margin: float = 1.15, **options):
+    def __init__(self, *args: Any, margin: float = 1.15, **options: Any) -> None:
         super().__init__(*args, **options)
         self.margin = margin
 
@@ -38,7 +41,7 @@ class PersonCrops(SynthGenerator):
         side = torch.maximum(height, width * 4 / 3)[:, None] * self.margin * zoom.to(coarse.device)
         return View(view.translation, (low + high) / 2 + shift.to(coarse.device) * side, side / 2)
 
-    def _jitter(self, draw: Draw) -> tuple[Tensor, Tensor]:  # [B, 2] shares of the side, [B, 1] factor
+    def _jitter(self, draw: Any) -> tuple[Tensor, Tensor]:  # [B, 2] shares of the side, [B, 1] factor
         return draw.uniform(2, low=-0.04, high=0.04), draw.uniform(1, low=0.92, high=1.1)
 
 
@@ -76,7 +79,7 @@ class ClipCrops(PersonCrops):
         others: as PersonCrops.
     """
 
-    def __init__(self, *args, tracker_noise: float = 0.01, **options):
+    def __init__(self, *args: Any, tracker_noise: float = 0.01, **options: Any) -> None:
         super().__init__(*args, **options)
         self.tracker_noise = tracker_noise
 
@@ -97,7 +100,7 @@ class ClipCrops(PersonCrops):
         parts = []
         for a in range(0, len(seen), chunk):
             piece = seen[a : a + chunk]
-            draw = _SameDraw(len(piece), *key)
+            draw: Any = _SameDraw(len(piece), *key)
             draw.frames = Draw(len(piece), *key, "tracker", a)
             pixels = stream_seed("pixels", *key, a)
             parts.append(
@@ -107,7 +110,7 @@ class ClipCrops(PersonCrops):
             )
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0] if k != "vertices"}
 
-    def _jitter(self, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _jitter(self, draw: Any) -> tuple[Tensor, Tensor]:
         shift, zoom = super()._jitter(draw)
         wobble = draw.frames.normal(3, std=self.tracker_noise)
         return shift + wobble[:, :2], zoom * (1 + wobble[:, 2:])

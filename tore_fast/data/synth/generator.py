@@ -15,11 +15,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...body import Body
 from ...geometry.rotation import matrix_to_axis_angle
 from ...geometry.skeleton import H36M17_TO_J14
 from ...ops import rasterize
@@ -75,10 +76,12 @@ class SynthGenerator:
     joint_rows: tuple[int, ...] = H36M17_TO_J14
     """Rows of the regressor that `joints3d` holds."""
     framing = camera.PERSON
+    device: torch.device
+    _surface: Any  # what `_make_surface` gives
 
     def __init__(
         self,
-        body,
+        body: Body,
         image_size: int = 224,
         seed: int = 0,
         difficulty: float = 1.0,
@@ -88,7 +91,7 @@ class SynthGenerator:
         backgrounds: str | Path = "photos",
         pose_bank: PoseBank | None = None,
         bank_share: float = 0.5,
-    ):
+    ) -> None:
         if not 32 <= image_size <= 1024:
             raise ValueError(f"SynthGenerator: image_size must be 32..1024, got {image_size}")
         if not 0 <= difficulty <= 1:
@@ -199,9 +202,10 @@ class SynthGenerator:
         """Names of the labels in `mask`, from 1 on."""
         return self._surface.part_names
 
-    # ---- what a subject is: sub-classes (hand.py) have their own ----------------------------------------------------------
+    # ---- what a subject is: sub-classes (hand.py) have their own
+    # ----------------------------------------------------------
 
-    def _make_surface(self, body) -> Surface:
+    def _make_surface(self, body: Body) -> Surface:
         return ClothedSurface(body)
 
     def _pose(self, draw: Draw, d: float) -> Tensor:  # [B, J, 3, 3]
@@ -212,7 +216,8 @@ class SynthGenerator:
         return rotations
 
     def _dress(self, draw: Draw, vertices: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor, Callable]:
-        """What is drawn: vertices and normals [B, V', 3], the mesh that throws the shadow, colour of (image, part, rest)."""
+        """What is drawn: vertices and normals [B, V', 3], the mesh that throws the shadow, colour of (image, part,
+        rest)."""
         normals = self._surface.normals(vertices)
         outfit = texture.Outfit(draw, self._surface, self.device)
         worn = vertices + normals * outfit.thickness(self._surface)[..., None]
@@ -222,7 +227,8 @@ class SynthGenerator:
     def _view(self, draw: Draw, coarse: Tensor, d: float) -> camera.View:
         return camera.sample_view(draw, coarse, d, self.framing)
 
-    # ---- scene -----------------------------------------------------------------------------------------------------------
+    # ---- scene
+    # -----------------------------------------------------------------------------------------------------------
 
     def _backdrop(self, draw: Draw, d: float, noise: torch.Generator) -> Tensor:  # [B, S, S, 3]
         size = self.image_size

@@ -1,6 +1,7 @@
 """SynthHandGenerator: images of the free right hand with a forearm, for hand models.
 
-In: the free hand (778 vertices, 16 joints in MANO's order); out: the batches of generator.py with 21 joints, wrist at the
+In: the free hand (778 vertices, 16 joints in MANO's order); out: the batches of generator.py with 21 joints, wrist at
+the
 origin. Rest pose: fingers along -x, thumb towards +z, palm towards -y. The forearm is drawn only: a tube grown from the
 mesh's open wrist, so that no image shows a hole; labels speak of the 778 vertices.
 """
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...body import Body
 from ...geometry.rotation import axis_rotation, quaternion_to_matrix, random_rotation
 from ...geometry.skeleton import HAND21, MANO16
 from . import camera
@@ -58,7 +60,7 @@ class SynthHandGenerator(SynthGenerator):
     joint_rows = tuple(range(21))
     framing = camera.Framing(distance=(0.35, 1.6), fill=(0.5, 0.85), cut=0.35)
 
-    def _make_surface(self, body) -> HandSurface:
+    def _make_surface(self, body: Body) -> HandSurface:
         return HandSurface(body)
 
     def _pose(self, draw: Draw, d: float) -> Tensor:
@@ -71,9 +73,12 @@ class SynthHandGenerator(SynthGenerator):
 
 
 class HandSurface(Surface):
-    """The hand's 778 vertices and four rings of forearm; attributes: rest x, y, z, nail, place along the forearm (m)."""
+    """The hand's 778 vertices and four rings of forearm; attributes: rest x, y, z, nail, place along the forearm
+    (m)."""
 
-    def __init__(self, body):
+    loop: Tensor
+
+    def __init__(self, body: Body) -> None:
         if "hand21" not in body.topology.regressors:
             raise ValueError(f"SynthHandGenerator: body {body.name} is no hand; use load_body('free_hand')")
         faces, rest = body.faces(), body.template.cpu().double().numpy()

@@ -25,8 +25,8 @@ MIRROR = [dict([*_PAIRS, *((b, a) for a, b in _PAIRS)]).get(i, i) for i in range
 def load_pose_bank(paths: Sequence[str | Path], stride: int = 6) -> PoseBank:
     """Every `stride`-th frame of all motions in the files and folders given.
 
-    Accepted: AMASS .npz files (`poses` [T, >= 66] axis-angle, z up, SMPL, SMPL-H or SMPL-X order), .npz files with `pose`
-    [T, 72] (y up), and what data/mocap.py reads (folders with clips.npz + index.json, .bvh, .asf + .amc).
+    Accepted: AMASS .npz files (`poses` [T, >= 66] axis-angle, z up, SMPL, SMPL-H or SMPL-X order), .npz files with
+    `pose` [T, 72] (y up), and what data/mocap.py reads (folders with clips.npz + index.json, .bvh, .asf + .amc).
 
     Raises:
         ValueError: a file of another kind. FileNotFoundError: no such file, or a folder without motions.
@@ -79,9 +79,9 @@ def _parameters(path: Path, stride: int, required: bool) -> Tensor | None:  # [T
         angles = angles.reshape(len(angles), -1)
     if angles.ndim != 2 or angles.shape[1] < 66:
         raise ValueError(f"{path}: {key} must be [T, >= 66] axis-angle, got {list(angles.shape)}")
-    angles = torch.from_numpy(angles[::stride])
-    hands = angles[:, 66:72] if angles.shape[1] == 72 else angles.new_zeros(len(angles), 6)
-    out = axis_angle_to_matrix(torch.cat((angles[:, :66], hands), 1).unflatten(1, (24, 3)))
+    turns = torch.from_numpy(angles[::stride])
+    hands = turns[:, 66:72] if turns.shape[1] == 72 else turns.new_zeros(len(turns), 6)
+    out = axis_angle_to_matrix(torch.cat((turns[:, :66], hands), 1).unflatten(1, (24, 3)))
     if key == "poses":
         out[:, 0] = axis_rotation("x", torch.tensor(-90.0)) @ out[:, 0]
     return out

@@ -1,14 +1,15 @@
 """A synthetic video of people walking about, with everything a video command takes: frames, boxes, masks.
 
-In: a body, poses (the prior's, or real motion); out: DIR/frames/000000.png, DIR/boxes.csv, DIR/masks/TRACK/FRAME.png. For
-trying `tore-fast predict` and for its long-video test; the images are plain (one colour a person, a still backdrop).
+In: a body, poses (the prior's, or real motion); out: DIR/frames/000000.png, DIR/boxes.csv, DIR/masks/TRACK/FRAME.png.
+For trying `tore-fast predict` and for its long-video test; the images are plain (one colour a person, a still
+backdrop).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,9 +75,9 @@ class Scene:
         if self._blend:  # 40 frames from one key pose to the next
             from ...geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
 
-            step, share = divmod(frame + 10 * person, 40)
+            step, part = divmod(frame + 10 * person, 40)
             a, b = motion[step % len(motion)], motion[(step + 1) % len(motion)]
-            share = float(0.5 - 0.5 * np.cos(np.pi * share / 40))
+            share = float(0.5 - 0.5 * np.cos(np.pi * part / 40))
             return rot6d_to_matrix(matrix_to_rot6d(a) * (1 - share) + matrix_to_rot6d(b) * share)
         period = max(1, 2 * (len(motion) - 1))
         at = frame % period
@@ -110,7 +111,8 @@ class Scene:
             shade = 0.45 + 0.55 * (normal @ _LIGHT / _LIGHT.norm()).abs()
             canvas[rows, columns] = torch.tensor(_COLOURS[k % len(_COLOURS)]) * shade[:, None]
             depth[rows, columns], owner[rows, columns] = z, k
-        boxes, masks = {}, {}
+        boxes: dict[int, Any] = {}
+        masks: dict[int, np.ndarray] = {}
         for k in range(len(self.motions)):
             seen = owner == k
             rows, columns = seen.nonzero(as_tuple=True)
@@ -125,7 +127,8 @@ class Scene:
 
 
 def write_scene(scene: Scene, folder: str | Path, frames: int, fps: float | None = None) -> Path:
-    """Writes `frames` frames under `folder`: with `fps` as clip.mp4 (extra `video`), else as PNG files. Returns the folder.
+    """Writes `frames` frames under `folder`: with `fps` as clip.mp4 (extra `video`), else as PNG files. Returns the
+    folder.
 
     `boxes.csv` and `masks/` are as `tore-fast predict` takes them.
     """

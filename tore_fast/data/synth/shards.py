@@ -1,8 +1,8 @@
 """Synthetic images on disk: what `tore-fast synth` writes and `SynthShards` reads.
 
 A data set is a folder with `synth.json` (the settings that made it) and `shard-00000.npz`, `shard-00001.npz`, ... of
-`shard_size` images each (the last one shorter). Sample i is row i % BATCH of SynthGenerator.batch(i // BATCH, BATCH), so
-neither the number of workers nor an interruption changes a byte. A shard is an uncompressed npz with n rows of
+`shard_size` images each (the last one shorter). Sample i is row i % BATCH of SynthGenerator.batch(i // BATCH, BATCH),
+so neither the number of workers nor an interruption changes a byte. A shard is an uncompressed npz with n rows of
 
     jpeg, jpeg_end           all JPEG files one after the other (uint8), and where each ends (int64 [n])
     mask, mask_end           likewise 8-bit PNG part masks: 0 = background or occluder, 1 + part label on the body
@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...body import load_body
+from ...body import Body, load_body
 from ...io.atomic import write_arrays, write_json
 from .generator import SynthGenerator
 from .motion import load_pose_bank
@@ -171,7 +172,7 @@ def _write_shard(folder: Path, settings: SynthSettings, start: int, count: int, 
     write_arrays(shard_path(folder, start // settings.shard_size), arrays)
 
 
-def _encode(array: np.ndarray, kind: str, **options) -> bytes:
+def _encode(array: np.ndarray, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     Image.fromarray(array).save(out, kind, **options)
     return out.getvalue()
@@ -222,7 +223,7 @@ class SynthShards(Dataset):
         torch.Size([3, 6890, 3])
     """
 
-    def __init__(self, folder: str | Path, body=None):
+    def __init__(self, folder: str | Path, body: Body | None = None) -> None:
         self.folder = Path(folder)
         path = self.folder / "synth.json"
         if not path.is_file():
@@ -270,7 +271,7 @@ class SynthShards(Dataset):
         """One epoch in an order that depends on the seed only; the last, shorter batch is left out."""
         order = np.random.default_rng(seed).permutation(len(self))
         for start in range(0, len(order) - batch_size + 1, batch_size):
-            yield self.batch(order[start : start + batch_size])
+            yield self.batch(order[start : start + batch_size].tolist())
 
     def _shard(self, shard: int) -> dict[str, np.ndarray]:
         if shard not in self._open:
@@ -287,7 +288,7 @@ class SynthShards(Dataset):
 
 
 @torch.no_grad()
-def vertices_of(body, pose: Tensor, betas: Tensor) -> Tensor:  # [B, V, 3]
+def vertices_of(body: Body, pose: Tensor, betas: Tensor) -> Tensor:  # [B, V, 3]
     """Vertices of stored labels: camera axes, pelvis at the origin, as SynthGenerator.batch returns them."""
     device = body.template.device
     vertices = body(pose.to(device), betas.to(device)).vertices

@@ -5,11 +5,14 @@ In: a Body with part labels; out: tables for texture.py and shading.py. Hands (h
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from ...body import Body
 from ...ops import CsrMatrix, csr_matrix, mesh_upsample
 
 SKIN, HAIR, UPPER, LOWER, SHOES = range(5)  # garments
@@ -28,9 +31,24 @@ class Surface(nn.Module):
         shadow_bias: metres that a point may lie behind the shadow map's surface and still be lit.
     """
 
+    faces: Tensor
+    shadow_faces: Tensor
+    face_part: Tensor
+    vertex_part: Tensor
+    rest: Tensor
+    _corner: Tensor
+    marks: dict[str, Any]  # of the subjects that are dressed
+
     def __init__(
-        self, faces, shadow_faces, parts: Tensor, part_names, attributes: Tensor, regressor, shadow_bias: float
-    ):
+        self,
+        faces: Any,
+        shadow_faces: Any,
+        parts: Tensor,
+        part_names: Any,
+        attributes: Tensor,
+        regressor: Any,
+        shadow_bias: float,
+    ) -> None:
         super().__init__()
         count, num_faces = len(attributes), len(faces)
         self.part_names, self.shadow_bias = tuple(part_names), shadow_bias
@@ -59,7 +77,7 @@ class Surface(nn.Module):
         total = mesh_upsample(across, self._incidence())
         return total / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
-    def _incidence(self):
+    def _incidence(self) -> Any:
         return CsrMatrix(*(getattr(self, f"_inc_{name}") for name in CsrMatrix._fields))
 
     def joints(self, vertices: Tensor) -> Tensor:  # [B, V_body, 3] -> [B, J, 3]
@@ -70,7 +88,15 @@ class Surface(nn.Module):
 class ClothedSurface(Surface):
     """The free body's surface with the tables that texture.py dresses it by."""
 
-    def __init__(self, body):
+    is_head: Tensor  # [P] bool, as all of these
+    is_scalp: Tensor
+    is_torso: Tensor
+    is_arm: Tensor
+    is_hand: Tensor
+    is_leg: Tensor
+    is_foot: Tensor
+
+    def __init__(self, body: Body) -> None:
         if not body.part_names or "h36m17" not in body.topology.regressors:
             raise ValueError(
                 f"SynthGenerator: body {body.name} has no part labels to dress it by; use load_body('free')"

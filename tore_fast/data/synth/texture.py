@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .draw import Draw
-from .surface import HAIR, LOWER, NUM_GARMENTS, SHOES, SKIN, UPPER, Surface
+from .surface import HAIR, LOWER, NUM_GARMENTS, SHOES, SKIN, UPPER, ClothedSurface
 
 SKIN_TONES = torch.tensor(
     [
@@ -31,7 +31,7 @@ _NOISE_SIZE = 64
 class Outfit:
     """Per-image tables of one batch."""
 
-    def __init__(self, draw: Draw, surface: Surface, device: torch.device):
+    def __init__(self, draw: Draw, surface: ClothedSurface, device: torch.device):
         m = surface.marks
         b = draw.batch
         kind = draw.choice(torch.tensor([0.45, 0.3, 0.1, 0.15]))  # sleeves: short, long, none, any
@@ -62,7 +62,7 @@ class Outfit:
         )
         self.noise = (noise / noise.std()).flatten().to(device)
 
-    def thickness(self, surface: Surface) -> Tensor:  # [B, V] metres
+    def thickness(self, surface: ClothedSurface) -> Tensor:  # [B, V] metres
         """How far cloth stands off the skin at every vertex: a little on trunk and arms, a little on the legs."""
         part = surface.vertex_part
         upper = (surface.is_torso[part] | surface.is_arm[part]).float()
@@ -106,7 +106,7 @@ def _paint(draw: Draw) -> Tensor:  # [B * 5, 17]: colour, second colour, third c
 
 def albedo(
     outfit: Outfit,
-    surface: Surface,
+    surface: ClothedSurface,
     image: Tensor,  # [N] image number of each pixel
     part: Tensor,  # [N] part label
     rest: Tensor,  # [N, 3] rest position

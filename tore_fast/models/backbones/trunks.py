@@ -5,10 +5,12 @@ Layers and initialisation are timm's; the wrappers only choose where to stop and
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor, nn
 
 
-def _timm(name: str, pretrained: bool, **options) -> nn.Module:
+def _timm(name: str, pretrained: bool, **options: Any) -> Any:
     import timm  # with torchvision half of what importing a model costs, and most families have no trunk
 
     try:
@@ -45,6 +47,10 @@ class HRNetW64(nn.Module):
 
     num_channels, stride = 2048, 32
 
+    if TYPE_CHECKING:  # timm's children, added by name
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __init__(self, pretrained: bool = False):
         super().__init__()
         m = _timm("hrnet_w64", pretrained)
@@ -79,6 +85,10 @@ class EfficientNetB0(nn.Module):
 
     num_channels, stride = 1280, 32
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __init__(self, pretrained: bool = False):
         super().__init__()
         m = _timm("tf_efficientnet_b0", pretrained)
@@ -103,4 +113,5 @@ class TimmTrunk(nn.Module):
         self.num_channels, self.stride = self.features.feature_info.channels()[-1], stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.features(x)[-1]
+        found: Tensor = self.features(x)[-1]
+        return found

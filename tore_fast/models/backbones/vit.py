@@ -7,7 +7,7 @@ or the map [B, C, 16, 12] when nothing is merged. Parameter names are those of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,8 @@ class Attention(nn.Module):
         residual: Tensor | None = None,
         norm: nn.LayerNorm | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Attention of norm(x) [B, N, C] -> output [B, N, C] (+ residual) and keys [B, heads, N, d] (the merging metric)."""
+        """Attention of norm(x) [B, N, C] -> output [B, N, C] (+ residual) and keys [B, heads, N, d] (the merging
+        metric)."""
         q, k, v = self.qkv(x, norm=norm).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = proportional_attention(q, k, v, log_size)
         return self.proj(out.transpose(1, 2).flatten(2), residual), k
@@ -119,6 +120,7 @@ class Block(nn.Module):
         out, k = self.attn(x, log_size, None if drops else x, self.norm1)
         x = x + self.drop_path(out) if drops else out
         if r:
+            assert state is not None and merging is not None
             x = merge_tokens(x, k.mean(1), r, state, merging)
         return x + self.drop_path(self.mlp(self.norm2(x))) if drops else self.mlp(x, x, self.norm2)
 
@@ -135,7 +137,8 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(Prepared):
-    """Image [B, 3, H, W] -> tokens [B, N, C] through strided 3x3 convolutions: each halves the image and doubles the channels.
+    """Image [B, 3, H, W] -> tokens [B, N, C] through strided 3x3 convolutions: each halves the image and doubles the
+    channels.
 
     The last map is 1.5 times as wide as a token; after the first, every strided convolution is followed by a plain one.
     """
@@ -145,8 +148,8 @@ class ConvStem(Prepared):
         steps = cfg.patch_size.bit_length() - 1
         if cfg.patch_size != 2**steps or cfg.ratio != 1 or any(s % cfg.patch_size for s in cfg.img_size):
             raise ValueError(
-                "ViTConfig: stem 'conv' needs ratio 1 and an img_size that is a multiple of patch_size, a power of two; "
-                f"got img_size {tuple(cfg.img_size)}, patch_size {cfg.patch_size}, ratio {cfg.ratio}"
+                "ViTConfig: stem 'conv' needs ratio 1 and an img_size that is a multiple of patch_size, a "
+                f"power of two; got img_size {tuple(cfg.img_size)}, patch_size {cfg.patch_size}, ratio {cfg.ratio}"
             )
         layers: list[nn.Module] = []
         for cin, cout, stride in _stem_convs(cfg):
@@ -158,7 +161,9 @@ class ConvStem(Prepared):
 
     def _convolutions(self) -> list[tuple[Tensor, Tensor]]:
         """Weights and biases of the 3x3 convolutions with their batch normalisation folded in."""
-        pairs = zip(self.proj[0:-1:3], self.proj[1:-1:3])  # an engine has put the norms into the convolutions before
+        pairs: Any = zip(
+            self.proj[0:-1:3], self.proj[1:-1:3]
+        )  # an engine has put the norms into the convolutions before
         fused = (conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm) for conv, norm in pairs)
         return [(conv.weight.detach(), conv.bias.detach()) for conv in fused]
 
@@ -166,8 +171,9 @@ class ConvStem(Prepared):
         folded = self.recall("convolutions")
         if folded is None:
             return self.proj(img).flatten(2).transpose(1, 2)
-        x = img
-        for conv, (weight, bias) in zip(self.proj[0:-1:3], folded):
+        x, convolutions = img, self.proj[0:-1:3]
+        conv: Any
+        for conv, (weight, bias) in zip(convolutions, folded):
             x = F.relu_(F.conv2d(x, weight, bias, conv.stride, conv.padding))
         return self.proj[-1](x).flatten(2).transpose(1, 2)
 

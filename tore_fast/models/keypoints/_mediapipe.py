@@ -1,7 +1,7 @@
 """MediaPipe's .tflite files of the pose nets -> models/keypoints/blazepose.py, by the order of their convolutions.
 
-Needs the small PyPI package `tflite` (the flatbuffer schema; pure Python). Nothing of a file is executed: tensors are read, and
-every shape must be the one that the model has. Half-precision weights stay exactly what they are.
+Needs the small PyPI package `tflite` (the flatbuffer schema; pure Python). Nothing of a file is executed: tensors are
+read, and every shape must be the one that the model has. Half-precision weights stay exactly what they are.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ SHA256 = {
     "body_landmarks_lite": "f17bfbecadb61c3be1baa8b8d851cc6619c870a87167b32848ad20db306b9d61",
     "body_landmarks_heavy": "59e42d71bcd44cbdbabc419f0ff76686595fd265419566bd4009ef703ea8e1fe",
 }
-"""The published files: pose_detection.tflite, pose_landmark_{full, lite, heavy}.tflite (Apache-2.0, The MediaPipe Authors)."""
+"""The published files: pose_detection.tflite, pose_landmark_{full, lite, heavy}.tflite (Apache-2.0, The MediaPipe
+Authors)."""
 _FILES = {
     "person_detector": "pose_detection.tflite",
     "body_landmarks": "pose_landmark_full.tflite",
@@ -53,17 +55,20 @@ def name_of_file(path: str | Path) -> str | None:
 
 
 def card(name: str) -> dict:
-    """What config.json says of converted weights: whose they are, their licence, what they were trained on and not made for."""
+    """What config.json says of converted weights: whose they are, their licence, what they were trained on and not made
+    for."""
     return {
         "task": "keypoints",
         "source": f"{_FILES[name]} of MediaPipe (google-ai-edge/mediapipe), SHA-256 {SHA256[name]}",
         "authors": "Copyright The MediaPipe Authors",
         "licence": "Apache-2.0",
         "changes": "weights re-stored as safetensors, graph rewritten in torch, segmentation branch left out",
-        "trained_on": "by Google, on images of its own that are not published: the makers' model card of 16 April 2021 names 30 "
-        "thousand consented images and 85 thousand of fitness exercises; depth from fits of a statistical body to the 2D points",
-        "not_for": "the makers' model card puts out of scope: several people in one image (here each has a crop), people further "
-        "than about 4 m away, people whose head cannot be seen, metric depth, surveillance and the identification of people",
+        "trained_on": "by Google, on images of its own that are not published: the makers' model card of 16 April 2021 "
+        "names 30 thousand consented images and 85 thousand of fitness exercises; depth from fits of a statistical "
+        "body to the 2D points",
+        "not_for": "the makers' model card puts out of scope: several people in one image (here each has a crop), "
+        "people further than about 4 m away, people whose head cannot be seen, metric depth, surveillance and the "
+        "identification of people",
         "paper": "BlazePose, arXiv:2006.10204",
     }
 
@@ -92,8 +97,8 @@ def load_tflite(path: str | Path) -> tuple[nn.Module, str]:
             break
     else:
         raise ValueError(
-            f"{path}: expected pose_detection or pose_landmark_lite/full/heavy of MediaPipe, got a net of {len(weights)} "
-            "convolutions of other shapes"
+            f"{path}: expected pose_detection or pose_landmark_lite/full/heavy of MediaPipe, got a net of "
+            f"{len(weights)} convolutions of other shapes"
         )
     model = create_model(name)
     names = {module: key for key, module in model.named_modules()}
@@ -104,7 +109,7 @@ def load_tflite(path: str | Path) -> tuple[nn.Module, str]:
     return model.eval(), name
 
 
-def _in_file_order(model: nn.Module) -> Iterator[nn.Conv2d]:
+def _in_file_order(model: Any) -> Iterator[nn.Conv2d]:
     """Convolutions as the files list them. A level's side paths come behind the first layer of the next level."""
     landmarks = isinstance(model, BodyLandmarks)
     assert landmarks or isinstance(model, PersonDetector)
@@ -141,12 +146,13 @@ def _convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
 
 
 def read_convolutions(path: str | Path) -> list[tuple[Tensor, Tensor]]:
-    """(weight [O, I / groups, kh, kw], bias [O]) of every convolution that something but the segmentation needs, in order."""
+    """(weight [O, I / groups, kh, kw], bias [O]) of every convolution that something but the segmentation needs, in
+    order."""
     import tflite
 
     model = tflite.Model.GetRootAsModel(Path(path).read_bytes(), 0)
     graph = model.Subgraphs(0)
-    made: dict[int, object] = {}  # tensor -> operator that makes it
+    made: dict[int, Any] = {}  # tensor -> operator that makes it
     operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     codes = []
     for op in operators:
@@ -180,7 +186,7 @@ def read_convolutions(path: str | Path) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def _dense(sparsity, values: np.ndarray, shape: np.ndarray) -> np.ndarray:
+def _dense(sparsity: Any, values: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """A sparse constant of the schema (levels that are dense or compressed, then blocks), filled with zeros."""
     import tflite
 
@@ -188,7 +194,7 @@ def _dense(sparsity, values: np.ndarray, shape: np.ndarray) -> np.ndarray:
     blocks = sparsity.BlockMapAsNumpy().tolist() if sparsity.BlockMapLength() else []
     ranks = len(shape)
 
-    def vector(kind: int, table) -> np.ndarray:
+    def vector(kind: int, table: Any) -> np.ndarray:
         reader = getattr(tflite, _INTEGER_VECTORS[kind])()
         reader.Init(table.Bytes, table.Pos)
         return reader.ValuesAsNumpy().astype(np.int64)

@@ -1,4 +1,5 @@
-"""Official TCFormer files -> our state dicts (models/keypoints/tcformer.py, models/keypoints/tcformer_heads.py) and configs.
+"""Official TCFormer files -> our state dicts (models/keypoints/tcformer.py, models/keypoints/tcformer_heads.py) and
+configs.
 
 Layouts: classification (`model` or the plain dict), pose (`state_dict`, maybe with `module.` in front, keys backbone.*,
 neck.*, keypoint_head.*), and mmpose's (`patch_embed1.projection` for `.proj`; its stem norm eps is 1e-6).
@@ -7,6 +8,7 @@ neck.*, keypoint_head.*), and mmpose's (`patch_embed1.projection` for `.proj`; i
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -82,7 +84,7 @@ def fields_of_state(state: dict[str, Tensor]) -> dict:
         state: in our keys, from `convert_tcformer`.
     """
     prefix = "backbone." if any(k.startswith("backbone.") for k in state) else ""
-    fields: dict[str, list] = {"embed_dims": [], "num_heads": [], "mlp_ratios": [], "depths": [], "sr_ratios": []}
+    fields: dict[str, Any] = {"embed_dims": [], "num_heads": [], "mlp_ratios": [], "depths": [], "sr_ratios": []}
     stage = 1
     while f"{prefix}norm{stage}.weight" in state:
         block = f"{prefix}block{stage}"
@@ -113,7 +115,11 @@ def fields_of_state(state: dict[str, Tensor]) -> dict:
 
 
 def load_tcformer(
-    state: dict[str, Tensor], source: str, without_topology: bool = False, allow_nonfinite: bool = False, **overrides
+    state: dict[str, Tensor],
+    source: str,
+    without_topology: bool = False,
+    allow_nonfinite: bool = False,
+    **overrides: Any,
 ) -> nn.Module:
     """Model in eval mode from an official file's tensors (classification, pose, mmpose), loaded strictly.
 

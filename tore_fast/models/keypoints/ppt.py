@@ -123,7 +123,8 @@ class PPTTransformer(nn.Module):
             self.keep_ratio if not self.training or self.training_keep_ratio is None else self.training_keep_ratio
         )
         x = tokens
-        for i, (attn, mlp) in enumerate(self.layers):
+        layers: Any = self.layers  # of pairs of PreNorm
+        for i, (attn, mlp) in enumerate(layers):
             if i > 0 and self.pos_every_layer:
                 x = torch.cat([x[:, :joints], x[:, joints:] + pos], dim=1)
             prunes = i in self.pruning_layers and keep_ratio < 1
@@ -155,7 +156,7 @@ class PPTConfig:
     keep_ratio: float = 0.7
     heatmap_hidden: int = 384
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for size, patch in zip(self.image_size, self.patch_size):
             if size % (4 * patch):
                 raise ValueError(
@@ -254,7 +255,8 @@ def sine_position(h: int, w: int, dim: int, temperature: float = 10000.0) -> Ten
 
 
 def keep_ratio_at(epoch: float, final: float = 0.7, start: int = 10, end: int = 110, shape: str = "cosine") -> float:
-    """Keep ratio during training: 1 until `start`, then down to `final` at `end` (cosine: single view, linear: multi)."""
+    """Keep ratio during training: 1 until `start`, then down to `final` at `end` (cosine: single view, linear:
+    multi)."""
     t = min(max((epoch - start) / (end - start), 0.0), 1.0)
     if shape not in ("cosine", "linear"):
         raise ValueError(f"keep_ratio_at: shape must be cosine or linear, got {shape!r}")

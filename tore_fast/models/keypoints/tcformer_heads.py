@@ -1,7 +1,8 @@
 """TCFormer for tasks: key-point heat-maps (whole body, face) through MTA or a deconvolution head, and SMPL parameters.
 
 In: images [B, 3, H, W]; out: heat-maps [B, J, H/4, W/4] for data/heatmap.py to decode, or pose/shape/camera for body/.
-The backbone is models/keypoints/tcformer.py; keys of the pose model are the official ones (backbone., neck., keypoint_head.).
+The backbone is models/keypoints/tcformer.py; keys of the pose model are the official ones (backbone., neck.,
+keypoint_head.).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class TCFormerPoseConfig(TCFormerConfig):
     neck_sr_layer: bool = False
     neck_norm_eps: float = 1e-5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.neck not in NECKS:
             raise ValueError(f"TCFormerPoseConfig: neck must be one of {NECKS}, got {self.neck!r}")
@@ -46,7 +47,7 @@ class TCFormerPoseConfig(TCFormerConfig):
             raise ValueError(f"TCFormerPoseConfig: num_classes must be 0, got {self.num_classes}")
 
     @classmethod
-    def from_parts(cls, backbone: TCFormerConfig, neck: dict, **fields) -> TCFormerPoseConfig:
+    def from_parts(cls, backbone: TCFormerConfig, neck: dict, **fields: Any) -> TCFormerPoseConfig:
         """Config from a backbone config and the fields of an official `neck` entry."""
         names = {
             "out_channels": "neck_channels",
@@ -106,6 +107,8 @@ class TCFormerPose(nn.Module):
         super().__init__()
         self.config = c = make_config(type(self), config, fields)
         self.backbone = TCFormer(c)
+        self.neck: MTA | None = None
+        self.keypoint_head: ConvHead | DeconvHead
         if c.neck == "mta":
             self.neck = MTA(
                 c.embed_dims,
@@ -119,10 +122,10 @@ class TCFormerPose(nn.Module):
             )
             self.keypoint_head = ConvHead(c.neck_channels, c.num_keypoints)
         else:
-            self.neck = None
             self.keypoint_head = DeconvHead(c.embed_dims[-1], c.num_keypoints)
         nn.init.normal_(self.keypoint_head.final_layer.weight, std=0.001)
-        nn.init.zeros_(self.keypoint_head.final_layer.bias)
+        if self.keypoint_head.final_layer.bias is not None:
+            nn.init.zeros_(self.keypoint_head.final_layer.bias)
 
     def forward(self, image: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, J, H/4, W/4]
         stages = self.backbone.forward_features(image)
@@ -150,6 +153,10 @@ class IterativeRegressor(nn.Module):
     State (157): pose 24x6, shape 10, camera 3. Starts from the mean parameters (`set_mean`; identity, zero shape and
     camera (0.9, 0, 0) before that). Source: HMR (CVPR 2018) section 3.2, SPIN's 6D form; layer sizes as there.
     """
+
+    init_pose: Tensor
+    init_shape: Tensor
+    init_cam: Tensor
 
     def __init__(self, dim: int, iterations: int = 3, hidden: int = 1024, num_joints: int = 24, num_shape: int = 10):
         super().__init__()

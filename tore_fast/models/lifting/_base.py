@@ -1,4 +1,5 @@
-"""HoT: what MixSTE, MotionBERT, MHFormer and MotionAGFormer share when the frames between block n and the end are pruned.
+"""HoT: what MixSTE, MotionBERT, MHFormer and MotionAGFormer share when the frames between block n and the end are
+pruned.
 
 A host (models/<host>.py) calls `self.prune(...)` before its block n and `self.recover(...)` after its last one.
 `hot_<host>_F` recovers all F frames by TRA (seq2seq), `tpc_<host>_F` keeps the f frames incl. the centre (seq2frame).
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from ...geometry.skeleton import H36M17, mirror_points
 from ...layers.prepared import Prepared
 from ...layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ...layers.tra import TokenRecovery, interpolate_frames
-from .._registry import Facts, PaperRow, facts_of, register_model
+from .._registry import Facts, PaperRow, register_model
 
 JOINTS = 17
 TIES = ("index", "strict")
@@ -29,7 +30,7 @@ class LiftedPose(NamedTuple):
     """What every host returns."""
 
     pose: Tensor  # [B, F, 17, 3]; [B, f, 17, 3] where frames are pruned and not recovered
-    index: Tensor | None  # [B, f] int64 kept frames, ascending; None without pruning
+    index: Tensor | None  # type: ignore[assignment]  # hides tuple.index; [B, f] int64 kept frames, ascending; None without pruning
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class PrunableHost(Prepared):
 
     facts: Facts
     config_class: type[PruneConfig]
-    config: PruneConfig
+    config: Any  # its own PruneConfig, with frames
     in_channels: int
 
     def _add_pruning(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
@@ -132,7 +133,8 @@ class PrunableHost(Prepared):
             return
         frames: int = c.frames  # type: ignore[attr-defined]
         center = (frames - 1) // 2 if c.keep_center else None
-        self.selector = FrameSelector(frames, c.keep_frames, c.pruning, c.knn, center, c.tie)
+        assert c.keep_frames is not None  # check_pruning
+        self.selector = FrameSelector(frames, c.keep_frames, c.pruning, c.knn, center, c.tie)  # type: ignore[arg-type]  # ditto
         if c.recovery == "tra":
             self.pos_embed_token = nn.Parameter(torch.zeros(1, c.keep_frames, dim))
             self.x_token = nn.Parameter(torch.zeros(1, c.output_frames, dim))
@@ -160,6 +162,7 @@ class PrunableHost(Prepared):
     ) -> Tensor:
         """Kept frames [B, f]. `tokens()` gives the pooled tokens, `attention()` the frame scores, only when needed."""
         with torch.no_grad():
+            assert self.selector is not None
             rule = self.selector.pruning
             score = attention() if rule == "attention" else motion_score(keypoints) if rule == "motion" else None
             pooled = tokens() if rule == "tpc" else keypoints
@@ -190,7 +193,8 @@ class PrunableHost(Prepared):
         return interpolate_frames(x, index, self.config.frames, self.config.recovery)  # type: ignore[attr-defined]
 
     def paper_extra_macs(self) -> int:
-        """What the tables of the HoT paper count of one clip beside linear and convolution layers: the pooling of the tokens
+        """What the tables of the HoT paper count of one clip beside linear and convolution layers: the pooling of the
+        tokens
         that TPC chooses by, and TRA's query once per joint, as the official code computes it (ours: once)."""
         c, channels = self.config, self.config.channels  # type: ignore[attr-defined]
         pooling = (JOINTS + 1) * c.frames * channels if c.pruned and c.pruning == "tpc" else 0  # type: ignore[attr-defined]
@@ -207,7 +211,7 @@ class PrunableHost(Prepared):
 
 def is_centered(model: PrunableHost) -> bool:
     """Whether only the middle frame of a window is meant to be used (seq2frame)."""
-    return model.config.recovery == "none" and (model.config.pruned or facts_of(model).frames_out == "middle")
+    return model.config.recovery == "none" and (model.config.pruned or model.facts.frames_out == "middle")
 
 
 def center_pose(lifted: LiftedPose, frames: int) -> Tensor:

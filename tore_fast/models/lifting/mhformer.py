@@ -1,14 +1,14 @@
 """MHFormer: 2D keypoints of F frames -> 3D pose via three hypotheses in cascade; with TPC (and HoT).
 
 In: [B, F, 17, 2] normalised 2D. Out: `LiftedPose`; trained on all (kept) frames, tested on the centre one. Source:
-MHFormer, CVPR 2022; pruned: HoT, CVPR 2024. The hypothesis generator mixes frames as channels and is never pruned; HoT w.
-MHFormer (recovery to all frames) is not in the paper and follows the other hosts on the concatenated 3C channels.
+MHFormer, CVPR 2022; pruned: HoT, CVPR 2024. The hypothesis generator mixes frames as channels and is never pruned; HoT
+w. MHFormer (recovery to all frames) is not in the paper and follows the other hosts on the concatenated 3C channels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,8 @@ class CrossInteraction(_ConcatMlp):
 
 
 class HypothesisTransformer(nn.Module):
-    """Position embeddings, the SHR and CHI blocks and the final norm (run by `Mhformer.forward`, which prunes between)."""
+    """Position embeddings, the SHR and CHI blocks and the final norm (run by `Mhformer.forward`, which prunes
+    between)."""
 
     def __init__(self, config: MhformerConfig) -> None:
         super().__init__()
@@ -203,13 +204,16 @@ class Mhformer(PrunableHost):
         x = t.norm(torch.cat(tokens, dim=-1))
         x = self.recover(x[:, :, None], index)[:, :, 0]
         b, frames, c3 = x.shape
-        norm, conv = self.regression
+        norm, conv = cast(Any, self.regression)
         regress = lambda tokens: nn.functional.linear(norm(tokens), conv.weight[:, :, 0], conv.bias)
         x = metres(regress, x.reshape(-1, c3))
         return LiftedPose(x.view(b, frames, JOINTS, 3), index)
 
-    def _prune_hypotheses(self, tokens, index, block, keypoints, density_noise) -> tuple[list[Tensor], Tensor]:
-        """One index for all three hypotheses, chosen on their joined channels (no pooling: joints are already merged)."""
+    def _prune_hypotheses(
+        self, tokens: Any, index: Any, block: Any, keypoints: Any, density_noise: Any
+    ) -> tuple[list[Tensor], Tensor]:
+        """One index for all three hypotheses, chosen on their joined channels (no pooling: joints are already
+        merged)."""
         if index is None:
             pooled = lambda: torch.cat(tokens, dim=-1)
             index = self.select(pooled, lambda: block.frame_scores(*tokens), keypoints, density_noise)

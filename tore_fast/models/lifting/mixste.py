@@ -1,7 +1,7 @@
 """MixSTE: 2D keypoints of F frames -> 3D poses, alternating attention over joints and over frames; with HoT and TPC.
 
-In: [B, F, 17, 2] normalised 2D. Out: `LiftedPose`. Source: MixSTE, CVPR 2022; pruned: HoT, CVPR 2024, tables 1-3, 10-13.
-Keys are those of the official checkpoints (models/lifting/layouts.py).
+In: [B, F, 17, 2] normalised 2D. Out: `LiftedPose`. Source: MixSTE, CVPR 2022; pruned: HoT, CVPR 2024, tables 1-3,
+10-13. Keys are those of the official checkpoints (models/lifting/layouts.py).
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Mixste(PrunableHost):
         self._check_input(x, index, density_noise)
         keypoints = x
         x = self.Spatial_patch_to_embedding(x) + self.Spatial_pos_embed[:, None]
-        for i, (spatial, temporal) in enumerate(zip(self.STEblocks, self.TTEblocks)):
+        stacks: Any = (self.STEblocks, self.TTEblocks)
+        for i, (spatial, temporal) in enumerate(zip(*stacks)):
             if i == self.config.prune_block:
                 scores = lambda x=x, block=temporal: block.attn.frame_scores(block.norm1(x))
                 x, index = self.prune(x, index, scores, keypoints, density_noise)

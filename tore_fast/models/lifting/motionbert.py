@@ -1,4 +1,5 @@
-"""MotionBERT's DSTformer: 2D keypoints with confidence -> 3D poses, two streams of joint and frame attention; with HoT, TPC.
+"""MotionBERT's DSTformer: 2D keypoints with confidence -> 3D poses, two streams of joint and frame attention; with HoT,
+TPC.
 
 In: [B, F, 17, 3] = x, y, confidence. Out: `LiftedPose`. Source: MotionBERT, ICCV 2023; pruned: HoT, CVPR 2024, tables
 1-3 (the "lite" size, 16.00 M). TPC w. MotionBERT has no official code: centre kept, the head runs on the f frames.
@@ -34,6 +35,15 @@ class MotionbertConfig(PruneConfig):
 
 class StreamBlock(nn.Module):
     """Attention and MLP over one axis, then over the other; `order` is ("joints", "frames") or its reverse."""
+
+    norm1_s: nn.LayerNorm
+    attn_s: PoseAttention
+    norm2_s: nn.LayerNorm
+    mlp_s: Mlp
+    norm1_t: nn.LayerNorm
+    attn_t: PoseAttention
+    norm2_t: nn.LayerNorm
+    mlp_t: Mlp
 
     def __init__(self, dim: int, heads: int, hidden: int, order: tuple[Axis, Axis]) -> None:
         super().__init__()
@@ -108,6 +118,7 @@ class Motionbert(PrunableHost):
                     nn.init.zeros_(m.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.temp_embed, std=0.02)
+        fusion: Any
         for fusion in self.ts_attn:  # both streams start with weight 1/2
             nn.init.zeros_(fusion.weight)
             nn.init.constant_(fusion.bias, 0.5)
@@ -124,7 +135,8 @@ class Motionbert(PrunableHost):
         self._check_input(x, index, density_noise)
         keypoints = x
         x = self.joints_embed(x) + self.pos_embed[:, None] + self.temp_embed[:, : x.shape[1]]
-        for i, (st, ts, fusion) in enumerate(zip(self.blocks_st, self.blocks_ts, self.ts_attn)):
+        stacks: Any = (self.blocks_st, self.blocks_ts, self.ts_attn)
+        for i, (st, ts, fusion) in enumerate(zip(*stacks)):
             if i == self.config.prune_block:
                 scores = lambda x=x, block=ts: block.attn_t.frame_scores(block.norm1_t(x))
                 x, index = self.prune(x, index, scores, keypoints, density_noise)

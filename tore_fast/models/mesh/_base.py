@@ -64,6 +64,8 @@ class MeshModel(Prepared):
 
     needs_template = False  # METRO and Mesh Graphormer take the rest mesh as queries
     config_class: type[MeshModelConfig]
+    config: MeshModelConfig  # every class narrows it to its own
+    backbone: Any  # a trunk of models/backbones, or None
 
     def __init__(
         self,
@@ -72,7 +74,8 @@ class MeshModel(Prepared):
         mesh_data: str | Path | None = None,
         **fields: Any,
     ):
-        """`config` None: the class's defaults; `fields` change it; `mesh` overrides config.mesh; `mesh_data` is the folder of
+        """`config` None: the class's defaults; `fields` change it; `mesh` overrides config.mesh; `mesh_data` is the
+        folder of
         SMPL/MANO topology files."""
         super().__init__()
         config = make_config(type(self), config, fields)
@@ -109,7 +112,11 @@ class MeshModel(Prepared):
             merged["mesh"], mesh = mesh, None
         return cls(make_config(cls, None, merged), mesh, mesh_data)
 
-    def features(self, images: Tensor) -> Tensor:
+    def upsample_mesh(self, coarse: Tensor) -> tuple[Tensor | None, Tensor]:
+        """[B, V, 3] -> intermediate (None for a hand) and fine vertices."""
+        raise NotImplementedError
+
+    def features(self, images: Any) -> Any:
         """Backbone features [B, C, h, w]; without a backbone the input is taken as the features.
 
         Raises:
@@ -124,7 +131,7 @@ class MeshModel(Prepared):
         )
         return self.backbone(images)
 
-    def check_input(self, what: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    def check_input(self, what: str, x: Any, shape: tuple[int, ...], meaning: str) -> None:
         """`x` must be floating point [B, *shape]."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -134,7 +141,8 @@ class MeshModel(Prepared):
             raise ValueError(f"{type(self).__name__}: {what} must be [{wanted}] ({meaning}), got {list(x.shape)}")
 
     def unused_official_params(self) -> int:
-        """Weights of the official file, without its trunk, that no forward pass reads and that our models do not have."""
+        """Weights of the official file, without its trunk, that no forward pass reads and that our models do not
+        have."""
         return 0
 
     def example_features(self, channels: int, rows: int, cols: int) -> object:

@@ -1,7 +1,7 @@
 """FastMETRO: image tokens are encoded, joint and vertex queries decode them, in two transformers of falling width.
 
-In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
-variant is tore.py. Parameter names are the official ones, so official state dicts load strictly.
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput. Layers: transformer.py, mesh.py, smpl_regressor.py;
+TORE's variant is tore.py. Parameter names are the official ones, so official state dicts load strictly.
 Cho et al., "Cross-Attention of Disentangled Modalities for 3D Human Mesh Recovery with Transformers", ECCV 2022.
 """
 
@@ -18,7 +18,7 @@ from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.metres import exact, metres, wide
 from ...layers.smpl_regressor import SMPLParameterRegressor
-from ...layers.transformer import Transformer
+from ...layers.transformer import Maps, Transformer
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
 from ._base import MeshModel, MeshModelConfig, stack_maps
@@ -46,7 +46,8 @@ class FastMETRO(MeshModel, TokenSelection):
     """FastMETRO for a body (three mesh levels) or a hand (two levels, never a learned up-sampling).
 
     Args:
-        config: FastMETROConfig; its fields may be given as keywords instead. With a `selector` the image tokens are pruned (ITP without GTR, an ablation of TORE's).
+        config: FastMETROConfig; its fields may be given as keywords instead. With a `selector` the image tokens are
+            pruned (ITP without GTR, an ablation of TORE's).
         mesh, mesh_data: see models/mesh/_topology.py.
 
     Example:
@@ -56,6 +57,9 @@ class FastMETRO(MeshModel, TokenSelection):
     """
 
     config_class = FastMETROConfig
+    config: FastMETROConfig
+    pos_2: Tensor
+    upsample: Any  # nn.ModuleList of MeshUpsample
 
     def __init__(
         self,
@@ -107,7 +111,8 @@ class FastMETRO(MeshModel, TokenSelection):
         kept = self.select_tokens(self.conv_1x1(self.features(images)))
         batch, joints = kept.tokens.shape[0], self.config.num_joints
         topology = self.pattern()
-        maps_1, maps_2 = ({}, {}) if return_attention else (None, None)
+        maps_1: Maps | None = {} if return_attention else None
+        maps_2: Maps | None = {} if return_attention else None
         camera = self.cam_token_embed.weight.expand(batch, -1, -1)
         one = self.transformer_1(camera, kept.tokens, self.queries(), kept.pos, topology, maps_1)
         reduce_cam = self.dim_reduce_enc if self.config.shared_reduction else self.dim_reduce_enc_cam
@@ -193,7 +198,8 @@ HANDS = {
     "fastmetro_l_h64_hand": {"backbone": "hrnet_w64", "layers": 3, **HAND},
     "fastmetro_l_eb0_hand": {"backbone": "efficientnet_b0", "layers": 3, **HAND},
 }
-# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
+# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7
+# multiply-adds.
 PAPERS = {
     "fastmetro_s_r50_paper": PaperRow(9.2, None, "FastMETRO table 1"),
     "fastmetro_s_h64_paper": PaperRow(9.2, None, "FastMETRO table 1"),

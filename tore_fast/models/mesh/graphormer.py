@@ -47,6 +47,9 @@ class MeshGraphormer(DenseUpsampling):
     """
 
     config_class = MeshGraphormerConfig
+    config: MeshGraphormerConfig
+    template: Tensor
+    trans_encoder: Any  # nn.ModuleList of three BertBlock
 
     def __init__(
         self,
@@ -87,14 +90,15 @@ class MeshGraphormer(DenseUpsampling):
         """Regresses the mesh.
 
         Args:
-            images: [B, 3, H, W] normalised crops; without a backbone the pair (pooled [B, C], grid [B, grid_dim, h, w]).
+            images: [B, 3, H, W] normalised crops; without a backbone the pair (pooled [B, C], grid [B, grid_dim, h,
+                w]).
             query_mask: [B, J + V] with 1 for kept and 0 for masked queries; grid tokens are never masked.
             return_attention: also form the maps "bert_1".."bert_3" over [joints; vertices; grid]; slower.
             fine: False skips up-sampling; see `coarse_joint_regressor`.
         """
         pooled, grid = self.features(images)
         grid = grid.flatten(2).transpose(1, 2)  # [B, h * w, grid_dim] row-major
-        maps = [[], [], []] if return_attention else [None, None, None]
+        maps: list[list[Tensor] | None] = [[], [], []] if return_attention else [None, None, None]
         points, joints = self.template.shape[0], self.config.num_joints
         first, second, third = self.trans_encoder
         kept = (self.recall("embedding"), self.recall("grid embedding")) if query_mask is None else (None, None)
@@ -114,7 +118,7 @@ class MeshGraphormer(DenseUpsampling):
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         camera = x[:, :points] if self.config.camera_from_joints else coarse
         camera = metres(self.cam_param_fc3, metres(self.cam_param_fc2, metres(self.cam_param_fc, camera).squeeze(-1)))
-        named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} if return_attention else None
+        named = {f"bert_{i}": m for i, m in enumerate(maps, 1) if m is not None} if return_attention else None
         attention = stack_maps(named, x.shape[0])
         return MeshOutput(camera, x[:, :joints], coarse, intermediate, vertices, None, None, None, attention)
 

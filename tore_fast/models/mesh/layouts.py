@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -182,7 +182,7 @@ def nearest(state: dict[str, Tensor]) -> str:
     )
 
 
-def config_of(state: dict[str, Tensor], name: str, source: str, **overrides):
+def config_of(state: dict[str, Tensor], name: str, source: str, **overrides: Any) -> Any:
     """Config of a recognised state dict; heads and dropout are not in the weights and take the published values."""
     layout = LAYOUTS[name]
     try:
@@ -193,21 +193,21 @@ def config_of(state: dict[str, Tensor], name: str, source: str, **overrides):
     return make_config(layout.model, None, {"backbone": trunk_of(state), "mesh": mesh, **fields, **overrides})
 
 
-def stand_in_mesh(config):
+def stand_in_mesh(config: Any) -> Any:
     """A mesh of the right size for checking keys where the licensed topology is not at hand."""
     free = resolve_mesh("free_hand" if config.num_vertices == 195 else "free")
     return dataclasses.replace(free, name=config.mesh)
 
 
-def _load(name: str):
+def _load(name: str) -> Any:
     def load(
         state: dict[str, Tensor],
         source: str,
-        mesh=None,
-        mesh_data=None,
+        mesh: Any = None,
+        mesh_data: Any = None,
         without_topology: bool = False,
         allow_nonfinite: bool = False,
-        **overrides,
+        **overrides: Any,
     ) -> nn.Module:
         config = config_of(state, name, source, **overrides)
         model = LAYOUTS[name].model(config, stand_in_mesh(config) if without_topology else mesh, mesh_data)
@@ -217,7 +217,7 @@ def _load(name: str):
     return load
 
 
-def _fits(layout: Layout):
+def _fits(layout: Layout) -> Any:
     return lambda state: all(k in state for k in layout.marks) and not any(k in state for k in layout.absent)
 
 

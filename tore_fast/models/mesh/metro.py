@@ -57,6 +57,9 @@ class DenseUpsampling(MeshModel):
     """METRO's learned linear up-sampling, one or two steps, and its shortcut (a base of the BERT models)."""
 
     needs_template = True
+    config: METROConfig
+    template: Tensor
+    trans_encoder: Any  # nn.ModuleList of three BertBlock
 
     def init_upsampling(self) -> None:
         counts = self.mesh.counts
@@ -78,15 +81,17 @@ class DenseUpsampling(MeshModel):
         return super().unused_official_params() + sum(b.unused_official_params() for b in self.trans_encoder)
 
     def keep_terms(self) -> None:
-        """Both steps as one matrix: a quarter of the multiply-adds of the second step alone (431 against 1723 columns)."""
+        """Both steps as one matrix: a quarter of the multiply-adds of the second step alone (431 against 1723
+        columns)."""
         if self.upsampling2 is None:
             return
 
+        one, two = self.upsampling, self.upsampling2
+
         def both_steps() -> tuple[Tensor, Tensor]:  # [V_fine, V], [V_fine, 1]
-            one, two = self.upsampling, self.upsampling2
             return two.weight @ one.weight, (two.weight @ one.bias + two.bias)[:, None]
 
-        self.keep("up-sampling", (self.upsampling, self.upsampling2), both_steps)
+        self.keep("up-sampling", (one, two), both_steps)
 
 
 @model_facts(task="mesh", family="metro", crop="square", projection="as_is", loss="metro", masked_queries="all")
@@ -94,8 +99,9 @@ class METRO(DenseUpsampling, TokenSelection):
     """METRO for a body or (config.pooled) a hand.
 
     Args:
-        config: METROConfig; its fields may be given as keywords instead. With a `selector` the 49 image tokens are pruned before their learned mix into queries, which
-            then reads M tokens (our reading of ITP on METRO; a pooled model has no image tokens to prune).
+        config: METROConfig; its fields may be given as keywords instead. With a `selector` the 49 image tokens are
+            pruned before their learned mix into queries, which then reads M tokens (our reading of ITP on METRO; a
+            pooled model has no image tokens to prune).
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its points are the queries).
 
     Example:
@@ -105,6 +111,9 @@ class METRO(DenseUpsampling, TokenSelection):
     """
 
     config_class = METROConfig
+    config: METROConfig
+    template: Tensor
+    trans_encoder: Any  # nn.ModuleList of three BertBlock
 
     def __init__(
         self,
@@ -136,12 +145,13 @@ class METRO(DenseUpsampling, TokenSelection):
 
         Args:
             images: [B, 3, H, W] normalised crops; without a backbone features [B, C, h, w] or (pooled) [B, C].
-            query_mask: [B, J + V] with 1 for kept and 0 for masked queries (train/mesh_loss.py, draw_query_mask); None keeps all.
+            query_mask: [B, J + V] with 1 for kept and 0 for masked queries (train/mesh_loss.py, draw_query_mask); None
+                keeps all.
             return_attention: also form the attention maps "bert_1".."bert_3" over [joints; vertices]; slower.
             fine: False skips up-sampling; see `coarse_joint_regressor`.
         """
         tokens, heatmap = self.image_tokens(images)
-        maps = [[], [], []] if return_attention else [None, None, None]
+        maps: list[list[Tensor] | None] = [[], [], []] if return_attention else [None, None, None]
         first, second, third = self.trans_encoder
         kept = self.recall("embedding") if query_mask is None else None
         if kept is not None:
@@ -155,7 +165,7 @@ class METRO(DenseUpsampling, TokenSelection):
         joints, coarse = x[:, : self.config.num_joints], x[:, self.config.num_joints :]
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         camera = self.camera(x if self.config.camera_from_joints else coarse)
-        named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} if return_attention else None
+        named = {f"bert_{i}": m for i, m in enumerate(maps, 1) if m is not None} if return_attention else None
         attention = stack_maps(named, x.shape[0])
         return MeshOutput(camera, joints, coarse, intermediate, vertices, heatmap, None, None, attention)
 
@@ -173,8 +183,10 @@ class METRO(DenseUpsampling, TokenSelection):
         """Image tokens -> one row per query: the learned mix of grid positions, or the pooled row for all."""
         if self.conv_learn_tokens is None:
             return tokens
-        mixed = self.conv_learn_tokens.weight[..., 0] @ tokens
-        return mixed + self.conv_learn_tokens.bias[:, None] if bias else mixed
+        weight, offset = self.conv_learn_tokens.weight, self.conv_learn_tokens.bias
+        assert offset is not None
+        mixed = weight[..., 0] @ tokens
+        return mixed + offset[:, None] if bias else mixed
 
     def queries(self, tokens: Tensor, query_mask: Tensor | None) -> Tensor:  # [B, J + V, 3 + C]
         rows = self.mix(tokens)
@@ -202,12 +214,13 @@ def token_embedding(
     block: BertBlock, template: Tensor, mix: nn.Conv1d | None
 ) -> tuple[Tensor, Tensor]:  # [D, C], [T, D] with D = dim + width
     """Embedding and residual of [xyz; M f + c] as M (W f) + constant: the linear layers commute with the token mix, so
-    they run on the image tokens (49, or one pooled) instead of all queries (445). Positions and template are constant."""
+    they run on the image tokens (49, or one pooled) instead of all queries (445). Positions and template are
+    constant."""
     embed = block.bert["img_embedding"]
     weight = torch.cat([embed.weight, block.residual.weight])  # [D, 3 + C]
     bias = torch.cat([embed.bias + 0, block.residual.bias])
     const = F.linear(template, weight[:, :3], bias)
-    if mix is not None:
+    if mix is not None and mix.bias is not None:
         const = const + mix.bias[:, None] * weight[:, 3:].sum(1)
     const = const + F.pad(block.positions(template.shape[0]), (0, weight.shape[0] - block.dim))
     return weight[:, 3:].contiguous(), const

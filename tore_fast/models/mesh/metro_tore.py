@@ -19,6 +19,7 @@ from ...layers.gtr_nsr import NeuralShapeRegressor
 from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.metres import metres
+from ...layers.transformer import Maps
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
 from ._base import stack_maps
@@ -45,12 +46,16 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its joints are the queries).
 
     Example:
-        >>> out = METRO_TORE(METROToreConfig(backbone=None, selector="soft", keep_ratio=0.8))(torch.randn(1, 2048, 7, 7))
+        >>> out = METRO_TORE(METROToreConfig(backbone=None, selector="soft", keep_ratio=0.8))(torch.randn(1, 2048, 7,
+        7))
         >>> out.heatmap.shape
         torch.Size([1, 39, 49])
     """
 
     config_class = METROToreConfig
+    config: METROToreConfig
+    template: Tensor
+    trans_encoder: Any  # nn.ModuleList of three BertBlock
 
     def __init__(
         self,
@@ -97,8 +102,8 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
             nsr_noise: share of the joint features' standard deviation added as Gaussian noise before the NSR.
         """
         kept = self.select_tokens(self.features(images))
-        maps = [[], [], []] if return_attention else [None, None, None]
-        nsr_maps = {} if return_attention else None
+        maps: list[list[Tensor] | None] = [[], [], []] if return_attention else [None, None, None]
+        nsr_maps: Maps | None = {} if return_attention else None
         first, second, third = self.trans_encoder
         mix = self.conv_learn_tokens.weight[..., 0]  # [J, M]
         constant = self.recall("embedding") if query_mask is None else None
@@ -108,6 +113,7 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
             embedded, residual = both.split([first.dim, both.shape[-1] - first.dim], dim=-1)
             x, _ = first.from_embedded(embedded, residual, maps=maps[0])
         else:
+            assert self.conv_learn_tokens.bias is not None
             rows = mix @ kept.tokens + self.conv_learn_tokens.bias[:, None]
             queries = torch.cat([self.template.expand(rows.shape[0], -1, -1), rows], dim=-1)
             x, _ = first(mask_queries(queries, query_mask), maps=maps[0])
@@ -121,7 +127,8 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         attention = None
         if return_attention:
-            named = {f"bert_{i}": m for i, m in enumerate(maps, 1)} | {f"{k}_3": m for k, m in nsr_maps.items()}
+            named = {f"bert_{i}": m for i, m in enumerate(maps, 1) if m is not None}
+            named |= {f"{k}_3": m for k, m in (nsr_maps or {}).items()}
             attention = stack_maps(named, batch)
         camera = metres(self.cam_predictor, nsr.camera).squeeze(1)
         return MeshOutput(camera, joints, coarse, intermediate, vertices, kept.heatmap, None, None, attention)
@@ -133,7 +140,7 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         nsr.keep_constants(lambda: nsr.joint_pos, lambda: tokens.weight[None], self.pattern, (tokens,))
 
 
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     "metro_tore_r50": {"backbone": "resnet50"},
     "metro_tore_r50_itp20": {"backbone": "resnet50", "selector": "soft", "keep_ratio": 0.8},
     "metro_tore_h64": {"backbone": "hrnet_w64"},

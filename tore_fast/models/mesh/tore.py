@@ -1,8 +1,10 @@
-"""TORE on FastMETRO: image tokens are pruned (ITP), the transformers decode joints only, an NSR gives the vertices (GTR).
+"""TORE on FastMETRO: image tokens are pruned (ITP), the transformers decode joints only, an NSR gives the vertices
+(GTR).
 
-In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput with the selector's heat map. Layers: itp.py, transformer.py,
-gtr_nsr.py. Parameter names are the official ones, so official state dicts load strictly. METRO's variant: metro_tore.py.
-Dou et al., "TORE: Token Reduction for Efficient Human Mesh Recovery with Transformer", ICCV 2023.
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput with the selector's heat map. Layers: itp.py,
+transformer.py, gtr_nsr.py. Parameter names are the official ones, so official state dicts load strictly. METRO's
+variant: metro_tore.py. Dou et al., "TORE: Token Reduction for Efficient Human Mesh Recovery with Transformer", ICCV
+2023.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from ...layers.itp import TokenSelection
 from ...layers.mesh import MeshPattern
 from ...layers.metres import metres
 from ...layers.positional import sine_position
-from ...layers.transformer import Transformer
+from ...layers.transformer import Maps, Transformer
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
 from ._base import MeshModel, MeshModelConfig, stack_maps
@@ -49,7 +51,8 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
     """FastMETRO with GTR and ITP, for a body or (our extension) a hand.
 
     Args:
-        config: FastMETROToreConfig; its fields may be given as keywords instead. Any token grid, widths and mesh are possible, e.g. 128 px at stride 16.
+        config: FastMETROToreConfig; its fields may be given as keywords instead. Any token grid, widths and mesh are
+            possible, e.g. 128 px at stride 16.
         mesh, mesh_data: see models/mesh/_topology.py.
 
     Example:
@@ -60,6 +63,9 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
     """
 
     config_class = FastMETROToreConfig
+    config: FastMETROToreConfig
+    pos_2: Tensor
+    upsample: Any  # nn.ModuleList of MeshUpsample
 
     def __init__(
         self,
@@ -110,7 +116,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
             tokens = tokens + self.feature_position
         kept = self.select_tokens(tokens)
         batch = kept.tokens.shape[0]
-        maps = [{}, {}, {}] if return_attention else [None, None, None]
+        maps: list[Maps | None] = [{}, {}, {}] if return_attention else [None, None, None]
         camera = self.cam_token_embed.weight.expand(batch, -1, -1)
         one = self.transformer_1(camera, kept.tokens, self.joint_token_embed.weight[None], kept.pos, None, maps[0])
         two = self.transformer_2(
@@ -127,7 +133,7 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         intermediate, vertices = self.upsample_mesh(coarse) if fine else (None, None)
         attention = None
         if return_attention:
-            named = {f"{k}_{i}": v for i, m in enumerate(maps, 1) for k, v in m.items()}
+            named = {f"{k}_{i}": v for i, m in enumerate(maps, 1) for k, v in (m or {}).items()}
             attention = stack_maps(named, batch)
         camera = metres(self.cam_predictor, two.camera).squeeze(1)
         joints = metres(self.xyz_regressor_j, two.decoded)

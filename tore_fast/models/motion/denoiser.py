@@ -1,7 +1,7 @@
 """One-step latent denoiser: per-frame features of a clip -> motion latents (stage 2 of FastHMR).
 
-In: features [B, 243, 1024] (the decoder token of models/smpl/hmr2.py) and noise [B, 27, 512]; out: clean latents for the
-decoder of models/motion/vae.py. `Diffusion` holds the zero-terminal-SNR schedule, losses and samplers.
+In: features [B, 243, 1024] (the decoder token of models/smpl/hmr2.py) and noise [B, 27, 512]; out: clean latents for
+the decoder of models/motion/vae.py. `Diffusion` holds the zero-terminal-SNR schedule, losses and samplers.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ class Diffusion(nn.Module):
         super().__init__()
         alphas = rescale_zero_terminal_snr(scaled_linear_betas(steps, beta_start, beta_end))
         self.steps = steps
+        self.signal: Tensor
+        self.sigma: Tensor
         self.register_buffer("signal", alphas.sqrt().float(), persistent=False)  # sqrt(abar)
         self.register_buffer("sigma", (1 - alphas).sqrt().float(), persistent=False)
 
@@ -190,7 +192,13 @@ class Diffusion(nn.Module):
 
 
 def clip_noise(
-    clips: int, tokens: int, dim: int, seed: int = 0, mode: str = "seeded", device=None, first_clip: int = 0
+    clips: int,
+    tokens: int,
+    dim: int,
+    seed: int = 0,
+    mode: str = "seeded",
+    device: torch.device | str | None = None,
+    first_clip: int = 0,
 ) -> Tensor:
     """Starting noise [clips, tokens, dim]: clip i has its own generator (seed, i), so batching does not change results.
 

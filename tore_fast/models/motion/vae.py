@@ -19,7 +19,8 @@ from .._registry import model_facts, register_models
 
 @dataclass(frozen=True)
 class MotionVAEConfig:
-    """Defaults: FastHMR Table 15. arch "encoder_decoder" cross-attends to the latents, "all_encoder" concatenates them."""
+    """Defaults: FastHMR Table 15. arch "encoder_decoder" cross-attends to the latents, "all_encoder" concatenates
+    them."""
 
     arch: str = "encoder_decoder"
     num_features: int = 133
@@ -35,7 +36,7 @@ class MotionVAEConfig:
     dist_mlp: bool = False  # mean and variance from one Linear instead of twice the tokens
     max_length: int = 500
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.arch not in ("encoder_decoder", "all_encoder"):
             raise ValueError(f"MotionVAEConfig: arch must be 'encoder_decoder' or 'all_encoder', got {self.arch!r}")
 
@@ -55,7 +56,8 @@ class VAELosses(NamedTuple):
 class MotionDecoder(nn.Module):
     """Latents [B, Nz, D] -> features [B, F, 133]: zero queries + positions through a skip transformer.
 
-    Attributes are named as in MLD; the VAE below spreads them over its own namespace so that its files load as they are.
+    Attributes are named as in MLD; the VAE below spreads them over its own namespace so that its files load as they
+    are.
     """
 
     def __init__(self, cfg: MotionVAEConfig):
@@ -69,7 +71,7 @@ class MotionDecoder(nn.Module):
         return decode_latents(self, z, frames)
 
 
-def decode_latents(model: nn.Module, z: Tensor, frames: int) -> Tensor:
+def decode_latents(model: Any, z: Tensor, frames: int) -> Tensor:
     """Shared by MotionDecoder and MotionVAE (both own query_pos_decoder, decoder, final_layer)."""
     cfg = model.cfg
     if z.dim() != 3 or z.shape[1:] != (cfg.latent_tokens, cfg.latent_dim):
@@ -114,8 +116,9 @@ def _distribution(c: MotionVAEConfig) -> nn.Linear:
     return layer
 
 
-def encode_features(model: nn.Module, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Shared by MotionEncoder and MotionVAE (both own global_motion_token, query_pos_encoder, encoder, skel_embedding)."""
+def encode_features(model: Any, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Shared by MotionEncoder and MotionVAE (both own global_motion_token, query_pos_encoder, encoder,
+    skel_embedding)."""
     c = model.cfg
     if features.dim() != 3 or features.shape[-1] != c.num_features:
         raise ValueError(f"motion encoder: features must be [B, F, {c.num_features}], got {list(features.shape)}")

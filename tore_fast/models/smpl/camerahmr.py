@@ -63,6 +63,7 @@ class CameraHMR(HMR2):
             box_center, box_size = image_size / 2, image_size[:, 0]
         elif any(t is None for t in given):
             raise ValueError("CameraHMR: give box_center, box_size and image_size together")
+        assert image_size is not None and box_center is not None and box_size is not None
         if focal is None:
             focal = camera.focal_from_fov(self.estimate_fov(img), image_size[:, 1])
         info = camera.bbox_info(box_center, box_size, image_size, focal)

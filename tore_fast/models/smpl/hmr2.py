@@ -66,7 +66,7 @@ class HMR2Config:
 
     def vit(self) -> ViTConfig:
         return ViTConfig(
-            img_size=tuple(self.img_size),
+            img_size=(self.img_size[0], self.img_size[1]),
             embed_dim=self.embed_dim,
             depth=self.depth,
             num_heads=self.num_heads,
@@ -137,6 +137,9 @@ class SMPLHead(nn.Module):
         self.deccam = nn.Linear(cfg.dim, 3)
         if keypoints:
             self.deckp = nn.Linear(cfg.dim, 2 * keypoints)
+        self.init_body_pose: Tensor
+        self.init_betas: Tensor
+        self.init_cam: Tensor
         self.register_buffer("init_body_pose", torch.zeros(1, npose))
         self.register_buffer("init_betas", torch.zeros(1, num_betas))
         self.register_buffer("init_cam", torch.tensor([[0.9, 0.0, 0.0]]))
@@ -163,7 +166,8 @@ class SMPLHead(nn.Module):
             raise ValueError(f"SMPLHead: context must be [B, N, C], got {list(context.shape)}")
         b = context.shape[0]
         pose, betas, cam = (t.expand(b, -1) for t in (self.init_body_pose, self.init_betas, self.init_cam))
-        token = kp = None
+        token: Any = None
+        kp: Tensor | None = None
         for _ in range(self.ief_iters):
             query = self.query_token(b, (pose, betas, cam), bbox_info)
             token = self.transformer(query.to(context.dtype), context, log_size)[:, 0]
@@ -186,9 +190,10 @@ class SMPLHead(nn.Module):
 
 @model_facts(task="smpl", family="fasthmr", crop="hmr2", loss="hmr2")
 class HMR2(Prepared):
-    """Crops -> SMPL parameters. `prepare()` for inference, `set_merging()` to change the token count of one instance."""
+    """Crops -> SMPL parameters. `prepare()` for inference, `set_merging()` to change the token count of one
+    instance."""
 
-    head_query = None  # the config decides
+    head_query: str | None = None  # the config decides
     aux_keypoints = 0
 
     config_class = HMR2Config
@@ -213,7 +218,8 @@ class HMR2(Prepared):
         self.backbone.merging = merging
 
     def keep_tokens(self, keep: int, per_block: int | None = None) -> None:
-        """Mask-ToMe down to `keep` tokens from the next call on, other settings (order, prop_attn, ...) as in the config."""
+        """Mask-ToMe down to `keep` tokens from the next call on, other settings (order, prop_attn, ...) as in the
+        config."""
         changed = {"keep_tokens": keep, "merge_r": None, "merge_per_block": per_block or self.config.merge_per_block}
         self.set_merging(dataclasses.replace(self.config, **changed).merging())
 

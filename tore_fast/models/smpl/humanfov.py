@@ -1,8 +1,8 @@
 """HumanFoV of CameraHMR: vertical field of view of a whole image.
 
 In: images letterboxed to 256x256 (geometry/warp.py:letterbox), ImageNet-normalised; out: angles [B, 2] in radians,
-[:, 1] the vertical one, for geometry/camera.py:focal_from_fov. The trunk is HRNet-W48 whose four branches are brought to
-1/32 by stride-2 convolutions. `fc2` and `backbone.final_layer` only exist so that official files load strictly.
+[:, 1] the vertical one, for geometry/camera.py:focal_from_fov. The trunk is HRNet-W48 whose four branches are brought
+to 1/32 by stride-2 convolutions. `fc2` and `backbone.final_layer` only exist so that official files load strictly.
 """
 
 from __future__ import annotations
@@ -41,10 +41,7 @@ class _Residual(nn.Module):
             setattr(self, f"conv{i}", nn.Conv2d(a, b, k, 1, k // 2, bias=False))
             setattr(self, f"bn{i}", nn.BatchNorm2d(b))
         self.count = len(shape)
-        if cin != cout:
-            self.downsample = _conv(cin, cout, 1, relu=False)
-        else:
-            self.downsample = None
+        self.downsample = _conv(cin, cout, 1, relu=False) if cin != cout else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -84,6 +81,7 @@ class _Module(nn.Module):
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
         xs = [branch(x) for branch, x in zip(self.branches, xs)]
         out = []
+        row: Any
         for row in self.fuse_layers:
             total = row[0](xs[0])
             for layer, x in zip(row[1:], xs[1:]):
@@ -95,7 +93,11 @@ class _Module(nn.Module):
 class HRNetW48(nn.Module):
     """HRNet-W48 in the pose layout: [B, 3, H, W] -> [B, 720] mean of the four branches at 1/32."""
 
-    def __init__(self):
+    downsample_stage_1: nn.Module
+    downsample_stage_2: nn.Module
+    downsample_stage_3: nn.Module
+
+    def __init__(self) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64)
         self.conv2, self.bn2 = nn.Conv2d(64, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64)

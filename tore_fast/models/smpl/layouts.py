@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,11 @@ def _kept(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_hmr2(
-    state: dict[str, Tensor], source: str, without_topology: bool = False, allow_nonfinite: bool = False, **overrides
+    state: dict[str, Tensor],
+    source: str,
+    without_topology: bool = False,
+    allow_nonfinite: bool = False,
+    **overrides: Any,
 ) -> nn.Module:
     """HMR2.0 from its Lightning file (`epoch=35-step=1000000.ckpt`); discriminator and SMPL buffers are left out.
 
@@ -85,9 +90,10 @@ def load_camerahmr(
     fov_net_file: str | Path | None = None,
     without_topology: bool = False,
     allow_nonfinite: bool = False,
-    **overrides,
+    **overrides: Any,
 ) -> nn.Module:
-    """CameraHMR from its checkpoint, the field-of-view net from the same file (`cam_model.*`) or from `fov_net_file`."""
+    """CameraHMR from its checkpoint, the field-of-view net from the same file (`cam_model.*`) or from
+    `fov_net_file`."""
     state = _kept(state)
     if fov_net_file is not None:
         state = {k: v for k, v in state.items() if not k.startswith("cam_model.")}

@@ -26,7 +26,8 @@ def rasterize_reference(
             vertices_px.new_empty(shape),
             vertices_px.new_empty((*shape, 3)),
         )
-    return tuple(torch.stack(parts) for parts in zip(*items, strict=True))
+    depth, face, weights = (torch.stack(parts) for parts in zip(*items, strict=True))
+    return depth, face, weights
 
 
 def _one_image(vertices: Tensor, faces: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,14 +11,16 @@ from torch import Tensor
 EPS = 1e-6
 
 
-def nearest_cells(cells: int, pixels: int, device=None) -> Tensor:
+def nearest_cells(cells: int, pixels: int, device: torch.device | str | None = None) -> Tensor:
     """Pixel of each cell along one axis: floor(i * pixels / cells) with the ratio in float32 (nearest resize)."""
     ratio = torch.tensor(pixels, dtype=torch.float32, device=device) / cells
     index = torch.arange(cells, dtype=torch.float32, device=device) * ratio
     return index.floor().long().clamp_max(pixels - 1)
 
 
-def cell_pixels(init_grid: tuple[int, int], map_size: tuple[int, int], device=None) -> Tensor:
+def cell_pixels(
+    init_grid: tuple[int, int], map_size: tuple[int, int], device: torch.device | str | None = None
+) -> Tensor:
     """[H0 * W0] int64: the pixel (row-major in the H x W map) that each cell of the initial grid belongs to."""
     rows = nearest_cells(init_grid[0], map_size[0], device)
     cols = nearest_cells(init_grid[1], map_size[1], device)
