@@ -2,7 +2,7 @@
 configs.
 
 In: nothing; out: PROTOCOLS, ROWS and `build(row, protocol)` for study.py. A row's model takes cached trunk features
-(_study_features.py) and returns MeshOutput without up-sampling: that is one fixed linear map, the same for every row.
+(features.py) and returns MeshOutput without up-sampling: that is one fixed linear map, the same for every row.
 """
 
 from __future__ import annotations

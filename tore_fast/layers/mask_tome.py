@@ -1,7 +1,7 @@
 """ToMe and Mask-ToMe inside a ViT block: merge similar tokens, background first.
 
 In: tokens [B, N, C] after a block's attention residual and its keys; out: fewer tokens for the block's MLP. Who calls
-it: models/backbones/vit.py (built in) and layers/tome.py (any timm ViT). The matching itself is
+it: models/backbones/vit.py (built in) and accelerate/ (models of others). The matching itself is
 ops.bipartite_soft_matching.
 """
 
