@@ -1,4 +1,5 @@
-"""Files made to hurt: a few seconds of seeded mutations of every kind (tools/hostile.py runs longer), and what is no file at all."""
+"""Files made to hurt: a few seconds of seeded mutations of every kind (tools/hostile.py runs longer), and what is no
+file at all."""
 
 from __future__ import annotations
 

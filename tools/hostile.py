@@ -1,11 +1,14 @@
-"""Files made to hurt: writes a corpus of them, and runs the readers of tore_fast over seeded mutations of good and evil files.
+"""Files made to hurt: writes a corpus of them, and runs the readers of tore_fast over seeded mutations of good and
+evil files.
 
     python tools/hostile.py write DIR                         # the corpus, for trying commands by hand
     python tools/hostile.py fuzz --seconds 1800               # every kind in turn; --kind images for one
     python tools/hostile.py fuzz --seconds 60 --seed 7 --keep DIR
 
-A file may be read, or refused with one line that is a ValueError or OSError. Everything else fails: another exception, a signal, more
-than LIMIT_S seconds, more than LIMIT_BYTES of memory, another program than ffmpeg, a connection, a file written elsewhere. Cases are
+A file may be read, or refused with one line that is a ValueError or OSError. Everything else fails: another
+exception, a signal, more
+than LIMIT_S seconds, more than LIMIT_BYTES of memory, another program than ffmpeg, a connection, a file written
+elsewhere. Cases are
 numbered; seed, kind and number make the same file again. tests/test_hostile.py runs some seconds of each kind.
 """
 
@@ -378,7 +381,8 @@ def _watch(event: str, args: tuple) -> None:
 
 
 def cases(kind: str, seed: int, first: int, seconds: float, path: str, report: Callable[[str], None]) -> None:
-    """Runs cases from `first` on until the time is over; a line of JSON for each that fails, and at the end the counts."""
+    """Runs cases from `first` on until the time is over; a line of JSON for each that fails, and at the end the
+    counts."""
     files = FILES[kind]()
     names, data = list(files), list(files.values())
     signal.signal(signal.SIGALRM, _too_long)
@@ -432,7 +436,8 @@ def read_once(kind: str, blob: bytes, folder: Path, name: str) -> str:
 
 
 def fuzz(kind: str, seconds: float, seed: int = 0, keep: Path | None = None) -> dict:
-    """Cases of one kind in child processes; a child that dies is followed by another one behind the case that killed it.
+    """Cases of one kind in child processes; a child that dies is followed by another one behind the case that killed
+    it.
 
     Returns:
         {"kind", "cases", "read", "refused", "failed": [{"number", "name", "why"}]}
