@@ -108,7 +108,8 @@ class NinjaBuildExt(build_ext):
         libs = f"-L{torch / 'lib'} -Xlinker --no-as-needed -ltorch -ltorch_cpu"
         deps = "\n  depfile = $out.d\n  deps = gcc"
         text = [
-            f"rule cxx\n  command = {CXX} -MMD -MF $out.d {common} {host.replace(',', ' ')} {extra} $flags -c $in -o $out{deps}",
+            f"rule cxx\n  command = {CXX} -MMD -MF $out.d {common} {host.replace(',', ' ')} {extra} $flags -c "
+            f"$in -o $out{deps}",
             f"rule link\n  command = {CXX} -shared -o $out $in {extra} {libs}",
         ]
         if nvcc:

@@ -1,4 +1,5 @@
-"""Code as others write it, for comparisons: within a context the package computes with dense attention or torch's products.
+"""Code as others write it, for comparisons: within a context the package computes with dense attention or torch's
+products.
 
 The package itself knows nothing of it: names of its modules are replaced for as long as the context lasts.
 """

@@ -94,8 +94,8 @@ def relative_error(got, want) -> float:
 def _grads(fn: Callable, inputs: Sequence, cotangents: dict):
     leaves = [t.detach().requires_grad_() if _is_float(t) else t for t in inputs]
     out = _flat(fn(*leaves))[0]
-    # A fixed cotangent, made once and dense as a training step's are. Not constant: the sum of a softmax-weighted mean has
-    # no gradient worth timing.
+    # A fixed cotangent, made once and dense as a training step's are. Not constant: the sum of a softmax-weighted mean
+    # has no gradient worth timing.
     key = (out.shape, out.dtype)
     if key not in cotangents:
         ramp = torch.linspace(-1, 1, out.shape[-1], device=out.device, dtype=out.dtype)

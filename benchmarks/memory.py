@@ -2,8 +2,8 @@
 
 In: a callable (a contender on its inputs) from harness.py; out: bytes for the memory column and the "max" rows.
 CUDA: the caching allocator's peak above what was held before the call. CPU: growth of the process's peak resident set
-during the call (Linux only: /proc/self/clear_refs sets the peak back); pages that malloc or our kernels kept from earlier
-calls are given back first, so that they are counted again when the call takes them.
+during the call (Linux only: /proc/self/clear_refs sets the peak back); pages that malloc or our kernels kept from
+earlier calls are given back first, so that they are counted again when the call takes them.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def _resident(field: str) -> int:
 def largest_batch(peak_at: Callable[[int], int | None], budget: int, limit: int) -> int | None:
     """Largest power of two whose measured peak is at most `budget` bytes, and at most `limit`.
 
-    `peak_at(batch)` runs one call and returns its peak growth. Batches 1 and 2 give a straight line; the batch it predicts is
-    then measured, and halved until it fits.
+    `peak_at(batch)` runs one call and returns its peak growth. Batches 1 and 2 give a straight line; the batch it
+    predicts is then measured, and halved until it fits.
 
     Returns:
         The batch; None when not even batch 1 fits or memory cannot be measured.

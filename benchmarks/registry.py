@@ -1,7 +1,7 @@
 """Finds benchmark cases: every module of ops/ and models/ with a function `cases(device, dtype, quick) -> [Case]`.
 
-A module of models/ may also have `sized(device, dtype, quick)`, functions batch -> Case: from each comes one more case, at
-the largest batch a memory budget allows.
+A module of models/ may also have `sized(device, dtype, quick)`, functions batch -> Case: from each comes one more case,
+at the largest batch a memory budget allows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def fits(name: str, patterns: Sequence[str]) -> bool:
 def cases(
     kind: str, only: list[str], device: str, dtype: torch.dtype, quick: bool, match: Sequence[str] = ()
 ) -> Iterator[Case]:
-    """Cases of the chosen stems (all when `only` is empty) whose names fit `match`; `quick` asks for a handful of small ones.
+    """Cases of the chosen stems (all when `only` is empty) whose names fit `match`; `quick` asks for a handful of small
+    ones.
 
     Raises:
         ValueError: an unknown stem.
@@ -59,7 +60,8 @@ def largest_cases(
     limit: int,
     match: Sequence[str] = (),
 ) -> Iterator[Case]:
-    """For every sized case the largest power of two as batch whose headline contender grows memory by at most `budget` bytes.
+    """For every sized case the largest power of two as batch whose headline contender grows memory by at most `budget`
+    bytes.
 
     `match` sees the name at batch 1 with " (max)" behind it: the batch is found only for the cases that fit.
     """

@@ -70,11 +70,13 @@ def markdown(document: dict) -> str:
     ]
     for dtype, c in document["ceilings"].items():
         lines.append(
-            f"Measured ceilings, {dtype}: copy {c['bytes_per_s'] / 1e9:.1f} GB/s, matmul {c['macs_per_s'] / 1e9:.1f} GMAC/s."
+            f"Measured ceilings, {dtype}: copy {c['bytes_per_s'] / 1e9:.1f} GB/s, matmul "
+            f"{c['macs_per_s'] / 1e9:.1f} GMAC/s."
         )
     lines += [
         "",
-        "| op | case | direction | dtype | ours ms (p20–p80) | items/s | peak MB | best baseline | its ms | ratio | ratio of minima | floor ms | % of floor |",
+        "| op | case | direction | dtype | ours ms (p20–p80) | items/s | peak MB | best baseline | its ms | "
+        "ratio | ratio of minima | floor ms | % of floor |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in document["results"]:
@@ -90,7 +92,8 @@ def markdown(document: dict) -> str:
         least = "-" if r["speedup"] is None else f"{r['speedup_of_minima']:.2f}×"
         share = f"{100 * r['floor_ms'] / r['ours_ms']:.0f}" if r.get("floor_ms") and r["ours_ms"] else "-"
         lines.append(
-            f"| {r['op']} | {r['case']} | {r['direction']} | {r['dtype']} | {ours} | {_rate(r, mine or {})} | {_megabytes(mine or {})} | "
+            f"| {r['op']} | {r['case']} | {r['direction']} | {r['dtype']} | {ours} | {_rate(r, mine or {})} | "
+            f"{_megabytes(mine or {})} | "
             f"{r['best_baseline'] or '-'} | "
             f"{_ms(r['best_baseline_ms'])} | {ratio} | {least} | {_ms(r.get('floor_ms'))} | {share} |"
         )
@@ -108,8 +111,10 @@ def markdown(document: dict) -> str:
         for c in r["contenders"]:
             error = "-" if c["error"] is None else f"{c['error']:.1e}"
             lines.append(
-                f"| {r['op']} | {r['case']} | {r['direction']} | {r['dtype']} | {c['name']}{' (ours)' if c['ours'] else ''} | "
-                f"{_ms(c.get('median_ms'))} | {_ms(c.get('p20_ms'))} | {_ms(c.get('p80_ms'))} | {_ms(c.get('graph_ms'))} | {_megabytes(c)} | {error} | {c['note']} |"
+                f"| {r['op']} | {r['case']} | {r['direction']} | {r['dtype']} | "
+                f"{c['name']}{' (ours)' if c['ours'] else ''} | "
+                f"{_ms(c.get('median_ms'))} | {_ms(c.get('p20_ms'))} | {_ms(c.get('p80_ms'))} | "
+                f"{_ms(c.get('graph_ms'))} | {_megabytes(c)} | {error} | {c['note']} |"
             )
     return "\n".join([*lines, "", "</details>", ""])
 

@@ -1,7 +1,7 @@
 """`tore-fast bench` and `python -m benchmarks.run`: runs cases, prints a table, writes JSON and a report.
 
-The JSON is written again after every case, so a run that is cut off keeps its rows; --append goes on with such a file, or
-adds the rows of a second command to it. The exit code is 1 when one of our own contenders was wrong.
+The JSON is written again after every case, so a run that is cut off keeps its rows; --append goes on with such a file,
+or adds the rows of a second command to it. The exit code is 1 when one of our own contenders was wrong.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Options:
     op: list[str] = field(default_factory=list)
     """Stems to run (ops) or model families (models); default all."""
     match: list[str] = field(default_factory=list)
-    """Only cases whose names fit one of these shell patterns, e.g. 'metro_r50*b1'; '*(max)' are the rows of --max-gb."""
+    """Only cases whose names fit one of these shell patterns, e.g. 'metro_r50*b1'; '*(max)' are the rows of
+    --max-gb."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is a GPU."""
     dtype: list[Literal["float32", "float16", "bfloat16"]] = field(default_factory=lambda: ["float32"])
@@ -53,7 +54,8 @@ class Options:
     json: Path | None = None
     """Write all numbers here, after every case."""
     append: bool = False
-    """Keep the rows that --json holds already (same machine, torch, threads and commit) and run only the missing ones."""
+    """Keep the rows that --json holds already (same machine, torch, threads and commit) and run only the missing
+    ones."""
     max_gb: float = 0.0
     """models: also the largest power of two as batch whose memory growth stays below this; 0: no such rows."""
     max_batch: int = 1024
@@ -128,7 +130,8 @@ def previous(path: Path, environment: dict) -> list[dict]:
     for fact in FACTS:
         if old["environment"].get(fact) != environment.get(fact):
             raise ValueError(
-                f"--append: {path} was taken with {fact} = {old['environment'].get(fact)!r}, this is {environment.get(fact)!r}"
+                f"--append: {path} was taken with {fact} = {old['environment'].get(fact)!r}, this is "
+                f"{environment.get(fact)!r}"
             )
     return old["results"]
 

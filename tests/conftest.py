@@ -44,7 +44,8 @@ DEAD_CONTEXT = ("illegal memory access", "device-side assert", "misaligned addre
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """After a CUDA error that ends the context every later test would fail: stop, and the first one is the one to read."""
+    """After a CUDA error that ends the context every later test would fail: stop, and the first one is the one to
+    read."""
     outcome = yield
     report = outcome.get_result()
     if report.failed and call.excinfo is not None and any(text in str(call.excinfo.value) for text in DEAD_CONTEXT):
@@ -80,7 +81,8 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(request):
-    """In the tests of ops and layers fresh memory holds NaN, or the largest integer: an element nobody writes cannot pass.
+    """In the tests of ops and layers fresh memory holds NaN, or the largest integer: an element nobody writes cannot
+    pass.
 
     PyTorch fills it where it allocates, so results of compiled kernels are covered, too.
     """

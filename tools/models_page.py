@@ -55,7 +55,8 @@ NAMES = [
 def table() -> str:
     """The page's table (Markdown)."""
     lines = [
-        "| model | parameters M | counted as the paper does | paper | GMACs | as the paper does | paper | paper's table |",
+        "| model | parameters M | counted as the paper does | paper | GMACs | as the paper does | paper | "
+        "paper's table |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows(NAMES):

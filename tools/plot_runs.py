@@ -1,9 +1,10 @@
 """Plots training curves and writes the numbers behind them: RUN/metrics.jsonl (or such a CSV) to a PNG of two panels.
 
-Left the loss of every logged step, right one metric on held-out data with flat lines for its baselines; `--csv` keeps the
-numbers for the repository. Needs matplotlib.
+Left the loss of every logged step, right one metric on held-out data with flat lines for its baselines; `--csv` keeps
+the numbers for the repository. Needs matplotlib.
 
-    python tools/plot_runs.py runs/pose/metrics.jsonl --metric pck_0.1 --baseline mean_point_pck_0.1 --png pose.png --csv pose.csv
+    python tools/plot_runs.py runs/pose/metrics.jsonl --metric pck_0.1 --baseline mean_point_pck_0.1 --png pose.png
+    --csv pose.csv
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from tore_fast.cli._report import unit_of
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.jsonl or of a CSV this tool wrote; a step that a resumed run repeated counts once, the later one."""
+    """Rows of a metrics.jsonl or of a CSV this tool wrote; a step that a resumed run repeated counts once, the later
+    one."""
     if path.suffix == ".csv":
         with path.open(newline="") as f:
             rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]

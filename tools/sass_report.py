@@ -2,11 +2,12 @@
 
     python tools/sass_report.py [--json benchmarks/results/sass_sm90.json] [--markdown FILE]
 
-Reads tore_fast/_C_cuda with cuobjdump (it comes with the triton wheel). Nothing here is measured: a loop's instructions are
-counted in the code, how often it runs is stated in WORK below, and the estimate is the larger of issue time (132 SMs x 4
-schedulers x 1.98 GHz), shared-memory time (one wavefront a cycle and SM) and memory time (4.3 TB/s). Latency that is not
-hidden, and bank conflicts, come on top; what a conditional
-branch can skip is left out of the estimate and counted in "all_branches_us": the truth lies between the two. tests/build/test_sass_budget.py compares a build with the JSON.
+Reads tore_fast/_C_cuda with cuobjdump (it comes with the triton wheel). Nothing here is measured: a loop's instructions
+are counted in the code, how often it runs is stated in WORK below, and the estimate is the larger of issue time (132
+SMs x 4 schedulers x 1.98 GHz), shared-memory time (one wavefront a cycle and SM) and memory time (4.3 TB/s). Latency
+that is not hidden, and bank conflicts, come on top; what a conditional
+branch can skip is left out of the estimate and counted in "all_branches_us": the truth lies between the two.
+tests/build/test_sass_budget.py compares a build with the JSON.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def _target(text: str) -> int:
 
 
 def loops_of(lines: list[tuple[int, str, str]]) -> Loop:
-    """The nest of loops: a conditional branch to an earlier address closes one (an unconditional one comes back from code
+    """The nest of loops: a conditional branch to an earlier address closes one (an unconditional one comes back from
+    code
     that was moved out of the way). Keys "main_*" leave out what a conditional branch can skip."""
     branches = [(a, _target(text)) for a, opcode, text in lines if opcode == "BRA" and text.startswith("@")]
     merged: dict[int, int] = {}
@@ -161,10 +163,17 @@ def tiles(batch: int, tokens: int, tile: int = 64) -> float:
     return batch * -(-tokens // tile)
 
 
+# mesh_attention by tiles: 27 tiles of vertex rows and 5 parts of the joint rows, each about one tile, for 8 warps; a tile has
+# 3.4 steps of 16 columns
 WORK = (
-    Work("knn_density 64,3136,64 bf16", "knn_density_mma_kernel<5, 1, 1, 1>", tiles(64, 3136, 128) * 8, 49, {}, 26e6, 8, 101, 250),
-    Work("knn_density 64,3136,128 bf16", "knn_density_mma_kernel<5, 1, 2, 1>", tiles(64, 3136, 128) * 8, 49, {}, 52e6, 8, 202, 400),
-    Work("knn_density 64,3136,64 fp32", "knn_density_fwd_kernel<5, 1, tile>", tiles(64, 3136) * 8, 49, {2: 2, 3: 4}, 51e6, 8, 101, 400),
+    Work("knn_density 64,3136,64 bf16", "knn_density_mma_kernel<5, 1, 1, 1, 0>", tiles(64, 3136, 128) * 8, 49, {}, 26e6, 8, 101, 250),
+    Work("knn_density 64,3136,128 bf16", "knn_density_mma_kernel<5, 1, 2, 1, 0>", tiles(64, 3136, 128) * 8, 49, {}, 52e6, 8, 202, 400),
+    Work("knn_density 64,3136,64 fp32, filter", "knn_density_mma_kernel<8, 1, 1, 0, 1>", tiles(64, 3136, 128) * 8, 49, {}, 39e6, 8, 101, 400),
+    Work("knn_density 64,3136,64 fp32, without filter", "knn_density_fwd_kernel<5, 1, tile>", tiles(64, 3136) * 8, 49, {2: 2, 3: 4}, 51e6, 8, 101, 400),
+    Work("mesh_attention 64,8,445,64 bf16", "mesh_attention_mma_kernel<bf16, 64>", 512 * 8, 4, {}, 117e6, 8, 27, 45),
+    Work("mesh_attention 64,8,445,16 bf16", "mesh_attention_mma_kernel<bf16, 16>", 512 * 8, 4, {}, 29e6, 8, 10, 25),
+    Work("mesh_attention backward, dq, 64,8,445,64 bf16", "mesh_attention_mma_bwd_kernel<bf16, 64, 0>", 512 * 8, 4, {2: 3.4}, 146e6, 8),
+    Work("mesh_attention backward, dk dv, 64,8,445,64 bf16", "mesh_attention_mma_bwd_kernel<bf16, 64, 1>", 512 * 8, 4, {2: 3.4}, 175e6, 8),
     Work("mesh_attention near (without tables) 64,8,445,64 bf16", "mesh_attention_near_kernel<bf16, 64, 0>", 512 * 7 * 4, 16, {}, 117e6, 4, 27, 45),
     Work("mesh_attention near (without tables) 64,8,445,16 bf16", "mesh_attention_near_kernel<bf16, 16, 0>", 512 * 7 * 4, 16, {}, 29e6, 4, 10, 25),
 )  # fmt: skip
@@ -228,7 +237,8 @@ def report(binary: Path) -> dict:
 
 def markdown(data: dict) -> str:
     lines = [
-        "| case | kernel | warp instructions | issue us | shared us | memory us | estimate us | with all branches | floor | target | occupancy | limit |",
+        "| case | kernel | warp instructions | issue us | shared us | memory us | estimate us | with all "
+        "branches | floor | target | occupancy | limit |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for e in data["estimates"]:

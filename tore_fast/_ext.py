@@ -10,7 +10,9 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch  # its libraries must be loaded before ours
@@ -29,15 +31,48 @@ def _facts(module: Any) -> dict:
 
 
 def stale_reason(name: str, facts: dict) -> str | None:
-    """Why a binary with these build facts does not fit these sources, or None. (None too for binaries without the fact.)"""
+    """Why a binary with these build facts does not fit these sources, or None. (None too for binaries without the
+    fact.)"""
     found = facts.get("schemas", SCHEMAS_ID)
     if found == SCHEMAS_ID:
         return None
-    return f"tore_fast.{name} was built from other sources (op table {found}, these sources have {SCHEMAS_ID}); rebuild: {REBUILD}"
+    return (
+        f"tore_fast.{name} was built from other sources (op table {found}, these sources have {SCHEMAS_ID}); "
+        f"rebuild: {REBUILD}"
+    )
+
+
+def installed_copy(package: Path) -> Path | None:
+    """Folder of another tore_fast on sys.path that has compiled modules, or None."""
+    for entry in sys.path:
+        other = Path(entry or ".") / package.name
+        if any(other.glob("_C.*")) and other.resolve() != package.resolve():
+            return other.resolve()
+    return None
+
+
+def unbuilt_checkout(package: Path) -> str | None:
+    """What to say where Python took the unbuilt package of the sources (it was started there), or None elsewhere."""
+    if (
+        any(package.glob("_C.*"))
+        or not (package.parent / "setup.py").is_file()
+        or not (package.parent / "csrc").is_dir()
+    ):
+        return None
+    other = installed_copy(package)
+    way = "python setup.py build_ext --inplace"
+    if other is None:
+        way = f"{way}, or pip install . and start Python in another folder"
+    else:
+        way = f"start Python in another folder to use the built copy in {other}, or {way}"
+    what = f"this is the checkout in {package.parent}, whose compiled modules are not built, so the slow references run"
+    return f"{what}: {way}"
 
 
 def _load(name: str) -> tuple[Any, str | None]:
     if importlib.util.find_spec(f"tore_fast.{name}") is None:
+        if checkout_reason is not None:
+            return None, f"tore_fast.{name} was not built: {checkout_reason}"
         tool = "nvcc (CUDA_HOME or PATH)" if name == "_C_cuda" else "a C++ compiler (CXX)"
         return None, f"tore_fast.{name} was not built: {tool} was not there at install time, or switched off"
     try:
@@ -55,6 +90,9 @@ cpu_module: Any  # None where there is none, with the reason
 cuda_module: Any
 cpu_reason: str | None
 cuda_reason: str | None
+checkout_reason = unbuilt_checkout(Path(__file__).parent)
+if checkout_reason is not None:
+    warnings.warn(f"tore_fast: {checkout_reason}", RuntimeWarning, stacklevel=2)
 cpu_module, cpu_reason = _load("_C")
 if torch.version.cuda is None:
     cuda_module, cuda_reason = None, f"this torch ({torch.__version__}) is built without CUDA"

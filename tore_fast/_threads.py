@@ -18,7 +18,8 @@ state = "not asked"
 
 
 def settle() -> str:
-    """Sets the passive policy, and the number of threads under a CPU quota, where nobody set them and it is not too late.
+    """Sets the passive policy, and the number of threads under a CPU quota, where nobody set them and it is not too
+    late.
 
     Returns:
         What `tore-fast info` prints.
@@ -51,7 +52,8 @@ def available_cpus() -> int:
 
 
 def cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/self/cgroup") -> float | None:
-    """CPUs that the control groups of this process allow (the tightest of its own and those above), None without a limit."""
+    """CPUs that the control groups of this process allow (the tightest of its own and those above), None without a
+    limit."""
     root = Path(root)
     limits = []
     for line in _lines(own):

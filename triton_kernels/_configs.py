@@ -1,7 +1,8 @@
-"""Launch sizes of the Triton kernels: plain tables, no autotuning (a fixed launch is reproducible and compiles offline).
+"""Launch sizes of the Triton kernels: plain tables, no autotuning (a fixed launch is reproducible and compiles
+offline).
 
-Not tuned on a GPU yet: chosen by tile arithmetic (registers, shared memory, wasted rows), see tests/build/test_triton_build.py
-for what every entry costs on sm_90.
+Not tuned on a GPU yet: chosen by tile arithmetic (registers, shared memory, wasted rows), see
+tests/build/test_triton_build.py for what every entry costs on sm_90.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TCFormer's forward pass in the operator sequence of the official eager code, on the weights of our modules.
 
 The baseline of benchmarks/models/keypoints.py: N x N distance matrices held in memory, token <-> map by sparse matrices
-built anew in every call, attention with stored weights, maps in NCHW. Written from the description in the specification;
-the official density noise is left out so that results can be compared.
+built anew in every call, attention with stored weights, maps in NCHW. Written from the description in the
+specification; the official density noise is left out so that results can be compared.
 """
 
 from __future__ import annotations

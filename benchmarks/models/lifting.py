@@ -1,7 +1,8 @@
 """Video pose hosts, base, HoT and TPC, against the same weights run the way the official code runs them.
 
-"official style" below is our own rewriting of that execution: tokens folded to (b f) j c and (b j) f c with a copy at every
-change, softmax attention spelled out, TRA's query projected once per joint, torch.cdist in TPC. Same arithmetic, same result.
+"official style" below is our own rewriting of that execution: tokens folded to (b f) j c and (b j) f c with a copy at
+every change, softmax attention spelled out, TRA's query projected once per joint, torch.cdist in TPC. Same arithmetic,
+same result.
 """
 
 from __future__ import annotations

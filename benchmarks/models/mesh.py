@@ -1,8 +1,10 @@
-"""Image-to-mesh models: ours fused, ours as built, torch's masked attention, official-style eager; feature map or image in.
+"""Image-to-mesh models: ours fused, ours as built, torch's masked attention, official-style eager; feature map or image
+in.
 
-Feature-fed cases time the transformers alone (the trunk is the same for everyone); cases from the image run the trunk, too.
-METRO and FastMETRO stand there plain, with GTR, with ITP (three selectors, keep ratios .8 and .5) and with both. Cases with
-ITP and those at the largest batch have two contenders only: torch's fused attention and products, and ours fused.
+Feature-fed cases time the transformers alone (the trunk is the same for everyone); cases from the image run the trunk,
+too. METRO and FastMETRO stand there plain, with GTR, with ITP (three selectors, keep ratios .8 and .5) and with both.
+Cases with ITP and those at the largest batch have two contenders only: torch's fused attention and products, and ours
+fused.
 """
 
 from __future__ import annotations
@@ -104,7 +106,8 @@ def sized(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Callable[[in
 
 @functools.lru_cache(maxsize=1)
 def _models(variant: Variant, device: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-    """The model as built and, with the same weights, prepared. Built when first called: a list of cases costs little."""
+    """The model as built and, with the same weights, prepared. Built when first called: a list of cases costs
+    little."""
     torch.manual_seed(0)
     fed = {} if variant.image else {"backbone": None, "feature_dim": _trunk_channels(variant.name)}
     model = create_model(variant.name, **fed, **variant.fields).to(device, dtype).eval()

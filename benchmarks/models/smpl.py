@@ -1,8 +1,9 @@
 """Host forward passes: the layer-merged, token-merged form and the full host, eager and (on request) compiled.
 
 The two compute different things on purpose (fewer layers and tokens), so a `fasthmr_host` case compares equal models:
-official-style (explicit softmax attention, nothing folded; only for full hosts, upstream merges nothing), eager, folded,
-compiled; on a GPU each also inside a CUDA graph (`graph_ms`). `fasthmr_reduction` is the merged against the full host, both
+official-style (explicit softmax attention, nothing folded; only for full hosts, upstream merges nothing), eager,
+folded, compiled; on a GPU each also inside a CUDA graph (`graph_ms`). `fasthmr_reduction` is the merged against the
+full host, both
 folded: what reduction alone brings.
 """
 

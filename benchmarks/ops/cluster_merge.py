@@ -1,4 +1,5 @@
-"""cluster_merge: weighted mean per cluster, forward and backward, against index_add, a one-hot product, segment_reduce."""
+"""cluster_merge: weighted mean per cluster, forward and backward, against index_add, a one-hot product,
+segment_reduce."""
 
 from __future__ import annotations
 

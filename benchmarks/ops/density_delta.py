@@ -1,4 +1,5 @@
-"""density_delta: distance to the nearest denser token, against the official comparison over the whole distance matrix."""
+"""density_delta: distance to the nearest denser token, against the official comparison over the whole distance
+matrix."""
 
 from __future__ import annotations
 

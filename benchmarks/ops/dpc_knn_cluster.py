@@ -1,4 +1,5 @@
-"""dpc_knn_cluster + cluster_merge (what a CTM does), against the official operator sequence and a tuned tensor version."""
+"""dpc_knn_cluster + cluster_merge (what a CTM does), against the official operator sequence and a tuned tensor
+version."""
 
 from __future__ import annotations
 

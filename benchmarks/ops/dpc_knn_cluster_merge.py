@@ -1,7 +1,7 @@
 """dpc_knn_cluster_merge, the one call of a CTM or of ITP's clusters, against its two ops and the tensor versions.
 
-On a GPU it is one launch for up to 256 tokens; on the CPU the kernels of the two ops behind one dispatch, so that the two
-contenders of ours should not differ there.
+On a GPU it is one launch for up to 256 tokens; on the CPU the kernels of the two ops behind one dispatch, so that the
+two contenders of ours should not differ there.
 """
 
 from __future__ import annotations

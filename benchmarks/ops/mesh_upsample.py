@@ -1,4 +1,5 @@
-"""mesh_upsample: sparse mesh up-sampling, against torch's sparse product (per item, as the official code) and dense matmul."""
+"""mesh_upsample: sparse mesh up-sampling, against torch's sparse product (per item, as the official code) and dense
+matmul."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""pruned_attention at the shapes that occur after token reduction, against SDPA (with an additive mask built once) and others."""
+"""pruned_attention at the shapes that occur after token reduction, against SDPA (with an additive mask built once) and
+others."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ cudaError_t mesh_attention_fwd(const MeshAttentionParams& p, DType dtype, cudaSt
 
 cudaError_t mesh_attention_bwd(const MeshAttentionParams& p, DType dtype, cudaStream_t stream) {
   if (p.batch * p.heads == 0 || p.dim == 0) return cudaSuccess;
+  if (mesh_attention_bwd_tiles_fit(p, dtype)) return mesh_attention_bwd_tiles(p, dtype, stream);
   return by_dtype(dtype, [&](auto tag) {
     const cudaError_t e = by_dim<decltype(tag), MeshRole::kQuery>(p, stream);
     return e != cudaSuccess ? e : by_dim<decltype(tag), MeshRole::kKey>(p, stream);

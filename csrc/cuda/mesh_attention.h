@@ -38,5 +38,7 @@ cudaError_t mesh_attention_bwd(const MeshAttentionParams& p, DType dtype, cudaSt
 // for a head in shared memory.
 bool mesh_attention_tiles(const MeshAttentionParams& p, DType dtype);
 cudaError_t mesh_attention_fwd_tiles(const MeshAttentionParams& p, DType dtype, cudaStream_t stream);
+bool mesh_attention_bwd_tiles_fit(const MeshAttentionParams& p, DType dtype);
+cudaError_t mesh_attention_bwd_tiles(const MeshAttentionParams& p, DType dtype, cudaStream_t stream);
 
 }  // namespace tore_fast::cuda

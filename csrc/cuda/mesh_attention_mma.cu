@@ -3,10 +3,6 @@
 namespace tore_fast::cuda {
 namespace {
 
-bool whole_packs(const HeadTensor& t) {
-  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.batch % 8 == 0 && t.head % 8 == 0 && t.token % 8 == 0;
-}
-
 int kernel_dim(int dim) { return dim <= 16 ? 16 : dim <= 32 ? 32 : 64; }
 
 int64_t shared_bytes(const MeshAttentionParams& p) {
@@ -33,7 +29,7 @@ cudaError_t by_dim(const MeshAttentionParams& p, cudaStream_t stream) {
 
 bool mesh_attention_tiles(const MeshAttentionParams& p, DType dtype) {
   return dtype != DType::kFloat32 && p.dim % 8 == 0 && p.dim <= kMeshMaxDim && (p.tiles || p.vertices == 0) &&
-         joint_parts(p.joints, p.num_tiles).tiles <= kTileMeshWarps && whole_packs(p.q) && whole_packs(p.k) &&
+         joint_parts(p.joints, p.num_tiles).groups <= kTileMeshWarps && whole_packs(p.q) && whole_packs(p.k) &&
          whole_packs(p.v) && fits_shared(shared_bytes(p), shared_limit());
 }
 

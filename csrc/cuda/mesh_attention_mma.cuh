@@ -203,15 +203,18 @@ __device__ __forceinline__ void store_tile(T* out, int64_t stride, const int (&t
   }
 }
 
-// How the joint rows are shared out: `parts` column ranges for each tile of 16 rows, one warp for each.
+// How the joint rows are shared out: `parts` column ranges for each tile of 16 rows and output, one warp for each.
 struct JointParts {
-  int tiles, parts;
-  __host__ __device__ int units() const { return tiles * parts; }
+  int groups, parts;
+  __host__ __device__ int units() const { return groups * parts; }
 };
 // The warps without a vertex tile in the last round, if they are enough.
-__host__ __device__ inline JointParts joint_parts(int joints, int vertex_tiles) {
-  const int tiles = (joints + kTileMeshRows - 1) / kTileMeshRows, idle = kTileMeshWarps - vertex_tiles % kTileMeshWarps;
-  return {tiles, tiles ? (2 * idle >= kTileMeshWarps && idle >= tiles ? idle : kTileMeshWarps) / tiles : 0};
+__host__ __device__ inline JointParts joint_parts(int joints, int vertex_tasks, int outputs = 1) {
+  const int groups = (joints + kTileMeshRows - 1) / kTileMeshRows * outputs, idle = kTileMeshWarps - vertex_tasks % kTileMeshWarps;
+  return {groups, groups ? (2 * idle >= kTileMeshWarps && idle >= groups ? idle : kTileMeshWarps) / groups : 0};
+}
+inline bool whole_packs(const HeadTensor& t) {
+  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.batch % 8 == 0 && t.head % 8 == 0 && t.token % 8 == 0;
 }
 // Dynamic shared memory: two rows per token; over them, when they are done with, the parts of the joint rows.
 constexpr int64_t tile_mesh_shared(int dim, int64_t tokens, int units) {

@@ -71,7 +71,8 @@ def split_run(run: str) -> tuple[str, int]:
 
 
 def measure(data: Path, out: Path, commands: dict[str, str], target: Path) -> None:
-    """Errors of the exported runs in `commands` on the test subjects and what the plots need; other runs and earlier times stay."""
+    """Errors of the exported runs in `commands` on the test subjects and what the plots need; other runs and earlier
+    times stay."""
     found = read_pose_set(data)
     clips = film(resampled(found.items["test"], FPS), NOISE_PX, CAMERA_SEED)
     before = json.loads(target.read_text()) if target.is_file() else {}
@@ -143,7 +144,8 @@ def write(target: Path, rows: dict, reused: dict, around: dict) -> None:
 
 
 def errors(model, clips) -> dict:
-    """Test errors, all subjects and each; a seq2frame model is run for every third frame and its MPJVE is not comparable."""
+    """Test errors, all subjects and each; a seq2frame model is run for every third frame and its MPJVE is not
+    comparable."""
     centered = model.config.pruned and model.config.recovery == "none"
     meters: dict[str, PoseMeter] = {"": PoseMeter()}
     with torch.inference_mode():
@@ -166,7 +168,8 @@ def middle_frames(model, clips) -> float:
 
 
 def cost(model) -> dict:
-    """Parameters, multiply-adds of a window, and the most memory that one inference and one training pass hold at a time."""
+    """Parameters, multiply-adds of a window, and the most memory that one inference and one training pass hold at a
+    time."""
     frames = model.config.frames
     shape = (frames, 17, model.in_channels)
     params, macs = count_module(create_like(model).to("meta"), torch.zeros(1, *shape, device="meta"))
@@ -273,7 +276,8 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 
 def against_base(entries: list[dict], result: dict) -> list[float]:
-    """MPJPE minus that of the base trained with the same seed; of the base's middle frames where only those are returned."""
+    """MPJPE minus that of the base trained with the same seed; of the base's middle frames where only those are
+    returned."""
     found = []
     for entry in entries:
         name = base_of(entry["row"])

@@ -1,13 +1,16 @@
-"""The frame-pruning study of docs/lifting.md: trains every row under one budget, measures it on unseen subjects, draws the plots.
+"""The frame-pruning study of docs/lifting.md: trains every row under one budget, measures it on unseen subjects, draws
+the plots.
 
     python -m studies.lifting.run all --data MOCAP --out runs/lifting_study       # everything below, one after another
 
-    python -m studies.lifting.run run --data MOCAP --out runs/lifting_study       # about two hours of one core; goes on after a kill
-    python -m studies.lifting.run measure --data MOCAP --out runs/lifting_study   # errors, memory, kept frames -> benchmarks/results/lifting_study.json
-    python -m studies.lifting.run time                                        # frames/s into the same file; wants a quiet machine
-    python -m studies.lifting.run plot                                        # docs/images/lifting_*.png and the table, from that file alone
+    python -m studies.lifting.run run --data MOCAP --out runs/lifting_study       # about two hours of one core; goes on
+    after a kill python -m studies.lifting.run measure --data MOCAP --out runs/lifting_study   # errors, memory, kept
+    frames -> benchmarks/results/lifting_study.json python -m studies.lifting.run time
+    # frames/s into the same file; wants a quiet machine python -m studies.lifting.run plot
+    # docs/images/lifting_*.png and the table, from that file alone
 
-A row is one `tore-fast train lifting` command, printed before it runs; rows that have their export are not trained again.
+A row is one `tore-fast train lifting` command, printed before it runs; rows that have their export are not trained
+again.
 """
 
 from __future__ import annotations
@@ -21,17 +24,27 @@ from pathlib import Path
 from .results import RESULTS, measure, plot, table, time_rows
 
 COMMON = (
-    "--train.weight-decay 0.01 --train.clip-norm 1.0 --train.ema 0.98 --train.log-every 25 --train.checkpoint-minutes 1 "
+    "--train.weight-decay 0.01 --train.clip-norm 1.0 --train.ema 0.98 --train.log-every 25 "
+    "--train.checkpoint-minutes 1 "
     "--windows.eval-windows 96 --threads 1"
 )
 # the warm start: many short windows teach single poses, the same weights then start every row of a host
-WARM = f"--train.steps 3000 --train.batch-size 32 --train.lr 4e-3 --train.warmup 50 --train.eval-every 500 --embed-std 1 {COMMON}"
-BUDGET = f"--train.steps 600 --train.batch-size 8 --train.lr 2e-3 --train.warmup 25 --train.eval-every 200 --embed-std 0.5 {COMMON}"
+WARM = (
+    "--train.steps 3000 --train.batch-size 32 --train.lr 4e-3 --train.warmup 50 --train.eval-every 500 "
+    f"--embed-std 1 {COMMON}"
+)
+BUDGET = (
+    "--train.steps 600 --train.batch-size 8 --train.lr 2e-3 --train.warmup 25 --train.eval-every 200 --embed-std "
+    f"0.5 {COMMON}"
+)
 MIXSTE = "channels 64 depth 4 heads 4 mlp_hidden 128 drop_path 0"
 MOTIONBERT = "channels 64 depth 3 heads 4 mlp_hidden 128 rep_channels 128"
 PRUNED = "frames 27 prune_block 1 keep_frames 9"
 # the paper's window: few windows, since each costs 9 times as much; every row of it starts from the 27-frame base
-LONG = f"--train.steps 900 --train.batch-size 2 --train.lr 1e-3 --train.warmup 25 --train.eval-every 300 --embed-std 0.5 {COMMON}"
+LONG = (
+    "--train.steps 900 --train.batch-size 2 --train.lr 1e-3 --train.warmup 25 --train.eval-every 300 --embed-std "
+    f"0.5 {COMMON}"
+)
 PRUNED_LONG = "frames 243 prune_block 1 keep_frames 81"
 # name -> (registered model, config fields, row whose weights it starts from, number of seeds)
 TRAINED = {

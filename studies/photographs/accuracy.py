@@ -1,8 +1,10 @@
-"""Joint errors on photographs with true 3D: the default, without its second crops' mirrored pass, and the net's own world points.
+"""Joint errors on photographs with true 3D: the default, without its second crops' mirrored pass, and the net's own
+world points.
 
     python -m studies.photographs.accuracy PHOTOS --truth PHOTOS/joints_3d.json
 
-The truth is JSON: {"joints": {"photo.jpg": [[x, y, z], ...]}}, twelve limb joints in the order of TWELVE, metres, camera axes.
+The truth is JSON: {"joints": {"photo.jpg": [[x, y, z], ...]}}, twelve limb joints in the order of TWELVE, metres,
+camera axes.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def main() -> None:
     crops = median_ms(lambda: finder.at(jobs, True), few) + median_ms(lambda: finder.at(jobs), few)
     fits = median_ms(lambda: fit_body(many.landmarks(args.device)), few)
     print(
-        f"a person in batches of {args.batch}: landmarks (3 passes) {crops / args.batch:.1f} ms, fit {fits / args.batch:.1f} ms"
+        f"a person in batches of {args.batch}: landmarks (3 passes) {crops / args.batch:.1f} ms, fit "
+        f"{fits / args.batch:.1f} ms"
     )
 
 

@@ -1,7 +1,8 @@
 """FastHMR's component table on rendered clips: base host, merged layers, merged tokens, motion decoder.
 
 In: hosts, a motion decoder and the clips of data/synth/rendered.py; out: one row per variant with joint errors,
-multiply-adds and time per frame. `studies/smpl_motion/run.py` makes the models and calls this. Source: FastHMR Table 12.
+multiply-adds and time per frame. `studies/smpl_motion/run.py` makes the models and calls this. Source: FastHMR Table
+12.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
   python -m studies.smpl_motion.run --data MOCAP --out runs/fasthmr
 
-renders clips of the motion files, trains a small host, merges its layers, writes its tokens, trains the motion prior and
-the one-step denoisers, and evaluates the components on the test split. About two hours on one free CPU core; every
+renders clips of the motion files, trains a small host, merges its layers, writes its tokens, trains the motion prior
+and the one-step denoisers, and evaluates the components on the test split. About two hours on one free CPU core; every
 step is a `tore-fast` command, printed before it runs.
 """
 

@@ -1,4 +1,5 @@
-"""The study's data: features of the built-in model's frozen trunk for synthetic images, computed once and kept in chunks.
+"""The study's data: features of the built-in model's frozen trunk for synthetic images, computed once and kept in
+chunks.
 
 In: a Protocol (.rows.py); out: dicts of tensors (features, labels) that every row trains and is evaluated on. Chunks
 are files of one generator batch each, written atomically, so a stopped computation goes on where it was.
@@ -38,7 +39,8 @@ def frozen_trunk() -> nn.Module:
 def load_or_make(
     protocol: Protocol, body, folder: Path, split: str, log: Callable[[str], None] = print
 ) -> dict[str, Tensor]:
-    """The images of `split` ("train", "easy", "hard") as float16 features [N, 208, 7, 7] and labels, vertices at level 2.
+    """The images of `split` ("train", "easy", "hard") as float16 features [N, 208, 7, 7] and labels, vertices at level
+    2.
 
     Files are named after everything that decides their content, so another protocol never reads them.
     """

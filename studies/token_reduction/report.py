@@ -90,11 +90,13 @@ def _is_main(row: Row) -> bool:
 
 
 def table(results: Path, full: bool = False) -> str:
-    """Markdown: the main table, the pruning and noise studies, the learning-rate check; `full`: the papers' sizes, too."""
+    """Markdown: the main table, the pruning and noise studies, the learning-rate check; `full`: the papers' sizes,
+    too."""
     found, speed = load(results), timings(results).get("rows", {})
     any_row = next(iter(found.values()))[0]
     lines = [
-        "| row | PA-MPJPE | MPJPE | MPVPE | PA, joint tokens | PA, hard set | seeds | head MMACs | all MMACs | train MiB | images/s head | images/s all |",
+        "| row | PA-MPJPE | MPJPE | MPVPE | PA, joint tokens | PA, hard set | seeds | head MMACs | all MMACs | "
+        "train MiB | images/s head | images/s all |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in main_rows(found):
@@ -137,7 +139,8 @@ def table(results: Path, full: bool = False) -> str:
 
 
 def full_size_table() -> list[str]:
-    """The rows at the papers' size (ResNet-50 or HRNet-W64, 224 px, 431 vertices): multiply-adds only, nothing trained."""
+    """The rows at the papers' size (ResNet-50 or HRNet-W64, 224 px, 431 vertices): multiply-adds only, nothing
+    trained."""
     lines = ["| row | model | GMACs without trunk | with trunk |", "|---|---|---|---|"]
     for name, row in ROWS.items():
         if row.full[0]:
@@ -155,7 +158,8 @@ def full_size_table() -> list[str]:
 def pruning_table(found: dict[str, list[dict]]) -> list[str]:
     """Every selector and share of TORE, after one and after four passes."""
     lines = [
-        "| size, selector, keep | tokens | head MMACs | one pass: PA-MPJPE | joint tokens | four passes: PA-MPJPE | joint tokens |",
+        "| size, selector, keep | tokens | head MMACs | one pass: PA-MPJPE | joint tokens | four passes: "
+        "PA-MPJPE | joint tokens |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in [n for n in found if n in ROWS and ROWS[n].family == "tore" and _is_main(ROWS[n])]:
@@ -358,7 +362,8 @@ def _save(figure, path: Path) -> Path:
 
 @torch.inference_mode()
 def measure(results: Path, protocol: Protocol, batch: int, seconds: float, threads: int) -> None:
-    """Images/s of every row's head from features and of trunk plus head from images; random weights, `prepare()` where the
+    """Images/s of every row's head from features and of trunk plus head from images; random weights, `prepare()` where
+    the
     model has it, median of the samples. Rows take turns, so a disturbance hits all of them."""
     from tore_fast.body import load_body
 

@@ -1,7 +1,8 @@
-"""The study's protocol and rows: which models are compared, all reduced by the same factors, as named dataclass configs.
+"""The study's protocol and rows: which models are compared, all reduced by the same factors, as named dataclass
+configs.
 
 In: nothing; out: PROTOCOLS, ROWS and `build(row, protocol)` for study.py. A row's model takes cached trunk features
-(_study_features.py) and returns MeshOutput without up-sampling: that is one fixed linear map, the same for every row.
+(features.py) and returns MeshOutput without up-sampling: that is one fixed linear map, the same for every row.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Protocol:
     # Learned queries start at this share of the papers' N(0, 1): at these widths full-size ones drown the image in the
     # LayerNorm, and the heads stay at the mean pose for the whole budget (docs/study.md).
     query_init: float = 0.25
-    # Soft ITP's heat maps start with peaks: near-uniform ones, as released, make all tokens alike, and this budget is over
-    # before they differ (docs/study.md).
+    # Soft ITP's heat maps start with peaks: near-uniform ones, as released, make all tokens alike, and this budget is
+    # over before they differ (docs/study.md).
     selector_gain: float = 24.0
     # widths; the papers' are 512 and 128, feed-forward 4 times each (METRO's first block twice dim_1)
     dim_1: int = 64
@@ -159,8 +160,8 @@ class StudyHead(nn.Module):
     """A row's model on cached features: [B, 208, 7, 7] -> MeshOutput (joints, coarse vertices, camera).
 
     The same for every row: features are standardised per channel; sine positions are put beside them (attention adds
-    positions to queries and keys only, and heads on a small trunk stay at the mean pose when the token contents do not tell
-    where a token is); the model regresses the difference from the training images' mean mesh, joints and camera.
+    positions to queries and keys only, and heads on a small trunk stay at the mean pose when the token contents do not
+    tell where a token is); the model regresses the difference from the training images' mean mesh, joints and camera.
     """
 
     def __init__(self, net: nn.Module, graph: bool, vertices: int, parametric: bool = False, joints: int = 14):

@@ -1,7 +1,7 @@
 """What does each token reduction cost in accuracy and what does it buy? One resumable command for the whole comparison.
 
-    python -m studies.token_reduction.run run                     all rows and seeds that have no result yet (kill it whenever, run it again)
-    python -m studies.token_reduction.run run --rows 'tore_s_*' --seeds 0
+    python -m studies.token_reduction.run run                     all rows and seeds that have no result yet (kill it
+    whenever, run it again) python -m studies.token_reduction.run run --rows 'tore_s_*' --seeds 0
     python -m studies.token_reduction.run time                    images/s of every row, on a quiet machine
     python -m studies.token_reduction.run table                   results as a Markdown table
     python -m studies.token_reduction.run plot                    docs/images/study_*.png

@@ -203,7 +203,8 @@ def _facts(row: Row) -> dict:
 
 
 def count(task: RowTask, study: Study) -> dict:
-    """Parameters, multiply-adds (matmuls and convolutions of one image, masked attention as dense: the papers' rule) and
+    """Parameters, multiply-adds (matmuls and convolutions of one image, masked attention as dense: the papers' rule)
+    and
     training memory of the head: weights, gradients, two Adam moments, and what autograd keeps of one batch."""
     model, p = task.model, study.protocol
     batch = {k: v.to(study.device) for k, v in task.batch(0, p.batch_size, 0).items()}

@@ -89,7 +89,8 @@ class Log(TorchDispatchMode):
 
 @pytest.mark.parametrize("stem", registry.names("ops"))
 def test_one_contender_per_code_path(stem):
-    """No two of our contenders dispatch the same operators and switches: one code timed twice lets the better timing win."""
+    """No two of our contenders dispatch the same operators and switches: one code timed twice lets the better timing
+    win."""
     for c in registry.cases("ops", [stem], "cpu", torch.float32, True):
         inputs = c.make_inputs(torch.Generator().manual_seed(0))
         paths = []
@@ -283,7 +284,8 @@ def test_bench_without_a_kind_says_what_there_is(capsys):
 
 
 def test_hosts_have_rows_on_every_device(monkeypatch):
-    """ViT-S at batch 1, 16, 64 everywhere, ViT-H on a GPU, and at batch 1 on a CPU with memory; nothing is built before a case runs."""
+    """ViT-S at batch 1, 16, 64 everywhere, ViT-H on a GPU, and at batch 1 on a CPU with memory; nothing is built before
+    a case runs."""
     for device, room, hosts in (
         ("cpu", False, {"vits": (1, 16, 64)}),
         ("cpu", True, {"vits": (1, 16, 64), "vith": (1,)}),

@@ -54,7 +54,8 @@ def facts(faces: np.ndarray) -> dict:
 
 
 def surface_distance(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Distance of points to a surface, from the triangles around the nearest vertices (independent of body/fit_upsampling.py)."""
+    """Distance of points to a surface, from the triangles around the nearest vertices (independent of
+    body/fit_upsampling.py)."""
     from trimesh.triangles import closest_point
 
     triangles = vertices[faces]

@@ -1,4 +1,5 @@
-"""Simulated landmarks: bodies posed by the synthetic prior or by motions, seen through a camera, with errors like a net's."""
+"""Simulated landmarks: bodies posed by the synthetic prior or by motions, seen through a camera, with errors like a
+net's."""
 
 from __future__ import annotations
 

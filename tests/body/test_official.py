@@ -112,7 +112,8 @@ def test_regressors_of_a_model(fabricated):
 
 
 def test_queries_of_metro_from_a_model_file(fabricated, monkeypatch):
-    """METRO's and Mesh Graphormer's template: SMPL turned by 3.1416 about x, centred on the regressed pelvis; MANO's mean
+    """METRO's and Mesh Graphormer's template: SMPL turned by 3.1416 about x, centred on the regressed pelvis; MANO's
+    mean
     hand, centred on the wrist, with manopth's tips (the middle one is vertex 444 there)."""
     from tore_fast.models import METRO, METROConfig
     from tore_fast.models.mesh._topology import resolve_mesh

@@ -1,7 +1,7 @@
 """Checks of the CUDA kernels that need no GPU: they compile for sm_80, sm_90, sm_120 and PTX inside a resource budget.
 
-With tore_fast._C_cuda built, its machine code is read (cuobjdump of the triton wheel); nvcc compiles every source for the
-architectures that are not in it.
+With tore_fast._C_cuda built, its machine code is read (cuobjdump of the triton wheel); nvcc compiles every source for
+the architectures that are not in it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def cuobjdump(*args: str) -> str:
 def test_every_symbol_resolves(tmp_path):
     """A CUDA build of torch loads the module without a driver; a CPU build lacks libtorch_cuda and binds lazily."""
     code = (
-        "import os, sys, torch; sys.setdlopenflags(os.RTLD_NOW if torch.version.cuda else os.RTLD_LAZY); import tore_fast.ops; "
-        "import tore_fast._C_cuda; has = torch._C._dispatch_has_kernel_for_dispatch_key; "
-        "missing = [op for op in ('mesh_upsample', 'dpc_knn_cluster_merge', 'mesh_attention_fwd', 'mesh_attention_bwd', 'bipartite_match', 'bipartite_merge') "
+        "import os, sys, torch; sys.setdlopenflags(os.RTLD_NOW if torch.version.cuda else os.RTLD_LAZY); "
+        "import tore_fast.ops; import tore_fast._C_cuda; has = torch._C._dispatch_has_kernel_for_dispatch_key; "
+        "missing = [op for op in ('mesh_upsample', 'dpc_knn_cluster_merge', 'mesh_attention_fwd', "
+"'mesh_attention_bwd', 'bipartite_match', 'bipartite_merge') "
         "if not has('tore_fast::' + op, 'CUDA')]; assert not missing, missing"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

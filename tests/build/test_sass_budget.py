@@ -1,4 +1,5 @@
-"""The machine code of the CUDA kernels stays within what benchmarks/results/sass_sm90.json holds (tools/sass_report.py)."""
+"""The machine code of the CUDA kernels stays within what benchmarks/results/sass_sm90.json holds
+(tools/sass_report.py)."""
 
 from __future__ import annotations
 

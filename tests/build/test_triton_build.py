@@ -46,7 +46,8 @@ def compile_for_sm90(fn, constants: dict, dtype: str, warps: int, stages: int, f
 
 
 def spilled(ptx: str, folder: Path) -> int:
-    """Bytes of spill stores of the program, by the ptxas that Triton itself takes for sm_90 (3.6 and 3.9: another one)."""
+    """Bytes of spill stores of the program, by the ptxas that Triton itself takes for sm_90 (3.6 and 3.9: another
+    one)."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     source = folder / "kernel.ptx"

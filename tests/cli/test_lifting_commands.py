@@ -1,4 +1,5 @@
-"""`train lifting`, `eval` and `lift` as commands: a kill in the middle, pose sets, tables, start weights, output names."""
+"""`train lifting`, `eval` and `lift` as commands: a kill in the middle, pose sets, tables, start weights, output
+names."""
 
 from __future__ import annotations
 

@@ -270,7 +270,8 @@ def test_no_progress_bar_where_stderr_is_no_terminal(tmp_path, capsys):
 
 
 def test_the_default_finds_and_fits_people(tmp_path, capsys):
-    """The NASA portrait that scikit-image carries (public domain), an image without people, and a focal length in EXIF."""
+    """The NASA portrait that scikit-image carries (public domain), an image without people, and a focal length in
+    EXIF."""
     portrait = Image.fromarray(pytest.importorskip("skimage.data").astronaut())
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA405] = 50  # 35 mm equivalent

@@ -1,4 +1,5 @@
-"""The one rule of all verbs: 0 done, 1 work failed, 2 not doable as typed; errors are one line `tore-fast VERB: ...`."""
+"""The one rule of all verbs: 0 done, 1 work failed, 2 not doable as typed; errors are one line
+`tore-fast VERB: ...`."""
 
 from __future__ import annotations
 
@@ -36,6 +37,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("eval", "keypoints", "--data", "nowhere"): "--model or --checkpoint",
     ("eval", "classify", "--data", "nowhere"): "--model or --checkpoint",
     ("train", "--recipe", "nothing"): "nothing",
+    ("view", "nowhere"): "nowhere: no such file or folder",
     ("demo", "--device", "banana"): "expected auto, cpu, cuda",
     ("viz", "tokens", "nowhere.jpg"): "nowhere.jpg",
     ("viz", "attention", "nowhere.jpg", "--model", "ppt_s"): "--model ppt_s returns no attention maps",
@@ -105,7 +107,7 @@ def test_a_command_that_cannot_be_done_is_one_line_and_2(argv, folder, capsys):
 
 
 def test_every_verb_and_job_has_a_case():
-    verbs = {argv[0] for argv in SAID} | {"info"}  # info takes nothing that could be wrong
+    verbs = {argv[0] for argv in SAID} | {"info", "doctor"}  # they take nothing that could be wrong
     assert verbs >= set(VERBS)
     jobs = {argv[:2] for argv in SAID}
     assert jobs >= {(verb, job) for verb, names in JOBS.items() for job in names}

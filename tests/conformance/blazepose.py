@@ -1,4 +1,5 @@
-"""Runner of the BlazePose cases: the built-in person detector and landmark net against the original interpreter's outputs."""
+"""Runner of the BlazePose cases: the built-in person detector and landmark net against the original interpreter's
+outputs."""
 
 from __future__ import annotations
 
@@ -26,6 +27,6 @@ def run(case: Case) -> None:
     likely = scores[0].sigmoid() > 0.01
     assert (boxes[0, likely] - case.stored("boxes")[likely]).abs().max() <= 4e-4
     case.close("points", points[0], atol=2e-3)  # px of 256
-    case.close("score", score, atol=5e-6)
+    case.close("score", score, atol=2e-5)  # a sigmoid of fp16 weights; kernels of other processors add 6e-6
     case.close("world", world[0], atol=2.5e-5)  # metres
     case.close("heat", heat[0, case.config["heat_channels"]], atol=1.6e-4)

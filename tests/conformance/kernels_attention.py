@@ -144,7 +144,8 @@ def run_matching(case) -> None:
 
 
 def run_token_recovery(case) -> None:
-    """TRA of HoT: x_token + proj(attention(linear_q x_token, linear_k x, linear_v x)); x_token is shared by all items."""
+    """TRA of HoT: x_token + proj(attention(linear_q x_token, linear_k x, linear_v x)); x_token is shared by all
+    items."""
     state, heads = case.state_dict(), case.config["heads"]
     x_token, x = case.input("x_token"), case.input("x")
     items = x.shape[0]

@@ -1,6 +1,7 @@
 """Golden cases of the image-to-mesh family: FastMETRO, TORE, METRO, Mesh Graphormer, losses, pre-processing.
 
-A case says by `model`, `config` and its key shapes what to build; the weights are loaded strictly in the official layout.
+A case says by `model`, `config` and its key shapes what to build; the weights are loaded strictly in the official
+layout.
 """
 
 from __future__ import annotations

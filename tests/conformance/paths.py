@@ -1,4 +1,5 @@
-"""Where licence-bound topology files lie: --mesh-data, else $TORE_FAST_MESH_DATA, else ../shared/data/hmr, else None."""
+"""Where licence-bound topology files lie: --mesh-data, else $TORE_FAST_MESH_DATA, else ../shared/data/hmr, else
+None."""
 
 from __future__ import annotations
 

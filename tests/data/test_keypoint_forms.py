@@ -1,4 +1,5 @@
-"""Files of key points as detectors and people write them: each form gives the same clip, each trap the right value or a line."""
+"""Files of key points as detectors and people write them: each form gives the same clip, each trap the right value or a
+line."""
 
 from __future__ import annotations
 

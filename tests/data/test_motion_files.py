@@ -180,7 +180,10 @@ def test_lost_thorax_is_given_back(tmp_path):
             joint.format(n, offset if n == "Neck" else "0 0 0", end) for n in ("Neck", "LeftShoulder", "RightShoulder")
         ]
         body = joint.format("Spine1", "0 2 0.5", "\n".join(above))
-        text = f"HIERARCHY\nROOT Hips\n{{\nOFFSET 0 0 0\nCHANNELS 3 Xposition Yposition Zposition\n{body}\n}}\nMOTION\nFrames: 1\n"
+        text = (
+            f"HIERARCHY\nROOT Hips\n{{\nOFFSET 0 0 0\nCHANNELS 3 Xposition Yposition "
+            f"Zposition\n{body}\n}}\nMOTION\nFrames: 1\n"
+        )
         (tmp_path / "a.bvh").write_text(text + "Frame Time: 0.01\n" + " ".join(["0"] * 15) + "\n")
         read = read_bvh(tmp_path / "a.bvh")
         got = with_thorax(read)

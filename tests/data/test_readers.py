@@ -1,4 +1,5 @@
-"""Readers of TSV sets and 4D-Humans' tars on made-up files in exactly the official formats: every label comes back, damage is
+"""Readers of TSV sets and 4D-Humans' tars on made-up files in exactly the official formats: every label comes back,
+damage is
 named, nothing is executed. The other sets: test_reader_sets.py."""
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def close_images(a, b):
     return a.shape == b.shape and np.abs(a.astype(int) - b).mean() < 3  # JPEG
 
 
-# ---- METRO's TSV ---------------------------------------------------------------------------------------------------------
+# ---- METRO's TSV
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lineidx", [True, False])
@@ -63,7 +65,8 @@ def test_tsv_composite_set(tmp_path, rng):
         (tmp_path / f"{kind}.txt").write_text(f"h36m/train.{kind}.tsv\ncoco/train.{kind}.tsv\n")
     write_tsv(tmp_path / "mixed.linelist.tsv", [["1", "2"], ["0", "1"], ["1", "0"]])
     (tmp_path / "mixed.yaml").write_text(
-        "composite: true\nimg: img.txt\nlabel: [h36m/train.label.tsv, coco/train.label.tsv]\nhw: hw.txt\nlinelist: mixed.linelist.tsv\n"
+        "composite: true\nimg: img.txt\nlabel: [h36m/train.label.tsv, coco/train.label.tsv]\nhw: "
+        "hw.txt\nlinelist: mixed.linelist.tsv\n"
     )
     data = open_dataset(tmp_path / "mixed.yaml")
     assert [r.name for r in data] == [
@@ -134,7 +137,8 @@ def test_readers_work_in_other_processes(tmp_path, rng):
         assert _names_in_worker(pickle.loads(pickle.dumps(data)), range(6)) == here
 
 
-# ---- 4D-Humans -----------------------------------------------------------------------------------------------------------
+# ---- 4D-Humans
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_hmr2_tars(tmp_path, rng):

@@ -1,4 +1,5 @@
-"""Synthetic hands: labels follow from pose and shape, images show the labels, fingers bend the right way, the wrist is closed."""
+"""Synthetic hands: labels follow from pose and shape, images show the labels, fingers bend the right way, the wrist is
+closed."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def test_labels_follow_from_pose_and_shape(made, hand):
 
 
 def test_image_shows_the_labels(made, hand):
-    """Every pixel of a finger or the palm lies where the exact camera puts the hand's 778 vertices; the forearm goes beyond."""
+    """Every pixel of a finger or the palm lies where the exact camera puts the hand's 778 vertices; the forearm goes
+    beyond."""
     vertices = made["vertices"]
     points = torch.cat(
         (vertices, vertices[:, torch.from_numpy(hand.faces().astype(np.int64))].mean(2)), 1

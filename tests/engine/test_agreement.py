@@ -1,12 +1,14 @@
 """bfloat16 engine against float32 eager, one model of every family, inputs of real size.
 
-Limits. bfloat16 rounds to 2^-9 = 0.2 % of a number. A product averages that away over its terms, so what reaches the output is
-the rounding of the features in the last dozens of layers, added up as a random walk: 1 to 2 % of the output's spread for the
-random weights here, which amplify more than trained ones. A mean difference of 3 % of the mean size is therefore the limit, 30 %
-for the worst number (60 % for motion, whose twists are directions of regressed pairs: one near zero turns far). Frames that
-are pruned are given, since another choice of frames is another computation; a test of its own says how many differ.
-An error in an island (coordinates, rotations, softmax) is far above both. Trained weights are held to
-lengths: mean vertex difference 2 mm (the default model's own error is 40 mm and more), landmarks 0.5 % of the crop's side.
+Limits. bfloat16 rounds to 2^-9 = 0.2 % of a number. A product averages that away over its terms, so what reaches the
+output is the rounding of the features in the last dozens of layers, added up as a random walk: 1 to 2 % of the output's
+spread for the random weights here, which amplify more than trained ones. A mean difference of 3 % of the mean size is
+therefore the limit, 30 % for the worst number (60 % for motion, whose twists are directions of regressed pairs: one
+near zero turns far). Frames that are pruned are given, since another choice of frames is another computation; a test of
+its own says how many differ. An error in an island (coordinates, rotations, softmax) is far above both. Trained weights
+are held to
+lengths: mean vertex difference 2 mm (the default model's own error is 40 mm and more), landmarks 0.5 % of the crop's
+side.
 """
 
 import numpy as np
@@ -59,7 +61,8 @@ def test_random_weights(name):
         assert b.dtype == torch.float32
         size, difference = a.abs().mean(), (a - b).abs()
         print(
-            f"{name} {list(a.shape)} mean {float(difference.mean() / size):.4f} worst {float(difference.max() / size):.3f}"
+            f"{name} {list(a.shape)} mean {float(difference.mean() / size):.4f} worst "
+            f"{float(difference.max() / size):.3f}"
         )
         assert difference.mean() <= 0.03 * size and difference.max() <= worst * size
 

@@ -1,4 +1,5 @@
-"""Evaluation: rows on disk, resuming after kill -9, several processes, the whole way of `tore-fast eval`. Numbers: test_protocols.py."""
+"""Evaluation: rows on disk, resuming after kill -9, several processes, the whole way of `tore-fast eval`. Numbers:
+test_protocols.py."""
 
 from __future__ import annotations
 
@@ -180,7 +181,8 @@ def test_two_processes_weigh_items_not_processes(tmp_path, threedpw):
     assert abs((values[::2].mean() + values[1::2].mean()) / 2 - whole["mpjpe_mm"]) > 1e-3
 
 
-# ---- the verb ------------------------------------------------------------------------------------------------------------
+# ---- the verb
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_eval_of_an_official_checkpoint_on_3dpw(tmp_path, threedpw, monkeypatch, capsys):

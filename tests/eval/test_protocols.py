@@ -1,4 +1,5 @@
-"""The papers' numbers against plain loops: bodies, hands, acceleration, F-score, areas. The evaluation itself: test_evaluate.py."""
+"""The papers' numbers against plain loops: bodies, hands, acceleration, F-score, areas. The evaluation itself:
+test_evaluate.py."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ def coco(tmp_path):
 
 
 class Teller(torch.nn.Module):
-    """Gives every item the heat-maps a data set would ask for, whatever the order of the batches: items are recognised by
+    """Gives every item the heat-maps a data set would ask for, whatever the order of the batches: items are recognised
+    by
     the sum of their pixels."""
 
     def __init__(self, shown, told):

@@ -104,7 +104,8 @@ def test_the_attacks_would_work_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     "data",
     [
-        b"ccopy_reg\n_reconstructor\n(cnumpy\nndarray\nc__builtin__\nobject\nNtR.",  # builds something that is no payload
+        # builds something that is no payload
+        b"ccopy_reg\n_reconstructor\n(cnumpy\nndarray\nc__builtin__\nobject\nNtR.",
         b"cnumpy\ndtype\n(Vos\ntR.",  # no such dtype
         b"cchumpy.ch\nCh\n)\x81.",  # chumpy without a state
         b"cchumpy.ch\nCh\n)\x81}b.",  # chumpy without x

@@ -1,4 +1,5 @@
-"""io/weights: reads what torch.save and safetensors write; files made to hurt are one line, in bounded time, and run nothing."""
+"""io/weights: reads what torch.save and safetensors write; files made to hurt are one line, in bounded time, and run
+nothing."""
 
 from __future__ import annotations
 
@@ -178,7 +179,8 @@ def test_forged_pickles(tmp_path, case):
 
 
 def refused(path: Path, said: str) -> None:
-    """`path` is refused in one line with `said`, or ("") is harmless. The readers bound the work: instructions, depth, bytes."""
+    """`path` is refused in one line with `said`, or ("") is harmless. The readers bound the work: instructions, depth,
+    bytes."""
     try:
         assert not said or read_weights(path) is None, "was read"
     except ValueError as e:
@@ -295,7 +297,8 @@ def test_claims_take_no_memory(tmp_path):
 
 
 def test_no_other_reader_in_the_repository():
-    """No torch.load without weights_only=True, no torch.jit.load, no pickle.load, no allow_pickle=True outside of tests."""
+    """No torch.load without weights_only=True, no torch.jit.load, no pickle.load, no allow_pickle=True outside of
+    tests."""
     import re
 
     root = Path(__file__).parents[2]

@@ -16,7 +16,8 @@ from tore_fast.pipelines.images import ImagePipeline
 
 
 class Shifted(nn.Module):
-    """The rest pose, lifted by the mean of the crop; `delay_s` per call; a crop of almost pure white kills the process."""
+    """The rest pose, lifted by the mean of the crop; `delay_s` per call; a crop of almost pure white kills the
+    process."""
 
     def __init__(self, delay_s: float, deadly: bool):
         super().__init__()

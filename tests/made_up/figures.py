@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 COCO_NAMES = (
-    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist "
-    "left_hip right_hip left_knee right_knee left_ankle right_ankle"
+    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
+    "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle"
 ).split()
 # x to the image's right (the person's left), y down, from the middle of the hips, in lengths of the torso
 _STANDING = [[0, -1.45], [0.06, -1.5], [-0.06, -1.5], [0.14, -1.48], [-0.14, -1.48]]

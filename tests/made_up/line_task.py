@@ -1,4 +1,5 @@
-"""A training task small enough for every test of the loop, and a command that runs it: python -m made_up.line_task JSON."""
+"""A training task small enough for every test of the loop, and a command that runs it: python -m made_up.line_task
+JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tore_fast.train.loop import train
 
 
 class LineFit(Task):
-    """y = 3x - 1 with noise; dropout makes the curve depend on the random state. Item n is the same in any batch size."""
+    """y = 3x - 1 with noise; dropout makes the curve depend on the random state. Item n is the same in any batch
+    size."""
 
     best_metric = "error"
 

@@ -1,4 +1,5 @@
-"""Licence-free stand-ins for the SMPL model and topology files: layout of the official ones, geometry of the free body."""
+"""Licence-free stand-ins for the SMPL model and topology files: layout of the official ones, geometry of the free
+body."""
 
 from __future__ import annotations
 

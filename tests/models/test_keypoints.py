@@ -1,4 +1,5 @@
-"""TCFormer models: sizes, multiply-adds, determinism, part-wise clustering, ablations, official files, export, compile."""
+"""TCFormer models: sizes, multiply-adds, determinism, part-wise clustering, ablations, official files, export,
+compile."""
 
 from __future__ import annotations
 
@@ -187,6 +188,7 @@ def test_part_wise_clustering_of_a_megapixel():
 
 @pytest.mark.parametrize("changes", [{"reduction": "conv"}, {"reduction": "topk"}])
 def test_ablations_run_and_train(changes):
+    torch.manual_seed(0)
     model = tiny(num_classes=3, **changes).train()
     out = model(torch.rand(2, 3, 64, 64))
     out.square().sum().backward()
@@ -204,6 +206,7 @@ def test_topk_assigns_to_the_nearest_of_the_best_scored():
 
 
 def test_every_parameter_of_the_paper_model_gets_a_gradient():
+    torch.manual_seed(0)
     model = create_model("tcformer_light_wflw", **TINY, neck_channels=32, num_keypoints=5).train()
     model(torch.rand(2, 3, 64, 64)).square().sum().backward()
     without = [k for k, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

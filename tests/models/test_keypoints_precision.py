@@ -78,7 +78,8 @@ def test_autocast_keeps_the_clusters_of_a_whole_forward(light, people):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 def test_memory_is_linear_in_the_tokens_up_to_a_megapixel():
-    """Four times the tokens, part by part, take about four times the memory, not sixteen; tools/tcformer_memory.py measures."""
+    """Four times the tokens, part by part, take about four times the memory, not sixteen; tools/tcformer_memory.py
+    measures."""
     tool = Path(__file__).parents[2] / "tools" / "tcformer_memory.py"
     done = subprocess.run([sys.executable, tool, "--narrow"], capture_output=True, text=True, check=True)
     found = {int(tokens): float(mib) for tokens, mib in re.findall(r"(\d+) tokens: (\d+) MiB", done.stdout)}
@@ -86,7 +87,8 @@ def test_memory_is_linear_in_the_tokens_up_to_a_megapixel():
     small, middle, large = found.values()
     assert small > 3, "no peak was seen"
     assert middle < 6 * small + 20 and large < 6 * middle
-    # one 65,536 x 65,536 matrix would be 16,384, one of the 16,384 tokens of stage 2 1,024; the references keep those of the parts
+    # one 65,536 x 65,536 matrix would be 16,384, one of the 16,384 tokens of stage 2 1,024; the references keep those
+    # of the parts
     assert large < (400 if why_not("cpu", torch.empty(1, 1, 1)) is None else 900)
 
 

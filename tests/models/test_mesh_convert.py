@@ -1,4 +1,5 @@
-"""Official layouts: recognised, converted, loaded strictly; clear errors; parameters and multiply-adds against the papers."""
+"""Official layouts: recognised, converted, loaded strictly; clear errors; parameters and multiply-adds against the
+papers."""
 
 from __future__ import annotations
 
@@ -301,7 +302,8 @@ def test_counts_against_the_official_code(name):
 
 
 def test_counts_against_every_number_of_the_papers():
-    """Within 1 % or half of the last printed digit (0.05). Parameters as each paper counts them: FastMETRO without trunk and
+    """Within 1 % or half of the last printed digit (0.05). Parameters as each paper counts them: FastMETRO without
+    trunk and
     learned up-sampling; METRO and Graphormer with 44.8 M weights that nothing reads, METRO without its up-sampling."""
     close = lambda got, printed: got == pytest.approx(printed, rel=0.01, abs=0.05)
     counts, seen = shipped_counts(), []

@@ -1,4 +1,5 @@
-"""16-bit mesh models keep coordinates and cameras in float32: bf16 features cost what they cost, the heads add nothing."""
+"""16-bit mesh models keep coordinates and cameras in float32: bf16 features cost what they cost, the heads add
+nothing."""
 
 from __future__ import annotations
 

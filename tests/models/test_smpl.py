@@ -13,7 +13,6 @@ from tore_fast.layers.eclm import ECLMPlan
 from tore_fast.layers.mask_tome import MergeConfig, TokenState, mask_coverage, merge_tokens
 from tore_fast.layers.prepared import prepare, unprepare
 from tore_fast.layers.proportional import proportional_attention
-from tore_fast.layers.tome import patch_token_merging
 from tore_fast.models import create_model, load, model_entry, save
 from tore_fast.models.backbones.vit import ViT, ViTConfig
 from tore_fast.models.smpl.hmr2 import SMPLHead
@@ -301,94 +300,6 @@ def test_errors_name_what_is_wrong():
         MergeConfig(order="random")
     with pytest.raises(ValueError, match="no feature map"):
         model.backbone(torch.zeros(1, 3, 256, 192))
-
-
-def test_timm_vit_merges_and_can_be_restored():
-    import timm
-
-    vit = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=5, img_size=64, global_pool="avg", class_token=True
-    ).eval()
-    randomise(vit)
-    img = torch.randn(2, 3, 64, 64)
-    keys = list(vit.state_dict())
-    with torch.no_grad():
-        want = vit(img)
-        handle = patch_token_merging(vit, r=(0,) * 12)
-        torch.testing.assert_close(vit(img), want, atol=1e-5, rtol=1e-4)  # merging nothing is the model itself
-        handle.set(MergeConfig(r=(3, 3, 1), order="tome", track_source=True))
-        merged = vit.forward_features(img)
-        assert merged.shape[1] == 17 - 7 and handle.source[:, 0].sum(-1).eq(1).all()  # the class token stays alone
-        assert not torch.allclose(vit(img), want)
-        mask = torch.zeros(2, 64, 64)
-        mask[:, :, 32:] = 1
-        handle.set_mask(mask)
-        handle.set(MergeConfig(r=(4,), track_source=True))
-        vit(img)
-        groups = handle.source[0][handle.source[0].sum(-1) > 1].bool()
-        person = torch.cat((torch.zeros(1, dtype=torch.bool), torch.arange(16) % 4 >= 2))
-        assert len(groups) and not (groups & person).any()
-        handle.set_mask(None)
-        handle.remove()
-        assert list(vit.state_dict()) == keys and type(vit).__name__ == "VisionTransformer"
-        torch.testing.assert_close(vit(img), want, atol=0, rtol=0)
-
-
-def test_timm_registers_and_hybrids():
-    import timm
-
-    made = dict(img_size=56, embed_dim=48, depth=3, num_heads=3, patch_size=14)
-    vit = randomise(timm.create_model("vit_small_patch14_reg4_dinov2", **made)).eval()
-    img = torch.randn(2, 3, 56, 56)
-    with torch.no_grad():
-        want = vit(img)
-        handle = patch_token_merging(vit, r=(0, 0, 0))
-        torch.testing.assert_close(vit(img), want, atol=1e-5, rtol=1e-4)
-        handle.set(MergeConfig.paper(keep=10, per_block=4, track_source=True))
-        mask = torch.zeros(2, 56, 56)
-        mask[:, :, 28:] = 1
-        handle.set_mask(mask)
-        assert vit.forward_features(img).shape[1] == 10 and handle.size.sum(1).eq(21).all()  # 1 class + 4 registers + 5
-        assert (
-            torch.equal(handle.source[:, :5, :5], torch.eye(5).expand(2, 5, 5)) and handle.source[:, 5:, :5].eq(0).all()
-        )
-        handle.set(MergeConfig(r=(8,), track_source=True))
-        vit(img)
-        groups = handle.source[0][handle.source[0].sum(-1) > 1].bool()
-        person = torch.cat((torch.zeros(5, dtype=torch.bool), torch.arange(16) % 4 >= 2))
-        assert len(groups) and not (
-            groups[:, :5].any() or (groups & person).any(1).sum() > 4
-        )  # 4 pairs of background only
-    hybrid = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, depth=2).eval()
-    patch_token_merging(hybrid, r=(1,)).set_mask(torch.ones(1, 64, 64))
-    with torch.no_grad():
-        assert hybrid.forward_features(torch.randn(1, 3, 64, 64)).shape[1] == 1 + 4 - 1
-    with pytest.raises(ValueError, match="RelPosBlock with shared_rel_pos are not supported"):
-        patch_token_merging(timm.create_model("vit_relpos_small_patch16_224", depth=1))
-
-
-def test_timm_pool_is_the_mean_over_original_tokens():
-    import timm
-
-    vit = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=0, img_size=64, global_pool="avg", class_token=False, fc_norm=False
-    ).eval()
-    handle = patch_token_merging(vit, r=(5,))
-    x = torch.randn(1, 11, 192)
-    handle._shared.state.size = torch.tensor([[1.0] * 6 + [2.0] * 5])
-    want = (x * handle.size[..., None]).sum(1) / 16
-    torch.testing.assert_close(vit.pool(x), want)
-
-
-def test_patching_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="timm ViT"):
-        patch_token_merging(torch.nn.Linear(2, 2))
-    import timm
-
-    vit = timm.create_model("vit_tiny_patch16_224")
-    patch_token_merging(vit, r=(4,))
-    with pytest.raises(ValueError, match="already"):
-        patch_token_merging(vit, r=(4,))
 
 
 def test_merged_host_compiles_without_breaks():

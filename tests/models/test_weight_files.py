@@ -1,4 +1,5 @@
-"""Files that are no weights, damaged, or of another model, given to every family: one line that names the file and the reason."""
+"""Files that are no weights, damaged, or of another model, given to every family: one line that names the file and the
+reason."""
 
 from __future__ import annotations
 
@@ -191,3 +192,13 @@ def test_config_json_never_asks_for_pretrained_weights(tmp_path, monkeypatch):
 
     tiny_folder(tmp_path, config={"pretrained_backbone": True})
     assert _checkpoint.read_config(tmp_path)["config"]["pretrained_backbone"] is False
+
+
+def test_a_model_is_built_for_weights_whatever_the_memory_holds():
+    """Truncated normal draws until its bounds are met; without drawing it must not wait for that."""
+    from tore_fast.models._weights import NoInit
+
+    with NoInit():
+        w = torch.nn.init.trunc_normal_(torch.full((4, 4), 7.0), std=0.02)
+        b = torch.full((4,), float("nan")).uniform_(-1.0, 3.0)
+    assert float(w.abs().max()) == 0.0 and b.tolist() == [1.0] * 4

@@ -1,5 +1,5 @@
-"""The CUDA bindings and kernels on CPU tensors: csrc/torch_cuda and csrc/cuda compiled by g++ against tests/cuda_emulator,
-the Triton kernels in Triton's interpreter (no test in here).
+"""The CUDA bindings and kernels on CPU tensors: csrc/torch_cuda and csrc/cuda compiled by g++ against
+tests/cuda_emulator, the Triton kernels in Triton's interpreter (no test in here).
 
 `pytest tests/ops --emulated` runs every test of this folder on them instead of the CPU kernels: inside `active()` a CPU
 tensor is what "cuda" and "triton" take and "cpu" takes nothing, and the ops' CPU entries are those of the library.
@@ -55,14 +55,18 @@ def library() -> Path:
     # _FORTIFY_SOURCE takes the emulator's jumps between stacks for an attack
     flags = "-std=c++17 -O1 -fno-strict-aliasing -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -U_FORTIFY_SOURCE"
     kernels = "-fsanitize=alignment -fno-sanitize-recover=alignment"  # a misaligned vector access ends the process
-    bindings = f"-include {EMULATOR / 'cuda_runtime_api.h'} -isystem {torch_dir / 'include'} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
+    bindings = (
+        f"-include {EMULATOR / 'cuda_runtime_api.h'} -isystem {torch_dir / 'include'} "
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
+    )
     csrc = ROOT / "csrc"
     sources = [EMULATOR / "library.cpp", csrc / "cpu" / "block_cache.cpp"]
     sources += sorted((csrc / "cuda").glob("*.cu")) + sorted((csrc / "torch_cuda").glob("*.cpp"))
     lines = [
         f"rule cxx\n  command = g++ -x c++ -MMD -MF $out.d {flags} -I{EMULATOR} {extra} $more -c $in -o $out",
         "  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = g++ -shared -o $out $in {extra} -lubsan -ldl -L{torch_dir / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu",
+        f"rule link\n  command = g++ -shared -o $out $in {extra} -lubsan -ldl -L{torch_dir / 'lib'} "
+        "-Wl,--no-as-needed -ltorch -ltorch_cpu",
     ]
     objects = []
     for source in sources:
@@ -123,7 +127,8 @@ def launches() -> int:
 
 @contextmanager
 def active() -> Iterator[None]:
-    """Inside, torch.ops.tore_fast.* on CPU tensors are the CUDA kernels (emulated) and the Triton kernels (interpreted).
+    """Inside, torch.ops.tore_fast.* on CPU tensors are the CUDA kernels (emulated) and the Triton kernels
+    (interpreted).
 
     The environment must hold TRITON_INTERPRET=1 before triton is first imported.
     """

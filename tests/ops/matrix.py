@@ -149,7 +149,8 @@ def linear_layer_with_norm(b: int, n: int, c: int) -> Tensors:
 
 
 def linear(t: Tensors, impl: str) -> tuple:
-    """ "auto" is the kernel here, so that it is the kernel that gets traced: by itself the op leaves traced programs to torch."""
+    """ "auto" is the kernel here, so that it is the kernel that gets traced: by itself the op leaves traced programs to
+    torch."""
     if impl == "auto":
         impl = "strassen" if _dispatch.backend_reason("strassen") is None else "reference"
     norm = ops.Norm(t["scale"], t["shift"], 1e-5) if "scale" in t else None

@@ -1,4 +1,5 @@
-"""The CUDA attention, matching and upsampling kernels, compiled by g++ and run by tests/cuda_emulator, against the references.
+"""The CUDA attention, matching and upsampling kernels, compiled by g++ and run by tests/cuda_emulator, against the
+references.
 
 This needs no GPU and no CUDA toolkit: what the emulator models and refuses stands in cuda_emulator/cuda_runtime_api.h.
 `pytest tests/ops --emulated` runs the tests of the public functions on the same kernels.
@@ -86,12 +87,20 @@ def test_mesh_attention_on_matrix_units(lib, joints, vertices, dim, dtype, dropo
     q, k, v = (t.expand(2, -1, -1, -1) for t in (q, k, v))
     seed = torch.tensor([-5])
     args = (topology.row_ptr, topology.col_idx, joints, 0.4, dropout, seed)
-    want, want_lse, _ = mesh_attention_reference(q.double(), k.double(), v.double(), *args)
+    leaves = [t.double().requires_grad_() for t in (q, k, v)]
+    want, want_lse, _ = mesh_attention_reference(*leaves, *args)
     emulated.setup()
     out, lse = lib.mesh_attention_fwd(q, k, v, *topology, 0.4, dropout, seed)
     assert emulated.launches() == 1
-    torch.testing.assert_close(out.double().transpose(1, 2), want, rtol=LIMIT[dtype], atol=LIMIT[dtype])
+    limit = LIMIT[dtype]
+    torch.testing.assert_close(out.double().transpose(1, 2), want, rtol=limit, atol=limit)
     torch.testing.assert_close(lse.double(), want_lse, rtol=0, atol=1e-5)
+    g = torch.randn_like(q)
+    delta = (g.double() * want).sum(-1).float().detach()
+    got = lib.mesh_attention_bwd(g, q, k, v, delta, lse, *topology, 0.4, dropout, seed)
+    assert emulated.launches() == 3  # one for query rows, one for key rows
+    for a, b in zip(got, torch.autograd.grad(want, leaves, g.double()), strict=True):
+        torch.testing.assert_close(a.double().transpose(1, 2), b, rtol=3 * limit, atol=3 * limit)
 
 
 def test_mesh_attention_rows_without_keys(lib):

@@ -1,8 +1,8 @@
 """The CPU shortcuts of dpc_knn_cluster: what the neighbour lists decide is, bit for bit, what full passes decide.
 
-For more than 384 tokens, or with a mask, the kernel takes delta and the cluster of most tokens from the k nearest neighbours
-and runs the full comparison for density peaks and unresolved tokens only. density_delta (which always compares all pairs
-of the triangle) and distances in exact arithmetic are the independent answers.
+For more than 384 tokens, or with a mask, the kernel takes delta and the cluster of most tokens from the k nearest
+neighbours and runs the full comparison for density peaks and unresolved tokens only. density_delta (which always
+compares all pairs of the triangle) and distances in exact arithmetic are the independent answers.
 """
 
 from __future__ import annotations

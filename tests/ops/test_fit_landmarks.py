@@ -25,7 +25,8 @@ def small_model(shapes: int = 3) -> LandmarkModel:
     root = normal(3 * (joints - 1), 3 * (joints - 1), seed=4)
     return LandmarkModel(
         PARENTS, ATTACH, 0.3 * normal(count, 3, seed=1), 0.02 * normal(count, 3, shapes, seed=2),
-        0.4 * normal(joints, 3, seed=3), 0.02 * normal(joints, 3, shapes, seed=5), 0.1 * normal(3 * (joints - 1), seed=6),
+        0.4 * normal(joints, 3, seed=3), 0.02 * normal(joints, 3, shapes, seed=5),
+        0.1 * normal(3 * (joints - 1), seed=6),
         root @ root.T + torch.eye(len(root)), ((2, 0, 1), (4, 1, -1)), (1, 2),
     )  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""16-bit clustering on the GPU's path (matrix units for channels in eights): densities, distances to denser tokens, lists
-and assignment against float64 on the same rounded tokens, on a GPU or in the emulator. The CPU kernels read float32.
+"""16-bit clustering on the GPU's path (matrix units for channels in eights): densities, distances to denser tokens,
+lists and assignment against float64 on the same rounded tokens, on a GPU or in the emulator. The CPU kernels read
+float32.
 
-A choice is right when what it chose is as near as the exact best up to the rounding of a distance made of two norms and a
-product (about 4 * 2^-23 * |a|^2 of d2 * C); which of two equal ones is chosen is not compared.
+A choice is right when what it chose is as near as the exact best up to the rounding of a distance made of two norms and
+a product (about 4 * 2^-23 * |a|^2 of d2 * C); which of two equal ones is chosen is not compared.
 """
 
 from __future__ import annotations

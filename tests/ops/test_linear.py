@@ -1,4 +1,5 @@
-"""linear: which backend takes what; Strassen: every level and vector width against float64, how errors behave, rows that must not spoil others."""
+"""linear: which backend takes what; Strassen: every level and vector width against float64, how errors behave, rows
+that must not spoil others."""
 
 from __future__ import annotations
 

@@ -159,7 +159,8 @@ def test_export(case):
 
 @every_case
 def test_strides_do_not_matter(case):
-    """Batch and token dimensions swapped in memory, every second number of a wider tensor (lengths and offsets too): the
+    """Batch and token dimensions swapped in memory, every second number of a wider tensor (lengths and offsets too):
+    the
     same bits."""
     t = case.make(*SHAPE)
     for impl in {"reference", case.backend(t)}:
@@ -235,7 +236,8 @@ def test_non_finite_values_keep_indices_in_range(case, tokens):
 
 
 def test_inductor_attention_chain():
-    """Selection, attention, merging and up-sampling in one inductor graph, with gradients (clustering: test_dpc_knn_cluster)."""
+    """Selection, attention, merging and up-sampling in one inductor graph, with gradients (clustering:
+    test_dpc_knn_cluster)."""
     q, k, v = (torch.randn(2, 20, 2, 16).transpose(1, 2).requires_grad_() for _ in range(3))
     matrix = ops.csr_matrix(torch.rand(30, 13) * (torch.rand(30, 13) < 0.3))
     topology = ops.mesh_topology(torch.rand(18, 18) < 0.2, 2)

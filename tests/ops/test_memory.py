@@ -78,7 +78,8 @@ def test_many_threads():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_worker_can_go_on():
-    """Forks while another thread takes and gives blocks without pause; a child that waited for a lost lock would not end."""
+    """Forks while another thread takes and gives blocks without pause; a child that waited for a lost lock would not
+    end."""
     stop = threading.Event()
 
     def busy() -> None:
@@ -106,7 +107,8 @@ def test_a_forked_worker_can_go_on():
 
 
 def test_the_limit_is_kept_to():
-    """TORE_FAST_CACHE_MB bounds what lies idle, the oldest goes first; a process that ends with living tensors ends well."""
+    """TORE_FAST_CACHE_MB bounds what lies idle, the oldest goes first; a process that ends with living tensors ends
+    well."""
     program = """
 import torch
 from tore_fast.ops import PackedWeight, kept_memory, linear

@@ -52,7 +52,8 @@ def test_forward_and_gradients(device, queries, keys, dim, batch, with_bias):
 
 
 def test_lengths_are_slices(device):
-    """Lengths equal attention on the valid slices; what lies beyond is never read into a result, zero keys give zeros."""
+    """Lengths equal attention on the valid slices; what lies beyond is never read into a result, zero keys give
+    zeros."""
     q, k, v = qkv(4, 2, 20, 30, 24, device)
     key_len, query_len = torch.tensor([30, 7, 0, 1], device=device), torch.tensor([20, 20, 20, 5], device=device)
     bias = torch.randn(4, 30, device=device)

@@ -88,7 +88,7 @@ def test_one_worker(shards, expected):
     assert len(expected) == 37
     errors = {k: v[0] for k, v in expected.items() if v[0]}
     (name,) = errors
-    assert name.endswith("000001.tar:part/004.jpg") and "not an image that Pillow can read" in errors[name]
+    assert name.endswith("000001.tar:part/004.jpg") and "not an image file that is read here" in errors[name]
     assert all(len(v[1]) == (0 if k == name else 1) for k, v in expected.items())
     # the numbers are the pipeline's own
     path = next(p for p in list_images([shards / "photos"]) if p.name.endswith("deep/5.png"))
@@ -279,10 +279,10 @@ def test_an_image_does_not_depend_on_its_neighbours(tmp_path):
     """One by one (as after a death) and in a unit: the same crops, and numbers up to the last bits."""
     for i in range(5):
         Image.fromarray(image(np.random.default_rng(i), 40 + 5 * i, 48)).save(tmp_path / f"{i}.png")
-    images, pipeline = list_images([tmp_path]), ModelFactory(device="cpu", batch_size=4, threads=1)()
-    together = predict_images(images, pipeline, "auto", None)
+    images, pipeline = list_images([tmp_path]), ModelFactory("tore_default", device="cpu", batch_size=4, threads=1)()
+    together = predict_images(images, pipeline, "model", None)
     for one, result in zip(images, together):
-        (alone,) = predict_images([one], pipeline, "auto", None)
+        (alone,) = predict_images([one], pipeline, "model", None)
         assert alone.people[0].crop == result.people[0].crop
         np.testing.assert_allclose(alone.people[0].vertices, result.people[0].vertices, atol=1e-5)
 
@@ -305,10 +305,33 @@ def test_boxes(tmp_path):
     images, pipeline = list_images([tmp_path / "a.tar"]), Factory()(0)
     one, two, three, four = predict_images(images, pipeline, "sidecar", None)
     assert [p.box for p in one.people] == [tuple(box), (0, 0, 20, 20)] and two.people[0].box_source == "auto"
-    assert '"boxes"' in three.error and "four.jpg: the box" in four.error
+    assert '"boxes"' in three.error and "four.jpg: box 0: the box" in four.error
     table = {"two.jpg": [tuple(box)]}
     one, two, *_ = predict_images(images, pipeline, "table", table)
     assert one.people[0].box_source == "auto" and [p.box for p in two.people] == [tuple(box)]
+
+
+def test_the_default_gives_what_predict_gives(tmp_path):
+    from tore_fast.pipelines.demo_image import ASSETS
+    from tore_fast.pipelines.photographs import image_pipeline
+
+    (tmp_path / "in").mkdir()
+    with Image.open(ASSETS / "portrait.jpg") as portrait:
+        exif = portrait.getexif()
+        exif.get_ifd(0x8769)[0xA405] = 35  # 35 mm equivalent of the focal length
+        portrait.save(tmp_path / "in" / "a.jpg", exif=exif)
+    Image.new("RGB", (64, 48)).save(tmp_path / "in" / "b.png")
+    factory = ModelFactory(device="cpu", threads=1)
+    folder = BatchFolder(tmp_path / "out")
+    folder.make(list_images([tmp_path / "in"]), 1, factory.identity())  # a unit each
+    work(folder, factory, BatchConfig())
+    (unit, empty) = results(tmp_path / "out")
+    (want,) = image_pipeline(device="cpu").predict([tmp_path / "in" / "a.jpg"])
+    (person,) = want.people
+    assert unit["focal_source"].tolist() == [person.focal_source] == ["exif"] and unit["believed"].tolist() == [True]
+    for name in ("poses", "trans", "focal_px", "landmarks_2d", "visibility", "score", "joints_3d"):
+        np.testing.assert_allclose(unit[name][0], getattr(person, name), rtol=1e-4, atol=1e-3)
+    assert set(unit) == set(empty) and empty["believed"].shape == (0,) and empty["visibility"].shape == (0, 33)
 
 
 def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
@@ -330,7 +353,7 @@ def test_hands_and_units_without_people_have_arrays_that_join(tmp_path):
         "vertices": (1, 778, 3),
         "box": (1, 4),
     }
-    assert [e.partition(": ")[2] for e in failures(out)] == ["not an image that Pillow can read"]
+    assert ["not an image file" in e for e in failures(out)] == [True]
 
 
 def test_wrong_inputs(tmp_path, shards):
@@ -370,7 +393,7 @@ def test_verb(shards, expected, tmp_path, capsys, monkeypatch):
         main(command)
     text, complaints = capsys.readouterr()
     assert e.value.code == 1 and "37 images, 36 people, 1 failed" in text and "images/s" in text
-    assert "tore-fast batch: " in complaints and "part/004.jpg: not an image that Pillow can read" in complaints
+    assert "tore-fast batch: " in complaints and "part/004.jpg: not an image file that is read here" in complaints
     assert next(results(tmp_path / "out"))["vertices"].shape == (20, 6890, 3)
     assert same(everything(tmp_path / "out"), expected) == ""
     for code, arguments in ((0, [str(shards), "--verify", "--out", str(tmp_path / "out")]), (2, ["nowhere.tar"])):

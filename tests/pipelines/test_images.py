@@ -1,4 +1,5 @@
-"""The main job on images of every kind: crops and cameras, bad files, several people, equal results for any batching."""
+"""The main job on images of every kind: crops and cameras, bad files, several people, equal results for any
+batching."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""People of a video: numbers that stay, the filter, a body that does not jump. Frames: scikit-image's NASA portrait, moved."""
+"""People of a video: numbers that stay, the filter, a body that does not jump. Frames: scikit-image's NASA portrait,
+moved."""
 
 from __future__ import annotations
 

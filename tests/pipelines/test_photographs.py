@@ -1,4 +1,5 @@
-"""The default pipeline: people found, bodies fitted, one camera an image. The person is scikit-image's NASA portrait."""
+"""The default pipeline: people found, bodies fitted, one camera an image. The person is scikit-image's NASA
+portrait."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ def same_weights(a, b, **tolerance):
 
 
 def test_kill_9_and_resume_follow_the_same_curve(tmp_path):
-    """A process that kills itself inside step 41, two steps after its last checkpoint, and once more a half-written log row."""
+    """A process that kills itself inside step 41, two steps after its last checkpoint, and once more a half-written log
+    row."""
     train(LineFit(), config(tmp_path / "whole"), log=lambda _: None)
     train(LineFit(), config(tmp_path / "killed", max_minutes=1e-9), log=lambda _: None)  # one step, then last.pt
     killed = config(tmp_path / "killed", checkpoint_minutes=60)

@@ -108,7 +108,8 @@ def test_without_test_the_test_data_of_a_validated_task_is_not_looked_at(tmp_pat
 
 
 def test_every_task_follows_the_rule():
-    """A task whose checkpoint is chosen by `evaluate` reports other data than that; all others report what they evaluate."""
+    """A task whose checkpoint is chosen by `evaluate` reports other data than that; all others report what they
+    evaluate."""
     found = {}
     for module in pkgutil.iter_modules(tore_fast.train.__path__, "tore_fast.train."):
         for name, kind in vars(importlib.import_module(module.name)).items():

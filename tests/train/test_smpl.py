@@ -231,7 +231,8 @@ def test_list_prints_the_reduction_table():
 
 
 def test_commands_from_motion_to_merged_host(tmp_path, capsys):
-    """clips -> host -> ECLM against labels -> tokens, as studies/smpl_motion/run.py runs them, in the smallest sizes."""
+    """clips -> host -> ECLM against labels -> tokens, as studies/smpl_motion/run.py runs them, in the smallest
+    sizes."""
     data = tmp_path / "mocap"
     data.mkdir()
     motions = [walk("one", 24, "train"), walk("two", 24, "train"), walk("three", 24, "test")]

@@ -1,4 +1,5 @@
-"""studies/token_reduction/run.py: one tiny row end to end (killed and resumed), tables and plots from made-up results."""
+"""studies/token_reduction/run.py: one tiny row end to end (killed and resumed), tables and plots from made-up
+results."""
 
 from __future__ import annotations
 
@@ -86,7 +87,7 @@ def test_coarser_level_is_nested_and_nearly_exact(tiny_body):
 
 
 def test_table(study, made_up):
-    import _study_report as report
+    from studies.token_reduction import report
 
     folder, _ = made_up
     text = report.table(folder)
@@ -98,8 +99,7 @@ def test_table(study, made_up):
 
 
 def test_results_of_two_protocols_are_not_mixed(study, made_up):
-    import _study_report as report
-
+    from studies.token_reduction import report
     from studies.token_reduction.rows import PROTOCOLS
 
     folder, write = made_up
@@ -144,9 +144,9 @@ def test_one_row_end_to_end_and_resumed(study, tmp_path, monkeypatch):
 
     # killed after training, before the result was written: evaluated again from the checkpoint, not trained again
     path.unlink()
-    import _study_train
+    from studies.token_reduction import train
 
-    monkeypatch.setattr(_study_train, "train", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "train", lambda *args: pytest.fail("trained again"))
     assert study.main(command) == 0
     again = json.loads(path.read_text())
     assert again["easy_pa_mpjpe_mm"] == pytest.approx(whole["easy_pa_mpjpe_mm"], abs=1e-4)

@@ -1,4 +1,5 @@
-"""Attention images: layouts name the right tokens, the right cell and the right vertex light up, the command writes files."""
+"""Attention images: layouts name the right tokens, the right cell and the right vertex light up, the command writes
+files."""
 
 from __future__ import annotations
 
@@ -139,7 +140,7 @@ def test_command(tmp_path, capsys):
     for extra, text in (
         (["--layer", "cross_9"], "'cross_9'; this model has encoder_1.1, decoder_1.1"),
         (["--joints", "Tail"], "'Tail'; expected all or some of R_Ankle"),
-        (["--model", "ppt_s"], "expected an image-to-mesh model"),
+        (["--model", "ppt_s"], "returns no attention maps; expected fastmetro"),
     ):
         code, said = call(*extra)
         last = said.err.splitlines()[-1]

@@ -1,4 +1,5 @@
-"""Token images: regions are exactly the owners, colours their means; the command writes a PNG and explains bad input."""
+"""Token images: regions are exactly the owners, colours their means; the command writes a PNG and explains bad
+input."""
 
 from __future__ import annotations
 
@@ -38,13 +39,11 @@ def test_command(tmp_path, capsys):
     torch.manual_seed(0)
     save(create_model("tcformer_light", num_classes=3, **TINY), tmp_path / "model", "tcformer_light")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "p.jpg")
-    out = tmp_path / "tokens.png"
+    out = tmp_path / "maps"
     assert command("viz", "tokens", tmp_path / "p.jpg", "--model", tmp_path / "model", "--out", out, "--size", 64) == 0
-    assert Image.open(out).size == (4 * 85 + 3 * 6, 64 + 16)
-    assert "stage 4: 6 tokens" in capsys.readouterr().out
-    maps = tmp_path / "maps"  # a folder, like viz attention's
-    assert command("viz", "tokens", tmp_path / "p.jpg", "--model", tmp_path / "model", "--out", maps, "--size", 64) == 0
-    assert (maps / "p_tokens.png").is_file() and "p_tokens.png" in capsys.readouterr().out
+    assert Image.open(out / "p_tokens.png").size == (4 * 85 + 3 * 6, 64 + 16)
+    said = capsys.readouterr().out
+    assert "stage 4: 6 tokens" in said and "p_tokens.png" in said
     for arguments in ([str(tmp_path / "missing.jpg")], [str(tmp_path / "p.jpg"), "--model", "ppt_s"]):
         assert command("viz", "tokens", *arguments, "--out", out) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith("tore-fast viz tokens: ")

@@ -1,4 +1,5 @@
-"""Renders the image and the truth that `tore-fast demo` uses (tore_fast/pipelines/assets); run once per generator.
+"""Renders the image with a known truth that `tore-fast demo` uses beside its photograph (tore_fast/pipelines/assets);
+run once per generator.
 
     python -m tools.assets.demo [--index I]
 

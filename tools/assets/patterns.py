@@ -1,8 +1,8 @@
 """Writes a image set of patterns for `tore-fast train classify`: OUT/{train,val}/<class>/<number>.png, 72x72 pixels.
 
-Ten patterns in two random colours, bright on dark. Each is a scalar field cut at a random quantile, so the share of the two colours is
-drawn alike for all classes, and colour statistics say nothing about the class (`--baseline` measures that); only form does.
-Needs numpy and Pillow (the baseline torch); the same seed gives the same images.
+Ten patterns in two random colours, bright on dark. Each is a scalar field cut at a random quantile, so the share of the
+two colours is drawn alike for all classes, and colour statistics say nothing about the class (`--baseline` measures
+that); only form does. Needs numpy and Pillow (the baseline torch); the same seed gives the same images.
 
     python -m tools.assets.patterns patterns/ --train 600 --val 60 --baseline
 """
@@ -118,7 +118,8 @@ def main() -> None:
     print(f"{args.out}: {len(PATTERNS)} classes, {args.train} + {args.val} images each")
     if args.baseline:
         print(
-            f"linear classifier on colour statistics: {colour_baseline(args.out):.1f} % (chance {100 / len(PATTERNS):.0f} %)"
+            f"linear classifier on colour statistics: {colour_baseline(args.out):.1f} % (chance "
+            f"{100 / len(PATTERNS):.0f} %)"
         )
 
 

@@ -2,10 +2,12 @@
 
     pip install tflite
     pip download --no-deps --python-version 311 --only-binary=:all: mediapipe==0.10.21
-    python -m tools.bake.landmarks mediapipe-0.10.21-*.whl     # writes tore_fast/models/assets/{person_detector,body_landmarks}
+    python -m tools.bake.landmarks mediapipe-0.10.21-*.whl     # writes
+    tore_fast/models/assets/{person_detector,body_landmarks}
 
-Only the two .tflite files are taken out of the wheel, and only if their SHA-256 is the one in models/keypoints/_mediapipe.py.
-Later wheels carry no such files. Nothing of the wheel is installed, run or needed at run time.
+Only the two .tflite files are taken out of the wheel, and only if their SHA-256 is the one in
+models/keypoints/_mediapipe.py. Later wheels carry no such files. Nothing of the wheel is installed, run or needed at
+run time.
 """
 
 from __future__ import annotations

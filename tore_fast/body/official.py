@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 
 from ..geometry.skeleton import MANO16, MANO21_TO_HAND21, MANO_FINGERTIPS, SMPL24, SMPL38_TO_J24
-from ..io.safe_pickle import read_npz, read_pickle
+from ..io.safe_pickle import read_npy, read_npz, read_pickle
 from .body import Body, BodyTopology
 from .hierarchy import MeshHierarchy, build_hierarchy, check_sparse, index_array
 
@@ -25,11 +25,17 @@ LEVELS = {"smpl": (6890, 1723, 431), "mano": (778, 195)}
 _SAMPLING = {"smpl": "mesh_downsampling.npz", "mano": "mano_downsampling.npz"}
 _REGRESSORS = {"smpl": {"h36m17": "J_regressor_h36m_correct.npy", "extra14": "J_regressor_extra.npy"}, "mano": {}}
 _MODEL_FILES = {
-    "smpl": ("SMPL_NEUTRAL.pkl", "SMPL_NEUTRAL.npz", "basicModel_neutral_lbs_10_207_0_v1.0.0.pkl"),
+    "smpl": (  # smplx's names, SMPLify's, and those of the current download (SMPL_python_v.1.1.0)
+        "SMPL_NEUTRAL.pkl",
+        "SMPL_NEUTRAL.npz",
+        "basicModel_neutral_lbs_10_207_0_v1.0.0.pkl",
+        "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl",
+    ),
     "mano": ("MANO_RIGHT.pkl", "MANO_RIGHT.npz"),
 }
 _MODEL_SOURCES = {
-    "smpl": "SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems (SMPLify holds the neutral file)",
+    "smpl": "SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems (SMPLify holds "
+    "the neutral file)",
     "mano": "MANO is licensed for research: register at the MANO page of MPI for Intelligent Systems",
 }
 _TOPOLOGY_SOURCE = "the METRO and FastMETRO projects have these files in their folder src/modeling/data"
@@ -79,13 +85,13 @@ def load_topology(name: str, folder: str | Path) -> BodyTopology:
     regressors = {}
     for key, regressor in _REGRESSORS[name].items():
         if (folder / regressor).is_file():
-            matrix = np.load(folder / regressor, allow_pickle=False)
+            matrix = read_npy(folder / regressor)
             if matrix.ndim != 2 or matrix.shape[1] != LEVELS[name][0]:
                 raise ValueError(f"{regressor}: expected [K, {LEVELS[name][0]}], got {list(matrix.shape)}")
             regressors[key] = sp.csr_matrix(matrix)
     loss_faces, file = {}, folder / "smpl_1723_faces.npy"
     if name == "smpl" and file.is_file():
-        loss_faces[1] = index_array(str(file), np.load(file, allow_pickle=False))
+        loss_faces[1] = index_array(str(file), read_npy(file))
     return BodyTopology(name, hierarchy, regressors, loss_faces)
 
 
@@ -198,12 +204,13 @@ def load_model(
 def _find_model(name: str, path: Path) -> Path:
     if path.is_file():
         return path
-    for sub in (path, path / name):
+    for sub in (path, path / name, path / "models", path / name / "models"):
         for file in _MODEL_FILES[name]:
             if (sub / file).is_file():
                 return sub / file
     raise FileNotFoundError(
-        f"load_body({name!r}): {path} is neither a model file nor a folder with one of {', '.join(_MODEL_FILES[name])}. "
+        f"load_body({name!r}): {path} is neither a model file nor a folder with one of "
+        f"{', '.join(_MODEL_FILES[name])}. "
         f"{_MODEL_SOURCES[name]}"
     )
 

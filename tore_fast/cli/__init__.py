@@ -1,12 +1,13 @@
 """The `tore-fast` command: one verb per module of this folder, loaded only when used.
 
 A verb module has a dataclass `Args` (its fields become flags, its docstring the help) and `run(args) -> int | None`
-(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py each; a
-`default_job(argv)` beside it tells the job where none is named.
+(the exit code). A verb with several jobs has a table `SUBCOMMANDS` (name -> help) instead, one module VERB_NAME.py
+each; a `default_job(argv)` beside it tells the job where none is named.
 
-One rule for all verbs: exit code 0 if everything was done, 1 if work failed (some or all of it), 2 if the command cannot be
-done as it was typed, 130 after Ctrl-C; every error is one line `tore-fast VERB: ...` on stderr. A verb reads what the user gave
-inside `with arguments():` (errors there are 2) and lets other errors rise to `main` (1). TORE_FAST_TRACEBACK=1 shows where.
+One rule for all verbs: exit code 0 if everything was done, 1 if work failed (some or all of it), 2 if the command
+cannot be done as it was typed, 130 after Ctrl-C; every error is one line `tore-fast VERB: ...` on stderr. A verb reads
+what the user gave inside `with arguments():` (errors there are 2) and lets other errors rise to `main` (1).
+TORE_FAST_TRACEBACK=1 shows where.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from typing import Any
 
 VERBS = {
     "info": "versions, device, what is built, what is not and why",
+    "doctor": "info, and a self-test of this machine in seconds",
     "convert": "an official checkpoint to our folder of safetensors and config.json",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs and videos to bodies: meshes, joints, SMPL parameters, motion, overlays",
     "batch": "bodies for any number of images in tars and folders; resumable, many processes, Ray",
     "lift": "2D key points of a clip to 3D poses, BVH and a stick-figure view",
+    "view": "results in the browser, or as one HTML page",
     "demo": "the main job on an embedded image with the embedded weights",
     "eval": "errors of a model on a data set, as the papers count them",
     "train": "train a model; an interrupted run resumes",
@@ -42,6 +45,7 @@ _WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirect
 EXPECTED = (
     ValueError,
     OSError,
+    MemoryError,
     ImportError,
 )  # with a message for users; anything else is a bug and shows its traceback
 
@@ -71,7 +75,8 @@ def print_error(message: str) -> None:
 
 
 def format_error(error: BaseException) -> str:
-    """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists: 'out.txt'"."""
+    """Message of an error without its number or class: "out.txt: File exists", not "[Errno 17] File exists:
+    'out.txt'"."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}"
     return str(error) or type(error).__name__
@@ -85,9 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if not argv:
-        argv = ["info"]
-    if argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return
     if argv[0] == "--version":

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-GENDER_FILES = {"male": "SMPL_MALE", "female": "SMPL_FEMALE"}
+GENDER_FILES = {  # names without suffix, the current download's last
+    "male": ("SMPL_MALE", "basicModel_m_lbs_10_207_0_v1.0.0", "basicmodel_m_lbs_10_207_0_v1.1.0"),
+    "female": ("SMPL_FEMALE", "basicModel_f_lbs_10_207_0_v1.0.0", "basicmodel_f_lbs_10_207_0_v1.1.0"),
+}
 
 
 def protocol_of(
@@ -31,11 +34,13 @@ def protocol_of(
     bodies = {"neutral": load_body("smpl", body, topology=topology)}
     if gendered:
         folder = Path(body) if Path(body).is_dir() else Path(body).parent
-        for gender, stem in GENDER_FILES.items():
-            file = next((folder / f"{stem}{s}" for s in (".pkl", ".npz") if (folder / f"{stem}{s}").is_file()), None)
+        for gender, stems in GENDER_FILES.items():
+            stem, names = stems[0], [f"{stem}{s}" for stem in stems for s in (".pkl", ".npz")]
+            file = next((folder / n for n in names if (folder / n).is_file()), None)
             if file is None:
                 raise FileNotFoundError(
-                    f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register at the SMPL page of MPI for Intelligent Systems"
+                    f"--gendered: no {stem}.pkl or .npz in {folder}; SMPL is licensed for research: register "
+                    "at the SMPL page of MPI for Intelligent Systems"
                 )
             bodies[gender] = load_body("smpl", file, topology=topology)
     return BodyProtocol(bodies, truth, gendered)

@@ -1,4 +1,5 @@
-"""Models of the tasks keypoints, classify and smpl on the command line: which one is meant, and whether it fits the data."""
+"""Models of the tasks keypoints, classify and smpl on the command line: which one is meant, and whether it fits the
+data."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def tested_model(name: str, checkpoint: Path | None, tag: str) -> tuple[Any, tup
 
     Args:
         name: a registered name (then with random weights, and a note) or a checkpoint folder; "" with a checkpoint.
-        checkpoint: a folder of ours or an official file; an official layout's own sizes are used unless `name` is given.
+        checkpoint: a folder of ours or an official file; an official layout's own sizes are used unless `name` is
+            given.
         tag: of the registry, what the model must be for.
     """
     import sys

@@ -50,7 +50,9 @@ class ModelArgs:
         """The model that --model, --checkpoint, --set and --mesh-data mean."""
         from ..models import load
 
-        return load(self.checkpoint or self.model, model=self.model, mesh_data=self.mesh_data, **self.config_fields())
+        return load(
+            self.checkpoint or self.model, model=self.model or None, mesh_data=self.mesh_data, **self.config_fields()
+        )
 
     def is_random(self) -> bool:
         """Whether the weights are random: a registered name without a checkpoint."""

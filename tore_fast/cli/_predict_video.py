@@ -1,4 +1,5 @@
-"""One video of `tore-fast predict`: HMR2.0 and CameraHMR with motion decoder and resume, other models frame by frame."""
+"""One video of `tore-fast predict`: HMR2.0 and CameraHMR with motion decoder and resume, other models frame by
+frame."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ class EvalArgs:
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Runs a task: what cannot be evaluated is the user's argument (exit code 2), a process that died is a failure (1)."""
+    """Runs a task: what cannot be evaluated is the user's argument (exit code 2), a process that died is a failure
+    (1)."""
     from ..eval.evaluate import Incomplete
 
     try:
@@ -59,7 +60,8 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def work_folder(args: Any) -> Path:
-    """Where the rows so far lie: --work, else beside --json, else a folder of .tore_fast_eval named after data and model."""
+    """Where the rows so far lie: --work, else beside --json, else a folder of .tore_fast_eval named after data and
+    model."""
     if args.work or args.json:
         return args.work or args.json.with_suffix(".rows")
     names = (Path(str(name)).resolve().stem for name in (args.data, args.checkpoint or args.model))

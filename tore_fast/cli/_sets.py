@@ -19,12 +19,14 @@ class SetArgs(TrainArgs):
     """`synth`: synthetic images, rendered while training. Or data sets, PATH[@WEIGHT][?OPTION=VALUE&...] each, e.g.
     h36m.yaml@0.5 3dpw@0.2?split=train (docs/data.md lists formats); without weights all items make one epoch."""
     val: str = ""
-    """Data set that is measured, PATH[?OPTION=VALUE]; synthetic images have their own held-out split. The checkpoint is not
+    """Data set that is measured, PATH[?OPTION=VALUE]; synthetic images have their own held-out split. The checkpoint is
+    not
     chosen on it: the last averaged weights are exported."""
     val_items: int = 2000
     """At most so many items of it."""
     body: str = "auto"
-    """auto: the free body (models of hands: the free hand); else a file or folder with the SMPL (MANO) model of the data."""
+    """auto: the free body (models of hands: the free hand); else a file or folder with the SMPL (MANO) model of the
+    data."""
     mesh_data: str | None = None
     """Folder of the SMPL/MANO topology files (also $TORE_FAST_MESH_DATA)."""
 
@@ -82,8 +84,8 @@ def _check_labels(text: str, reader: Any, items: int = 20) -> None:
         raise ValueError(f"--data {text}: no item")
     if not any(r.has_2d or r.has_3d or r.has_smpl for r in (reader[i] for i in range(count))):
         raise ValueError(
-            f"--data {text}: no 2D joints, 3D joints or SMPL parameters in its first {count} items; there is nothing to learn "
-            "from (docs/data.md shows how to give labels)"
+            f"--data {text}: no 2D joints, 3D joints or SMPL parameters in its first {count} items; there is "
+            "nothing to learn from (docs/data.md shows how to give labels)"
         )
 
 

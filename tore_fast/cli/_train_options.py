@@ -25,12 +25,15 @@ class TrainArgs:
     set: dict[str, str] = field(default_factory=dict)
     """Config fields of the model to change, NAME VALUE pairs: depth 4 qkv_bias false embed_dims 16,32,48,64 ..."""
     checkpoint: Path | None = None
-    """Weights to start from: a checkpoint folder, an official file, `default` (built in), or the last.pt or best.pt of a run. Every tensor that fits
-    by name and shape is taken; whether that was the whole model or its backbone is printed. A run that goes on has its own."""
+    """Weights to start from: a checkpoint folder, an official file, `default` (built in), or the last.pt or best.pt of
+    a run. Every tensor that fits
+    by name and shape is taken; whether that was the whole model or its backbone is printed. A run that goes on has its
+    own."""
     test: bool = False
     """When the training ends, measure the weights it exports on the test data; print it and write OUT/test.json."""
     export: Path | None = None
-    """When the training ends, write the model here as a checkpoint folder; its config.json says how the checkpoint was chosen."""
+    """When the training ends, write the model here as a checkpoint folder; its config.json says how the checkpoint was
+    chosen."""
     threads: int = 0
     """CPU threads of the training process (0: torch's choice)."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -40,7 +43,8 @@ def model_name(args: TrainArgs, default: str, *tags: str) -> str:
     """The registered name that --model, or the folder --checkpoint, or else the task means.
 
     Args:
-        tags: a folder's model must have one of them; the weights of another (an ImageNet classifier) start the default model.
+        tags: a folder's model must have one of them; the weights of another (an ImageNet classifier) start the default
+            model.
     """
     from ..models import model_entry
 

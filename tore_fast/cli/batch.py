@@ -29,6 +29,10 @@ class Args(ModelArgs, RunArgs, OutArgs):
     """Folder of plan and results (results/unit-*.npz)."""
     boxes: str = "auto"
     """auto, full, centre, a JSON/CSV box file, or sidecar: KEY.json with "boxes" beside each image."""
+    min_score: float = 0.5
+    """People that are less sure to be people are dropped (0 to 1)."""
+    max_people: int = 64
+    """The best so many people of an image are kept."""
     body: str = "free"
     """Body posed by models of SMPL parameters: free, or a SMPL model file."""
     fov: float | None = None
@@ -62,7 +66,10 @@ def run(args: Args) -> int:
             raise UsageError("--limit does not go with batch: it takes every image once")
         torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         engine = args.engine if args.engine != "auto" else "torchrun" if torchrun else "processes"
+        if not 0 <= args.min_score <= 1 or args.max_people < 1:
+            raise UsageError("--min-score must lie in 0..1 and --max-people be at least 1")
         options: dict[str, Any] = {"precision": args.precision, "body": args.body, "fov_deg": args.fov}
+        options |= {k: getattr(args, k) for k in ("min_score", "max_people") if getattr(args, k) != getattr(Args, k)}
         options |= {
             "mesh_data": None if args.mesh_data is None else str(args.mesh_data),
             "overrides": args.config_fields(),
@@ -73,7 +80,7 @@ def run(args: Args) -> int:
             args.device,
             args.batch_size,
             args.threads or max(1, (os.cpu_count() or 1) // max(1, args.workers)),
-            {k: v for k, v in options.items() if v},
+            {k: v for k, v in options.items() if v not in (None, {}, [])},
         )
         config = BatchConfig(args.boxes, args.save_vertices, args.unit)
         log = (lambda _: None) if args.quiet else (lambda line: print(line, file=sys.stderr))
@@ -86,7 +93,8 @@ def run(args: Args) -> int:
         return 0  # rank 0 reports
     args.say(
         {"out": str(args.out), **asdict(summary)},
-        f"{summary.images} images, {summary.people} people, {summary.failed} failed; this run: {summary.fresh_images} images "
+        f"{summary.images} images, {summary.people} people, {summary.failed} failed; this run: "
+        f"{summary.fresh_images} images "
         f"in {summary.seconds:.1f} s = {summary.images_per_s:.1f} images/s, {summary.deaths} workers died; results in "
         f"{args.out}/results",
     )

@@ -21,7 +21,8 @@ class Args:
     out: Positional[Path]
     """Folder to write: commands take it as --model, Python as load(FOLDER)."""
     upstream: str | None = None
-    """fastmetro, tore, metro, graphormer, tcformer, hot, hmr2, camerahmr, humanfov or densekp; found from the keys when not given."""
+    """fastmetro, tore, metro, graphormer, tcformer, hot, hmr2, camerahmr, humanfov or densekp; found from the keys when
+    not given."""
     fov_net: Path | None = None
     """HumanFoV's file, to go into the folder of a CameraHMR checkpoint."""
     allow_nonfinite: bool = False
@@ -57,8 +58,8 @@ def run(args: Args) -> int:
         lines.append(f"checked: {args.out} loads with the topology files in {args.mesh_data}")
     if of_mesh:
         lines.append(
-            "weights trained on SMPL or MANO stay under their licences; loading needs the topology files (--mesh-data or "
-            "TORE_FAST_MESH_DATA)"
+            "weights trained on SMPL or MANO stay under their licences; loading needs the topology files "
+            "(--mesh-data or TORE_FAST_MESH_DATA)"
         )
     facts = {"model": done.name, "layout": done.layout, "tensors": done.keys, "dropped": [*done.dropped]}
     print(json.dumps({**facts, "out": str(args.out)}, indent=2) if args.json else "\n".join(lines))

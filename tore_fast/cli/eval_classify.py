@@ -1,4 +1,5 @@
-"""`tore-fast eval classify`: top-1 and top-5 accuracy of an image classifier on class folders; a stopped run goes on."""
+"""`tore-fast eval classify`: top-1 and top-5 accuracy of an image classifier on class folders; a stopped run goes
+on."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from ._report import EvalArgs, device_of, guarded, report, work_folder
 
 @dataclass(kw_only=True)
 class Args(EvalArgs):
-    """ImageNet's protocol: shorter side to 256/224 of the input size (bicubic), centre crop. Under torchrun every process
+    """ImageNet's protocol: shorter side to 256/224 of the input size (bicubic), centre crop. Under torchrun every
+    process
     takes a share; the same command goes on after a kill."""
 
     data: Path

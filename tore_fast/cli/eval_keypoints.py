@@ -12,11 +12,13 @@ from ._report import EvalArgs, device_of, guarded, number, report, unit_of, work
 
 @dataclass(kw_only=True)
 class Args(EvalArgs):
-    """Key points on COCO-WholeBody (133), COCO (17) or WFLW (98) by the official protocols, or on synthetic people (14).
+    """Key points on COCO-WholeBody (133), COCO (17) or WFLW (98) by the official protocols, or on synthetic people
+    (14).
     Under torchrun every process takes a share; the same command goes on after a kill."""
 
     data: str
-    """coco_wholebody_val_v1.0.json, person_keypoints_val2017.json, list_98pt_rect_attr_test.txt; `synth` needs no files."""
+    """coco_wholebody_val_v1.0.json, person_keypoints_val2017.json, list_98pt_rect_attr_test.txt; `synth` needs no
+    files."""
     model: str = ""
     """A registered name (tore-fast list), or a checkpoint folder."""
     checkpoint: Path | None = None

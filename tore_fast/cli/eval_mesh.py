@@ -15,7 +15,8 @@ from .eval import registered_entry
 
 @dataclass(kw_only=True)
 class Args(EvalArgs):
-    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun every
+    """Errors of a model on a data set (docs/data.md lists formats, docs say where files come from). Under torchrun
+    every
     process takes a share; the same command goes on after a kill."""
 
     data: str
@@ -123,7 +124,7 @@ def _model(args: Args) -> Any:
     entry = registered_entry(source)
     if entry is not None and entry.name == source:
         print("note: random weights (no --checkpoint)", file=sys.stderr)
-    model = load(source, args.upstream, model=args.model, mesh_data=args.mesh_data)
+    model = load(source, args.upstream, model=args.model or None, mesh_data=args.mesh_data)
     if entry is not None and not is_scored(model):
         raise ValueError(f"{source}: expected a model of meshes or body parameters, got {type(model).__name__}")
     return model, args.image_size or crop_size(model)

@@ -10,7 +10,8 @@ from ._report import device_of, guarded, rows_table, write_json
 
 @dataclass(kw_only=True)
 class Args:
-    """Mean distance of root-relative joints over windows. Prior: the motion that comes back; denoiser: the motion it makes
+    """Mean distance of root-relative joints over windows. Prior: the motion that comes back; denoiser: the motion it
+    makes
     of the files' tokens. Give motions that were not trained on."""
 
     data: Path

@@ -10,7 +10,8 @@ from .eval import registered_entry
 
 @dataclass(kw_only=True)
 class Args(eval_mesh.Args):
-    """Errors of TCFormer's regressors, HMR2.0 and CameraHMR on a data set (docs/data.md lists formats) or on synthetic images.
+    """Errors of TCFormer's regressors, HMR2.0 and CameraHMR on a data set (docs/data.md lists formats) or on synthetic
+    images.
     Under torchrun every process takes a share; the same command goes on after a kill."""
 
     model: str = ""

@@ -25,18 +25,21 @@ class Args(ModelArgs, RunArgs, OutArgs):
     """
 
     keypoints: Annotated[Positional[list[Path]], tyro.conf.arg(metavar="KEYPOINT ...")]
-    """JSON (COCO, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, {"keypoints": ...}), a folder of it with a file a frame,
+    """JSON (COCO, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, {"keypoints": ...}), a folder of it with a file
+    a frame,
     npz (VideoPose3D, detectron2, keypoints), npy or csv; docs/lifting.md lists them."""
     format: str = "npz,bvh,html"
     """Any of npz, bvh, html, gif, mp4, separated by commas."""
     order: str = "auto"
     """Joint order: auto, h36m, coco, halpe, openpose25, openpose18, mediapipe, wholebody or smpl."""
     person: str | None = None
-    """Track to follow in files with several people (default: the one in most frames), or all: files NAME_0, NAME_1 ..."""
+    """Track to follow in files with several people (default: the one in most frames), or all: files NAME_0, NAME_1
+    ..."""
     smooth: str = "none"
     """none, one-euro or gaussian: smooths the poses over time; docs/lifting.md has the errors."""
     normalise: str = "auto"
-    """image, pixel or crop; auto takes what the model was trained for (else image) where the image size is known, else crop.
+    """image, pixel or crop; auto takes what the model was trained for (else image) where the image size is known, else
+    crop.
     What was done is printed."""
     width: float | None = None
     """Image width in pixels, if the file does not say; points in 0..1 need it."""
@@ -169,9 +172,11 @@ def _lift_clip(args: Args, model: Any, path: Path, stem: Path, clip: Any, format
     if "mp4" in formats:
         written.append(str(write_mp4(f"{stem}.mp4", lifted.pose, fps)))
     lines = [
-        f"{path}{f', person {clip.person}' if clip.person else ''}: {len(lifted.pose)} frames from {frames[0]} on, order {clip.order}, normalisation {how}"
+        f"{path}{f', person {clip.person}' if clip.person else ''}: {len(lifted.pose)} frames from {frames[0]} "
+        f"on, order {clip.order}, normalisation {how}"
         + (f" ({width:g} x {height:g})" if how != "crop" else " (no image size needed)"),
-        f"  {lifted.windows} windows of {model.config.frames} frames in {seconds:.2f} s ({len(lifted.pose) / seconds:.0f} frames/s)",
+        f"  {lifted.windows} windows of {model.config.frames} frames in {seconds:.2f} s "
+        f"({len(lifted.pose) / seconds:.0f} frames/s)",
     ]
     if rate and rate != fps:
         lines.append(f"  lifted at {rate:g} frames/s, the model's rate, and brought back to {fps:g}")

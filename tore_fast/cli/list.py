@@ -18,9 +18,9 @@ SORTS = {"params": "params_m", "macs": "gmacs"}
 class Args:
     """Lists models: parameters (M) and multiply-adds (G, one image; papers call them GFLOPs), ours and the paper's.
 
-    Matrix products and convolutions are counted, masked attention as dense (as the official code spends it). "as paper":
-    ours by the paper's counting, to hold against its number (parameters without trunk or with unused weights; video pose
-    models without the attention products).
+    Matrix products and convolutions are counted, masked attention as dense (as the official code spends it). "as
+    paper": ours by the paper's counting, to hold against its number (parameters without trunk or with unused weights;
+    video pose models without the attention products).
     """
 
     patterns: Positional[tuple[str, ...]] = ("*",)
@@ -200,7 +200,8 @@ def reduction_table(found: list[dict]) -> str:
     for r in found:
         paper = "-" if r["paper_gmacs"] is None else f"{r['paper_gmacs']:.1f}"
         lines.append(
-            f"{r['blocks']:6} {r['tokens']:6} {r['linear_gmacs']:9.1f} {r['gmacs']:11.1f} {r['factor']:6.2f}x {paper:>8}"
+            f"{r['blocks']:6} {r['tokens']:6} {r['linear_gmacs']:9.1f} {r['gmacs']:11.1f} {r['factor']:6.2f}x "
+            f"{paper:>8}"
         )
     return "\n".join(lines)
 

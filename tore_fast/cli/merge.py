@@ -1,4 +1,5 @@
-"""`tore-fast merge`: finds mergeable layers of an HMR2.0 or CameraHMR model on your images, writes the smaller model."""
+"""`tore-fast merge`: finds mergeable layers of an HMR2.0 or CameraHMR model on your images, writes the smaller
+model."""
 
 from __future__ import annotations
 

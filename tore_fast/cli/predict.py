@@ -1,4 +1,5 @@
-"""`tore-fast predict photo.jpg clip.mp4`: people in photographs and videos to bodies, with any model of task mesh or smpl."""
+"""`tore-fast predict photo.jpg clip.mp4`: people in photographs and videos to bodies, with any model of task mesh or
+smpl."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class VideoArgs(DecodeOptions):
     fps: float | None = None
     """Frames per second; default: the file's, 30 for folders."""
     motion: str | None = None
-    """Checkpoint folder of a motion decoder (fasthmr_motion), with HMR2.0 and CameraHMR; none: the model's own poses."""
+    """Checkpoint folder of a motion decoder (fasthmr_motion), with HMR2.0 and CameraHMR; none: the model's own
+    poses."""
     folders: bool = False
     """A folder is the frames of one video, not separate photographs."""
 
@@ -35,9 +37,9 @@ class VideoArgs(DecodeOptions):
 class Args(ModelArgs, RunArgs, OutArgs):
     """People in photographs and videos to bodies.
 
-    An image gives an overlay (png), meshes (glb, obj, ply; with several people also one scene) and numbers (npz, json); a
-    video a folder with a file per tracked person (npz, bvh, animated glb) and an overlay (mp4). docs/results.md lists every
-    key. OUT/results.json says which file came from which input.
+    An image gives an overlay (png), meshes (glb, obj, ply; with several people also one scene) and numbers (npz, json);
+    a video a folder with a file per tracked person (npz, bvh, animated glb) and an overlay (mp4). docs/results.md lists
+    every key. OUT/results.json says which file came from which input.
 
     With HMR2.0 and CameraHMR an interrupted video goes on where it stopped when started again with the same --out.
     """
@@ -45,12 +47,14 @@ class Args(ModelArgs, RunArgs, OutArgs):
     inputs: Annotated[Positional[list[str]], tyro.conf.arg(metavar="INPUT ...")]
     """Images, videos, folders, glob patterns; several are taken."""
     format: str | None = None
-    """Separated by commas. Images: png, glb, obj, ply, npz, json (default png,glb,npz). Videos: npz, bvh, glb, mp4 (default
+    """Separated by commas. Images: png, glb, obj, ply, npz, json, html (default png,glb,npz). Videos: npz, bvh, glb,
+    mp4 (default
     npz,mp4 where imageio-ffmpeg is there, else npz)."""
     boxes: str = "auto"
-    """Where people are: auto (everybody is looked for), model (one person, by the model's own output), full (whole image),
-    centre (the official demo's square), or a file. Images: JSON
-    {"photo.jpg": [[x0, y0, x1, y1], ...]}, COCO, or CSV image,x0,y0,x1,y1. Videos: CSV frame,track,x0,y0,x1,y1, MOT, COCO or
+    """Where people are: auto (everybody is looked for), model (one person, by the model's own output), full (whole
+    image), centre (the official demo's square), or a file. Images: JSON
+    {"photo.jpg": [[x0, y0, x1, y1], ...]}, COCO, or CSV image,x0,y0,x1,y1. Videos: CSV frame,track,x0,y0,x1,y1, MOT,
+    COCO or
     JSON {"track": [[frame, x0, y0, x1, y1], ...]}. A CSV header decides what its columns are (x,y,w,h)."""
     min_score: float = 0.5
     """People that are less sure to be people are dropped (0 to 1)."""
@@ -59,14 +63,17 @@ class Args(ModelArgs, RunArgs, OutArgs):
     mirrored: bool = True
     """Landmarks of each person also in the mirrored image: slower, steadier."""
     landmarks: Path | None = None
-    """Another landmark net than the built-in one: a folder of `tore-fast convert`, or pose_landmark_heavy.tflite itself."""
+    """Another landmark net than the built-in one: a folder of `tore-fast convert`, or pose_landmark_heavy.tflite
+    itself."""
     detector: str | None = None
-    """Instead of boxes: MODULE:CALLABLE (image [H, W, 3] -> boxes [N, 4], [N, 5] with scores, or YOLO's [N, 6]), or torchvision:MODEL (extra `detect`)."""
+    """Instead of boxes: MODULE:CALLABLE (image [H, W, 3] -> boxes [N, 4], [N, 5] with scores, or YOLO's [N, 6]), or
+    torchvision:MODEL (extra `detect`)."""
     detector_weights: str | None = None
     """Weights file of a torchvision detector."""
     masks: str = "auto"
-    """For token merging (Mask-ToMe) in HMR2.0 and CameraHMR: auto (a detector's), ellipse (in every box), none; for videos
-    also a folder of FRAME.png or TRACK/FRAME.png, or MODULE:CALLABLE (frame number, frame, {track: box}) -> {track: [H, W]
+    """For token merging (Mask-ToMe) in HMR2.0 and CameraHMR: auto (a detector's), ellipse (in every box), none; for
+    videos also a folder of FRAME.png or TRACK/FRAME.png, or MODULE:CALLABLE (frame number, frame, {track: box}) ->
+    {track: [H, W]
     mask}."""
     body: str = "free"
     """Body posed by models of SMPL parameters: free, or a SMPL model file."""

@@ -1,4 +1,5 @@
-"""`tore-fast synth clips`: motion files rendered as clips, and a regressor's features on them (data of `train motion`)."""
+"""`tore-fast synth clips`: motion files rendered as clips, and a regressor's features on them (data of
+`train motion`)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from . import arguments
 
 @dataclass
 class Args:
-    """Renders real motion on the free body as video crops, and with --model writes that regressor's tokens for every frame.
+    """Renders real motion on the free body as video crops, and with --model writes that regressor's tokens for every
+    frame.
 
     Clips that are there already are kept, so an interrupted run goes on.
     """
@@ -43,7 +45,8 @@ class Args:
     keep_tokens: int | None = None
     """Mask-ToMe down to this many tokens while the regressor runs."""
     views: int = 1
-    """Without --out: renderings of every motion, each with its own person, light and camera; every second one is mirrored."""
+    """Without --out: renderings of every motion, each with its own person, light and camera; every second one is
+    mirrored."""
     merge_per_block: int | None = None
     """At most so many merges per block; none: as it was saved (40)."""
 

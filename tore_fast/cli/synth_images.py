@@ -1,4 +1,5 @@
-"""`tore-fast synth images`: writes synthetic training images of the licence-free body to disk (format: data/synth/shards.py)."""
+"""`tore-fast synth images`: writes synthetic training images of the licence-free body to disk (format:
+data/synth/shards.py)."""
 
 from __future__ import annotations
 

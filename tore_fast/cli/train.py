@@ -1,6 +1,7 @@
 """`tore-fast train TASK`: one module train_TASK.py per task, all on train/run.py.
 
-`--recipe NAME` sets a task's flags as a paper did (recipes/); flags that follow still change them. The recipe names its task.
+`--recipe NAME` sets a task's flags as a paper did (recipes/); flags that follow still change them. The recipe names its
+task.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ DEFAULT_MODEL = "tcformer_light"
 
 @dataclass(kw_only=True)
 class Args(TrainArgs):
-    """Trains an image classifier; the same command resumes a stopped run. val/ is the reported set, so the last averaged
+    """Trains an image classifier; the same command resumes a stopped run. val/ is the reported set, so the last
+    averaged
     weights are exported."""
 
     data: Path
@@ -29,7 +30,8 @@ class Args(TrainArgs):
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(batch_size=128, lr=1.25e-4, weight_decay=0.05, clip_norm=0.0)
     )
-    """The official rate is 5e-4 x (items of a step) / 512; far above it the full-width models stay at chance (docs/keypoints.md)."""
+    """The official rate is 5e-4 x (items of a step) / 512; far above it the full-width models stay at chance
+    (docs/keypoints.md)."""
 
 
 def run(args: Args) -> int:
@@ -46,7 +48,8 @@ def run(args: Args) -> int:
             raise ValueError(f"{args.data}: train/ and val/ hold different classes")
         if args.mixup and args.train.batch_size % 2:
             raise ValueError(
-                f"--train.batch-size: mixup takes images in pairs, so an even number (or --no-mixup), got {args.train.batch_size}"
+                "--train.batch-size: mixup takes images in pairs, so an even number (or --no-mixup), got "
+                f"{args.train.batch_size}"
             )
         name = model_name(args, DEFAULT_MODEL, "classification")
         model = build_model(args, name, ("classification",), num_classes=classes)

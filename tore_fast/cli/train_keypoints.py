@@ -23,7 +23,8 @@ class Args(TrainArgs):
     weights are exported."""
 
     data: str = "synth"
-    """Training annotations: coco_wholebody_train_v1.0.json, person_keypoints_train2017.json, list_98pt_rect_attr_train.txt;
+    """Training annotations: coco_wholebody_train_v1.0.json, person_keypoints_train2017.json,
+    list_98pt_rect_attr_train.txt;
     `synth`: rendered people, no files."""
     images: Path | None = None
     """Folder of the training images (default: that of --data)."""

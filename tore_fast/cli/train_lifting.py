@@ -32,7 +32,8 @@ class Args(TrainArgs):
     loss: FurtherLossConfig = field(default_factory=FurtherLossConfig)
     """Loss terms beside the model's own."""
     embed_std: float = 0.0
-    """Spread of the joint and frame embeddings at the start; 0 keeps the published start (zero or nearly). Short trainings
+    """Spread of the joint and frame embeddings at the start; 0 keeps the published start (zero or nearly). Short
+    trainings
     from nothing need about 1: they leave the mean pose several times sooner."""
 
 

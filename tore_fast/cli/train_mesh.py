@@ -1,4 +1,5 @@
-"""`tore-fast train mesh`: image-to-mesh models on labelled data sets or synthetic images, and their export as a folder."""
+"""`tore-fast train mesh`: image-to-mesh models on labelled data sets or synthetic images, and their export as a
+folder."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ DEFAULT_MODEL = "tore_default"
 
 @dataclass(kw_only=True)
 class Args(SetArgs):
-    """Trains an image-to-mesh model, on synthetic images of the free body or hand or on data sets of yours (--data); the same
+    """Trains an image-to-mesh model, on synthetic images of the free body or hand or on data sets of yours (--data);
+    the same
     command resumes a stopped run. --recipe NAME sets everything as a paper did (tore-fast train --list-recipes)."""
 
     imagenet_backbone: bool = False
@@ -78,7 +80,8 @@ def _synthetic(args: Args, model: nn.Module, body: Any) -> Task:
     if args.body != "auto":
         raise ValueError("--body: synthetic images show the free body or hand; leave it at auto, or give --data")
     device = local_device()
-    # no worker process may touch the GPU: they render on the CPU; without workers the training process renders on the GPU
+    # no worker process may touch the GPU: they render on the CPU; without workers the training process renders on the
+    # GPU
     return MeshRecovery(
         model, body.to(device), args.synth, args.train.steps, device, "cpu" if args.train.workers else device
     )

@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Args(TrainArgs):
-    """Trains the motion prior on motion files, or with --motion-prior the denoiser, on files that also hold a regressor's
-    features. The same command resumes a stopped run. Every tenth motion is measured; the last averaged weights are exported."""
+    """Trains the motion prior on motion files, or with --motion-prior the denoiser, on files that also hold a
+    regressor's
+    features. The same command resumes a stopped run. Every tenth motion is measured; the last averaged weights are
+    exported."""
 
     data: Path
-    """Folder of motions. Prior: AMASS-like .npz (poses, betas, mocap_framerate), .bvh / .amc files, or clips.npz + index.json;
+    """Folder of motions. Prior: AMASS-like .npz (poses, betas, mocap_framerate), .bvh / .amc files, or clips.npz +
+    index.json;
     denoiser: .npz that also hold tokens [F, C] (`tore-fast synth clips` writes them)."""
     motion_prior: Path | None = None
     """Checkpoint folder of stage 1: train stage 2, the denoiser, on it."""
     regressor: Path | None = None
-    """Stage 2, not in the paper: checkpoint folder of the regressor whose features the files hold; the denoiser then learns to
+    """Stage 2, not in the paper: checkpoint folder of the regressor whose features the files hold; the denoiser then
+    learns to
     correct that regressor's own motion instead of making one from nothing."""
     loss: Stage2Config = field(default_factory=Stage2Config)
     """Stage 2."""

@@ -1,4 +1,5 @@
-"""`tore-fast train smpl`: regressors of body parameters, TCFormer's and HMR2.0's, on data sets or on synthetic people."""
+"""`tore-fast train smpl`: regressors of body parameters, TCFormer's and HMR2.0's, on data sets or on synthetic
+people."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ DEFAULT_MODEL = "tcformer_light_hmr"
 
 @dataclass(kw_only=True)
 class Args(SetArgs):
-    """Trains pose, shape and camera regression: TCFormer's models on data sets of yours (--data) or on synthetic images of the
+    """Trains pose, shape and camera regression: TCFormer's models on data sets of yours (--data) or on synthetic images
+    of the
     free body, HMR2.0's (hmr2_*) on synthetic crops. The same command resumes a stopped run."""
 
     image_size: int = 0
@@ -31,7 +33,8 @@ class Args(SetArgs):
     difficulty: float = 0.5
     """TCFormer, synthetic images: of poses, views, occlusion and backgrounds, 0..1."""
     poses: Path | None = None
-    """HMR2.0: motion files (clips.npz + index.json, .bvh, .amc) whose poses the synthetic people take; their test split, or
+    """HMR2.0: motion files (clips.npz + index.json, .bvh, .amc) whose poses the synthetic people take; their test
+    split, or
     every tenth motion, is held out."""
     hmr: HMRConfig = field(default_factory=HMRConfig)
     """HMR2.0: losses and synthetic crops."""
@@ -97,8 +100,8 @@ def _hmr(args: Args, name: str) -> tuple[Task, dict[str, Any]]:
 
     if args.data != SYNTH or args.val or args.body != "auto":
         raise ValueError(
-            f"--model {name}: HMR2.0's models train on synthetic crops of the free body (--data synth); data sets train "
-            "tcformer_light_hmr and tcformer_base_hmr"
+            f"--model {name}: HMR2.0's models train on synthetic crops of the free body (--data synth); data "
+            "sets train tcformer_light_hmr and tcformer_base_hmr"
         )
     banks: Any = pose_banks(args.poses) if args.poses is not None else (None, None)
     device = local_device()

@@ -64,7 +64,8 @@ def _draw(args: Args) -> list[Path]:
     model = args.network()
     if "return_attention" not in inspect.signature(model.forward).parameters:
         raise ValueError(
-            f"{args.checkpoint or f'--model {args.model}'} returns no attention maps; expected fastmetro*, *tore*, metro* or graphormer*"
+            f"{args.checkpoint or f'--model {args.model}'} returns no attention maps; expected fastmetro*, "
+            "*tore*, metro* or graphormer*"
         )
     if random:
         print("note: random weights: the maps are those of an untrained model", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Acclaim motion capture: an .asf skeleton and its .amc motions -> bone-end positions in metres.
 
-In: the two files (CMU and compatible). Out: `AsfSkeleton`, positions [T, B, 3], y up. Mapping to the 17 joints: data/mocap.py.
+In: the two files (CMU and compatible). Out: `AsfSkeleton`, positions [T, B, 3], y up. Mapping to the 17 joints:
+data/mocap.py.
 """
 
 from __future__ import annotations

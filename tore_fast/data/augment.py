@@ -1,7 +1,8 @@
 """Augmentation of training crops as the official repositories do it, and what moves with the image.
 
-In: [H, W, 3] pixels with a centre and scale (box side = 200 * scale pixels), joints, SMPL pose. Out: normalised crops and
-targets for train/. METRO, FastMETRO, Mesh Graphormer and TORE share these rules (inherited from SPIN), odd rounding included.
+In: [H, W, 3] pixels with a centre and scale (box side = 200 * scale pixels), joints, SMPL pose. Out: normalised crops
+and targets for train/. METRO, FastMETRO, Mesh Graphormer and TORE share these rules (inherited from SPIN), odd rounding
+included.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def training_crop(
     augmentation: Augmentation | None = None,
     size: int = 224,
 ) -> np.ndarray:
-    """Normalised training crop [3, size, size] float32: cut, mirror, gain clipped to 0..255, ImageNet mean and deviation."""
+    """Normalised training crop [3, size, size] float32: cut, mirror, gain clipped to 0..255, ImageNet mean and
+    deviation."""
     a = augmentation or Augmentation()
     crop = warp(pixels, _cut(center, scale, a), size, "spin")
     if a.flip:

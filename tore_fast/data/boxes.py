@@ -1,8 +1,8 @@
 """Person boxes of images that a user hands in: a JSON or CSV file, read once, errors by line.
 
-JSON: {"photo.jpg": [[x0, y0, x1, y1], ...], ...}, COCO results or annotations. CSV: rows image,x0,y0,x1,y1, or columns as the
-header names them (x,y,w,h too). Pixels of the upright image. Names are matched by the path as given, else by the file name
-alone, and COCO's results without file names by the stem.
+JSON: {"photo.jpg": [[x0, y0, x1, y1], ...], ...}, COCO results or annotations. CSV: rows image,x0,y0,x1,y1, or columns
+as the header names them (x,y,w,h too). Pixels of the upright image. Names are matched by the path as given, else by the
+file name alone, and COCO's results without file names by the stem.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cameras for pose lifting: normalised 2D, world <-> camera, synthetic static cameras, detector-like noise.
 
-In: world joints in metres (z up) or pixels. Out: camera-space joints in metres (x right, y down, z forward) and normalised
-2D keypoints. Used by data/h36m.py, data/mocap.py and pipelines/lift.py.
+In: world joints in metres (z up) or pixels. Out: camera-space joints in metres (x right, y down, z forward) and
+normalised 2D keypoints. Used by data/h36m.py, data/mocap.py and pipelines/lift.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 
 
 def normalise_2d(pixels: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Pixels [..., 2+] -> x in [-1, 1], y scaled alike (aspect kept): x / w * 2 - 1, y / w * 2 - h / w. Extra channels stay."""
+    """Pixels [..., 2+] -> x in [-1, 1], y scaled alike (aspect kept): x / w * 2 - 1, y / w * 2 - h / w. Extra channels
+    stay."""
     if width <= 0 or height <= 0:
         raise ValueError(f"normalise_2d: width and height must be positive, got {width} x {height}")
     out = np.array(pixels, dtype=np.result_type(pixels, np.float32))
@@ -57,7 +58,8 @@ class StaticCamera:
         return ((world - self.position) @ self.rotation.T).astype(world.dtype)
 
     def project(self, camera: np.ndarray) -> np.ndarray:
-        """Camera-space joints [..., 3] -> normalised 2D [..., 2]; points behind the camera are an error of the caller."""
+        """Camera-space joints [..., 3] -> normalised 2D [..., 2]; points behind the camera are an error of the
+        caller."""
         return (self.focal * camera[..., :2] / camera[..., 2:]).astype(camera.dtype)
 
 

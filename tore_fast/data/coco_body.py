@@ -1,4 +1,5 @@
-"""COCO's 17 body key points from `person_keypoints_*.json` (or a COCO-WholeBody file), as top-down training and test items.
+"""COCO's 17 body key points from `person_keypoints_*.json` (or a COCO-WholeBody file), as top-down training and test
+items.
 
 In: annotation file, image folder, optionally a detector's boxes; out: crops with targets and the instances eval/oks.py
 scores. Reads through data/wholebody.py, whose first 17 points these are. For PPT and other 17-point models.

@@ -36,9 +36,9 @@ def as_detections(value: object, shape: tuple[int, int]) -> Detections:
     """What a detector returned as Detections.
 
     Args:
-        value: rows [N, 4] of x0, y0, x1, y1; [N, 5] with a score; [N, 6] with a score and a class, of which 0 is a person, as
-            YOLO writes them; a dict with boxes, scores, masks; a Detections; None or an empty list for nobody. Arrays or
-            tensors on any device.
+        value: rows [N, 4] of x0, y0, x1, y1; [N, 5] with a score; [N, 6] with a score and a class, of which 0 is a
+            person, as YOLO writes them; a dict with boxes, scores, masks; a Detections; None or an empty list for
+            nobody. Arrays or tensors on any device.
         shape: (H, W) of the frame, for the masks.
 
     Raises:
@@ -56,7 +56,8 @@ def as_detections(value: object, shape: tuple[int, int]) -> Detections:
         rows = rows.reshape(0, 4) if rows.size == 0 else rows
         if rows.ndim != 2 or rows.shape[1] not in (4, 5, 6):
             raise ValueError(
-                f"detector: expected boxes [N, 4] or [N, 5] with a score (or [N, 6] with a class), got shape {list(rows.shape)}"
+                "detector: expected boxes [N, 4] or [N, 5] with a score (or [N, 6] with a class), got shape "
+                f"{list(rows.shape)}"
             )
         rows = rows[rows[:, 5] == 0] if rows.shape[1] == 6 else rows
         value = Detections(rows[:, :4], rows[:, 4] if rows.shape[1] > 4 else np.ones(len(rows), np.float32))
@@ -129,11 +130,13 @@ class TorchvisionDetector:
             raise ValueError("--detector torchvision needs torchvision: pip install tore_fast[detect]") from None
         if model not in list_models(module=detection):
             raise ValueError(
-                f"--detector torchvision: no detection model {model!r}; there are {', '.join(list_models(module=detection))}"
+                f"--detector torchvision: no detection model {model!r}; there are "
+                f"{', '.join(list_models(module=detection))}"
             )
         if weights is None or not Path(weights).is_file():
             raise ValueError(
-                f"--detector torchvision:{model}: give its weights file with --detector-weights (nothing is downloaded), got {weights}"
+                f"--detector torchvision:{model}: give its weights file with --detector-weights (nothing is "
+                f"downloaded), got {weights}"
             )
         self.model = get_model(model, weights=None, weights_backbone=None)
         try:
@@ -165,10 +168,12 @@ def box_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -
 class BoxTracker:
     """Greedy tracking by overlap: a box continues the track it overlaps most, others start new tracks.
 
-    Called as a pipeline's `tracker`; `masks` is its mask source; `state` and `restore` let interrupted runs keep the ids.
+    Called as a pipeline's `tracker`; `masks` is its mask source; `state` and `restore` let interrupted runs keep the
+    ids.
 
     Args:
-        detector: frame -> detections (see as_detections). min_overlap: IoU that joins. max_lost: frames a track survives
+        detector: frame -> detections (see as_detections). min_overlap: IoU that joins. max_lost: frames a track
+            survives
             without a box. min_side: smaller boxes (px) are dropped.
     """
 

@@ -1,7 +1,8 @@
 """Human3.6M (VideoPose3D files), MotionBERT clips and MPI-INF-3DHP (P-STMO files) as `PoseClip`s.
 
-In: the .npz / .pkl files those projects' preparation scripts write. Out: clips in the H36M joint order, root-relative camera
-space. Camera parameters come from a JSON file (they are not in the pose files). Pickles are read as plain data only.
+In: the .npz / .pkl files those projects' preparation scripts write. Out: clips in the H36M joint order, root-relative
+camera space. Camera parameters come from a JSON file (they are not in the pose files). Pickles are read as plain data
+only.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def _from_quaternion(camera: str, entry: dict) -> dict:
 def read_h36m(
     path_3d: str | Path, path_2d: str | Path, cameras: str | Path, subjects: Iterable[str] = TRAIN_SUBJECTS
 ) -> list[PoseClip]:
-    """Clips of data_3d_h36m.npz + data_2d_h36m_*.npz: one per subject, action and camera; 2D is cut to the 3D's length."""
+    """Clips of data_3d_h36m.npz + data_2d_h36m_*.npz: one per subject, action and camera; 2D is cut to the 3D's
+    length."""
     poses = _member(path_3d, "positions_3d")
     points = _member(path_2d, "positions_2d")
     rigs = read_cameras(cameras)
@@ -117,8 +119,8 @@ def _member(path: str | Path, key: str) -> dict:
 def read_motionbert_clips(folder: str | Path, split: str = "train") -> list[PoseClip]:
     """MotionBERT's prepared clips: folder/H36M-SH/{train,test}/*.pkl (or any folder of such files).
 
-    data_input [243, 17, 3] is x, y, confidence; data_label [243, 17, 3] is normalised by the image, root-relative in the
-    official training. Both stay in those units.
+    data_input [243, 17, 3] is x, y, confidence; data_label [243, 17, 3] is normalised by the image, root-relative in
+    the official training. Both stay in those units.
     """
     folder = Path(folder)
     files = sorted(folder.rglob(f"{split}/*.pkl")) or sorted(folder.glob("*.pkl"))

@@ -1,6 +1,8 @@
-"""Motion capture as training data: BVH, ASF/AMC or a clip archive -> 17 joints in metres -> clips seen by synthetic cameras.
+"""Motion capture as training data: BVH, ASF/AMC or a clip archive -> 17 joints in metres -> clips seen by synthetic
+cameras.
 
-In: a folder with clips.npz + index.json, or .bvh / .asf + .amc files. Out: `Motion` (world, z up) and `PoseClip`s. Next on the
+In: a folder with clips.npz + index.json, or .bvh / .asf + .amc files. Out: `Motion` (world, z up) and `PoseClip`s. Next
+on the
 way: train/lifting.py.
 """
 
@@ -99,7 +101,8 @@ def _z_up(joints: np.ndarray) -> np.ndarray:
 
 
 def with_thorax(motion: BvhMotion) -> BvhMotion:
-    """cgspeed's skeleton puts neck and shoulders onto Spine1: the bone below them, some 11 cm, was lost. It gets Spine1's own offset.
+    """cgspeed's skeleton puts neck and shoulders onto Spine1: the bone below them, some 11 cm, was lost. It gets
+    Spine1's own offset.
 
     Files whose neck and shoulders have offsets, and other skeletons, come back as they are.
     """
@@ -115,7 +118,8 @@ def with_thorax(motion: BvhMotion) -> BvhMotion:
 
 
 def read_bvh_motion(path: str | Path, scale_m: float = CMU_UNIT_M, joints: tuple = CGSPEED_JOINTS) -> Motion:
-    """A BVH file as 17 joints; `joints` names the source joint of each (default: cgspeed's CMU skeleton, its thorax restored)."""
+    """A BVH file as 17 joints; `joints` names the source joint of each (default: cgspeed's CMU skeleton, its thorax
+    restored)."""
     path = Path(path)
     motion = with_thorax(read_bvh(path))
     try:

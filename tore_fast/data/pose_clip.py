@@ -1,7 +1,7 @@
 """One recorded clip for pose lifting, whatever data set it came from: 2D in, 3D out, in the H36M joint order.
 
-Made by data/h36m.py (Human3.6M, MotionBERT, MPI-INF-3DHP files) and data/mocap.py (motion files through synthetic cameras);
-cut into windows by geometry/windows.py; used by train/lifting.py.
+Made by data/h36m.py (Human3.6M, MotionBERT, MPI-INF-3DHP files) and data/mocap.py (motion files through synthetic
+cameras); cut into windows by geometry/windows.py; used by train/lifting.py.
 """
 
 from __future__ import annotations

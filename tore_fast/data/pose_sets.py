@@ -1,7 +1,8 @@
 """Whatever motion or pose-lifting data lies at a path, split into train, validation and test.
 
-In: a folder or file of Human3.6M (VideoPose3D), MotionBERT clips, MPI-INF-3DHP (P-STMO) or motion capture. Out: `PoseSet`. The
-readers are data/h36m.py and data/mocap.py. Next on the way: train/lifting.py (training), cli/eval_lifting.py (evaluation).
+In: a folder or file of Human3.6M (VideoPose3D), MotionBERT clips, MPI-INF-3DHP (P-STMO) or motion capture. Out:
+`PoseSet`. The readers are data/h36m.py and data/mocap.py. Next on the way: train/lifting.py (training),
+cli/eval_lifting.py (evaluation).
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def read_pose_set(path: str | Path, cameras: str | Path | None = None, splits: S
     """The named splits of the data at `path`; a split the data does not have is empty.
 
     Validation is made of training material that `train` then lacks: the last training subject (Human3.6M, 3DHP), whole
-    subjects of at least an eighth of the frames (motion capture), the last twentieth of the clips, which carry no subject
-    (MotionBERT).
+    subjects of at least an eighth of the frames (motion capture), the last twentieth of the clips, which carry no
+    subject (MotionBERT).
 
     Args:
         cameras: JSON of camera parameters, which Human3.6M's pose files need.

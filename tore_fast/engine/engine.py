@@ -5,8 +5,8 @@
     print(engine.report())       # what was done, and why not the rest
 
 For all tasks. In: items of `input_shape(model)` as a batch; uint8 images are normalised on the device. The model's own
-forward runs: in eval mode, prepared, batch norms folded, channels_last, weights in the compute type; on CUDA as a graph per
-batch size.
+forward runs: in eval mode, prepared, batch norms folded, channels_last, weights in the compute type; on CUDA as a graph
+per batch size.
 """
 
 from __future__ import annotations
@@ -98,9 +98,10 @@ class Engine:
         model: a module of this package in eval mode, whose weights are copied; or a name, folder or file of
             `load`.
         device: "auto" takes a GPU where there is one.
-        precision: "fp32", "tf32" (CUDA), "bf16", "fp16"; "auto": bf16 on a GPU that has it, on a CPU what was measured to be
-            faster for the family (precision.py).
-        batch: the largest step, or all step sizes (buckets), ascending; larger batches are cut. Default 64 on CUDA, else 8.
+        precision: "fp32", "tf32" (CUDA), "bf16", "fp16"; "auto": bf16 on a GPU that has it, on a CPU what was measured
+            to be faster for the family (precision.py).
+        batch: the largest step, or all step sizes (buckets), ascending; larger batches are cut. Default 64 on CUDA,
+            else 8.
         mode: "graph" (CUDA), "compile", "eager"; "auto": graph on CUDA, eager elsewhere.
         own: the module may be changed instead of copied.
         follow: prepares anew by itself when the weights have changed, instead of refusing.
@@ -256,7 +257,8 @@ class Engine:
         return Pending(self, parts, counts)
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Results of batches (each an array, a tensor, or a tuple of arguments) in order, with two of them in flight."""
+        """Results of batches (each an array, a tensor, or a tuple of arguments) in order, with two of them in
+        flight."""
         waiting: list[Pending] = []
         for batch in batches:
             waiting.append(self.submit(*(batch if type(batch) is tuple else (batch,))))
@@ -326,7 +328,8 @@ class Engine:
                 self.refresh()
                 return self._checked(images, extra)
             raise RuntimeError(
-                f"Engine: weights of {self.name} have changed since they were prepared; call refresh() or make a new engine"
+                f"Engine: weights of {self.name} have changed since they were prepared; call refresh() or make "
+                "a new engine"
             )
         if self.network.training:
             raise RuntimeError(f"Engine: {self.name} was put in training mode; call engine.network.eval()")

@@ -1,7 +1,8 @@
-"""`export(model, "out.onnx")`: models as files that run without this package, as ONNX, torch.export or AOTInductor packages.
+"""`export(model, "out.onnx")`: models as files that run without this package: ONNX, torch.export or AOTInductor.
 
-The whole model runs on plain torch operators (`ops.use("reference")`), so no file needs an operator of ours. What goes in and
-comes out is written into the file's metadata and beside it as JSON: layout, mean and deviation, crop rule, axes, units.
+The whole model runs on plain torch operators (`ops.use("reference")`), so no file needs an operator of ours. What goes
+in and comes out is written into the file's metadata and beside it as JSON: layout, mean and deviation, crop rule, axes,
+units.
 """
 
 from __future__ import annotations
@@ -30,17 +31,26 @@ from .fold import fold_batch_norms, has_batch_norms
 KINDS = (".onnx", ".pt2", ".aoti")
 TASKS = ("mesh", "smpl", "lifting", "keypoints", "classify")
 PRECISIONS = ("fp32", "fp16")
-# Largest difference to eager, share of the mean size of an output. Another library sums in another order; 16 bits round.
+# Largest difference to eager, share of the mean size of an output. Another library sums in another order; 16 bits
+# round.
 LIMITS = {"fp32": 2e-3, "fp16": 5e-2}
 CROPS = {
-    "square": "square about the middle of the box, 1.1 times its longer side, Pillow's antialiased bilinear resize; black outside",
-    "hmr2": "square about the middle of the box, of its longer side; blurred against aliasing, then bilinear samples; black outside",
+    "square": (
+        "square about the middle of the box, 1.1 times its longer side, Pillow's antialiased bilinear resize; "
+        "black outside"
+    ),
+    "hmr2": (
+        "square about the middle of the box, of its longer side; blurred against aliasing, then bilinear samples; "
+        "black outside"
+    ),
     "topdown": "box of the input's aspect ratio, 1.25 times as large; bilinear samples; black outside",
     "letterbox": "whole image, longer side fitted, zeros around it",
     "roi": "turned square of the detector's circle round the body",
 }
 UNITS = {
-    "mesh": "metres; camera axes x right, y down, z away; camera (s, tx, ty): point of the crop in [-1, 1] = s * (xy + t)",
+    "mesh": (
+        "metres; camera axes x right, y down, z away; camera (s, tx, ty): point of the crop in [-1, 1] is s * (xy + t)"
+    ),
     "smpl": "rotation matrices [24, 3, 3] in camera axes, SMPL betas, camera (s, tx, ty) of the crop, cam_t in metres",
     "lifting": "metres; camera axes x right, y down, z forward",
     "keypoints": "heat maps of a quarter of the crop's size, or points in pixels of the crop",
@@ -96,7 +106,8 @@ def export(
         overrides: config fields, where `model` is a name.
 
     Raises:
-        ValueError: unknown suffix or precision, a task that is not exported, a model that cannot be, or a file that differs.
+        ValueError: unknown suffix or precision, a task that is not exported, a model that cannot be, or a file that
+        differs.
         ImportError: onnxscript or onnxruntime is not installed.
 
     Example:
@@ -231,7 +242,8 @@ def run_file(path: str | Path, x: Tensor) -> list[np.ndarray]:
 
 
 def load_aoti(path: str | Path) -> Any:
-    """The compiled model of a .aoti file; torch wants the suffix .pt2, so it reads a link. Load only files you trust: it
+    """The compiled model of a .aoti file; torch wants the suffix .pt2, so it reads a link. Load only files you trust:
+    it
     holds compiled code."""
     import tempfile
 

@@ -1,8 +1,8 @@
 """Batch norms folded into the convolution in front of them, found by watching one forward pass.
 
-A norm is folded only where its input is the very tensor that a convolution gave, where both ran once, and where nothing else
-read that tensor. So it works for every way of writing a backbone: numbered children, named attributes, timm's norms with an
-activation inside.
+A norm is folded only where its input is the very tensor that a convolution gave, where both ran once, and where nothing
+else read that tensor. So it works for every way of writing a backbone: numbered children, named attributes, timm's
+norms with an activation inside.
 """
 
 from __future__ import annotations

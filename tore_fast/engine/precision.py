@@ -1,9 +1,9 @@
 """The compute type of an engine: which one a device is faster in, weights in it once, and what stays in float32.
 
-Matrix products and convolutions run in the compute type, under autocast with weights that already have it. Layer norms, the
-sums of residual connections and everything the models compute outside autocast (coordinates, cameras, rotations, statistics
-of the clustering) stay in float32. What that is is not written down here a second time: a product that ran outside autocast
-in one watched pass keeps its float32 weights.
+Matrix products and convolutions run in the compute type, under autocast with weights that already have it. Layer norms,
+the sums of residual connections and everything the models compute outside autocast (coordinates, cameras, rotations,
+statistics of the clustering) stay in float32. What that is is not written down here a second time: a product that ran
+outside autocast in one watched pass keeps its float32 weights.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Choice(NamedTuple):
         return TYPES[self.word]
 
 
-# Time of float32 / time of bfloat16 of whole engine calls, by the processor's unit for it and the family; the smallest of the
-# family's models that were timed, and a family is missing where none was. One thread of a Xeon with AMX, batches of 8 (METRO,
-# motion: 4), best of 8 in alternation, on a machine that was busy: good for the choice, not for quoting as speeds.
-# fasthmr covers hmr2_vits 2.9 and the motion decoder 2.4, tcformer its classifier 1.0 and PPT 1.7.
+# Time of float32 / time of bfloat16 of whole engine calls, by the processor's unit for it and the family; the smallest
+# of the family's models that were timed, and a family is missing where none was. One thread of a Xeon with AMX,
+# batches of 8 (METRO, motion: 4), best of 8 in alternation, on a machine that was busy: good for the choice, not for
+# quoting as speeds. fasthmr covers hmr2_vits 2.9 and the motion decoder 2.4, tcformer its classifier 1.0 and PPT 1.7.
 MEASURED: dict[str, dict[str, float]] = {
     "amx": {
         "fastmetro": 3.5,

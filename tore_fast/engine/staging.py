@@ -1,8 +1,9 @@
 """Batches of any size through steps of a few fixed sizes, with static buffers: what a CUDA graph needs.
 
-A batch is cut into buckets (powers of two and the largest) and filled up by repeating its last item. On CUDA every bucket
-has two slots of pinned memory, so that the copy of one batch runs beside the work on the other; results come back on a
-stream of their own. `Host` does the same with plain calls: the order of events is tested with it where there is no GPU.
+A batch is cut into buckets (powers of two and the largest) and filled up by repeating its last item. On CUDA every
+bucket has two slots of pinned memory, so that the copy of one batch runs beside the work on the other; results come
+back on a stream of their own. `Host` does the same with plain calls: the order of events is tested with it where there
+is no GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def bucket_sizes(largest: int) -> tuple[int, ...]:
 
 
 def split(count: int, buckets: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(first, items, bucket) of each step for a batch of `count`: the largest bucket as often as it fits, then the smallest
+    """(first, items, bucket) of each step for a batch of `count`: the largest bucket as often as it fits, then the
+    smallest
     that holds the rest."""
     steps, first, largest = [], 0, buckets[-1]
     while first < count:
@@ -212,7 +214,8 @@ class Bucket:
         return sum(t.nbytes for t in tree_flatten(held)[0] if isinstance(t, Tensor))
 
     def submit(self, inputs: Inputs, items: int) -> Ticket:
-        """Starts a step on inputs of the host; nothing here waits for the device but for a slot that is still in use."""
+        """Starts a step on inputs of the host; nothing here waits for the device but for a slot that is still in
+        use."""
         platform = self.platform
         slot = self._slots[self._next]
         self._next = (self._next + 1) % SLOTS

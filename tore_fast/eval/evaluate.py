@@ -1,8 +1,8 @@
 """Runs a model over a reader: items -> model -> rows on disk -> means.
 
-In: module, items, a scoring (mesh: `evaluate` with protocols.py; key points and classes: task_scoring.py), a folder. Out: a
-dict of metrics. Killed and started again it goes on; under torchrun every process takes its share and rank 0 reports.
-Called by cli/eval_{mesh,keypoints,classify}.py.
+In: module, items, a scoring (mesh: `evaluate` with protocols.py; key points and classes: task_scoring.py), a folder.
+Out: a dict of metrics. Killed and started again it goes on; under torchrun every process takes its share and rank 0
+reports. Called by cli/eval_{mesh,keypoints,classify}.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def mesh_of(output: Any, body: Body, smpl_head: bool = False) -> Tensor:  # [B, 
     if smpl_head or vertices is None:
         if rotations is None:
             raise ValueError(
-                f"evaluate: the model returns no {'SMPL parameters' if smpl_head else 'vertices'}: {type(output).__name__}"
+                f"evaluate: the model returns no {'SMPL parameters' if smpl_head else 'vertices'}: "
+                f"{type(output).__name__}"
             )
         return body(rotations.float(), output.betas.float()).vertices
     return vertices
@@ -333,7 +334,8 @@ def _summary(
     missing = set(range(count)) - there - set(failed)
     if missing:
         raise Incomplete(
-            f"evaluate: {len(missing)} of {count} items have no row (first: {min(missing)}); a process died, run the command again"
+            f"evaluate: {len(missing)} of {count} items have no row (first: {min(missing)}); a process died, "
+            "run the command again"
         )
     if not len(rows["index"]):
         first = next(iter(failed.items()), (0, "the data set is empty"))

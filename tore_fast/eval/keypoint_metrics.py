@@ -1,7 +1,8 @@
-"""Scores of predicted key points: OKS-AP (COCO, COCO-WholeBody), NME of faces (WFLW), pixel error; and the prediction itself.
+"""Scores of predicted key points: OKS-AP (COCO, COCO-WholeBody), NME of faces (WFLW), pixel error; and the prediction
+itself.
 
-In: a heat-map model and crops (data/topdown.py), instances of a reader; out: plain numbers. train/keypoints.py calls the
-metrics while training, task_scoring.py in `tore-fast eval`. Arithmetic: oks.py, nme.py.
+In: a heat-map model and crops (data/topdown.py), instances of a reader; out: plain numbers. train/keypoints.py calls
+the metrics while training, task_scoring.py in `tore-fast eval`. Arithmetic: oks.py, nme.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Errors of a video pose model on recorded clips, as the papers count them.
 
-In: a host of models/{mixste,motionbert,mhformer,motionagformer}.py and `PoseClip`s. Out: `PoseMeter`s (eval/pose.py), by action or
-by subject. Called by train/lifting.py on the validation split and by cli/eval_lifting.py.
+In: a host of models/{mixste,motionbert,mhformer,motionagformer}.py and `PoseClip`s. Out: `PoseMeter`s (eval/pose.py),
+by action or by subject. Called by train/lifting.py on the validation split and by cli/eval_lifting.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def lifted_pairs(
     limit: int = 0,
     batch_size: int = 32,
 ) -> Iterator[tuple[PoseClip, Tensor, Tensor]]:
-    """(clip, predicted [T, 17, 3], true [T, 17, 3]) in metres: per window (seq2seq) or per clip its middle frames (seq2frame).
+    """(clip, predicted [T, 17, 3], true [T, 17, 3]) in metres: per window (seq2seq) or per clip its middle frames
+    (seq2frame).
 
     Frames a clip marks as not valid are left out.
     """
@@ -66,7 +67,8 @@ def lifted_pairs(
             clip, wanted = clips[number], slots[middle : middle + 1] if centered else slots
             if pose.shape[0] != len(wanted):
                 raise ValueError(
-                    f"the model gives {pose.shape[0]} poses for {len(wanted)} frames (recover_frames); which, nobody says"
+                    f"the model gives {pose.shape[0]} poses for {len(wanted)} frames (recover_frames); which, "
+                    "nobody says"
                 )
             keep = slice(None) if clip.valid is None else torch.from_numpy(clip.valid[wanted])
             pair = pose[keep], torch.from_numpy(clip.pose[wanted])[keep]
@@ -92,8 +94,8 @@ def evaluate_clips(
     """Errors by action, as the papers measure them; arguments as in `lifted_pairs`.
 
     seq2seq: windows of F frames, all their frames count (edge padding included, as the official code does).
-    seq2frame (the model returns only kept frames, incl. the centre): one window per evaluated frame, its centre counts; MPJVE
-    then differences evaluated neighbours, `stride` frames apart.
+    seq2frame (the model returns only kept frames, incl. the centre): one window per evaluated frame, its centre counts;
+    MPJVE then differences evaluated neighbours, `stride` frames apart.
     """
     meter = PoseMeter(pck_joints)
     for clip, pred, target in lifted_pairs(model, clips, flip, stride, limit, batch_size):

@@ -1,9 +1,10 @@
-"""METRO's test-time augmentation for hands: crops of 5 sizes turned 19 ways, meshes aligned to the plain one and averaged.
+"""METRO's test-time augmentation for hands: crops of 5 sizes turned 19 ways, meshes aligned to the plain one and
+averaged.
 
 In: a record of a reader and a mesh model; out: one mesh and its joints. Used by `tore-fast eval mesh --multiscale`
-(evaluate.py). Meshes are aligned by their vertices, the joints regressed from them by the joints, as the official script does:
-the mean joints are not those of the mean mesh. Only Procrustes-aligned errors mean anything afterwards, which is what
-FreiHAND's evaluator reports. Source: METRO's hand script (run_hand_multiscale).
+(evaluate.py). Meshes are aligned by their vertices, the joints regressed from them by the joints, as the official
+script does: the mean joints are not those of the mean mesh. Only Procrustes-aligned errors mean anything afterwards,
+which is what FreiHAND's evaluator reports. Source: METRO's hand script (run_hand_multiscale).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""TORE's noise test of the neural shape regressor (supplement, figure D6): how far vertices move when its input is disturbed.
+"""TORE's noise test of the neural shape regressor (supplement, figure D6): how far vertices move when its input is
+disturbed.
 
 In: a model with GTR (FastMETRO_TORE, METRO_TORE) and crops; out: mean displacements. The paper adds Gaussian noise of
 5, 7.5 and 10 % to the joint features that the NSR reads; joints and camera do not see it.

@@ -210,7 +210,8 @@ def keypoint_ap(
     """
     if annotations.points.shape[1] != len(sigmas) or detections.points.shape[1] != len(sigmas):
         raise ValueError(
-            f"keypoint_ap: points must have {len(sigmas)} joints like sigmas, got {annotations.points.shape[1]} annotated "
+            f"keypoint_ap: points must have {len(sigmas)} joints like sigmas, got "
+            f"{annotations.points.shape[1]} annotated "
             f"and {detections.points.shape[1]} detected"
         )
     images = {}
@@ -284,7 +285,8 @@ def _curve(images: Any, annotations: Any, detections: Any, no_joint: Any, limits
 def oks_nms(
     points: np.ndarray, score: np.ndarray, area: np.ndarray, sigmas: np.ndarray, threshold: float = 0.9
 ) -> np.ndarray:
-    """Indices of detections [D, J, >=2] of one image that stay: none is more similar than `threshold` to a better one."""
+    """Indices of detections [D, J, >=2] of one image that stay: none is more similar than `threshold` to a better
+    one."""
     order = list(np.argsort(-score, kind="mergesort"))
     keep = []
     while order:
@@ -310,8 +312,8 @@ def wholebody_ap(
 ) -> dict[str, float]:
     """AP and AR of every part and of all 133 points: {"body_AP": ..., "whole_AR": ...}.
 
-    A person counts for a part only if it has a labelled joint there; sizes of detections are those of the part's points,
-    and a detection none of whose points has a positive score there is left out, as in xtcocotools.
+    A person counts for a part only if it has a labelled joint there; sizes of detections are those of the part's
+    points, and a detection none of whose points has a positive score there is left out, as in xtcocotools.
     """
     out: dict[str, Any] = {}
     for name, (first, last) in {**parts, "whole": (0, len(WHOLEBODY_SIGMAS))}.items():

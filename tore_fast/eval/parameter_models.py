@@ -1,7 +1,8 @@
-"""Models of body parameters (HMR2.0, CameraHMR, FastHMR, TCFormer's regressor) in the mesh evaluation: their crops and inputs.
+"""Models of body parameters (HMR2.0, CameraHMR, FastHMR, TCFormer's regressor) in the mesh evaluation: their crops and
+inputs.
 
-In: a model, records of data/readers; out: the crop size it was made for, and a scoring that also tells CameraHMR where the
-crop lies in the image. Used by cli/eval_mesh.py; evaluate.py poses the body with what these models return.
+In: a model, records of data/readers; out: the crop size it was made for, and a scoring that also tells CameraHMR where
+the crop lies in the image. Used by cli/eval_mesh.py; evaluate.py poses the body with what these models return.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def crop_size(model: Any) -> int | tuple[int, int]:
 
 
 class CameraScoring(MeshScoring):
-    """For CameraHMR: box, image size and focal length come with the crop; HumanFoV guesses a focal length that is unknown."""
+    """For CameraHMR: box, image size and focal length come with the crop; HumanFoV guesses a focal length that is
+    unknown."""
 
     def item(self, record: Record) -> tuple[np.ndarray, dict[str, Any]]:
         image = record.image  # decoded once for the crop and the letterbox

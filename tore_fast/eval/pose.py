@@ -48,7 +48,8 @@ def n_mpjpe(pred: Tensor, target: Tensor) -> Tensor:
 def mpjve(pred: Tensor, target: Tensor) -> Tensor:
     """[..., T-1] mean per-joint error of the frame-to-frame difference; pred and target [..., T, J, 3].
 
-    Give clips as leading dimensions; a flat list of clips (as MixSTE's evaluation does) differences across their borders.
+    Give clips as leading dimensions; a flat list of clips (as MixSTE's evaluation does) differences across their
+    borders.
     """
     _same("mpjve", pred, target)
     return (pred.diff(dim=-3) - target.diff(dim=-3)).norm(dim=-1).mean(dim=-1)

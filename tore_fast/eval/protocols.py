@@ -1,6 +1,7 @@
 """How a predicted mesh is scored against a record: body (Human3.6M, 3DPW, ...) and hand (FreiHAND) protocols.
 
-In: predicted vertices [B, V, 3] and records of data/readers. Out: one row of numbers per item (rows.py keeps them), and means
+In: predicted vertices [B, V, 3] and records of data/readers. Out: one row of numbers per item (rows.py keeps them), and
+means
 over all rows. Next on the way: evaluate.py runs a model over a reader. Source: official evaluations.
 """
 
@@ -32,16 +33,17 @@ _NAN = float("nan")
 class BodyProtocol:
     """MPJPE, PA-MPJPE, MPVPE, PA-MPVPE and acceleration error of 14 joints and the full mesh.
 
-    The prediction's joints are the H36M regressor's 14 on its fine mesh. True joints are the annotated ones (from J24 or J14
-    or 4D-Humans' 44), else regressed from the true mesh. MPJPE re-centres both at the mean of the hips; MPVPE centres
-    both meshes on their own regressed pelvis; the PA errors align each item by the best similarity.
+    The prediction's joints are the H36M regressor's 14 on its fine mesh. True joints are the annotated ones (from J24
+    or J14 or 4D-Humans' 44), else regressed from the true mesh. MPJPE re-centres both at the mean of the hips; MPVPE
+    centres both meshes on their own regressed pelvis; the PA errors align each item by the best similarity.
 
     Args:
         bodies: "neutral" and, for `gendered`, "male" and "female": what pose and betas mean.
         truth: where true joints come from: "annotation", "mesh" (H36M regressor on the true mesh), "mesh_j24" (J24
             regressor on it, how METRO made its 3DPW labels; SMPL with extra regressor only) or "auto": annotation where
             all 14 are labelled, else mesh.
-        gendered: true meshes by the record's gender. The official evaluations read it but use the neutral body (default).
+        gendered: true meshes by the record's gender. The official evaluations read it but use the neutral body
+            (default).
     """
 
     name = "body"
@@ -130,8 +132,8 @@ class BodyProtocol:
 class HandProtocol:
     """FreiHAND: wrist-centred joints and vertices for the official JSON, and its numbers where the truth is at hand.
 
-    Only the aligned numbers mean anything: models predict no depth. The official evaluator lets its alignment mirror the
-    hand; this one does not (a mirrored hand is wrong), which differs only for broken predictions.
+    Only the aligned numbers mean anything: models predict no depth. The official evaluator lets its alignment mirror
+    the hand; this one does not (a mirrored hand is wrong), which differs only for broken predictions.
 
     Args:
         body: hand with a hand21 regressor; 445 is its middle fingertip, as upstream regresses it.
@@ -164,7 +166,8 @@ class HandProtocol:
         }
 
     def rows(self, vertices: Tensor, truth: dict[str, Tensor], joints: Tensor | None = None) -> dict[str, Tensor]:
-        """Per-item numbers of predicted vertices [B, 778, 3] in metres; NaN where the label is missing. `joints` [B, 21, 3]
+        """Per-item numbers of predicted vertices [B, 778, 3] in metres; NaN where the label is missing. `joints` [B,
+        21, 3]
         in the frame of the vertices: instead of those regressed from them (multiscale.py)."""
         vertices = vertices.float()
         pred = self.body.regress("hand21", vertices) if joints is None else joints.float()
@@ -246,8 +249,8 @@ def acceleration_error(
 ) -> tuple[float, int]:
     """Mean |a_pred - a_true| over joints and frames with a(t) = x(t-1) - 2 x(t) + x(t+1), in the unit of x per frame^2.
 
-    Counts only frames whose neighbours t-1 and t+1 of the same sequence are there and labelled. Returns the error and the
-    number of frames behind it (0: NaN). Source: Kanazawa et al., "Learning 3D human dynamics from video" (2019).
+    Counts only frames whose neighbours t-1 and t+1 of the same sequence are there and labelled. Returns the error and
+    the number of frames behind it (0: NaN). Source: Kanazawa et al., "Learning 3D human dynamics from video" (2019).
     """
     pred, true = np.asarray(pred, np.float64), np.asarray(true, np.float64)
     place = {(s, f): i for i, (s, f) in enumerate(zip(sequences, frames)) if s and f >= 0}
@@ -268,7 +271,8 @@ def f_score(
     true: Tensor,  # [B, M, 3]
     thresholds: Sequence[float],
 ) -> Tensor:  # [B, len(thresholds)]
-    """2 P R / (P + R): P, R = shares of true and predicted points with a point of the other set nearer than the threshold.
+    """2 P R / (P + R): P, R = shares of true and predicted points with a point of the other set nearer than the
+    threshold.
 
     Source: Knapitsch et al., "Tanks and Temples" (2017), as FreiHAND uses it.
     """
@@ -296,6 +300,7 @@ def area_under_pck(errors_m: np.ndarray, last_m: float = 0.05, steps: int = 100)
 
 
 def write_freihand_json(rows: dict[str, np.ndarray], path: str | Path) -> None:
-    """`pred.json` of the FreiHAND challenge: [joints of all items, vertices of all items], metres, wrist at the origin."""
+    """`pred.json` of the FreiHAND challenge: [joints of all items, vertices of all items], metres, wrist at the
+    origin."""
     value = [np.round(rows[k].astype(np.float64), 7).tolist() for k in ("joints_pred", "vertices_pred")]
     write_text(path, json.dumps(value))

@@ -1,5 +1,5 @@
-"""Numbers per item on disk, so that a killed evaluation goes on where it was and any number of processes add up exactly.
-from ..io.atomic import write_arrays, write_json
+"""Numbers per item on disk, so that a killed evaluation goes on where it was and any number of processes add up
+exactly. from ..io.atomic import write_arrays, write_json
 
 
 A folder holds `run.json` (what is being evaluated), `part-*.npz` (rows of some items, each file whole or not there) and
@@ -43,8 +43,8 @@ class RowStore:
             if other:
                 key = sorted(other)[0]
                 raise ValueError(
-                    f"{folder}: holds the rows of another evaluation ({key} was {there.get(key)!r}, is {identity.get(key)!r}); "
-                    "give another folder or delete this one"
+                    f"{folder}: holds the rows of another evaluation ({key} was {there.get(key)!r}, is "
+                    f"{identity.get(key)!r}); give another folder or delete this one"
                 )
         self._pending: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
         self._waiting, self._since = 0, time.monotonic()

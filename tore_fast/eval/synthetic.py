@@ -1,7 +1,7 @@
 """The fixed held-out split of synthetic images: errors of an image-to-mesh model beside two baselines.
 
-Baselines: the constant mean (the same mesh for every image, the mean of the truth) for MPJPE and MPVPE, and that mean pose
-after alignment for PA-MPJPE. A model that does not clearly beat both has learnt nothing about the image.
+Baselines: the constant mean (the same mesh for every image, the mean of the truth) for MPJPE and MPVPE, and that mean
+pose after alignment for PA-MPJPE. A model that does not clearly beat both has learnt nothing about the image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def evaluate_held_out(
     """Errors on a held-out set ("hard": the full prior, "easy": difficulty 0.3), millimetres.
 
     Bodies: the 14 joints of J14, regressed from the fine mesh, predicted and true ones centred on their own regressed
-    pelvis; MPJPE re-centres both at the mean of the hips as the official evaluation does. Hands: HAND21, centred on the wrist.
+    pelvis; MPJPE re-centres both at the mean of the hips as the official evaluation does. Hands: HAND21, centred on the
+    wrist.
 
     Args:
         split: key of data.synth.held_out(body).
@@ -89,7 +90,8 @@ class HeldOutErrors:
 
 
 def joint_regressor(body: Body, device: torch.device | str) -> tuple[Tensor, list[int]]:
-    """[1 + J, V]: the origin (pelvis or wrist), then the joints that are scored; and those on whose mean MPJPE centres."""
+    """[1 + J, V]: the origin (pelvis or wrist), then the joints that are scored; and those on whose mean MPJPE
+    centres."""
     if "hand21" in body.topology.regressors:
         name, picks, centre = "hand21", tuple(range(21)), [0]
     else:

@@ -1,7 +1,8 @@
 """How `tore-fast eval` scores key points and classes: items, rows and metrics for evaluate.evaluate_rows.
 
-In: instances of a reader (data/{wholebody,coco_body,wflw}.py) or a class folder; rows: points [J, 2] and scores [J] of an
-item in image pixels, or whether the class was right. Out: metrics of keypoint_metrics.py, or top-1 and top-5 in percent.
+In: instances of a reader (data/{wholebody,coco_body,wflw}.py) or a class folder; rows: points [J, 2] and scores [J] of
+an item in image pixels, or whether the class was right. Out: metrics of keypoint_metrics.py, or top-1 and top-5 in
+percent.
 """
 
 from __future__ import annotations

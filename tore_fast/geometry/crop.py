@@ -1,6 +1,7 @@
 """Crops: which rectangle of an image a model sees. How its pixels are taken is in geometry/warp.py.
 
-Image coordinates are pixels (x, y), x right, y down. A crop's own coordinates are its pixels, or -1 to 1 from edge to edge.
+Image coordinates are pixels (x, y), x right, y down. A crop's own coordinates are its pixels, or -1 to 1 from edge to
+edge.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Crop:
         return (*self.center, self.side)
 
     def matrix(self, size: int | tuple[int, int]) -> np.ndarray:  # [2, 3]
-        """Affine map from image to crop pixels of a crop of `size` pixels: (height, width), or one number for a square."""
+        """Affine map from image to crop pixels of a crop of `size` pixels: (height, width), or one number for a
+        square."""
         h, w = height_width(size)
         # exactly SPIN's order of operations: its corners are truncated to whole pixels later, so the last bit matters
         extent = (self.side, self.side if h == w else self.side * h / w)
@@ -93,9 +95,9 @@ def crop_of_box(
 
     Args:
         rule: "spin", the square of the longer side (METRO, FastMETRO, TORE, SPIN); "tight" is the same with margin 1
-            (CameraHMR's demo), wide boxes lose their sides where the outer columns are not used; "hmr2" grows the shorter
-            side to 192:256 first, so that cutting 32 of 256 columns per side keeps the box; "topdown" grows the box to
-            the aspect ratio of `size` (heat-map models).
+            (CameraHMR's demo), wide boxes lose their sides where the outer columns are not used; "hmr2" grows the
+            shorter side to 192:256 first, so that cutting 32 of 256 columns per side keeps the box; "topdown" grows the
+            box to the aspect ratio of `size` (heat-map models).
         margin: by which the result grows. None: 1.2 for spin, 1.25 for topdown, else 1.
         size: (height, width) of the crop's pixels, for "topdown".
 
@@ -133,5 +135,6 @@ def whole_crop(width: int, height: int) -> Crop:
 
 
 def spin_pixels(points: np.ndarray, crop: Crop, size: int) -> np.ndarray:  # [N, 2] -> [N, 2] int64
-    """Whole crop pixels of image points as SPIN has them: truncated towards zero, then plus one (upstream counts from 1)."""
+    """Whole crop pixels of image points as SPIN has them: truncated towards zero, then plus one (upstream counts from
+    1)."""
     return crop.to_crop(np.asarray(points, np.float64), size).astype(np.int64) + 1

@@ -12,9 +12,9 @@ def similarity_align(
 ) -> Tensor:  # [B, N, D]
     """Moves each source set onto its target by the best rotation (no reflection), scale and translation.
 
-    R and the scale minimise ||s R x + t - y||^2: with K = sum x y^T = U S V^T, R = V Z U^T (Z's last entry is the sign of
-    det(U V^T)), s = trace(R K) / sum |x|^2, all on centred points. Computed in float64 (SVD of 3x3 is cheap, its sign
-    decisions are not forgiving). A source of one repeated point keeps scale 0.
+    R and the scale minimise ||s R x + t - y||^2: with K = sum x y^T = U S V^T, R = V Z U^T (Z's last entry is the sign
+    of det(U V^T)), s = trace(R K) / sum |x|^2, all on centred points. Computed in float64 (SVD of 3x3 is cheap, its
+    sign decisions are not forgiving). A source of one repeated point keeps scale 0.
 
     Source: evaluation of METRO, FastMETRO and TORE; Umeyama 1991.
     """

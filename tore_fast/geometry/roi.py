@@ -1,8 +1,8 @@
 """Rotated squares of an image (regions of interest): made of two points of a person, cut out, and the way back.
 
 In: pixels [H, W, 3] uint8 and a Roi; out: float32 crops in 0..1 for the landmark net, points of the image. The rule is
-MediaPipe's: the square is centred on the hips, reaches 1.25 times as far as the circle round the body, and is turned so that
-the body stands upright in it.
+MediaPipe's: the square is centred on the hips, reaches 1.25 times as far as the circle round the body, and is turned so
+that the body stands upright in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _SHRINK = 1.25  # a crop whose pixels are larger than this is made smaller with 
 
 @dataclass(frozen=True)
 class Roi:
-    """A square of the image: centre and side in pixels (pixel centres at half integers), turned clockwise by `angle`."""
+    """A square of the image: centre and side in pixels (pixel centres at half integers), turned clockwise by
+    `angle`."""
 
     center_x: float
     center_y: float
@@ -53,7 +54,8 @@ class Roi:
 
 
 def roi_of_points(center: np.ndarray, circle: np.ndarray, margin: float = MARGIN) -> Roi:
-    """The square of a person from the middle of the hips and a point on the circle round the body, above the head (pixels)."""
+    """The square of a person from the middle of the hips and a point on the circle round the body, above the head
+    (pixels)."""
     dx, dy = (np.asarray(circle, float) - np.asarray(center, float)).tolist()
     angle = np.pi / 2 - np.arctan2(-dy, dx)
     angle -= 2 * np.pi * np.floor((angle + np.pi) / (2 * np.pi))
@@ -63,8 +65,8 @@ def roi_of_points(center: np.ndarray, circle: np.ndarray, margin: float = MARGIN
 def cut_roi(pixels: np.ndarray, roi: Roi, size: int) -> np.ndarray:
     """The crop as [3, size, size] float32 in 0..1; beyond the image its edge goes on.
 
-    Bilinear; where a pixel of the crop is larger than one of the image, the part in question is made smaller first (PIL's
-    antialiased bilinear).
+    Bilinear; where a pixel of the crop is larger than one of the image, the part in question is made smaller first
+    (PIL's antialiased bilinear).
     """
     height, width = pixels.shape[:2]
     reach = roi.side * 0.71 + 2  # half the diagonal

@@ -152,7 +152,8 @@ def geodesic_angle(a: Tensor, b: Tensor) -> Tensor:  # [..., 3, 3] x 2 -> [...] 
 
 
 def minimal_rotation(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:  # [..., 3] x 2 -> [..., 3, 3]
-    """Smallest rotation that turns the direction of a into that of b (HybrIK's swing; identity for opposite vectors' axis 0).
+    """Smallest rotation that turns the direction of a into that of b (HybrIK's swing; identity for opposite vectors'
+    axis 0).
 
     eps enters the divisions as in HybrIK, so nearly parallel bones stay finite.
     """

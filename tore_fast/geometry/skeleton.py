@@ -1,8 +1,8 @@
 """Skeletons: names, parents and mirror images of the joint sets that models and data files use.
 
-Left and right are the person's own. SMPL24, J24, J14 and H36M17 follow METRO, FastMETRO and TORE, MANO16 and HAND21 MANO,
-COCO17 and WHOLEBODY133 COCO-WholeBody, BLAZEPOSE33 MediaPipe. The maps between them are the rows of one set in the order
-of another.
+Left and right are the person's own. SMPL24, J24, J14 and H36M17 follow METRO, FastMETRO and TORE, MANO16 and HAND21
+MANO, COCO17 and WHOLEBODY133 COCO-WholeBody, BLAZEPOSE33 MediaPipe. The maps between them are the rows of one set in
+the order of another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Skeleton:
 
     Args:
         names: one per joint; L_x and R_x are the left and the right one of a pair.
-        parents: parent row per joint, -1 for a root. Sets that are no kinematic tree have one for drawing, or () for none.
+        parents: parent row per joint, -1 for a root. Sets that are no kinematic tree have one for drawing, or () for
+            none.
         mirror: row order of the mirror image.
     """
 
@@ -133,16 +134,16 @@ J14 = Skeleton.of(_J14 + "Head", (1, 2, 12, 12, 3, 4, 7, 8, 12, 12, 9, 10, 13, -
 J14_HIPS = (2, 3)  # right, left: MPJPE is centred at their mean
 
 H36M17 = Skeleton.of(
-    "Pelvis R_Hip R_Knee R_Ankle L_Hip L_Knee L_Ankle Torso Neck Nose Head L_Shoulder L_Elbow L_Wrist R_Shoulder R_Elbow "
-    "R_Wrist",
+    "Pelvis R_Hip R_Knee R_Ankle L_Hip L_Knee L_Ankle Torso Neck Nose Head L_Shoulder L_Elbow L_Wrist "
+    "R_Shoulder R_Elbow R_Wrist",
     (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15),
 )
 
 _FACE5 = {"*Eye": "Nose", "*Ear": "*Eye"}
 _LIMBS = {"*Elbow": "*Shoulder", "*Wrist": "*Elbow", "*Hip": "*Shoulder", "*Knee": "*Hip", "*Ankle": "*Knee"}
 COCO17 = _tree(
-    "Nose L_Eye R_Eye L_Ear R_Ear L_Shoulder R_Shoulder L_Elbow R_Elbow L_Wrist R_Wrist L_Hip R_Hip L_Knee R_Knee L_Ankle "
-    "R_Ankle",
+    "Nose L_Eye R_Eye L_Ear R_Ear L_Shoulder R_Shoulder L_Elbow R_Elbow L_Wrist R_Wrist L_Hip R_Hip L_Knee "
+    "R_Knee L_Ankle R_Ankle",
     {**_FACE5, "*Shoulder": "Nose", **_LIMBS},
     root="Nose",
 )
@@ -233,5 +234,6 @@ H36M17_TO_J14 = H36M17.rows(J14)
 SMPL38_TO_J24 = (8, 5, 29, 30, 4, 7, 21, 19, 17, 16, 18, 20, *range(31, 38), 24, 26, 25, 28, 27)
 # MANO's 16 joints followed by the five fingertips (thumb, index, middle, ring, pinky)
 MANO21_TO_HAND21 = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
-# fingertips as vertices of the MANO mesh; 445 for the middle one is what upstream regresses (444 is the right hand's own)
+# fingertips as vertices of the MANO mesh; 445 for the middle one is what upstream regresses (444 is the right hand's
+# own)
 MANO_FINGERTIPS = (745, 317, 445, 556, 673)

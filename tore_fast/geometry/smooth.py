@@ -1,7 +1,7 @@
 """Smoothing of motions over time: a Gaussian for recordings, the one-euro filter for streams and recordings alike.
 
-In and out: [T, ...] positions, or rotation matrices by `smooth_rotations`. Off by default everywhere: it lowers the jitter, and
-the error only where the jitter is most of it.
+In and out: [T, ...] positions, or rotation matrices by `smooth_rotations`. Off by default everywhere: it lowers the
+jitter, and the error only where the jitter is most of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def smooth(x: np.ndarray, fps: float, how: str) -> np.ndarray:
 
 
 def gaussian(x: np.ndarray, fps: float, sigma_s: float = SIGMA_S) -> np.ndarray:
-    """Mean weighted by a normal distribution in time; the ends are reflected about the end points, so that lines stay lines."""
+    """Mean weighted by a normal distribution in time; the ends are reflected about the end points, so that lines stay
+    lines."""
     from scipy.ndimage import correlate1d
 
     sigma = sigma_s * fps
@@ -46,14 +47,15 @@ def gaussian(x: np.ndarray, fps: float, sigma_s: float = SIGMA_S) -> np.ndarray:
 
 
 class OneEuro:
-    """The one-euro filter (Casiez, Roussel, Vogel, CHI 2012): a low-pass whose cut-off rises with the speed of each point.
+    """The one-euro filter (Casiez, Roussel, Vogel, CHI 2012): a low-pass whose cut-off rises with the speed of each
+    point.
 
-    `push` gives the smoothed frame at once, so it goes with PoseStream. Points are the last axis: their speed is common to its
-    coordinates, so the result does not depend on the axes.
+    `push` gives the smoothed frame at once, so it goes with PoseStream. Points are the last axis: their speed is common
+    to its coordinates, so the result does not depend on the axes.
 
     Args:
-        fps: frames per second. min_cutoff: Hz, for points at rest. beta: Hz that each unit per second adds. speed_cutoff: Hz, of
-            the low-pass on the speed.
+        fps: frames per second. min_cutoff: Hz, for points at rest. beta: Hz that each unit per second adds.
+            speed_cutoff: Hz, of the low-pass on the speed.
 
     Example:
         >>> f = OneEuro(fps=25)

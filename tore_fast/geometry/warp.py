@@ -1,8 +1,8 @@
 """Pixels of a crop, as each family of models was trained to have them.
 
-The filters differ in how they reduce a large crop: "spin" cuts whole pixels and samples without antialiasing, "hmr2" blurs
-before it samples, "pillow" is Pillow's antialiased resize, "affine" Pillow's affine transform. All are black outside the
-image. Pixel (0, 0) has its centre at (0.5, 0.5) for "pillow" and at (0, 0) for the others.
+The filters differ in how they reduce a large crop: "spin" cuts whole pixels and samples without antialiasing, "hmr2"
+blurs before it samples, "pillow" is Pillow's antialiased resize, "affine" Pillow's affine transform. All are black
+outside the image. Pixel (0, 0) has its centre at (0.5, 0.5) for "pillow" and at (0, 0) for the others.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def _pillow(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
 
 
 def _spin(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """[size, size, 3] float64: cut at whole pixels (truncated), turned by bilinear sampling, resized without antialiasing."""
+    """[size, size, 3] float64: cut at whole pixels (truncated), turned by bilinear sampling, resized without
+    antialiasing."""
     upright = Crop(crop.center, crop.size).matrix(size)
     inverse = np.linalg.inv(np.concatenate([upright, [[0.0, 0.0, 1.0]]]))
     upper_left = (inverse @ [0, 0, 1.0])[:2].astype(np.int64)
@@ -137,7 +138,8 @@ def _resize(
     have_y: np.ndarray | None = None,
     have_x: np.ndarray | None = None,
 ) -> np.ndarray:  # [len(rows), len(cols), 3]
-    """Bilinear samples at rows x cols of an image of `extent`, of which `image` holds the lines have_y and have_x (None: all)."""
+    """Bilinear samples at rows x cols of an image of `extent`, of which `image` holds the lines have_y and have_x
+    (None: all)."""
     height, width = image.shape[:2] if extent is None else extent
     y0, y1, fy = _neighbours(rows, height)
     x0, x1, fx = _neighbours(cols, width)
@@ -174,7 +176,8 @@ def _sample(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian of [1, C, H, W], kernel cut at 4 sigma, edges mirrored as scipy does (half-sample symmetric)."""
+    """Separable Gaussian of [1, C, H, W], kernel cut at 4 sigma, edges mirrored as scipy does (half-sample
+    symmetric)."""
     radius = int(4 * sigma + 0.5)
     t = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (t / sigma) ** 2)

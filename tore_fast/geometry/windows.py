@@ -138,7 +138,8 @@ def resample(x: Tensor, length: int) -> Tensor:  # [n, ...] -> [length, ...]
 
 
 def fade_weight(clip: Clip, overlap: int) -> Tensor:
-    """Share of this clip in each of its frames where an earlier clip has spoken: 0 -> 1 over the last `overlap` of them."""
+    """Share of this clip in each of its frames where an earlier clip has spoken: 0 -> 1 over the last `overlap` of
+    them."""
     shared = clip.new - clip.start
     weight = torch.ones(clip.length)
     if shared > 0:

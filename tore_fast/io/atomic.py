@@ -1,7 +1,7 @@
 """Files that appear whole or not at all: every file this package leaves behind is written here.
 
-Bytes go to a name of their own in the same folder, to the disk, and only then get the file's name. A reader, a kill or a
-second process that writes the same file never sees half a file.
+Bytes go to a name of their own in the same folder, to the disk, and only then get the file's name. A reader, a kill or
+a second process that writes the same file never sees half a file.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _not_written(path: Path, error: BaseException) -> OSError:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to (same folder and suffix) whose file takes the name `path` when the block ends without an error.
+    """A path to write to (same folder and suffix) whose file takes the name `path` when the block ends without an
+    error.
 
     Raises:
         OSError: the disk is full, the folder is missing or not writable; the message names `path`.

@@ -16,7 +16,7 @@ from .image import EXTENSIONS
 from .open_file import as_json, read_text
 
 Box = tuple[float, float, float, float]
-PERSON = 1  # COCO's category
+PERSON = "1"  # COCO's category
 
 
 class BoxFileError(ValueError):
@@ -37,8 +37,8 @@ def read_box_rows(path: str | Path, videos: bool) -> list[BoxRow]:
     """All boxes of a .json or .csv (.txt, .tsv) file.
 
     Args:
-        videos: what rows without a header mean: frame,track,x0,y0,x1,y1 (six columns) or MOT (seven and more; frames count from 1,
-            boxes are left, top, width, height). For images: image,x0,y0,x1,y1.
+        videos: what rows without a header mean: frame,track,x0,y0,x1,y1 (six columns) or MOT (seven and more; frames
+            count from 1, boxes are left, top, width, height). For images: image,x0,y0,x1,y1.
 
     Raises:
         BoxFileError: one line that names the file and the place.
@@ -48,6 +48,8 @@ def read_box_rows(path: str | Path, videos: bool) -> list[BoxRow]:
         text = read_text(path, "box file")
     except (OSError, ValueError) as e:
         raise BoxFileError(str(e)) from None
+    if not text.strip():
+        raise BoxFileError(f"{path}: the file is empty, it holds no box")
     if path.suffix.lower() == ".json":
         try:
             return list(_json_rows(as_json(text, str(path)), path, videos))
@@ -61,7 +63,7 @@ def read_box_rows(path: str | Path, videos: bool) -> list[BoxRow]:
 # ---- CSV
 
 _CORNERS = ("x0 y0 x1 y1", "x1 y1 x2 y2", "xmin ymin xmax ymax", "left top right bottom", "x_min y_min x_max y_max")
-_SIZES = ("x y w h", "x y width height", "left top width height", "bb_left bb_top bb_width bb_height")
+_SIZES: tuple[str, ...] = ("x y w h", "x y width height", "left top width height", "bb_left bb_top bb_width bb_height")
 _SIZES += ("bbox_left bbox_top bbox_width bbox_height", "x0 y0 w h", "x1 y1 w h", "xmin ymin width height", "l t w h")
 _CENTRES = ("cx cy w h", "xc yc w h", "x_center y_center width height", "xcenter ycenter width height")
 _IMAGE = ("image", "file", "filename", "file_name", "name", "image_id", "path", "img")
@@ -122,8 +124,8 @@ def _columns_of(header: list[str], path: Path, videos: bool) -> _Columns:
                     raise BoxFileError(f"{path}: line 1: no column {missing!r} in {','.join(header)[:80]!r}")
                 return columns
     raise BoxFileError(
-        f"{path}: line 1: no box in the columns {','.join(header)[:80]!r}; expected x0,y0,x1,y1 (corners), x,y,w,h (left, top, "
-        "width, height) or cx,cy,w,h (centre)"
+        f"{path}: line 1: no box in the columns {','.join(header)[:80]!r}; expected x0,y0,x1,y1 (corners), "
+        "x,y,w,h (left, top, width, height) or cx,cy,w,h (centre)"
     )
 
 
@@ -213,17 +215,20 @@ def _is_row(row: Any, length: int) -> bool:
 
 
 def _coco(rows: list, data: dict, path: Path, videos: bool) -> Iterator[BoxRow]:
-    """COCO: bbox is left, top, width, height. Images by id; in videos the numbers of their names, else the ids, are frames."""
+    """COCO: bbox is left, top, width, height. Images by id; in videos the numbers of their names, else the ids, are
+    frames."""
     images = {str(i.get("id")): i for i in data.get("images") or [] if isinstance(i, dict)}
-    people = {c.get("id") for c in data.get("categories") or [] if isinstance(c, dict) and c.get("name") == "person"}
-    known = {r.get("category_id") for r in rows if isinstance(r, dict)}
+    people = {
+        str(c.get("id")) for c in data.get("categories") or [] if isinstance(c, dict) and c.get("name") == "person"
+    }
+    known = {str(r.get("category_id")) for r in rows if isinstance(r, dict)}
     people = people or ({PERSON} if PERSON in known else known)
     for k, row in enumerate(rows):
         where = f"box {k}"
         box = row.get("bbox") if isinstance(row, dict) else None
-        if not _is_row(box, 4):
+        if box is None or not _is_row(box, 4):
             raise BoxFileError(f"{path}: {where}: expected a bbox [left, top, width, height], got {str(box)[:80]}")
-        if row.get("category_id") not in people:
+        if str(row.get("category_id")) not in people:
             continue
         key = str(row.get("image_id"))
         name = images.get(key, {}).get("file_name", key)
@@ -235,4 +240,5 @@ def _coco(rows: list, data: dict, path: Path, videos: bool) -> Iterator[BoxRow]:
             frame = int(digits[-1])
         track = row.get("track_id", row.get("instance_id"))
         track = track if type(track) is int else None
-        yield BoxRow(where, str(name), frame, track, _corners(tuple(float(v) for v in box), "sizes"))
+        numbers: Any = tuple(float(v) for v in box)
+        yield BoxRow(where, str(name), frame, track, _corners(numbers, "sizes"))

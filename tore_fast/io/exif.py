@@ -17,8 +17,8 @@ _PLAUSIBLE = (0.3, 20.0)  # focal length in longer sides: a fisheye, a long tele
 def focal_from_exif(source: str | Path | bytes) -> float | None:
     """Focal length in pixels of the file's image, or None where the file does not say it or says something impossible.
 
-    From the 35 mm equivalent (by the diagonal), else from the focal length and the resolution of the sensor. An image that was
-    cropped after it was taken, and kept its EXIF, gives a wrong number.
+    From the 35 mm equivalent (by the diagonal), else from the focal length and the resolution of the sensor. An image
+    that was cropped after it was taken, and kept its EXIF, gives a wrong number.
     """
     try:
         data = source if isinstance(source, bytes) else read_regular(source, MAX_BYTES)

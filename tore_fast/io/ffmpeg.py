@@ -10,7 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -146,7 +146,7 @@ def _as_stored() -> list[str]:
     return ["-vsync", "passthrough"] if old else ["-fps_mode", "passthrough"]
 
 
-def _frame(stream: BinaryIO) -> np.ndarray | None:
+def _frame(stream: IO[bytes]) -> np.ndarray | None:
     """The next PPM of a stream, None at its end."""
     if stream.readline(16).strip() != b"P6":
         return None

@@ -44,7 +44,8 @@ def mesh_glb(
     colour: Sequence[int],  # RGBA 0..255
     facts: dict | None = None,
 ) -> bytes:
-    """A GLB of still meshes with normals and one colour: nodes person_0, person_1 ... of a scene with `facts` as extras."""
+    """A GLB of still meshes with normals and one colour: nodes person_0, person_1 ... of a scene with `facts` as
+    extras."""
     index = np.ascontiguousarray(faces, "<u4").reshape(-1)
     blocks: list[tuple[np.ndarray, int, str, int]] = [(index, _U32, "SCALAR", _INDEX)]
     for points in meshes:

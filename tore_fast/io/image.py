@@ -1,7 +1,7 @@
 """Any image a user has, as one [H, W, 3] uint8 RGB array, upright; bad files end in one clear ImageError.
 
-In: a path, a PIL image or an array. Out: pixels for geometry/warp.py. Handles EXIF rotation, grey, palettes, transparency
-(over white), CMYK and 16-bit files.
+In: a path, a PIL image or an array. Out: pixels for geometry/warp.py. Handles EXIF rotation, grey, palettes,
+transparency (over white), CMYK and 16-bit files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .natural import natural_sorted
 from .open_file import read_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".heic", ".heif")
-# What a file is, is told by its content among these alone: Pillow's other decoders are less used, and some start programs (EPS)
+# What a file is, is told by its content among these alone: Pillow's other decoders are less used, and some start
+# programs (EPS)
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # bytes 8..12 of a HEIF file
 _OTHERS = {b"%!PS": "a PostScript file", b"\xc5\xd0\xd3\xc6": "a PostScript file", b"%PDF": "a PDF file"}
@@ -49,8 +50,8 @@ def read_image(
     """RGB pixels of an image.
 
     Args:
-        source: path, bytes of a file, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; uint8, uint16 or float
-            in 0..1.
+        source: path, bytes of a file, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; uint8, uint16 or
+            float in 0..1.
         name: of what has no path, for messages.
         upright: turned as the EXIF flag says; False gives the pixels as stored, which data sets annotate.
 
@@ -240,7 +241,8 @@ def check_box(box: Sequence[float], width: int, height: int, what: str) -> tuple
 def check_boxes(
     boxes: Iterable[Sequence[float]], width: int, height: int, what: str
 ) -> tuple[list[tuple[float, float, float, float]], list[str]]:
-    """Usable boxes, and a line for each of the others: a bad box costs itself. ImageError where none is left of some."""
+    """Usable boxes, and a line for each of the others: a bad box costs itself. ImageError where none is left of
+    some."""
     good, bad = [], []
     for k, box in enumerate(boxes):
         try:

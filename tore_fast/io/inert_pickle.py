@@ -1,7 +1,9 @@
-"""A pickle machine that builds a tree and calls nothing: no class is looked up, no function runs, whatever the bytes say.
+"""A pickle machine that builds a tree and calls nothing: no class is looked up, no function runs, whatever the bytes
+say.
 
-In: pickled bytes of any protocol; out: Python's plain containers and scalars, with a Global where the file names a class or
-function, a Made where it wants one called or an object filled, and a Persistent where it points outside (torch's storages).
+In: pickled bytes of any protocol; out: Python's plain containers and scalars, with a Global where the file names a
+class or function, a Made where it wants one called or an object filled, and a Persistent where it points outside
+(torch's storages).
 Next on the way: safe_pickle.py turns such a tree into arrays and matrices, weights.py into tensors; each builds what it
 knows, after checking it. Lengths are checked against the bytes that are there, the number of instructions is limited.
 """

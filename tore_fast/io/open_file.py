@@ -1,6 +1,7 @@
 """Opens a file that a user named: a regular file or one line that says what it is instead.
 
-Next on the way: weights.py, safe_pickle.py and every other reader that must not hang on a pipe or read a device for ever.
+Next on the way: weights.py, safe_pickle.py and every other reader that must not hang on a pipe or read a device for
+ever.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def open_regular(path: str | Path, what: str = "file") -> BinaryIO:
         what: the expected kind of content, for messages ("weight file").
 
     Raises:
-        FileNotFoundError: nothing there. ValueError: a folder, pipe, socket or device, a name that no file can have, or a
+        FileNotFoundError: nothing there. ValueError: a folder, pipe, socket or device, a name that no file can have, or
+            a
         file that may not be read.
     """
     article = "an" if what[:1] in "aeio" else "a"
@@ -55,7 +57,8 @@ def open_regular(path: str | Path, what: str = "file") -> BinaryIO:
 
 
 def read_regular(path: str | Path, limit: int, what: str = "file") -> bytes:
-    """Whole content of a regular file of at most `limit` bytes; errors as `open_regular`, ValueError for a larger one."""
+    """Whole content of a regular file of at most `limit` bytes; errors as `open_regular`, ValueError for a larger
+    one."""
     with open_regular(path, what) as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
@@ -64,7 +67,8 @@ def read_regular(path: str | Path, limit: int, what: str = "file") -> bytes:
 
 
 def read_text(path: str | Path, what: str = "text file", limit: int = MAX_TEXT) -> str:
-    """Text of a file in UTF-8, or in UTF-16 with its byte order mark, as Windows' shell writes it; errors as `read_regular`."""
+    """Text of a file in UTF-8, or in UTF-16 with its byte order mark, as Windows' shell writes it; errors as
+    `read_regular`."""
     return as_text(read_regular(path, limit, what), str(path), what)
 
 
@@ -78,7 +82,8 @@ def as_text(data: bytes, name: str, what: str = "text file") -> str:
 
 
 def read_json(path: str | Path, what: str = "JSON file", limit: int = MAX_TEXT) -> Any:
-    """Value of a JSON file; NaN and Infinity, which detectors write, are numbers. Errors as `read_text`, ValueError for no JSON."""
+    """Value of a JSON file; NaN and Infinity, which detectors write, are numbers. Errors as `read_text`, ValueError for
+    no JSON."""
     return as_json(read_text(path, what, limit), str(path))
 
 

@@ -1,9 +1,9 @@
 """Reads the pickles that SMPL, MANO and mesh-sampling files are made of, without running anything they say.
 
-In: .pkl and .npz (with object arrays) from third parties; out: numpy arrays and scipy matrices for body/official.py and the
-data readers. inert_pickle.py makes a tree of the file; here numpy arrays, dtypes and scalars of plain kinds, scipy CSC/CSR
-matrices and the array inside chumpy objects are rebuilt from it, each after its lengths and indices were checked. Any other
-class or function named by the file stops the reading. chumpy is not needed.
+In: .pkl and .npz (with object arrays) from third parties; out: numpy arrays and scipy matrices for body/official.py and
+the data readers. inert_pickle.py makes a tree of the file; here numpy arrays, dtypes and scalars of plain kinds, scipy
+CSC/CSR matrices and the array inside chumpy objects are rebuilt from it, each after its lengths and indices were
+checked. Any other class or function named by the file stops the reading. chumpy is not needed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import io
 import math
 import re
+import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import scipy.sparse as sp
@@ -224,7 +225,8 @@ class Resolver:
 
 
 def checked_sparse(build: type, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: Any) -> Any:
-    """A CSC or CSR matrix (`build`) whose structure was checked, since scipy itself follows wrong indices out of its memory.
+    """A CSC or CSR matrix (`build`) whose structure was checked, since scipy itself follows wrong indices out of its
+    memory.
 
     Args:
         data: [E] numbers. indices: [E] row (CSC) or column (CSR) of each. indptr: [majors + 1]. shape: (rows, columns).
@@ -286,8 +288,8 @@ def read_npz(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, n
         KeyError: a key is missing. RefusedPickle: as read_pickle. zipfile.BadZipFile: no .npz.
     """
     path, out, total = Path(path), {}, 0
-    with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
-        there = [n.removesuffix(".npy") for n in archive.namelist()]
+    with open_regular(path) as stream, _opened(stream) as archive:
+        there = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         for key in there if keys is None else keys:
             if key not in there:
                 raise KeyError(f"{path.name}: no array {key!r}; there is {', '.join(there[:20])}")
@@ -306,6 +308,13 @@ def read_npy(path: str | Path) -> np.ndarray:
         RefusedPickle: as read_pickle. FileNotFoundError, ValueError: no such file, or no regular one.
     """
     return _read_npy(read_regular(path, MAX_FILE), Path(path).name)
+
+
+def _opened(stream: BinaryIO) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(stream)
+    except (NotImplementedError, ValueError, OverflowError, OSError, struct.error) as e:  # damaged lists of members
+        raise zipfile.BadZipFile(str(e)) from None
 
 
 def unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: str) -> bytes:
@@ -332,8 +341,9 @@ def _read_npy(data: bytes, source: str) -> np.ndarray:
         if header is None:
             raise ValueError(f".npy version {version} is not read here")
         shape, fortran, dtype = header(stream)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError) as e:
-        raise RefusedPickle(f"{source}: no .npy array ({str(e)[:120]})") from None
+    except Exception as e:  # numpy's header reader also raises SyntaxError, TokenError, MemoryError ...
+        said = " ".join(str(e).split())[:120]
+        raise RefusedPickle(f"{source}: no .npy array ({said})") from None
     rest = data[stream.tell() :]
     if not dtype.hasobject:
         if dtype.itemsize * math.prod(shape) != len(rest) or (dtype.itemsize == 0 and math.prod(shape) > 1 << 20):

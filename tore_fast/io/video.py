@@ -37,7 +37,8 @@ class VideoSource:
     problems: list[str] = field(default_factory=list, compare=False)  # a line for each frame left out
 
     def frames(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, RGB frame) from frame `start` on. Images of a folder that cannot be read are left out; `problems` names them.
+        """(index, RGB frame) from frame `start` on. Images of a folder that cannot be read are left out; `problems`
+        names them.
 
         Raises:
             ImageError: a damaged video, after the frames before the damage.
@@ -92,7 +93,8 @@ def why_no_mp4() -> str | None:
 
 
 def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """H.264 video of RGB frames [H, W, 3] uint8, the size of the first; odd sides are padded by repeating their last line.
+    """H.264 video of RGB frames [H, W, 3] uint8, the size of the first; odd sides are padded by repeating their last
+    line.
 
     Whole or not at all.
 
@@ -152,9 +154,9 @@ def open_video(path: str | Path, fps: float | None = None) -> VideoSource:
 class TrackBoxes:
     """Boxes of tracked people: `at(frame)` -> {track id: box}.
 
-    File forms (io/boxes.py): CSV rows `frame,track,x0,y0,x1,y1`, or columns as a header names them; MOT; COCO with images that
-    are frames; JSON {"track": [[frame, x0, y0, x1, y1], ...]}. `tracked` is False where the file has no track numbers: those of
-    `at` are then ranks within the frame.
+    File forms (io/boxes.py): CSV rows `frame,track,x0,y0,x1,y1`, or columns as a header names them; MOT; COCO with
+    images that are frames; JSON {"track": [[frame, x0, y0, x1, y1], ...]}. `tracked` is False where the file has no
+    track numbers: those of `at` are then ranks within the frame.
     """
 
     def __init__(self, table: dict[int, dict[int, Box]], tracked: bool = True):

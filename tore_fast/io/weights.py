@@ -1,9 +1,10 @@
 """Reads files of weights: torch's zip and legacy containers and safetensors. Nothing of a file is ever executed.
 
-In: a path; out: what the file holds, tensors among plain Python values. The pickle inside is read by inert_pickle.py, which
-calls nothing; settings objects and other classes become an Unknown. Every storage's size is checked against the file
-before memory is taken for it. Refused in one line: TorchScript archives and tars, compressed members (zip bombs), sizes the
-file does not have, sparse, quantised and meta tensors, pipes and devices. torch.load is not used.
+In: a path; out: what the file holds, tensors among plain Python values. The pickle inside is read by inert_pickle.py,
+which calls nothing; settings objects and other classes become an Unknown. Every storage's size is checked against the
+file
+before memory is taken for it. Refused in one line: TorchScript archives and tars, compressed members (zip bombs), sizes
+the file does not have, sparse, quantised and meta tensors, pipes and devices. torch.load is not used.
 Next on the way: models/_checkpoint.py finds the state dict in it, train/ resumes a run from it.
 """
 
@@ -61,10 +62,12 @@ class Unknown(NamedTuple):
 
 
 def read_weights(path: str | Path) -> Any:
-    """Contents of a .pt, .pth, .bin, .ckpt or .safetensors file: containers, numbers, texts, tensors (on the CPU), Unknowns.
+    """Contents of a .pt, .pth, .bin, .ckpt or .safetensors file: containers, numbers, texts, tensors (on the CPU),
+    Unknowns.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: one line that names the file and says what was expected and what came.
+        FileNotFoundError: no such file. ValueError: one line that names the file and says what was expected and what
+            came.
 
     Example:
         >>> import tempfile, torch
@@ -99,7 +102,8 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:
-    """The error to raise for a file that a reader gave up on with `error`: what the file is, where its first bytes tell."""
+    """The error to raise for a file that a reader gave up on with `error`: what the file is, where its first bytes
+    tell."""
     with open_regular(path, "weight file") as f:
         head = f.read(262)
     text = str(error).partition("\n")[0].removeprefix(f"{path.name}: ").partition(". ")[0][:160]

@@ -113,6 +113,7 @@ class MultiheadAttention(Prepared):
         residual: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:  # [B, N, C]
-        """Attention of heads [B, H, N, D], joined, projected and (in training) dropped out; then `residual` is added."""
+        """Attention of heads [B, H, N, D], joined, projected and (in training) dropped out; then `residual` is
+        added."""
         out = attend(q, k, v, topology, self.dropout if self.training else 0.0, maps, mask)
         return self.out_proj(out.transpose(-3, -2).flatten(-2), residual)

@@ -1,4 +1,5 @@
-"""METRO's and Mesh Graphormer's transformer block: embedding + learned positions, four post-norm BERT layers, two heads.
+"""METRO's and Mesh Graphormer's transformer block: embedding + learned positions, four post-norm BERT layers, two
+heads.
 
 In: joint and vertex (and grid) tokens from models/{metro,metro_tore,graphormer}.py; out: tokens of the next width.
 Key names are BERT's as in the official checkpoints, minus tables that no forward pass reads.
@@ -44,7 +45,8 @@ class _Output(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Post-norm self-attention, an optional graph convolution on the vertex tokens, then the feed-forward (erf GELU)."""
+    """Post-norm self-attention, an optional graph convolution on the vertex tokens, then the feed-forward (erf
+    GELU)."""
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, eps: float, graph: bool):
         super().__init__()

@@ -2,7 +2,8 @@
 
 In: `Tokens` of a stage; out: the merged tokens (a quarter of them) and the original ones with their scores, which the
 block after the CTM takes as queries and keys. Clusters come from ops/dpc_knn_cluster_merge over the whole image, from
-ops/dpc_knn_cluster part by part, or around the best-scored tokens (ablation); `ConvDownsample` is the strided convolution of "w/o CTM".
+ops/dpc_knn_cluster part by part, or around the best-scored tokens (ablation); `ConvDownsample` is the strided
+convolution of "w/o CTM".
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class CTM(nn.Module):
         return self.part_levels[-1][0] * self.part_levels[-1][1] if self.part_levels else 1
 
     def clusters(self, y: Tensor, score: Tensor, tokens: Tokens) -> tuple[Tensor, int, int]:
-        """For "topk" and part by part: each token's cluster [B, N] int64, number of clusters, number of contiguous part runs."""
+        """For "topk" and part by part: each token's cluster [B, N] int64, number of clusters, number of contiguous part
+        runs."""
         num = self.num_clusters(y.shape[1])
         if self.clustering == "topk":
             return topk_clusters(y, score, num), num, 1
@@ -156,7 +158,8 @@ def part_order(
 
 
 def topk_clusters(y: Tensor, score: Tensor, num_clusters: int) -> Tensor:
-    """Each token joins the nearest of the `num_clusters` best-scored tokens; ties go to the lower index. [B, N] int64."""
+    """Each token joins the nearest of the `num_clusters` best-scored tokens; ties go to the lower index. [B, N]
+    int64."""
     centers = torch.sort(score, dim=1, descending=True, stable=True).indices[:, :num_clusters].sort(1).values
     with torch.autocast(y.device.type, enabled=False):
         y = y.float()

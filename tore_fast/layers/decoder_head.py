@@ -3,7 +3,8 @@
 In: query token [B, 1, T] and context [B, N, C] (N = 192, or 90 after Mask-ToMe, then with log sizes); out: [B, 1, D].
 Parameter names are those of the official files. Two facts make it cheaper without changing a bit of meaning:
 self-attention of a single token is only out(v(x)), and a constant query makes everything before the first
-cross-attention constant (kept in a prepared decoder). Next on the way: models/smpl/hmr2.py, models/smpl/camerahmr.py, models/smpl/densekp.py.
+cross-attention constant (kept in a prepared decoder). Next on the way: models/smpl/hmr2.py, models/smpl/camerahmr.py,
+models/smpl/densekp.py.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ class ECLMPlan:
                 blocks.setdefault(int(m[1]), {})[m[2]] = value
         if sorted(blocks) != list(range(self.num_original)):
             raise ValueError(
-                f"ECLMPlan.apply: the plan is for {self.num_original} blocks, the state dict has {len(blocks)} under {prefix!r}"
+                f"ECLMPlan.apply: the plan is for {self.num_original} blocks, the state dict has {len(blocks)} "
+                f"under {prefix!r}"
             )
         for new, group in enumerate(self.groups):
             for name in blocks[group[0]]:
@@ -179,8 +180,8 @@ def eclm_search(
             step = replay[len(trace)]
             if (step.low, step.high) != (low, high):
                 raise ValueError(
-                    f"eclm_search: the interrupted run tried layers {step.low}..{step.high} where this one tries {low}..{high}; "
-                    "it belongs to another model, tau or data"
+                    f"eclm_search: the interrupted run tried layers {step.low}..{step.high} where this one "
+                    f"tries {low}..{high}; it belongs to another model, tau or data"
                 )
         elif reject is not None and reject(low, high):
             step = Evaluation(low, high, float("inf"), False)
@@ -204,7 +205,8 @@ def eclm_search(
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:  # [n, d1], [n, d2]
-    """Linear centred kernel alignment |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F) in float64; 1 for equal up to rotation and scale."""
+    """Linear centred kernel alignment |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F) in float64; 1 for equal up to rotation and
+    scale."""
     if x.dim() != 2 or y.dim() != 2 or x.shape[0] != y.shape[0]:
         raise ValueError(f"linear_cka: x and y must be [n, d] with the same n, got {list(x.shape)} and {list(y.shape)}")
     x, y = (t.double() - t.double().mean(0) for t in (x, y))

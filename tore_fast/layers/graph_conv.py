@@ -43,7 +43,8 @@ class _GraphConvolution(nn.Module):
 class GraphResidualBlock(nn.Module):
     """y = x + lin2(relu(LN(gconv(relu(LN(lin1(relu(LN(x)))))))), width dim / 2 inside.
 
-    The official block also owns a `skip_conv` that is never used (input and output have the same width); it is left out.
+    The official block also owns a `skip_conv` that is never used (input and output have the same width); it is left
+    out.
 
     Source: Lin et al., "Mesh Graphormer", ICCV 2021.
     """

@@ -1,7 +1,7 @@
 """GTR's neural shape regressor (NSR): 14 body or 21 hand joint features become mesh vertices, without image tokens.
 
-In: camera and joint features of a model's last transformer (models/mesh/tore.py, models/mesh/metro.py); out: vertex features.
-The vertex queries attend to their mesh neighbours only (ops.mesh_attention) and to the encoded joints.
+In: camera and joint features of a model's last transformer (models/mesh/tore.py, models/mesh/metro.py); out: vertex
+features. The vertex queries attend to their mesh neighbours only (ops.mesh_attention) and to the encoded joints.
 """
 
 from __future__ import annotations

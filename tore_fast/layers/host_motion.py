@@ -1,7 +1,8 @@
-"""A host's own motion, read again from its per-frame features: what models/motion/fasthmr.py corrects with `correct_host`.
+"""A host's own motion, read again from its per-frame features: what models/motion/fasthmr.py corrects with
+`correct_host`.
 
-In: features [B, F, C] of a host whose pose read-out is linear (models/smpl/hmr2.py, models/smpl/camerahmr.py); out: pose features
-[B, F, 133] of layers/ik.py on one rest skeleton. Not in the paper.
+In: features [B, F, C] of a host whose pose read-out is linear (models/smpl/hmr2.py, models/smpl/camerahmr.py); out:
+pose features [B, F, 133] of layers/ik.py on one rest skeleton. Not in the paper.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class HostMotion(nn.Module):
         """
         if head.joint_rep != "6d" or head.ief_iters != 1:
             raise ValueError(
-                f"HostMotion: needs a host with joint_rep '6d' and ief_iters 1, got {head.joint_rep!r}, {head.ief_iters}"
+                f"HostMotion: needs a host with joint_rep '6d' and ief_iters 1, got {head.joint_rep!r}, "
+                f"{head.ief_iters}"
             )
         if head.decpose.weight.shape != self.weight.shape:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Image token pruning (ITP): which image tokens reach the transformers, by four selectors behind one interface.
 
-In: the [B, C, h, w] feature map of a model (models/mesh/tore.py, models/mesh/metro.py); out: kept tokens with their positions and
-a heat map over the grid. `soft` is the released TORE; `cluster` uses ops.dpc_knn_cluster_merge.
+In: the [B, C, h, w] feature map of a model (models/mesh/tore.py, models/mesh/metro.py); out: kept tokens with their
+positions and a heat map over the grid. `soft` is the released TORE; `cluster` uses ops.dpc_knn_cluster_merge.
 Parameters live on the model itself (mixin), because the official checkpoints have them at the top level.
 """
 
@@ -47,8 +47,9 @@ class TokenSelection(nn.Module):
 
         soft: conv 3x3 -> GELU -> linear -> softmax over the positions = weights of M weighted means (released TORE;
             no token is chosen or dropped), then one LayerNorm over the whole [M, C] block. Positions: an M x 1 grid.
-            `gain` multiplies the linear layer's initial weights. At 1 (released) every heat map starts as a near-uniform
-            mean, so all tokens start alike; short trainings from scratch want peaks from the start (24: docs/study.md).
+            `gain` multiplies the linear layer's initial weights. At 1 (released) every heat map starts as a
+            near-uniform mean, so all tokens start alike; short trainings from scratch want peaks from the start (24:
+            docs/study.md).
         cluster: DPC-kNN density peaks, then cluster averages (the paper's wording); positions are averaged alike.
         attention: one attention over the tokens; the M tokens that receive most attention stay (PPT), with theirs
             positions. Its context is added to the tokens, so its projections are trained by the task.
@@ -77,7 +78,8 @@ class TokenSelection(nn.Module):
         self.register_buffer("token_pos", self.token_positions(dim), persistent=False)
 
     def token_positions(self, dim: int) -> Tensor:
-        """Sine encodings of width `dim`: of the M x 1 grid of kept tokens (soft), else of the whole grid [h * w, dim]."""
+        """Sine encodings of width `dim`: of the M x 1 grid of kept tokens (soft), else of the whole grid [h * w,
+        dim]."""
         return sine_position(self.keep_num, 1, dim) if self.selector == "soft" else sine_position(*self.grid, dim)
 
     def place(self, heatmap: Tensor | None, pos: Tensor) -> Tensor:

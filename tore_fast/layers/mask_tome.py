@@ -1,7 +1,8 @@
 """ToMe and Mask-ToMe inside a ViT block: merge similar tokens, background first.
 
-In: tokens [B, N, C] after a block's attention residual and its keys; out: fewer tokens for the block's MLP. Who calls it:
-models/backbones/vit.py (built in) and layers/tome.py (any timm ViT). The matching itself is ops.bipartite_soft_matching.
+In: tokens [B, N, C] after a block's attention residual and its keys; out: fewer tokens for the block's MLP. Who calls
+it: models/backbones/vit.py (built in) and accelerate/ (models of others). The matching itself is
+ops.bipartite_soft_matching.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class MergeConfig:
         per_block: most tokens merged in one block (n_l).
         r: explicit numbers per block; overrides keep, per_block and rounds (shorter lists continue with 0).
         prop_attn: add log(size) to the key logits, so that merging equal tokens changes nothing.
-        order: where merged tokens stand, which decides who may merge with whom in the next block (even with odd places).
-            "position": at the place of the token they merged into, so neighbours stay in different halves; tokens of the
-            person count behind the background, so that half of the background can be a source. "index" (the paper's:
-            unmerged A by position, then B) and "tome" (unmerged A by falling similarity, then B) put former neighbours
-            into the same half from the second block on.
+        order: where merged tokens stand, which decides who may merge with whom in the next block (even with odd
+            places). "position": at the place of the token they merged into, so neighbours stay in different halves;
+            tokens of the person count behind the background, so that half of the background can be a source. "index"
+            (the paper's: unmerged A by position, then B) and "tome" (unmerged A by falling similarity, then B) put
+            former neighbours into the same half from the second block on.
         rounds: "capped" takes no more in one block than half of what is left beside a person of `person_share` * keep
             tokens, so that no token of such a person merges, in one or two blocks more; "paper" takes per_block.
         person_share: part of `keep` that a person may cover, below 1; for rounds="capped".
@@ -116,7 +117,8 @@ class MergeConfig:
         return tuple(counts)
 
     def person_limit(self, num_tokens: int, depth: int, prefix: int = 0) -> int:
-        """Most tokens that a person may cover without a forced merge: the least of N_i - 2 r_i (exact for "position")."""
+        """Most tokens that a person may cover without a forced merge: the least of N_i - 2 r_i (exact for
+        "position")."""
         limit = n = num_tokens - max(prefix, int(self.class_token) + int(self.distill_token))
         for r in self.schedule(num_tokens, depth, prefix):
             limit = min(limit, n - 2 * r) if r else limit
@@ -272,12 +274,13 @@ def ellipse_mask(
 
 
 def warn_if_over_budget(coverage: Tensor, merging: MergeConfig, depth: int) -> bool:
-    """Warns once when a person covers more tokens [B, N] than `depth` blocks can spare; a host sync, so not in forward."""
+    """Warns once when a person covers more tokens [B, N] than `depth` blocks can spare; a host sync, so not in
+    forward."""
     most = int((coverage > merging.person_threshold).sum(1).max()) if coverage.numel() else 0
     limit = merging.person_limit(coverage.shape[1], depth)
     if most > limit:
         warnings.warn(
-            f"Mask-ToMe: a person covers {most} of {coverage.shape[1]} tokens; with keep={merging.keep} more than {limit} "
-            "means that some of the person merges too"
+            f"Mask-ToMe: a person covers {most} of {coverage.shape[1]} tokens; with keep={merging.keep} more "
+            f"than {limit} means that some of the person merges too"
         )
     return most > limit

@@ -1,7 +1,7 @@
 """float32 islands for what is measured in metres, and for cameras: heads, up-sampling, skip connections of coordinates.
 
-At one metre the steps of bfloat16 are 4 mm, those of float16 0.5 mm. Under autocast, and in a model cast to 16 bit, features
-stay in 16 bit and the last linear map is computed in float32 from the weights as they are.
+At one metre the steps of bfloat16 are 4 mm, those of float16 0.5 mm. Under autocast, and in a model cast to 16 bit,
+features stay in 16 bit and the last linear map is computed in float32 from the weights as they are.
 """
 
 from __future__ import annotations

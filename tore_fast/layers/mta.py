@@ -1,8 +1,8 @@
 """MTA, multi-stage token aggregation: from four stages of dynamic tokens to feature maps (TCFormer section 3.3).
 
 In: the `Tokens` of every backbone stage; out: one map per stage at its nominal size. Tokens are aggregated coarse to
-fine by ops/token_map.py (token_resample), mixed by a `TCBlock` per stage, and only then laid out as maps. Keys: lateral_convs.{i}.conv,
-merge_blocks.{i} as in the official pose files.
+fine by ops/token_map.py (token_resample), mixed by a `TCBlock` per stage, and only then laid out as maps. Keys:
+lateral_convs.{i}.conv, merge_blocks.{i} as in the official pose files.
 """
 
 from __future__ import annotations

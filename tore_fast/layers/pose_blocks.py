@@ -2,7 +2,8 @@
 
 In: tokens of F frames and J joints. Out: the same shape. Spatial attention groups the joints of one frame, temporal
 attention the frames of one joint; both read strided views of q, k, v, so the (b f) <-> (b j) copies of the official
-code do not exist. Products are layers/linear.py's. Next on the way: models/{mixste,motionbert,mhformer,motionagformer}.py.
+code do not exist. Products are layers/linear.py's. Next on the way:
+models/{mixste,motionbert,mhformer,motionagformer}.py.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class PoseAttention(nn.Module):
         self.proj = Linear(dim, dim, drop=proj_drop)
 
     def queries_keys_values(self, x: Tensor, split: bool, norm: nn.LayerNorm | None = None) -> tuple[Tensor, ...]:
-        """q, k, v like x. `split`: three contiguous tensors (what frame attention needs), else slices of one product."""
+        """q, k, v like x. `split`: three contiguous tensors (what frame attention needs), else slices of one
+        product."""
         return self.qkv(x, norm=norm, split=3) if split else self.qkv(x, norm=norm).chunk(3, dim=-1)
 
     def forward(

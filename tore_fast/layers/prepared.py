@@ -1,8 +1,9 @@
 """prepare() and unprepare(): a module keeps for inference what follows from its weights alone.
 
-In: a model in eval mode. What is kept: weights in the layout of a product's backend (layers/linear.py), terms that are the
-same for every image or clip (layers/transformer.py, layers/tra.py), weights with a batch norm or a second weight folded in
-(models/backbones/vit.py, layers/decoder_head.py). Outputs change by rounding only. One mechanism keeps it all and notices
+In: a model in eval mode. What is kept: weights in the layout of a product's backend (layers/linear.py), terms that are
+the same for every image or clip (layers/transformer.py, layers/tra.py), weights with a batch norm or a second weight
+folded in (models/backbones/vit.py, layers/decoder_head.py). Outputs change by rounding only. One mechanism keeps it all
+and notices
 changes: ops/_derived.py.
 """
 
@@ -24,7 +25,8 @@ Source = Tensor | nn.Module
 
 
 class _Recipe:
-    """How a term is made. An object, not a tuple: torch.export walks through attributes that are tuples and dictionaries."""
+    """How a term is made. An object, not a tuple: torch.export walks through attributes that are tuples and
+    dictionaries."""
 
     def __init__(self, sources: tuple[Source, ...], compute: Callable[[], Any]) -> None:
         self.compute = compute
@@ -50,9 +52,9 @@ def _places(sources: tuple[Source, ...]) -> Iterator[tuple[dict[str, Any], str, 
 class Prepared(nn.Module):
     """Base of modules that keep something between `prepare()` and `unprepare()`.
 
-    Training mode, loading weights, moving and copying the module end it by themselves. Weights that are replaced or changed
-    in place are noticed at the next call, except where torch.compile or torch.export took the values into a graph, or by
-    a write through `.data`. A call that records gradients of the weights computes everything anew.
+    Training mode, loading weights, moving and copying the module end it by themselves. Weights that are replaced or
+    changed in place are noticed at the next call, except where torch.compile or torch.export took the values into a
+    graph, or by a write through `.data`. A call that records gradients of the weights computes everything anew.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -88,7 +90,8 @@ class Prepared(nn.Module):
         self._kept.get(name, recipe.sources(), compute)
 
     def recall(self, name: Hashable) -> Any:
-        """A kept term, computed again if a source has changed; None where there is none or its gradient is asked for."""
+        """A kept term, computed again if a source has changed; None where there is none or its gradient is asked
+        for."""
         if self._kept is None or name not in self._recipes:
             return None
         if torch.compiler.is_compiling():

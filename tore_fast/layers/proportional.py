@@ -1,7 +1,8 @@
 """Attention where token j counts as `size_j` equal tokens: log(size_j) is added to the logits of key j (ToMe).
 
 In: q, k, v of layers/decoder_head.py, models/backbones/vit.py or timm; out: [B, H, Nq, D]. Three ways to run it:
-the pruned_attention kernel, fused attention with the head widened so that the bias becomes part of q.k, or an additive mask.
+the pruned_attention kernel, fused attention with the head widened so that the bias becomes part of q.k, or an additive
+mask.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def proportional_attention(
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     if log_size.shape != (k.shape[0], k.shape[2]):
         raise ValueError(
-            f"proportional_attention: log_size must be [{k.shape[0]}, {k.shape[2]}] like the keys, got {list(log_size.shape)}"
+            f"proportional_attention: log_size must be [{k.shape[0]}, {k.shape[2]}] like the keys, got "
+            f"{list(log_size.shape)}"
         )
     if method == "auto":
         method = "kernel" if q.is_cuda else "bias"

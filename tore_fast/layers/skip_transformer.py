@@ -1,7 +1,8 @@
 """Transformers of the motion models: post- or pre-norm layers with long skip connections (MLD).
 
 In: sequences [B, N, D] of models/motion/vae.py and models/motion/denoiser.py; out: the same shape. Parameters carry
-the names of nn.MultiheadAttention (in_proj_weight, out_proj) so that MLD files load; attention is layers/attention.py's.
+the names of nn.MultiheadAttention (in_proj_weight, out_proj) so that MLD files load; attention is
+layers/attention.py's.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Layer(nn.Module):
 
 
 class SkipTransformer(nn.Module):
-    """(n-1)/2 input blocks, a middle block, (n-1)/2 output blocks; output block i first reads the concatenation with the
+    """(n-1)/2 input blocks, a middle block, (n-1)/2 output blocks; output block i first reads the concatenation with
+    the
     output of its mirror input block (Linear 2D -> D). `cfg.skip = False` is a plain stack (`layers.*`)."""
 
     def __init__(self, cfg: TransformerConfig, cross: bool = False):

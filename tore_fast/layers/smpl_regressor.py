@@ -1,6 +1,7 @@
 """FastMETRO's optional head: 24 SMPL joint rotations and 10 shape coefficients from the 1723-vertex mesh.
 
-In: intermediate vertices of models/mesh/fastmetro.py; out: rotation matrices and betas for a body model (tore_fast.body).
+In: intermediate vertices of models/mesh/fastmetro.py; out: rotation matrices and betas for a body model
+(tore_fast.body).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def nearest_rotation_upstream(m: Tensor) -> Tensor:  # [..., 3, 3]
 
 
 class SMPLParameterRegressor(nn.Module):
-    """Linear 1024, two residual blocks, linear 226 = 24 x 9 + 10 (keys `regressor.{0,1,2}.fc_block.N`, `regressor.3`)."""
+    """Linear 1024, two residual blocks, linear 226 = 24 x 9 + 10 (keys `regressor.{0,1,2}.fc_block.N`,
+    `regressor.3`)."""
 
     def __init__(self, num_vertices: int = 1723, hidden: int = 1024):
         super().__init__()

@@ -18,7 +18,8 @@ from ._tokens import Tokens
 
 
 def tokens_to_map(tokens: Tokens, x: Tensor | None = None, map_size: tuple[int, int] | None = None) -> Tensor:
-    """Map [B, C, H, W] (channels-last in memory) of `x` (default the tokens' features) at `map_size` (default nominal)."""
+    """Map [B, C, H, W] (channels-last in memory) of `x` (default the tokens' features) at `map_size` (default
+    nominal)."""
     x = tokens.x if x is None else x
     size = tokens.map_size if map_size is None else map_size
     if tokens.is_grid and size == tokens.map_size:

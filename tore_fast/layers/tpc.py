@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops import dpc_knn_cluster
+from ..ops.dpc_knn_cluster import dpc_knn_cluster
 
 Pruning = Literal["tpc", "uniform", "attention", "motion"]
 
@@ -89,7 +89,8 @@ def top_select(score: Tensor, keep: int, center: int | None = None) -> Tensor:
 
 
 def motion_score(keypoints: Tensor) -> Tensor:
-    """[B, F] mean over joints of the 2D displacement (first two channels) to the previous frame; frame 0 takes frame 1's."""
+    """[B, F] mean over joints of the 2D displacement (first two channels) to the previous frame; frame 0 takes frame
+    1's."""
     if keypoints.shape[1] < 2:
         return keypoints.new_zeros(keypoints.shape[:2], dtype=torch.float32)
     step = (keypoints[:, 1:, :, :2] - keypoints[:, :-1, :, :2]).float().norm(dim=-1).mean(dim=-1)

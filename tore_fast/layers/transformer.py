@@ -1,7 +1,8 @@
 """The pre-norm encoder-decoder of FastMETRO and TORE: camera and image (or joint) tokens encode, mesh tokens decode.
 
-In: tokens from models/mesh/fastmetro.py, models/mesh/tore.py or layers/gtr_nsr.py; out: camera, memory and decoded features.
-What is the same for every image is kept in a prepared model (layers further down: attention.py, ops.mesh_attention).
+In: tokens from models/mesh/fastmetro.py, models/mesh/tore.py or layers/gtr_nsr.py; out: camera, memory and decoded
+features. What is the same for every image is kept in a prepared model (layers further down: attention.py,
+ops.mesh_attention).
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ class Transformer(nn.Module):
         topology: Callable[[], MeshTopology | None] = lambda: None,
         sources: tuple[Source, ...] = (),  # what these three are made from
     ) -> None:
-        """In a model that is prepared: keeps the projected positions, and with constant `queries` the first decoder layer's
+        """In a model that is prepared: keeps the projected positions, and with constant `queries` the first decoder
+        layer's
         self-attention with its norm2 and query projection."""
         if pos is not None:
             for layer in self.encoder.layers:

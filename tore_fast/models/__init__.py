@@ -1,6 +1,7 @@
 """Models by name: `create_model("fastmetro_s_r50")`, `list_models("*tore*")`, or import the classes directly.
 
-One file per family; `_registry.py` holds the names, `_checkpoint.py` every way to weights, each room's `layouts.py` its official files.
+One file per family; `_registry.py` holds the names, `_checkpoint.py` every way to weights, each room's `layouts.py` its
+official files.
 """
 
 import importlib

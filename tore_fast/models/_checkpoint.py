@@ -1,7 +1,8 @@
 """Every way to a model with weights and back: `load(source)`, `save(model, folder)`, `convert(file, folder)`.
 
-In: the name of built-in weights, a registered name, a checkpoint folder of ours (config.json + model.safetensors, nothing
-executable) or an official file, which is read once (_weights.py), recognised by its keys and built by its family's
+In: the name of built-in weights, a registered name, a checkpoint folder of ours (config.json + model.safetensors,
+nothing executable) or an official file, which is read once (_weights.py), recognised by its keys and built by its
+family's
 `layouts.py`. Out: a model in eval mode, strictly loaded.
 """
 
@@ -56,15 +57,16 @@ def load(
     """Model in eval mode from a built-in name, a registered name, a checkpoint folder of ours or an official file.
 
     Args:
-        source: "default" or another built-in name; a folder written by `save` or `convert`; an official weight file (.bin,
-            .pth, .pt, .ckpt, .safetensors, or .tflite of MediaPipe's pose nets), of which only tensors are read; a registered
-            name, which has random weights, the same ones in every run.
+        source: "default" or another built-in name; a folder written by `save` or `convert`; an official weight file
+            (.bin, .pth, .pt, .ckpt, .safetensors, or .tflite of MediaPipe's pose nets), of which only tensors are read;
+            a registered name, which has random weights, the same ones in every run.
         upstream: the project an official file is of (`tore-fast convert --help` names them); None: by its keys.
-        model: the registered name that the weights belong to; None, "default" or the source again: told by them. An official file must fit that model exactly, and its mesh is
-            the free one unless `mesh` or `mesh_data` (SMPL, or MANO for a hand) say otherwise. A folder must hold weights
-            of that class; fields that change no weight (`Facts.free_fields`: the pruning of lifting models) are the name's.
-        mesh, mesh_data: mesh of image-to-mesh models (models/mesh/_topology.py); official files mean SMPL or MANO, whose
-            topology files lie in `mesh_data` or $TORE_FAST_MESH_DATA. Models of other tasks need none.
+        model: the registered name that the weights belong to; None, "default" or the source again: told by them. An
+            official file must fit that model exactly, and its mesh is the free one unless `mesh` or `mesh_data` (SMPL,
+            or MANO for a hand) say otherwise. A folder must hold weights of that class; fields that change no weight
+            (`Facts.free_fields`: the pruning of lifting models) are the name's.
+        mesh, mesh_data: mesh of image-to-mesh models (models/mesh/_topology.py); official files mean SMPL or MANO,
+            whose topology files lie in `mesh_data` or $TORE_FAST_MESH_DATA. Models of other tasks need none.
         allow_nonfinite: load weights that hold NaN or infinity, which are refused otherwise.
         **overrides: config fields that the weights do not tell (heads, ...).
 
@@ -235,7 +237,8 @@ def convert(
 ) -> Conversion:
     """Writes an official file as our checkpoint folder (safetensors + config.json).
 
-    The topology files of SMPL or MANO are not needed here: only the keys are checked. They are when the folder is loaded.
+    The topology files of SMPL or MANO are not needed here: only the keys are checked. They are when the folder is
+    loaded.
 
     Args:
         upstream, allow_nonfinite: as `load`.
@@ -253,7 +256,8 @@ def convert(
     if fov_net is not None:
         if layout.upstream != "camerahmr":
             raise ValueError(
-                f"convert: a field-of-view net belongs to CameraHMR files, {path} is of {layout.upstream or 'another project'}"
+                f"convert: a field-of-view net belongs to CameraHMR files, {path} is of "
+                f"{layout.upstream or 'another project'}"
             )
         overrides["fov_net_file"] = fov_net
     model = layout.load(state, str(path), without_topology=True, allow_nonfinite=allow_nonfinite, **overrides)

@@ -17,12 +17,14 @@ def make_config(model: type, config: Any, fields: Mapping[str, Any]) -> Any:
     """The config of `model`: the given one (None: the defaults) with `fields` changed.
 
     Raises:
-        TypeError: `config` is of another class. ValueError: an unknown field, or a value of another type than the field's.
+        TypeError: `config` is of another class. ValueError: an unknown field, or a value of another type than the
+            field's.
     """
     kind = model.config_class  # type: ignore[attr-defined]
     if config is not None and not isinstance(config, kind):
         raise TypeError(
-            f"{model.__name__}: config must be a {kind.__name__}, got {config!r:.60}; models by name come from create_model(name)"
+            f"{model.__name__}: config must be a {kind.__name__}, got {config!r:.60}; models by name come from "
+            "create_model(name)"
         )
     values = {name: check_field(kind, name, value, model.__name__) for name, value in fields.items()}
     if config is None:
@@ -51,7 +53,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _as(hint: Any, value: Any) -> Any:
-    """`value` if it fits `hint`; TypeError otherwise. A bool is no number, a whole number is a float, a list a tuple."""
+    """`value` if it fits `hint`; TypeError otherwise. A bool is no number, a whole number is a float, a list a
+    tuple."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value

@@ -2,11 +2,15 @@
 
 | convention | what counts | who prints it (as "GFLOPs") |
 |---|---|---|
-| "products" | matrix products and convolutions; masked attention and fixed sparse matrices as dense ones | FastMETRO, TORE, METRO |
-| "layers" | linear and convolution layers only, no attention products | HoT (with `paper_extra_macs`), FastHMR table 12 |
-| "tcformer" | layers, bias of convolutions, 2 per element of a LayerNorm, attention 2 N Nk C, every token <-> map move N0 (C + 4), a CTM N^2 C + N k + N^2 + N C; GELU and softmax are free | TCFormer |
+| "products" | matrix products and convolutions; masked attention and fixed sparse matrices as dense ones | FastMETRO,
+TORE, METRO |
+| "layers" | linear and convolution layers only, no attention products | HoT (with `paper_extra_macs`), FastHMR table 12
+|
+| "tcformer" | layers, bias of convolutions, 2 per element of a LayerNorm, attention 2 N Nk C, every token <-> map move
+N0 (C + 4), a CTM N^2 C + N k + N^2 + N C; GELU and softmax are free | TCFormer |
 
-"products" and "layers" compute nothing where the model is on the meta device. Used by `tore-fast list` and docs/models.md;
+"products" and "layers" compute nothing where the model is on the meta device. Used by `tore-fast list` and
+docs/models.md;
 FLOPs of a single op in the usual sense: `torch.utils.flop_counter` knows our kernels (formulas in ops/<stem>.py).
 """
 

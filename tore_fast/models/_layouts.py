@@ -1,4 +1,5 @@
-"""Layouts of official weight files: each family's file `layouts.py` registers its own, `recognise` finds the one of a file.
+"""Layouts of official weight files: each family's file `layouts.py` registers its own, `recognise` finds the one of a
+file.
 
 Used by _checkpoint.py. A layout is told by key names alone; what the shapes say (sizes) its `load` reads.
 """
@@ -22,8 +23,9 @@ class Layout:
     Args:
         name: for messages and config.json. upstream: the word a user gives for the project (one or several layouts).
         fits: whether a state dict has the keys of this layout.
-        load: (state, source, **options) -> model in eval mode, loaded strictly; options are config fields, and `mesh` and
-            `mesh_data` of image-to-mesh models. `without_topology=True` checks the keys against a mesh of the right size.
+        load: (state, source, **options) -> model in eval mode, loaded strictly; options are config fields, and `mesh`
+            and `mesh_data` of image-to-mesh models. `without_topology=True` checks the keys against a mesh of the right
+            size.
         dropped: whether the loader leaves this key out.
     """
 

@@ -1,7 +1,7 @@
 """Outputs of models, one type for a task: MeshOutput (vertices), SmplOutput (parameters of a body).
 
-In: what the networks of mesh/ and smpl/ compute; out: named tuples for pipelines, training and scoring. Lifting networks return
-a LiftedPose (lifting/_base.py), TCFormer's regressor BodyParameters (keypoints/tcformer_heads.py).
+In: what the networks of mesh/ and smpl/ compute; out: named tuples for pipelines, training and scoring. Lifting
+networks return a LiftedPose (lifting/_base.py), TCFormer's regressor BodyParameters (keypoints/tcformer_heads.py).
 """
 
 from __future__ import annotations

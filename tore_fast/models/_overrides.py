@@ -1,7 +1,7 @@
 """Config fields from the command line: NAME VALUE pairs, typed by the fields of the model's config dataclass.
 
-In: text as a user types it (`--set keep_tokens 90 prop_attn false`); out: values for `create_model(name, **values)`. A field
-that does not exist and a value of another type are refused by name. Callers: the verbs of cli/.
+In: text as a user types it (`--set keep_tokens 90 prop_attn false`); out: values for `create_model(name, **values)`. A
+field that does not exist and a value of another type are refused by name. Callers: the verbs of cli/.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def config_type(name: str) -> type:
 
 
 def parse_value(text: str, kind: Any) -> Any:
-    """`text` as a value of the type `kind` (bool, int, float, str, Literal, tuple, list, unions of these); ValueError otherwise."""
+    """`text` as a value of the type `kind` (bool, int, float, str, Literal, tuple, list, unions of these); ValueError
+    otherwise."""
     origin, word = get_origin(kind), text.strip()
     if origin in (Union, types.UnionType):
         choices = get_args(kind)

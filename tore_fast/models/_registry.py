@@ -1,7 +1,7 @@
 """What is known about every model: facts of its class (`@model_facts`), names and sizes (`register_models`).
 
-A family's file declares both; `create_model(name)` and `list_models("*tore*")` are for users. Pipelines, training, scoring and
-conversion ask `facts_of(model)` or `model_entry(name)`; they never look at a class's name.
+A family's file declares both; `create_model(name)` and `list_models("*tore*")` are for users. Pipelines, training,
+scoring and conversion ask `facts_of(model)` or `model_entry(name)`; they never look at a class's name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import nn
 
 from ._config import make_config
 
-# Rooms of the families. Their files register names when imported; importing torch-heavy files waits until a name is asked for.
+# Rooms of the families. Their files register names when imported; importing torch-heavy files waits until a name is
+# asked for.
 ROOMS = ("mesh", "smpl", "lifting", "keypoints", "motion")
 TASKS = {
     "mesh": "image crops to the vertices of a body or hand",
@@ -49,7 +50,8 @@ class Facts:
 
     task: str  # one of TASKS
     family: str  # for `list --family`
-    crop: str = ""  # rule of the person crops: square (data/person_crop.py), hmr2 (data/hmr2_crop.py), topdown (data/topdown.py)
+    # rule of the person crops: square (data/person_crop.py), hmr2 (data/hmr2_crop.py), topdown (data/topdown.py)
+    crop: str = ""
     pixels: str = (
         "imagenet"  # of the crops: imagenet (mean and deviation taken off), unit (0..1), or "" for other inputs
     )
@@ -114,7 +116,8 @@ class ModelEntry:
         return make_config(self.model, None, self.fields)
 
     def build(self, **overrides: Any) -> Any:
-        """The model with random weights; overrides are fields of its config (and mesh, mesh_data of image-to-mesh models)."""
+        """The model with random weights; overrides are fields of its config (and mesh, mesh_data of image-to-mesh
+        models)."""
         from_fields = getattr(self.model, "from_fields", None)
         if from_fields is not None:
             return from_fields(self.fields, overrides)
@@ -165,7 +168,8 @@ def _load_families() -> None:
 
 
 def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
-    """Sorted names that match a shell pattern (and a task of TASKS); a full name that only a name rule knows gives itself."""
+    """Sorted names that match a shell pattern (and a task of TASKS); a full name that only a name rule knows gives
+    itself."""
     _load_families()
     found = sorted(fnmatch.filter(_ENTRIES, pattern)) or [e.name for e in [_by_rule(pattern)] if e is not None]
     return found if task is None else [n for n in found if model_entry(n).task == task]

@@ -41,8 +41,8 @@ def clean_state_dict(data: object, source: str = "checkpoint") -> dict[str, Tens
         within = list(data.values()) if isinstance(data, dict) else [data]
         if unknown := next((v for v in within if isinstance(v, Unknown)), None):
             raise ValueError(
-                f"{source}: not plain tensors but a Python object ({unknown.name}), which is never executed; use the file "
-                "with the state dict (upstream trainings write it as state_dict.bin)"
+                f"{source}: not plain tensors but a Python object ({unknown.name}), which is never executed; "
+                "use the file with the state dict (upstream trainings write it as state_dict.bin)"
             )
         kinds = sorted({type(v).__name__ for v in within}) or "nothing"
         raise ValueError(f"{source}: expected a state dict (name -> tensor) or one under {WRAPPERS}, got {kinds}")
@@ -82,26 +82,31 @@ def load_strict(
 
 
 class NoInit(TorchFunctionMode):
-    """Context in which a model is built without random numbers: for weights that a strict load replaces."""
+    """Context in which a model is built without random numbers: for weights that a strict load replaces.
 
-    _FILLS = frozenset(
-        {
-            torch.Tensor.normal_,
-            torch.Tensor.uniform_,
-            torch.Tensor.erfinv_,
-            torch.nn.init.orthogonal_,
-            torch.nn.init.kaiming_uniform_,
-        }
-    )
+    A fill writes the middle of its distribution: torch.nn.init.trunc_normal_ draws again until all values lie in its
+    bounds, so
+    memory left as it was could keep it there for ever.
+    """
+
+    _KEPT = frozenset({torch.Tensor.erfinv_, torch.nn.init.orthogonal_, torch.nn.init.kaiming_uniform_})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._FILLS:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.normal_:
+            return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
+        if func is torch.Tensor.uniform_:
+            low = args[1] if len(args) > 1 else kwargs.get("from", kwargs.get("a", 0.0))
+            high = args[2] if len(args) > 2 else kwargs.get("to", kwargs.get("b", 1.0))
+            return args[0].fill_((low + high) / 2)
+        if func in self._KEPT:
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def check_kinds(want: dict[str, Tensor], state: dict[str, Tensor], source: str, allow_nonfinite: bool = False) -> None:
-    """ValueError for weights of another kind than the model's (integers, complex numbers) and for NaN and infinite ones."""
+    """ValueError for weights of another kind than the model's (integers, complex numbers) and for NaN and infinite
+    ones."""
     kinds = [
         f"{k} {str(state[k].dtype).removeprefix('torch.')} (expected {str(v.dtype).removeprefix('torch.')})"
         for k, v in want.items()
@@ -112,8 +117,8 @@ def check_kinds(want: dict[str, Tensor], state: dict[str, Tensor], source: str, 
     bad = [] if allow_nonfinite else [k for k in want if not _finite(state[k])]
     if bad:
         raise ValueError(
-            f"{source}: {len(bad)} weights hold NaN or infinity, first: {', '.join(bad[:3])}; a model with them computes "
-            "NaN (allow_nonfinite loads them all the same)"
+            f"{source}: {len(bad)} weights hold NaN or infinity, first: {', '.join(bad[:3])}; a model with "
+            "them computes NaN (allow_nonfinite loads them all the same)"
         )
 
 

@@ -1,8 +1,8 @@
-"""The built-in weights: the model `tore-fast predict` uses when none is named, the one for right hands, and the nets that find
-people and their landmarks.
+"""The built-in weights: the model `tore-fast predict` uses when none is named, the one for right hands, and the nets
+that find people and their landmarks.
 
-Meshes: our own weights, trained on our own synthetic images. Person detector and landmarks: MediaPipe's. The checkpoint folders
-lie in models/assets; their config.json says whose they are, on what they were trained and how good they are.
+Meshes: our own weights, trained on our own synthetic images. Person detector and landmarks: MediaPipe's. The checkpoint
+folders lie in models/assets; their config.json says whose they are, on what they were trained and how good they are.
 """
 
 from __future__ import annotations

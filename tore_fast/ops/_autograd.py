@@ -1,4 +1,5 @@
-"""Autograd of the compiled ops: one formula, registered for torch.compile and export, and a short way to it in eager mode.
+"""Autograd of the compiled ops: one formula, registered for torch.compile and export, and a short way to it in eager
+mode.
 
 In: the formula (setup_context, backward) of ops/<stem>.py; out: the callable its public function uses. The registered
 form costs about 150 us of Python per forward and backward (schema defaults filled in, zero gradients of unused outputs
@@ -15,10 +16,11 @@ from torch import Tensor
 
 
 def differentiable(op: str, setup_context: Callable, backward: Callable) -> Callable:
-    """Registers the autograd formula of torch.ops.tore_fast.<op>; returns a callable with the op's positional arguments.
+    """Registers the autograd formula of torch.ops.tore_fast.<op>; returns a callable with the op's positional
+    arguments.
 
-    The callable is the op itself wherever something records or transforms the program (torch.compile, export, torch.func),
-    so that a graph holds the op, and an autograd.Function around the op's kernel in plain eager mode.
+    The callable is the op itself wherever something records or transforms the program (torch.compile, export,
+    torch.func), so that a graph holds the op, and an autograd.Function around the op's kernel in plain eager mode.
     """
 
     def lean(ctx: Any, inputs: Any, output: Any) -> None:

@@ -1,8 +1,9 @@
 """Which implementation of an op runs: `impl="auto"` asks each backend why not, an explicit `impl` never falls back.
 
-A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels; linear has two ways there, "strassen", ours,
-and "onednn", torch's) or "reference" (plain torch, any device and dtype). Every ops/<stem>.py has `BACKENDS` in order of
-preference and a pure function `why_not(backend, *args) -> str | None`; `tore-fast info` prints the same sentences.
+A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels; linear has two ways there, "strassen",
+ours, and "onednn", torch's) or "reference" (plain torch, any device and dtype). Every ops/<stem>.py has `BACKENDS` in
+order of preference and a pure function `why_not(backend, *args) -> str | None`; `tore-fast info` prints the same
+sentences.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def use(impl: str) -> Iterator[None]:
 
 
 def is_plain() -> bool:
-    """Whether `use("reference")` is on. Programs that dynamo traces do not ask: what they hold is decided when they run."""
+    """Whether `use("reference")` is on. Programs that dynamo traces do not ask: what they hold is decided when they
+    run."""
     return not torch.compiler.is_dynamo_compiling() and _forced.get() is not None
 
 
@@ -78,7 +80,8 @@ def tensor_reason(backend: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> str
 def check_device(op: str, name: str, like: Tensor, **others: Tensor | None) -> None:
     """ValueError unless all tensors of a call are on the device of `like`, whose argument is called `name`.
 
-    A compiled kernel reads addresses: one on another device ends the process, or the CUDA context with all that is in it.
+    A compiled kernel reads addresses: one on another device ends the process, or the CUDA context with all that is in
+    it.
     """
     for other, t in others.items():
         if t is not None and t.device != like.device:

@@ -83,7 +83,8 @@ def _tile(rows: list[int], neighbours: list[frozenset[int]], joints: int) -> np.
 
 
 def _spread(columns: list[int]) -> list[int]:
-    """Columns in an order in which eight in turn differ modulo 8 as far as possible: their rows lie in different banks."""
+    """Columns in an order in which eight in turn differ modulo 8 as far as possible: their rows lie in different
+    banks."""
     residues: list[list[int]] = [[c for c in columns if c % 8 == r] for r in range(8)]
     order: list[int] = []
     while len(order) < len(columns):

@@ -54,7 +54,8 @@ def csr_matrix(matrix: Any) -> CsrMatrix:
 
 
 class MeshTopology(NamedTuple):
-    """Who attends to whom: the first `joints` tokens see and are seen by all, vertex v sees its CSR row (self included)."""
+    """Who attends to whom: the first `joints` tokens see and are seen by all, vertex v sees its CSR row (self
+    included)."""
 
     row_ptr: Tensor  # [V + 1] int32
     col_idx: Tensor  # [nnz] int32, ascending inside a row
@@ -89,7 +90,8 @@ class MeshTopology(NamedTuple):
 
 
 def mesh_topology(adjacency: Any, joints: int = 0) -> MeshTopology:
-    """MeshTopology from an adjacency [V, V] (scipy sparse, array or tensor; non-zero = attends); self loops are added."""
+    """MeshTopology from an adjacency [V, V] (scipy sparse, array or tensor; non-zero = attends); self loops are
+    added."""
     if isinstance(adjacency, Tensor):
         adjacency = adjacency.to_dense() if adjacency.is_sparse else adjacency
         adjacency = adjacency.detach().cpu().numpy()

@@ -76,8 +76,8 @@ def strassen_pack(
     deepest = deepest_level(*weight.shape)
     if deepest is None or not 0 <= (deepest if level is None else level) <= deepest:
         raise ValueError(
-            f"strassen_pack: level must be 0..{MAX_LEVEL} with both sizes of the weight multiples of {GRAIN} * 2^level, "
-            f"got level {level} for {list(weight.shape)}"
+            f"strassen_pack: level must be 0..{MAX_LEVEL} with both sizes of the weight multiples of {GRAIN} * "
+            f"2^level, got level {level} for {list(weight.shape)}"
         )
     level = deepest if level is None else level
     packed, column = torch.ops.tore_fast.strassen_pack(weight.detach(), level)
@@ -95,11 +95,11 @@ def strassen_multiply(
 ) -> Tensor | tuple[Tensor, ...]:  # [..., N]
     """act(x W^T + b) + residual, of x or of its normalised rows; float32 on the CPU.
 
-    Errors are a little larger than those of a plain product: relative l2 for 1000 x 512 x 512 normal numbers 4e-7 at level 0,
-    6e-7 at level 1, 9e-7 at level 2 (MKL, whose sums are in blocks: 2.4e-7). Rows are scaled by powers of two first, so a row
-    does not lose digits to a larger neighbour, and rows with NaN or Inf are computed apart: they spoil no other row. Which
-    rows are taken together depends on their number and on the number of threads, so another batch size may change the last
-    digits.
+    Errors are a little larger than those of a plain product: relative l2 for 1000 x 512 x 512 normal numbers 4e-7 at
+    level 0, 6e-7 at level 1, 9e-7 at level 2 (MKL, whose sums are in blocks: 2.4e-7). Rows are scaled by powers of two
+    first, so a row does not lose digits to a larger neighbour, and rows with NaN or Inf are computed apart: they spoil
+    no other row. Which rows are taken together depends on their number and on the number of threads, so another batch
+    size may change the last digits.
 
     Args:
         split: above 1 the result is so many contiguous tensors [..., N / split].

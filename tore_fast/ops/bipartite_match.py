@@ -1,7 +1,9 @@
 """bipartite_match: which tokens merge (ToMe, Mask-ToMe), and the merging itself.
 
-In: a metric [B, T, C] (mean attention key per token) -> MatchPlan; merge(plan, x) -> [B, T - r, C]; unmerge copies back.
-Kernels: csrc/cpu/bipartite_match.cpp, csrc/cuda/bipartite_match.cu. Next on the way: layers/ (ToMe and Mask-ToMe blocks).
+In: a metric [B, T, C] (mean attention key per token) -> MatchPlan; merge(plan, x) -> [B, T - r, C]; unmerge copies
+back.
+Kernels: csrc/cpu/bipartite_match.cpp, csrc/cuda/bipartite_match.cu. Next on the way: layers/ (ToMe and Mask-ToMe
+blocks).
 """
 
 from __future__ import annotations
@@ -258,7 +260,8 @@ def merge(
     check_device("merge", "x", x, size=size, **{"plan.owner": plan.owner})
     if size is not None and (mode != "wavg" or size.shape not in (x.shape[:2], (*x.shape[:2], 1))):
         raise ValueError(
-            f"merge: size goes with mode='wavg' and must be {list(x.shape[:2])}, got {list(size.shape)} and mode {mode!r}"
+            f"merge: size goes with mode='wavg' and must be {list(x.shape[:2])}, got {list(size.shape)} and "
+            f"mode {mode!r}"
         )
     weight = None
     if mode == "wavg":

@@ -95,8 +95,8 @@ def cluster_merge_tokens(
 ) -> ClusterMergeTokens:
     """cluster_merge plus the bookkeeping of the token dictionary, in one call.
 
-    idx_token' = cluster[idx_token] and agg_weight' = agg_weight * norm_weight[idx_token]; agg_weight is *not* normalised
-    again (the official code computes such a quotient and drops it).
+    idx_token' = cluster[idx_token] and agg_weight' = agg_weight * norm_weight[idx_token]; agg_weight is *not*
+    normalised again (the official code computes such a quotient and drops it).
 
     Args:
         x, cluster, num_clusters, weight, impl: as in cluster_merge.

@@ -53,7 +53,8 @@ def dpc_knn_cluster(
         x: [B, N, C] float32/float16/bfloat16 (float64 with the reference).
         num_clusters: M, centres per item.
         k: neighbours of the density, the token itself included; 1 <= k <= N / parts.
-        mask: [B, N], non-zero = real token. Empty tokens have density 0 and join cluster rank 0, as in the official code.
+        mask: [B, N], non-zero = real token. Empty tokens have density 0 and join cluster rank 0, as in the official
+            code.
         exclude: token indices that must not become centres: an int, a sequence, or a tensor [E] or [B, E].
         tie: "index", "strict" or "noise", see density_delta.
         noise: generator of tie="noise", or an additive density term [B, N] (added before the mask zeroes densities).
@@ -116,7 +117,8 @@ def cluster_options(
     masked: int,
     parts: int = 1,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Checks the options of dpc_knn_cluster; returns mask bool [B, N], excluded bool [B, N], noise [B, N] or None each."""
+    """Checks the options of dpc_knn_cluster; returns mask bool [B, N], excluded bool [B, N], noise [B, N] or None
+    each."""
     tokens = x.shape[1]
     if not 1 <= num_clusters <= tokens:
         raise ValueError(f"{op}: num_clusters must be in 1..{tokens} (N), got {num_clusters}")

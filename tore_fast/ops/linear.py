@@ -32,8 +32,8 @@ MIN_ROWS = 100  # unpacked weights are brought into oneDNN's layout at every cal
 MIN_PRODUCTS = 4 << 20  # multiply-adds
 
 # (level, rows, smaller of K and N) from which a packed product is Strassen's of this level: below, streaming the larger
-# packed weight from memory or the smaller blocks cost what the multiplications save (one and two Zen 4 cores, cold weights).
-# It depends on sizes alone, so that two passes give the same bits; packing costs 3 to 5 ns a weight, once.
+# packed weight from memory or the smaller blocks cost what the multiplications save (one and two Zen 4 cores, cold
+# weights). It depends on sizes alone, so that two passes give the same bits; packing costs 3 to 5 ns a weight, once.
 STRASSEN = ((2, 400, 384), (1, 192, 256))
 
 
@@ -163,15 +163,16 @@ def linear(
 ) -> Tensor | tuple[Tensor, ...]:  # [..., N]
     """act(norm(x) W^T + b) + residual.
 
-    Relative l2 errors of 1000 x 512 x 512 normal numbers: 2.4e-7 MKL (its sums are in blocks), 6e-7 and 9e-7 Strassen at
-    level 1 and 2, whose results also depend in the last digits on the number of rows and threads.
+    Relative l2 errors of 1000 x 512 x 512 normal numbers: 2.4e-7 MKL (its sums are in blocks), 6e-7 and 9e-7 Strassen
+    at level 1 and 2, whose results also depend in the last digits on the number of rows and threads.
 
     Args:
         x: [..., K] floating point. Under autocast the product is in the autocast type, as that of `F.linear`.
         act: "relu", "gelu" (exact) or None.
         norm: the layer norm that x goes through first.
         split: above 1 the result is so many contiguous tensors [..., N / split] (q, k and v of one product).
-        impl: "auto", "reference", "strassen" or "onednn"; "auto" takes oneDNN and Strassen in inference on the CPU only.
+        impl: "auto", "reference", "strassen" or "onednn"; "auto" takes oneDNN and Strassen in inference on the CPU
+            only.
         packed: keeps the weight in a backend's layout from call to call; without it `impl="strassen"` packs each time.
 
     Returns:

@@ -23,7 +23,8 @@ _DTYPES = {
     "cpu": (torch.float32, torch.float16, torch.bfloat16),
 }
 MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
-# bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227 KB)
+# bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227
+# KB)
 MAX_SHARED = 99 * 1024
 
 

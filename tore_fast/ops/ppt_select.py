@@ -1,8 +1,8 @@
 """ppt_select: which patch tokens PPT keeps, by the attention they get from the key-point tokens.
 
 In: importance [B, P] (pruned_attention's `importance`), out: kept positions [B, K]; gather_tokens takes the rows.
-Kernel: triton_kernels/ppt_select.py. None for the CPU: there the reference is the choice, 23 us at [1, 256] and 47 us at
-[8, 256] (one thread, Zen 4), of which an op call alone is 10; a model calls it three times in some 50 ms.
+Kernel: triton_kernels/ppt_select.py. None for the CPU: there the reference is the choice, 23 us at [1, 256] and 47 us
+at [8, 256] (one thread, Zen 4), of which an op call alone is 10; a model calls it three times in some 50 ms.
 """
 
 from __future__ import annotations

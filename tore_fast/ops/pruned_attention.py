@@ -119,7 +119,8 @@ def pruned_attention(
     for name, t in (("key_len", key_len), ("query_len", query_len)):
         if t is not None and (t.shape != (batch,) or t.is_floating_point() or t.device != q.device):
             raise ValueError(
-                f"pruned_attention: {name} must be [{batch}] integers on {q.device}, got {list(t.shape)} {t.dtype} on {t.device}"
+                f"pruned_attention: {name} must be [{batch}] integers on {q.device}, got {list(t.shape)} "
+                f"{t.dtype} on {t.device}"
             )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     plain = key_len is None and query_len is None and not return_lse and importance_rows is None
@@ -148,8 +149,9 @@ def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) ->
 
     CUDA, an estimate, not measured: 16-bit calls without a bias whose keys do not fit one tile are what torch's flash
     kernels are tuned for; a bias per key keeps SDPA from them, and float32 has none.
-    CPU, measured on Zen 4, one and two threads, float32: below about 8 thousand scores the op's call overhead shows (15 us more than SDPA's, 100 us more with gradients: eight times
-    as many scores then); beyond 768 keys the score block leaves the caches (0.7x at 1024). A bias with a gradient sends
+    CPU, measured on Zen 4, one and two threads, float32: below about 8 thousand scores the op's call overhead shows (15
+    us more than SDPA's, 100 us more with gradients: eight times as many scores then); beyond 768 keys the score block
+    leaves the caches (0.7x at 1024). A bias with a gradient sends
     SDPA to its slow path: never there.
     """
     if q.device.type == "cuda":
@@ -169,10 +171,12 @@ def plain_attention(
     k: Tensor,  # [B, H, Nk, D]
     v: Tensor,  # [B, H, Nk, D]
 ) -> Tensor:  # [B, H, Nq, D]
-    """softmax(q k^T / sqrt(D)) v of pose tokens, strided as they come: by our kernel or by torch's, whichever is the faster.
+    """softmax(q k^T / sqrt(D)) v of pose tokens, strided as they come: by our kernel or by torch's, whichever is the
+    faster.
 
-    Inference on the CPU and short sequences on the GPU (the 17 joints: all keys in one tile) take our kernel: 7.2 against
-    SDPA's 11.2 ms for 243 x 8 problems of 17 x 17 and 28.7 against 31.6 ms for 136 of 243 x 243 (D 64, one Zen 4 core).
+    Inference on the CPU and short sequences on the GPU (the 17 joints: all keys in one tile) take our kernel: 7.2
+    against SDPA's 11.2 ms for 243 x 8 problems of 17 x 17 and 28.7 against 31.6 ms for 136 of 243 x 243 (D 64, one Zen
+    4 core).
     """
     if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
         if why_not("cpu", q) is None or (k.shape[2] <= SHORT_KEYS and why_not("triton", q) is None):
@@ -220,11 +224,13 @@ def pruned_attention_packed(
     for name, cu in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         if cu.dim() != 1 or cu.shape[0] < 1 or cu.dtype != torch.int32 or cu.device != q.device:
             raise ValueError(
-                f"pruned_attention_packed: {name} must be [B + 1] int32 on {q.device}, got {list(cu.shape)} {cu.dtype} on {cu.device}"
+                f"pruned_attention_packed: {name} must be [B + 1] int32 on {q.device}, got {list(cu.shape)} "
+                f"{cu.dtype} on {cu.device}"
             )
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
         raise ValueError(
-            f"pruned_attention_packed: cu_seqlens_k must be like cu_seqlens_q {list(cu_seqlens_q.shape)}, got {list(cu_seqlens_k.shape)}"
+            f"pruned_attention_packed: cu_seqlens_k must be like cu_seqlens_q {list(cu_seqlens_q.shape)}, got "
+            f"{list(cu_seqlens_k.shape)}"
         )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     backend = choose("pruned_attention_packed", impl, BACKENDS, why_not, q)
@@ -295,7 +301,8 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, di
         bias_shape = [q.shape[0], k.shape[2]] if dim == 4 else [k.shape[0]]
         if list(key_bias.shape) != bias_shape or not key_bias.is_floating_point() or key_bias.device != q.device:
             raise ValueError(
-                f"{op}: key_bias must be {bias_shape} floating point on {q.device}, got {list(key_bias.shape)} {key_bias.dtype} on {key_bias.device}"
+                f"{op}: key_bias must be {bias_shape} floating point on {q.device}, got {list(key_bias.shape)} "
+                f"{key_bias.dtype} on {key_bias.device}"
             )
 
 

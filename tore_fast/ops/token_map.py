@@ -23,7 +23,8 @@ BACKENDS = ("cuda", "cpu")
 
 
 class TokenCsr(NamedTuple):
-    """Cells of the initial grid grouped by token; build it once per merge with token_csr and reuse it in every block."""
+    """Cells of the initial grid grouped by token; build it once per merge with token_csr and reuse it in every
+    block."""
 
     row_ptr: Tensor  # [B, N + 1] int32
     cells: Tensor  # [B, N0] int32, ascending inside a token

@@ -1,7 +1,9 @@
-"""Prediction over any number of images in tars and folders, by any number of processes, resumable after every kind of end.
+"""Prediction over any number of images in tars and folders, by any number of processes, resumable after every kind of
+end.
 
-`run(inputs, out)` plans units of work (batch_plan.py) and lets workers take them: processes of this machine, torchrun's, or Ray's.
-Each unit becomes one npz in `out/results` (keys: results.py); `results(out)` reads them back. Called by cli/batch.py.
+`run(inputs, out)` plans units of work (batch_plan.py) and lets workers take them: processes of this machine,
+torchrun's, or Ray's. Each unit becomes one npz in `out/results` (keys: results.py); `results(out)` reads them back.
+Called by cli/batch.py.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from ..data.boxes import boxes_of, read_boxes
 from ..data.image_list import Image, list_images
 from .batch_plan import BatchError, BatchFolder, BatchUnfinished, Claim
 from .images import BOX_MODES, ImagePipeline, ImageResult, Stored
+from .photographs import image_pipeline
 from .results import unit_arrays
 
 NO_MODEL = 3  # exit code of a worker whose factory failed: it would fail in every other worker, too
@@ -38,7 +41,7 @@ class ModelFactory:
     device: str = "auto"
     batch_size: int = 8
     threads: int = 0
-    options: dict[str, Any] = field(default_factory=dict)  # further ones of ImagePipeline; they decide the results
+    options: dict[str, Any] = field(default_factory=dict)  # further ones of image_pipeline; they decide the results
 
     def __call__(self, worker: int = 0) -> ImagePipeline:
         import torch
@@ -48,7 +51,7 @@ class ModelFactory:
         device = pick_device(self.device)
         device = f"cuda:{worker % torch.cuda.device_count()}" if device == "cuda" else device
         given = {"device": device, "batch_size": self.batch_size, "fixed_batch": True, **self.options}
-        return ImagePipeline(self.model, checkpoint=self.checkpoint, **given)
+        return image_pipeline(self.model, checkpoint=self.checkpoint, **given)
 
     def identity(self) -> dict:
         options = {k: str(v) for k, v in self.options.items()}
@@ -108,11 +111,11 @@ def run(
     Args:
         inputs: tars, `{000..012}.tar` patterns, folders (with all below), images.
         out: folder of plan, claims and results; the same call goes on after a kill.
-        factory: `factory(worker)` gives an ImagePipeline; picklable. Default: the built-in model.
+        factory: `factory(worker)` gives an ImagePipeline; picklable. Default: landmarks and fit, as `predict`.
         workers: processes on this machine ("processes"), or actors in the cluster ("ray").
-        engine: "processes": this call starts them and replaces those that die. "torchrun": this process is one of many that
-            torchrun (or any launcher, on any number of machines with a common file system) started with the same arguments.
-            "ray": Ray Data (extra `scale`); uses a running cluster where there is one.
+        engine: "processes": this call starts them and replaces those that die. "torchrun": this process is one of many
+            that torchrun (or any launcher, on any number of machines with a common file system) started with the same
+            arguments. "ray": Ray Data (extra `scale`); uses a running cluster where there is one.
 
     Raises:
         BatchError: inputs without images, a folder begun with other inputs or settings, too many dead workers.
@@ -162,7 +165,8 @@ def work(
     parent: int | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Takes units until all are done; waits for those of others in case they die. `parent`: end when that process does."""
+    """Takes units until all are done; waits for those of others in case they die. `parent`: end when that process
+    does."""
     pipeline, table = None, box_table(config.boxes)
     while pending := folder.pending():
         pipeline = pipeline or factory(worker)  # before a unit is claimed: its failure is no unit's fault

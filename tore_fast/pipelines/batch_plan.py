@@ -1,7 +1,8 @@
 """Book-keeping of batch prediction: which images belong to which unit of work, who works on it, what is done.
 
-In: tars and folders; out: a folder with `manifest.json`, `plan/unit-*.json` (the images of each unit), `claims/` (who is at
-it) and `results/unit-*.npz`. A result appears whole and only once, whoever wrote it, so no image is lost or there twice
+In: tars and folders; out: a folder with `manifest.json`, `plan/unit-*.json` (the images of each unit), `claims/` (who
+is at it) and `results/unit-*.npz`. A result appears whole and only once, whoever wrote it, so no image is lost or there
+twice
 after any kill. A claim is a file lock: it ends with its process. Next on the way: batch.py runs a model over units.
 """
 

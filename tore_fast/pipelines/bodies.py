@@ -1,7 +1,7 @@
 """Models as one thing for the pipelines: crops in, bodies out, whatever the model regresses.
 
-`body_model(network)` gives a `BodyModel` for a network of task mesh (vertices from tokens) or smpl (parameters that pose a
-body). It knows its crop rule, its camera convention and its joints. Next on the way: images.py, video_mesh.py.
+`body_model(network)` gives a `BodyModel` for a network of task mesh (vertices from tokens) or smpl (parameters that
+pose a body). It knows its crop rule, its camera convention and its joints. Next on the way: images.py, video_mesh.py.
 """
 
 from __future__ import annotations
@@ -54,10 +54,12 @@ class BodyModel:
     """What images.py needs of a model. Subclasses: MeshModel, ParameterModel, HostModel.
 
     Attributes:
-        task: "mesh" or "smpl". topology: faces and coarse levels. joint_names: of the J joints.
+        task: "mesh" or "smpl". fitted: bodies are fitted to landmarks, which results then hold. topology: faces and
+        coarse levels. joint_names: of the J joints.
     """
 
     task = "mesh"
+    fitted = False
     topology: BodyTopology
     joint_names: tuple[str, ...]
 
@@ -129,8 +131,8 @@ class MeshModel(BodyModel):
         lacking = [k for k in ("camera", "vertices", "vertices_coarse") if not hasattr(out, k)]
         if lacking:
             raise ValueError(
-                f"expected a model of task mesh or smpl (tore-fast list), got {type(self.network).__name__}, whose output "
-                f"lacks {', '.join(lacking)}"
+                f"expected a model of task mesh or smpl (tore-fast list), got {type(self.network).__name__}, "
+                f"whose output lacks {', '.join(lacking)}"
             )
         vertices, seen = out.vertices.float(), out.camera.float()
         if vertices.shape[1] != self._regressor.shape[1]:
@@ -185,8 +187,8 @@ class ParameterModel(_PosedModel):
     ):
         if network.config.mesh != "free":
             raise ValueError(
-                f"the weights are for the body {network.config.mesh!r}, whose files are not shipped; it cannot be posed here "
-                "(`tore-fast eval --body FILE` scores them)"
+                f"the weights are for the body {network.config.mesh!r}, whose files are not shipped; it cannot "
+                "be posed here (`tore-fast eval --body FILE` scores them)"
             )
         super().__init__(network, load_body("free"), device, precision, own)
         self.image_size = int(network.config.image_size)
@@ -265,8 +267,8 @@ def body_model(
     """The BodyModel of a network.
 
     Args:
-        source: what the network came from, for messages. body: "free" or a SMPL model file, for HMR2.0 and CameraHMR. own: the network is
-            changed for speed; otherwise a copy is.
+        source: what the network came from, for messages. body: "free" or a SMPL model file, for HMR2.0 and CameraHMR.
+        own: the network is changed for speed; otherwise a copy is.
 
     Raises:
         ValueError: a network of another task; a topology that is not there.
@@ -279,8 +281,8 @@ def body_model(
     if facts is None or facts.task == "mesh":  # of another project: its output tells whether it fits
         return MeshModel(network, device, precision, topology, mesh_data, own)
     raise ValueError(
-        f"{source}: expected a model of task mesh or smpl (fastmetro*, metro*, graphormer*, tore_default, tcformer_*_hmr, "
-        f"hmr2*, camerahmr*, fasthmr_*), got {type(network).__name__}"
+        f"{source}: expected a model of task mesh or smpl (fastmetro*, metro*, graphormer*, tore_default, "
+        f"tcformer_*_hmr, hmr2*, camerahmr*, fasthmr_*), got {type(network).__name__}"
     )
 
 

@@ -85,7 +85,8 @@ def image_crops(
     size: int = CROP_PX,
     margin: float = 1.0,
 ) -> ImageCrops:
-    """Crops of the people in images and folders (whole images without boxes), at most `limit`; size, margin: the model's.
+    """Crops of the people in images and folders (whole images without boxes), at most `limit`; size, margin: the
+    model's.
 
     An image that cannot be read is left out with a warning.
     """

@@ -1,7 +1,8 @@
 """Photographs to bodies: read -> boxes -> crops -> model -> vertices, joints, SMPL parameters and cameras per person.
 
 `ImagePipeline().predict(["photo.jpg"])` is the whole of it; `stream` does the same for any number of images in constant
-memory. Way of the data: io/image.py, a box (given, or from `find_people`), bodies.py (crop and model) -> here -> results.py.
+memory. Way of the data: io/image.py, a box (given, or from `find_people`), bodies.py (crop and model) -> here ->
+results.py.
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ from .options import check_camera
 
 BOX_MODES = ("auto", "model", "full", "centre")
 REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
-# A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still. Mean 2D
-# error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies unchanged.
+# A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still.
+# Mean 2D
+# error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies
+# unchanged.
 SHRUNK = 0.5
 
 Box = tuple[float, float, float, float]
 NOBODY = "nobody found"  # note of an image without people
 FindPeople = Callable[[np.ndarray], Sequence[Sequence[float]]]
-"""[H, W, 3] uint8 -> boxes (x0, y0, x1, y1 pixels, more numbers are ignored) of the people, best first; [] for nobody."""
+"""[H, W, 3] uint8 -> boxes (x0, y0, x1, y1 pixels, more numbers are ignored) of the people, best first; [] for
+nobody."""
 
 
 @dataclass(frozen=True)
@@ -130,18 +134,18 @@ class ImagePipeline:
 
     Args:
         model: None for the built-in default; a checkpoint folder; a registered name of task mesh or smpl
-            (random weights: useful only for trying things); or a module whose forward returns `camera`, `vertices_coarse`
-            and `vertices`, or a BodyModel.
-        checkpoint, upstream, overrides: weights (a folder of ours or an official file) and config fields; see `models.load`.
+            (random weights: useful only for trying things); or a module whose forward returns `camera`,
+            `vertices_coarse` and `vertices`, or a BodyModel.
+        checkpoint, upstream, overrides: weights (a folder of ours or an official file) and config fields; see
+            `models.load`.
         topology: faces and joint regressors of the mesh; default: what the model's mesh name says.
         mesh_data: folder with the SMPL/MANO topology files, for models of those meshes (else $TORE_FAST_MESH_DATA).
-        body: "free" or a SMPL model file, posed by models of SMPL parameters. fov_net: HumanFoV's file, for a CameraHMR model
-            that comes without it.
+        body: "free" or a SMPL model file, posed by models of SMPL parameters. fov_net: HumanFoV's file, for a CameraHMR
+            model that comes without it.
         find_people: looks for the people of images without given boxes; None: the model itself does ("auto").
         device: "auto" takes a GPU where there is one. precision: fp32, bf16 or fp16. batch_size: crops run at once.
-        fixed_batch: always run batches of that size, filled up by repeating a crop: a result then does not depend on how
-            many others ran beside it. workers: threads that read images (0: as many as
-            there are CPUs).
+        fixed_batch: always run batches of that size, filled up by repeating a crop: a result then does not depend on
+            how many others ran beside it. workers: threads that read images (0: as many as there are CPUs).
         focal_px, fov_deg (vertical), principal_px: the camera where it is known.
         box_rule, masks: of HMR2.0 and CameraHMR (bodies.py).
 
@@ -224,9 +228,9 @@ class ImagePipeline:
 
         Args:
             images: paths, PIL images or arrays (see io/image.py), one or several.
-            boxes: None or "auto": by `find_people`, without one as "model": a box found by the model itself; "full": the whole
-                image; "centre": the centre square of the official demo; or per image a list of (x0, y0, x1, y1), one result per
-                box (None in that list: as above).
+            boxes: None or "auto": by `find_people`, without one as "model": a box found by the model itself; "full":
+                the whole image; "centre": the centre square of the official demo; or per image a list of (x0, y0, x1,
+                y1), one result per box (None in that list: as above).
         """
         if isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Iterable):
             images = [images]
@@ -279,7 +283,8 @@ class ImagePipeline:
             yield result
 
     def _jobs(self, number: int, image: ImageResult, boxes: Any) -> tuple[list[Job], list[str]]:
-        """The crops of an image: given boxes, those of `find_people`, or one for the whole image; and lines on bad boxes."""
+        """The crops of an image: given boxes, those of `find_people`, or one for the whole image; and lines on bad
+        boxes."""
         assert image.pixels is not None  # it was read
         width, height = image.size
         focal, pixels = self.focal_px(image.pixels), image.pixels
@@ -328,7 +333,8 @@ class ImagePipeline:
         return [Seen(*row) for row in rows]
 
     def _refined(self, jobs: list[Job], seen: list[Seen]) -> dict[int, Job]:
-        """For "auto" jobs, by number: the box of the mesh just seen, where it is plausible and clearly another than the crop."""
+        """For "auto" jobs, by number: the box of the mesh just seen, where it is plausible and clearly another than the
+        crop."""
         closer = {}
         for i, (job, values) in enumerate(zip(jobs, seen)):
             points = _points(job, values)

@@ -1,7 +1,8 @@
 """2D keypoints of a clip of any length -> 3D poses: windows, padding, mirrored pass, blending; and the live version.
 
 In: [T, 17, 2 or 3] pixels in H36M order (data/keypoints.py reads detector files), or one frame at a time. Out: poses
-[T, 17, 3] in metres, root-relative, camera axes (x right, y down, z forward). Models: models/{mixste,motionbert,...}.py.
+[T, 17, 3] in metres, root-relative, camera axes (x right, y down, z forward). Models:
+models/{mixste,motionbert,...}.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class LiftedClip(NamedTuple):
 
 
 def trained_facts(model: str | Path, checkpoint: str | Path | None = None) -> dict:
-    """What the weights' folder (or "default") says about its training: fps, normalise, validation errors ...; {} if nothing."""
+    """What the weights' folder (or "default") says about its training: fps, normalise, validation errors ...; {} if
+    nothing."""
     folder = Path(checkpoint) if checkpoint is not None else BUILT_IN if str(model) == "default" else Path(model)
     return read_config(folder) if folder.is_dir() else {}
 
@@ -45,7 +47,8 @@ def trained_fps(model: str | Path, checkpoint: str | Path | None = None) -> floa
 
 
 def load_lifter(model: str | Path, checkpoint: str | Path | None = None, **overrides: Any) -> PrunableHost:
-    """A video pose model in eval mode: "default" (built in), a checkpoint folder (as either argument), or a registered name
+    """A video pose model in eval mode: "default" (built in), a checkpoint folder (as either argument), or a registered
+    name
     with a checkpoint; the name then tells the frames and how to prune (`models.load`)."""
     if Path(model).is_dir() and checkpoint is not None:
         raise ValueError(
@@ -114,9 +117,9 @@ def lift_clip(
 ) -> LiftedClip:
     """3D poses of every frame of a clip of any length.
 
-    seq2seq models run on windows that share `overlap` of their frames; where windows meet, poses are blended with weights
-    that fall towards a window's ends. seq2frame models run once per frame, the frame in the middle. Short clips and ends are
-    padded by repeating the first or last frame.
+    seq2seq models run on windows that share `overlap` of their frames; where windows meet, poses are blended with
+    weights that fall towards a window's ends. seq2frame models run once per frame, the frame in the middle. Short clips
+    and ends are padded by repeating the first or last frame.
 
     Args:
         overlap: share of a window, 0 <= overlap < 1.
@@ -184,9 +187,9 @@ def lift_at_rate(
 class PoseStream:
     """Live lifting with a fixed latency: feed one frame, get the pose of the frame `latency` frames ago.
 
-    A seq2seq model sees the last F frames and its output for the wanted one is taken; a seq2frame model sees a window whose
-    middle is the wanted frame, with frames that have not come yet replaced by the newest. Every pose depends on frames up to
-    `latency` ahead only, whatever the caller's speed.
+    A seq2seq model sees the last F frames and its output for the wanted one is taken; a seq2frame model sees a window
+    whose middle is the wanted frame, with frames that have not come yet replaced by the newest. Every pose depends on
+    frames up to `latency` ahead only, whatever the caller's speed.
 
     Example:
         >>> stream = PoseStream(model, latency=4, normalisation="image", width=1920, height=1080)  # doctest: +SKIP
@@ -224,7 +227,8 @@ class PoseStream:
         return self.model.config.frames
 
     def push(self, keypoints: np.ndarray) -> np.ndarray | None:
-        """keypoints [17, 2 or 3] in pixels -> pose [17, 3] of the frame `latency` pushes ago, None while there is none."""
+        """keypoints [17, 2 or 3] in pixels -> pose [17, 3] of the frame `latency` pushes ago, None while there is
+        none."""
         keypoints = np.asarray(keypoints, np.float32)
         if keypoints.shape[0] != 17 or keypoints.ndim != 2 or keypoints.shape[1] not in (2, 3):
             raise ValueError(f"PoseStream.push: keypoints must be [17, 2 or 3], got {list(keypoints.shape)}")

@@ -201,7 +201,8 @@ def run_search(
             lines = [json.loads(line) for line in whole]
             if lines and lines[0].get("settings") != settings:
                 raise ValueError(
-                    f"{path}: belongs to a run with {lines[0].get('settings')}, this one has {settings}; choose another folder"
+                    f"{path}: belongs to a run with {lines[0].get('settings')}, this one has {settings}; "
+                    "choose another folder"
                 )
             base = lines[0]["base"] if lines else None
             known = [Evaluation(**line) for line in lines[1:]]

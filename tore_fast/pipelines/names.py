@@ -1,8 +1,9 @@
-"""One rule for the names of results, for every verb: decided before the first file is written, no two results share a file.
+"""One rule for the names of results, for every verb: decided before the first file is written, no two results share a
+file.
 
-The name of an input is its stem. Where that would meet another result (`a.jpg a.png`, `a/x.jpg b/x.jpg`, `img_1.jpg` beside the
-people of `img.jpg`), it is stem_suffix (`a_png`), else stem_2, stem_3 ... `OUT/results.json` says which name belongs to which
-file, also over several runs into one folder.
+The name of an input is its stem. Where that would meet another result (`a.jpg a.png`, `a/x.jpg b/x.jpg`, `img_1.jpg`
+beside the people of `img.jpg`), it is stem_suffix (`a_png`), else stem_2, stem_3 ... `OUT/results.json` says which name
+belongs to which file, also over several runs into one folder.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ class DecodeOptions:
     noise: str = "seeded"
     """Start of the motion decoder's denoiser: seeded or zeros."""
     denoising_steps: int = 1
-    """Calls of the denoiser per clip; the paper uses one. One that was trained for the last timestep (--loss.last-step 1)
+    """Calls of the denoiser per clip; the paper uses one. One that was trained for the last timestep (--loss.last-step
+    1)
     knows only 1."""
     ik_mode: str = "adaptive"
     """Inverse kinematics after the motion decoder: adaptive, or naive (bones as predicted)."""

@@ -1,7 +1,7 @@
 """An .mp4 of the input video with the bodies drawn over it, from the track files of video.py.
 
-In: frames and `track_*.npz`; out: overlay.mp4 (H.264). Needs the extra `video` (imageio, imageio-ffmpeg). Poses are read
-from disk in pieces and frames one at a time, so memory does not grow with the video.
+In: frames and `track_*.npz`; out: overlay.mp4 (H.264). Needs the extra `video` (imageio, imageio-ffmpeg). Poses are
+read from disk in pieces and frames one at a time, so memory does not grow with the video.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class _Track:
 
     @torch.inference_mode()
     def at(self, frame: int) -> tuple[np.ndarray, PerspectiveCamera] | None:
-        """Vertices [V, 3] around the body's origin, and the camera that sees them; None where the track is not there."""
+        """Vertices [V, 3] around the body's origin, and the camera that sees them; None where the track is not
+        there."""
         row = frame - self.first
         if row < 0:
             return None

@@ -1,6 +1,8 @@
-"""Finds everybody in a photograph: detector on the whole image and on windows, a turned crop a person, 33 landmarks each.
+"""Finds everybody in a photograph: detector on the whole image and on windows, a turned crop a person, 33 landmarks
+each.
 
-In: pixels [H, W, 3] uint8; out: `People` (points, world points, visibility, scores) for body/fit, and boxes for models that
+In: pixels [H, W, 3] uint8; out: `People` (points, world points, visibility, scores) for body/fit, and boxes for models
+that
 need them. Nets: models/keypoints/blazepose.py. Videos: pipelines/people_tracks.py.
 """
 
@@ -30,6 +32,7 @@ _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
 # Two finds are one person where these lie closer, in sides of the crop:
 _SAME_HIPS, _SAME_POINTS, _SAME_HEAD, _SAME_TORSO = 0.10, 0.10, 0.035, 0.10
 _DOUBTFUL = 0.65  # a detection below this on a better one's torso is that person
+_SEEN = 0.5  # visibility of a landmark that the net sees
 _HEAD, _LIMBS, _TORSO = slice(0, 11), slice(11, 29), [11, 12, 23, 24]
 _MAX_CHANGE = 2.0  # a second crop so much larger or smaller than the first is not believed
 _COARSE, _FINE, _SHARP, _LONGEST = 224, 400, 576, 1024  # px: sizes of the detector's looks at a whole image
@@ -89,8 +92,14 @@ class People:
         return np.array([box_of_points(p, v) for p, v in zip(self.points, self.visibility)]).reshape(-1, 4)
 
     def landmarks(self, device: str | torch.device = "cpu") -> Landmarks:
-        """What body.fit.fit_body takes."""
-        arrays = (self.points, self.world, self.visibility, self.score, np.array([r.side for r in self.rois]))
+        """What body.fit.fit_body takes.
+
+        Where a part of the body is not seen, the fit counts pixels in a crop of what is seen: most of the crop round
+        a head that fills
+        the image is guessed, and a small body below it would miss the face by few of that crop's pixels.
+        """
+        sides = [r.side * _seen_part(p, v) for r, p, v in zip(self.rois, self.points, self.visibility)]
+        arrays = (self.points, self.world, self.visibility, self.score, np.array(sides))
         return Landmarks(*(torch.from_numpy(np.asarray(a, np.float32)).to(device) for a in arrays))
 
 
@@ -113,6 +122,15 @@ def joined(parts: Sequence[People]) -> People:
     return People(*whole)
 
 
+def _seen_part(points: np.ndarray, visibility: np.ndarray) -> float:
+    """Extent of the seen landmarks as a part of that of all of them, 0.1 to 1."""
+    seen = visibility >= _SEEN
+    if seen.sum() < 3 or not np.isfinite(points).all():
+        return 1.0
+    part, whole = (np.ptp(p, axis=0).max() for p in (points[seen], points))
+    return float(np.clip(part / max(whole, 1e-6), 0.1, 1.0))
+
+
 def box_of_points(points: np.ndarray, visibility: np.ndarray) -> np.ndarray:
     """[4] box round a person's points [33, 2], with the top of the head; hidden points count where too few are seen."""
     use = visibility > 0.3
@@ -129,8 +147,8 @@ class PeopleFinder:
     """Photographs in, people with landmarks out.
 
     Args:
-        detector, landmarks: the nets; default: the built-in ones. landmarks may be a checkpoint folder or a .tflite file
-            of a heavier landmark net.
+        detector, landmarks: the nets; default: the built-in ones. landmarks may be a checkpoint folder or a .tflite
+            file of a heavier landmark net.
         min_score: of the landmark net's "there is a person"; below it a find is dropped.
         max_people: the best so many are kept.
         windows: "auto" looks at parts of an image where the whole one may hide smaller people, "never", "always".
@@ -182,7 +200,8 @@ class PeopleFinder:
         return self.find([pixels])[0]
 
     def boxes(self, pixels: np.ndarray) -> np.ndarray:
-        """[N, 5] boxes (x0, y0, x1, y1) inside the image and scores, best first: for models that need a box a person."""
+        """[N, 5] boxes (x0, y0, x1, y1) inside the image and scores, best first: for models that need a box a
+        person."""
         people, (height, width) = self(pixels), pixels.shape[:2]
         boxes = people.boxes.clip(0, [width, height, width, height])
         rows = np.concatenate([boxes, people.score[:, None]], 1)
@@ -277,7 +296,8 @@ class PeopleFinder:
 
     @staticmethod
     def _windows_pay(pixels: np.ndarray, seen: list[Candidate]) -> bool:
-        """Whether parts of the image may show people that the whole one hides: nobody, several or a small one was seen."""
+        """Whether parts of the image may show people that the whole one hides: nobody, several or a small one was
+        seen."""
         sure = _apart([c for c in seen if not c.faint])
         small = _SMALL * min(pixels.shape[:2])
         return len(sure) != 1 or any(
@@ -318,7 +338,8 @@ class Window(NamedTuple):
 
 
 class View(NamedTuple):
-    """A window, and how large the detector sees it: 224 is the longer side, more the side of a square of the same area."""
+    """A window, and how large the detector sees it: 224 is the longer side, more the side of a square of the same
+    area."""
 
     window: Window
     size: int
@@ -412,14 +433,16 @@ def _is_alone(pixels: np.ndarray, seen: list[Candidate]) -> bool:
 
 
 def _is_backed(c: Candidate, whole: list[Candidate]) -> bool:
-    """Whether a look at the whole image also has an idea of the person whom a window shows: shoes and fences are none."""
+    """Whether a look at the whole image also has an idea of the person whom a window shows: shoes and fences are
+    none."""
     return any(
         np.linalg.norm(c.hips - w.hips) < 0.35 * c.roi.side and 0.4 < w.roi.side / c.roi.side < 2.5 for w in whole
     )
 
 
 def _is_cut(c: Candidate, window: Window) -> bool:
-    """Whether a window holds only a part of the person it found, so that the whole image is the better place to look."""
+    """Whether a window holds only a part of the person it found, so that the whole image is the better place to
+    look."""
     inside = window.x0 <= c.hips[0] <= window.x1 and window.y0 <= c.hips[1] <= window.y1
     return not inside or c.roi.side > _WINDOW_FILL * (window.x1 - window.x0)
 
@@ -480,8 +503,8 @@ def is_same(people: People, i: int, k: int) -> bool:
 def _averaged(values: list[np.ndarray], size: int) -> list[np.ndarray]:
     """The second half of a batch are the mirrored images of the first: both seen the right way round, averaged.
 
-    From the side the net may take left for right in one of the two, and the mean of both would have its arms in the middle: where
-    the two are far apart, the pass that sees its limbs better counts alone.
+    From the side the net may take left for right in one of the two, and the mean of both would have its arms in the
+    middle: where the two are far apart, the pass that sees its limbs better counts alone.
     """
     half = len(values[0]) // 2
     order = np.arange(values[0].shape[1])

@@ -1,7 +1,7 @@
 """People of a video: each followed from frame to frame by the crop that their own points ask for.
 
-In: frames in order; out: `Tracked` a frame (people with numbers that stay). The detector runs every few frames and when somebody was
-lost; points are smoothed by a one-euro filter. Detection in photographs: people.py.
+In: frames in order; out: `Tracked` a frame (people with numbers that stay). The detector runs every few frames and when
+somebody was lost; points are smoothed by a one-euro filter. Detection in photographs: people.py.
 """
 
 from __future__ import annotations

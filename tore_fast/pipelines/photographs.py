@@ -1,8 +1,9 @@
 """The default of `predict`: everybody found, 33 landmarks each, a body fitted to them, one camera for the whole image.
 
-In: photographs; out: the ImageResult of images.py, with scores, landmarks and whether each body is believed. No network regresses
-the body: people.py finds the landmarks, body/fit poses the body. `image_pipeline` gives this pipeline or, for a named model,
-that of images.py.
+In: photographs; out: the ImageResult of images.py, with scores, landmarks and whether each body is believed. No network
+regresses
+the body: people.py finds the landmarks, body/fit poses the body. `image_pipeline` gives this pipeline or, for a named
+model, that of images.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..io.exif import focal_from_exif
 from ..io.image import ImageError, check_boxes
 from .bodies import Bodies, BodyModel, Sight
 from .hosts import load_named_body
-from .images import NOBODY, Group, ImagePipeline, ImageResult, Person
+from .images import NOBODY, Group, ImagePipeline, ImageResult, Person, Stored
 from .people import People, PeopleFinder, joined, nobody
 from .people_tracks import PeopleTracker
 
@@ -43,7 +44,7 @@ _LARGE = 16_000_000  # images with more pixels are searched one at a time, to sa
 class FittedModel(BodyModel):
     """What results.py asks of a model: the body, its joints, the rule for the camera. It is not called on crops."""
 
-    task = "smpl"
+    task, fitted = "smpl", True
 
     def __init__(self, finder: PeopleFinder, body: Body):
         super().__init__(finder.landmarks, finder.device, finder.precision)
@@ -60,9 +61,11 @@ class PhotographPipeline(ImagePipeline):
     """Photographs in, fitted bodies out; an ImagePipeline without a network for the body.
 
     Args:
-        finder: finds people and landmarks; default: one with the options below (min_score, max_people, windows, mirrored, landmarks).
+        finder: finds people and landmarks; default: one with the options below (min_score, max_people, windows,
+            mirrored, landmarks).
         body: "free" or a SMPL model file. steps: of the fit.
-        focal_px, fov_deg (vertical), principal_px: the camera where it is known; else the focal length comes from EXIF, or is
+        focal_px, fov_deg (vertical), principal_px: the camera where it is known; else the focal length comes from EXIF,
+        or is
             taken as 1.2 times the longer side, which the result's notes say.
         device, precision, batch_size, workers: as ImagePipeline.
 
@@ -107,7 +110,11 @@ class PhotographPipeline(ImagePipeline):
         read = self._read(group)
         found, sources = self._find(read, [item.boxes for item in group])
         start = time.perf_counter()
-        cameras = [self._camera(image, self._source(item.source)) for item, image in zip(group, read)]
+        known = self._focal_px is not None or self._fov_deg is not None
+        cameras = [
+            self._camera(image, None if known or image.error is not None else self._source(item.source))
+            for item, image in zip(group, read)
+        ]
         fitted = self._fit(read, found, cameras)
         coarse: Any = [] if fitted is None else self.body.coarse(fitted.vertices, 2).cpu().numpy()
         self.seconds["fit"] += time.perf_counter() - start
@@ -130,7 +137,8 @@ class PhotographPipeline(ImagePipeline):
         The points are smoothed, and every fit starts from the frame before and is drawn to it.
 
         Args:
-            frames: [H, W, 3] uint8 in order. rate: frames per second. detect_every: frames between two looks for new people.
+            frames: [H, W, 3] uint8 in order. rate: frames per second. detect_every: frames between two looks for new
+                people.
         """
         tracker = PeopleTracker(self.finder, rate, detect_every)
         before: FittedBody | None = None
@@ -188,7 +196,7 @@ class PhotographPipeline(ImagePipeline):
                 read[i] = ImageResult(image.name, error=str(e))
                 continue
             read[i] = replace(image, refused=tuple(bad))
-            found[i] = self.finder.in_boxes(image.pixels, rows)
+            found[i] = self.finder.in_boxes(cast(np.ndarray, image.pixels), rows)
         small = [i for i in search if read[i].size[0] * read[i].size[1] <= _LARGE]
         for part in (small, *([i] for i in search if i not in small)):
             for i, people in zip(part, self.finder.find([cast(np.ndarray, read[i].pixels) for i in part])):
@@ -198,10 +206,16 @@ class PhotographPipeline(ImagePipeline):
 
     @staticmethod
     def _source(item: Any) -> str | Path | bytes | None:
+        if isinstance(item, Stored):
+            try:
+                return item.read()
+            except Exception:  # noqa: BLE001 (read_result says what is wrong with it)
+                return None
         return item if isinstance(item, (str, Path, bytes)) else None
 
     def _camera(self, image: ImageResult, source: str | Path | bytes | None) -> Camera:
-        """Focal length, principal point (px) of an image, and where the focal length is from: given, exif or assumed."""
+        """Focal length, principal point (px) of an image, and where the focal length is from: given, exif or
+        assumed."""
         if image.error is not None:
             return 1.0, (0.0, 0.0), "assumed"
         assert image.pixels is not None
@@ -224,11 +238,12 @@ class PhotographPipeline(ImagePipeline):
 
 
 def image_pipeline(model: Any = None, *, checkpoint: str | Path | None = None, **options: Any) -> ImagePipeline:
-    """The pipeline of a model: PhotographPipeline for None, "default" and "landmarks_fit" without a checkpoint, else ImagePipeline.
+    """The pipeline of a model: PhotographPipeline for None, "default" and "landmarks_fit" without a checkpoint, else
+    ImagePipeline.
 
     Args:
-        **options: of either; those of people.PeopleFinder (min_score, max_people, windows, mirrored, landmarks) go to both. An ImagePipeline
-            of bodies gets its boxes from a PeopleFinder, unless `find_people` is given.
+        **options: of either; those of people.PeopleFinder (min_score, max_people, windows, mirrored, landmarks) go to
+            both. An ImagePipeline of bodies gets its boxes from a PeopleFinder, unless `find_people` is given.
     """
     search: dict[str, Any] = {
         k: options.pop(k) for k in ("min_score", "max_people", "windows", "mirrored", "landmarks") if k in options
@@ -258,7 +273,8 @@ class _Search:
 
 
 def _rows_of(before: FittedBody | None, had: list[int], now: list[int]) -> FittedBody | None:
-    """The fits of the people of `now` in the frame before; rows of new people are not believed, so they start afresh."""
+    """The fits of the people of `now` in the frame before; rows of new people are not believed, so they start
+    afresh."""
     if before is None or not set(had) & set(now):
         return None
     rows = torch.tensor([had.index(n) if n in had else 0 for n in now], device=before.rotations.device)
@@ -269,7 +285,8 @@ def _rows_of(before: FittedBody | None, had: list[int], now: list[int]) -> Fitte
 
 
 def _with_own_origin(fitted: FittedBody, body: Body) -> FittedBody:
-    """The same bodies about the body model's origin instead of the pelvis: posed with its parameters, it gives these vertices."""
+    """The same bodies about the body model's origin instead of the pelvis: posed with its parameters, it gives these
+    vertices."""
     pelvis = (body.joints[0] + fitted.betas.to(body.joint_dirs) @ body.joint_dirs[0].T).to(fitted.vertices)
     return replace(
         fitted,

@@ -1,7 +1,8 @@
 """What results hold and how they are written: one table of keys for predict (images and videos), batch and lift.
 
-In: ImageResult of images.py; out: overlay PNG, GLB / OBJ / PLY, npz, json. The table is `KEYS`; tools/results_page.py makes
-docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.py, the files of videos track_files.py.
+In: ImageResult of images.py; out: overlay PNG, GLB / OBJ / PLY, npz, json. The table is `KEYS`; tools/results_page.py
+makes docs/results.md of it. The drawing is vis/overlay.py, the mesh files vis/export.py, the files of videos
+track_files.py.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..io.atomic import replacing
-from ..vis import export, overlay
+from ..vis import export, overlay, person_sheet
+from ..vis.page import write_page
 from .images import ImagePipeline, ImageResult, Person
+from .scenes import image_scene
 
-FORMATS = ("png", "glb", "obj", "ply", "npz", "json")
+FORMATS = ("png", "glb", "obj", "ply", "npz", "json", "html")
 
 
 class Key(NamedTuple):
@@ -66,15 +69,15 @@ KEYS = (
         "24 SMPL joints (models of SMPL parameters), 14 of a mesh, 21 of a hand, 17 of H36M (lift)",
         "pvbl",
     ),
-    Key("score", "[N]", "0..1", "that there is a person", "p", _FITTED),
-    Key("believed", "[N]", "", "false where the body does not fit what was seen; drawn faint", "p", _FITTED),
-    Key("reason", "[N]", "", "why a body is not believed; empty where it is", "p", _FITTED),
-    Key("focal_source", "[N]", "", "where focal_px is from: given, exif or assumed", "p", _FITTED),
+    Key("score", "[N]", "0..1", "that there is a person", "pb", _FITTED),
+    Key("believed", "[N]", "", "false where the body does not fit what was seen; drawn faint", "pb", _FITTED),
+    Key("reason", "[N]", "", "why a body is not believed; empty where it is", "pb", _FITTED),
+    Key("focal_source", "[N]", "", "where focal_px is from: given, exif or assumed", "pb", _FITTED),
     Key(
-        "landmarks_2d", "[N, 33, 2]", "px", "landmarks that the body was fitted to (blazepose.LANDMARKS)", "p", _FITTED
+        "landmarks_2d", "[N, 33, 2]", "px", "landmarks that the body was fitted to (blazepose.LANDMARKS)", "pb", _FITTED
     ),
-    Key("landmarks_3d", "[N, 33, 3]", "m", "the same about the middle of the hips, depth not metric", "p", _FITTED),
-    Key("visibility", "[N, 33]", "0..1", "of the landmarks: in the image and not hidden", "p", _FITTED),
+    Key("landmarks_3d", "[N, 33, 3]", "m", "the same about the middle of the hips, depth not metric", "pb", _FITTED),
+    Key("visibility", "[N, 33]", "0..1", "of the landmarks: in the image and not hidden", "pb", _FITTED),
     Key("vertices_coarse", "[N, V_coarse, 3]", "m", "vertices of the coarse mesh: 431, a hand 195", "pb"),
     Key(
         "vertices",
@@ -96,9 +99,10 @@ KEYS = (
     Key("seconds", "", "s", "time the unit took", "b"),
 )
 AXES = (
-    "Axes: x right, y down, z away from the camera. The origin of `vertices` and `joints_3d` is the regressed pelvis (a hand's "
-    "wrist) for models of task mesh, and the body model's own origin for models of SMPL parameters, so that the body posed with "
-    "`poses` and `betas` gives these vertices. GLB, OBJ, PLY and BVH files have y up: (x, -y, -z)."
+    "Axes: x right, y down, z away from the camera. The origin of `vertices` and `joints_3d` is the regressed "
+    "pelvis (a hand's wrist) for models of task mesh, and the body model's own origin for models of SMPL "
+    "parameters, so that the body posed with `poses` and `betas` gives these vertices. GLB, OBJ, PLY and BVH "
+    "files have y up: (x, -y, -z)."
 )
 
 
@@ -146,6 +150,8 @@ def unit_arrays(found: list[ImageResult], pipeline: ImagePipeline, save_vertices
     shapes |= {"joints_3d": (joints, 3), "joints_2d": (joints, 2), "vertices_coarse": (mesh.counts[-1], 3)}
     if pipeline.body_model.task == "smpl":
         shapes |= {"poses": (72,), "rotations": (24, 3, 3), "betas": (10,)}
+    if pipeline.body_model.fitted:
+        shapes |= {"score": (), "landmarks_2d": (33, 2), "landmarks_3d": (33, 3), "visibility": (33,)}
     if save_vertices:
         shapes["vertices"] = (mesh.counts[0], 3)
     people = [(i, person) for i, result in enumerate(found) for person in result.people]
@@ -158,6 +164,9 @@ def unit_arrays(found: list[ImageResult], pipeline: ImagePipeline, save_vertices
     }
     for name, shape in shapes.items():
         arrays[name] = np.array([getattr(p, name) for _, p in people], np.float32).reshape(len(people), *shape)
+    if pipeline.body_model.fitted:
+        arrays["believed"] = np.array([p.believed for _, p in people], bool)
+        arrays |= {k: np.array([getattr(p, k) for _, p in people], dtype=np.str_) for k in ("reason", "focal_source")}
     return arrays
 
 
@@ -184,6 +193,19 @@ def draw(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
     return drawn
 
 
+def sheet(result: ImageResult, pipeline: ImagePipeline) -> np.ndarray:
+    """[H, 4 W, 3]: the image, the landmarks, the bodies over it, the first body from the side. For people with
+    landmarks."""
+    people, faces = result.people, pipeline.topology.hierarchy.faces[0]
+    assert result.pixels is not None  # as of every image with people
+    seen = [p for p in people if p.landmarks_2d is not None and p.visibility is not None]
+    points = person_sheet.draw_landmarks(
+        result.pixels, [np.asarray(p.landmarks_2d) for p in seen], [np.asarray(p.visibility) for p in seen]
+    )
+    side = person_sheet.side_view(people[0].vertices, faces, result.size)
+    return np.concatenate([result.pixels, points, draw(result, pipeline), side], 1)
+
+
 def _save_mesh(vertices: np.ndarray, faces: np.ndarray, facts: dict[str, Any], path: Path) -> None:
     export.save_mesh(vertices, faces, path, facts)
 
@@ -193,8 +215,9 @@ def write_result(
 ) -> list[Path]:
     """Writes the asked formats; each file appears whole or not at all. Returns the paths.
 
-    Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and for
-    several people in GLB also NAME_scene.glb, where they stand in front of the image's camera.
+    Files: NAME_overlay.png; NAME.npz, NAME.json; one mesh file a person (NAME.glb, or NAME_0.glb, NAME_1.glb ...), and
+    for several people in GLB also NAME_scene.glb, where they stand in front of the image's camera; NAME.html, which
+    turns in any browser.
     """
     faces = pipeline.topology.hierarchy.faces[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,6 +239,9 @@ def write_result(
     if "glb" in formats and len(people) > 1:
         placed = [p.vertices + p.trans for p in people]
         put(f"{name}_scene.glb", lambda p: export.save_mesh(placed, faces, p, {"source": result.name}))
+    if "html" in formats and people and result.pixels is not None:
+        scene = image_scene(npz_arrays(result, faces, pipeline.joint_names), result.pixels, name)
+        put(f"{name}.html", lambda p: write_page(p, scene) and None)
     if "npz" in formats or "json" in formats:
         arrays = npz_arrays(result, faces, pipeline.joint_names)
         if "npz" in formats:

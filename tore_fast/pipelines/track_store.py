@@ -67,7 +67,8 @@ class TrackStore:
         if data["settings"] != self.settings:
             changed = sorted(k for k in self.settings if data["settings"].get(k) != self.settings[k])
             raise ValueError(
-                f"{self.folder}: holds an unfinished or finished run with other settings ({', '.join(changed) or 'keys'}); "
+                f"{self.folder}: holds an unfinished or finished run with other settings "
+                f"({', '.join(changed) or 'keys'}); "
                 "choose another output folder or delete this one"
             )
         self.counts = {int(k): v for k, v in data["counts"].items()}

@@ -61,7 +61,8 @@ class Timing:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def table(self) -> str:
-        """One line per stage; per person only where people went through the network (not in a run that only wrote files)."""
+        """One line per stage; per person only where people went through the network (not in a run that only wrote
+        files)."""
         total = sum(self.seconds.values())
 
         def each(seconds: float) -> str:
@@ -92,8 +93,8 @@ class VideoPipeline:
     """Host (+ motion decoder + body) behind one object.
 
     Args:
-        host: HMR2 or CameraHMR, possibly with merged layers and tokens. motion: FastHMR's motion decoder; None keeps the
-            host's own pose read-out. body: SMPL or the free body, for joints, IK and meshes.
+        host: HMR2 or CameraHMR, possibly with merged layers and tokens. motion: FastHMR's motion decoder; None keeps
+            the host's own pose read-out. body: SMPL or the free body, for joints, IK and meshes.
         options: see VideoOptions. device: where the networks run.
     """
 
@@ -113,7 +114,8 @@ class VideoPipeline:
         width = host.config.decoder_dim
         if motion is not None and motion.config.condition_dim != width:
             raise ValueError(
-                f"VideoPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, the host gives {width}"
+                f"VideoPipeline: the motion decoder reads features of {motion.config.condition_dim} numbers, "
+                f"the host gives {width}"
             )
         if motion is not None and motion.config.correct_host and not motion.host_motion.fits(host.smpl_head):
             raise ValueError(
@@ -121,7 +123,8 @@ class VideoPipeline:
             )
         if motion is not None and self.options.overlap >= motion.config.frames:
             raise ValueError(
-                f"VideoPipeline: overlap must be below the decoder's {motion.config.frames} frames, got {self.options.overlap}"
+                f"VideoPipeline: overlap must be below the decoder's {motion.config.frames} frames, got "
+                f"{self.options.overlap}"
             )
         self.rest = RestSkeleton(self.body)
         self.timing = Timing()
@@ -141,8 +144,10 @@ class VideoPipeline:
         """ImagePipeline from files, folded for inference.
 
         Args:
-            host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion decoder.
-            body: "free" or a SMPL model file. fov_net: HumanFoV's file, for a CameraHMR host without it. overrides: config fields, e.g.
+            host: checkpoint folder, official .ckpt, or a model name (random weights). motion: folder of the motion
+                decoder.
+            body: "free" or a SMPL model file. fov_net: HumanFoV's file, for a CameraHMR host without it. overrides:
+                config fields, e.g.
             keep_tokens and merge_per_block (Mask-ToMe).
 
         Example:

@@ -1,7 +1,8 @@
 """Videos through a model of task mesh, frame by frame: meshes and joints per track, and the overlay.
 
-In: frames (io/video.py) and the boxes of tracked people; out: track_NNN.npz (keys: results.py) and overlay.mp4, written while
-frames are read, so memory does not grow with length. Models of SMPL parameters go through video.py, which also smooths motion.
+In: frames (io/video.py) and the boxes of tracked people; out: track_NNN.npz (keys: results.py) and overlay.mp4, written
+while frames are read, so memory does not grow with length. Models of SMPL parameters go through video.py, which also
+smooths motion.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def predict_video(
     """Files of one video.
 
     Args:
-        tracker: (frame number, frame) -> {track: box}; None: the pipeline's own way to find boxes, one track for each rank.
+        tracker: (frame number, frame) -> {track: box}; None: the pipeline's own way to find boxes, one track for each
+            rank.
         formats: npz, mp4. limit: stop after this many frames.
 
     Returns:

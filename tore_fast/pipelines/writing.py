@@ -1,4 +1,4 @@
-"""Results are written by other threads while the next ones are computed; they are reported in the order they came in."""
+"""Results are written by other threads while the next ones are computed; they are reported in their order."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def read_run(path: str | Path, expected: tuple[str, ...] = ("model", "step")) ->
     """Contents of a run's last.pt or best.pt, tensors on the CPU.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: damaged, or not of a run; where the checkpoint before it is whole, the
+        FileNotFoundError: no such file. ValueError: damaged, or not of a run; where the checkpoint before it is whole,
+            the
         message says how to go on from there.
     """
     path = Path(path)

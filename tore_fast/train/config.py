@@ -87,9 +87,9 @@ class TrainConfig:
 class Task(ABC):
     """A problem: the model, what a batch, a loss and an evaluation are, and how its checkpoint is chosen.
 
-    Which weights are exported is decided by `validation`, for every task alike (run.py): "" means that `evaluate` measures the
-    data whose numbers are reported, so the last averaged weights are exported. A task whose `evaluate` measures other data
-    than `report` names that data here, and the best weights on it are exported.
+    Which weights are exported is decided by `validation`, for every task alike (run.py): "" means that `evaluate`
+    measures the data whose numbers are reported, so the last averaged weights are exported. A task whose `evaluate`
+    measures other data than `report` names that data here, and the best weights on it are exported.
     """
 
     model: nn.Module
@@ -116,7 +116,8 @@ class Task(ABC):
         """Metrics while training; {} where nothing is held out."""
 
     def report(self, model: nn.Module) -> dict:
-        """Metrics of the exported weights for the card, at the end. Tasks with `validation` measure their test data here."""
+        """Metrics of the exported weights for the card, at the end. Tasks with `validation` measure their test data
+        here."""
         return {} if self.validation else self.evaluate(model)
 
     def model_to_export(self) -> nn.Module:
@@ -125,7 +126,8 @@ class Task(ABC):
 
 
 def local_device() -> str:
-    """This process's device, as a Task needs it before the loop starts: its own GPU under torchrun, else cuda or cpu."""
+    """This process's device, as a Task needs it before the loop starts: its own GPU under torchrun, else cuda or
+    cpu."""
     import torch
 
     if not torch.cuda.is_available():

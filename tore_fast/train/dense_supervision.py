@@ -1,7 +1,8 @@
 """Train-only dense targets on the image features: where each joint is and which body part a pixel shows.
 
-The mesh losses alone reach the backbone through a few tokens; from random weights and a small budget that is slow. A 1x1
-convolution on the token map predicts 14 joint heat maps and the part labels at four times its resolution. It is thrown
+The mesh losses alone reach the backbone through a few tokens; from random weights and a small budget that is slow. A
+1x1 convolution on the token map predicts 14 joint heat maps and the part labels at four times its resolution. It is
+thrown
 away after training: the model's architecture, parameters and checkpoint are untouched.
 """
 
@@ -29,7 +30,8 @@ class DenseSupervision(nn.Module):
     Args:
         model: has `conv_1x1`, whose output is the token map (FastMETRO, FastMETRO_TORE), or `features` is given.
         num_joints, num_parts: classes of the two targets.
-        features: (submodule, channels, (rows, columns)): its output is the tokens [B, rows * columns, channels] instead.
+        features: (submodule, channels, (rows, columns)): its output is the tokens [B, rows * columns, channels]
+            instead.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """TCFormer's four tasks for train/loop.py: class labels, key-point heat-maps (whole body, face), SMPL parameters.
 
 In: datasets of data/{imagenet_folder,wholebody,wflw}.py, or batches with body parameters; out: Tasks with the losses of
-the paper's code and the metrics of eval/keypoint_metrics.py. A batch is a function of its index, so runs resume exactly.
+the paper's code and the metrics of eval/keypoint_metrics.py. A batch is a function of its index, so runs resume
+exactly.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ class Keypoints(Task):
 
 # SPIN's; it multiplies the sum by 60, which Adam does not notice
 HMR_WEIGHTS = {"joints2d": 5.0, "joints3d": 5.0, "pose": 1.0, "shape": 0.001, "camera": 1.0}
-# joints of a label set: rows of the 17-joint regressor, and those whose mean is the origin of the 3D loss (pelvis; hips)
+# joints of a label set: rows of the 17-joint regressor, and those whose mean is the origin of the 3D loss (pelvis;
+# hips)
 JOINT_SETS = {"h36m17": (tuple(range(17)), (0,)), "j14": (H36M17_TO_J14, (2, 3))}
 
 
@@ -155,8 +157,8 @@ def hmr_losses(
 
     Args:
         out: of the model.
-        batch: any of "rotations" [B, J, 3, 3], "shape" [B, S], "joints3d" [B, K, 3 or 4] (metres, any origin, perhaps with
-            confidence; the K joints of `joint_set`), "joints2d" [B, K, 3] (crop units in [-1, 1] and confidence);
+        batch: any of "rotations" [B, J, 3, 3], "shape" [B, S], "joints3d" [B, K, 3 or 4] (metres, any origin, perhaps
+            with confidence; the K joints of `joint_set`), "joints2d" [B, K, 3] (crop units in [-1, 1] and confidence);
             "has_smpl", "has_3d" [B]: items that carry the first two, the third (default: all).
         body: gives joints from parameters.
 

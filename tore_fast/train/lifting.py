@@ -66,7 +66,8 @@ def unwrapped(model: nn.Module) -> PrunableHost:
 def lifting_loss(
     model: nn.Module, x: Tensor, y: Tensor, loss: Callable, further: FurtherLossConfig | None = None
 ) -> dict[str, Tensor]:
-    """Losses of one batch: x [B, F, 17, C], y [B, F, 17, 3] root-relative. The target follows the frames the model kept."""
+    """Losses of one batch: x [B, F, 17, C], y [B, F, 17, 3] root-relative. The target follows the frames the model
+    kept."""
     lifted: LiftedPose = model(x)
     target = y - y[:, :, :1]
     if lifted.pose.shape[1] != target.shape[1]:
@@ -85,7 +86,8 @@ JOINT_EMBEDDINGS = ("Spatial_pos_embed", "pos_embed")  # [1, 17, C]
 
 
 def frame_waves(frames: int, channels: int) -> Tensor:
-    """[frames, channels] sines and cosines of the frame number, wave lengths from 4 frames to 4 windows; variance about 1."""
+    """[frames, channels] sines and cosines of the frame number, wave lengths from 4 frames to 4 windows; variance about
+    1."""
     count = (channels + 1) // 2
     waves = 2 * torch.pi / torch.logspace(np.log10(4.0), np.log10(4.0 * max(frames, 2)), count)
     angle = torch.arange(frames)[:, None] * waves
@@ -94,11 +96,11 @@ def frame_waves(frames: int, channels: int) -> Tensor:
 
 @torch.no_grad()
 def spread_embeddings(model: PrunableHost, std: float, seed: int = 0) -> None:
-    """Starts the embeddings with deviation `std`: random ones of the joints, waves (`frame_waves`) of the frames and of TRA's
-    queries.
+    """Starts the embeddings with deviation `std`: random ones of the joints, waves (`frame_waves`) of the frames and of
+    TRA's queries.
 
-    Their published start is zero or nearly so. Hours of training find out from there which joint and frame a token is; minutes
-    do not.
+    Their published start is zero or nearly so. Hours of training find out from there which joint and frame a token is;
+    minutes do not.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
@@ -144,8 +146,8 @@ class PoseLifting(Task):
         self.frames, self.channels = model.config.frames, model.in_channels
         if model.config.recover_frames not in (None, self.frames):
             raise ValueError(
-                f"PoseLifting: training needs a true pose for each recovered frame; recover_frames must be {self.frames} (frames), "
-                f"got {model.config.recover_frames}"
+                "PoseLifting: training needs a true pose for each recovered frame; recover_frames must be "
+                f"{self.frames} (frames), got {model.config.recover_frames}"
             )
         if config.zoom < 1:
             raise ValueError(f"PoseLifting: zoom must be at least 1, got {config.zoom}")

@@ -1,12 +1,13 @@
-"""One training loop for every family: a Task (config.py) says what a batch, a loss and an evaluation are, the loop does the rest.
+"""One training loop for every family: a Task (config.py) says what a batch, a loss and an evaluation are, the loop does
+the rest.
 
 Batches and random numbers are functions of (seed, step, process), nothing else, so a run that was killed and resumed
 follows the same loss curve as one that was not. Devices, mixed precision and several processes come from accelerate
 (`torchrun --nproc-per-node 2 -m tore_fast train ...` works as it stands). Files of a run, all in `out`:
-`last.pt` (weights, EMA, optimiser, step; written atomically), `best.pt` (EMA weights), `metrics.jsonl`, TensorBoard events.
-run.py starts a run from given weights, chooses the checkpoint and exports it; run_log.py prints and writes the numbers;
-schedules and parameter groups are in optim.py, gradient checkpointing and the memory report in memory.py, batches made
-ahead on a GPU in prefetch.py.
+`last.pt` (weights, EMA, optimiser, step; written atomically), `best.pt` (EMA weights), `metrics.jsonl`, TensorBoard
+events. run.py starts a run from given weights, chooses the checkpoint and exports it; run_log.py prints and writes the
+numbers; schedules and parameter groups are in optim.py, gradient checkpointing and the memory report in memory.py,
+batches made ahead on a GPU in prefetch.py.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def train(
         name: of the model, for the start line and so that the folder of another model is refused.
 
     Raises:
-        ValueError: the folder holds a run of another model or seed. KeyboardInterrupt: after Ctrl-C, when last.pt is saved.
+        ValueError: the folder holds a run of another model or seed. KeyboardInterrupt: after Ctrl-C, when last.pt is
+            saved.
     """
     return _Training(task, config, log, name).run()
 
@@ -221,7 +223,8 @@ class _Training:
         return Prefetch(iter(loader), accelerator.device)
 
     def _step(self, batches: Prefetch) -> None:
-        """One optimiser step; Ctrl-C inside waits for its end, so that weights, moments and averages belong together."""
+        """One optimiser step; Ctrl-C inside waits for its end, so that weights, moments and averages belong
+        together."""
         config, accelerator = self.config, self.accelerator
         self.inside_step = True
         # dropout and masks depend on the step alone: a resumed run draws the same

@@ -43,7 +43,8 @@ def joints_3d_loss(
     kind: str = "l1",
     origin: tuple[int, ...] = (2, 3),
 ) -> Tensor:
-    """Distance of joints centred on the hips, times confidence, averaged over everything (hidden joints count as zero)."""
+    """Distance of joints centred on the hips, times confidence, averaged over everything (hidden joints count as
+    zero)."""
     values = _distance(centre(pred, origin), centre(target, origin), kind)
     return labelled_mean(values * confidence[..., None], has)
 
@@ -87,7 +88,8 @@ def face_edges(faces: Tensor) -> Tensor:
 
 
 def normal_loss(pred: Tensor, target: Tensor, faces: Tensor, has: Tensor | None = None) -> Tensor:
-    """Mean |cosine| between the three predicted sides of each face and the true face normal (zero for a perfect mesh)."""
+    """Mean |cosine| between the three predicted sides of each face and the true face normal (zero for a perfect
+    mesh)."""
     if pred.shape != target.shape:
         raise ValueError(f"loss: prediction {list(pred.shape)} and target {list(target.shape)} must have one shape")
     normalize = torch.nn.functional.normalize
@@ -100,7 +102,8 @@ def normal_loss(pred: Tensor, target: Tensor, faces: Tensor, has: Tensor | None 
 
 
 def grid_occupancy(points: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, h, w] 1.0 where any of points [B, V, 2] in [-1, 1] (x, y) falls into the cell; points outside count nowhere."""
+    """[B, h, w] 1.0 where any of points [B, V, 2] in [-1, 1] (x, y) falls into the cell; points outside count
+    nowhere."""
     h, w = grid
     x = ((points[..., 0] + 1) / 2 * w).floor()
     y = ((points[..., 1] + 1) / 2 * h).floor()

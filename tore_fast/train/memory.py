@@ -19,7 +19,8 @@ from .config import Task, TrainConfig
 
 def checkpoint_activations(model: nn.Module) -> int:
     """Makes the stacked parts of a model (elements of its outermost lists, a trunk's stages) keep only their
-    inputs for the backward pass. Values and gradients stay the same, batch-norm statistics too. Returns how many parts."""
+    inputs for the backward pass. Values and gradients stay the same, batch-norm statistics too. Returns how many
+    parts."""
     parts = list(_stacked(model))
     for part in parts:
         part.forward = partial(_recomputed, part, part.forward)
@@ -64,7 +65,8 @@ def _statistics_kept(module: nn.Module) -> Iterator[Any]:
 
 
 class SavedTensors:
-    """Counts what autograd keeps for the backward pass, by the part of the model that is running (bytes, each storage once)."""
+    """Counts what autograd keeps for the backward pass, by the part of the model that is running (bytes, each storage
+    once)."""
 
     def __init__(self, model: nn.Module):
         self.bytes: dict[str, int] = {}
@@ -91,7 +93,8 @@ class SavedTensors:
 
 
 def _parts(model: nn.Module, prefix: str = "") -> Iterator[Any]:
-    """Top-level parts by name; lists (which are never called) by their elements, a wrapper's `model` by what is inside."""
+    """Top-level parts by name; lists (which are never called) by their elements, a wrapper's `model` by what is
+    inside."""
     for name, child in model.named_children():
         if name == "model":
             yield from _parts(child, f"{prefix}{name}.")
@@ -102,8 +105,9 @@ def _parts(model: nn.Module, prefix: str = "") -> Iterator[Any]:
 
 
 def memory_report(task: Task, config: TrainConfig, device: torch.device) -> str:
-    """Where the memory of one step goes, as text: fixed parts, what each part of the model keeps for the backward pass, and on
-    a GPU the measured peak. Runs one forward and backward pass; weights, statistics and random state are as before.
+    """Where the memory of one step goes, as text: fixed parts, what each part of the model keeps for the backward pass,
+    and on a GPU the measured peak. Runs one forward and backward pass; weights, statistics and random state are as
+    before.
     """
     model = task.model.to(device).train()
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())

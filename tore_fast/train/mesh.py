@@ -1,8 +1,9 @@
-"""Training of image-to-mesh models on synthetic images of the free body or hand: what the built-in weights were made with.
+"""Training of image-to-mesh models on synthetic images of the free body or hand: what the built-in weights were made
+with.
 
-In: batches of data/synth. Out: a Task for train/loop.py. Everything is in metres in the camera's orientation, centred on
-the regressed pelvis; the losses are L1 on joints, on the mesh at each level and on the projection, as FastMETRO and TORE
-weigh them against each other (supervision of joints and of the three mesh levels, then 2D).
+In: batches of data/synth. Out: a Task for train/loop.py. Everything is in metres in the camera's orientation, centred
+on the regressed pelvis; the losses are L1 on joints, on the mesh at each level and on the projection, as FastMETRO and
+TORE weigh them against each other (supervision of joints and of the three mesh levels, then 2D).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Training of image-to-mesh models on labelled data sets with the published losses: Human3.6M, 3DPW, COCO, FreiHAND, one's own.
+"""Training of image-to-mesh models on labelled data sets with the published losses: Human3.6M, 3DPW, COCO, FreiHAND,
+one's own.
 
-In: readers of data/readers (any mix; items may lack 3D or SMPL labels), a model, its body; out: a Task for loop.py. The way of
+In: readers of data/readers (any mix; items may lack 3D or SMPL labels), a model, its body; out: a Task for loop.py. The
+way of
 an item: Record -> training_sample (official crop and augmentation) -> here: meshes of pose and shape -> mesh_loss.py.
 """
 
@@ -36,9 +38,11 @@ class LabelConfig:
     """Losses and augmentation of a training on labelled data."""
 
     loss: str = "auto"
-    """Preset of train/mesh_loss.py; auto: the one of the model's project (tore_fastmetro_surface adds TORE's mesh terms)."""
+    """Preset of train/mesh_loss.py; auto: the one of the model's project (tore_fastmetro_surface adds TORE's mesh
+    terms)."""
     query_mask: float = 0.3
-    """Largest share of masked queries (METRO, Mesh Graphormer, TORE on METRO; 0 for hands and models without queries)."""
+    """Largest share of masked queries (METRO, Mesh Graphormer, TORE on METRO; 0 for hands and models without
+    queries)."""
     smpl_weight: float = 1000.0
     """Of the SMPL parameter head's losses (models *_smpl)."""
     rest_weight: float = 1e-8
@@ -104,7 +108,8 @@ class LabelledCrops:
                 warnings.warn(f"training item left out: {e}", stacklevel=2)
                 continue
             raise DataError(
-                f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for {'hands' if self.hand else 'bodies'}"
+                f"{reader.format} data of {'bodies' if self.hand else 'hands'}, the model is for "
+                f"{'hands' if self.hand else 'bodies'}"
             )
         raise DataError(
             f"{reader.format} data: {MAX_BAD_IN_A_ROW} items in a row cannot be read (the last: item {item + attempt})"

@@ -1,7 +1,7 @@
 """The published training losses, added up: FastMETRO, METRO (= Mesh Graphormer), TORE on both, for bodies and hands.
 
-In: MeshOutput of models/ and MeshTargets of a batch. Out: the total and its parts. Terms are in losses.py; the weights are
-those of the released scripts.
+In: MeshOutput of models/ and MeshTargets of a batch. Out: the total and its parts. Terms are in losses.py; the weights
+are those of the released scripts.
 """
 
 from __future__ import annotations

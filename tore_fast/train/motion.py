@@ -1,8 +1,9 @@
 """Training of FastHMR's motion models: stage 1 (VAE on motion) and stage 2 (denoiser on a host's features), as Tasks.
 
-In: AMASS-like .npz clips (poses, betas, mocap_framerate), or BVH, AMC and joint archives for stage 1; for stage 2 also `tokens` [F, C], the per-frame features of a
-frozen host on the video of that motion, with poses in camera axes. Out: losses for train/loop.py. Everything about a
-batch follows from (seed, index), so runs resume exactly. Source: FastHMR (arXiv 2510.10868).
+In: AMASS-like .npz clips (poses, betas, mocap_framerate), or BVH, AMC and joint archives for stage 1; for stage 2 also
+`tokens` [F, C], the per-frame features of a frozen host on the video of that motion, with poses in camera axes. Out:
+losses for train/loop.py. Everything about a batch follows from (seed, index), so runs resume exactly. Source: FastHMR
+(arXiv 2510.10868).
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def read_motion(path: str | Path, fps: float = 30.0, up: str = "z") -> MotionCli
 
 
 def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> list[MotionClip]:
-    """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left out).
+    """Every clip of a folder: AMASS-like .npz files, .bvh / .amc files, or clips.npz + index.json (its test split left
+    out).
 
     From BVH, AMC and joint archives come 17 joints, so twists of straight limbs are those of the rest pose
     (body/fit/start.py:pose_from_joints) and the shape is the mean one.
@@ -107,7 +109,8 @@ def read_motion_folder(path: str | Path, fps: float = 30.0, up: str = "z") -> li
         motions = [p for p in npz if _has_poses(p)]
         if len(motions) < len(npz):
             warnings.warn(
-                f"{path}: {len(npz) - len(motions)} of {len(npz)} .npz files hold no `poses` (AMASS's shape files) and are skipped"
+                f"{path}: {len(npz) - len(motions)} of {len(npz)} .npz files hold no `poses` (AMASS's shape "
+                "files) and are skipped"
             )
         clips = [read_motion(p, fps, up) for p in motions]
     else:
@@ -250,7 +253,8 @@ def joints_error_mm(got: Tensor, want: Tensor) -> float:
 def window_errors_mm(
     model: nn.Module, windows: Sequence[Window], prior: tuple[Tensor, Tensor] | None = None
 ) -> list[float]:
-    """Joint error of every window: of the motion that comes back from the VAE, or that the denoiser makes of the tokens.
+    """Joint error of every window: of the motion that comes back from the VAE, or that the denoiser makes of the
+    tokens.
 
     Args:
         prior: mean and deviation [133] of the features where `model` is the VAE; None: it is the denoiser.
@@ -274,7 +278,8 @@ class MotionVAETask(_MotionTask):
     """Stage 1: z-scored features through the VAE.
 
     Args:
-        vae: model. clips, held_out: motions. rest: (betas [1, 10]) -> rest joints [1, 29, 3] (pipelines/hosts.py:RestSkeleton).
+        vae: model. clips, held_out: motions. rest: (betas [1, 10]) -> rest joints [1, 29, 3]
+            (pipelines/hosts.py:RestSkeleton).
         kl_weight, velocity_weight: loss weights.
     """
 
@@ -322,7 +327,8 @@ class Stage2Config:
 
 
 class MotionDenoiserTask(_MotionTask):
-    """Stage 2: the denoiser learns the frozen VAE's latents from the frozen host's tokens (mirroring needs other tokens, so
+    """Stage 2: the denoiser learns the frozen VAE's latents from the frozen host's tokens (mirroring needs other
+    tokens, so
     only time is augmented: reversal and warping, each with probability one half).
 
     Args:

@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules of the papers, from a TrainConfig (config.py).
 
-In: a model and its config; out: a torch optimiser, and the rate of each step. Nothing here has state: a resumed run needs
-only the step number.
+In: a model and its config; out: a torch optimiser, and the rate of each step. Nothing here has state: a resumed run
+needs only the step number.
 """
 
 from __future__ import annotations

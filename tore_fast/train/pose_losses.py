@@ -1,8 +1,9 @@
-"""Losses of video pose lifting, all on root-relative poses [B, F, 17, 3]; which model uses which is in train/lifting.py.
+"""Losses of video pose lifting, all on root-relative poses [B, F, 17, 3]; which model uses which is in
+train/lifting.py.
 
-Sources: MixSTE (weighted position, temporal consistency, velocity), MotionBERT (position, scale-free position, velocity, limb
-and angle terms), MHFormer's helpers (symmetry, bone consistency), as their released code computes them; units are those of the
-poses. `further_losses` adds the terms that the released settings leave at weight 0.
+Sources: MixSTE (weighted position, temporal consistency, velocity), MotionBERT (position, scale-free position,
+velocity, limb and angle terms), MHFormer's helpers (symmetry, bone consistency), as their released code computes them;
+units are those of the poses. `further_losses` adds the terms that the released settings leave at weight 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The next batch is made while the GPU still works on the one before: rendered (or copied) on a stream of its own.
 
-In: an iterator of batches (a DataLoader over a Task's batches); out: the same batches in the same order, on the device. Used
-by loop.py. On a CPU there is nothing to overlap and nothing is made early.
+In: an iterator of batches (a DataLoader over a Task's batches); out: the same batches in the same order, on the device.
+Used by loop.py. On a CPU there is nothing to overlap and nothing is made early.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Batch = dict[str, Tensor]
 class Prefetch:
     """`take` hands out batches; `prepare`, called once a step's kernels are queued, makes the next one meanwhile.
 
-    Rendering asks the GPU how many pixels are covered, so the host waits for it. On the training's own stream it would wait
-    for the whole step before, and the GPU would then idle while a hundred small kernels are launched.
+    Rendering asks the GPU how many pixels are covered, so the host waits for it. On the training's own stream it would
+    wait for the whole step before, and the GPU would then idle while a hundred small kernels are launched.
 
     Args:
         batches: made by `next`; must not use the global random state, which belongs to the step that runs.

@@ -76,6 +76,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
     )
     if bad:
         raise OtherRun(
-            f"{path}: holds another model ({len(bad)} of {len(own)} tensors differ, first: {bad[0]}); give another --train.out"
+            f"{path}: holds another model ({len(bad)} of {len(own)} tensors differ, first: {bad[0]}); give "
+            "another --train.out"
         )
     model.load_state_dict(state)

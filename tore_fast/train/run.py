@@ -1,10 +1,12 @@
 """One training run from start weights to the exported folder, the same for every task of `tore-fast train`.
 
-In: a Task (config.py), a TrainConfig, where the weights come from and where they go. Out: the run's folder, and with `export`
-a checkpoint folder whose config.json (the card) says how the checkpoint was chosen and what was measured on what.
+In: a Task (config.py), a TrainConfig, where the weights come from and where they go. Out: the run's folder, and with
+`export` a checkpoint folder whose config.json (the card) says how the checkpoint was chosen and what was measured on
+what.
 
-One rule chooses the checkpoint: the last averaged weights, or, where a task validates on data that is not the reported test
-data (`Task.validation`), the best weights on that data. Numbers of data that chose the checkpoint are never reported as test.
+One rule chooses the checkpoint: the last averaged weights, or, where a task validates on data that is not the reported
+test data (`Task.validation`), the best weights on that data. Numbers of data that chose the checkpoint are never
+reported as test.
 """
 
 from __future__ import annotations

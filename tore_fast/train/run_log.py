@@ -1,6 +1,7 @@
 """What a training says and writes down: start line, progress with the time left, metrics.jsonl, TensorBoard events.
 
-In: numbers of loop.py; out: lines on stdout (or a caller's `log`), a progress bar on a terminal, files in the run's folder.
+In: numbers of loop.py; out: lines on stdout (or a caller's `log`), a progress bar on a terminal, files in the run's
+folder.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class RunLog:
         self.board = SummaryWriter(str(self.out), purge_step=step + 1)
 
     def step(self, step: int, total: Tensor, parts: dict[str, Tensor], lr: float) -> None:
-        """After an optimiser step: a row and a line every log_every steps, a line at the first and after long silence."""
+        """After an optimiser step: a row and a line every log_every steps, a line at the first and after long
+        silence."""
         if self.quiet:
             return
         if self.bar is not None:

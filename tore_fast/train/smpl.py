@@ -1,8 +1,8 @@
 """Training of an HMR2.0 regressor (models/smpl/hmr2.py) on synthetic crops of the free body, with HMR2.0's losses.
 
-In: crops of data/synth/clips.py, poses of the prior and of motion files. Out: a Task for train/loop.py. The loss is HMR2.0's
-(or CameraHMR's, by weights): L1 of 2D and 3D joints, squared errors of rotations and shape, an optional adversarial
-prior; and, because there is no ViTPose to start from, train-only heat maps and body parts on the tokens.
+In: crops of data/synth/clips.py, poses of the prior and of motion files. Out: a Task for train/loop.py. The loss is
+HMR2.0's (or CameraHMR's, by weights): L1 of 2D and 3D joints, squared errors of rotations and shape, an optional
+adversarial prior; and, because there is no ViTPose to start from, train-only heat maps and body parts on the tokens.
 Source: the training code of 4D-Humans and CameraHMR.
 """
 
@@ -67,7 +67,8 @@ class HMRConfig:
 
 
 def pose_banks(path: str | Path, every: int = 10) -> tuple[PoseBank, PoseBank]:
-    """Poses of motion files (ten a second) to train on, and held-out ones: of the test split, else of every `every`-th motion."""
+    """Poses of motion files (ten a second) to train on, and held-out ones: of the test split, else of every `every`-th
+    motion."""
     motions = read_motions(path)
     test = [i for i, m in enumerate(motions) if m.split == "test"] or list(range(0, len(motions), every))
 

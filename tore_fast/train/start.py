@@ -1,7 +1,8 @@
 """Weights to start a training from: every tensor of a file or folder that fits the model, by name and shape.
 
 In: a model and the path of a run's last.pt or best.pt, of a folder of ours, or of an official file. Out: the model with
-these weights, and a line that says whether that was the whole model, its backbone, or what starts anew. Called by run.py.
+these weights, and a line that says whether that was the whole model, its backbone, or what starts anew. Called by
+run.py.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ NAMED = 8  # tensors that start anew and are named
 def take_weights(model: nn.Module, path: str | Path, mesh_data: str | None = None) -> str:
     """Copies what fits of `path` into `model`; returns the line to print.
 
-    The weights of a classifier become the backbone of a larger model. Of several readings of the names the one that fits most
-    tensors counts.
+    The weights of a classifier become the backbone of a larger model. Of several readings of the names the one that
+    fits most tensors counts.
 
     Args:
         mesh_data: folder of the SMPL or MANO topology files, which official mesh checkpoints need.
@@ -37,8 +38,8 @@ def take_weights(model: nn.Module, path: str | Path, mesh_data: str | None = Non
     if 2 * len(fits) < len(given):
         wrong = next((k for k in given if k not in fits), "")
         raise ValueError(
-            f"--checkpoint {path}: {len(fits)} of its {len(given)} tensors fit the model (first that does not: {wrong}); "
-            "give a checkpoint of this model or of its backbone, or name the model it belongs to (--model)"
+            f"--checkpoint {path}: {len(fits)} of its {len(given)} tensors fit the model (first that does not: "
+            f"{wrong}); give a checkpoint of this model or of its backbone, or name the model it belongs to (--model)"
         )
     model.load_state_dict({**own, **fits})
     return f"{path}: {_what(own, fits)}"
@@ -65,7 +66,8 @@ def _what(own: dict[str, Tensor], fits: dict[str, Tensor]) -> str:
 
 
 def tensors_of(path: Path, mesh_data: str | None = None) -> dict[str, Tensor]:
-    """Tensors of a run's last.pt (averaged, where it has averages) or best.pt, a folder of ours, or an official file."""
+    """Tensors of a run's last.pt (averaged, where it has averages) or best.pt, a folder of ours, or an official
+    file."""
     from ..models import load
 
     if not path.exists():

@@ -1,4 +1,5 @@
-"""Which items of which data sets make batch number `index`: a function of (seed, index) alone, so that runs resume exactly.
+"""Which items of which data sets make batch number `index`: a function of (seed, index) alone, so that runs resume
+exactly.
 
 In: sizes, weights, a seed; out: (epoch, item) places. Tasks on data sets (tcformer.py, mesh_labels.py) read them.
 """
@@ -32,8 +33,8 @@ class Mixture:
 
     Args:
         sizes: items of each set.
-        weights: share of each set in every BLOCK items, each set running through its own shuffled epochs; None: all items of
-            all sets form one epoch (what the composite TSV sets of METRO and FastMETRO do).
+        weights: share of each set in every BLOCK items, each set running through its own shuffled epochs; None: all
+            items of all sets form one epoch (what the composite TSV sets of METRO and FastMETRO do).
         seed: of the orders.
 
     Raises:

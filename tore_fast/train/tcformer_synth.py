@@ -1,7 +1,7 @@
 """TCFormer's key-point and body tasks on synthetic images of the free body: training with nothing downloaded.
 
-In: data/synth batches; out: Tasks for train/loop.py (losses in train/keypoints.py). `tore-fast train keypoints --data synth`
-and `tore-fast train smpl` run them.
+In: data/synth batches; out: Tasks for train/loop.py (losses in train/keypoints.py).
+`tore-fast train keypoints --data synth` and `tore-fast train smpl` run them.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def synth_body_batch(made: dict[str, Tensor], body: Body) -> dict[str, Tensor]:
 def synth_body_recovery(
     model: nn.Module, body: Body, image_size: int = 112, difficulty: float = 0.5, seed: int = 1, eval_images: int = 256
 ) -> BodyRecovery:
-    """`BodyRecovery` on rendered people; the task's body follows the model to its device, the one that is rendered stays."""
+    """`BodyRecovery` on rendered people; the task's body follows the model to its device, the one that is rendered
+    stays."""
     training = SynthGenerator(body, image_size, seed=seed, difficulty=difficulty)
     held_out = SynthGenerator(body, image_size, seed=seed, difficulty=difficulty, split="test")
     batches = [synth_body_batch(held_out.batch(i, 32), body) for i in range(-(-eval_images // 32))]

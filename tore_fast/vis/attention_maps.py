@@ -1,7 +1,8 @@
 """Drawings of attention: joints by joints as a table, joints over the image, joints and vertices on the mesh.
 
-In: arrays of the maps that image-to-mesh models return with `return_attention=True` (models/mesh/_base.py); out: RGB arrays,
-and a matplotlib file for the table. After FastMETRO figure 6 and TORE figures B3, B4 and E7. Caller: cli/viz_attention.py.
+In: arrays of the maps that image-to-mesh models return with `return_attention=True` (models/mesh/_base.py); out: RGB
+arrays, and a matplotlib file for the table. After FastMETRO figure 6 and TORE figures B3, B4 and E7. Caller:
+cli/viz_attention.py.
 """
 
 from __future__ import annotations

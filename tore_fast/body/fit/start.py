@@ -26,7 +26,8 @@ HEAD_TOP = 0.5  # of shoulders-to-ears beyond the ears
 
 
 def landmarks_to_h36m17(points: Tensor) -> Tensor:  # [..., 33, D] -> [..., 17, D]
-    """Human3.6M's 17 joints out of the 33 landmarks: torso = middle, head top half of shoulders-to-ears above the ears."""
+    """Human3.6M's 17 joints out of the 33 landmarks: torso = middle, head top half of shoulders-to-ears above the
+    ears."""
     hips, shoulders, ears = (points[..., list(pair), :].mean(-2) for pair in (_HIPS, _SHOULDERS, _EARS))
     rows = {0: hips, 7: (hips + shoulders) / 2, 8: shoulders, 10: ears + HEAD_TOP * (ears - shoulders)}
     rows |= {joint: points[..., landmark, :] for joint, landmark in _SIDES.items()}

@@ -1,4 +1,5 @@
-"""Key points in .npz and .npy files: plain arrays, VideoPose3D's, detectron2's, Ultralytics'. Nothing of them is executed.
+"""Key points in .npz and .npy files: plain arrays, VideoPose3D's, detectron2's, Ultralytics'. Nothing of them is
+executed.
 
 Out: Found (found.py). Called by clip.py.
 """
@@ -39,7 +40,8 @@ def of_array(raw: np.ndarray, path: Path, people_first: bool = True, order: str 
 
 
 def read_npz_file(path: Path) -> Found:
-    """An .npz: plain arrays, VideoPose3D's positions_2d, or what its detectron2 script writes. Nothing of it is executed."""
+    """An .npz: plain arrays, VideoPose3D's positions_2d, or what its detectron2 script writes. Nothing of it is
+    executed."""
     data = read_npz(path)
     names = [n for n in ("keypoints", "positions_2d", "kpts", "reconstruction") if n in data]
     if not names:
@@ -81,7 +83,8 @@ def _videopose3d(table: Any, metadata: dict, path: Path) -> Found:
 
 
 def _detectron2(raw: np.ndarray, boxes: Any, metadata: dict, path: Path) -> Found:
-    """keypoints[frame] = per class [N, 4, 17] (x, y, logit, probability), people are class 1; boxes[frame][1] = [N, 5]."""
+    """keypoints[frame] = per class [N, 4, 17] (x, y, logit, probability), people are class 1; boxes[frame][1] = [N,
+    5]."""
     frames: dict[int, list[Seen]] = {}
     for i, classes in enumerate(raw):
         frames[i] = []

@@ -1,7 +1,7 @@
 """People of a file of key points as clips: followed through the frames, in pixels, in H36M order, gaps filled.
 
-In: Found of json_forms.py, arrays.py or table.py. Out: `KeypointClip` with [T, 17, 3] pixels and confidence. What had to be done
-to a clip (scaled, filled, assumed, told by guess) is in its notes.
+In: Found of json_forms.py, arrays.py or table.py. Out: `KeypointClip` with [T, 17, 3] pixels and confidence. What had
+to be done to a clip (scaled, filled, assumed, told by guess) is in its notes.
 """
 
 from __future__ import annotations
@@ -210,11 +210,13 @@ def _to_pixels(raw: np.ndarray, size: tuple[float | None, float | None], order: 
         return []
     if order != "mediapipe" and (xy < 0).mean() > 0.2:
         raise KeypointError(
-            f"points between {xy.min():.2f} and {xy.max():.2f} are no pixels; expected pixels, or shares 0..1 of the image"
+            f"points between {xy.min():.2f} and {xy.max():.2f} are no pixels; expected pixels, or shares 0..1 "
+            "of the image"
         )
     if size[0] is None or size[1] is None:
         raise KeypointError(
-            f"points between {xy.min():.2f} and {xy.max():.2f} are shares of the image; its size is needed (--width, --height)"
+            f"points between {xy.min():.2f} and {xy.max():.2f} are shares of the image; its size is needed "
+            "(--width, --height)"
         )
     raw[..., 0] *= size[0]
     raw[..., 1] *= size[1]
@@ -223,7 +225,8 @@ def _to_pixels(raw: np.ndarray, size: tuple[float | None, float | None], order: 
 
 # ---- filling
 
-# joint -> (joint it hangs on, along the body in lengths of the torso: > 0 is down); where neither it nor its mirror image is seen
+# joint -> (joint it hangs on, along the body in lengths of the torso: > 0 is down); where neither it nor its mirror
+# image is seen
 _HANGS = {
     "R_Hip": ("Pelvis", 0.0),
     "L_Hip": ("Pelvis", 0.0),

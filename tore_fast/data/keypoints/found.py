@@ -1,4 +1,5 @@
-"""People by frame as a file of key points holds them, nothing filled in, nothing chosen; and the rule of what is not seen.
+"""People by frame as a file of key points holds them, nothing filled in, nothing chosen; and the rule of what is not
+seen.
 
 Made by json_forms.py, arrays.py and table.py, used by clip.py. Points that were not seen are NaN.
 """
@@ -39,7 +40,8 @@ class Found:
 
 
 def clean(points: np.ndarray) -> np.ndarray:
-    """[..., 2 or 3] of a detector -> [..., 3] float64. Not seen, so NaN and confidence 0: NaN or absurd numbers, confidence 0 or
+    """[..., 2 or 3] of a detector -> [..., 3] float64. Not seen, so NaN and confidence 0: NaN or absurd numbers,
+    confidence 0 or
     none, and exactly (0, 0), which is how several detectors write a point that they did not find."""
     points = np.asarray(points, np.float64)
     if points.shape[-1] == 2:
@@ -53,7 +55,8 @@ def clean(points: np.ndarray) -> np.ndarray:
 
 
 def numbers_of(names: Sequence[str]) -> list[int]:
-    """Frame numbers of image names: the last digits of each, where that makes them all different and rising; else 0, 1, 2 ..."""
+    """Frame numbers of image names: the last digits of each, where that makes them all different and rising; else 0, 1,
+    2 ..."""
     out = []
     for name in names:
         digits = re.findall(r"\d+", re.sub(r"_?keypoints$", "", name))

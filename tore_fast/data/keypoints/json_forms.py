@@ -1,4 +1,5 @@
-"""Key points in JSON: COCO, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, or plain lists; one file or one a frame.
+"""Key points in JSON: COCO, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, or plain lists; one file or one a
+frame.
 
 Out: Found (found.py). Called by clip.py.
 """
@@ -50,7 +51,8 @@ def _first_line(error: BaseException) -> str:
 
 
 _EXPECTED = (
-    'expected COCO results, COCO annotations, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, {"keypoints": ...} or a list '
+    "expected COCO results, COCO annotations, AlphaPose, OpenPose, MMPose, Ultralytics, MediaPipe, "
+    '{"keypoints": ...} or a list '
     "[frames, joints, 2 or 3]"
 )
 

@@ -26,13 +26,15 @@ SKELETONS = {
 }
 ORDERS = ("auto", *SKELETONS)
 COUNTS = {name: len(s) for name, s in SKELETONS.items()}
-# joints -> order where the number tells it. SMPL-H and SMPL-X (52, 55, 127, 144) begin as SMPL does; hands are not lifted
+# joints -> order where the number tells it. SMPL-H and SMPL-X (52, 55, 127, 144) begin as SMPL does; hands are not
+# lifted
 BY_COUNT = {len(s): n for n, s in SKELETONS.items() if len(s) != 17} | dict.fromkeys((22, 52, 55, 127, 144), "smpl")
 
 _SIDES = ("L_Hip", "R_Hip"), ("L_Shoulder", "R_Shoulder")
-# H36M joint -> joints whose mean it is; joints of one name are themselves. COCO, OpenPose and MediaPipe do not detect the top of
-# the head: it is put 0.4 x (head - shoulders) above the mean of eyes and ears. Neck/nose (9) is the nose, as detectors of
-# Human3.6M label it.
+# H36M joint -> joints whose mean it is; joints of one name are themselves. COCO, OpenPose and MediaPipe do not detect
+# the top of
+# the head: it is put 0.4 x (head - shoulders) above the mean of eyes and ears. Neck/nose (9) is the nose, as detectors
+# of Human3.6M label it.
 _BODY = {
     "Pelvis": _SIDES[0],
     "Torso": (*_SIDES[1], *_SIDES[0]),
@@ -63,8 +65,8 @@ class KeypointError(ValueError):
 def to_h36m(keypoints: np.ndarray, order: str) -> np.ndarray:
     """[T, J, 3] of a detector's order -> [T, 17, 3]; a joint's confidence is the smallest of its sources.
 
-    Of several sources those seen (confidence > 0) are averaged where it is face points, all are needed elsewhere. Points that
-    are not seen must be finite all the same.
+    Of several sources those seen (confidence > 0) are averaged where it is face points, all are needed elsewhere.
+    Points that are not seen must be finite all the same.
     """
     if order not in _TABLES:
         raise KeypointError(f"order must be one of {ORDERS[1:]}, got {order!r}")
@@ -89,7 +91,8 @@ def to_h36m(keypoints: np.ndarray, order: str) -> np.ndarray:
 
 
 def order_by_place(points: np.ndarray) -> str | None:
-    """ "coco" or "h36m" for 17 joints ([T, 17, 3], NaN where not seen) of unknown order, by where they lie; None if unclear.
+    """ "coco" or "h36m" for 17 joints ([T, 17, 3], NaN where not seen) of unknown order, by where they lie; None if
+    unclear.
 
     COCO's first five joints are points of the face and lie close together, Human3.6M's are hips, a knee and an ankle.
     """
@@ -118,7 +121,8 @@ _WORDS = {"left": "L_", "right": "R_", "l": "L_", "r": "R_"}
 
 
 def joint_name(text: str) -> str:
-    """A joint's name in the spelling of geometry/skeleton.py without case and signs: "left_eye", "LEye", "eye_l" -> "l_eye"."""
+    """A joint's name in the spelling of geometry/skeleton.py without case and signs: "left_eye", "LEye", "eye_l" ->
+    "l_eye"."""
     low = "".join(c if c.isalnum() else "_" for c in text.strip().lower()).strip("_")
     parts = [p for p in low.split("_") if p]
     for word, side in _WORDS.items():
@@ -134,7 +138,8 @@ _SIDED = {n.lower()[2:].replace("_", "") for s in SKELETONS.values() for n in s 
 
 
 def order_of_names(names: Iterable[str]) -> tuple[str, list[int]] | None:
-    """Order whose joints the names are, and the place of each of its joints among them; None if no order has them all."""
+    """Order whose joints the names are, and the place of each of its joints among them; None if no order has them
+    all."""
     given = [joint_name(n) for n in names]
     for order in ("coco", "halpe", "openpose25", "openpose18", "mediapipe", "wholebody", "smpl", "h36m"):
         wanted = [joint_name(n) for n in SKELETONS[order]]

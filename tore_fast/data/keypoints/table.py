@@ -1,4 +1,5 @@
-"""Key points in .csv: rows of frames, with a header that names joints or numbers them, or bare numbers; "," ";" or tab between.
+"""Key points in .csv: rows of frames, with a header that names joints or numbers them, or bare numbers; "," ";" or tab
+between.
 
 Out: Found (found.py). Called by clip.py.
 """

@@ -1,7 +1,8 @@
 """Readers of the data sets people have, one file per format, all yielding the same Record.
 
-`open_dataset("path")` tells the format by looking; or name one of FORMATS. Next on the way: sample.py (crops), eval/protocols.py,
-train/. Licence-bound files are never fetched: where one is missing, a one-line MissingData says what it is and whose.
+`open_dataset("path")` tells the format by looking; or name one of FORMATS. Next on the way: sample.py (crops),
+eval/protocols.py, train/. Licence-bound files are never fetched: where one is missing, a one-line MissingData says what
+it is and whose.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def open_dataset(path: str | Path, format: str | None = None, **options: Any) ->
     """Reader of a data set.
 
     Args:
-        path: .yaml (TSV set), .tar / folder or pattern of tars, .npz (annotations or AMASS), .csv / .json / .jsonl, or the
-            folder of 3DPW, FreiHAND or AMASS.
+        path: .yaml (TSV set), .tar / folder or pattern of tars, .npz (annotations or AMASS), .csv / .json / .jsonl, or
+            the folder of 3DPW, FreiHAND or AMASS.
         format: one of FORMATS, where looking is not wanted.
         options: of the reader, e.g. split="test", images=FOLDER.
 

@@ -1,7 +1,7 @@
 """AMASS motion files: `<data set>/<subject>/<motion>_poses.npz` with SMPL+H or SMPL-X poses.
 
-In: one npz or a folder of them. Out: Records without images, one per frame (thinned to a wanted rate), or whole motions.
-Axes are AMASS's own (z up); data/synth and train/ turn them where they pose a body.
+In: one npz or a folder of them. Out: Records without images, one per frame (thinned to a wanted rate), or whole
+motions. Axes are AMASS's own (z up); data/synth and train/ turn them where they pose a body.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Your own images with a table: CSV rows, a JSON list, JSON lines, or COCO-style JSON (also Pose2Mesh's 3DPW files).
 
 In: the table; image names in it are relative to `images` (default: the table's folder). Out: Records.
-CSV header: image and x0,y0,x1,y1 (or x,y,w,h, or center_x,center_y,scale), optional gender,sequence,frame. JSON objects have
-the same keys, or `box` [x0, y0, x1, y1], and any of keypoints_2d/_3d (+ _set), pose, betas, gender, camera, vertices.
+CSV header: image and x0,y0,x1,y1 (or x,y,w,h, or center_x,center_y,scale), optional gender,sequence,frame. JSON objects
+have the same keys, or `box` [x0, y0, x1, y1], and any of keypoints_2d/_3d (+ _set), pose, betas, gender, camera,
+vertices.
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ import numpy as np
 
 from .record import Camera, DataError, Reader, Record, float_array, require, stored_image
 
-SOURCE = "FreiHAND is licensed for research: get it from the FreiHAND page of the Computer Vision group, University of Freiburg"
+SOURCE = (
+    "FreiHAND is licensed for research: get it from the FreiHAND page of the Computer Vision group, University of "
+    "Freiburg"
+)
 CENTER_PX, SCALE = (112.0, 112.0), 0.9  # of every 224 x 224 image (data preparation of METRO)
 
 

@@ -14,7 +14,10 @@ from ...io.safe_pickle import read_npz
 from .hmr2_tar import person_record
 from .record import DataError, Reader, Record, plain_data, require, stored_image
 
-SOURCE = "The annotation files are published by the 4D-Humans project (SPIN's by SPIN); the images keep their data sets' licences"
+SOURCE = (
+    "The annotation files are published by the 4D-Humans project (SPIN's by SPIN); the images keep their data "
+    "sets' licences"
+)
 
 
 class Hmr2NpzReader(Reader):

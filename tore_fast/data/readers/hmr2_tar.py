@@ -1,7 +1,7 @@
 """Webdataset tars of 4D-Humans (and HaMeR): `KEY.jpg` beside `KEY.data.pyd`, a pickled list with one dict per person.
 
-In: a tar, a folder of tars, a glob or `{000000..000012}.tar`. Out: one Record per person, body44 joints (hand21 for HaMeR).
-The pickles are read as plain data; anything else in them is refused. No webdataset package is needed.
+In: a tar, a folder of tars, a glob or `{000000..000012}.tar`. Out: one Record per person, body44 joints (hand21 for
+HaMeR). The pickles are read as plain data; anything else in them is refused. No webdataset package is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from ...io.safe_pickle import loads
 from .joint_sets import set_of
 from .record import DataError, Reader, Record, float_array, gender_name, plain_data, require
 
-SOURCE = "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the images keep their data sets' licences"
+SOURCE = (
+    "The training tars are published by the 4D-Humans project (HaMeR's by HaMeR); the images keep their data sets' "
+    "licences"
+)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 
 

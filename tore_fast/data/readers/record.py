@@ -1,6 +1,7 @@
 """What every reader yields: one person (or hand) with its image, box and whatever labels the file has.
 
-In: nothing. Out: `Record` and the base class `Reader` (a sequence: `len(reader)`, `reader[i]`, safe in worker processes).
+In: nothing. Out: `Record` and the base class `Reader` (a sequence: `len(reader)`, `reader[i]`, safe in worker
+processes).
 Next on the way: sample.py crops a record for training or evaluation.
 """
 

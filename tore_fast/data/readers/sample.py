@@ -1,6 +1,7 @@
 """Records to model inputs: the official test crop, and training samples with the official augmentation.
 
-In: Record of this folder, rules of data/augment.py. Out: arrays for a model (images normalised, [3, H, W]) and for losses.
+In: Record of this folder, rules of data/augment.py. Out: arrays for a model (images normalised, [3, H, W]) and for
+losses.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _PELVIS = J24.index("Pelvis")
 def evaluation_crop(record: Record, image_size: int | tuple[int, int]) -> np.ndarray:  # [3, H, W] float32
     """The crop a model is evaluated on: the record's box, no augmentation.
 
-    A square size is cut around the longer side of the box, as METRO, FastMETRO and TORE do. A tall size (256 x 192) is a
-    square crop around the box widened to that aspect ratio, minus its side columns, as 4D-Humans does.
+    A square size is cut around the longer side of the box, as METRO, FastMETRO and TORE do. A tall size (256 x 192) is
+    a square crop around the box widened to that aspect ratio, minus its side columns, as 4D-Humans does.
     """
     if record.center is None or record.scale <= 0:
         raise DataError(f"{record.name}: no person box")

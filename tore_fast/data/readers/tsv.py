@@ -1,7 +1,8 @@
 """TSV sets of METRO, FastMETRO, Mesh Graphormer and TORE: Human3.6M, 3DPW, UP-3D, MuCo, COCO, MPII, FreiHAND.
 
-In: a yaml file with `img`, `label`, `hw`, `linelist` (or `composite: true` and lists of these). Rows are `key<TAB>value`;
-images are base64, labels JSON, `.lineidx` holds the byte offset of each row. Out: Records with J24 (or hand) joints.
+In: a yaml file with `img`, `label`, `hw`, `linelist` (or `composite: true` and lists of these). Rows are
+`key<TAB>value`; images are base64, labels JSON, `.lineidx` holds the byte offset of each row. Out: Records with J24 (or
+hand) joints.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a camera and a file format do to a image: blur, low resolution, gain, gamma, noise, JPEG blocks.
 
-In and out: [B, 3, H, W] float32 in 0..1, changed in place. Everything is batched torch, so a GPU does it too; JPEG is its lossy part
-(8x8 DCT, quantisation by the tables of the standard's annex K, chroma not subsampled), not a file.
+In and out: [B, 3, H, W] float32 in 0..1, changed in place. Everything is batched torch, so a GPU does it too; JPEG is
+its lossy part (8x8 DCT, quantisation by the tables of the standard's annex K, chroma not subsampled), not a file.
 """
 
 from __future__ import annotations

@@ -135,12 +135,14 @@ def rectangles(draw: Draw, image: Tensor, count: int, chance: float) -> None:
         mixed = (colour * alpha[:, None]).to(device)
         box = (torch.stack((x0, x0 + w, y0, y0 + h)) * size).round().long().clamp(0, size)
         box[1] = torch.where(on, box[1], box[0])  # nothing to fill
-        # a GPU would have to be told of every image on its own: whole batches at once there, covered pixels only on a CPU
+        # a GPU would have to be told of every image on its own: whole batches at once there, covered pixels only on a
+        # CPU
         (_fill_slices if device.type == "cpu" else _fill_batch)(image, box, alpha, mixed)
 
 
 def _fill_slices(image: Tensor, box: Tensor, alpha: Tensor, mixed: Tensor) -> None:
-    """image [B, S, S, 3] inside box [4, B] (left, right, top, bottom) becomes (1 - alpha) image + mixed; alpha [B], mixed [B, 3]."""
+    """image [B, S, S, 3] inside box [4, B] (left, right, top, bottom) becomes (1 - alpha) image + mixed; alpha [B],
+    mixed [B, 3]."""
     for i, (left, right, top, bottom) in enumerate(box.T.tolist()):
         if left < right and top < bottom:
             image[i, top:bottom, left:right].mul_(1 - alpha[i]).add_(mixed[i])

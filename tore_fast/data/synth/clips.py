@@ -19,7 +19,8 @@ from .poses import sample_view
 
 
 class PersonCrops(SynthGenerator):
-    """SynthGenerator whose crop is HMR2.0's: the person's box grown to 3:4, its height times `margin` the square's side.
+    """SynthGenerator whose crop is HMR2.0's: the person's box grown to 3:4, its height times `margin` the square's
+    side.
 
     Args:
         margin: square side over grown box height; small shifts and zooms are drawn around it.

@@ -202,7 +202,8 @@ class SynthGenerator:
         """Names of the labels in `mask`, from 1 on."""
         return self._surface.part_names
 
-    # ---- what a subject is: sub-classes (hand.py) have their own ----------------------------------------------------------
+    # ---- what a subject is: sub-classes (hand.py) have their own
+    # ----------------------------------------------------------
 
     def _make_surface(self, body: Body) -> Surface:
         return ClothedSurface(body)
@@ -215,7 +216,8 @@ class SynthGenerator:
         return rotations
 
     def _dress(self, draw: Draw, vertices: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor, Callable]:
-        """What is drawn: vertices and normals [B, V', 3], the mesh that throws the shadow, colour of (image, part, rest)."""
+        """What is drawn: vertices and normals [B, V', 3], the mesh that throws the shadow, colour of (image, part,
+        rest)."""
         normals = self._surface.normals(vertices)
         outfit = texture.Outfit(draw, self._surface, self.device)
         worn = vertices + normals * outfit.thickness(self._surface)[..., None]
@@ -225,7 +227,8 @@ class SynthGenerator:
     def _view(self, draw: Draw, coarse: Tensor, d: float) -> camera.View:
         return camera.sample_view(draw, coarse, d, self.framing)
 
-    # ---- scene -----------------------------------------------------------------------------------------------------------
+    # ---- scene
+    # -----------------------------------------------------------------------------------------------------------
 
     def _backdrop(self, draw: Draw, d: float, noise: torch.Generator) -> Tensor:  # [B, S, S, 3]
         size = self.image_size

@@ -1,6 +1,7 @@
 """SynthHandGenerator: images of the free right hand with a forearm, for hand models.
 
-In: the free hand (778 vertices, 16 joints in MANO's order); out: the batches of generator.py with 21 joints, wrist at the
+In: the free hand (778 vertices, 16 joints in MANO's order); out: the batches of generator.py with 21 joints, wrist at
+the
 origin. Rest pose: fingers along -x, thumb towards +z, palm towards -y. The forearm is drawn only: a tube grown from the
 mesh's open wrist, so that no image shows a hole; labels speak of the 778 vertices.
 """
@@ -72,7 +73,8 @@ class SynthHandGenerator(SynthGenerator):
 
 
 class HandSurface(Surface):
-    """The hand's 778 vertices and four rings of forearm; attributes: rest x, y, z, nail, place along the forearm (m)."""
+    """The hand's 778 vertices and four rings of forearm; attributes: rest x, y, z, nail, place along the forearm
+    (m)."""
 
     loop: Tensor
 

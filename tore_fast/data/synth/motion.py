@@ -25,8 +25,8 @@ MIRROR = [dict([*_PAIRS, *((b, a) for a, b in _PAIRS)]).get(i, i) for i in range
 def load_pose_bank(paths: Sequence[str | Path], stride: int = 6) -> PoseBank:
     """Every `stride`-th frame of all motions in the files and folders given.
 
-    Accepted: AMASS .npz files (`poses` [T, >= 66] axis-angle, z up, SMPL, SMPL-H or SMPL-X order), .npz files with `pose`
-    [T, 72] (y up), and what data/mocap.py reads (folders with clips.npz + index.json, .bvh, .asf + .amc).
+    Accepted: AMASS .npz files (`poses` [T, >= 66] axis-angle, z up, SMPL, SMPL-H or SMPL-X order), .npz files with
+    `pose` [T, 72] (y up), and what data/mocap.py reads (folders with clips.npz + index.json, .bvh, .asf + .amc).
 
     Raises:
         ValueError: a file of another kind. FileNotFoundError: no such file, or a folder without motions.

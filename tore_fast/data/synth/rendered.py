@@ -1,8 +1,9 @@
-"""Real motion rendered as clips of a person, and what a regressor makes of them: training data of FastHMR's stage 2, test data
-of docs/smpl.md.
+"""Real motion rendered as clips of a person, and what a regressor makes of them: training data of FastHMR's stage 2,
+test data of docs/smpl.md.
 
 In: motions (data/mocap.py) on the free body; out: one `.npz` per clip with images and labels (`write_clips`), and one
-with poses and a regressor's per-frame features (`write_tokens`, `write_view_tokens`), which train/motion.py:read_motion takes.
+with poses and a regressor's per-frame features (`write_tokens`, `write_view_tokens`), which train/motion.py:read_motion
+takes.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class ModelClip(NamedTuple):
 
 @torch.inference_mode()
 def run_model(model: nn.Module, clip: ClipImages, masks: str = "given", batch_size: int = 64) -> ModelClip:
-    """The regressor on every frame; masks "ellipse" puts one in every crop, "none" withholds them (plain ToMe when tokens merge)."""
+    """The regressor on every frame; masks "ellipse" puts one in every crop, "none" withholds them (plain ToMe when
+    tokens merge)."""
     if masks not in ("given", "ellipse", "none"):
         raise ValueError(f"run_model: masks must be given, ellipse or none, got {masks!r}")
     device = next(model.parameters()).device
@@ -181,7 +183,8 @@ class LabelledCrops(NamedTuple):
 
 
 def labelled_crops(folder: str | Path, count: int, joints: Callable[[Tensor, Tensor], Tensor]) -> LabelledCrops:
-    """About `count` frames of the clips in a folder, the same number of each clip, evenly spaced (as the paper calibrates).
+    """About `count` frames of the clips in a folder, the same number of each clip, evenly spaced (as the paper
+    calibrates).
 
     Args:
         joints: (rotations [B, 24, 3, 3], betas [B, 10]) -> joints in metres.

@@ -1,7 +1,8 @@
 """A synthetic video of people walking about, with everything a video command takes: frames, boxes, masks.
 
-In: a body, poses (the prior's, or real motion); out: DIR/frames/000000.png, DIR/boxes.csv, DIR/masks/TRACK/FRAME.png. For
-trying `tore-fast predict` and for its long-video test; the images are plain (one colour a person, a still backdrop).
+In: a body, poses (the prior's, or real motion); out: DIR/frames/000000.png, DIR/boxes.csv, DIR/masks/TRACK/FRAME.png.
+For trying `tore-fast predict` and for its long-video test; the images are plain (one colour a person, a still
+backdrop).
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ class Scene:
 
 
 def write_scene(scene: Scene, folder: str | Path, frames: int, fps: float | None = None) -> Path:
-    """Writes `frames` frames under `folder`: with `fps` as clip.mp4 (extra `video`), else as PNG files. Returns the folder.
+    """Writes `frames` frames under `folder`: with `fps` as clip.mp4 (extra `video`), else as PNG files. Returns the
+    folder.
 
     `boxes.csv` and `masks/` are as `tore-fast predict` takes them.
     """

@@ -44,7 +44,8 @@ def light_at(lights: Lights, image: Tensor, normal: Tensor, lit: Tensor) -> Tens
 
 
 class ShadowMap:
-    """Depth of the subject seen along the first light; surface.shadow_bias covers inflated cloth and a coarse shadow mesh."""
+    """Depth of the subject seen along the first light; surface.shadow_bias covers inflated cloth and a coarse shadow
+    mesh."""
 
     def __init__(self, lights: Lights, surface: Surface, mesh: Tensor):  # mesh [B, V, 3] root-centred
         light = lights.direction[:, 0]

@@ -1,8 +1,8 @@
 """Synthetic images on disk: what `tore-fast synth` writes and `SynthShards` reads.
 
 A data set is a folder with `synth.json` (the settings that made it) and `shard-00000.npz`, `shard-00001.npz`, ... of
-`shard_size` images each (the last one shorter). Sample i is row i % BATCH of SynthGenerator.batch(i // BATCH, BATCH), so
-neither the number of workers nor an interruption changes a byte. A shard is an uncompressed npz with n rows of
+`shard_size` images each (the last one shorter). Sample i is row i % BATCH of SynthGenerator.batch(i // BATCH, BATCH),
+so neither the number of workers nor an interruption changes a byte. A shard is an uncompressed npz with n rows of
 
     jpeg, jpeg_end           all JPEG files one after the other (uint8), and where each ends (int64 [n])
     mask, mask_end           likewise 8-bit PNG part masks: 0 = background or occluder, 1 + part label on the body

@@ -1,6 +1,7 @@
 """Convolutional trunks from timm, wrapped so that their keys are the official checkpoints' (see each file).
 
-In: images [B, 3, H, W]; out: a feature map [B, channels, H / stride, W / stride] for models/{fastmetro,tore,metro,...}.py.
+In: images [B, 3, H, W]; out: a feature map [B, channels, H / stride, W / stride] for
+models/{fastmetro,tore,metro,...}.py.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ class Attention(nn.Module):
         residual: Tensor | None = None,
         norm: nn.LayerNorm | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Attention of norm(x) [B, N, C] -> output [B, N, C] (+ residual) and keys [B, heads, N, d] (the merging metric)."""
+        """Attention of norm(x) [B, N, C] -> output [B, N, C] (+ residual) and keys [B, heads, N, d] (the merging
+        metric)."""
         q, k, v = self.qkv(x, norm=norm).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = proportional_attention(q, k, v, log_size)
         return self.proj(out.transpose(1, 2).flatten(2), residual), k
@@ -136,7 +137,8 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(Prepared):
-    """Image [B, 3, H, W] -> tokens [B, N, C] through strided 3x3 convolutions: each halves the image and doubles the channels.
+    """Image [B, 3, H, W] -> tokens [B, N, C] through strided 3x3 convolutions: each halves the image and doubles the
+    channels.
 
     The last map is 1.5 times as wide as a token; after the first, every strided convolution is followed by a plain one.
     """
@@ -146,8 +148,8 @@ class ConvStem(Prepared):
         steps = cfg.patch_size.bit_length() - 1
         if cfg.patch_size != 2**steps or cfg.ratio != 1 or any(s % cfg.patch_size for s in cfg.img_size):
             raise ValueError(
-                "ViTConfig: stem 'conv' needs ratio 1 and an img_size that is a multiple of patch_size, a power of two; "
-                f"got img_size {tuple(cfg.img_size)}, patch_size {cfg.patch_size}, ratio {cfg.ratio}"
+                "ViTConfig: stem 'conv' needs ratio 1 and an img_size that is a multiple of patch_size, a "
+                f"power of two; got img_size {tuple(cfg.img_size)}, patch_size {cfg.patch_size}, ratio {cfg.ratio}"
             )
         layers: list[nn.Module] = []
         for cin, cout, stride in _stem_convs(cfg):

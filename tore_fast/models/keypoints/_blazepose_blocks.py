@@ -129,6 +129,7 @@ def enlarge(x: Tensor) -> Tensor:
 
 
 def depth_to_space(x: Tensor) -> Tensor:
-    """[B, 4 C, H, W] -> [B, C, 2 H, 2 W] in the files' channel order (row, column, channel); pixel_shuffle has channels first."""
+    """[B, 4 C, H, W] -> [B, C, 2 H, 2 W] in the files' channel order (row, column, channel); pixel_shuffle has channels
+    first."""
     b, c, h, w = x.shape
     return x.reshape(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, 2 * h, 2 * w)

@@ -1,7 +1,7 @@
 """MediaPipe's .tflite files of the pose nets -> models/keypoints/blazepose.py, by the order of their convolutions.
 
-Needs the small PyPI package `tflite` (the flatbuffer schema; pure Python). Nothing of a file is executed: tensors are read, and
-every shape must be the one that the model has. Half-precision weights stay exactly what they are.
+Needs the small PyPI package `tflite` (the flatbuffer schema; pure Python). Nothing of a file is executed: tensors are
+read, and every shape must be the one that the model has. Half-precision weights stay exactly what they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ SHA256 = {
     "body_landmarks_lite": "f17bfbecadb61c3be1baa8b8d851cc6619c870a87167b32848ad20db306b9d61",
     "body_landmarks_heavy": "59e42d71bcd44cbdbabc419f0ff76686595fd265419566bd4009ef703ea8e1fe",
 }
-"""The published files: pose_detection.tflite, pose_landmark_{full, lite, heavy}.tflite (Apache-2.0, The MediaPipe Authors)."""
+"""The published files: pose_detection.tflite, pose_landmark_{full, lite, heavy}.tflite (Apache-2.0, The MediaPipe
+Authors)."""
 _FILES = {
     "person_detector": "pose_detection.tflite",
     "body_landmarks": "pose_landmark_full.tflite",
@@ -54,17 +55,20 @@ def name_of_file(path: str | Path) -> str | None:
 
 
 def card(name: str) -> dict:
-    """What config.json says of converted weights: whose they are, their licence, what they were trained on and not made for."""
+    """What config.json says of converted weights: whose they are, their licence, what they were trained on and not made
+    for."""
     return {
         "task": "keypoints",
         "source": f"{_FILES[name]} of MediaPipe (google-ai-edge/mediapipe), SHA-256 {SHA256[name]}",
         "authors": "Copyright The MediaPipe Authors",
         "licence": "Apache-2.0",
         "changes": "weights re-stored as safetensors, graph rewritten in torch, segmentation branch left out",
-        "trained_on": "by Google, on images of its own that are not published: the makers' model card of 16 April 2021 names 30 "
-        "thousand consented images and 85 thousand of fitness exercises; depth from fits of a statistical body to the 2D points",
-        "not_for": "the makers' model card puts out of scope: several people in one image (here each has a crop), people further "
-        "than about 4 m away, people whose head cannot be seen, metric depth, surveillance and the identification of people",
+        "trained_on": "by Google, on images of its own that are not published: the makers' model card of 16 April 2021 "
+        "names 30 thousand consented images and 85 thousand of fitness exercises; depth from fits of a statistical "
+        "body to the 2D points",
+        "not_for": "the makers' model card puts out of scope: several people in one image (here each has a crop), "
+        "people further than about 4 m away, people whose head cannot be seen, metric depth, surveillance and the "
+        "identification of people",
         "paper": "BlazePose, arXiv:2006.10204",
     }
 
@@ -93,8 +97,8 @@ def load_tflite(path: str | Path) -> tuple[nn.Module, str]:
             break
     else:
         raise ValueError(
-            f"{path}: expected pose_detection or pose_landmark_lite/full/heavy of MediaPipe, got a net of {len(weights)} "
-            "convolutions of other shapes"
+            f"{path}: expected pose_detection or pose_landmark_lite/full/heavy of MediaPipe, got a net of "
+            f"{len(weights)} convolutions of other shapes"
         )
     model = create_model(name)
     names = {module: key for key, module in model.named_modules()}
@@ -142,7 +146,8 @@ def _convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
 
 
 def read_convolutions(path: str | Path) -> list[tuple[Tensor, Tensor]]:
-    """(weight [O, I / groups, kh, kw], bias [O]) of every convolution that something but the segmentation needs, in order."""
+    """(weight [O, I / groups, kh, kw], bias [O]) of every convolution that something but the segmentation needs, in
+    order."""
     import tflite
 
     model = tflite.Model.GetRootAsModel(Path(path).read_bytes(), 0)

@@ -1,8 +1,8 @@
 """Person detector and body landmarks of BlazePose (arXiv:2006.10204) as torch modules.
 
-The weights are Google's (MediaPipe, Apache-2.0); tools/bake/landmarks.py and models/keypoints/_mediapipe.py read them out of the
-original .tflite files. The branch that segments the body is left out. Float16 in the file, float32 in the arithmetic.
-What comes before (windows, rotated crops) and after (people, tracks) is in pipelines/people.py.
+The weights are Google's (MediaPipe, Apache-2.0); tools/bake/landmarks.py and models/keypoints/_mediapipe.py read them
+out of the original .tflite files. The branch that segments the body is left out. Float16 in the file, float32 in the
+arithmetic. What comes before (windows, rotated crops) and after (people, tracks) is in pipelines/people.py.
 """
 
 from __future__ import annotations
@@ -34,6 +34,19 @@ LANDMARKS = (
     "right_ankle left_heel right_heel left_foot_index right_foot_index"
 ).split()
 """The 33 points of the body, in the order of the nets. Left is the person's left."""
+LANDMARK_BONES = tuple(
+    (LANDMARKS.index(a), LANDMARKS.index(b))
+    for chain in (
+        "left_ear left_eye nose right_eye right_ear|mouth_left mouth_right|"
+        "left_shoulder right_shoulder right_hip left_hip left_shoulder|"
+        "left_shoulder left_elbow left_wrist left_index left_pinky left_wrist left_thumb|"
+        "right_shoulder right_elbow right_wrist right_index right_pinky right_wrist right_thumb|"
+        "left_hip left_knee left_ankle left_heel left_foot_index left_ankle|"
+        "right_hip right_knee right_ankle right_heel right_foot_index right_ankle"
+    ).split("|")
+    for a, b in zip(chain.split(), chain.split()[1:])
+)
+"""Pairs of landmarks that are joined by a line in drawings."""
 ALIGNMENT = (33, 34)  # further points: middle of the hips; a point on the circle round the whole body, above the head
 NUM_POINTS = 39  # 33 of the body, 2 of alignment, 4 that are not described
 REFINE_WINDOW, REFINE_SCORE = 7, 0.5  # heat map cells a side; a map whose best cell scores less is not used
@@ -104,8 +117,8 @@ class _Anchors(nn.Module):
 class PersonDetector(nn.Module):
     """People in an image by head and shoulders, with the middle of the hips and a circle round the body.
 
-    Made for a person up to about 4 m away whose head can be seen, in an image of 224 px. Smaller people are found in a larger one:
-    both sides may be any multiple of 32 (pipelines/people.py).
+    Made for a person up to about 4 m away whose head can be seen, in an image of 224 px. Smaller people are found in a
+    larger one: both sides may be any multiple of 32 (pipelines/people.py).
 
     Args of forward: images [B, 3, H, W] in 0..1, on zeros where the image does not fill them; channels_last preferred.
     """
@@ -135,7 +148,8 @@ class PersonDetector(nn.Module):
             or 0 in images.shape[2:]
         ):
             raise ValueError(
-                f"PersonDetector: images must be [B, 3, H, W] in 0..1, H and W multiples of 32, got {list(images.shape)}"
+                "PersonDetector: images must be [B, 3, H, W] in 0..1, H and W multiples of 32, got "
+                f"{list(images.shape)}"
             )
         levels, x = self.trunk(images * 2 - 1)
         middle = self.residual_middle(self.lateral_middle(levels[3]) + relu6(self.fuse_middle(enlarge(x))))
@@ -268,8 +282,8 @@ class BodyLandmarks(nn.Module):
 def refine_points(points: Tensor, heat: Tensor) -> Tensor:
     """Points [B, N, 2] in 0..1 moved to the mean of the heat maps [B, N, H, W] (logits) about them.
 
-    The mean is over the cells of a 7 x 7 window, weighted by their score; cells count from their corner (column / W), as the nets
-    were trained. A point outside the map, or whose window has no cell of score 0.5, stays.
+    The mean is over the cells of a 7 x 7 window, weighted by their score; cells count from their corner (column / W),
+    as the nets were trained. A point outside the map, or whose window has no cell of score 0.5, stays.
     """
     height, width = heat.shape[-2:]
     offset = torch.arange(REFINE_WINDOW, device=heat.device) - REFINE_WINDOW // 2

@@ -1,4 +1,5 @@
-"""Official TCFormer files -> our state dicts (models/keypoints/tcformer.py, models/keypoints/tcformer_heads.py) and configs.
+"""Official TCFormer files -> our state dicts (models/keypoints/tcformer.py, models/keypoints/tcformer_heads.py) and
+configs.
 
 Layouts: classification (`model` or the plain dict), pose (`state_dict`, maybe with `module.` in front, keys backbone.*,
 neck.*, keypoint_head.*), and mmpose's (`patch_embed1.projection` for `.proj`; its stem norm eps is 1e-6).

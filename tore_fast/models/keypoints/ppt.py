@@ -255,7 +255,8 @@ def sine_position(h: int, w: int, dim: int, temperature: float = 10000.0) -> Ten
 
 
 def keep_ratio_at(epoch: float, final: float = 0.7, start: int = 10, end: int = 110, shape: str = "cosine") -> float:
-    """Keep ratio during training: 1 until `start`, then down to `final` at `end` (cosine: single view, linear: multi)."""
+    """Keep ratio during training: 1 until `start`, then down to `final` at `end` (cosine: single view, linear:
+    multi)."""
     t = min(max((epoch - start) / (end - start), 0.0), 1.0)
     if shape not in ("cosine", "linear"):
         raise ValueError(f"keep_ratio_at: shape must be cosine or linear, got {shape!r}")

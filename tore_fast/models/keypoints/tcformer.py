@@ -1,8 +1,8 @@
 """TCFormer: vision transformer whose tokens are clusters of the image (CVPR 2022, arXiv:2204.08680).
 
 In: images [B, 3, H, W] (ImageNet mean/std); out: class logits, or the `Tokens` of four stages for the heads of
-models/keypoints/tcformer_heads.py. Layers: layers/ctm.py, layers/dynamic_block.py, layers/mta.py. State-dict keys are the official
-ones; official files load through models/keypoints/layouts.py.
+models/keypoints/tcformer_heads.py. Layers: layers/ctm.py, layers/dynamic_block.py, layers/mta.py. State-dict keys are
+the official ones; official files load through models/keypoints/layouts.py.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class TCFormerConfig:
         for name, count in counts.items():
             if len(self._sequence(name)) != count:
                 raise ValueError(
-                    f"TCFormerConfig: {name} must have {count} entries ({n} stages in embed_dims), got {getattr(self, name)}"
+                    f"TCFormerConfig: {name} must have {count} entries ({n} stages in embed_dims), got "
+                    f"{getattr(self, name)}"
                 )
         if not all(0 < r <= 1 for r in self.sample_ratios):
             raise ValueError(f"TCFormerConfig: sample_ratios must lie in (0, 1], got {self.sample_ratios}")
@@ -189,7 +190,8 @@ class TCFormer(nn.Module):
 
 
 def init_weights(m: nn.Module) -> None:
-    """Linear: truncated normal 0.02; Conv2d: normal with fan-out scale; LayerNorm 1/0; Conv1d skips keep torch's default."""
+    """Linear: truncated normal 0.02; Conv2d: normal with fan-out scale; LayerNorm 1/0; Conv1d skips keep torch's
+    default."""
     if isinstance(m, nn.Linear):
         # upstream truncates at +-2, a hundred standard deviations: a plain normal, and one that fake tensors can draw
         nn.init.normal_(m.weight, std=0.02)

@@ -1,7 +1,8 @@
 """TCFormer for tasks: key-point heat-maps (whole body, face) through MTA or a deconvolution head, and SMPL parameters.
 
 In: images [B, 3, H, W]; out: heat-maps [B, J, H/4, W/4] for data/heatmap.py to decode, or pose/shape/camera for body/.
-The backbone is models/keypoints/tcformer.py; keys of the pose model are the official ones (backbone., neck., keypoint_head.).
+The backbone is models/keypoints/tcformer.py; keys of the pose model are the official ones (backbone., neck.,
+keypoint_head.).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""HoT: what MixSTE, MotionBERT, MHFormer and MotionAGFormer share when the frames between block n and the end are pruned.
+"""HoT: what MixSTE, MotionBERT, MHFormer and MotionAGFormer share when the frames between block n and the end are
+pruned.
 
 A host (models/<host>.py) calls `self.prune(...)` before its block n and `self.recover(...)` after its last one.
 `hot_<host>_F` recovers all F frames by TRA (seq2seq), `tpc_<host>_F` keeps the f frames incl. the centre (seq2frame).
@@ -192,7 +193,8 @@ class PrunableHost(Prepared):
         return interpolate_frames(x, index, self.config.frames, self.config.recovery)  # type: ignore[attr-defined]
 
     def paper_extra_macs(self) -> int:
-        """What the tables of the HoT paper count of one clip beside linear and convolution layers: the pooling of the tokens
+        """What the tables of the HoT paper count of one clip beside linear and convolution layers: the pooling of the
+        tokens
         that TPC chooses by, and TRA's query once per joint, as the official code computes it (ours: once)."""
         c, channels = self.config, self.config.channels  # type: ignore[attr-defined]
         pooling = (JOINTS + 1) * c.frames * channels if c.pruned and c.pruning == "tpc" else 0  # type: ignore[attr-defined]

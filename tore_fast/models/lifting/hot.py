@@ -1,8 +1,8 @@
 """Names of the video pose hosts for any window and pruning: [hot_|tpc_]HOST_F[_nNfK], as in `hot_mixste_135_n2f45`.
 
-In: a name. Out: a registry entry whose builder is the host with those settings, or None where the name is not of this form. The
-sizes of the papers are registered in the hosts' own files; this reads every other one. Settings that the host cannot have are
-refused by its own checks (models/lifting/_base.py) when it is built.
+In: a name. Out: a registry entry whose builder is the host with those settings, or None where the name is not of this
+form. The sizes of the papers are registered in the hosts' own files; this reads every other one. Settings that the host
+cannot have are refused by its own checks (models/lifting/_base.py) when it is built.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Official checkpoints of MixSTE, MotionBERT, MHFormer, MotionAGFormer and their HoT / TPC versions -> our modules, strictly.
+"""Official checkpoints of MixSTE, MotionBERT, MHFormer, MotionAGFormer and their HoT / TPC versions -> our modules,
+strictly.
 
 In: a .pth, .bin or .safetensors file. Out: a model in eval mode. Our modules keep the official key names, so loading is
 unwrapping (`model_pos`, `module.`), dropping profiler buffers and reading the sizes off the tensor shapes.
@@ -130,8 +131,8 @@ def named_model(
 ) -> nn.Module:
     """The registered model with these weights, which must be of its network and window; sizes are read off the weights.
 
-    The name tells the frames and how to prune: TPC's weights are those of the base model, and MotionBERT's hold 243 frame
-    embeddings whatever the window.
+    The name tells the frames and how to prune: TPC's weights are those of the base model, and MotionBERT's hold 243
+    frame embeddings whatever the window.
     """
     named = make_config(entry.model, None, {**entry.fields, **given})
     host, found = config_fields(state)

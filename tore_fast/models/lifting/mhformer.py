@@ -1,8 +1,8 @@
 """MHFormer: 2D keypoints of F frames -> 3D pose via three hypotheses in cascade; with TPC (and HoT).
 
 In: [B, F, 17, 2] normalised 2D. Out: `LiftedPose`; trained on all (kept) frames, tested on the centre one. Source:
-MHFormer, CVPR 2022; pruned: HoT, CVPR 2024. The hypothesis generator mixes frames as channels and is never pruned; HoT w.
-MHFormer (recovery to all frames) is not in the paper and follows the other hosts on the concatenated 3C channels.
+MHFormer, CVPR 2022; pruned: HoT, CVPR 2024. The hypothesis generator mixes frames as channels and is never pruned; HoT
+w. MHFormer (recovery to all frames) is not in the paper and follows the other hosts on the concatenated 3C channels.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class CrossInteraction(_ConcatMlp):
 
 
 class HypothesisTransformer(nn.Module):
-    """Position embeddings, the SHR and CHI blocks and the final norm (run by `Mhformer.forward`, which prunes between)."""
+    """Position embeddings, the SHR and CHI blocks and the final norm (run by `Mhformer.forward`, which prunes
+    between)."""
 
     def __init__(self, config: MhformerConfig) -> None:
         super().__init__()
@@ -211,7 +212,8 @@ class Mhformer(PrunableHost):
     def _prune_hypotheses(
         self, tokens: Any, index: Any, block: Any, keypoints: Any, density_noise: Any
     ) -> tuple[list[Tensor], Tensor]:
-        """One index for all three hypotheses, chosen on their joined channels (no pooling: joints are already merged)."""
+        """One index for all three hypotheses, chosen on their joined channels (no pooling: joints are already
+        merged)."""
         if index is None:
             pooled = lambda: torch.cat(tokens, dim=-1)
             index = self.select(pooled, lambda: block.frame_scores(*tokens), keypoints, density_noise)

@@ -1,7 +1,7 @@
 """MixSTE: 2D keypoints of F frames -> 3D poses, alternating attention over joints and over frames; with HoT and TPC.
 
-In: [B, F, 17, 2] normalised 2D. Out: `LiftedPose`. Source: MixSTE, CVPR 2022; pruned: HoT, CVPR 2024, tables 1-3, 10-13.
-Keys are those of the official checkpoints (models/lifting/layouts.py).
+In: [B, F, 17, 2] normalised 2D. Out: `LiftedPose`. Source: MixSTE, CVPR 2022; pruned: HoT, CVPR 2024, tables 1-3,
+10-13. Keys are those of the official checkpoints (models/lifting/layouts.py).
 """
 
 from __future__ import annotations

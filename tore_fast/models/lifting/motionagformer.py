@@ -1,7 +1,8 @@
 """MotionAGFormer: attention stream and graph stream side by side; with HoT and TPC.
 
-In: [B, F, 17, 3] = x, y, confidence. Out: `LiftedPose`. Source: MotionAGFormer, WACV 2024, and its copy in the HoT repository
-(not in the HoT paper). The graph stream normalises over nodes, so weights of deeper blocks depend on the frame count
+In: [B, F, 17, 3] = x, y, confidence. Out: `LiftedPose`. Source: MotionAGFormer, WACV 2024, and its copy in the HoT
+repository (not in the HoT paper). The graph stream normalises over nodes, so weights of deeper blocks depend on the
+frame count
 they see: base weights do not fit a pruned model after block n.
 """
 
@@ -23,7 +24,8 @@ from .._registry import model_facts
 from ._base import JOINTS, PRUNE_FIELDS, LiftedPose, PrunableHost, PruneConfig, check_pruning, register_lifting
 from .motionbert import fuse_streams
 
-# Neighbours of each joint in the spatial graph as published: the torso's links to the left hip and to both shoulders are one-way.
+# Neighbours of each joint in the spatial graph as published: the torso's links to the left hip and to both shoulders
+# are one-way.
 NEIGHBOURS = (
     (1, 7),
     (2, 0),

@@ -1,4 +1,5 @@
-"""MotionBERT's DSTformer: 2D keypoints with confidence -> 3D poses, two streams of joint and frame attention; with HoT, TPC.
+"""MotionBERT's DSTformer: 2D keypoints with confidence -> 3D poses, two streams of joint and frame attention; with HoT,
+TPC.
 
 In: [B, F, 17, 3] = x, y, confidence. Out: `LiftedPose`. Source: MotionBERT, ICCV 2023; pruned: HoT, CVPR 2024, tables
 1-3 (the "lite" size, 16.00 M). TPC w. MotionBERT has no official code: centre kept, the head runs on the f frames.

@@ -74,7 +74,8 @@ class MeshModel(Prepared):
         mesh_data: str | Path | None = None,
         **fields: Any,
     ):
-        """`config` None: the class's defaults; `fields` change it; `mesh` overrides config.mesh; `mesh_data` is the folder of
+        """`config` None: the class's defaults; `fields` change it; `mesh` overrides config.mesh; `mesh_data` is the
+        folder of
         SMPL/MANO topology files."""
         super().__init__()
         config = make_config(type(self), config, fields)
@@ -140,7 +141,8 @@ class MeshModel(Prepared):
             raise ValueError(f"{type(self).__name__}: {what} must be [{wanted}] ({meaning}), got {list(x.shape)}")
 
     def unused_official_params(self) -> int:
-        """Weights of the official file, without its trunk, that no forward pass reads and that our models do not have."""
+        """Weights of the official file, without its trunk, that no forward pass reads and that our models do not
+        have."""
         return 0
 
     def example_features(self, channels: int, rows: int, cols: int) -> object:

@@ -1,7 +1,7 @@
 """The mesh a model regresses: coarse adjacency, up-sampling matrices, rest template.
 
-In: a name ("free", "free_hand", "smpl", "mano"), a body of tore_fast.body, or arrays of one's own; out: what the models of
-this folder hold as buffers. SMPL and MANO topologies are licence-bound and come from the user's folder (argument or
+In: a name ("free", "free_hand", "smpl", "mano"), a body of tore_fast.body, or arrays of one's own; out: what the models
+of this folder hold as buffers. SMPL and MANO topologies are licence-bound and come from the user's folder (argument or
 $TORE_FAST_MESH_DATA; layout of the official repositories).
 """
 

@@ -1,7 +1,7 @@
 """FastMETRO: image tokens are encoded, joint and vertex queries decode them, in two transformers of falling width.
 
-In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput. Layers: transformer.py, mesh.py, smpl_regressor.py; TORE's
-variant is tore.py. Parameter names are the official ones, so official state dicts load strictly.
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput. Layers: transformer.py, mesh.py, smpl_regressor.py;
+TORE's variant is tore.py. Parameter names are the official ones, so official state dicts load strictly.
 Cho et al., "Cross-Attention of Disentangled Modalities for 3D Human Mesh Recovery with Transformers", ECCV 2022.
 """
 
@@ -46,7 +46,8 @@ class FastMETRO(MeshModel, TokenSelection):
     """FastMETRO for a body (three mesh levels) or a hand (two levels, never a learned up-sampling).
 
     Args:
-        config: FastMETROConfig; its fields may be given as keywords instead. With a `selector` the image tokens are pruned (ITP without GTR, an ablation of TORE's).
+        config: FastMETROConfig; its fields may be given as keywords instead. With a `selector` the image tokens are
+            pruned (ITP without GTR, an ablation of TORE's).
         mesh, mesh_data: see models/mesh/_topology.py.
 
     Example:
@@ -197,7 +198,8 @@ HANDS = {
     "fastmetro_l_h64_hand": {"backbone": "hrnet_w64", "layers": 3, **HAND},
     "fastmetro_l_eb0_hand": {"backbone": "efficientnet_b0", "layers": 3, **HAND},
 }
-# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7 multiply-adds.
+# Table 1 (transformer parameters without backbone, M) describes the paper-era layout; tables 2, B1 and H7
+# multiply-adds.
 PAPERS = {
     "fastmetro_s_r50_paper": PaperRow(9.2, None, "FastMETRO table 1"),
     "fastmetro_s_h64_paper": PaperRow(9.2, None, "FastMETRO table 1"),

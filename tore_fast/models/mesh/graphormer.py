@@ -90,7 +90,8 @@ class MeshGraphormer(DenseUpsampling):
         """Regresses the mesh.
 
         Args:
-            images: [B, 3, H, W] normalised crops; without a backbone the pair (pooled [B, C], grid [B, grid_dim, h, w]).
+            images: [B, 3, H, W] normalised crops; without a backbone the pair (pooled [B, C], grid [B, grid_dim, h,
+                w]).
             query_mask: [B, J + V] with 1 for kept and 0 for masked queries; grid tokens are never masked.
             return_attention: also form the maps "bert_1".."bert_3" over [joints; vertices; grid]; slower.
             fine: False skips up-sampling; see `coarse_joint_regressor`.

@@ -81,7 +81,8 @@ class DenseUpsampling(MeshModel):
         return super().unused_official_params() + sum(b.unused_official_params() for b in self.trans_encoder)
 
     def keep_terms(self) -> None:
-        """Both steps as one matrix: a quarter of the multiply-adds of the second step alone (431 against 1723 columns)."""
+        """Both steps as one matrix: a quarter of the multiply-adds of the second step alone (431 against 1723
+        columns)."""
         if self.upsampling2 is None:
             return
 
@@ -98,8 +99,9 @@ class METRO(DenseUpsampling, TokenSelection):
     """METRO for a body or (config.pooled) a hand.
 
     Args:
-        config: METROConfig; its fields may be given as keywords instead. With a `selector` the 49 image tokens are pruned before their learned mix into queries, which
-            then reads M tokens (our reading of ITP on METRO; a pooled model has no image tokens to prune).
+        config: METROConfig; its fields may be given as keywords instead. With a `selector` the 49 image tokens are
+            pruned before their learned mix into queries, which then reads M tokens (our reading of ITP on METRO; a
+            pooled model has no image tokens to prune).
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its points are the queries).
 
     Example:
@@ -143,7 +145,8 @@ class METRO(DenseUpsampling, TokenSelection):
 
         Args:
             images: [B, 3, H, W] normalised crops; without a backbone features [B, C, h, w] or (pooled) [B, C].
-            query_mask: [B, J + V] with 1 for kept and 0 for masked queries (train/mesh_loss.py, draw_query_mask); None keeps all.
+            query_mask: [B, J + V] with 1 for kept and 0 for masked queries (train/mesh_loss.py, draw_query_mask); None
+                keeps all.
             return_attention: also form the attention maps "bert_1".."bert_3" over [joints; vertices]; slower.
             fine: False skips up-sampling; see `coarse_joint_regressor`.
         """
@@ -211,7 +214,8 @@ def token_embedding(
     block: BertBlock, template: Tensor, mix: nn.Conv1d | None
 ) -> tuple[Tensor, Tensor]:  # [D, C], [T, D] with D = dim + width
     """Embedding and residual of [xyz; M f + c] as M (W f) + constant: the linear layers commute with the token mix, so
-    they run on the image tokens (49, or one pooled) instead of all queries (445). Positions and template are constant."""
+    they run on the image tokens (49, or one pooled) instead of all queries (445). Positions and template are
+    constant."""
     embed = block.bert["img_embedding"]
     weight = torch.cat([embed.weight, block.residual.weight])  # [D, 3 + C]
     bias = torch.cat([embed.bias + 0, block.residual.bias])

@@ -46,7 +46,8 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
         mesh, mesh_data: see models/mesh/_topology.py; the mesh must have a rest template (its joints are the queries).
 
     Example:
-        >>> out = METRO_TORE(METROToreConfig(backbone=None, selector="soft", keep_ratio=0.8))(torch.randn(1, 2048, 7, 7))
+        >>> model = METRO_TORE(backbone=None, selector="soft", keep_ratio=0.8)
+        >>> out = model(torch.randn(1, 2048, 7, 7))
         >>> out.heatmap.shape
         torch.Size([1, 39, 49])
     """

@@ -1,8 +1,10 @@
-"""TORE on FastMETRO: image tokens are pruned (ITP), the transformers decode joints only, an NSR gives the vertices (GTR).
+"""TORE on FastMETRO: image tokens are pruned (ITP), the transformers decode joints only, an NSR gives the vertices
+(GTR).
 
-In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput with the selector's heat map. Layers: itp.py, transformer.py,
-gtr_nsr.py. Parameter names are the official ones, so official state dicts load strictly. METRO's variant: metro_tore.py.
-Dou et al., "TORE: Token Reduction for Efficient Human Mesh Recovery with Transformer", ICCV 2023.
+In: [B, 3, 224, 224] crops (geometry/warp.py); out: MeshOutput with the selector's heat map. Layers: itp.py,
+transformer.py, gtr_nsr.py. Parameter names are the official ones, so official state dicts load strictly. METRO's
+variant: metro_tore.py. Dou et al., "TORE: Token Reduction for Efficient Human Mesh Recovery with Transformer", ICCV
+2023.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
     """FastMETRO with GTR and ITP, for a body or (our extension) a hand.
 
     Args:
-        config: FastMETROToreConfig; its fields may be given as keywords instead. Any token grid, widths and mesh are possible, e.g. 128 px at stride 16.
+        config: FastMETROToreConfig; its fields may be given as keywords instead. Any token grid, widths and mesh are
+            possible, e.g. 128 px at stride 16.
         mesh, mesh_data: see models/mesh/_topology.py.
 
     Example:

@@ -1,7 +1,7 @@
 """One-step latent denoiser: per-frame features of a clip -> motion latents (stage 2 of FastHMR).
 
-In: features [B, 243, 1024] (the decoder token of models/smpl/hmr2.py) and noise [B, 27, 512]; out: clean latents for the
-decoder of models/motion/vae.py. `Diffusion` holds the zero-terminal-SNR schedule, losses and samplers.
+In: features [B, 243, 1024] (the decoder token of models/smpl/hmr2.py) and noise [B, 27, 512]; out: clean latents for
+the decoder of models/motion/vae.py. `Diffusion` holds the zero-terminal-SNR schedule, losses and samplers.
 """
 
 from __future__ import annotations

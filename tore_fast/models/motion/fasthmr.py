@@ -1,6 +1,7 @@
 """FastHMR's motion decoder: one denoising step, VAE decoder, inverse kinematics.
 
-In: per-frame features [B, 243, 1024] of a host (models/smpl/hmr2.py, models/smpl/camerahmr.py) and rest joints of the shaped body;
+In: per-frame features [B, 243, 1024] of a host (models/smpl/hmr2.py, models/smpl/camerahmr.py) and rest joints of the
+shaped body;
 out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with merged layers and tokens are
 `fasthmr_hmr2` and `fasthmr_camerahmr`; pipelines/video.py joins both.
 """
@@ -167,7 +168,8 @@ class FastHMRMotion(nn.Module):
         return self.decode(z if start is None else z + start, c.frames)
 
     def condition(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the denoiser reads [B, frames, condition_dim (+ num_features)] and the latent that it corrects, if any."""
+        """What the denoiser reads [B, frames, condition_dim (+ num_features)] and the latent that it corrects, if
+        any."""
         if not self.config.correct_host:
             return tokens, None
         with torch.no_grad():
@@ -191,7 +193,8 @@ class FastHMRMotion(nn.Module):
             read: (first, last) -> per-frame features [last - first, C] on this module's device.
             num_frames: frames of the track; fewer than a clip are resampled to one and back.
             overlap: frames shared by neighbouring clips, cross-faded (27 hides seams); 0 as in the paper.
-            noise: "seeded" (by seed and clip number, so batching changes nothing) or "zeros". batch_size: clips per call.
+            noise: "seeded" (by seed and clip number, so batching changes nothing) or "zeros". batch_size: clips per
+                call.
 
         Yields:
             (first frame, Motion of the next frames), in order, every frame once.
@@ -231,7 +234,8 @@ class FastHMRMotion(nn.Module):
         conditioned on the frozen host's `tokens` [B, frames, C].
 
         Args:
-            last_step: share of the clips trained at the last timestep, the one that a single step uses; others are uniform.
+            last_step: share of the clips trained at the last timestep, the one that a single step uses; others are
+                uniform.
             joints_weight: of the decoded clip's error (`decoded_error`); both are 0 in the paper.
         """
         scaled = (features - self.feature_mean) / self.feature_std
@@ -261,11 +265,11 @@ class OnlineMotion:
     """Live use: the pose of every new frame, from the window of features that ends with it.
 
     Args:
-        motion: motion decoder (eval mode). noise: [latent_tokens, latent_dim] for every window; None is zeros. num_steps:
-            denoiser calls.
+        motion: motion decoder (eval mode). noise: [latent_tokens, latent_dim] for every window; None is zeros.
+            num_steps: denoiser calls.
 
     Example:
-        >>> live = OnlineMotion(fasthmr_motion(decoder_layers=1).eval())
+        >>> live = OnlineMotion(FastHMRMotion(decoder_layers=1).eval())
         >>> live.push(torch.zeros(1024)).joints.shape
         torch.Size([29, 3])
 

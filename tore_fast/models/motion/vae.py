@@ -19,7 +19,8 @@ from .._registry import model_facts, register_models
 
 @dataclass(frozen=True)
 class MotionVAEConfig:
-    """Defaults: FastHMR Table 15. arch "encoder_decoder" cross-attends to the latents, "all_encoder" concatenates them."""
+    """Defaults: FastHMR Table 15. arch "encoder_decoder" cross-attends to the latents, "all_encoder" concatenates
+    them."""
 
     arch: str = "encoder_decoder"
     num_features: int = 133
@@ -55,7 +56,8 @@ class VAELosses(NamedTuple):
 class MotionDecoder(nn.Module):
     """Latents [B, Nz, D] -> features [B, F, 133]: zero queries + positions through a skip transformer.
 
-    Attributes are named as in MLD; the VAE below spreads them over its own namespace so that its files load as they are.
+    Attributes are named as in MLD; the VAE below spreads them over its own namespace so that its files load as they
+    are.
     """
 
     def __init__(self, cfg: MotionVAEConfig):
@@ -115,7 +117,8 @@ def _distribution(c: MotionVAEConfig) -> nn.Linear:
 
 
 def encode_features(model: Any, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Shared by MotionEncoder and MotionVAE (both own global_motion_token, query_pos_encoder, encoder, skel_embedding)."""
+    """Shared by MotionEncoder and MotionVAE (both own global_motion_token, query_pos_encoder, encoder,
+    skel_embedding)."""
     c = model.cfg
     if features.dim() != 3 or features.shape[-1] != c.num_features:
         raise ValueError(f"motion encoder: features must be [B, F, {c.num_features}], got {list(features.shape)}")

@@ -190,7 +190,8 @@ class SMPLHead(nn.Module):
 
 @model_facts(task="smpl", family="fasthmr", crop="hmr2", loss="hmr2")
 class HMR2(Prepared):
-    """Crops -> SMPL parameters. `prepare()` for inference, `set_merging()` to change the token count of one instance."""
+    """Crops -> SMPL parameters. `prepare()` for inference, `set_merging()` to change the token count of one
+    instance."""
 
     head_query: str | None = None  # the config decides
     aux_keypoints = 0
@@ -217,7 +218,8 @@ class HMR2(Prepared):
         self.backbone.merging = merging
 
     def keep_tokens(self, keep: int, per_block: int | None = None) -> None:
-        """Mask-ToMe down to `keep` tokens from the next call on, other settings (order, prop_attn, ...) as in the config."""
+        """Mask-ToMe down to `keep` tokens from the next call on, other settings (order, prop_attn, ...) as in the
+        config."""
         changed = {"keep_tokens": keep, "merge_r": None, "merge_per_block": per_block or self.config.merge_per_block}
         self.set_merging(dataclasses.replace(self.config, **changed).merging())
 

@@ -1,8 +1,8 @@
 """HumanFoV of CameraHMR: vertical field of view of a whole image.
 
 In: images letterboxed to 256x256 (geometry/warp.py:letterbox), ImageNet-normalised; out: angles [B, 2] in radians,
-[:, 1] the vertical one, for geometry/camera.py:focal_from_fov. The trunk is HRNet-W48 whose four branches are brought to
-1/32 by stride-2 convolutions. `fc2` and `backbone.final_layer` only exist so that official files load strictly.
+[:, 1] the vertical one, for geometry/camera.py:focal_from_fov. The trunk is HRNet-W48 whose four branches are brought
+to 1/32 by stride-2 convolutions. `fc2` and `backbone.final_layer` only exist so that official files load strictly.
 """
 
 from __future__ import annotations

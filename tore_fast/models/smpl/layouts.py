@@ -92,7 +92,8 @@ def load_camerahmr(
     allow_nonfinite: bool = False,
     **overrides: Any,
 ) -> nn.Module:
-    """CameraHMR from its checkpoint, the field-of-view net from the same file (`cam_model.*`) or from `fov_net_file`."""
+    """CameraHMR from its checkpoint, the field-of-view net from the same file (`cam_model.*`) or from
+    `fov_net_file`."""
     state = _kept(state)
     if fov_net_file is not None:
         state = {k: v for k, v in state.items() if not k.startswith("cam_model.")}

@@ -21,7 +21,8 @@ def bipartite_match_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(unm_idx [B, A - r], src_idx [B, r], dst_idx [B, r], best [B, A]); indices count inside A and B, int32.
 
-    `best` is the score of each A token's partner (-inf: none may be merged), for the callers that ask how many pairs exist.
+    `best` is the score of each A token's partner (-inf: none may be merged), for the callers that ask how many pairs
+    exist.
     """
     acc = torch.promote_types(metric.dtype, torch.float32)
     batch, tokens, _ = metric.shape

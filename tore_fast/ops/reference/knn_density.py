@@ -24,8 +24,8 @@ def token_distances(
 
 
 def density_from_distances(d: Tensor, k: int, mask: Tensor | None) -> Tensor:
-    # squares of rounded roots: 1.5 ulp that sums of squares would save, but roots are what the official code compares and
-    # squares, and what ties in it ties here
+    # squares of rounded roots: 1.5 ulp that sums of squares would save, but roots are what the official code compares
+    # and squares, and what ties in it ties here
     nearest = d.topk(k, dim=-1, largest=False).values
     rho = nearest.square().mean(-1).neg().exp()
     return rho if mask is None else rho * mask

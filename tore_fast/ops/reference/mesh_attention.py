@@ -26,7 +26,8 @@ def dense_mask(row_ptr: Tensor, col_idx: Tensor, joints: int) -> Tensor:
 
 
 def dropout_keep(seed: Tensor, groups: int, rows: int, cols: int, dropout_p: float) -> Tensor:
-    """[groups, rows, cols] bool: Philox 2x32-10 with counter (row * cols + col, group) and the seed's low 32 bits as key."""
+    """[groups, rows, cols] bool: Philox 2x32-10 with counter (row * cols + col, group) and the seed's low 32 bits as
+    key."""
     device = seed.device
     lo = torch.arange(rows * cols, device=device, dtype=torch.int64).expand(groups, -1)
     hi = torch.arange(groups, device=device, dtype=torch.int64)[:, None].expand(-1, rows * cols)

@@ -1,4 +1,5 @@
-"""Plain torch pruned_attention: softmax attention with key bias, key and query lengths. Any device and floating dtype."""
+"""Plain torch pruned_attention: softmax attention with key bias, key and query lengths. Any device and floating
+dtype."""
 
 from __future__ import annotations
 
