@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ..benchmarks import run as bench
+from ..benchmarks.run import Options as Args
 from . import UsageError, arguments
-
-Args = bench.Options
 
 
 def run(args: Args) -> int:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -227,7 +228,10 @@ def _images(
             print(f"note: {args.boxes}: boxes for {len(absent)} images that are not there: {shown}", file=sys.stderr)
     entries: list[dict] = []
 
-    def write(path: Path, result: Any) -> dict:
+    def write(path: Path, result: Any) -> tuple[Any, dict]:
+        return result, entry_of(path, result)
+
+    def entry_of(path: Path, result: Any) -> dict:
         entry: dict[str, Any] = {"name": names[path], "source": str(path), "files": []}
         if result.error is not None:
             return entry | {"error": result.error}
@@ -252,7 +256,7 @@ def _images(
     with args.progress(len(paths), "img") as bar, InOrder(available_cpus(), told) as queue:
         try:
             for path, result in zip(paths, pipeline.stream(paths, boxes)):
-                queue.put(lambda p=path, r=result: (r, write(p, r)))
+                queue.put(partial(write, path, result))
         except ValueError as e:  # the model's output does not fit a mesh
             raise UsageError(f"--model: {e}") from e
     pipeline.seconds["write"] = queue.waited_s  # the rest ran beside the model

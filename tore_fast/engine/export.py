@@ -200,6 +200,7 @@ def _onnx(model: nn.Module, example: Tensor, path: Path, contract: dict, dynamic
     program = torch.onnx.export(
         _program(model, example, dynamic), input_names=["input"], output_names=names, dynamo=True, verbose=False
     )
+    assert program is not None  # dynamo=True returns it
     program.model.metadata_props["tore_fast"] = json.dumps(contract)
     with replacing(path) as part:
         program.save(part, external_data=False)
