@@ -35,9 +35,8 @@ from .options import check_camera
 BOX_MODES = ("auto", "model", "full", "centre")
 REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
 # A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still.
-# Mean 2D
-# error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies
-# unchanged.
+# Mean 2D error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %,
+# bodies unchanged.
 SHRUNK = 0.5
 
 Box = tuple[float, float, float, float]

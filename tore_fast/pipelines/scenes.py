@@ -1,8 +1,7 @@
 """Results of predict (images and videos) and lift on disk -> scenes for the viewers of vis/.
 
-In: the output folder, its results.json, an npz, or a GLB of still meshes. Out: vis.scene.Scene. Nothing is run but
-the body
-model of a video's parameters.
+In: the output folder, its results.json, an npz, or a GLB of still meshes. Out: vis.scene.ResultScene. Nothing is run but
+the body model of a video's parameters.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One HTML page with bodies that turn and play: opens from disk, needs no network and no other file.
 
-In: Scene. Out: the page of assets/page.html (a small WebGL 2 renderer) with the data as base64: points as 16-bit
-steps of
-their bounding box (below 0.1 mm for a body), the photograph as JPEG. Called by cli/view.py and pipelines/results.py.
+In: ResultScene. Out: the page of assets/page.html (a small WebGL 2 renderer) with the data as base64: points as 16-bit
+steps of their bounding box (below 0.1 mm for a body), the photograph as JPEG. Called by cli/view.py and
+pipelines/results.py.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """FastHMR's motion decoder: one denoising step, VAE decoder, inverse kinematics.
 
 In: per-frame features [B, 243, 1024] of a host (models/smpl/hmr2.py, models/smpl/camerahmr.py) and rest joints of the
-shaped body;
-out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with merged layers and tokens are
-`fasthmr_hmr2` and `fasthmr_camerahmr`; pipelines/video.py joins both.
+shaped body; out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with merged layers and tokens
+are `fasthmr_hmr2` and `fasthmr_camerahmr`; pipelines/video.py joins both.
 """
 
 from __future__ import annotations
