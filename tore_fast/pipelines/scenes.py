@@ -1,6 +1,6 @@
 """Results of predict (images and videos) and lift on disk -> scenes for the viewers of vis/.
 
-In: the output folder, its results.json, an npz, or a GLB of still meshes. Out: vis.scene.ResultScene. Nothing is run but
+In: the output folder, its results.json, an npz, or a GLB of still meshes. Out: vis.scene.ResultScene. Nothing runs but
 the body model of a video's parameters.
 """
 
