@@ -1,8 +1,7 @@
 """Error and time of an accelerated model beside the unmodified one, without labels, on the user's own inputs.
 
 In: a handle and images; out: plain dicts for JSON. The error is the mean distance of 3D joints in millimetres where
-the outputs have
-joints, else the relative difference of the output tensor.
+the outputs have joints, else the relative difference of the output tensor.
 """
 
 from __future__ import annotations
@@ -198,8 +197,7 @@ def benchmark(handle: Handle, images: Any, boxes: Any = None, repeats: int = 5) 
     """Whole-call times in ms, unmodified and accelerated in turns, and the ratio of their medians.
 
     On CUDA also the peak memory. The stages inside (ViT, decoder) are the user's code: `vit_ms` is the time of the
-    ViT's
-    forward calls.
+    ViT's forward calls.
     """
     obj, host = handle.host.root, handle.host
     device = next(host.vit.parameters()).device

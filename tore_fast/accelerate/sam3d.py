@@ -1,8 +1,8 @@
 """SAM 3D Body: which pass runs (body or hands), person coverage of its crops, and its exact speed-ups.
 
 In: the user's own `SAM3DBody` object; out: overrides on that instance, undone by `remove`. Written from the published
-interface
-(attribute names and shapes); nothing of that project is part of this one. Its weights and code have their own licence.
+interface (attribute names and shapes); nothing of that project is part of this one. Its weights and code have their own
+licence.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Timing:
         return "\n".join(lines)
 
 
-class Pending(NamedTuple):
+class WaitingCrop(NamedTuple):
     """A crop that waits for its batch."""
 
     frame: int
@@ -270,7 +270,7 @@ class VideoPipeline:
                 store.facts["tracker"] = cast(Any, tracker).state()
             store.commit(next_frame, finished)
 
-        pending: list[Pending] = []
+        pending: list[WaitingCrop] = []
         timing, last = self.timing, store.next_frame
         errors: list[str] = getattr(source, "problems", [])
         frames = source.frames(store.next_frame)
@@ -303,7 +303,7 @@ class VideoPipeline:
                     for i, t in enumerate(tracks):
                         own = None if mask is None else mask[i]
                         pending.append(
-                            Pending(index, t, tuple(boxes[t]), squares[i].x_y_side, (w, h), focal, crops[i], own)
+                            WaitingCrop(index, t, tuple(boxes[t]), squares[i].x_y_side, (w, h), focal, crops[i], own)
                         )
             last = index + 1
             timing.frames += 1
@@ -317,7 +317,7 @@ class VideoPipeline:
         commit(last, finished=True)
         return store
 
-    def _flush(self, store: TrackStore, pending: list[Pending]) -> None:
+    def _flush(self, store: TrackStore, pending: list[WaitingCrop]) -> None:
         size = self.options.batch_size
         runs = [list(run) for _, run in itertools.groupby(pending, key=lambda p: p.mask is None)]
         for part in (run[first : first + size] for run in runs for first in range(0, len(run), size)):
