@@ -118,6 +118,17 @@ def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
         raise ValueError(f"{host}: knn must be in 1..{frames} (frames), got {config.knn}")
 
 
+def pose_frames(config: Any) -> Tensor | None:
+    """[f'] frames that the poses of TRA with `recover_frames` f' < F stand for (HoT, table 11): the middles of f' equal
+    parts of the window. None where every frame has a pose, or only the kept ones have."""
+    frames, recovered = config.frames, config.recover_frames
+    if config.recovery != "tra" or recovered in (None, frames):
+        return None
+    if recovered > frames:
+        raise ValueError(f"recover_frames: more poses ({recovered}) than the window has frames ({frames})")
+    return ((torch.arange(recovered) + 0.5) * frames / recovered).floor().long()
+
+
 PRUNE_FIELDS = tuple(f.name for f in fields(PruneConfig))
 
 
