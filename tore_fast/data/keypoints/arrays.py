@@ -25,7 +25,7 @@ def read_npy_file(path: Path) -> Found:
 
 
 def _ragged(raw: np.ndarray, path: Path) -> Found:
-    """A list of frames, each [joints, 2 or 3], [people, joints, 2 or 3] or None: not the same number of people in all."""
+    """A list of frames, each [joints, 2 or 3], [people, joints, 2 or 3] or None: the number of people may differ."""
     frames: dict[int, list[SeenPerson]] = {}
     for i, frame in enumerate(raw):
         frames[i] = []
