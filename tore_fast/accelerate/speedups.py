@@ -270,7 +270,8 @@ def near_exact(host: Host, names: tuple[str, ...], puts: Overrides) -> None:
             ("head_pose", "decoder", "forward_decoder"),
             ("head_pose_hand", "decoder_hand", "forward_decoder_hand"),
         ):
-            part, layers = getattr(model, head, None), getattr(model, decoder, None)
+            part: Any = getattr(model, head, None)
+            layers: Any = getattr(model, decoder, None)
             if not _has(part, "mhr") or not _has(layers, "layers") or not _has(model, run_of):
                 continue
             if not _takes_switch(part.mhr):
@@ -281,7 +282,9 @@ def near_exact(host: Host, names: tuple[str, ...], puts: Overrides) -> None:
             found = True
         _need(found, "correctives", "head_pose.mhr and decoder.layers")
     if "keypoint_rows" in names:
-        heads = [h for h in (getattr(model, n, None) for n in ("head_pose", "head_pose_hand")) if h is not None]
+        heads: list[Any] = [
+            h for h in (getattr(model, n, None) for n in ("head_pose", "head_pose_hand")) if h is not None
+        ]
         heads = [h for h in heads if isinstance(getattr(h, "_parameters", {}).get("keypoint_mapping"), Tensor)]
         for head in heads:
             puts.put(head, "keypoint_mapping", _Rows(head), "keypoint_rows")
@@ -289,7 +292,9 @@ def near_exact(host: Host, names: tuple[str, ...], puts: Overrides) -> None:
     if "decoder_autocast" in names:
         weight = next(host.vit.parameters())
         dtype = weight.dtype if weight.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
-        decoders = [d for d in (getattr(model, n, None) for n in ("decoder", "decoder_hand")) if _has(d, "layers")]
+        decoders: list[Any] = [
+            d for d in (getattr(model, n, None) for n in ("decoder", "decoder_hand")) if _has(d, "layers")
+        ]
         for layer in (layer for d in decoders for layer in d.layers):
             puts.put(layer, "forward", Autocast(layer.forward, weight.device.type, dtype), "decoder_autocast")
         _need(decoders, "decoder_autocast", "decoder.layers")
