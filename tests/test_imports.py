@@ -43,3 +43,16 @@ def test_every_import_resolves(folder, monkeypatch):
     found = {(m, n): f"{p.relative_to(ROOT)}:{line}" for p in files for line, m, n in imports(p)}
     assert found or folder == "studies"
     assert not {f"{where}: {m}.{n}" for (m, n), where in found.items() if not resolves(m, n)}
+
+
+def test_a_class_name_is_used_once():
+    """Two classes of one name are two concepts under one word, or one concept twice. `Args` is a command's options."""
+    where: dict[str, set[str]] = {}
+    for path in (ROOT / "tore_fast").glob("**/*.py"):
+        part = path.relative_to(ROOT / "tore_fast")
+        if part.parts[0] not in ("benchmarks", "triton_kernels"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and node.name != "Args":
+                    where.setdefault(node.name, set()).add(str(part))
+    assert len(where) > 300
+    assert {name: sorted(files) for name, files in where.items() if len(files) > 1} == {}

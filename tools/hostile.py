@@ -6,10 +6,9 @@ evil files.
     python tools/hostile.py fuzz --seconds 60 --seed 7 --keep DIR
 
 A file may be read, or refused with one line that is a ValueError or OSError. Everything else fails: another
-exception, a signal, more
-than LIMIT_S seconds, more than LIMIT_BYTES of memory, another program than ffmpeg, a connection, a file written
-elsewhere. Cases are
-numbered; seed, kind and number make the same file again. tests/test_hostile.py runs some seconds of each kind.
+exception, a signal, more than LIMIT_S seconds, more than LIMIT_BYTES of memory, another program than ffmpeg, a
+connection, a file written elsewhere. Cases are numbered; seed, kind and number make the same file again.
+tests/test_hostile.py runs some seconds of each kind.
 """
 
 from __future__ import annotations

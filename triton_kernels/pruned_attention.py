@@ -367,8 +367,7 @@ def _vector(name: str, t: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor 
 
 def _strides(*tensors: torch.Tensor) -> tuple[int, list[int]]:
     """(unit, batch, head and token strides in units). Triton knows of an argument only whether 16 divides it; the
-    factor 8
-    as a constant shows it the 16-byte loads of every stride that 8 divides (head dimensions 24, 40, 80 side by
+    factor 8 as a constant shows it the 16-byte loads of every stride that 8 divides (head dimensions 24, 40, 80 side by
     side)."""
     strides = [s for t in tensors for s in t.stride()[:3]]
     unit = 8 if all(s % 8 == 0 for s in strides) else 1

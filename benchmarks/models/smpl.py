@@ -3,8 +3,7 @@
 The two compute different things on purpose (fewer layers and tokens), so a `fasthmr_host` case compares equal models:
 official-style (explicit softmax attention, nothing folded; only for full hosts, upstream merges nothing), eager,
 folded, compiled; on a GPU each also inside a CUDA graph (`graph_ms`). `fasthmr_reduction` is the merged against the
-full host, both
-folded: what reduction alone brings.
+full host, both folded: what reduction alone brings.
 """
 
 from __future__ import annotations

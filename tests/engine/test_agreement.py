@@ -6,9 +6,8 @@ spread for the random weights here, which amplify more than trained ones. A mean
 therefore the limit, 30 % for the worst number (60 % for motion, whose twists are directions of regressed pairs: one
 near zero turns far). Frames that are pruned are given, since another choice of frames is another computation; a test of
 its own says how many differ. An error in an island (coordinates, rotations, softmax) is far above both. Trained weights
-are held to
-lengths: mean vertex difference 2 mm (the default model's own error is 40 mm and more), landmarks 0.5 % of the crop's
-side.
+are held to lengths: mean vertex difference 2 mm (the default model's own error is 40 mm and more), landmarks 0.5 % of
+the crop's side.
 """
 
 import numpy as np

@@ -4,7 +4,7 @@ import torch
 
 import tore_fast
 from tore_fast.engine import Engine
-from tore_fast.engine.staging import Host
+from tore_fast.engine.staging import HostStaging
 from tore_fast.geometry.warp import normalise_image
 from tore_fast.models import create_model, load
 
@@ -56,7 +56,7 @@ def test_stream_keeps_the_order(engine):
 
 def test_the_path_of_the_graphs_on_the_cpu(model):
     """Buckets, slots and padding as on a GPU; the step is a plain call."""
-    graph = Engine(model, "cpu", "fp32", batch=4, mode="graph", platform=Host())
+    graph = Engine(model, "cpu", "fp32", batch=4, mode="graph", platform=HostStaging())
     x = torch.randn(7, *SIZE)
     with torch.no_grad():
         want = model(x)
@@ -70,7 +70,7 @@ def test_the_path_of_the_graphs_on_the_cpu(model):
 
 
 def test_a_capture_that_fails_is_said_or_raised(model):
-    class Refuses(Host):
+    class Refuses(HostStaging):
         def capture(self, step):
             raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tore_fast.engine.staging import Bucket, Host, bucket_sizes, join, pad, split, take
+from tore_fast.engine.staging import Bucket, HostStaging, bucket_sizes, join, pad, split, take
 
 
 @pytest.mark.parametrize("largest, sizes", [(1, (1,)), (2, (1, 2)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))])
@@ -44,7 +44,7 @@ def step(x, y=None):
 
 
 def test_results_stay_with_their_batch_however_many_are_in_flight():
-    bucket = Bucket(step, (torch.zeros(4, 3),), 4, Host())
+    bucket = Bucket(step, (torch.zeros(4, 3),), 4, HostStaging())
     batches = [torch.full((n, 3), float(i)) for i, n in enumerate((4, 1, 3, 2, 4, 4))]
     tickets = [bucket.submit((x,), len(x)) for x in batches]  # three times as many as there are slots
     for x, ticket in zip(batches, tickets):
@@ -54,7 +54,7 @@ def test_results_stay_with_their_batch_however_many_are_in_flight():
 
 
 def test_a_result_is_not_overwritten_by_later_steps():
-    bucket = Bucket(step, (torch.zeros(2, 3), torch.zeros(2)), 2, Host())
+    bucket = Bucket(step, (torch.zeros(2, 3), torch.zeros(2)), 2, HostStaging())
     first = bucket.submit((torch.ones(2, 3), torch.ones(2)), 2).result()
     for i in range(5):
         bucket.submit((torch.full((2, 3), 7.0 * i), torch.zeros(2)), 2)
@@ -62,12 +62,12 @@ def test_a_result_is_not_overwritten_by_later_steps():
 
 
 def test_optional_arguments_stay_none():
-    bucket = Bucket(step, (torch.zeros(2, 3), None), 2, Host())
+    bucket = Bucket(step, (torch.zeros(2, 3), None), 2, HostStaging())
     assert bucket.submit((torch.ones(1, 3), None), 1).result()["sum"].tolist() == [3.0]
 
 
 def test_work_follows_the_copy_in_and_the_copy_out_follows_the_work():
-    host = Host()
+    host = HostStaging()
     bucket = Bucket(step, (torch.zeros(2, 3),), 2, host)
     host.log.clear()
     ticket = bucket.submit((torch.ones(2, 3),), 2)

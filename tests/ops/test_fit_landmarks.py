@@ -131,7 +131,7 @@ def test_cost_never_grows_and_converges():
     assert (costs.diff(dim=0) <= 1e-9).all() and (costs[-1] < 0.9 * costs[0]).all()
     end = run(p, "reference", steps=60)
     problem, state = prepared(p)
-    state = reference.Person(end.rotations, end.betas, end.camera)
+    state = reference.Unknowns(end.rotations, end.betas, end.camera)
     g = reference.normal_equations(problem, state)[1]
     inside = torch.cat(
         (torch.ones(5, 15), (end.betas.abs() < 2.99), end.camera[:, :3] * 0 + 1, end.camera[:, 3:].abs() < 0.299), 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tore_fast.pipelines.people import PeopleFinder
-from tore_fast.pipelines.people_tracks import OneEuro, PeopleTracker
+from tore_fast.pipelines.people_tracks import PeopleTracker
 from tore_fast.pipelines.photographs import PhotographPipeline
 
 
@@ -56,15 +56,9 @@ def test_people_side_by_side_have_numbers_of_their_own(finder, frames):
         assert np.ptp(noses) < 60
 
 
-def test_the_filter():
-    rng = np.random.default_rng(0)
-    noise, smooth = rng.normal(0, 0.01, (200, 2)), OneEuro(30.0)
-    out = np.stack([smooth(x) for x in noise])
-    assert np.abs(np.diff(out, axis=0)).mean() < 0.4 * np.abs(np.diff(noise, axis=0)).mean()
-    ramp, fast = np.linspace(0, 10, 100), OneEuro(30.0)
-    assert abs([float(fast(np.array(x))) for x in ramp][-1] - 10) < 0.3  # fast motion is followed
-    with pytest.raises(ValueError, match="rate must be positive"):
-        OneEuro(0)
+def test_a_rate_that_is_none(finder):
+    with pytest.raises(ValueError, match="fps must be positive"):
+        PeopleTracker(finder, 0)
 
 
 def test_a_video_of_fitted_bodies(finder, frames):

@@ -5,10 +5,9 @@
     python -m tools.assets.readme_image docs/images/worst_hand.jpg --model tore_default_hand --set hard --worst
 
 The first is the README's: the default (landmarks and fit) on the built-in portrait and on the first five images of
-the easy
-held-out set, no picking: image, landmarks, body, the body from the side. The others, of docs/default_model.md: a
-named model on
-the six of the first hundred images of a held-out set with the largest PA-MPJPE: image, overlay, the mesh from the side.
+the easy held-out set, no picking: image, landmarks, body, the body from the side. The others, of docs/default_model.md:
+a named model on the six of the first hundred images of a held-out set with the largest PA-MPJPE: image, overlay, the
+mesh from the side.
 """
 
 from __future__ import annotations

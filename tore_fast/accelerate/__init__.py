@@ -1,8 +1,8 @@
 """`tore_fast.accelerate(obj, ...)`: token and layer merging on a model that somebody else built, undone by one call.
 
 In: a SAM 3D Body estimator or model, a DINOv3 hub model, a 4D-Humans or CameraHMR model, timm's VisionTransformer or
-Eva,
-transformers' Dinov2 or DINOv3, or a host of this package; out: a `Handle`. Nothing of those projects is part of this
+Eva, transformers' Dinov2 or DINOv3, or a host of this package; out: a `Handle`. Nothing of those projects is part of
+this
 one:
 blocks are known by what they have and proved by running them. docs/accelerate.md says when it pays.
 """

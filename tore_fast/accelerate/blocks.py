@@ -1,8 +1,7 @@
 """How the blocks of each known family compute, so that tokens can merge between attention and MLP.
 
 In: a block of somebody's model; out: its `Family`, chosen by what the block has, never by its class's name, and
-proved by
-running both on random tokens (`probe`). Nothing here holds weights: the block's own modules do the work.
+proved by running both on random tokens (`probe`). Nothing here holds weights: the block's own modules do the work.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 In: the arguments of a block's call; out: what the block returns, with fewer tokens in between. The last block gives
 every token of the grid its group's row back, so that whatever follows sees the map that it expects. One forward pass
-at a time
-per model: the state lives beside the blocks.
+at a time per model: the state lives beside the blocks.
 """
 
 from __future__ import annotations

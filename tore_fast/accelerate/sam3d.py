@@ -1,8 +1,8 @@
 """SAM 3D Body: which pass runs (body or hands), person coverage of its crops, and its exact speed-ups.
 
 In: the user's own `SAM3DBody` object; out: overrides on that instance, undone by `remove`. Written from the published
-interface
-(attribute names and shapes); nothing of that project is part of this one. Its weights and code have their own licence.
+interface (attribute names and shapes); nothing of that project is part of this one. Its weights and code have their own
+licence.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Branch:
             found = self._box(batch, hand, size, crops)
             mask = batch.get("mask")
             if self.masks != "box" and mask is not None and not hand:
-                mask = mask.reshape(len(crops), *mask.shape[-2:]).float()
+                mask = mask.reshape(len(crops), *mask.shape[-2:]).float().clamp(0, 1)  # 0/1 or 0/255
                 score = batch.get("mask_score")
                 given = torch.ones(len(crops), device=mask.device) if score is None else score.reshape(-1)
                 found = torch.where((given > 0)[:, None, None], mask, found)

@@ -1,9 +1,8 @@
 """Layer merging of somebody's model in place: a new list with fewer blocks, the old one kept for undoing.
 
 In: a `Host` and an `ECLMPlan`; out: the merged list. With layer scale, equation 4 is applied to the product of scale
-and
-weights ("fold"), which is what the block computes, and the result is divided by the top block's scale again: nothing
-becomes subnormal in 16 bits. Pairs take the upper block whole.
+and weights ("fold"), which is what the block computes, and the result is divided by the top block's scale again:
+nothing becomes subnormal in 16 bits. Pairs take the upper block whole.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class TrainArgs:
     """Config fields of the model to change, NAME VALUE pairs: depth 4 qkv_bias false embed_dims 16,32,48,64 ..."""
     checkpoint: Path | None = None
     """Weights to start from: a checkpoint folder, an official file, `default` (built in), or the last.pt or best.pt of
-    a run. Every tensor that fits
-    by name and shape is taken; whether that was the whole model or its backbone is printed. A run that goes on has its
+    a run. Every tensor that fits by name and shape is taken; whether that was the whole model or its backbone is
+    printed. A run that goes on has its
     own."""
     test: bool = False
     """When the training ends, measure the weights it exports on the test data; print it and write OUT/test.json."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class Args(TrainArgs):
     """Trains the motion prior on motion files, or with --motion-prior the denoiser, on files that also hold a
-    regressor's
-    features. The same command resumes a stopped run. Every tenth motion is measured; the last averaged weights are
+    regressor's features. The same command resumes a stopped run. Every tenth motion is measured; the last averaged
+    weights are
     exported."""
 
     data: Path

@@ -15,8 +15,7 @@ from . import UsageError, arguments
 @dataclass(kw_only=True)
 class Args:
     """Shows results of predict (images, videos) and lift in the browser: bodies at their places in front of the
-    photograph,
-    several people, a frame slider, skeleton or mesh, joint names, the photograph's camera, downloads.
+    photograph, several people, a frame slider, skeleton or mesh, joint names, the photograph's camera, downloads.
 
     The server (extra `viewer`) is reached from this machine alone. Over SSH: ssh -L 8080:localhost:8080 HOST. Ctrl-C
     ends it.

@@ -173,8 +173,7 @@ class BoxTracker:
 
     Args:
         detector: frame -> detections (see as_detections). min_overlap: IoU that joins. max_lost: frames a track
-            survives
-            without a box. min_side: smaller boxes (px) are dropped.
+            survives without a box. min_side: smaller boxes (px) are dropped.
     """
 
     def __init__(self, detector: Detector, min_overlap: float = 0.3, max_lost: int = 15, min_side: float = 16.0):

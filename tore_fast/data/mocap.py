@@ -2,8 +2,7 @@
 cameras.
 
 In: a folder with clips.npz + index.json, or .bvh / .asf + .amc files. Out: `Motion` (world, z up) and `PoseClip`s. Next
-on the
-way: train/lifting.py.
+on the way: train/lifting.py.
 """
 
 from __future__ import annotations

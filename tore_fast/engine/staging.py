@@ -2,8 +2,8 @@
 
 A batch is cut into buckets (powers of two and the largest) and filled up by repeating its last item. On CUDA every
 bucket has two slots of pinned memory, so that the copy of one batch runs beside the work on the other; results come
-back on a stream of their own. `Host` does the same with plain calls: the order of events is tested with it where there
-is no GPU.
+back on a stream of their own. `HostStaging` does the same with plain calls: the order of events is tested with it where
+there is no GPU.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Cuda:
         return graph.replay, outputs
 
 
-class Host:
+class HostStaging:
     """The same on the CPU, in order: one stream, a "graph" that calls the step and copies its results."""
 
     device = torch.device("cpu")

@@ -52,7 +52,7 @@ def aligned_mean(points: Tensor) -> Tensor:  # [K, B, N, 3] -> [B, N, 3]
     return total / (len(points) + 1)
 
 
-class MeshOutput(NamedTuple):
+class AveragedMesh(NamedTuple):
     vertices: Tensor  # [B, V, 3]
     mesh_joints: Tensor  # [B, J, 3] regressed from the mesh of every view, then averaged on their own
 
@@ -68,7 +68,7 @@ class MultiScale(nn.Module):
         super().__init__()
         self.model, self.regress = model, regress
 
-    def forward(self, crops: Tensor) -> MeshOutput:
+    def forward(self, crops: Tensor) -> AveragedMesh:
         meshes = torch.stack([self.model(view).vertices.float() for view in crops.unbind(1)])
         joints = self.regress(meshes.flatten(0, 1)).unflatten(0, meshes.shape[:2])
-        return MeshOutput(aligned_mean(meshes), aligned_mean(joints))
+        return AveragedMesh(aligned_mean(meshes), aligned_mean(joints))

@@ -1,8 +1,7 @@
 """How a predicted mesh is scored against a record: body (Human3.6M, 3DPW, ...) and hand (FreiHAND) protocols.
 
 In: predicted vertices [B, V, 3] and records of data/readers. Out: one row of numbers per item (rows.py keeps them), and
-means
-over all rows. Next on the way: evaluate.py runs a model over a reader. Source: official evaluations.
+means over all rows. Next on the way: evaluate.py runs a model over a reader. Source: official evaluations.
 """
 
 from __future__ import annotations

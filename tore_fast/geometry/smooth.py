@@ -66,6 +66,8 @@ class OneEuro:
     def __init__(
         self, fps: float, min_cutoff: float = MIN_CUTOFF_HZ, beta: float = SPEED_HZ, speed_cutoff: float = 1.0
     ):
+        if not 0 < fps < math.inf:
+            raise ValueError(f"OneEuro: fps must be positive, got {fps}")
         self.fps, self.min_cutoff, self.beta, self.speed_cutoff = fps, min_cutoff, beta, speed_cutoff
         self._value: np.ndarray | None = None
         self._speed: np.ndarray | None = None

@@ -2,9 +2,8 @@
 
 In: a path; out: what the file holds, tensors among plain Python values. The pickle inside is read by inert_pickle.py,
 which calls nothing; settings objects and other classes become an Unknown. Every storage's size is checked against the
-file
-before memory is taken for it. Refused in one line: TorchScript archives and tars, compressed members (zip bombs), sizes
-the file does not have, sparse, quantised and meta tensors, pipes and devices. torch.load is not used.
+file before memory is taken for it. Refused in one line: TorchScript archives and tars, compressed members (zip bombs),
+sizes the file does not have, sparse, quantised and meta tensors, pipes and devices. torch.load is not used.
 Next on the way: models/_checkpoint.py finds the state dict in it, train/ resumes a run from it.
 """
 

@@ -1,8 +1,7 @@
 """Analytic inverse kinematics of HybrIK: joint positions + twists -> one rotation per joint.
 
 In: posed joints [B, J, 3] and twists (cos, sin) [B, R - 1, 2] from models/motion/fasthmr.py, rest joints of the shaped
-body;
-out: local rotations [B, R, 3, 3] for body/. `joints_to_features` is the way back (training data of
+body; out: local rotations [B, R, 3, 3] for body/. `joints_to_features` is the way back (training data of
 models/motion/vae.py). Joints of one depth of the tree are solved together, so 23 joints take 8 batched steps.
 """
 

@@ -3,8 +3,7 @@
 In: a model in eval mode. What is kept: weights in the layout of a product's backend (layers/linear.py), terms that are
 the same for every image or clip (layers/transformer.py, layers/tra.py), weights with a batch norm or a second weight
 folded in (models/backbones/vit.py, layers/decoder_head.py). Outputs change by rounding only. One mechanism keeps it all
-and notices
-changes: ops/_derived.py.
+and notices changes: ops/_derived.py.
 """
 
 from __future__ import annotations

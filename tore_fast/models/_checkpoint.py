@@ -2,8 +2,7 @@
 
 In: the name of built-in weights, a registered name, a checkpoint folder of ours (config.json + model.safetensors,
 nothing executable) or an official file, which is read once (_weights.py), recognised by its keys and built by its
-family's
-`layouts.py`. Out: a model in eval mode, strictly loaded.
+family's `layouts.py`. Out: a model in eval mode, strictly loaded.
 """
 
 from __future__ import annotations

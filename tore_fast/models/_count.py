@@ -10,8 +10,8 @@ TORE, METRO |
 N0 (C + 4), a CTM N^2 C + N k + N^2 + N C; GELU and softmax are free | TCFormer |
 
 "products" and "layers" compute nothing where the model is on the meta device. Used by `tore-fast list` and
-docs/models.md;
-FLOPs of a single op in the usual sense: `torch.utils.flop_counter` knows our kernels (formulas in ops/<stem>.py).
+docs/models.md; FLOPs of a single op in the usual sense: `torch.utils.flop_counter` knows our kernels (formulas in
+ops/<stem>.py).
 """
 
 from __future__ import annotations

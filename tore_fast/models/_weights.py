@@ -85,8 +85,7 @@ class NoInit(TorchFunctionMode):
     """Context in which a model is built without random numbers: for weights that a strict load replaces.
 
     A fill writes the middle of its distribution: torch.nn.init.trunc_normal_ draws again until all values lie in its
-    bounds, so
-    memory left as it was could keep it there for ever.
+    bounds, so memory left as it was could keep it there for ever.
     """
 
     _KEPT = frozenset({torch.Tensor.erfinv_, torch.nn.init.orthogonal_, torch.nn.init.kaiming_uniform_})

@@ -88,7 +88,7 @@ class BatchSummary:
         return self.fresh_images / self.seconds if self.seconds else 0.0
 
 
-class Engine(Protocol):
+class Scaler(Protocol):
     """Gets all pending units of a folder worked on; returns how many workers died on the way."""
 
     def __call__(
@@ -348,4 +348,4 @@ def _ray(folder: BatchFolder, factory: Callable, config: BatchConfig, workers: i
     return 0
 
 
-ENGINES: dict[str, Engine] = {"processes": _processes, "torchrun": _torchrun, "ray": _ray}
+ENGINES: dict[str, Scaler] = {"processes": _processes, "torchrun": _torchrun, "ray": _ray}

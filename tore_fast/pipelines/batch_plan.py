@@ -2,8 +2,8 @@
 
 In: tars and folders; out: a folder with `manifest.json`, `plan/unit-*.json` (the images of each unit), `claims/` (who
 is at it) and `results/unit-*.npz`. A result appears whole and only once, whoever wrote it, so no image is lost or there
-twice
-after any kill. A claim is a file lock: it ends with its process. Next on the way: batch.py runs a model over units.
+twice after any kill. A claim is a file lock: it ends with its process. Next on the way: batch.py runs a model over
+units.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class BodyModel:
         raise NotImplementedError
 
 
-class MeshModel(BodyModel):
+class MeshBody(BodyModel):
     """A network whose output has `camera`, `vertices` and `vertices_coarse`."""
 
     def __init__(
@@ -279,7 +279,7 @@ def body_model(
     if facts is not None and facts.task == "smpl":
         return HostModel(network, load_named_body(body), device, precision, box_rule, masks, own)
     if facts is None or facts.task == "mesh":  # of another project: its output tells whether it fits
-        return MeshModel(network, device, precision, topology, mesh_data, own)
+        return MeshBody(network, device, precision, topology, mesh_data, own)
     raise ValueError(
         f"{source}: expected a model of task mesh or smpl (fastmetro*, metro*, graphormer*, tore_default, "
         f"tcformer_*_hmr, hmr2*, camerahmr*, fasthmr_*), got {type(network).__name__}"

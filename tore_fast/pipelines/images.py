@@ -35,9 +35,8 @@ from .options import check_camera
 BOX_MODES = ("auto", "model", "full", "centre")
 REFINE_STEPS = 2  # how often "auto" crops again around what the model saw
 # A second look that sees half the size is distrusted: it cropped into the person, and the next would see less still.
-# Mean 2D
-# error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %, bodies
-# unchanged.
+# Mean 2D error of 32 synthetic images, share of the size: hands in tight frames 23 -> 17 %, 1.7x wider 40 -> 38 %,
+# bodies unchanged.
 SHRUNK = 0.5
 
 Box = tuple[float, float, float, float]
@@ -118,7 +117,7 @@ class Job(NamedTuple):
     crop: Crop
 
 
-class Seen(NamedTuple):
+class Output(NamedTuple):
     """What the model gave for one crop."""
 
     camera: np.ndarray
@@ -322,7 +321,7 @@ class ImagePipeline:
                     jobs[i], seen[i] = job, fresh
         return [self._person(job, s) for job, s in zip(jobs, seen)]
 
-    def _run(self, jobs: list[Job]) -> list[Seen]:
+    def _run(self, jobs: list[Job]) -> list[Output]:
         start = time.perf_counter()
         sights = [Sight(j.pixels, j.crop, j.focal_px) for j in jobs]
         if self._fixed_batch:
@@ -330,9 +329,9 @@ class ImagePipeline:
         found: Bodies = self.body_model(sights)
         self.seconds["model"] += time.perf_counter() - start
         rows: Any = ((None if array is None else array[i] for array in found) for i in range(len(jobs)))
-        return [Seen(*row) for row in rows]
+        return [Output(*row) for row in rows]
 
-    def _refined(self, jobs: list[Job], seen: list[Seen]) -> dict[int, Job]:
+    def _refined(self, jobs: list[Job], seen: list[Output]) -> dict[int, Job]:
         """For "auto" jobs, by number: the box of the mesh just seen, where it is plausible and clearly another than the
         crop."""
         closer = {}
@@ -351,7 +350,7 @@ class ImagePipeline:
                 closer[i] = job._replace(box=box, crop=new)
         return closer
 
-    def _person(self, job: Job, seen: Seen) -> Person:
+    def _person(self, job: Job, seen: Output) -> Person:
         height, width = job.pixels.shape[:2]
         principal = self._principal_px or (width / 2, height / 2)
         place = camera.image_camera(seen.camera, job.crop.center, job.crop.side)
@@ -415,11 +414,11 @@ def read_result(image: Any) -> ImageResult:
     return ImageResult(name, (pixels.shape[1], pixels.shape[0]), [], None, pixels)
 
 
-def _points(job: Job, seen: Seen) -> np.ndarray:  # [V, 2] pixels of the image
+def _points(job: Job, seen: Output) -> np.ndarray:  # [V, 2] pixels of the image
     return job.crop.to_image(seen.camera[0] * (seen.vertices[:, :2] + seen.camera[1:]))
 
 
-def _extent(job: Job, seen: Seen) -> float:
+def _extent(job: Job, seen: Output) -> float:
     """Longer side of what the model saw, in pixels of the image; 0 where that is no number."""
     size = float(np.ptp(_points(job, seen), axis=0).max())
     return size if np.isfinite(size) else 0.0

@@ -26,7 +26,7 @@ PIECE = 64  # frames of a track read at once
 SEGMENT = 240  # frames of the video that a kill can cost
 
 
-class _Track:
+class _TrackFile:
     """One file's vertices by frame, frames asked for in rising order."""
 
     def __init__(self, path: Path, body: Body):
@@ -66,7 +66,7 @@ def overlay_frames(
     frames: Iterator[tuple[int, np.ndarray]], tracks: Sequence[Path], body: Body
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Frames with every track's body drawn where its camera saw it; colours follow the track number."""
-    opened = [_Track(p, body) for p in tracks]
+    opened = [_TrackFile(p, body) for p in tracks]
     try:
         for index, frame in frames:
             shown = [(t, v) for t in opened if (v := t.at(index)) is not None]

@@ -2,8 +2,7 @@
 each.
 
 In: pixels [H, W, 3] uint8; out: `People` (points, world points, visibility, scores) for body/fit, and boxes for models
-that
-need them. Nets: models/keypoints/blazepose.py. Videos: pipelines/people_tracks.py.
+that need them. Nets: models/keypoints/blazepose.py. Videos: pipelines/people_tracks.py.
 """
 
 from __future__ import annotations
@@ -106,8 +105,8 @@ class People:
         """What body.fit.fit_body takes.
 
         Where a part of the body is not seen, the fit counts pixels in a crop of what is seen: most of the crop round
-        a head that fills
-        the image is guessed, and a small body below it would miss the face by few of that crop's pixels.
+        a head that fills the image is guessed, and a small body below it would miss the face by few of that crop's
+        pixels.
         """
         sides = [r.side * _seen_part(p, v) for r, p, v in zip(self.rois, self.points, self.visibility)]
         arrays = (self.points, self.world, self.visibility, self.score, np.array(sides))

@@ -8,55 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from ..geometry.roi import Roi
+from ..geometry.smooth import OneEuro
 from .people import People, PeopleFinder, is_same, joined, next_roi
 
-MIN_CUTOFF_HZ, SPEED_GAIN, SPEED_CUTOFF_HZ = 1.0, 8.0, 1.0  # of the filter; points in sides of the crop
+_MIN_CUTOFF_HZ, _SPEED_HZ = 1.0, 8.0  # of the filter; points in sides of the crop
 _REACH, _GROWTH = 0.5, 1.6  # a lost person comes back within so many sides of the crop, at most so much larger
-
-
-class OneEuro:
-    """One-euro filter (Casiez et al., CHI 2012): a low pass whose cutoff rises with speed.
-
-    Args:
-        rate: frames per second. min_cutoff, speed_cutoff: Hz. gain: Hz per unit and second.
-
-    Example:
-        >>> smooth = OneEuro(25.0)
-        >>> float(smooth(np.zeros(1))[0]), float(smooth(np.ones(1))[0]) < 1
-        (0.0, True)
-    """
-
-    def __init__(
-        self,
-        rate: float,
-        min_cutoff: float = MIN_CUTOFF_HZ,
-        gain: float = SPEED_GAIN,
-        speed_cutoff: float = SPEED_CUTOFF_HZ,
-    ):
-        if not 0 < rate < math.inf:
-            raise ValueError(f"OneEuro: rate must be positive, got {rate}")
-        self.rate, self.min_cutoff, self.gain, self.speed_cutoff = rate, min_cutoff, gain, speed_cutoff
-        self.value: np.ndarray | None = None
-        self.speed: np.ndarray | None = None
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """The smoothed next sample; the first is taken as it is."""
-        if self.value is None:
-            self.value, self.speed = np.asarray(x, float), np.zeros_like(x, dtype=float)
-            return self.value
-        slow = self._share(np.asarray(self.speed_cutoff))
-        self.speed = self.speed + slow * ((x - self.value) * self.rate - self.speed)
-        share = self._share(self.min_cutoff + self.gain * np.abs(self.speed))
-        self.value = self.value + share * (x - self.value)
-        return self.value
-
-    def _share(self, cutoff: np.ndarray) -> np.ndarray:
-        return 1 / (1 + self.rate / (2 * np.pi * cutoff))
 
 
 class Tracked(NamedTuple):
@@ -89,7 +51,8 @@ class PeopleTracker:
         for name, value in (("detect_every", detect_every), ("max_lost", max_lost)):
             if value < 1:
                 raise ValueError(f"PeopleTracker: {name} must be at least 1, got {value}")
-        OneEuro(rate)
+        self._new_filter = partial(OneEuro, rate, _MIN_CUTOFF_HZ, _SPEED_HZ)
+        self._new_filter()  # refuses a rate that is none
         self.finder, self.rate, self.detect_every, self.max_lost = finder, rate, detect_every, max_lost
         self.smooth = smooth
         self._tracks: dict[int, _Track] = {}
@@ -144,12 +107,12 @@ class PeopleTracker:
                 best, nearest = n, gap / max(before, now)
         if best is None:
             best, self._next = self._next, self._next + 1
-        self._tracks[best] = _Track(people.rois[k], people[[k]], self._frame, people.rois[k].side, OneEuro(self.rate))
+        self._tracks[best] = _Track(people.rois[k], people[[k]], self._frame, people.rois[k].side, self._new_filter())
         return best
 
     def _smoothed(self, people: People, numbers: list[int]) -> People:
         if not self.smooth or not numbers:
             return people
         tracks = [self._tracks[n] for n in numbers]
-        points = [t.filter(p / t.unit) * t.unit for t, p in zip(tracks, people.points)]
+        points = [t.filter.push(p / t.unit) * t.unit for t, p in zip(tracks, people.points)]
         return People(**{**vars(people), "points": np.stack(points).astype(np.float32)})

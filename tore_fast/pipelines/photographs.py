@@ -1,9 +1,8 @@
 """The default of `predict`: everybody found, 33 landmarks each, a body fitted to them, one camera for the whole image.
 
 In: photographs; out: the ImageResult of images.py, with scores, landmarks and whether each body is believed. No network
-regresses
-the body: people.py finds the landmarks, body/fit poses the body. `image_pipeline` gives this pipeline or, for a named
-model, that of images.py.
+regresses the body: people.py finds the landmarks, body/fit poses the body. `image_pipeline` gives this pipeline or, for
+a named model, that of images.py.
 """
 
 from __future__ import annotations

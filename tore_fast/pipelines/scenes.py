@@ -1,8 +1,7 @@
 """Results of predict (images and videos) and lift on disk -> scenes for the viewers of vis/.
 
-In: the output folder, its results.json, an npz, or a GLB of still meshes. Out: vis.scene.Scene. Nothing is run but
-the body
-model of a video's parameters.
+In: the output folder, its results.json, an npz, or a GLB of still meshes. Out: vis.scene.ResultScene. Nothing runs but
+the body model of a video's parameters.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ import torch
 from ..io.image import ImageError, read_image
 from ..io.video import VIDEO_EXTENSIONS, open_video
 from ..vis.overlay import PALETTE
-from ..vis.scene import Actor, Camera, Scene
+from ..vis.scene import Actor, ResultScene, SceneCamera
 from .names import INDEX, read_index
 
 DISTANCE = 4.0  # metres from the camera at which lifted poses are shown: they have no place of their own
 PIECE = 256  # frames posed at once
 
 
-def read_scenes(path: str | Path, body: str | None = None) -> list[Scene]:
+def read_scenes(path: str | Path, body: str | None = None) -> list[ResultScene]:
     """The scenes of an output folder (one an input), its results.json, or of one result file.
 
     Args:
@@ -42,7 +41,7 @@ def read_scenes(path: str | Path, body: str | None = None) -> list[Scene]:
         path = path.parent
     if not path.is_dir():
         return [read_scene([path], path.stem, _listed_source(path), body)]
-    scenes: list[Scene] = []
+    scenes: list[ResultScene] = []
     for entry in read_index(path):
         files = [path / f for f in entry.get("files", []) if (path / f).is_file()]
         shown = [f for f in files if f.suffix == ".npz"] or _meshes(files)
@@ -68,10 +67,10 @@ def _listed_source(path: Path) -> str | None:
     return None
 
 
-def image_scene(arrays: dict[str, np.ndarray], pixels: np.ndarray, title: str) -> Scene:
+def image_scene(arrays: dict[str, np.ndarray], pixels: np.ndarray, title: str) -> ResultScene:
     """The scene of one image from the arrays of its npz (results.npz_arrays) and its pixels [H, W, 3]."""
     people = [replace(p, colour=PALETTE[i % len(PALETTE)]) for i, p in enumerate(_image_people(arrays))]
-    return Scene(title, tuple(people), _camera(arrays), lambda frame: pixels)
+    return ResultScene(title, tuple(people), _camera(arrays), lambda frame: pixels)
 
 
 def _meshes(files: Sequence[Path]) -> list[Path]:
@@ -87,7 +86,7 @@ def _groups(files: list[Path], entry: dict) -> Iterator[list[Path]]:
         yield files
 
 
-def read_scene(files: Sequence[Path], title: str, source: str | None = None, body: str | None = None) -> Scene:
+def read_scene(files: Sequence[Path], title: str, source: str | None = None, body: str | None = None) -> ResultScene:
     """One scene of the files of one input."""
     people: list[Actor] = []
     camera, fps, found = None, 25.0, source
@@ -106,7 +105,7 @@ def read_scene(files: Sequence[Path], title: str, source: str | None = None, bod
     people = [replace(p, colour=PALETTE[i % len(PALETTE)]) for i, p in enumerate(people)]
     first = min((int(p.frames[0]) for p in people), default=0)
     last = max((int(p.frames[-1]) for p in people), default=0)
-    return Scene(title, tuple(people), camera, _images(found, camera), first, last - first + 1, fps, tuple(files))
+    return ResultScene(title, tuple(people), camera, _images(found, camera), first, last - first + 1, fps, tuple(files))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -128,13 +127,13 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _camera(arrays: dict[str, np.ndarray]) -> Camera | None:
+def _camera(arrays: dict[str, np.ndarray]) -> SceneCamera | None:
     if "focal_px" not in arrays or "image_size" not in arrays or not arrays["focal_px"].size:
         return None
     width, height = (int(v) for v in arrays["image_size"])
     principal = arrays["principal_px"].reshape(-1, 2)[0]
     focal = float(arrays["focal_px"].reshape(-1)[0])
-    return Camera((width, height), focal, (float(principal[0]), float(principal[1])))
+    return SceneCamera((width, height), focal, (float(principal[0]), float(principal[1])))
 
 
 def _names(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
@@ -206,7 +205,7 @@ def _glb_people(path: Path) -> Iterator[Actor]:
         yield Actor(str(name), np.array([0]), points[None, :0], (), points[None], np.asarray(mesh.faces, np.int32))
 
 
-def _images(source: str | None, camera: Camera | None) -> Callable[[int], np.ndarray | None]:
+def _images(source: str | None, camera: SceneCamera | None) -> Callable[[int], np.ndarray | None]:
     """Frame number -> pixels of the photograph or video, None where it is not there any more."""
     if source is None or camera is None or not Path(source).exists():
         return lambda frame: None

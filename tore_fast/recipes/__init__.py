@@ -1,9 +1,8 @@
 """Named training recipes: the papers' schedules as TOML files beside this one, for `tore-fast train --recipe NAME`.
 
 In: a name or a path; out: a Recipe, and with `arguments` the Args of its task (cli/train_TASK.py), whose fields stay
-free to
-change on the command line. A file has: task, about, source, items_per_step (the paper's processes x batch), and [args]
-with the fields of the task's Args.
+free to change on the command line. A file has: task, about, source, items_per_step (the paper's processes x batch), and
+[args] with the fields of the task's Args.
 """
 
 from __future__ import annotations

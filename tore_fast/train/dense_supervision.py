@@ -2,8 +2,7 @@
 
 The mesh losses alone reach the backbone through a few tokens; from random weights and a small budget that is slow. A
 1x1 convolution on the token map predicts 14 joint heat maps and the part labels at four times its resolution. It is
-thrown
-away after training: the model's architecture, parameters and checkpoint are untouched.
+thrown away after training: the model's architecture, parameters and checkpoint are untouched.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 one's own.
 
 In: readers of data/readers (any mix; items may lack 3D or SMPL labels), a model, its body; out: a Task for loop.py. The
-way of
-an item: Record -> training_sample (official crop and augmentation) -> here: meshes of pose and shape -> mesh_loss.py.
+way of an item: Record -> training_sample (official crop and augmentation) -> here: meshes of pose and shape ->
+mesh_loss.py.
 """
 
 from __future__ import annotations

@@ -328,8 +328,7 @@ class Stage2Config:
 
 class MotionDenoiserTask(_MotionTask):
     """Stage 2: the denoiser learns the frozen VAE's latents from the frozen host's tokens (mirroring needs other
-    tokens, so
-    only time is augmented: reversal and warping, each with probability one half).
+    tokens, so only time is augmented: reversal and warping, each with probability one half).
 
     Args:
         motion: model whose `use_vae` has been called; only its denoiser is trained. vae: the trained VAE.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..body import Body
 from ..data.mocap import read_motions
-from ..data.synth.camera import View
+from ..data.synth.camera import CropView
 from ..data.synth.clips import PersonCrops
 from ..data.synth.motion import motion_rotations
 from ..data.synth.poses import PoseBank
@@ -143,7 +143,7 @@ class HMRTask(Task):
         posed = self.body(rotations, batch["betas"], level=2)
         pelvis = self.body.regress("h36m17", posed.vertices)[:, :1]  # where the generator centres its bodies
         crop = batch["crop"]
-        seen = View(batch["translation"], crop[:, :2], crop[:, 2:]).project(posed.joints - pelvis)
+        seen = CropView(batch["translation"], crop[:, :2], crop[:, 2:]).project(posed.joints - pelvis)
         return rotations, posed.joints, seen
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -29,14 +29,14 @@ class MissingMatplotlib(ImportError):  # noqa: N818 (a kind of ImportError)
     """The table needs the optional package matplotlib."""
 
 
-class Layout(NamedTuple):
+class MapLayout(NamedTuple):
     """What the rows and columns of one map are: kind ("camera", "joint", "vertex", "image") -> slice."""
 
     rows: dict[str, slice]
     cols: dict[str, slice]
 
 
-def map_layout(name: str, shape: tuple[int, int], joints: int, vertices: int, image_tokens: int) -> Layout:
+def map_layout(name: str, shape: tuple[int, int], joints: int, vertices: int, image_tokens: int) -> MapLayout:
     """Tokens behind a map of MeshOutput.attention, from its name and size.
 
     Args:
@@ -66,7 +66,7 @@ def map_layout(name: str, shape: tuple[int, int], joints: int, vertices: int, im
                 f"map_layout: {name} of size {list(shape)} fits no sequence of {joints} joints, {vertices} vertices "
                 f"and {image_tokens} image tokens"
             )
-    return Layout(*(_slices(side) for side in found))
+    return MapLayout(*(_slices(side) for side in found))
 
 
 def _first_of(candidates: Sequence[list], size: int) -> list | None:

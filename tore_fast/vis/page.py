@@ -1,8 +1,8 @@
 """One HTML page with bodies that turn and play: opens from disk, needs no network and no other file.
 
-In: Scene. Out: the page of assets/page.html (a small WebGL 2 renderer) with the data as base64: points as 16-bit
-steps of
-their bounding box (below 0.1 mm for a body), the photograph as JPEG. Called by cli/view.py and pipelines/results.py.
+In: ResultScene. Out: the page of assets/page.html (a small WebGL 2 renderer) with the data as base64: points as 16-bit
+steps of their bounding box (below 0.1 mm for a body), the photograph as JPEG. Called by cli/view.py and
+pipelines/results.py.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image
 
 from ..io.atomic import write_text
-from .scene import Actor, Scene
+from .scene import Actor, ResultScene
 
 IMAGE_SIDE = 960  # pixels of the photograph's longer side
 MESH_BYTES = 6_000_000  # of all meshes of a page; longer clips keep every k-th frame, and the page interpolates
 
 
-def page(scene: Scene) -> str:
+def page(scene: ResultScene) -> str:
     """The page's text.
 
     Raises:
@@ -54,7 +54,7 @@ def page(scene: Scene) -> str:
     return text.replace("@TITLE@", html.escape(scene.title)).replace("@DATA@", packed)
 
 
-def write_page(path: str | Path, scene: Scene) -> Path:
+def write_page(path: str | Path, scene: ResultScene) -> Path:
     """Writes `page(scene)`; the file appears whole or not at all.
 
     Example:
@@ -95,7 +95,7 @@ def _person(person: Actor, stride: int) -> dict:
     return parts
 
 
-def _photo(scene: Scene) -> str | None:
+def _photo(scene: ResultScene) -> str | None:
     """The (first) image as a data address."""
     pixels = scene.image(scene.first)
     if pixels is None:

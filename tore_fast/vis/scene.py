@@ -18,7 +18,7 @@ _SKELETONS = {s.names: s for s in (SMPL24, J14, H36M17, HAND21, MANO16, COCO17, 
 
 
 @dataclass(frozen=True)
-class Camera:
+class SceneCamera:
     """A pinhole camera at the origin that looks along z; x right, y down.
 
     Args:
@@ -70,7 +70,7 @@ class Actor:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ResultScene:
     """Everybody in one image or clip.
 
     Args:
@@ -82,7 +82,7 @@ class Scene:
 
     title: str
     people: tuple[Actor, ...]
-    camera: Camera | None = None
+    camera: SceneCamera | None = None
     image: Callable[[int], np.ndarray | None] = lambda frame: None
     first: int = 0
     frames: int = 1
@@ -102,8 +102,8 @@ class Scene:
         far = [np.max(p.joints[..., 2] if p.vertices is None else p.vertices[..., 2]) for p in self.people]
         return float(max([*far, 0.5])) * 1.1
 
-    def view(self) -> Camera:
+    def view(self) -> SceneCamera:
         """The photograph's camera; without one, a camera that sees everybody from the front."""
         if self.camera is not None:
             return self.camera
-        return Camera((640, 640), 640.0, (320.0, 320.0))
+        return SceneCamera((640, 640), 640.0, (320.0, 320.0))

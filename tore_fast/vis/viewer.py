@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .scene import Actor, Scene
+from .scene import Actor, ResultScene
 
 MODES = ("mesh and skeleton", "mesh", "skeleton")
 _SIDES = {"L_": (31, 119, 180), "R_": (214, 39, 40)}
@@ -32,7 +32,7 @@ class Viewer:
         ImportError: viser is missing.
     """
 
-    def __init__(self, scenes: list[Scene], host: str = "127.0.0.1", port: int = 8080):
+    def __init__(self, scenes: list[ResultScene], host: str = "127.0.0.1", port: int = 8080):
         try:
             import viser
         except ImportError as e:
@@ -68,7 +68,7 @@ class Viewer:
         camera.on_click(lambda event: self._stand(event.client))
         save.on_click(lambda event: self._send(event.client))
 
-    def open(self, scene: Scene) -> None:
+    def open(self, scene: ResultScene) -> None:
         """Shows another scene from its first frame on."""
         self.scene = scene
         last = scene.first + scene.frames - 1

@@ -81,7 +81,7 @@ def fit_device(device: torch.device, people: int, impl: str) -> torch.device:
     return host if few and backend_reason("cpu") is None else device
 
 
-class View(NamedTuple):
+class LandmarkView(NamedTuple):
     """How the landmarks lie in units of the crop's side."""
 
     points: Tensor  # [B, 33, 2] crop sides from the origin
@@ -180,7 +180,7 @@ def _analytic_start(
     return torch.where(solid[:, None, None, None], rotations, pose_from_image(points))
 
 
-def _view(landmarks: Landmarks, camera: Tensor | None, counts: Tensor) -> View:
+def _view(landmarks: Landmarks, camera: Tensor | None, counts: Tensor) -> LandmarkView:
     points = landmarks.points
     batch = len(points)
     side = landmarks.crop_side().to(points.dtype)
@@ -199,7 +199,7 @@ def _view(landmarks: Landmarks, camera: Tensor | None, counts: Tensor) -> View:
         origin, inv_focal, stretch = k[:, :2, 2], unit[:, 0] / focal[:, 0], focal[:, :1] / focal
     seen = torch.isfinite(points).all(-1)
     visibility = torch.nan_to_num(landmarks.visibility, 0).clamp(0, 1)
-    return View(
+    return LandmarkView(
         points=(points - origin[:, None]) * stretch[:, None] / unit[..., None],
         weight=visibility.clamp(min=_MIN_VISIBILITY) * counts,
         seen=seen,
@@ -219,7 +219,7 @@ def _towards(points: Tensor, inv_focal: Tensor) -> Tensor:  # [B, 3, 3]
 
 
 def _result(
-    fit: LandmarkFit, body: Body, view: View, flag: Tensor | None, max_error_px: float, home: torch.device
+    fit: LandmarkFit, body: Body, view: LandmarkView, flag: Tensor | None, max_error_px: float, home: torch.device
 ) -> FittedBody:
     scale, shift, side = fit.camera[:, :1].exp(), fit.camera[:, 1:3], view.side[:, None]
     drawn = scale[..., None] * fit.landmarks[..., :2] + shift[:, None]

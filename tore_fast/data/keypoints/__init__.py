@@ -4,7 +4,7 @@ In: JSON, npz, npy, csv or a folder (orders.py lists the joint orders). Out: `Ke
 """
 
 from .clip import KeypointClip, fill_missing, read_keypoints, read_people
-from .found import Found, Seen, clean
+from .found import Found, SeenPerson, clean
 from .orders import COUNTS, ORDERS, KeypointError, order_by_place, order_of_names, to_h36m
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "Found",
     "KeypointClip",
     "KeypointError",
-    "Seen",
+    "SeenPerson",
     "clean",
     "fill_missing",
     "order_by_place",

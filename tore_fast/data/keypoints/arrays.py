@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...io.safe_pickle import read_npy, read_npz
-from .found import MAX_JOINTS, Found, Seen, clean, facts_of, given_order, planar
+from .found import MAX_JOINTS, Found, SeenPerson, clean, facts_of, given_order, planar
 from .orders import KeypointError
 
 
@@ -31,11 +31,11 @@ def of_array(raw: np.ndarray, path: Path, people_first: bool = True, order: str 
         raise KeypointError(f"{path}: expected key points [frames, joints, 2 or 3], got {list(raw.shape)}")
     points = clean(planar(raw))
     if points.ndim == 3:
-        return Found({i: [Seen(p)] for i, p in enumerate(points)}, order, length=len(points))
+        return Found({i: [SeenPerson(p)] for i, p in enumerate(points)}, order, length=len(points))
     if people_first:
         points = points.swapaxes(0, 1)
     tracks = [str(k) if people_first else None for k in range(points.shape[1])]
-    frames = {i: [Seen(p, t) for p, t in zip(frame, tracks)] for i, frame in enumerate(points)}
+    frames = {i: [SeenPerson(p, t) for p, t in zip(frame, tracks)] for i, frame in enumerate(points)}
     return Found(frames, order, length=len(points))
 
 
@@ -60,7 +60,7 @@ def read_npz_file(path: Path) -> Found:
 
 def _videopose3d(table: Any, metadata: dict, path: Path) -> Found:
     """{subject: {action: [camera's [frames, joints, 2]]}}: each is a person of its own."""
-    frames: dict[int, list[Seen]] = {}
+    frames: dict[int, list[SeenPerson]] = {}
     if not isinstance(table, dict):
         raise KeypointError(f"{path}: positions_2d: expected {{subject: {{action: [arrays]}}}}")
     length = 0
@@ -85,7 +85,7 @@ def _videopose3d(table: Any, metadata: dict, path: Path) -> Found:
 def _detectron2(raw: np.ndarray, boxes: Any, metadata: dict, path: Path) -> Found:
     """keypoints[frame] = per class [N, 4, 17] (x, y, logit, probability), people are class 1; boxes[frame][1] = [N,
     5]."""
-    frames: dict[int, list[Seen]] = {}
+    frames: dict[int, list[SeenPerson]] = {}
     for i, classes in enumerate(raw):
         frames[i] = []
         people = classes[1] if len(classes) > 1 else []
@@ -95,5 +95,5 @@ def _detectron2(raw: np.ndarray, boxes: Any, metadata: dict, path: Path) -> Foun
             if person.ndim != 2 or person.shape[0] not in (3, 4):
                 raise KeypointError(f"{path}: frame {i}: expected people [N, 4, 17], got {list(np.shape(people))}")
             score = float(rated[k][4]) if k < len(rated) and len(rated[k]) > 4 else 1.0
-            frames[i].append(Seen(clean(person[[0, 1, -1]].T), None, score))
+            frames[i].append(SeenPerson(clean(person[[0, 1, -1]].T), None, score))
     return Found(frames, "coco", facts_of(metadata, path), length=len(raw))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...geometry.skeleton import H36M17
 from .arrays import read_npy_file, read_npz_file
-from .found import Found, Seen, box_of
+from .found import Found, SeenPerson, box_of
 from .json_forms import read_folder, read_json_file
 from .orders import BY_COUNT, COUNTS, ORDERS, KeypointError, order_by_place, to_h36m
 from .table import read_csv_file
@@ -112,13 +112,13 @@ def _read(path: Path, order: str) -> Found:
         raise KeypointError(f"{path}: not a readable key-point file ({text or type(e).__name__})") from None
 
 
-def _tracks(found: Found, path: Path) -> dict[str, dict[int, Seen]]:
+def _tracks(found: Found, path: Path) -> dict[str, dict[int, SeenPerson]]:
     """Track -> {frame: person}; "" for the only person of a file without tracks."""
     frames = {n: [p for p in people if np.isfinite(p.points).any()] for n, people in found.frames.items()}
     everybody = [p for people in frames.values() for p in people]
     if not everybody:
         raise KeypointError(f"{path}: nobody was detected")
-    out: dict[str, dict[int, Seen]] = {}
+    out: dict[str, dict[int, SeenPerson]] = {}
     if any(p.track is not None for p in everybody):
         for number, people in frames.items():
             for p in people:
@@ -144,7 +144,13 @@ def _tracks(found: Found, path: Path) -> dict[str, dict[int, Seen]]:
 
 
 def _clip(
-    path: Path, found: Found, track: str, people: dict[int, Seen], order: str, width: float | None, height: float | None
+    path: Path,
+    found: Found,
+    track: str,
+    people: dict[int, SeenPerson],
+    order: str,
+    width: float | None,
+    height: float | None,
 ) -> KeypointClip:
     notes = list(found.notes)
     numbers = sorted(people)

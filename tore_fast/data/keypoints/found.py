@@ -20,7 +20,7 @@ MAX_JOINTS = 1024
 FAR = 1e6  # pixels: no image is so large, no point so far outside of one
 
 
-class Seen(NamedTuple):
+class SeenPerson(NamedTuple):
     """One person in one frame."""
 
     points: np.ndarray  # [J, 3] float64: x, y, confidence; NaN, NaN, 0 where not seen
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 class Found:
     """All of a file."""
 
-    frames: dict[int, list[Seen]]
+    frames: dict[int, list[SeenPerson]]
     order: str | None = None
     facts: dict[str, float] = field(default_factory=dict)  # width, height, fps where the file says so
     length: int | None = None  # frames, of files that hold an array: all are kept

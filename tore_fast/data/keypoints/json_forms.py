@@ -14,7 +14,7 @@ import numpy as np
 
 from ...io.natural import natural_sorted
 from ...io.open_file import as_json, read_json
-from .found import MAX_JOINTS, Found, Seen, box_of, clean, facts_of, given_order, numbers_of, planar, track_id
+from .found import MAX_JOINTS, Found, SeenPerson, box_of, clean, facts_of, given_order, numbers_of, planar, track_id
 from .orders import KeypointError, order_of_names
 
 
@@ -110,7 +110,7 @@ def _landmark_key(frame: dict) -> str | None:
 
 def _frames(data: list, path: Path) -> Found:
     """One object per frame: OpenPose, MMPose (new and old), MediaPipe."""
-    frames: dict[int, list[Seen]] = {}
+    frames: dict[int, list[SeenPerson]] = {}
     facts: dict[str, float] = {}
     order = None
     numbers = [f.get("frame_id", f.get("frame", f.get("frame_number"))) if isinstance(f, dict) else None for f in data]
@@ -125,17 +125,17 @@ def _frames(data: list, path: Path) -> Found:
         for person in frame.get("people") or []:
             flat = person.get("pose_keypoints_2d", person.get("pose_keypoints"))
             if flat:
-                people.append(Seen(_points(flat), _openpose_id(person.get("person_id"))))
+                people.append(SeenPerson(_points(flat), _openpose_id(person.get("person_id"))))
         for person in frame.get("instances") or []:
             people.append(_instance(person))
             order = order or ("coco" if len(people[-1].points) == 17 else None)
         ids = frame.get("bbox_ids") or []
         for k, points in enumerate(frame.get("preds") or []):  # MMPose before 1.0
-            people.append(Seen(_points(points), str(ids[k]) if k < len(ids) else None))
+            people.append(SeenPerson(_points(points), str(ids[k]) if k < len(ids) else None))
             order = order or ("coco" if len(people[-1].points) == 17 else None)
         if (key := _landmark_key(frame)) and frame[key]:
             several = isinstance(frame[key][0], list)
-            people += [Seen(_points(p)) for p in (frame[key] if several else [frame[key]]) if p]
+            people += [SeenPerson(_points(p)) for p in (frame[key] if several else [frame[key]]) if p]
     return Found(frames, order, facts)
 
 
@@ -212,7 +212,7 @@ def _numbers(values: Any, width: int | None = None) -> np.ndarray:
     return out[: width or len(out)]
 
 
-def _instance(person: dict) -> Seen:
+def _instance(person: dict) -> SeenPerson:
     """One person of MMPose's inferencer, Ultralytics or COCO: points and scores beside each other or together."""
     if not isinstance(person, dict):
         raise ValueError(f"expected a person as an object, got {type(person).__name__}")
@@ -226,7 +226,7 @@ def _instance(person: dict) -> Seen:
         points = clean(np.concatenate([points[:, :2], sure[:, None]], -1))
     track = track_id(person.get("idx", person.get("track_id", person.get("instance_id"))))
     score = person.get("score", person.get("confidence", person.get("bbox_score", 1.0)))
-    return Seen(points, track, float(score) if isinstance(score, (int, float)) else 1.0)
+    return SeenPerson(points, track, float(score) if isinstance(score, (int, float)) else 1.0)
 
 
 def _order17(people: Iterable[Any]) -> str | None:
@@ -258,16 +258,16 @@ def _detections(rows: list, path: Path) -> Found:
     return Found(_by_image(images, people), order)
 
 
-def _by_image(images: list, people: list[Seen]) -> dict[int, list[Seen]]:
+def _by_image(images: list, people: list[SeenPerson]) -> dict[int, list[SeenPerson]]:
     """People by frame number, the images in natural order of their names."""
-    groups: dict[str, list[Seen]] = {}
+    groups: dict[str, list[SeenPerson]] = {}
     for image, person in zip(images, people):
         groups.setdefault(str(image), []).append(person)
     names = natural_sorted(groups)
     return dict(zip(numbers_of([Path(n).stem for n in names]), (groups[n] for n in names)))
 
 
-def _one_person(people: list[Seen]) -> bool:
+def _one_person(people: list[SeenPerson]) -> bool:
     """Whether successive entries lie on each other: detectors give no two such boxes of one image."""
     from ..detect import box_overlap
 
@@ -301,7 +301,7 @@ def _array(value: Any, path: Path) -> Found:
     depth += isinstance(inner, dict)  # a point as an object
     if depth == 4:
         people = [_array(v, path) for v in value if v is not None]
-        frames: dict[int, list[Seen]] = {}
+        frames: dict[int, list[SeenPerson]] = {}
         for k, one in enumerate(people):
             for number, seen in one.frames.items():
                 frames.setdefault(number, []).extend(s._replace(track=str(k)) for s in seen)
@@ -312,5 +312,5 @@ def _array(value: Any, path: Path) -> Found:
     counts = {len(p) for p in points if p is not None and len(p)}
     if len(counts) > 1:
         raise ValueError(f"frames of {' and '.join(map(str, sorted(counts)))} joints")
-    frames = {i: [] if p is None or not len(p) else [Seen(p)] for i, p in enumerate(points)}
+    frames = {i: [] if p is None or not len(p) else [SeenPerson(p)] for i, p in enumerate(points)}
     return Found(frames, length=len(points))

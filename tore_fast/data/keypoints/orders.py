@@ -32,9 +32,8 @@ BY_COUNT = {len(s): n for n, s in SKELETONS.items() if len(s) != 17} | dict.from
 
 _SIDES = ("L_Hip", "R_Hip"), ("L_Shoulder", "R_Shoulder")
 # H36M joint -> joints whose mean it is; joints of one name are themselves. COCO, OpenPose and MediaPipe do not detect
-# the top of
-# the head: it is put 0.4 x (head - shoulders) above the mean of eyes and ears. Neck/nose (9) is the nose, as detectors
-# of Human3.6M label it.
+# the top of the head: it is put 0.4 x (head - shoulders) above the mean of eyes and ears. Neck/nose (9) is the nose, as
+# detectors of Human3.6M label it.
 _BODY = {
     "Pelvis": _SIDES[0],
     "Torso": (*_SIDES[1], *_SIDES[0]),

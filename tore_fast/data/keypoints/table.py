@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...io.open_file import read_text
-from .found import Found, Seen, clean, track_id
+from .found import Found, SeenPerson, clean, track_id
 from .orders import BY_COUNT, KeypointError, joint_name, order_of_names
 
 _SURE = ("c", "conf", "confidence", "score", "s", "likelihood", "visibility", "vis", "v", "p")
@@ -103,10 +103,10 @@ def _headed(header: list[str], values: np.ndarray, cells: list[list[str]], path:
         given = values[:, frame_column]
         if np.isfinite(given).all() and (given >= 0).all() and (given == given.round()).all() and given.max() < 1e12:
             numbers = [int(n) for n in given]
-    frames: dict[int, list[Seen]] = {}
+    frames: dict[int, list[SeenPerson]] = {}
     for i, number in enumerate(numbers):
         track = None if track_column is None else track_id(_plain(cells[i][track_column]))
-        frames.setdefault(number, []).append(Seen(points[i], track))
+        frames.setdefault(number, []).append(SeenPerson(points[i], track))
     if track_column is None and len(frames) < len(numbers):
         raise KeypointError(f"{path}: a frame has two rows and no column track tells who is who")
     return Found(dict(sorted(frames.items())), order, length=len(values) if frame_column is None else None)
@@ -144,5 +144,5 @@ def _bare(values: np.ndarray, path: Path) -> Found:
                     points = clean(values[:, first:].reshape(len(values), joints, width))
                     at = numbers if first else np.arange(len(values))
                     length = None if first else len(values)
-                    return Found({int(n): [Seen(p)] for n, p in zip(at, points)}, length=length)
+                    return Found({int(n): [SeenPerson(p)] for n, p in zip(at, points)}, length=length)
     raise KeypointError(f"{path}: {columns} columns do not make x, y[, c] of {', '.join(map(str, counts))} joints")

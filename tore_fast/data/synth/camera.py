@@ -13,7 +13,7 @@ from torch import Tensor
 from .draw import Draw
 
 
-class View(NamedTuple):
+class CropView(NamedTuple):
     translation: Tensor  # [B, 3] metres, of the pelvis in camera axes
     centre: Tensor  # [B, 2] of the crop on the plane z = 1
     half: Tensor  # [B, 1] half its side there
@@ -37,7 +37,7 @@ def sample_view(
     points: Tensor,  # [B, N, 3] root-centred
     difficulty: float,
     framing: Framing = PERSON,
-) -> View:
+) -> CropView:
     """A camera and a crop around the subject; with difficulty some crops cut parts off."""
     d, device = difficulty, points.device
     near, far = framing.distance
@@ -55,7 +55,7 @@ def sample_view(
     size = high - low
     low, high = low + keep[:, :2] * size, high - keep[:, 2:] * size
     half = (high - low).amax(1, keepdim=True) / 2 / fill
-    return View(translation, (low + high) / 2 + jitter * 2 * half, half)
+    return CropView(translation, (low + high) / 2 + jitter * 2 * half, half)
 
 
 def _truncation(draw: Draw, d: float) -> Tensor:  # [B, 4] shares cut off left, top, right, bottom

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.rotation import axis_rotation
-from .camera import View
+from .camera import CropView
 from .draw import Draw, stream_seed
 from .generator import SynthGenerator
 from .poses import sample_view
@@ -31,7 +31,7 @@ class PersonCrops(SynthGenerator):
         super().__init__(*args, **options)
         self.margin = margin
 
-    def _view(self, draw: Draw, coarse: Tensor, d: float) -> View:
+    def _view(self, draw: Draw, coarse: Tensor, d: float) -> CropView:
         view = super()._view(draw, coarse, d)
         x = coarse + view.translation[:, None]
         plane = x[..., :2] / x[..., 2:].clamp(min=0.3)
@@ -39,7 +39,7 @@ class PersonCrops(SynthGenerator):
         width, height = (high - low).unbind(1)
         shift, zoom = self._jitter(draw)
         side = torch.maximum(height, width * 4 / 3)[:, None] * self.margin * zoom.to(coarse.device)
-        return View(view.translation, (low + high) / 2 + shift.to(coarse.device) * side, side / 2)
+        return CropView(view.translation, (low + high) / 2 + shift.to(coarse.device) * side, side / 2)
 
     def _jitter(self, draw: Any) -> tuple[Tensor, Tensor]:  # [B, 2] shares of the side, [B, 1] factor
         return draw.uniform(2, low=-0.04, high=0.04), draw.uniform(1, low=0.92, high=1.1)

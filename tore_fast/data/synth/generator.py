@@ -224,7 +224,7 @@ class SynthGenerator:
         caster = self.body.coarse(worn, 1)
         return worn, normals, caster, lambda *pixels: texture.albedo(outfit, self._surface, *pixels)[0]
 
-    def _view(self, draw: Draw, coarse: Tensor, d: float) -> camera.View:
+    def _view(self, draw: Draw, coarse: Tensor, d: float) -> camera.CropView:
         return camera.sample_view(draw, coarse, d, self.framing)
 
     # ---- scene

@@ -1,9 +1,8 @@
 """SynthHandGenerator: images of the free right hand with a forearm, for hand models.
 
 In: the free hand (778 vertices, 16 joints in MANO's order); out: the batches of generator.py with 21 joints, wrist at
-the
-origin. Rest pose: fingers along -x, thumb towards +z, palm towards -y. The forearm is drawn only: a tube grown from the
-mesh's open wrist, so that no image shows a hole; labels speak of the 778 vertices.
+the origin. Rest pose: fingers along -x, thumb towards +z, palm towards -y. The forearm is drawn only: a tube grown from
+the mesh's open wrist, so that no image shows a hole; labels speak of the 778 vertices.
 """
 
 from __future__ import annotations

@@ -175,14 +175,14 @@ def _save(path: Path, **arrays: Any) -> None:
     write_arrays(path, arrays)
 
 
-class LabelledCrops(NamedTuple):
+class ClipFrames(NamedTuple):
     """Frames spread evenly over rendered clips."""
 
     crops: Tensor  # [N, 3, S, S] normalised
     joints: Tensor  # [N, 24, 3] metres
 
 
-def labelled_crops(folder: str | Path, count: int, joints: Callable[[Tensor, Tensor], Tensor]) -> LabelledCrops:
+def labelled_crops(folder: str | Path, count: int, joints: Callable[[Tensor, Tensor], Tensor]) -> ClipFrames:
     """About `count` frames of the clips in a folder, the same number of each clip, evenly spaced (as the paper
     calibrates).
 
@@ -203,7 +203,7 @@ def labelled_crops(folder: str | Path, count: int, joints: Callable[[Tensor, Ten
         crops.append(normalise_image(clip.images[rows]))
         rotations, betas = clip_truth(clip)
         targets.append(joints(rotations[rows], betas[rows]))
-    return LabelledCrops(torch.cat(crops)[:count], torch.cat(targets)[:count])
+    return ClipFrames(torch.cat(crops)[:count], torch.cat(targets)[:count])
 
 
 def clip_truth(clip: ClipImages) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ class ViTTokens(NamedTuple):
     coverage: Tensor | None
 
 
-class Attention(nn.Module):
+class ViTAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool):
         super().__init__()
         if dim % num_heads:
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2), residual), k
 
 
-class Mlp(nn.Module):
+class ViTMlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc1 = Linear(dim, hidden)
@@ -107,9 +107,9 @@ class Block(nn.Module):
     def __init__(self, cfg: ViTConfig, drop_path: float = 0.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
-        self.attn = Attention(cfg.embed_dim, cfg.num_heads, cfg.qkv_bias)
+        self.attn = ViTAttention(cfg.embed_dim, cfg.num_heads, cfg.qkv_bias)
         self.norm2 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
-        self.mlp = Mlp(cfg.embed_dim, int(cfg.embed_dim * cfg.mlp_ratio))
+        self.mlp = ViTMlp(cfg.embed_dim, int(cfg.embed_dim * cfg.mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(
@@ -125,7 +125,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x))) if drops else self.mlp(x, x, self.norm2)
 
 
-class PatchEmbed(nn.Module):
+class ViTPatchEmbed(nn.Module):
     """Image [B, 3, H, W] -> tokens [B, N, C]: one convolution over patches."""
 
     def __init__(self, cfg: ViTConfig):
@@ -188,7 +188,7 @@ def _stem_convs(cfg: ViTConfig) -> list[tuple[int, int, int]]:
     return convs
 
 
-STEMS = {"patch": PatchEmbed, "conv": ConvStem}
+STEMS = {"patch": ViTPatchEmbed, "conv": ConvStem}
 
 
 class ViT(nn.Module):

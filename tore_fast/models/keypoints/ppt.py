@@ -28,7 +28,7 @@ class PPTOutput(NamedTuple):
     pruned: dict[int, tuple[Tensor, Tensor, Tensor]]
 
 
-class PreNorm(nn.Module):
+class NormedLayer(nn.Module):
     def __init__(self, dim: int, fn: nn.Module):
         super().__init__()
         self.norm, self.fn = nn.LayerNorm(dim), fn
@@ -40,7 +40,7 @@ class Residual(nn.Module):
         self.fn = fn
 
 
-class Attention(nn.Module):
+class KeypointAttention(nn.Module):
     """Multi-head self-attention without qkv bias; also the summed attention from the key-points to the patches."""
 
     def __init__(self, dim: int, heads: int, scale_with_head: bool):
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         return self.to_out(out.transpose(1, 2).flatten(2)), score
 
 
-class FeedForward(nn.Module):
+class PPTMlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, dim))
@@ -102,8 +102,8 @@ class PPTTransformer(nn.Module):
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 [
-                    PreNorm(dim, Attention(dim, heads, scale_with_head)),
-                    Residual(PreNorm(dim, FeedForward(dim, mlp_dim))),
+                    NormedLayer(dim, KeypointAttention(dim, heads, scale_with_head)),
+                    Residual(NormedLayer(dim, PPTMlp(dim, mlp_dim))),
                 ]
             )
             for _ in range(depth)

@@ -2,8 +2,7 @@
 
 In: [B, F, 17, 3] = x, y, confidence. Out: `LiftedPose`. Source: MotionAGFormer, WACV 2024, and its copy in the HoT
 repository (not in the HoT paper). The graph stream normalises over nodes, so weights of deeper blocks depend on the
-frame count
-they see: base weights do not fit a pruned model after block n.
+frame count they see: base weights do not fit a pruned model after block n.
 """
 
 from __future__ import annotations

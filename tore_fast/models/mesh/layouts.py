@@ -40,7 +40,7 @@ def to_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in named if k is not None}
 
 
-class Layout(NamedTuple):
+class MeshLayout(NamedTuple):
     upstream: str
     model: type[nn.Module]
     config: type
@@ -150,11 +150,13 @@ def _graphormer(state: dict[str, Tensor]) -> dict:
 _T1, _EMBED = "transformer_1.encoder.norm.weight", "trans_encoder.0.bert.img_embedding.weight"
 _NSR, _GRID = "transformer_3.encoder.norm.weight", "grid_feat_dim.weight"
 LAYOUTS = {
-    "FastMETRO": Layout("fastmetro", fastmetro.FastMETRO, fastmetro.FastMETROConfig, (_T1,), (_NSR,), _fastmetro),
-    "TORE on FastMETRO": Layout("tore", tore.FastMETRO_TORE, tore.FastMETROToreConfig, (_T1, _NSR), (), _tore),
-    "METRO": Layout("metro", metro.METRO, metro.METROConfig, (_EMBED,), (_NSR, _GRID), _metro),
-    "TORE on METRO": Layout("tore", metro_tore.METRO_TORE, metro_tore.METROToreConfig, (_EMBED, _NSR), (), _metro_tore),
-    "Mesh Graphormer": Layout(
+    "FastMETRO": MeshLayout("fastmetro", fastmetro.FastMETRO, fastmetro.FastMETROConfig, (_T1,), (_NSR,), _fastmetro),
+    "TORE on FastMETRO": MeshLayout("tore", tore.FastMETRO_TORE, tore.FastMETROToreConfig, (_T1, _NSR), (), _tore),
+    "METRO": MeshLayout("metro", metro.METRO, metro.METROConfig, (_EMBED,), (_NSR, _GRID), _metro),
+    "TORE on METRO": MeshLayout(
+        "tore", metro_tore.METRO_TORE, metro_tore.METROToreConfig, (_EMBED, _NSR), (), _metro_tore
+    ),
+    "Mesh Graphormer": MeshLayout(
         "graphormer", graphormer.MeshGraphormer, graphormer.MeshGraphormerConfig, (_EMBED, _GRID), (), _graphormer
     ),
 }
@@ -217,7 +219,7 @@ def _load(name: str) -> Any:
     return load
 
 
-def _fits(layout: Layout) -> Any:
+def _fits(layout: MeshLayout) -> Any:
     return lambda state: all(k in state for k in layout.marks) and not any(k in state for k in layout.absent)
 
 

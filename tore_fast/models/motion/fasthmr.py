@@ -1,9 +1,8 @@
 """FastHMR's motion decoder: one denoising step, VAE decoder, inverse kinematics.
 
 In: per-frame features [B, 243, 1024] of a host (models/smpl/hmr2.py, models/smpl/camerahmr.py) and rest joints of the
-shaped body;
-out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with merged layers and tokens are
-`fasthmr_hmr2` and `fasthmr_camerahmr`; pipelines/video.py joins both.
+shaped body; out: smooth joints, twists and 24 rotations per frame. The per-frame hosts with merged layers and tokens
+are `fasthmr_hmr2` and `fasthmr_camerahmr`; pipelines/video.py joins both.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class FastHMRMotionConfig:
         )
 
 
-class Motion(NamedTuple):
+class JointsAndTwists(NamedTuple):
     """Root-relative joints in camera axes and twists about the bones."""
 
     joints: Tensor  # [..., 29, 3] metres
@@ -142,13 +141,13 @@ class FastHMRMotion(nn.Module):
                 part.eval()
         return self
 
-    def decode(self, z: Tensor, frames: int) -> Motion:
+    def decode(self, z: Tensor, frames: int) -> JointsAndTwists:
         """Latents [B, 27, 512] -> motion in metres."""
         features = self.motion_decoder(z, frames) * self.feature_std + self.feature_mean
         joints, twists = split_features(features)
-        return Motion(joints, nn.functional.normalize(twists, dim=-1))
+        return JointsAndTwists(joints, nn.functional.normalize(twists, dim=-1))
 
-    def forward(self, tokens: Tensor, noise: Tensor | None = None, num_steps: int = 1) -> Motion:
+    def forward(self, tokens: Tensor, noise: Tensor | None = None, num_steps: int = 1) -> JointsAndTwists:
         """Clips of per-frame features -> motion.
 
         Args:
@@ -186,7 +185,7 @@ class FastHMRMotion(nn.Module):
         noise: str = "seeded",
         num_steps: int = 1,
         batch_size: int = 16,
-    ) -> Iterator[tuple[int, Motion]]:
+    ) -> Iterator[tuple[int, JointsAndTwists]]:
         """Motion of a long track piece by piece; memory depends on batch_size, not on the track.
 
         Args:
@@ -213,13 +212,13 @@ class FastHMRMotion(nn.Module):
                 after = first + i + 1
                 end = clips[after].start if after < len(clips) else num_frames
                 done = end - start
-                yield start, Motion(joints[:done], nn.functional.normalize(twists[:done], dim=-1))
+                yield start, JointsAndTwists(joints[:done], nn.functional.normalize(twists[:done], dim=-1))
                 start, joints, twists = end, joints[done:], twists[done:]
 
-    def decode_track(self, tokens: Tensor, **options: Any) -> Motion:
+    def decode_track(self, tokens: Tensor, **options: Any) -> JointsAndTwists:
         """Per-frame features of a whole track [n, C] -> motion of every frame; options of `decode_stream`."""
         pieces = [m for _, m in self.decode_stream(lambda a, b: tokens[a:b], tokens.shape[0], **options)]
-        return Motion(*(torch.cat(p) for p in zip(*pieces)))
+        return JointsAndTwists(*(torch.cat(p) for p in zip(*pieces)))
 
     def stage2_losses(
         self,
@@ -281,7 +280,7 @@ class OnlineMotion:
         self._window: list[Tensor] = []
 
     @torch.no_grad()
-    def push(self, token: Tensor) -> Motion:
+    def push(self, token: Tensor) -> JointsAndTwists:
         """The feature [C] of the next frame -> its Motion (joints [29, 3], twists [23, 2])."""
         c = self.motion.config
         if token.shape != (c.condition_dim,):
@@ -289,7 +288,7 @@ class OnlineMotion:
         self._window = [*self._window, token][-c.frames :]
         tokens = resample(torch.stack(self._window), c.frames)[None]
         out = self.motion(tokens, None if self.noise is None else self.noise[None], self.num_steps)
-        return Motion(out.joints[0, -1], out.twists[0, -1])
+        return JointsAndTwists(out.joints[0, -1], out.twists[0, -1])
 
 
 def _blend(held: Tensor | None, start: int, piece: Tensor, clip: Clip, overlap: int) -> Tensor:
@@ -300,7 +299,7 @@ def _blend(held: Tensor | None, start: int, piece: Tensor, clip: Clip, overlap: 
     return torch.cat((held * (1 - w) + piece[: len(held)] * w, piece[len(held) :]))
 
 
-def motion_rotations(motion: Motion, rest_joints: Tensor, mode: str = "adaptive") -> Tensor:
+def motion_rotations(motion: JointsAndTwists, rest_joints: Tensor, mode: str = "adaptive") -> Tensor:
     """Motion of n frames and rest joints [29, 3] or [n, 29, 3] -> local rotations [n, 24, 3, 3]."""
     return hybrik_ik(motion.joints.float(), motion.twists.float(), rest_joints.float(), mode)
 

@@ -21,7 +21,7 @@ LARGEST = 1e6  # of a coordinate
 CAMERA_STEP, SCALE_LIMIT = 0.4, 0.3  # largest change of log scale a step; largest |log| of the world cloud's scale
 
 
-class Person(NamedTuple):
+class Unknowns(NamedTuple):
     """Unknowns of the fit, one row a person."""
 
     rotations: Tensor  # [B, J, 3, 3] relative to the parent
@@ -67,7 +67,7 @@ def log_jacobian(v: Tensor) -> Tensor:  # [..., 3] -> [..., 3, 3]
     return torch.eye(3, dtype=v.dtype, device=v.device) + k / 2 + f * (k @ k)
 
 
-def posed_landmarks(p: Problem, s: Person) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def posed_landmarks(p: Problem, s: Unknowns) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """World rotations [B, J, 3, 3], joints [B, J, 3] (root at the origin), landmarks [B, P, 3] and their derivative
     by the shape [B, P, 3, S]."""
     bone = p.model.bones + (p.model.bone_dirs @ s.betas.T).permute(2, 0, 1)
@@ -91,14 +91,14 @@ def posed_landmarks(p: Problem, s: Person) -> tuple[Tensor, Tensor, Tensor, Tens
     return torch.stack(world, 1), torch.stack(joint, 1), x, at_landmarks(by_shape) + turn @ p.model.offset_dirs
 
 
-def projected(p: Problem, s: Person, x: Tensor) -> tuple[Tensor, Tensor]:
+def projected(p: Problem, s: Unknowns, x: Tensor) -> tuple[Tensor, Tensor]:
     """Landmarks in the image [B, P, 2] and the denominator [B, P]: (scale xy + shift) / (1 + scale z / focal)."""
     scale = s.camera[:, 0].exp()[:, None]
     depth = (1 + p.inv_focal[:, None] * scale * x[..., 2]).clamp(min=SMALL_DEPTH)
     return (scale[..., None] * x[..., :2] + s.camera[:, None, 1:3]) / depth[..., None], depth
 
 
-def residuals(p: Problem, s: Person, x: Tensor) -> tuple[Tensor, Tensor]:
+def residuals(p: Problem, s: Unknowns, x: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled residuals of the image points [B, P, 2] and of the world points [B, P, 3]."""
     u, _ = projected(p, s, x)
     a, b = p.model.centre
@@ -119,7 +119,7 @@ def limit_residuals(p: Problem, v: Tensor) -> Tensor:  # [B, J - 1, 3] -> [B, L]
     return torch.stack(rows, 1) / p.settings.sigma_limit if rows else v.new_zeros(len(v), 0)
 
 
-def cost_parts(p: Problem, s: Person) -> tuple[Tensor, Tensor]:
+def cost_parts(p: Problem, s: Unknowns) -> tuple[Tensor, Tensor]:
     """[B, 7]: image points, world points, pose prior, shape, world scale, limits, anchor; and the landmarks."""
     k2 = 2 * p.settings.robust**2
     _, _, x, _ = posed_landmarks(p, s)
@@ -143,13 +143,13 @@ def cost_parts(p: Problem, s: Person) -> tuple[Tensor, Tensor]:
     return torch.stack(parts, 1), x
 
 
-def anchor_sigma(p: Problem, s: Person) -> Tensor:  # [J]
+def anchor_sigma(p: Problem, s: Unknowns) -> Tensor:  # [J]
     sigma = torch.full((s.rotations.shape[1],), p.settings.sigma_anchor, dtype=s.betas.dtype, device=s.betas.device)
     sigma[0] = p.settings.sigma_root
     return sigma
 
 
-def normal_equations(p: Problem, s: Person) -> tuple[Tensor, Tensor]:
+def normal_equations(p: Problem, s: Unknowns) -> tuple[Tensor, Tensor]:
     """Gauss-Newton matrix [B, N, N] and half the gradient [B, N] of the cost; N = 3 J + S + 4: a right-hand increment
     per joint, shape, camera."""
     batch, joints = s.rotations.shape[:2]
@@ -231,7 +231,7 @@ def _ancestors(p: Problem) -> Tensor:  # [P, J]: 1 where the joint is the landma
     return torch.stack([rows[j] for j in p.model.attach])
 
 
-def moved(p: Problem, s: Person, step: Tensor) -> Person:
+def moved(p: Problem, s: Unknowns, step: Tensor) -> Unknowns:
     """The unknowns after a step [B, N], each part held within its bounds."""
     joints, shapes = s.rotations.shape[1], s.betas.shape[1]
     turn = step[:, : 3 * joints].unflatten(1, (joints, 3))
@@ -240,7 +240,7 @@ def moved(p: Problem, s: Person, step: Tensor) -> Person:
     camera = s.camera + torch.cat((step[:, -4:-3].clamp(-CAMERA_STEP, CAMERA_STEP), step[:, -3:]), 1)
     camera = torch.cat((camera[:, :3], camera[:, 3:].clamp(-SCALE_LIMIT, SCALE_LIMIT)), 1)
     betas = (s.betas + step[:, 3 * joints : 3 * joints + shapes]).clamp(-limit, limit)
-    return Person(s.rotations @ axis_angle_to_matrix(turn), betas, camera)
+    return Unknowns(s.rotations @ axis_angle_to_matrix(turn), betas, camera)
 
 
 def starting_camera(p: Problem, x: Tensor) -> Tensor:  # [B, P, 3] -> [B, 4]
@@ -265,7 +265,7 @@ def fit_landmarks_reference(
         return tuple(t.to(dtype) for t in (*person, x, parts))
 
 
-def prepare(inputs: LandmarkInputs, model: LandmarkModel, settings: FitSettings) -> tuple[Problem, Person]:
+def prepare(inputs: LandmarkInputs, model: LandmarkModel, settings: FitSettings) -> tuple[Problem, Unknowns]:
     """float64 problem and start; points that are not finite lose their weight."""
     points, weights, world = inputs.points.double(), inputs.weights.double(), inputs.world.double()
     usable = torch.stack((torch.isfinite(points).all(-1), torch.isfinite(world).all(-1)), -1)
@@ -292,14 +292,14 @@ def prepare(inputs: LandmarkInputs, model: LandmarkModel, settings: FitSettings)
         in_float64(model),
         settings,
     )
-    person = Person(rotations, betas, points.new_zeros(points.shape[0], 4))
+    person = Unknowns(rotations, betas, points.new_zeros(points.shape[0], 4))
     camera = inputs.camera
     if camera is None:
         camera = starting_camera(problem, posed_landmarks(problem, person)[2])
     return problem, person._replace(camera=given(camera, zeros))
 
 
-def iterate(p: Problem, s: Person, steps: int) -> tuple[Person, Tensor, Tensor]:
+def iterate(p: Problem, s: Unknowns, steps: int) -> tuple[Unknowns, Tensor, Tensor]:
     parts, x = cost_parts(p, s)
     damping = torch.full((len(s.betas),), p.settings.damping, dtype=torch.float64, device=s.betas.device)
     for _ in range(steps):
@@ -315,7 +315,7 @@ def iterate(p: Problem, s: Person, steps: int) -> tuple[Person, Tensor, Tensor]:
         def keep(new: Tensor, old: Tensor, better: Tensor = better) -> Tensor:
             return torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
 
-        s = Person(*(keep(a, b) for a, b in zip(trial, s)))
+        s = Unknowns(*(keep(a, b) for a, b in zip(trial, s)))
         parts, x = keep(trial_parts, parts), keep(trial_x, x)
         damping = torch.where(better, damping * DOWN, damping * UP).clamp(MIN_DAMPING, MAX_DAMPING)
     return s, parts, x
