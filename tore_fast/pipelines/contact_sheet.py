@@ -18,7 +18,7 @@ _ON_GRID = 0.6  # share of the seams found that must lie on the grid
 
 
 def seams(grey: np.ndarray) -> np.ndarray:
-    """Columns of some rows of an image [H, W] float32 at which everything changes from top to bottom: [n] first column behind."""
+    """[n] columns of some rows of an image [H, W] at which everything changes from top to bottom (the first behind)."""
     step = np.median(np.abs(np.diff(grey, axis=1)), 0)
     return 1 + np.flatnonzero((step >= _STEP) & (step >= _SHARPER * np.median(step)))
 

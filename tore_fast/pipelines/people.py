@@ -27,7 +27,7 @@ WINDOWS = ("auto", "never", "always")
 MIN_DETECTION, MIN_PARTIAL = 0.45, 0.55  # of the detector's score, in the whole image and in a window
 MIN_SCORE = 0.5  # of the landmark net's "there is a person"
 MIN_EVIDENCE = 0.45  # of both scores' product: shoes, lamps and cats have one high score, seldom two
-HOPE, MIN_HOPE = 0.6, 0.1  # of both scores: a second crop although the landmark net doubts the first
+HOPE, MIN_HOPE = 0.66, 0.1  # of both scores: a second crop although the landmark net doubts the first
 MAX_PEOPLE = 64
 _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
 # Two finds are one person where these lie closer, in sides of the crop:
