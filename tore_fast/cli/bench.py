@@ -1,4 +1,5 @@
-"""`tore-fast bench ops|models`: times the kernels or the models against tuned baselines (benchmarks/run.py)."""
+"""`tore-fast bench ops|models|tables`: times the kernels or the models against tuned baselines, or the papers' tables
+(benchmarks/run.py)."""
 
 from __future__ import annotations
 
