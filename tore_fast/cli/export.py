@@ -40,13 +40,14 @@ class Args:
 
 
 def run(args: Args) -> int:
-    from ..engine.export import KINDS, export
+    from ..engine.export import KINDS, check_exportable, export
 
     if args.out.suffix not in KINDS:
         raise UsageError(f"OUT: expected a file name that ends in {', '.join(KINDS)}, got {args.out.name!r}")
     chosen = ModelArgs(model=args.model, checkpoint=args.checkpoint, set=args.set, mesh_data=args.mesh_data)
     with arguments():
         network = chosen.network()
+        check_exportable(network, args.model)
     chosen.note_random("outputs of the file")
     name = args.model if args.checkpoint is None else f"{args.model} ({args.checkpoint.name})"
     done = export(

@@ -27,7 +27,7 @@ from ..io.atomic import replacing, write_text
 from ..layers.prepared import unprepare
 from ..models import load
 from ..models._inputs import input_shape
-from ..models._registry import facts_of
+from ..models._registry import Facts, facts_of
 from ..version import __version__
 from .fold import fold_batch_norms, has_batch_norms
 
@@ -135,13 +135,7 @@ def export(
             _need("onnxruntime")
     name = name or (type(model).__name__ if isinstance(model, nn.Module) else str(model))
     source = copy.deepcopy(model) if isinstance(model, nn.Module) else load(model, **overrides)
-    facts = facts_of(source)
-    if facts is None or facts.task not in TASKS:
-        raise ValueError(f"export: {name} is of task {getattr(facts, 'task', None)}; exported are {', '.join(TASKS)}")
-    if source.training:
-        raise ValueError(f"export: {name} is in training mode; call eval() first")
-    if facts.takes_camera and getattr(source, "cam_model", None) is None:
-        raise ValueError(f"export: {name} has no field-of-view net, so an image alone is no input of it")
+    facts = check_exportable(source, name)
     source = unprepare(source).cpu().float().eval().requires_grad_(False)
     shape = input_shape(source)
     generator = torch.Generator().manual_seed(0)
@@ -171,6 +165,22 @@ def export(
     return Exported(path, contract, _compare(path, found, precision))
 
 
+def check_exportable(model: nn.Module, name: str) -> Facts:
+    """Facts of a model that can be exported.
+
+    Raises:
+        ValueError: of another task, without what it needs to run on one input, or in training mode.
+    """
+    facts = facts_of(model)
+    if facts is None or facts.task not in TASKS:
+        raise ValueError(f"export: {name} is of task {getattr(facts, 'task', None)}; exported are {', '.join(TASKS)}")
+    if facts.takes_camera and getattr(model, "cam_model", None) is None:
+        raise ValueError(f"export: {name} has no field-of-view net, so an image alone is no input of it")
+    if model.training:
+        raise ValueError(f"export: {name} is in training mode; call eval() first")
+    return facts
+
+
 def _is_limit(error: Exception) -> bool:
     """Whether an error says that a program cannot be traced or written, and is no bug of ours or of the disk."""
     return isinstance(
@@ -197,7 +207,7 @@ def _need(package: str) -> None:
 
 
 def _contract(
-    name: str, facts: Any, shape: tuple[int, ...], dynamic: bool, precision: str, outputs: list[tuple[str, Tensor]]
+    name: str, facts: Facts, shape: tuple[int, ...], dynamic: bool, precision: str, outputs: list[tuple[str, Tensor]]
 ) -> dict[str, Any]:
     batch: Any = "batch" if dynamic else 1
     given: dict[str, Any] = {"name": "input", "shape": [batch, *shape], "type": "float32"}
