@@ -1,4 +1,4 @@
-"""`tore-fast bench ops|models|tables`: times the kernels or the models against tuned baselines, or the papers' tables
+"""`tore-fast bench ops|models|pipelines|tables`: times kernels, models, pipelines, the papers' tables
 (benchmarks/run.py)."""
 
 from __future__ import annotations
