@@ -96,10 +96,15 @@ def _evaluate(args: Args) -> int:
     facts |= {"flip": args.flip, "stride": args.stride, "pipeline": args.pipeline}
     by_action, by_subject = PoseMeter(found.pck_joints), PoseMeter(found.pck_joints)
     start, frames = time.perf_counter(), 0
-    windows: Any = (args.flip, args.stride, args.limit or 0, args.batch_size)
+    windows: dict[str, Any] = {
+        "flip": args.flip,
+        "stride": args.stride,
+        "limit": args.limit or 0,
+        "batch_size": args.batch_size,
+    }
     kinds = FrameErrors()
     with torch.inference_mode():
-        for lifted in lifted_pairs(model, items, *windows, pipeline=args.pipeline):
+        for lifted in lifted_pairs(model, items, **windows, pipeline=args.pipeline):
             by_action.add(lifted.clip.action, lifted.pose, lifted.truth)
             by_subject.add(lifted.clip.subject or "-", lifted.pose, lifted.truth)
             kinds.add(lifted)
@@ -109,9 +114,9 @@ def _evaluate(args: Args) -> int:
                 raise ValueError(
                     f"--frame-errors: expected a model that prunes frames and recovers them, got {args.model}"
                 )
-            centre = evaluate_clips(model, items, *windows, pipeline="seq2frame").result()["mpjpe"]
+            centre = evaluate_clips(model, items, **windows, pipeline="seq2frame").result()["mpjpe"]
     seconds = time.perf_counter() - start
-    metrics = {
+    metrics: dict[str, Any] = {
         **by_action.result(),
         "frames": frames,
         "clips": len(items),

@@ -78,6 +78,6 @@ def _draw(args: Args) -> tuple[Any, Any, Any]:
     crop = person.crop(size)
     image = normalise_image(torch.from_numpy(np.array(warp(pixels, crop, size, "affine"))).permute(2, 0, 1))[None]
     center, extent = (torch.tensor(np.asarray(v), dtype=torch.float32)[None] for v in (crop.center, crop.size))
-    points, scores = batch_keypoints(model, image, center, extent, None)
-    points, scores = points[0].numpy(), scores[0].numpy()
+    found, likely = batch_keypoints(model, image, center, extent, None)
+    points, scores = found[0].numpy(), likely[0].numpy()
     return draw_keypoints(pixels, [points], [scores], args.threshold), points, scores

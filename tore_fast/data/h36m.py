@@ -165,7 +165,7 @@ def read_motionbert_file(path: str | Path, split: str) -> list[PoseClip]:
     if "joints_2.5d_image" in part and split == "test":
         pose = np.asarray(part["joints_2.5d_image"], np.float32) / factor[:, None, None]
     clips = []
-    starts = np.flatnonzero(np.r_[True, source[1:] != source[:-1]]) if len(source) else []
+    starts = np.flatnonzero(np.r_[True, source[1:] != source[:-1]])[: len(source)]
     for begin, end in zip(starts, [*starts[1:], len(source)]):
         frames = slice(begin, end)
         width, height = RESOLUTIONS.get(cameras[begin], (1000, 1000))

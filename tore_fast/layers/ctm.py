@@ -68,7 +68,7 @@ class CTM(nn.Module):
         # the first CTM's tokens are the cells themselves: their clusters and shares are those of the cells
         cells = tokens.is_grid and tokens.map_size == tokens.init_grid
         merged: Any
-        dictionary = () if cells else (tokens.idx_token, tokens.agg_weight)
+        dictionary: Any = () if cells else (tokens.idx_token, tokens.agg_weight)
         if self.clustering == "dpc" and self.num_parts == 1:
             num_clusters, parts = self.num_clusters(y.shape[1]), 1
             merged = dpc_knn_cluster_merge(

@@ -100,8 +100,8 @@ def dpc_knn_cluster_merge(
         )
         if idx_token is None or agg_weight is None:
             merged, share = cluster_merge(x, found.cluster, num_clusters, weight, impl=impl)
-            none = (share.new_empty(x.shape[0], 0, dtype=t) for t in (torch.int64, torch.float32))
-            return DpcClusterMerge(merged, share, *none, *found)
+            none = share.new_empty(x.shape[0], 0)
+            return DpcClusterMerge(merged, share, none.long(), none.float(), *found)
         parts = cluster_merge_tokens(x, found.cluster, num_clusters, weight, idx_token, agg_weight, impl=impl)
         return DpcClusterMerge(*parts, *found)
     mask, excluded, noise = cluster_options(op, x, num_clusters, k, mask, exclude, tie, noise, order, masked)

@@ -58,7 +58,7 @@ def read_npz_file(path: Path) -> Found:
     """An .npz: plain arrays, VideoPose3D's positions_2d, or what its detectron2 script writes. Nothing of it is
     executed."""
     data = read_npz(path)
-    names = [n for n in ("keypoints", "positions_2d", "kpts", "reconstruction") if n in data]
+    names: list[str] = [n for n in ("keypoints", "positions_2d", "kpts", "reconstruction") if n in data]
     if not names and len(data) == 1:  # np.savez(file, points) calls it arr_0
         names = list(data)
     if not names:
