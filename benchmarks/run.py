@@ -27,6 +27,7 @@ except ImportError:  # a bare GPU machine: parse() takes argparse instead
     tyro = None
 
 from tore_fast.io.atomic import write_text
+from tore_fast.ops._choices import measured
 
 from . import pipelines, registry, report, roofline
 from .harness import Case, DeadDevice, run_case
@@ -73,6 +74,8 @@ class Options:
     """Timing budget per contender and case."""
     quick: bool = False
     """Only a few small cases."""
+    write_choices: Path | None = None
+    """ops on CUDA: write what impl="auto" is to take, by these times ($TORE_FAST_CHOICES names the file to use)."""
 
 
 class NoCase(ValueError):
@@ -166,6 +169,8 @@ def check(options: Options) -> None:
         raise ValueError("--device cuda, but no CUDA device is visible")
     if options.append and not options.json:
         raise ValueError("--append goes on with the file of --json, which was not given")
+    if options.write_choices and (options.kind != "ops" or options.device == "cpu" or not torch.cuda.is_available()):
+        raise ValueError("--write-choices: the table is about ops on CUDA; it needs `ops` and a GPU")
     if options.threads < 0 or options.seconds <= 0:
         raise ValueError(
             f"--threads and --seconds: expected positive numbers, got {options.threads} and {options.seconds}"
@@ -205,6 +210,11 @@ def run(options: Options) -> int:
     print("\n" + report.markdown(document))
     if options.json:
         save(options.json, document)
+    if options.write_choices:
+        arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        rules = measured(document["results"], arch)
+        about = f"measured on {document['environment'].get('gpu')}, {document['environment']['date']}"
+        save(options.write_choices, {"about": about, "rules": rules})
     if options.report:
         report.write(document, options.report)
     return 1 if any(r["wrong"] for r in document["results"]) else 0
@@ -240,7 +250,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         elif isinstance(default, list):
             parser.add_argument(name, nargs="*", default=default)
         else:
-            kind = Path if f.name in ("json", "report") else type(default)
+            kind = Path if f.name in ("json", "report", "write_choices") else type(default)
             parser.add_argument(name, type=kind, default=default)
     return Options(**vars(parser.parse_args(arguments)))
 

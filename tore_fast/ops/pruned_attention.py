@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .._schema import LIBRARY
 from ._autograd import differentiable, softmax_delta
+from ._choices import call_class, device_arch, preferred
 from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from .reference.pruned_attention import key_importance_reference, pruned_attention_reference
 
@@ -147,18 +148,21 @@ def pruned_attention(
 def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> bool:
     """Calls that torch's own kernel does at least as fast.
 
-    CUDA, an estimate, not measured: 16-bit calls without a bias whose keys do not fit one tile are what torch's flash
-    kernels are tuned for; a bias per key keeps SDPA from them, and float32 has none.
+    CUDA: what the table of _choices.py says.
     CPU, measured on Zen 4, one and two threads, float32: below about 8 thousand scores the op's call overhead shows (15
     us more than SDPA's, 100 us more with gradients: eight times as many scores then); beyond 768 keys the score block
     leaves the caches (0.7x at 1024). A bias with a gradient sends
     SDPA to its slow path: never there.
     """
+    gradient = torch.is_grad_enabled()
     if q.device.type == "cuda":
-        return key_bias is None and q.element_size() == 2 and k.shape[2] > SHORT_KEYS
+        grad = gradient and (q.requires_grad or k.requires_grad or v.requires_grad)
+        rule = preferred(
+            "pruned_attention", call_class(q, k.shape[2], device_arch(q.device), key_bias is not None, grad)
+        )
+        return rule is not None and rule.take == "sdpa"
     if q.device.type != "cpu":
         return False
-    gradient = torch.is_grad_enabled()
     if key_bias is not None and gradient and key_bias.requires_grad:
         return False
     gradient = gradient and (q.requires_grad or k.requires_grad or v.requires_grad)
