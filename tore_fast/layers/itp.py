@@ -53,6 +53,7 @@ class TokenSelection(nn.Module):
         cluster: DPC-kNN density peaks, then cluster averages (the paper's wording); positions are averaged alike.
         attention: one attention over the tokens; the M tokens that receive most attention stay (PPT), with theirs
             positions. Its context is added to the tokens, so its projections are trained by the task.
+
         Cluster and attention tokens go on as they are, as untouched ones do: a LayerNorm of their own did not help.
 
         Raises:
