@@ -28,7 +28,7 @@ except ImportError:  # a bare GPU machine: parse() takes argparse instead
 
 from tore_fast.io.atomic import write_text
 
-from . import registry, report, roofline
+from . import pipelines, registry, report, roofline
 from .harness import Case, DeadDevice, run_case
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -38,10 +38,15 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Options:
     """Times the ops or the models of tore_fast against tuned baselines, correctness first."""
 
-    kind: tyro.conf.Positional[Literal["ops", "models"]]
-    """What to benchmark: ops or models."""
+    kind: tyro.conf.Positional[Literal["ops", "models", "pipelines"]]
+    """What to benchmark: ops, models, or whole pipelines."""
     op: list[str] = field(default_factory=list)
-    """Stems to run (ops) or model families (models); default all."""
+    """Stems to run (ops), model families (models) or kinds of rows (pipelines: waterfall batch predict video busy
+    cold); default all."""
+    model: list[str] = field(default_factory=list)
+    """pipelines: models by name, instead of those with a target."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """pipelines: of the networks' matrix products."""
     match: list[str] = field(default_factory=list)
     """Only cases whose names fit one of these shell patterns, e.g. 'metro_r50*b1'; '*(max)' are the rows of
     --max-gb."""
@@ -153,7 +158,10 @@ def all_cases(options: Options, device: str, dtype: torch.dtype) -> Iterator[Cas
 
 def check(options: Options) -> None:
     """ValueError for options that cannot be done, before anything is measured."""
-    registry.check(options.kind, options.op)
+    if options.kind == "pipelines":
+        pipelines.check(options.op, options.model)
+    else:
+        registry.check(options.kind, options.op)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but no CUDA device is visible")
     if options.append and not options.json:
@@ -174,6 +182,8 @@ def run(options: Options) -> int:
     document = {"environment": environment(device), "kind": options.kind, "ceilings": {}, "results": []}
     if options.append:
         document["results"] = previous(options.json, document["environment"])
+    if options.kind == "pipelines":
+        return run_pipelines(options, device, document)
     done = {report.key(r) for r in document["results"]}
     seen = 0
     for name in options.dtype:
@@ -200,12 +210,28 @@ def run(options: Options) -> int:
     return 1 if any(r["wrong"] for r in document["results"]) else 0
 
 
+def run_pipelines(options: Options, device: str, document: dict) -> int:
+    """Rows of benchmarks/pipelines.py; the JSON is written after every row."""
+    setting = pipelines.Setting(device, options.precision, tuple(options.model), options.quick)
+    for row in pipelines.rows(setting, options.op):
+        result = pipelines.result_of(row)
+        print(pipelines.text(result), flush=True)
+        document["results"] = [r for r in document["results"] if r["case"] != result["case"]] + [result]
+        if options.json:
+            save(options.json, document)
+    if options.report:
+        options.report.mkdir(parents=True, exist_ok=True)
+        write_text(options.report / "pipelines.md", pipelines.markdown(document) + "\n")
+        pipelines.chart(document, options.report / "pipelines.png")
+    return 0
+
+
 def parse(arguments: list[str] | None = None) -> Options:
     """Options from the command line; without tyro by argparse, with the same names."""
     if tyro is not None:
         return tyro.cli(Options, prog="benchmarks.run", args=arguments)
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=Options.__doc__)
-    parser.add_argument("kind", choices=("ops", "models"))
+    parser.add_argument("kind", choices=("ops", "models", "pipelines"))
     for f in dataclasses.fields(Options)[1:]:
         name = "--" + f.name.replace("_", "-")
         default = f.default_factory() if f.default is dataclasses.MISSING else f.default

@@ -245,3 +245,26 @@ def test_an_array_of_another_shape_is_not_passed_over(tmp_path):
     )
     with pytest.raises(AssertionError, match="output has shape"):
         find_runner(case)(case)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "runner"),
+    [
+        ("motionbert_lite_27", dict(frames=9, channels=32, depth=1, heads=2, mlp_hidden=64), "run_host"),
+        ("mixste_9", dict(frames=9, channels=32, depth=1, heads=2, mlp_hidden=64), "run_host"),
+        ("tcformer_light", dict(depths=(1, 1, 1, 1)), "run_tcformer"),
+    ],
+)
+def test_the_keys_choose_the_runner_whatever_the_case_is_called(tmp_path, name, fields, runner):
+    shapes = {k: list(v.shape) for k, v in create_model(name, **fields).state_dict().items()}
+    (tmp_path / "case.json").write_text(json.dumps({"model": "some.lib.Net", "config": {}, "state_dict": shapes}))
+    assert find_runner(Case(tmp_path / "case.json")).__name__ == runner
+
+
+def test_a_window_shorter_than_the_embeddings_runs_under_any_name(tmp_path):
+    """MotionBERT's own files: temp_embed of 12 frames, a clip of 7, and a class name that tells nothing."""
+    net = create_model("motionbert_lite_27", frames=7, max_frames=12, channels=32, depth=2, heads=2, mlp_hidden=64)
+    config = dict(frames=7, maxlen=12, dim_feat=32, mlp_hidden=64, depth=2, heads=2)
+    run = lambda net, inputs: {"output": net(inputs["x"]).pose}
+    case = write_case(tmp_path, "lib.Net", config, net, {"x": (2, 7, 17, 3)}, run)
+    find_runner(case)(case)

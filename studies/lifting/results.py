@@ -149,7 +149,7 @@ def errors(model, clips) -> dict:
     centered = model.config.pruned and model.config.recovery == "none"
     meters: dict[str, PoseMeter] = {"": PoseMeter()}
     with torch.inference_mode():
-        for clip, pred, target in lifted_pairs(model, clips, stride=3 if centered else 0):
+        for clip, pred, target, _ in lifted_pairs(model, clips, stride=3 if centered else 0):
             meters[""].add(clip.action, pred, target)
             meters.setdefault(clip.subject, PoseMeter()).add("all", pred, target)
     total = meters.pop("").result()
@@ -162,7 +162,7 @@ def middle_frames(model, clips) -> float:
     """MPJPE of the middle frame of a window, every third frame, as seq2frame models are measured."""
     meter, at = PoseMeter(), (model.config.frames - 1) // 2
     with torch.inference_mode():
-        for clip, pred, target in lifted_pairs(model, clips, stride=3):
+        for clip, pred, target, _ in lifted_pairs(model, clips, stride=3):
             meter.add(clip.action, pred[at : at + 1], target[at : at + 1])
     return meter.result()["mpjpe"]
 

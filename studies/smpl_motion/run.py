@@ -148,10 +148,11 @@ def taus(args) -> None:
 def _merge_layers(args, folder: Path, tau: float, *more: str) -> None:
     if not (folder / "model" / "config.json").exists():
         tore_fast(
-            "merge",
-            args.out / "clips_train",
-            "--model",
+            "accelerate",
             args.out / "host" / "model",
+            "--search-layers",
+            "--data",
+            args.out / "clips_train",
             "--limit",
             670,
             "--tau",

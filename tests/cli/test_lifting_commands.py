@@ -176,7 +176,7 @@ def test_train_test_export_eval_lift(mocap, tmp_path, capsys):
     [
         (["--set", "colour", "red"], "--set colour: MixsteConfig has no such field; expected one of prune_block"),
         (["--set", "frames", "nine"], "--set frames: expected a whole number, got 'nine'"),
-        (["--set", "recover_frames", "5"], "recover_frames must be 27"),
+        (["--set", "recover_frames", "28"], "more poses (28) than the window has frames (27)"),
         (["--set", "prune_block", "0"], "prune_block must be in 1..7"),
         (["--windows.zoom", "0.5"], "zoom must be at least 1"),
         (["--model", "fastmetro_s_r50"], "not made for seq2seq or seq2frame"),

@@ -51,6 +51,10 @@ def runner(case: Case):
         return run_graphormer
     if model.startswith("metro"):
         return run_metro
+    if {"cam_token_embed.weight", "transformer_1.encoder.norm.weight"} <= set(keys):  # whatever its name
+        return run_fastmetro
+    if any(k.startswith("trans_encoder.0.bert.") for k in keys):
+        return run_graphormer if any(".graph_conv." in k for k in keys) else run_metro
     return None
 
 

@@ -320,6 +320,12 @@ RUNNERS: tuple[tuple[str, Callable[[Case], None]], ...] = (
 )
 
 
+KEYS: tuple[tuple[str, Callable[[Case], None]], ...] = (  # of a case whose name says nothing
+    ("global_motion_token", _run_vae),
+    ("time_embedding.linear_1.weight", _run_denoiser),
+)
+
+
 @torch.inference_mode()
 def _guarded(run: Callable[[Case], None], case: Case) -> None:
     run(case)
@@ -328,5 +334,8 @@ def _guarded(run: Callable[[Case], None], case: Case) -> None:
 def runner(case: Case) -> Callable[[Case], None] | None:
     for start, run in RUNNERS:
         if case.model.startswith(start):
+            return lambda c, run=run: _guarded(run, c)
+    for key, run in KEYS:
+        if key in (case.meta.get("state_dict") or {}):
             return lambda c, run=run: _guarded(run, c)
     return None

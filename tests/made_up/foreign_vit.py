@@ -210,6 +210,8 @@ class Estimator:
         self.faces = None
 
     def process_one_image(self, img, bboxes=None):
+        if not isinstance(img, torch.Tensor):  # an array [H, W, 3], as the original takes it
+            img = F.interpolate(torch.from_numpy(img.copy()).permute(2, 0, 1)[None] / 255, (128, 128))[0]
         people = 1 if bboxes is None else len(bboxes)
         crops = img.expand(1, people, 3, 128, 128) * torch.arange(1, people + 1).reshape(1, people, 1, 1, 1)
         batch = {"img": crops, "bbox": torch.tensor([[30.0, 20, 80, 120]]).expand(1, people, 4)}

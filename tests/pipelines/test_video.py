@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from tore_fast.body import load_body
 from tore_fast.cli import UsageError
-from tore_fast.cli import merge as merge_cli
+from tore_fast.cli import accelerate as accelerate_cli
 from tore_fast.cli import predict as predict_cli
 from tore_fast.geometry.rotation import axis_angle_to_matrix
 from tore_fast.io.bvh import euler_zxy
@@ -409,21 +409,21 @@ def test_command_decodes_again_with_other_settings(clip, folders, tmp_path, caps
     assert "other settings (set)" in capsys.readouterr().err
 
 
-def test_merge_command(clip, folders, tmp_path, capsys):
-    args = dict(model=str(folders / "host"), inputs=[str(clip)], out=tmp_path, tau=1e6, limit=4, batch_size=3)
-    assert merge_cli.run(merge_cli.Args(**args, cka=True, device="cpu")) == 0
+def test_layer_search_command(clip, folders, tmp_path, capsys):
+    args = dict(model=str(folders / "host"), data=[clip], out=tmp_path, tau=1e6, limit=4, batch_size=3)
+    assert accelerate_cli.run(accelerate_cli.Args(search_layers=True, **args, cka=True, device="cpu")) == 0
     text = capsys.readouterr().out
     assert "2 -> 1 blocks" in text and (tmp_path / "cka.npy").exists() and (tmp_path / "model" / "config.json").exists()
     assert json.loads((tmp_path / "plan.json").read_text())["groups"] == [[0, 1]]
     with pytest.raises(UsageError, match="none"):
-        merge_cli.run(merge_cli.Args(**{**args, "inputs": [str(tmp_path / "none")]}))
-    applied = dict(model=str(folders / "host"), plan=str(tmp_path / "plan.json"), out=tmp_path / "again")
-    assert merge_cli.run(merge_cli.Args(**applied, json=True)) == 0
+        accelerate_cli.run(accelerate_cli.Args(search_layers=True, **{**args, "data": [tmp_path / "none"]}))
+    applied = dict(model=str(folders / "host"), layers=tmp_path / "plan.json", out=tmp_path / "again")
+    assert accelerate_cli.run(accelerate_cli.Args(search_layers=True, **applied, json=True)) == 0
     assert json.loads(capsys.readouterr().out)["blocks"] == [2, 1]
     both = [load(tmp_path / name / "model") for name in (".", "again")]
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in both)))
-    with pytest.raises(UsageError, match="give images"):
-        merge_cli.run(merge_cli.Args(model=str(folders / "host")))
+    with pytest.raises(UsageError, match="give --data"):
+        accelerate_cli.run(accelerate_cli.Args(search_layers=True, model=str(folders / "host")))
 
 
 def test_focal_length_sources(clip):

@@ -11,8 +11,8 @@ import torch
 
 from studies.smpl_motion.component_table import ComponentTable, JointErrors, markdown, smooth
 from tore_fast.cli import UsageError, synth_clips, train_motion, train_smpl
+from tore_fast.cli import accelerate as accelerate_cli
 from tore_fast.cli import list as list_cli
-from tore_fast.cli import merge as merge_cli
 from tore_fast.data.mocap import Motion
 from tore_fast.data.synth.clips import ClipCrops
 from tore_fast.data.synth.motion import motion_rotations
@@ -256,21 +256,22 @@ def test_commands_from_motion_to_merged_host(tmp_path, capsys):
     assert card["selection"] == "last averaged weights (step 2)" and card["metrics"]["mpjpe_mm"] > 0
     host = load(tmp_path / "host" / "model")
     assert host.config.depth == 4 and host.config.img_size == (128, 96)
-    search = merge_cli.Args(
+    search = accelerate_cli.Args(
+        search_layers=True,
         model=str(tmp_path / "host" / "model"),
-        inputs=[str(tmp_path / "clips")],
+        data=[tmp_path / "clips"],
         out=tmp_path / "eclm",
         tau=1e6,
         limit=8,
         device="cpu",
     )
-    assert merge_cli.run(search) == 0
+    assert accelerate_cli.run(search) == 0
     assert "4 -> 1 blocks" in capsys.readouterr().out
     trace = tmp_path / "eclm" / "trace.jsonl"
     plan, lines = (tmp_path / "eclm" / "plan.json").read_text(), trace.read_text().splitlines(keepends=True)
     trace.write_text("".join(lines[:2]) + '{"low": 1, "hi')  # killed while writing
     for _ in range(2):
-        assert merge_cli.run(search) == 0 and (tmp_path / "eclm" / "plan.json").read_text() == plan
+        assert accelerate_cli.run(search) == 0 and (tmp_path / "eclm" / "plan.json").read_text() == plan
         assert [json.loads(line) for line in trace.read_text().splitlines()] == [json.loads(line) for line in lines]
     tokens = dict(model=tmp_path / "eclm" / "model", tokens=tmp_path / "tokens", keep_tokens=24, merge_per_block=24)
     assert synth_clips.run(synth_clips.Args(**made, **tokens)) == 0

@@ -201,6 +201,13 @@ class Handle:
         self.plan = dataclasses.replace(self.plan, measured={**self.plan.measured, "benchmark": found})
         return found
 
+    def pareto(self, images: Any, keep: Any, **options: Any) -> list[dict[str, Any]]:
+        """Error against time for several budgets, smaller crops beside them; see `measure.pareto`."""
+        self._check_on()
+        found = measure.pareto(self, images, keep, **options)
+        self.plan = dataclasses.replace(self.plan, measured={**self.plan.measured, "pareto": found})
+        return found
+
     def save(self, path: str | Path) -> None:
         """plan.json: settings, measurements and the model's fingerprint; `accelerate(obj, plan=path)` applies it."""
         self.plan.save(path)

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from .blocks import Family, Refused, family_of, probe
@@ -38,6 +39,10 @@ class Host:
     @property
     def blocks(self) -> Any:
         return getattr(self.owner, self.attribute)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vit.parameters()).device
 
     @property
     def window(self) -> tuple[int, int, int]:

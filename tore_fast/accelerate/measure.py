@@ -7,6 +7,7 @@ the outputs have joints, else the relative difference of the output tensor.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +54,7 @@ def tensors(out: Any) -> Iterable[Tensor]:
 
 
 def run(obj: Any, images: Any, boxes: Any = None) -> list[Any]:
-    """One output per item: per image for an estimator, per batch [B, 3, H, W] for a module."""
+    """One output per item: per image for an estimator, per batch [B, 3, H, W] (or tuple of arguments) for a module."""
     if hasattr(obj, "process_one_image"):
         places = [None] * len(images) if boxes is None else boxes
         return [
@@ -63,7 +64,12 @@ def run(obj: Any, images: Any, boxes: Any = None) -> list[Any]:
     if boxes is not None:
         raise ValueError("accelerate: boxes are for estimators; give a module crops")
     with torch.no_grad():
-        return [obj(batch) for batch in ([images] if isinstance(images, Tensor) else images)]
+        return [obj(*batch) if isinstance(batch, tuple) else obj(batch) for batch in batches_of(images)]
+
+
+def batches_of(images: Any) -> list[Any]:
+    """A module's input as a list of batches; a tuple is the arguments of one call."""
+    return [images] if isinstance(images, Tensor | tuple) else list(images)
 
 
 def joints_of(out: Any) -> Tensor | None:
@@ -74,6 +80,38 @@ def joints_of(out: Any) -> Tensor | None:
     points = torch.stack([torch.as_tensor(p["pred_keypoints_3d"]).float() for p in people])
     points = points.reshape(-1, *points.shape[-2:])
     return points - points[:, 9:11].mean(1, keepdim=True)
+
+
+RIGHT, LEFT = slice(21, 42), slice(42, 63)  # a hand's key points among the 70, its wrist last
+
+
+def parts_of(got: Any, want: Any) -> dict[str, float]:
+    """Mean differences of SAM 3D Body's results by part: hands about their wrists and vertices about the pelvis in mm,
+    key points in the image in pixels; what the results lack is left out."""
+    found: dict[str, list[Tensor]] = {}
+    for a, b in zip(got, want):
+
+        def pair(key: str, a: Any = a, b: Any = b) -> tuple[Tensor, Tensor] | None:
+            if key not in a or key not in b:
+                return None
+            return torch.as_tensor(a[key]).float(), torch.as_tensor(b[key]).float()
+
+        points = pair("pred_keypoints_3d")
+        if points is not None and points[0].shape[-2] == 70:
+            gap = (
+                [p[..., RIGHT, :] - p[..., 41:42, :] for p in points],
+                [p[..., LEFT, :] - p[..., 62:63, :] for p in points],
+            )
+            hands = torch.cat([(x - y).norm(dim=-1).flatten() for x, y in gap])
+            found.setdefault("hands_mm", []).append(MILLIMETRES * hands)
+        skin = pair("pred_vertices")
+        if skin is not None and points is not None:
+            centred = [v - p[..., 9:11, :].mean(-2, keepdim=True) for v, p in zip(skin, points)]
+            found.setdefault("vertices_mm", []).append(MILLIMETRES * (centred[0] - centred[1]).norm(dim=-1).flatten())
+        flat = pair("pred_keypoints_2d")
+        if flat is not None:
+            found.setdefault("image_px", []).append((flat[0] - flat[1]).norm(dim=-1).flatten())
+    return {k: float(torch.cat(v).mean()) for k, v in found.items()}
 
 
 def errors(got: Any, want: Any, read: Callable[[Any], Tensor] | None = None) -> tuple[Tensor, str]:
@@ -89,6 +127,8 @@ def errors(got: Any, want: Any, read: Callable[[Any], Tensor] | None = None) -> 
         found = joints_of(got), joints_of(want)
         metres = found[0] is not None and found[1] is not None
         a, b = found if metres else (next(iter(tensors(got))).float(), next(iter(tensors(want))).float())  # type: ignore[assignment]
+    if a.shape != b.shape and a.dim() == b.dim() == 4:  # maps of crops of two sizes
+        a = F.interpolate(a, b.shape[-2:], mode="bilinear", align_corners=False)
     if a.shape != b.shape:
         raise ValueError(
             f"accelerate: outputs of other shapes, {list(a.shape)} and {list(b.shape)}; pass bboxes or read="
@@ -114,7 +154,8 @@ def compare(
             them. keep: further budgets to try, one row each. read: which part of an output counts; see `errors`.
 
     Returns:
-        {"unit", "rows": [{"keep_tokens", "mean", "worst", "per_image"}]}; the first row is the present setting.
+        {"unit", "rows": [{"keep_tokens", "mean", "worst", "per_image"}]}; the first row is the present setting. Rows of
+        SAM 3D Body also have hands_mm, vertices_mm and image_px, as far as its results do.
     """
     obj = handle.host.root
     with handle.original():
@@ -124,16 +165,18 @@ def compare(
         for budget in (None, *keep):
             if budget is not None:
                 handle.set(keep_tokens=budget)
-            parts = [errors(g, w, read) for g, w in zip(run(obj, images, boxes), want)]
+            got = run(obj, images, boxes)
+            parts = [errors(g, w, read) for g, w in zip(got, want)]
             values, unit = torch.cat([p[0] for p in parts]), parts[0][1]
-            rows.append(
-                {
-                    "keep_tokens": handle.plan.keep_tokens,
-                    "mean": float(values.mean()),
-                    "worst": float(values.max()),
-                    "per_image": values.tolist(),
-                }
-            )
+            row = {
+                "keep_tokens": handle.plan.keep_tokens,
+                "mean": float(values.mean()),
+                "worst": float(values.max()),
+                "per_image": values.tolist(),
+            }
+            if unit == "mm" and read is None:
+                row |= parts_of([p for people in got for p in people], [p for people in want for p in people])
+            rows.append(row)
     finally:
         handle.plan = before
         handle._budget()
@@ -199,6 +242,7 @@ def benchmark(handle: Handle, images: Any, boxes: Any = None, repeats: int = 5) 
     for kind in found:
         out[kind] = {
             "ms": statistics.median(found[kind]),
+            "ms_p90": sorted(found[kind])[math.ceil(0.9 * len(found[kind])) - 1],
             "ms_worst": max(found[kind]),
             "vit_ms": statistics.median(vit[kind]),
             **({"peak_mib": peak[kind]} if cuda else {}),
@@ -209,33 +253,46 @@ def benchmark(handle: Handle, images: Any, boxes: Any = None, repeats: int = 5) 
 
 def pareto(
     handle: Handle,
-    images: Tensor | Sequence[Tensor],
-    keep: Sequence[int | float],
+    images: Any,
+    keep: Sequence[int | float | None],
     crops: Sequence[float] = (),
+    boxes: Any = None,
     read: Callable[[Any], Tensor] | None = None,
     repeats: int = 3,
 ) -> list[dict[str, Any]]:
-    """Rows of error against time: the given budgets, and smaller crops beside them, the free alternative.
+    """Rows of error against time: the unmodified model, the given budgets, and smaller crops, the free alternative.
 
     Args:
-        images: batches for a module. crops: sides as parts of the present side; a size that the model refuses gives a
-        row with
-            "refused" instead of numbers.
+        images, boxes, read: as in `compare`.
+        keep: budgets; None is all tokens (with merged layers only those).
+        crops: sides as parts of the present side. A size that the model refuses gives a row with "refused" instead of
+            numbers; so does an estimator, which cuts its crops itself.
+
+    Returns:
+        [{"kind": "unmodified" | "crop" | "keep", "blocks", "error", "worst", "ms", "faster"}] with "part" or
+        "keep_tokens"; times are medians of whole calls over all inputs.
     """
-    obj = handle.host.root
-    batches = [images] if isinstance(images, Tensor) else list(images)
-    rows = []
+    obj, host = handle.host.root, handle.host
+    inputs = images if hasattr(obj, "process_one_image") else batches_of(images)
+    cuda = next(host.vit.parameters()).is_cuda
     with handle.original():
-        want = run(obj, batches)
-        whole = statistics.median(_timed(obj, batches, None, batches[0].is_cuda) for _ in range(repeats))
-        rows.append({"kind": "unmodified", "error": 0.0, "ms": whole, "faster": 1.0})
+        want = run(obj, inputs, boxes)
+
+    def measured(given: Any) -> dict[str, float]:
+        parts = [errors(g, w, read)[0] for g, w in zip(run(obj, given, boxes), want)]  # the first run warms up
+        values = torch.cat(parts)
+        ms = statistics.median(_timed(obj, given, boxes, cuda) for _ in range(repeats))
+        return {"error": float(values.mean()), "worst": float(values.max()), "ms": ms}
+
+    with handle.original():
+        blocks = len(host.blocks)
+        rows: list[dict[str, Any]] = [{"kind": "unmodified", "blocks": blocks, **measured(inputs)}]
         for part in crops:
-            row: dict[str, Any] = {"kind": "crop", "part": part}
+            row: dict[str, Any] = {"kind": "crop", "blocks": blocks, "part": part}
             try:
-                small = [_resized(b, part, handle.host.window[1]) for b in batches]
-                values = torch.cat([errors(g, w, read)[0] for g, w in zip(run(obj, small), want)])
-                ms = statistics.median(_timed(obj, small, None, batches[0].is_cuda) for _ in range(repeats))
-                row |= {"error": float(values.mean()), "ms": ms, "faster": whole / ms}
+                if inputs is images and hasattr(obj, "process_one_image"):
+                    raise ValueError("an estimator cuts its crops itself: change its image size and compare")
+                row |= measured([_resized(b, part, host.window[1]) for b in inputs])
             except (ValueError, RuntimeError, AssertionError) as e:
                 row["refused"] = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
             rows.append(row)
@@ -243,17 +300,18 @@ def pareto(
     try:
         for budget in keep:
             handle.set(keep_tokens=budget)
-            parts = [errors(g, w, read) for g, w in zip(run(obj, batches), want)]
-            values = torch.cat([p[0] for p in parts])
-            ms = statistics.median(_timed(obj, batches, None, batches[0].is_cuda) for _ in range(repeats))
-            error = float(values.mean())
-            rows.append({"kind": "keep", "keep_tokens": budget, "error": error, "ms": ms, "faster": whole / ms})
+            rows.append({"kind": "keep", "blocks": len(host.blocks), "keep_tokens": budget, **measured(inputs)})
     finally:
         handle.plan = before
         handle._budget()
+    for row in rows:
+        if "ms" in row:
+            row["faster"] = rows[0]["ms"] / row["ms"]
     return rows
 
 
-def _resized(batch: Tensor, part: float, step: int) -> Tensor:
+def _resized(batch: Any, part: float, step: int) -> Any:
+    if isinstance(batch, tuple):
+        return (_resized(batch[0], part, step), *batch[1:])
     size = [max(step, round(s * part / step) * step) for s in batch.shape[-2:]]
     return F.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)

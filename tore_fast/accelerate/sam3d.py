@@ -73,7 +73,7 @@ class Branch:
             found = self._box(batch, hand, size, crops)
             mask = batch.get("mask")
             if self.masks != "box" and mask is not None and not hand:
-                mask = mask.reshape(len(crops), *mask.shape[-2:]).float()
+                mask = mask.reshape(len(crops), *mask.shape[-2:]).float().clamp(0, 1)  # 0/1 or 0/255
                 score = batch.get("mask_score")
                 given = torch.ones(len(crops), device=mask.device) if score is None else score.reshape(-1)
                 found = torch.where((given > 0)[:, None, None], mask, found)

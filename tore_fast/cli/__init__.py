@@ -35,7 +35,7 @@ VERBS = {
     "train": "train a model; an interrupted run resumes",
     "synth": "synthetic training images of the free body, written to disk",
     "viz": "images of what a method does inside, e.g. token regions",
-    "merge": "merge similar layers of an HMR2.0 or CameraHMR model on your images (ECLM)",
+    "accelerate": "what fewer tokens, layers and pixels cost and save on your ViT and images; merges layers (ECLM)",
     "bench": "times ops or models against tuned baselines, correctness first",
 }
 

@@ -1,4 +1,4 @@
-"""`tore-fast bench ops|models`: times the kernels or the models against tuned baselines (benchmarks/run.py)."""
+"""`tore-fast bench ops|models|pipelines`: times kernels, models, pipelines (benchmarks/run.py)."""
 
 from __future__ import annotations
 

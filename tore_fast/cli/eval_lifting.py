@@ -34,6 +34,12 @@ class Args:
     """Motion capture: resampled to this rate; 0: the one the model was trained at, else 50."""
     flip: bool = True
     """Average with the mirrored pass."""
+    pipeline: Literal["auto", "seq2seq", "seq2frame"] = "auto"
+    """seq2frame: only the middle frame of every window counts, for models of all frames, too (HoT, tables 1, 2, 13)."""
+    frame_errors: bool = False
+    """Also the errors of all, pruned and selected frames, of the middle ones, and the difference (HoT, tables 4, 5)."""
+    keypoints_2d: str = ""
+    """Human3.6M: cpn, sh, gt or a file of 2D key points; default: the first data_2d_h36m_*.npz by name."""
     stride: int = 0
     """Frames between windows; 0: the window, or 9 for seq2frame."""
     limit: int | None = None
@@ -65,7 +71,7 @@ def _evaluate(args: Args) -> int:
     from .._device import pick_device
     from ..data.mocap import CAMERA_SEED, Motion, film
     from ..data.pose_sets import read_pose_set
-    from ..eval.lifting import lifted_pairs
+    from ..eval.lifting import FrameErrors, evaluate_clips, lifted_pairs
     from ..eval.pose import PoseMeter
     from ..layers.prepared import prepare
     from ..pipelines.lift import load_lifter, trained_fps
@@ -73,7 +79,7 @@ def _evaluate(args: Args) -> int:
     _check(args)
     model = load_lifter(args.model, args.checkpoint).to(pick_device(args.device))
     prepare(model)
-    found = read_pose_set(args.data, args.cameras, (args.split,))
+    found = read_pose_set(args.data, args.cameras, (args.split,), args.keypoints_2d)
     items: Any = found.items[args.split]
     if args.subjects:
         items = [i for i in items if i.subject in args.subjects.split(",")]
@@ -87,15 +93,23 @@ def _evaluate(args: Args) -> int:
         fps = args.fps or trained_fps(args.model, args.checkpoint) or 50.0
         facts |= {"fps": fps, "noise_px": args.noise_px, "views": args.views}
         items = film([m.resampled(fps) for m in items], args.noise_px, CAMERA_SEED, args.views)
-    facts |= {"flip": args.flip, "stride": args.stride}
+    facts |= {"flip": args.flip, "stride": args.stride, "pipeline": args.pipeline}
     by_action, by_subject = PoseMeter(found.pck_joints), PoseMeter(found.pck_joints)
     start, frames = time.perf_counter(), 0
-    pairs = lifted_pairs(model, items, args.flip, args.stride, args.limit or 0, args.batch_size)
+    windows: Any = (args.flip, args.stride, args.limit or 0, args.batch_size)
+    kinds = FrameErrors()
     with torch.inference_mode():
-        for clip, pred, target in pairs:
-            by_action.add(clip.action, pred, target)
-            by_subject.add(clip.subject or "-", pred, target)
-            frames += len(pred)
+        for lifted in lifted_pairs(model, items, *windows, pipeline=args.pipeline):
+            by_action.add(lifted.clip.action, lifted.pose, lifted.truth)
+            by_subject.add(lifted.clip.subject or "-", lifted.pose, lifted.truth)
+            kinds.add(lifted)
+            frames += len(lifted.pose)
+        if args.frame_errors:
+            if not model.config.pruned or model.config.recovery == "none":
+                raise ValueError(
+                    f"--frame-errors: expected a model that prunes frames and recovers them, got {args.model}"
+                )
+            centre = evaluate_clips(model, items, *windows, pipeline="seq2frame").result()["mpjpe"]
     seconds = time.perf_counter() - start
     metrics = {
         **by_action.result(),
@@ -105,8 +119,15 @@ def _evaluate(args: Args) -> int:
         "per_subject": by_subject.per_action(),
         "identity": facts,
     }
+    if args.frame_errors:
+        metrics["frame_errors"] = {**kinds.result(), "centre": centre}
     print(table(metrics))
-    if found.kind == "motionbert":
+    if found.kind == "3dhp":
+        frames_mm, sequences_mm = metrics["mpjpe_frames"], metrics["mpjpe"]
+        print(f"MPJPE over frames (as P-STMO's script) {frames_mm:.1f} mm, over sequences {sequences_mm:.1f} mm")
+    if args.frame_errors:
+        print("MPJPE mm: " + "  ".join(f"{k} {v:.2f}" for k, v in metrics["frame_errors"].items()))
+    if found.kind == "motionbert" and all(c.metres is None for c in items):
         print("note: MotionBERT's clips hold image units: read 'mm' as thousandths of half the image's width")
     print(f"{frames} frames of {len(items)} clips in {seconds:.1f} s ({frames / seconds:.0f} frames/s)")
     write_json(metrics, args.json)

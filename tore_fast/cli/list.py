@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tyro.conf import Positional
@@ -36,6 +36,9 @@ class Args:
     """Machine-readable output."""
     names_only: bool = False
     """Names without numbers."""
+    set: dict[str, str] = field(default_factory=dict)
+    """Config fields to change before counting, NAME VALUE pairs: --set recover_frames 27. Every model listed must have
+    them."""
     fresh: bool = False
     """Build and count every model anew (half a minute for all) instead of reading the counts made for this version."""
     reduction: bool = False
@@ -66,19 +69,25 @@ def select(args: Args) -> list[str]:
     return found
 
 
-def rows(names: list[str], fresh: bool = False, progress: bool = False) -> list[dict]:
-    """One dict per model: name, family, tags, counts (ours) and paper (params_m, gmacs, source, note)."""
+def rows(
+    names: list[str], fresh: bool = False, progress: bool = False, changed: dict[str, str] | None = None
+) -> list[dict]:
+    """One dict per model: name, family, tags, counts (ours) and paper (params_m, gmacs, source, note); no paper where
+    config fields are `changed`."""
     from dataclasses import asdict
 
     from tqdm import tqdm
 
     from ..models import model_entry
     from ..models._count import count_model, params_as_printed, shipped_counts
+    from ..models._overrides import config_type, parse_overrides
 
-    known = {} if fresh else shipped_counts()
+    known = {} if fresh or changed else shipped_counts()
     out = []
     for name in tqdm(names, unit="model", disable=not (fresh and progress), leave=False):
-        entry, c = model_entry(name), known.get(name) or count_model(name)
+        entry = model_entry(name)
+        fields = parse_overrides(config_type(name), changed) if changed else {}
+        c = known.get(name) or count_model(name, **fields)
         as_printed = params_as_printed(entry, c)
         out.append(
             {
@@ -95,7 +104,7 @@ def rows(names: list[str], fresh: bool = False, progress: bool = False) -> list[
                 if c.macs is None or c.backbone_macs is None
                 else (c.macs - c.backbone_macs) / 1e9,
                 "gmacs_as_paper": None if c.paper_macs is None else c.paper_macs / 1e9,
-                "paper": None if entry.paper is None else asdict(entry.paper),
+                "paper": None if entry.paper is None or changed else asdict(entry.paper),
             }
         )
     return out
@@ -215,7 +224,12 @@ def run(args: Args) -> int:
     if args.names_only:
         print(json_module.dumps(names) if args.json else "\n".join(names))
         return 0
-    found = rows(names, args.fresh, progress=sys.stderr.isatty())
+    try:
+        found = rows(names, args.fresh, sys.stderr.isatty(), args.set)
+    except (TypeError, ValueError) as e:
+        if not args.set:
+            raise
+        raise UsageError(f"--set: {e}") from None
     if args.sort != "name":
         found.sort(key=lambda r: r[SORTS[args.sort]] or 0.0)
     print(json_module.dumps(found, indent=2) if args.json else table(found))

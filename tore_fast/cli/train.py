@@ -6,6 +6,7 @@ task.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -48,7 +49,20 @@ def defaults(args_class: type, task: str, argv: list[str]) -> Any:
         made = arguments(recipe, args_class)
     except RecipeError as e:
         raise UsageError(str(e)) from e
+    model = _value(rest, "--model")
+    if model and model != made.model and hasattr(made, "labels") and _value(rest, "--labels.loss") is None:
+        made = dataclasses.replace(made, labels=dataclasses.replace(made.labels, loss="auto"))  # the model's own
     return made, rest
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    """The word behind a flag, or None where it is not given."""
+    for i, word in enumerate(argv):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+    return None
 
 
 def announce(argv: list[str], args: Any) -> None:
@@ -62,6 +76,9 @@ def announce(argv: list[str], args: Any) -> None:
         note = batch_note(recipe, args.train)
         if note:
             print(note)
+        labels = recipe.args.get("labels", {})
+        if "loss" in labels and args.labels.loss == "auto":
+            print(f"loss: that of {args.model} instead of {labels['loss']}")
 
 
 def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:

@@ -27,6 +27,11 @@ class Args(TrainArgs):
     data_2d_h36m_*.npz, data_train_3dhp.npz, or a folder of MotionBERT's clips (H36M-SH)."""
     cameras: Path | None = None
     """Human3.6M only: JSON with the camera parameters."""
+    keypoints_2d: str = ""
+    """Human3.6M only: cpn, sh, gt or a file of 2D key points; default: the first data_2d_h36m_*.npz by name."""
+    val_subjects: str = "S8"
+    """Human3.6M only: training subjects that are held out to choose the checkpoint, or none: all five train, as in the
+    papers, and the last weights are exported."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=4e-4, weight_decay=0.1, clip_norm=1.0))
     windows: PoseDataConfig = field(default_factory=PoseDataConfig)
     loss: FurtherLossConfig = field(default_factory=FurtherLossConfig)
@@ -49,7 +54,7 @@ def run(args: Args) -> int:
         model = build_model(args, name, ("seq2seq", "seq2frame"))
         if args.embed_std:
             spread_embeddings(model, args.embed_std, args.train.seed)
-        found = read_pose_set(args.data, args.cameras)
+        found = read_pose_set(args.data, args.cameras, keypoints_2d=args.keypoints_2d, val_subjects=args.val_subjects)
         splits = found.items
         if args.test and not splits["test"]:
             raise ValueError(f"--test: {args.data} has no test clips")

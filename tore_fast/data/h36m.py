@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -137,6 +138,52 @@ def read_motionbert_clips(folder: str | Path, split: str = "train") -> list[Pose
         keypoints, label = (np.asarray(clip[k], np.float32) for k in ("data_input", "data_label"))
         out.append(PoseClip("", path.stem, "", keypoints, root_relative(label)))
     return out
+
+
+def read_motionbert_file(path: str | Path, split: str) -> list[PoseClip]:
+    """MotionBERT's one file (h36m_sh_conf_cam_source_final.pkl): Stacked-Hourglass points, poses in image units, and
+    the factor of every frame that makes them millimetres. One clip per `source`, a video of one camera.
+
+    The file holds per split "train" and "test": joint_2d [N, 17, 2] and joint3d_image [N, 17, 3] in pixels, confidence
+    [N, 17(, 1)], camera_name and source [N], 2.5d_factor [N] millimetres per pixel; test sets also joints_2.5d_image
+    [N, 17, 3] mm, which are the truth there. Lengths are halves of the image's width, as the network is trained.
+    """
+    try:
+        data = read_pickle(path)
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path}: cannot be read: {e}") from e
+    needed = {"joint_2d", "joint3d_image", "confidence", "camera_name", "source", "2.5d_factor"}
+    if not isinstance(data, dict) or not isinstance(data.get(split), dict) or not needed <= data[split].keys():
+        raise ValueError(f"{path}: expected a dictionary with {split!r} and in it {', '.join(sorted(needed))}")
+    part = data[split]
+    points, pose = (np.asarray(part[k], np.float32) for k in ("joint_2d", "joint3d_image"))
+    confidence = np.asarray(part["confidence"], np.float32).reshape(len(points), 17, 1)
+    factor, source = np.asarray(part["2.5d_factor"], np.float32), np.asarray(part["source"], str)
+    cameras = np.asarray(part["camera_name"], str)
+    if not len(points) == len(pose) == len(factor) == len(source) == len(cameras):
+        raise ValueError(f"{path}: {split}: the arrays have different numbers of frames")
+    if "joints_2.5d_image" in part and split == "test":
+        pose = np.asarray(part["joints_2.5d_image"], np.float32) / factor[:, None, None]
+    clips = []
+    starts = np.flatnonzero(np.r_[True, source[1:] != source[:-1]]) if len(source) else []
+    for begin, end in zip(starts, [*starts[1:], len(source)]):
+        frames = slice(begin, end)
+        width, height = RESOLUTIONS.get(cameras[begin], (1000, 1000))
+        keypoints = np.concatenate([normalise_2d(points[frames], width, height), confidence[frames]], axis=-1)
+        name = source[begin]
+        subject = re.search(r"(?:^|_)s(?:ubject)?_?0?(\d+)", name, re.IGNORECASE)
+        half = width / 2
+        clips.append(
+            PoseClip(
+                f"S{subject[1]}" if subject else "",
+                str(np.asarray(part["action"], str)[begin]) if "action" in part else name,
+                cameras[begin],
+                keypoints.astype(np.float32),
+                root_relative(pose[frames] / half),
+                metres=factor[frames] * half / 1000.0,
+            )
+        )
+    return clips
 
 
 def read_3dhp(path: str | Path, split: str) -> list[PoseClip]:

@@ -19,6 +19,9 @@ class PoseClip:
     keypoints: np.ndarray  # [T, 17, 2 or 3] float32, normalised 2D (+ confidence)
     pose: np.ndarray  # [T, 17, 3] float32, root-relative camera space, metres (joint 0 is 0)
     valid: np.ndarray | None = None  # [T] bool, frames that are evaluated; None: all
+    metres: np.ndarray | None = (
+        None  # [T] metres in one unit of `pose`, where it is not in metres; evaluation applies it
+    )
 
     def __post_init__(self) -> None:
         t = len(self.keypoints)

@@ -102,6 +102,8 @@ class PoseMeter:
             raise ValueError("PoseMeter: no clip was added")
         out = {m: sum(r[m] for r in rows.values()) / len(rows) for m in self.METRICS}
         errors = torch.cat(self.errors)
+        total, count = (sum(self.sums[a]["mpjpe"][i] for a in rows) for i in (0, 1))
+        out["mpjpe_frames"] = total / max(count, 1.0)  # every frame counts alike, whatever its action
         return out | {"pck150": float(pck(errors)), "auc": float(auc(errors))}
 
 

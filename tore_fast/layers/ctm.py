@@ -37,6 +37,7 @@ class CTM(nn.Module):
         clustering: "dpc" (DPC-kNN), or "topk": centres are the M tokens with the highest learned score (ablation).
         part_levels: for part-wise clustering, (rows, columns) of the parts of this CTM and of the following ones,
             coarsest first, this CTM's own last; () clusters over the whole image.
+        knn_form: "released", or "printed" (equations 1 and 2 as the paper prints them), see ops/dpc_knn_cluster.py.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class CTM(nn.Module):
         k: int = 5,
         clustering: str = "dpc",
         part_levels: tuple[tuple[int, int], ...] = (),
+        knn_form: str = "released",
     ):
         super().__init__()
+        self.knn_form = knn_form
         if clustering not in CLUSTERINGS:
             raise ValueError(f"CTM: clustering must be one of {CLUSTERINGS}, got {clustering!r}")
         self.sample_ratio, self.k, self.clustering = sample_ratio, k, clustering
@@ -68,7 +71,9 @@ class CTM(nn.Module):
         dictionary = () if cells else (tokens.idx_token, tokens.agg_weight)
         if self.clustering == "dpc" and self.num_parts == 1:
             num_clusters, parts = self.num_clusters(y.shape[1]), 1
-            merged = dpc_knn_cluster_merge(y, num_clusters, min(self.k, y.shape[1]), weight, *dictionary)
+            merged = dpc_knn_cluster_merge(
+                y, num_clusters, self.neighbors(y.shape[1]), weight, *dictionary, form=self.knn_form
+            )
             cluster = merged.cluster
         else:
             cluster, num_clusters, parts = self.clusters(y.detach(), score.detach()[..., 0], tokens)
@@ -86,6 +91,10 @@ class CTM(nn.Module):
         if self.sample_ratio == 0.25:
             return max((num_tokens + 3) // 4, 1)  # also for symbolic sizes
         return max(-int(-num_tokens * self.sample_ratio // 1), 1)
+
+    def neighbors(self, num_tokens: int) -> int:
+        """k, or what there is: the printed form counts other tokens only."""
+        return min(self.k, max(num_tokens - (self.knn_form == "printed"), 1))
 
     @property
     def num_parts(self) -> int:
@@ -109,7 +118,8 @@ class CTM(nn.Module):
             if tokens.parts % parts:
                 raise ValueError(f"CTM: {parts} parts need tokens in a multiple of {parts} runs, got {tokens.parts}")
             position, mask = None, None
-        cluster = dpc_knn_cluster(y, per_part * parts, min(self.k, y.shape[1] // parts), mask, parts=parts).cluster
+        k = self.neighbors(y.shape[1] // parts)
+        cluster = dpc_knn_cluster(y, per_part * parts, k, mask, parts=parts, form=self.knn_form).cluster
         if position is not None:
             cluster = cluster.index_select(1, position)
         return cluster, per_part * parts, parts

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import dpc_knn_cluster_merge, ppt_select
+from ..ops._cluster_args import FORMS
 from .positional import sine_position
 
 SELECTORS = ("soft", "cluster", "attention", "none")
@@ -42,6 +43,7 @@ class TokenSelection(nn.Module):
         hidden: int = 128,
         gain: float = 1.0,
         neighbors: int = 5,
+        knn_form: str = "released",
     ) -> None:
         """M = int(h * w * keep_ratio) tokens are kept; "none" keeps all of them untouched.
 
@@ -51,6 +53,7 @@ class TokenSelection(nn.Module):
             near-uniform mean, so all tokens start alike; short trainings from scratch want peaks from the start (24:
             docs/study.md).
         cluster: DPC-kNN density peaks, then cluster averages (the paper's wording); positions are averaged alike.
+            `knn_form`: its density as the official code has it, or "printed", see ops/dpc_knn_cluster.py.
         attention: one attention over the tokens; the M tokens that receive most attention stay (PPT), with theirs
             positions. Its context is added to the tokens, so its projections are trained by the task.
 
@@ -66,7 +69,10 @@ class TokenSelection(nn.Module):
         self.keep_num = count if selector == "none" else int(count * keep_ratio)
         if not 0 < keep_ratio <= 1 or self.keep_num < 1:
             raise ValueError(f"ITP: keep_ratio must keep 1..{count} of {count} tokens, got {keep_ratio}")
-        self.neighbors = min(neighbors, count)
+        if knn_form not in FORMS:
+            raise ValueError(f"ITP: knn_form must be one of {FORMS}, got {knn_form!r}")
+        self.knn_form = knn_form
+        self.neighbors = min(neighbors, count - (knn_form == "printed"))
         if selector == "soft":
             self.token_selector_conv2d = nn.Conv2d(dim, hidden, 3, padding=1)
             self.token_selector_fc = nn.Linear(hidden, self.keep_num)
@@ -110,7 +116,7 @@ class TokenSelection(nn.Module):
         return Selection(self.layer_norm(heatmap @ tokens), self.token_pos, heatmap)
 
     def _cluster(self, tokens: Tensor) -> Selection:
-        found = dpc_knn_cluster_merge(tokens, self.keep_num, k=self.neighbors)
+        found = dpc_knn_cluster_merge(tokens, self.keep_num, k=self.neighbors, form=self.knn_form)
         slot = torch.arange(self.keep_num, device=tokens.device)[:, None]
         heatmap = torch.where(found.cluster[:, None] == slot, found.norm_weight[:, None].to(tokens.dtype), 0.0)
         return Selection(found.merged, heatmap @ self.token_pos, heatmap)

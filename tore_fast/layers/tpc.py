@@ -33,6 +33,7 @@ def tpc_select(
     center: int | None = None,
     tie: Literal["index", "strict", "noise"] = "index",
     noise: Tensor | None = None,  # [B, F], added to the density
+    form: str = "released",
     impl: str = "auto",
 ) -> FrameSelection:
     """The `keep` density peaks of a clip, ascending: rho = exp(-mean d_k^2 / C), delta = distance to a denser frame.
@@ -45,6 +46,8 @@ def tpc_select(
         tie: how equal densities are ordered. "index": the lower frame counts as denser, deterministic. With k = 2 every
             pair of mutual nearest neighbours has equal density, so this decides on most real clips.
         noise: additive density term, for parity with code that draws it at random.
+        form: "released", or "printed" (equations 1 and 2 as the paper prints them; k counts other frames), see
+            ops/dpc_knn_cluster.py.
 
     Example:
         >>> tpc_select(torch.randn(1, 27, 8), keep=9).index.shape
@@ -55,14 +58,14 @@ def tpc_select(
         raise ValueError(f"tpc_select: keep must be in 1..{frames} (frames of pooled), got {keep}")
     pooled = pooled.detach()
     if center is None:
-        found = dpc_knn_cluster(pooled, keep, k, tie=tie, noise=noise, impl=impl)
+        found = dpc_knn_cluster(pooled, keep, k, tie=tie, noise=noise, form=form, impl=impl)
         return FrameSelection(found.centers.sort(dim=1).values, found.rho, found.delta, found.score)
     if not 0 <= center < frames:
         raise ValueError(f"tpc_select: center must be in 0..{frames - 1}, got {center}")
     fixed = torch.full((pooled.shape[0], 1), center, dtype=torch.int64, device=pooled.device)
     if keep == 1:
         return FrameSelection(fixed, None, None, None)
-    found = dpc_knn_cluster(pooled, keep - 1, k, exclude=center, tie=tie, noise=noise, impl=impl)
+    found = dpc_knn_cluster(pooled, keep - 1, k, exclude=center, tie=tie, noise=noise, form=form, impl=impl)
     index = torch.cat([found.centers, fixed], dim=1).sort(dim=1).values
     return FrameSelection(index, found.rho, found.delta, found.score)
 
@@ -121,8 +124,10 @@ class FrameSelector(nn.Module):
         k: int = 2,
         center: int | None = None,
         tie: str = "index",
+        form: str = "released",
     ) -> None:
         super().__init__()
+        self.form = form
         if pruning not in get_args(Pruning):
             raise ValueError(f"FrameSelector: pruning must be one of {get_args(Pruning)}, got {pruning!r}")
         self.frames, self.keep, self.pruning, self.k, self.center, self.tie = frames, keep, pruning, k, center, tie
@@ -132,7 +137,7 @@ class FrameSelector(nn.Module):
         if noise is not None and self.pruning != "tpc":
             raise ValueError(f"FrameSelector: noise only acts on pruning='tpc', this one uses {self.pruning!r}")
         if self.pruning == "tpc":
-            return tpc_select(pooled, self.keep, self.k, self.center, self.tie, noise)  # type: ignore[arg-type]  # checked there
+            return tpc_select(pooled, self.keep, self.k, self.center, self.tie, noise, self.form)  # type: ignore[arg-type]  # checked there
         if self.pruning == "uniform":
             index = torch.tensor(uniform_select(self.frames, self.keep, self.center), device=pooled.device)
             return FrameSelection(index.expand(pooled.shape[0], -1), None, None, None)

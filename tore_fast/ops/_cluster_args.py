@@ -11,6 +11,7 @@ from ._dispatch import backend_reason, check_device, tensor_reason
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_NEIGHBOURS = 32  # slots of the compiled kernels' register lists
 TIES = ("index", "strict", "noise")
+FORMS = ("released", "printed")  # of the density and of the densest token's distance
 NOISE_SCALE = 1e-6  # of the official code's random density term
 
 
@@ -66,3 +67,46 @@ def cluster_why_not(backend: str, x: Tensor, k: int = 1) -> str | None:
 def kernel_input(backend: str, x: Tensor) -> Tensor:
     """`x` as the backend reads it: the CPU kernels compute and read float32, CUDA reads all three types."""
     return x.detach().float() if backend == "cpu" else x.detach()
+
+
+def printed_tokens(op: str, x: Tensor, k: int) -> tuple[Tensor, int]:
+    """Tokens and k with which the released form gives the printed density exp(-(1/k) sum of d^2 to k other tokens).
+
+    The released form divides d^2 by C and counts the token itself, at distance 0: k + 1 of the tokens times
+    sqrt(C (k + 1) / k) take both back. 16-bit tokens become float32, which the factor could overflow.
+    """
+    if not 1 <= k < x.shape[1]:
+        raise ValueError(f"{op}: with form='printed' k must be in 1..{x.shape[1] - 1} (the other tokens), got {k}")
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32)) * (x.shape[2] * (k + 1) / k) ** 0.5, k + 1
+
+
+def check_form(op: str, form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"{op}: form must be one of {FORMS}, got {form!r}")
+
+
+def farthest_of_the_densest(x: Tensor, delta: Tensor, top: Tensor, mask: Tensor | None, strict: bool) -> Tensor:
+    """`delta` with the largest distance of its own row for each token of `top` (bool [B, N], nothing is denser).
+
+    With an order of equal densities an image has one such token and one row is computed; without (`strict`) it may
+    have many, and all rows are, 256 at a time.
+    """
+    x = x.detach().to(delta.dtype)
+
+    def row_maximum(rows: Tensor) -> Tensor:
+        d = torch.cdist(rows, x, compute_mode="donot_use_mm_for_euclid_dist")
+        return (d if mask is None else d.masked_fill(~mask[:, None], 0)).amax(-1)
+
+    if strict:
+        return torch.where(top, torch.cat([row_maximum(rows) for rows in x.split(256, 1)], 1), delta)
+    first = top.to(torch.uint8).argmax(1, keepdim=True)
+    rows = x.gather(1, first[..., None].expand(-1, -1, x.shape[2]))
+    only = torch.zeros_like(top).scatter(1, first, True) & top
+    return torch.where(only, row_maximum(rows), delta)
+
+
+def densest(rho: Tensor, mask: Tensor | None, strict: bool) -> Tensor:
+    """Bool [B, N]: real tokens than which none is denser; the first of equals unless `strict`."""
+    real = rho if mask is None else rho.masked_fill(~mask, -1)
+    top = (real == real.amax(1, keepdim=True)) & (real >= 0)
+    return top if strict else top & (top.cumsum(1) == 1)

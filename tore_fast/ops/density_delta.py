@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ._cluster_args import as_mask, check_like_tokens, check_tokens, cluster_why_not, density_noise, kernel_input
+from ._cluster_args import (
+    as_mask,
+    check_form,
+    check_like_tokens,
+    check_tokens,
+    cluster_why_not,
+    density_noise,
+    farthest_of_the_densest,
+    kernel_input,
+)
 from ._dispatch import choose
 from .reference.density_delta import density_delta_reference
 
@@ -31,6 +40,7 @@ def density_delta(
     mask: Tensor | None = None,  # [B, N]
     tie: str = "index",
     noise: Tensor | torch.Generator | None = None,
+    form: str = "released",
     *,
     impl: str = "auto",
 ) -> DensityDelta:
@@ -46,6 +56,8 @@ def density_delta(
         tie: "index": of two equal densities the lower index counts as denser (deterministic, independent of a seed);
             "strict": neither does; "noise": U[0, 1) * 1e-6 is added to rho first, then strict (the official code).
         noise: the generator of tie="noise", or with any tie an additive density term [B, N].
+        form: "released", or "printed": D = ||x_i - x_j|| without the division, and a token with no denser one gets
+            the largest D of its own row (to real tokens).
         impl: "auto", "reference", "cpu" or "cuda".
 
     Returns:
@@ -62,6 +74,7 @@ def density_delta(
     Source: TCFormer (CVPR 2022) eq. 2, with the official code's matrix maximum in place of the row maximum.
     """
     check_tokens("density_delta", x)
+    check_form("density_delta", form)
     check_like_tokens("density_delta", "rho", rho, x)
     mask = as_mask("density_delta", mask, x)
     noise = density_noise("density_delta", tie, noise, x)
@@ -71,8 +84,13 @@ def density_delta(
     backend = choose("density_delta", impl, BACKENDS, why_not, x)
     strict = tie != "index"
     if backend == "reference":
-        return DensityDelta(*density_delta_reference(x.detach(), rho, mask, strict))
-    return DensityDelta(*torch.ops.tore_fast.density_delta(kernel_input(backend, x), rho.float(), mask, strict))
+        found = DensityDelta(*density_delta_reference(x.detach(), rho, mask, strict))
+    else:
+        found = DensityDelta(*torch.ops.tore_fast.density_delta(kernel_input(backend, x), rho.float(), mask, strict))
+    if form == "released":
+        return found
+    delta, top = found.delta * x.shape[2] ** 0.5, found.parent < 0
+    return DensityDelta(farthest_of_the_densest(x, delta, top, mask, strict), found.parent)
 
 
 @register_flop_formula(torch.ops.tore_fast.density_delta)

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ._cluster_args import as_mask, check_neighbours, check_tokens, cluster_why_not, density_noise, kernel_input
+from ._cluster_args import (
+    as_mask,
+    check_form,
+    check_neighbours,
+    check_tokens,
+    cluster_why_not,
+    densest,
+    density_noise,
+    farthest_of_the_densest,
+    kernel_input,
+    printed_tokens,
+)
 from ._dispatch import choose
 from .reference.dpc_knn_cluster import dpc_knn_cluster_reference
 
@@ -41,6 +52,7 @@ def dpc_knn_cluster(
     order: str = "index",
     parts: int = 1,
     masked: int = 0,
+    form: str = "released",
     *,
     impl: str = "auto",
 ) -> DpcClusters:
@@ -62,6 +74,9 @@ def dpc_knn_cluster(
         parts: cuts the token sequence into this many equal runs that are clustered on their own, M / parts centres
             each; cluster = part * (M / parts) + number inside the part, centres are indices of the whole sequence.
         masked: 0, or -1 to give empty tokens the cluster -1 (then cluster_merge leaves them out).
+        form: "released", or "printed": densities and distances as the papers print them, see knn_density and
+            density_delta; k then counts other tokens only. Of the three differences the densest token's distance
+            never changes a choice: it has the largest score of its item in both forms.
         impl: "auto", "reference", "cpu" or "cuda".
 
     Returns:
@@ -78,12 +93,15 @@ def dpc_knn_cluster(
     Source: TCFormer (CVPR 2022) section 3.2, HoT (CVPR 2024) section 3.3; DPC-kNN of Du et al. 2016.
     """
     check_tokens("dpc_knn_cluster", x)
+    check_form("dpc_knn_cluster", form)
     batch, tokens, channels = x.shape
     if parts < 1 or tokens % parts or num_clusters % parts:
         raise ValueError(
             f"dpc_knn_cluster: parts must divide N and num_clusters, got parts={parts}, N={tokens}, "
             f"num_clusters={num_clusters}"
         )
+    if form == "printed":
+        return _printed(x, num_clusters, k, mask, exclude, tie, noise, order, parts, masked, impl)
     mask, excluded, noise = cluster_options(
         "dpc_knn_cluster", x, num_clusters, k, mask, exclude, tie, noise, order, masked, parts
     )
@@ -102,6 +120,37 @@ def dpc_knn_cluster(
         noise = None if noise is None else noise.float()
         out = torch.ops.tore_fast.dpc_knn_cluster(kernel_input(backend, x_part), *args)
     return DpcClusters(*out) if parts == 1 else _join_parts(out, batch, parts, tokens // parts, num_clusters // parts)
+
+
+def _printed(
+    x: Tensor,
+    num_clusters: int,
+    k: int,
+    mask: Any,
+    exclude: Any,
+    tie: str,
+    noise: Any,
+    order: str,
+    parts: int,
+    masked: int,
+    impl: str,
+) -> DpcClusters:
+    """The printed form by any backend: the released form of scaled tokens, then delta and score put right."""
+    op = "dpc_knn_cluster"
+    rows, tokens, channels = x.shape[0] * parts, x.shape[1] // parts, x.shape[2]
+    check_neighbours(op, k, tokens)
+    scaled, others = printed_tokens(op, x.reshape(rows, tokens, channels), k)
+    found = dpc_knn_cluster(
+        scaled.view(x.shape), num_clusters, others, mask, exclude, tie, noise, order, parts, masked, impl=impl
+    )
+    mask = as_mask(op, mask, x)
+    rho, mask = found.rho.view(rows, tokens), None if mask is None else mask.reshape(rows, tokens)
+    delta = found.delta.view(rows, tokens) * (k / (k + 1)) ** 0.5
+    strict = tie != "index"
+    top = densest(rho, mask, strict)
+    delta = farthest_of_the_densest(x.reshape(rows, tokens, channels), delta, top, mask, strict).view_as(found.rho)
+    score = torch.where(found.score == -torch.inf, found.score, found.rho * delta)
+    return DpcClusters(found.centers, found.cluster, found.rho, delta, score)
 
 
 def cluster_options(

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .._schema import LIBRARY
-from ._cluster_args import check_like_tokens, check_tokens, cluster_why_not
+from ._cluster_args import check_form, check_like_tokens, check_tokens, cluster_why_not
 from ._dispatch import choose
-from .cluster_merge import check_dictionary
+from .cluster_merge import check_dictionary, cluster_merge, cluster_merge_tokens
 from .cluster_merge import why_not as merge_why_not
-from .dpc_knn_cluster import cluster_options
+from .dpc_knn_cluster import cluster_options, dpc_knn_cluster
 from .reference.cluster_merge import cluster_merge_reference
 from .reference.dpc_knn_cluster import dpc_knn_cluster_reference
 
@@ -55,6 +55,7 @@ def dpc_knn_cluster_merge(
     noise: Tensor | torch.Generator | None = None,
     order: str = "index",
     masked: int = 0,
+    form: str = "released",
     *,
     impl: str = "auto",
 ) -> DpcClusterMerge:
@@ -65,7 +66,7 @@ def dpc_knn_cluster_merge(
 
     Args:
         x: [B, N, C] float32/float16/bfloat16 (float64 with the reference).
-        num_clusters, k, mask, exclude, tie, noise, order, masked: as in dpc_knn_cluster.
+        num_clusters, k, mask, exclude, tie, noise, order, masked, form: as in dpc_knn_cluster.
         weight: [B, N] weight of each token, default 1; as in cluster_merge.
         idx_token, agg_weight: [B, N0] token and share of each cell of the initial grid, as in cluster_merge_tokens;
             both or neither.
@@ -85,7 +86,7 @@ def dpc_knn_cluster_merge(
     """
     op = "dpc_knn_cluster_merge"
     check_tokens(op, x)
-    mask, excluded, noise = cluster_options(op, x, num_clusters, k, mask, exclude, tie, noise, order, masked)
+    check_form(op, form)
     if weight is not None:
         check_like_tokens(op, "weight", weight, x)
     if (idx_token is None) != (agg_weight is None):
@@ -93,6 +94,17 @@ def dpc_knn_cluster_merge(
     if idx_token is not None and agg_weight is not None:
         check_dictionary(op, x, idx_token, agg_weight)
         idx_token, agg_weight = idx_token.long(), agg_weight.detach()
+    if form == "printed":
+        found = dpc_knn_cluster(
+            x, num_clusters, k, mask, exclude, tie, noise, order, masked=masked, form=form, impl=impl
+        )
+        if idx_token is None or agg_weight is None:
+            merged, share = cluster_merge(x, found.cluster, num_clusters, weight, impl=impl)
+            none = (share.new_empty(x.shape[0], 0, dtype=t) for t in (torch.int64, torch.float32))
+            return DpcClusterMerge(merged, share, *none, *found)
+        parts = cluster_merge_tokens(x, found.cluster, num_clusters, weight, idx_token, agg_weight, impl=impl)
+        return DpcClusterMerge(*parts, *found)
+    mask, excluded, noise = cluster_options(op, x, num_clusters, k, mask, exclude, tie, noise, order, masked)
     backend = choose(op, impl, BACKENDS, why_not, x, k, num_clusters)
     options = (num_clusters, k, mask, excluded, noise, tie != "index", order == "index", masked)
     if backend == "reference":

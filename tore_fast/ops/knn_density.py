@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ._cluster_args import as_mask, check_neighbours, check_tokens, cluster_why_not, kernel_input
+from ._cluster_args import (
+    as_mask,
+    check_form,
+    check_neighbours,
+    check_tokens,
+    cluster_why_not,
+    kernel_input,
+    printed_tokens,
+)
 from ._dispatch import choose
 from .reference.knn_density import knn_density_reference
 
@@ -24,6 +32,7 @@ def knn_density(
     x: Tensor,  # [B, N, C]
     k: int,
     mask: Tensor | None = None,  # [B, N]
+    form: str = "released",
     *,
     impl: str = "auto",
 ) -> Tensor:  # [B, N]
@@ -37,6 +46,9 @@ def knn_density(
         k: neighbours, 1 <= k <= N; the kernels take up to 32.
         mask: [B, N], non-zero = real token. Empty tokens are nobody's neighbour and have density 0; where fewer than k
             real tokens exist the missing ones count as (largest distance of the batch + 1)^2.
+        form: "released", or "printed": rho_i = exp(-(1/k) * sum of ||x_i - x_j||^2 over the k nearest other tokens), so
+            without the division by C and without the token itself. It is 0 in float32 where that mean exceeds 104,
+            which tokens after a LayerNorm easily do.
         impl: "auto", "reference", "cpu" or "cuda".
 
     Returns:
@@ -52,6 +64,9 @@ def knn_density(
     Source: TCFormer (CVPR 2022) eq. 1; the official code's k counts the token itself.
     """
     check_tokens("knn_density", x)
+    check_form("knn_density", form)
+    if form == "printed":
+        x, k = printed_tokens("knn_density", x, k)
     check_neighbours("knn_density", k, x.shape[1])
     mask = as_mask("knn_density", mask, x)
     backend = choose("knn_density", impl, BACKENDS, why_not, x, k)

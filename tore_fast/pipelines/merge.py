@@ -1,7 +1,7 @@
 """ECLM on a real model: calibration images, errors, cached prefixes, resumable search, merged checkpoint.
 
 In: a host (or any stack of residual blocks) and batches; out: the merged model and its plan. The search itself is
-layers/eclm.py; `tore-fast merge` (cli/merge.py) is the command.
+layers/eclm.py; `tore-fast accelerate --search-layers` (cli/_layers.py) is the command.
 """
 
 from __future__ import annotations

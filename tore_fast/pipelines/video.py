@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._threads import available_cpus
 from ..body import Body
 from ..engine import Engine
 from ..geometry import camera
@@ -37,8 +38,10 @@ from ..models.motion.fasthmr import FastHMRMotion, motion_rotations
 from ..models.smpl.hmr2 import HMR2
 from .hosts import RestSkeleton, load_host, load_named_body
 from .options import VideoOptions
+from .reading import ahead
 from .track_files import FORMATS, track_writers
 from .track_store import TrackStore
+from .writing import InOrder
 
 Masks = Callable[[int, np.ndarray, dict[int, tuple]], dict[int, np.ndarray] | None]
 Tracker = Callable[[int, np.ndarray], dict[int, tuple[float, float, float, float]]]
@@ -265,15 +268,43 @@ class VideoPipeline:
         if hasattr(tracker, "restore") and "tracker" in store.facts:
             cast(Any, tracker).restore(store.facts["tracker"])
 
-        def commit(next_frame: int, finished: bool = False) -> None:
-            if hasattr(tracker, "state"):
-                store.facts["tracker"] = cast(Any, tracker).state()
-            store.commit(next_frame, finished)
+        # reading, detecting and cropping go on while another thread encodes and saves, in order
+        encoder: InOrder[None] = InOrder(1, lambda _: None)
+        frames = ahead(source.frames(store.next_frame), 2 * available_cpus())
+        with encoder, closing(frames):
+            self._encode_frames(source, store, frames, encoder, tracker, masks, limit, on_frame)
+        return store
 
+    def _encode_frames(
+        self,
+        source: VideoSource,
+        store: TrackStore,
+        frames: Iterator[tuple[int, np.ndarray]],
+        encoder: InOrder[None],
+        tracker: Tracker | None,
+        masks: Masks | None,
+        limit: int | None,
+        on_frame: Callable[[int], None] | None,
+    ) -> None:
         pending: list[WaitingCrop] = []
-        timing, last = self.timing, store.next_frame
+        timing, last, saved = self.timing, store.next_frame, store.next_frame
         errors: list[str] = getattr(source, "problems", [])
-        frames = source.frames(store.next_frame)
+
+        def commit(next_frame: int, finished: bool = False) -> None:
+            state = cast(Any, tracker).state() if hasattr(tracker, "state") else None
+
+            def save() -> None:
+                if state is not None:
+                    store.facts["tracker"] = state
+                store.commit(next_frame, finished)
+
+            encoder.put(save)
+
+        def flush() -> None:
+            if pending:
+                encoder.put(functools.partial(self._flush, store, list(pending)))
+                pending.clear()
+
         while True:
             try:
                 with timing.stage("read"):
@@ -281,16 +312,16 @@ class VideoPipeline:
             except ImageError as e:  # damaged from here on: what was read is done
                 errors.append(str(e))
                 item = None
-            if errors:
-                store.facts.setdefault("error", errors[0])
+            if errors and "error" not in store.facts:
+                encoder.wait()  # it saves the facts
+                store.facts["error"] = errors[0]
             if item is None or (limit is not None and item[0] >= limit):
                 break
             index, frame = item
             h, w = frame.shape[:2]
             store.facts.setdefault("source", str(source.path))
             store.facts.setdefault("image_size", [w, h])
-            cameras = store.facts.setdefault("focal_px", {})  # of each frame size: a folder may hold several
-            focal = cameras[f"{w}x{h}"] = cameras.get(f"{w}x{h}") or self.focal(frame)
+            focal = self._known_focal(store, frame, encoder)
             with timing.stage("detect"):
                 boxes = {0: (0.0, 0.0, float(w), float(h))} if tracker is None else tracker(index, frame)
             with timing.stage("crop"):
@@ -307,15 +338,24 @@ class VideoPipeline:
                         )
             last = index + 1
             timing.frames += 1
-            if len(pending) >= self.options.batch_size or last - store.next_frame >= self.options.chunk_frames:
-                self._flush(store, pending)
-                if last - store.next_frame >= self.options.chunk_frames:
+            if len(pending) >= self.options.batch_size or last - saved >= self.options.chunk_frames:
+                flush()
+                if last - saved >= self.options.chunk_frames:
                     commit(last)
+                    saved = last
             if on_frame is not None:
                 on_frame(index)
-        self._flush(store, pending)
+        flush()
         commit(last, finished=True)
-        return store
+
+    def _known_focal(self, store: TrackStore, frame: np.ndarray, encoder: InOrder[None]) -> float:
+        """Focal length of frames of this size, px: a folder may hold several sizes."""
+        size = f"{frame.shape[1]}x{frame.shape[0]}"
+        known = store.facts.get("focal_px", {})
+        if not known.get(size):
+            encoder.wait()  # it uses the host and saves the facts
+            known = store.facts["focal_px"] = {**known, size: self.focal(frame)}
+        return known[size]
 
     def _flush(self, store: TrackStore, pending: list[WaitingCrop]) -> None:
         size = self.options.batch_size
@@ -343,7 +383,6 @@ class VideoPipeline:
             for i, p in enumerate(part):
                 store.append(p.track, rows[i : i + 1])
             self.timing.people += len(part)
-        pending.clear()
 
     @torch.inference_mode()
     def decode_track(

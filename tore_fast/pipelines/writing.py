@@ -38,6 +38,11 @@ class InOrder(Generic[T]):
             self._take()
         self._waiting.append(self._pool.submit(job))
 
+    def wait(self) -> None:
+        """Until every job so far is done and reported."""
+        while self._waiting:
+            self._take()
+
     def _take(self) -> None:
         start = time.perf_counter()
         value = self._waiting.popleft().result()
@@ -53,7 +58,6 @@ class InOrder(Generic[T]):
             if kind is not None and not issubclass(kind, Exception):
                 self._pool.shutdown(wait=True, cancel_futures=True)
                 self._waiting = deque(f for f in self._waiting if not f.cancelled())
-            while self._waiting:
-                self._take()
+            self.wait()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)

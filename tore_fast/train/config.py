@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SCHEDULES = ("cosine", "constant", "step", "exponential")
-OPTIMISERS = ("adamw", "adam")
+OPTIMISERS = ("adamw", "adam", "amsgrad")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TrainConfig:
     decay_at: tuple[float, ...] = (0.5,)
     """schedule='step': x0.1 after each of these shares of the training."""
     optimiser: str = "adamw"
-    """adamw | adam (weight decay as an L2 term)"""
+    """adamw | adam (weight decay as an L2 term) | amsgrad (adam with the largest second moment so far)"""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's two moments."""
     weight_decay: float = 1e-4

@@ -46,5 +46,6 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     groups = [g for g in parameter_groups(model, config.weight_decay, config.decay_all) if g["params"]]
     if not groups:
         raise ValueError("train: the model has no parameter that requires a gradient")
-    kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, betas=config.betas)
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, amsgrad=config.optimiser == "amsgrad")

@@ -32,6 +32,7 @@ _BACKBONE_FIELDS = (
     "stem_norm_eps",
     "reduction",
     "parts",
+    "knn_form",
 )
 _NECK_FIELDS = ("out_channels", "num_heads", "mlp_ratios", "sr_ratios", "qkv_bias", "use_sr_layer", "norm_eps")
 

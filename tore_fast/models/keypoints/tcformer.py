@@ -17,6 +17,7 @@ from ...layers._tokens import Tokens, grid_tokens
 from ...layers.ctm import CTM, ConvDownsample
 from ...layers.dynamic_block import TCBlock
 from ...layers.token_conv import tokens_to_map
+from ...ops._cluster_args import FORMS
 from .._config import make_config
 from .._registry import PaperRow, model_facts, register_models
 
@@ -47,6 +48,7 @@ class TCFormerConfig:
     stem_norm_eps: float = 1e-5  # 1e-6 in mmpose
     reduction: str = "dpc"
     parts: tuple[int, ...] = ()
+    knn_form: str = "released"  # of the CTMs' density: the official code's, or "printed" (the paper's equations 1, 2)
 
     def __post_init__(self) -> None:
         n = len(self._sequence("embed_dims"))
@@ -63,6 +65,8 @@ class TCFormerConfig:
             raise ValueError(f"TCFormerConfig: k must be at least 1, got {self.k}")
         if not isinstance(self.drop_path_rate, (int, float)) or not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"TCFormerConfig: drop_path_rate must be a number in [0, 1), got {self.drop_path_rate!r}")
+        if self.knn_form not in FORMS:
+            raise ValueError(f"TCFormerConfig: knn_form must be one of {FORMS}, got {self.knn_form!r}")
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"TCFormerConfig: reduction must be one of {REDUCTIONS}, got {self.reduction!r}")
         self._check_parts(2 * (n - 1))
@@ -155,7 +159,15 @@ class TCFormer(nn.Module):
         c = self.config
         if c.reduction == "conv":
             return ConvDownsample(c.embed_dims[s - 1], c.embed_dims[s])
-        return CTM(c.embed_dims[s - 1], c.embed_dims[s], c.sample_ratios[s - 1], c.k, c.reduction, c.part_levels[s - 1])
+        return CTM(
+            c.embed_dims[s - 1],
+            c.embed_dims[s],
+            c.sample_ratios[s - 1],
+            c.k,
+            c.reduction,
+            c.part_levels[s - 1],
+            c.knn_form,
+        )
 
     def forward_features(self, image: Tensor) -> list[Tokens]:
         """Tokens of every stage, after the stage's norm.

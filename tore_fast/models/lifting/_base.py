@@ -19,6 +19,7 @@ from ...geometry.skeleton import H36M17, mirror_points
 from ...layers.prepared import Prepared
 from ...layers.tpc import FrameSelector, Pruning, gather_frames, motion_score
 from ...layers.tra import TokenRecovery, interpolate_frames
+from ...ops._cluster_args import FORMS
 from .._registry import Facts, PaperRow, register_model
 
 JOINTS = 17
@@ -45,6 +46,7 @@ class PruneConfig:
     keep_center: bool = False  # the middle frame is always kept
     knn: int = 2  # neighbours in the density, the frame itself included
     tie: str = "index"  # "index" (deterministic) or "strict"
+    knn_form: str = "released"  # of TPC's density: the official code's, or "printed" (the paper's; knn without itself)
 
     @property
     def pruned(self) -> bool:
@@ -110,8 +112,21 @@ def check_pruning(host: str, config: PruneConfig, blocks: range) -> None:
             raise ValueError(f"{host}: recover_frames needs recovery='tra', got {config.recovery!r}")
         if config.recover_frames < 1:
             raise ValueError(f"{host}: recover_frames must be positive, got {config.recover_frames}")
+    if config.knn_form not in FORMS:
+        raise ValueError(f"{host}: knn_form must be one of {FORMS}, got {config.knn_form!r}")
     if config.pruning == "tpc" and not 1 <= config.knn <= frames:
         raise ValueError(f"{host}: knn must be in 1..{frames} (frames), got {config.knn}")
+
+
+def pose_frames(config: Any) -> Tensor | None:
+    """[f'] frames that the poses of TRA with `recover_frames` f' < F stand for (HoT, table 11): the middles of f' equal
+    parts of the window. None where every frame has a pose, or only the kept ones have."""
+    frames, recovered = config.frames, config.recover_frames
+    if config.recovery != "tra" or recovered in (None, frames):
+        return None
+    if recovered > frames:
+        raise ValueError(f"recover_frames: more poses ({recovered}) than the window has frames ({frames})")
+    return ((torch.arange(recovered) + 0.5) * frames / recovered).floor().long()
 
 
 PRUNE_FIELDS = tuple(f.name for f in fields(PruneConfig))
@@ -134,7 +149,7 @@ class PrunableHost(Prepared):
         frames: int = c.frames  # type: ignore[attr-defined]
         center = (frames - 1) // 2 if c.keep_center else None
         assert c.keep_frames is not None  # check_pruning
-        self.selector = FrameSelector(frames, c.keep_frames, c.pruning, c.knn, center, c.tie)  # type: ignore[arg-type]  # ditto
+        self.selector = FrameSelector(frames, c.keep_frames, c.pruning, c.knn, center, c.tie, c.knn_form)  # type: ignore[arg-type]  # ditto
         if c.recovery == "tra":
             self.pos_embed_token = nn.Parameter(torch.zeros(1, c.keep_frames, dim))
             self.x_token = nn.Parameter(torch.zeros(1, c.output_frames, dim))

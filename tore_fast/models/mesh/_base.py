@@ -38,6 +38,11 @@ class MeshModelConfig:
     keep_ratio: float = 1.0  # of the image tokens
     selector_dim: int = 128
     selector_gain: float = 1.0  # soft: of the initial weights of the cells' scores, see init_selection
+    knn_form: str = "released"  # cluster: density of the official code, or "printed" (TCFormer's equations 1, 2)
+
+    @property
+    def selector_options(self) -> dict[str, Any]:  # of TokenSelection.init_selection
+        return {"hidden": self.selector_dim, "gain": self.selector_gain, "knn_form": self.knn_form}
 
     @property
     def grid(self) -> tuple[int, int]:  # rows, columns of image tokens

@@ -93,7 +93,9 @@ class FastMETRO(MeshModel, TokenSelection):
             self.smpl_parameter_regressor = SMPLParameterRegressor(counts[1])
         self.upsample = self.fixed_upsampling()
         self.pattern = MeshPattern(self.mesh.topology(c.num_joints))
-        self.init_selection(c.selector, c.dim_1, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain)
+        self.init_selection(
+            c.selector, c.dim_1, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain, knn_form=c.knn_form
+        )
         self.register_buffer("pos_2", self.token_positions(c.dim_2), persistent=False)
 
     def forward(self, images: Tensor, return_attention: bool = False, fine: bool = True) -> MeshOutput:

@@ -130,7 +130,9 @@ class METRO(DenseUpsampling, TokenSelection):
         self.register_buffer("template", self.mesh.template(), persistent=False)  # [J + V, 3]
         if self.template.shape[0] != tokens:
             raise ValueError(f"METRO: template has {self.template.shape[0]} points, joints + vertices are {tokens}")
-        self.init_selection(c.selector, c.feature_dim, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain)
+        self.init_selection(
+            c.selector, c.feature_dim, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain, knn_form=c.knn_form
+        )
         self.trans_encoder = bert_blocks(c)
         self.init_upsampling()  # after the other buffers: torch.export miscounts those that follow an empty one
         self.conv_learn_tokens = None if c.pooled else nn.Conv1d(self.keep_num, tokens, 1)

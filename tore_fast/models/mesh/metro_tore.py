@@ -71,7 +71,9 @@ class METRO_TORE(DenseUpsampling, TokenSelection):  # noqa: N801 (the paper's na
                 f"METRO_TORE: hidden[2] {c.hidden[2]} and dim_3 {c.dim_3} must be equal (it feeds the NSR)"
             )
         self.register_buffer("template", self.mesh.template()[: c.num_joints], persistent=False)
-        self.init_selection(c.selector, c.feature_dim, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain)
+        self.init_selection(
+            c.selector, c.feature_dim, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain, knn_form=c.knn_form
+        )
         self.trans_encoder = bert_blocks(c)
         self.init_upsampling()  # after the other buffers: torch.export miscounts those that follow an empty one
         self.conv_learn_tokens = nn.Conv1d(self.keep_num, c.num_joints, 1)

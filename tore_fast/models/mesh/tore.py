@@ -81,7 +81,9 @@ class FastMETRO_TORE(MeshModel, TokenSelection):  # noqa: N801 (the paper's name
         self.transformer_3 = NeuralShapeRegressor(c.num_joints, c.dim_3, c.heads, c.feedforward_3, c.layers, c.dropout)
         if c.dim_2 != c.dim_3:
             raise ValueError(f"FastMETRO_TORE: dim_2 {c.dim_2} and dim_3 {c.dim_3} must be equal (joints feed the NSR)")
-        self.init_selection(c.selector, c.dim_1, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain)
+        self.init_selection(
+            c.selector, c.dim_1, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain, knn_form=c.knn_form
+        )
         if c.position_in_features:
             start = sine_position(*c.grid, c.dim_1).T.reshape(1, c.dim_1, *c.grid)
             self.feature_position = nn.Parameter(start.clone())

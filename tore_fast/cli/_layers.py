@@ -1,59 +1,19 @@
-"""`tore-fast merge`: finds mergeable layers of an HMR2.0 or CameraHMR model on your images, writes the smaller
-model."""
+"""`tore-fast accelerate MODEL --search-layers`: finds mergeable layers of a model on your images (ECLM)."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
-from tyro.conf import Positional
+from typing import TYPE_CHECKING, Any
 
 from . import arguments
-from ._options import ModelArgs, OutArgs, RunArgs
 
-LIMIT = 1360  # crops of the paper's calibration
-
-
-@dataclass(kw_only=True)
-class Args(ModelArgs, RunArgs, OutArgs):
-    """Merges layers of an HMR2.0 or CameraHMR model while an error on calibration images stays within tau (ECLM).
-
-    The error is MPJPE against labels where the data has them, else the distance to the unmerged model's own joints. An
-    interrupted run goes on where it stopped.
-    """
-
-    inputs: Annotated[Positional[list[str]], tyro.conf.arg(metavar="INPUT ...")] = field(default_factory=list)
-    """Images or folders of images, one person each unless --boxes is given; or one folder of rendered clips
-    (`tore-fast synth clips`), whose labels then give the error (MPJPE)."""
-    plan: str | None = None
-    """Apply this plan.json (of an earlier run, same depth) instead of searching; needs no images."""
-    out: Path = Path("out_merge")
-    """Folder for trace.jsonl, plan.json and the merged checkpoint (model/)."""
-    boxes: str | None = None
-    """JSON or CSV with boxes per image (image,x0,y0,x1,y1)."""
-    tau: float = 0.1
-    """Allowed rise of the error: mm for joints, degrees for angle."""
-    measure: Literal["joints", "angle"] = "joints"
-    """joints (mm, needs a body) or angle (degrees between rotations)."""
-    body: str = "free"
-    """Body for the joints: free, or a SMPL model file."""
-    limit: int | None = LIMIT
-    """Most crops used."""
-    batch_size: int = 16
-    fov: float = 55.0
-    """Vertical field of view in degrees, for CameraHMR."""
-    kappa: float | None = None
-    """Skip windows whose outputs have linear CKA below this."""
-    cka: bool = False
-    """Also write cka.npy and, with matplotlib, cka.png (the paper's figure 2)."""
-    as_printed: bool = False
-    """Follow the printed algorithm, which forgets the last open window."""
+if TYPE_CHECKING:
+    from .accelerate import Args, Subject
 
 
 def run(args: Args) -> int:
+    """The search on an HMR2.0 or CameraHMR model of this package; writes trace.jsonl, plan.json and model/."""
     import math
 
     from tqdm import tqdm
@@ -64,17 +24,19 @@ def run(args: Args) -> int:
     from ..layers.eclm import ECLMPlan, describe
     from ..models._checkpoint import save
     from ..pipelines import hosts, merge
+    from .accelerate import LIMIT_LAYERS
 
     with arguments():
         device = pick_device(args.device)
         args.check_limit()
-        if bool(args.inputs) == (args.plan is not None):
-            raise ValueError("give images (to search) or --plan (to apply one)")
+        if bool(args.data) == (args.layers is not None):
+            raise ValueError("--search-layers: give --data (to search) or --layers (to apply a plan)")
         name, model = hosts.load_host(str(args.checkpoint or args.model), overrides=args.config_fields())
         args.note_random("merged layers")
-        if args.plan is not None:
-            return _apply(args, merge, ECLMPlan.load(args.plan), model, name)
-        labelled = len(args.inputs) == 1 and any(Path(args.inputs[0]).glob("*.npz"))
+        if args.layers is not None:
+            return _apply(args, merge, ECLMPlan.load(args.layers), model, name)
+        inputs = [str(p) for p in args.data]
+        labelled = len(inputs) == 1 and any(Path(inputs[0]).glob("*.npz"))
         if labelled and args.measure != "joints":
             raise ValueError("--measure: labelled clips give an error of joints")
         joints = hosts.body_joints(args.body, device) if args.measure == "joints" else None
@@ -83,11 +45,11 @@ def run(args: Args) -> int:
         if labelled:
             if hasattr(model, "cam_model"):
                 raise ValueError("labelled clips are for HMR2.0 (CameraHMR needs the camera of every image)")
-            found = rendered.labelled_crops(args.inputs[0], args.limit or LIMIT, hosts.body_joints(args.body, "cpu"))
+            found = rendered.labelled_crops(inputs[0], args.limit or LIMIT_LAYERS, hosts.body_joints(args.body, "cpu"))
             targets = [found.joints[i : i + args.batch_size] for i in range(0, len(found.crops), args.batch_size)]
         else:
             found = hosts.image_crops(
-                args.inputs, args.boxes, args.limit, model.config.img_size[0], model.config.box_margin
+                inputs, args.boxes, args.limit or LIMIT_LAYERS, model.config.img_size[0], model.config.box_margin
             )
     model = model.to(device).eval()
     model.set_merging(None)
@@ -125,6 +87,41 @@ def run(args: Args) -> int:
     ]
     facts = {"model": str(out / "model"), "unit": unit, "base_error": result.base, "merged_error": final}
     args.say({**facts, "plan": str(out / "plan.json"), "blocks": [layers, result.plan.num_layers]}, "\n".join(lines))
+    return 0
+
+
+def search_elsewhere(args: Args, subject: Subject) -> int:
+    """The search on a model of another project: writes plan.json, for `--layers` and `accelerate(obj, layers=)`."""
+    from tqdm import tqdm
+
+    from ..accelerate import find_host, search_layers
+    from ..accelerate.measure import errors, run
+    from ..layers.eclm import describe
+
+    with arguments():
+        host = find_host(subject.obj)
+    estimator = hasattr(subject.obj, "process_one_image")
+    unit = "mm" if estimator else "of the output"
+    boxes = subject.boxes if estimator else [None] * len(subject.images)
+    items = list(zip(subject.images, boxes))
+
+    def predict(item: Any) -> Any:
+        return run(subject.obj, [item[0]], None if item[1] is None else [item[1]])[0]
+
+    layers = len(host.blocks)
+    with args.progress(layers - 1, "step", "evaluations") as bar:
+
+        def show(step: Any, number: int) -> None:
+            bar.update(number - bar.n)
+            mark = "merge" if step.accept else "stop"
+            tqdm.write(f"  blocks {step.low:2d}..{step.high:2d}  error {step.error:8.4f} {mark}", file=sys.stderr)
+
+        result = search_layers(host, predict, items, lambda a, b: errors(a, b)[0], args.tau, show)
+    with args.folder() as out:
+        result.plan.save(out / "plan.json")
+    text = [f"{layers} -> {result.plan.num_layers} blocks, tau {args.tau} {unit}", *describe(result.plan)]
+    facts = {"plan": str(args.out / "plan.json"), "unit": unit, "blocks": [layers, result.plan.num_layers]}
+    args.say(facts, "\n  ".join(text) + f"\nwrote {args.out / 'plan.json'}")
     return 0
 
 
