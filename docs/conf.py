@@ -88,7 +88,7 @@ def read_docstring(app, what, name, obj, options, lines: list[str]) -> None:
         elif part.startswith("`") and not part.startswith("``"):
             pieces = [piece.strip() for piece in part.strip("`").split("\n")]
             parts[i] = " ".join(f"``{piece}``" for piece in pieces if piece)
-            if parts[i + 1][:1].isalnum() or parts[i + 1][:1] in "{_":  # a literal ends at the end of a word
+            if parts[i + 1][:1].isalnum() or parts[i + 1][:1] in ("{", "_"):  # a literal ends at the end of a word
                 parts[i] += "\\ "
     lines[:] = "".join(parts).split("\n")
 

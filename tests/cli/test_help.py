@@ -33,15 +33,14 @@ def test_every_option_has_a_help_text(name, monkeypatch):
     with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
         tyro.cli(module.Args, prog=name, args=["--help"], config=words)
     silent = []
-    lines = [line.strip("│ ") for line in said.getvalue().splitlines()]
+    lines = said.getvalue().splitlines()
     for line, below in zip(lines, [*lines[1:], ""]):
-        if not line.startswith("--"):
+        if not re.match(r"│ (-\w, )?--[a-z]", line):
             continue
-        text = re.split(r"\s{2,}", line, maxsplit=1)
-        text = text[1] if len(text) > 1 else "" if below.startswith("--") else below
-        text = re.sub(r"\((default|required|optional|repeatable)[^)]*\)*", "", text).strip(" .")
-        if not text:
-            silent.append(line.split()[0])
+        option, *text = re.split(r"\s{2,}", line.strip("│ "), maxsplit=1)
+        words_of = text[0] if text else "" if re.match(r"│ (-\w, )?--[a-z]", below) else below.strip("│ ")
+        if not re.sub(r"\((default|required|optional|repeatable)[^)]*\)*", "", words_of).strip(" ."):
+            silent.append(option.split()[0])
     assert not silent
 
 
