@@ -37,6 +37,7 @@ class Contender:
     heavy: bool = False  # needs minutes of compilation: only with --baselines all
     why_not: str | None = None  # set when it cannot run here; listed without a time
     headline: bool = False  # of several of ours: the one whose ratio is quoted
+    way: str = ""  # of an op with several ways on CUDA: the one that this is, for --write-choices
 
 
 @dataclass
@@ -132,6 +133,7 @@ def run_case(case: Case, *, seconds: float = 1.0, all_baselines: bool = False) -
         want = runner(case, case.reference)(*(t.double() if _is_float(t) else t for t in inputs))
     for c in case.contenders:
         row = {"name": c.name, "ours": c.ours, "headline": c.headline, "note": c.note, "error": None, "ok": False}
+        row |= {"params": {"way": c.way}} if c.way else {}
         rows.append(row)
         if c.heavy and not all_baselines:
             row["note"] = "skipped: needs --baselines all"

@@ -1,6 +1,6 @@
 """What the CUDA kernels cost by their machine code: counts per kernel and loop, occupancy, an estimate for one H200.
 
-    python tools/sass_report.py [--json benchmarks/results/sass_sm90.json] [--markdown FILE]
+    python tools/sass_report.py [--json FILE] [--markdown FILE] [--page docs/gpu.md]
 
 Reads tore_fast/_C_cuda with cuobjdump (it comes with the triton wheel). Nothing here is measured: a loop's instructions
 are counted in the code, how often it runs is stated in WORK below, and the estimate is the larger of issue time (132
@@ -268,11 +268,36 @@ def markdown(data: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def page_table(data: dict) -> str:
+    """The estimates as docs/gpu.md shows them."""
+    lines = [
+        "| op, shape | estimate, us | all branches, us | target, us | floor, us | bound by | occupancy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for e in data["estimates"]:
+        optional = ["" if e[n] is None else f"{e[n]:g}" for n in ("target_us", "floor_us")]
+        numbers = [f"{e['estimate_us']:.0f}", f"{e['all_branches_us']:.0f}", *optional]
+        lines.append("| " + " | ".join([e["case"], *numbers, e["limit"], f"{e['occupancy']:.0%}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_page(path: Path, data: dict) -> None:
+    """Puts the table between the two marks of a page."""
+    text = path.read_text()
+    page, count = re.subn(
+        r"(<!-- estimates: .*? -->\n).*?(<!-- end -->)", lambda m: m[1] + page_table(data) + m[2], text, flags=re.S
+    )
+    if count != 1:
+        raise SystemExit(f"sass_report: {path} has {count} places for the table, expected one")
+    path.write_text(page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", type=Path, help="the module to read; default: the installed tore_fast._C_cuda")
     parser.add_argument("--json", type=Path, default=JSON)
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--page", type=Path, help="docs/gpu.md: its table of estimates is replaced")
     options = parser.parse_args()
     binary = options.binary
     if binary is None:
@@ -285,6 +310,8 @@ def main() -> None:
     table = markdown(data)
     if options.markdown:
         options.markdown.write_text(table)
+    if options.page:
+        write_page(options.page, data)
     print(table)
     if data["not_found"]:
         print("WORK names kernels that are not in the module:", *data["not_found"])

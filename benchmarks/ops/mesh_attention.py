@@ -43,7 +43,14 @@ def sphere_topology(vertices: int, joints: int) -> MeshTopology:
 
 
 def _contenders(topology: MeshTopology, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[Contender]:
-    ours = [Contender("tore_fast", lambda q, k, v: mesh_attention(q, k, v, topology), ours=True)]
+    ours = [Contender("tore_fast", lambda q, k, v: mesh_attention(q, k, v, topology), ours=True, headline=True)]
+    if device == "cuda":
+        for way in ("cuda", "sdpa"):
+
+            def run(q, k, v, way=way):
+                return mesh_attention(q, k, v, topology, impl=way)
+
+            ours.append(Contender(f"tore_fast {way}", run, ours=way == "cuda", way=way))
     tokens, scale = shape[2], shape[3] ** -0.5
     allowed = topology.dense_mask()
     padded = -(-tokens // 8) * 8
@@ -144,7 +151,15 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
                         bytes=size * (12 if backward else 4),
                         macs=batch * heads * pairs * dim * (7 if backward else 2),
                         items=batch,
-                        params={"joints": joints, "pairs": pairs},
+                        params={
+                            "joints": joints,
+                            "pairs": pairs,
+                            "bias": False,
+                            "dim": dim,
+                            "keys": tokens,
+                            "queries": tokens,
+                            "items": batch * heads,
+                        },
                     )
                 )
     return out

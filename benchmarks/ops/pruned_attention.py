@@ -3,6 +3,8 @@ others."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -69,11 +71,14 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
                 return pruned_attention_reference(q, k, v, bias, None, None, q.shape[-1] ** -0.5)[0]
 
             contenders = [
-                Contender("tore_fast", pruned_attention, ours=True),
-                Contender("SDPA", sdpa),
+                Contender("tore_fast", pruned_attention, ours=True, headline=True),
+                Contender("SDPA", sdpa, way="sdpa"),
                 Contender("eager softmax", eager),
                 Contender("compile(eager)", torch.compile(eager, fullgraph=True), heavy=True),
             ]
+            if device == "cuda":
+                kernel = functools.partial(pruned_attention, impl="triton")
+                contenders.insert(1, Contender("tore_fast triton", kernel, ours=True, way="triton"))
             if not with_bias:
                 contenders.append(_varlen(device, heads, batch, queries, keys))
             size = torch.empty((), dtype=dtype).element_size()
@@ -91,6 +96,13 @@ def cases(device: str, dtype: torch.dtype, quick: bool) -> list[Case]:
                         bytes=2 * (queries + keys) * batch * heads * dim * size * (3 if backward else 1),
                         macs=batch * heads * queries * keys * dim * (7 if backward else 2),
                         items=batch,
+                        params={
+                            "bias": with_bias,
+                            "dim": dim,
+                            "keys": keys,
+                            "queries": queries,
+                            "items": batch * heads,
+                        },
                     )
                 )
     return out

@@ -485,6 +485,37 @@ def test_refusals_while_running():
             accelerate(vitpose()[0], **option)
 
 
+@pytest.mark.parametrize("name", ["timm_registers", "timm_dinov3"])
+def test_only_the_last_map_while_tokens_merge(name):
+    torch.manual_seed(0)
+    vit, img = HOSTS[name]()
+    calls = [(vit.forward_intermediates, "indices")]
+    if hasattr(vit, "get_intermediate_layers"):
+        calls.append((vit.get_intermediate_layers, "n"))
+    seen = []
+    vit.blocks[3].register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    with torch.no_grad(), accelerate(vit) as handle:
+        assert all(len(getattr(vit, call.__name__)(img, **{key: 2})) == 2 for call, key in calls)  # nothing merges
+        handle.set(keep_tokens=32)
+        for call, key in calls:
+            for many in (2, [4, 5], *((None,) if key == "indices" else ())):
+                with pytest.raises(Refused, match=f"only the last block's map can be had .* ask for {key}=1"):
+                    getattr(vit, call.__name__)(img, **{key: many})
+            getattr(vit, call.__name__)(img, **{key: 1}), getattr(vit, call.__name__)(img, **{key: [5]})
+        vit.forward_features(img)
+        assert seen[-1] < seen[0]  # hooks of the user see the merged tokens
+    assert not {"forward_intermediates", "get_intermediate_layers"} & set(vars(vit))
+
+
+def test_an_instance_keeps_what_it_had_of_its_own():
+    model, img = dinov3()
+    own = model.forward
+    model.forward = own  # an attribute of the instance over the class's method
+    with accelerate(model, dtype=torch.bfloat16):
+        assert vars(model)["forward"] is not own and torch.isfinite(copy.deepcopy(model)(img)).all()
+    assert vars(model)["forward"] is own
+
+
 def test_the_probe_can_be_left_out_and_one_class_is_made_per_block_class():
     model, _ = vitpose()
     assert accelerated(foreign.PoseBlock) is accelerated(foreign.PoseBlock)

@@ -310,3 +310,10 @@ def test_a_video_through_the_default(tmp_path):
     with np.load(out / "frames" / "track_000.npz", allow_pickle=False) as data:
         assert data["frame"].tolist() == [0, 1, 2] and data["poses"].shape == (3, 72)
         assert data["box"][2, 0] > data["box"][0, 0] and data["focal_px"][0] == pytest.approx(1.2 * 256)
+
+
+def test_file_names_cannot_speak_to_the_terminal(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", str(tmp_path / "a\n\x1b[31mb.jpg"), "--out", str(tmp_path / "out")])
+    err = capsys.readouterr().err
+    assert "a\\n\\x1b[31mb.jpg" in err and "\x1b" not in err

@@ -44,7 +44,19 @@ FORMS = {
         "meta_info": {"dataset_name": "coco"},
         "instance_info": [{"frame_id": i, "instances": [instance(p, track_id=3)]} for i, p in enumerate(POINTS)],
     },
-    "MMPose 0.x": [{"preds": [p.tolist()], "boxes": [[1] * 5], "image_paths": ["a"]} for p in POINTS],
+    "MMPose 0.x": [
+        {"preds": [p.tolist()], "boxes": [[1] * 6], "image_paths": [f"{i}.jpg"], "bbox_ids": [i]}
+        for i, p in enumerate(POINTS)
+    ],
+    "MMPose 0.x batches": [
+        {
+            "preds": POINTS[i : i + 3].tolist(),
+            "image_paths": [f"{k}.jpg" for k in range(i, i + 3)],
+            "bbox_ids": [7, 8, 9],
+        }
+        for i in (0, 3)
+    ],
+    "MMPose 0.x video": [{"preds": [p.tolist()], "bbox_ids": [0]} for p in POINTS],
     "Ultralytics": [yolo(p) for p in POINTS],
     "Ultralytics frames": [[yolo(p, track_id=4)] for p in POINTS],
     "Ultralytics texts": [json.dumps([yolo(p)]) for p in POINTS],
@@ -292,3 +304,24 @@ def test_hostile_files_are_one_line_in_bounded_time(tmp_path):
             read_keypoints(str(tmp_path / name))
         assert "\n" not in str(e.value) and len(str(e.value)) < 700, name
     assert time.perf_counter() - start < 20
+
+
+def test_minus_one_is_not_seen(tmp_path):
+    points = POINTS.copy()
+    points[2, 9, :2] = -1
+    clip = read_keypoints(put(tmp_path, "a.json", points.tolist()))
+    assert clip.filled == 1 and clip.keypoints[2].min() >= 0
+
+
+def test_arrays_of_frames_with_several_people_and_none(tmp_path):
+    """np.save of a list of frames, as people collect a detector's outputs; np.savez of an array without a name."""
+    frames = np.empty(6, object)
+    for i, p in enumerate(POINTS):
+        frames[i] = np.stack([p, p + [700, 0, 0]]) if i != 2 else None
+    np.save(tmp_path / "a.npy", frames, allow_pickle=True)
+    clip = read_keypoints(tmp_path / "a.npy", "coco")
+    assert clip.frames.tolist() == [0, 1, 2, 3, 4, 5] and clip.filled == 17
+    alone = read_keypoints(put(tmp_path, "a.json", POINTS.tolist()), "coco")
+    np.testing.assert_allclose(clip.keypoints[5], alone.keypoints[5], atol=1e-3)
+    np.savez(tmp_path / "b.npz", POINTS)
+    assert read_keypoints(tmp_path / "b.npz", "coco").filled == 0

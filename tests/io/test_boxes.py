@@ -130,3 +130,11 @@ def test_what_detectors_return():
     tracker = BoxTracker(explodes)
     assert tracker(4, np.zeros((60, 80, 3), np.uint8)) == {}
     assert tracker.problems == ["frame 4: the detector failed (RuntimeError: exploded)"]
+
+
+def test_integers_beyond_64_bits(tmp_path):
+    (tmp_path / "b.json").write_text('{"0": [[0, 1, 2, 30, 40], [1, 1, -' + "9" * 290 + ", 30, 40]]}")
+    tracker = TableTracker(TrackBoxes.read(tmp_path / "b.json"), "b.json")
+    frame = np.zeros((60, 80, 3), np.uint8)
+    assert tracker(0, frame) == {0: (1, 2, 30, 40)} and tracker(1, frame) == {}
+    assert len(tracker.problems) == 1 and "no pixels" in tracker.problems[0]

@@ -142,6 +142,15 @@ def test_weights_with_nan_or_of_another_kind(tmp_path):
     with pytest.raises(ValueError, match="2 weights hold NaN or infinity, first: head.1"):
         load(tmp_path)
     assert load(tmp_path, allow_nonfinite=True)
+    # finite in the file, infinite in the model
+    tiny_folder(tmp_path, lambda state: {**state, "head.1.bias": torch.full((3,), 1e300, dtype=torch.float64)})
+    with pytest.raises(ValueError, match="1 weights hold NaN or infinity, first: head.1.bias"):
+        load(tmp_path)
+    from tore_fast.cli._options import ModelArgs
+
+    with pytest.raises(ValueError, match="--allow-nonfinite"):
+        ModelArgs(model=str(tmp_path)).network()
+    assert ModelArgs(model=str(tmp_path), allow_nonfinite=True).network()
     for dtype, said in ((torch.int64, "int64"), (torch.complex64, "complex64"), (torch.bool, "bool")):
         tiny_folder(tmp_path, lambda state, d=dtype: {**state, "head.1.bias": torch.ones(3).to(d)})
         with pytest.raises(

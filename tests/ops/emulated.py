@@ -144,7 +144,7 @@ def active() -> Iterator[None]:
     override.impl("pruned_attention_bwd", attention._triton_bwd, "CPU", allow_override=True)
     override.impl("ppt_select", select._triton_select, "CPU", allow_override=True)
     saved = dict(_dispatch.DEVICE_TYPES), _ext.gpu_reason, _ext.triton_reason
-    _dispatch.DEVICE_TYPES.update(cpu="no", strassen="no", onednn="no", cuda="cpu", triton="cpu")
+    _dispatch.DEVICE_TYPES.update(cpu="no", strassen="no", onednn="no", sdpa="no", cuda="cpu", triton="cpu")
     _ext.gpu_reason = _ext.triton_reason = lambda: None
     try:
         yield

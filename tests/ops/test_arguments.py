@@ -67,7 +67,7 @@ def calls() -> dict[str, list]:
     ptr, cells = torch.tensor([[0, 8]], dtype=torch.int32), torch.arange(8, dtype=torch.int32)[None]
     merged, total = torch.rand(1, 1, 4), torch.ones(1, 1)
     lse = torch.zeros(1, 1, 8)
-    mesh = [*topology, 0.5, 0.5, torch.zeros(1, dtype=torch.int64)]
+    mesh = [*topology[:7], 0.5, 0.5, torch.zeros(1, dtype=torch.int64)]
     return {
         "mesh_upsample": [x, *matrix],
         "knn_density": [x, 2, flags],

@@ -33,6 +33,7 @@ def test_every_op_with_products_is_counted(case):
     assert flops(lambda: case.call(t, case.backend(t))) > 0
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("backward", [False, True])
 def test_full_attention_counts_as_two_products(backward):
     """A mesh whose pairs are all open, and attention without lengths."""

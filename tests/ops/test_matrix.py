@@ -14,8 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tore_fast import ops
 
 SHAPE = (2, 12, 4)
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-differentiable = pytest.mark.parametrize("case", [c for c in CASES if c.grads], ids=str)
+
+
+def parameter(case: Case):
+    """`linear` and `fit_landmarks` have no GPU kernel: nothing to emulate."""
+    backends = ops.op_backends()[case.stem]
+    on_gpu = {"cuda", "triton"} & set(backends)
+    return pytest.param(case, marks=[] if on_gpu else [pytest.mark.cpu_kernels])
+
+
+every_case = pytest.mark.parametrize("case", [parameter(c) for c in CASES], ids=str)
+differentiable = pytest.mark.parametrize("case", [parameter(c) for c in CASES if c.grads], ids=str)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -43,6 +52,7 @@ def test_the_table_has_every_op():
         "plain_attention",
         "kept_memory",
         "release_memory",
+        "use",
     }
     public = {n for n in ops.__all__ if not isinstance(getattr(ops, n), type)} - helpers
     named = {c.name.split("-")[0] for c in CASES}

@@ -186,7 +186,7 @@ def test_gradcheck_opcheck_and_nan():
     seed = torch.tensor([3])
     for dropout in (0.0, 0.2):
         args = ([t.detach().requires_grad_() for t in (q, k, v)], topology, 0.5, dropout, seed)
-        torch.library.opcheck(torch.ops.tore_fast.mesh_attention_fwd, (*args[0], *args[1], *args[2:]))
+        torch.library.opcheck(torch.ops.tore_fast.mesh_attention_fwd, (*args[0], *args[1][:7], *args[2:]))
     q = q.clone()
     q[0, 0, 0] = float("nan")
     assert mesh_attention(q, k, v, topology, impl=impls(q)[-1])[0, 0, 2:].isfinite().all()  # only joint row 0 is spoilt

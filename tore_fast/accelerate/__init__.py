@@ -42,6 +42,7 @@ def accelerate(
     dtype: torch.dtype | None = None,
     graph: bool = False,
     exact_speedups: bool | Sequence[str] = True,
+    near_exact: str | Sequence[str] = (),
     plan: str | Path | None = None,
     probe: bool = True,
 ) -> Handle:
@@ -55,15 +56,18 @@ def accelerate(
         per_block: most merges in one block; default 40 / 192 of the patches.
         layers: which blocks to merge (an `ECLMPlan` or its file; `search_layers` finds one).
         layerscale: "fold" merges scale times weights, "separate" each by itself; for groups of three and more.
-        masks: SAM 3D Body: "auto" (its own mask, else the box), "model", "box", "none", or a function of the batch ->
-        masks
-            [P, H, W] of the crops. For other models see `Handle.set_mask`.
+        masks: SAM 3D Body: "auto" (its own mask, else the box), "model", "box", "previous" (hull of the last frame's
+            vertices, else the box; for video, see `Handle.new_clip`), "none", or a function of the batch
+            -> masks [P, H, W] of the crops. For other models see `Handle.set_mask`.
         unmerge: "copy" gives every token its group's row at the end, "residual" adds its own difference to the group.
         prop_attn: a merged token counts as many times as it has members.
         attention: "keep" runs the original blocks while nothing merges, "sdpa" fused attention everywhere.
         dtype: run the ViT under autocast in this dtype; outputs come back in float32.
         graph: CUDA graph of the ViT (needs CUDA).
-        exact_speedups: all, none, or some of "rope_table", "k_bias" (models of the dinov3 repository).
+        exact_speedups: all, none, or some of "rope_table", "k_bias" (models of the dinov3 repository), "prompt_table",
+            "ray_features" (SAM 3D Body); see `speedups.exact`.
+        near_exact: none, or some of "correctives", "keypoint_rows", "decoder_autocast", "fov" (SAM 3D Body); see
+            `speedups.near_exact`. Their error is measured by `compare` like that of merging.
         plan: a file of `Handle.save`; takes the place of all merging options.
         probe: check every block's arithmetic first.
 
@@ -91,7 +95,7 @@ def accelerate(
         "masks": masks if isinstance(masks, str) else "function",
         "attention": attention,
     }
-    rest = {"masks": masks, "dtype": dtype, "graph": graph, "exact": exact_speedups}
+    rest = {"masks": masks, "dtype": dtype, "graph": graph, "exact": exact_speedups, "near": near_exact}
     return start(host, layers, plan, keep_tokens, fields, rest)
 
 

@@ -55,8 +55,8 @@ class Family:
         return None
 
     def call(self, block: Any, x: Tensor, table: Tensor | None) -> Tensor:
-        """The block's own forward."""
-        return block(x)
+        """The block's own forward, without the hooks on it."""
+        return block.forward(x)
 
     def head_width(self, block: Any) -> int:
         raise NotImplementedError
@@ -139,7 +139,7 @@ class DINOv3(Family):
         return None if rope is None else torch.cat(tuple(rope), -1).float()
 
     def call(self, block: Any, x: Tensor, table: Tensor | None) -> Tensor:
-        return block(x, None if table is None else tuple(table.chunk(2, -1)))
+        return block.forward(x, None if table is None else tuple(table.chunk(2, -1)))
 
     def head_width(self, block: Any) -> int:
         return block.attn.qkv.out_features // 3 // block.attn.num_heads
@@ -220,7 +220,7 @@ class Eva(Family):
         return rope
 
     def call(self, block: Any, x: Tensor, table: Tensor | None) -> Tensor:
-        return block(x, table)
+        return block.forward(x, table)
 
     def head_width(self, block: Any) -> int:
         return int(block.attn.head_dim)
@@ -287,9 +287,9 @@ class Transformers(Family):
 
     def call(self, block: Any, x: Tensor, table: Tensor | None) -> Tensor:
         if table is None:
-            return block(x)
+            return block.forward(x)
         sin, cos = table.to(x.dtype).chunk(2, -1)
-        return block(x, position_embeddings=(cos, sin))
+        return block.forward(x, position_embeddings=(cos, sin))
 
     def head_width(self, block: Any) -> int:
         return int(block.attention.head_dim)

@@ -4,13 +4,14 @@ undoing."""
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers.eclm import ECLMPlan
 from ..layers.mask_tome import MergeConfig, mask_coverage
@@ -18,9 +19,11 @@ from . import measure
 from .blocks import Refused
 from .hosts import Host, fingerprint
 from .macs import stack_macs
+from .overrides import Overrides
 from .plan import Plan
 from .runtime import Runtime, patch, tokens_kept, unpatch
-from .sam3d import EXACT, Branch, is_sam3d, speed_up, undo
+from .sam3d import Branch, Previous, is_sam3d
+from .speedups import EXACT, NEAR, Autocast, FirstCamera, chosen, exact, near_exact
 from .stack import merged_blocks
 
 Budget = int | float | None
@@ -33,17 +36,21 @@ class Handle:
     One forward pass at a time per model: the token state lives beside its blocks.
     """
 
-    def __init__(self, host: Host, plan: Plan, masks: Any, dtype: torch.dtype | None, graph: bool, exact: Any) -> None:
+    def __init__(
+        self, host: Host, plan: Plan, masks: Any, dtype: torch.dtype | None, graph: bool, exact: Any, near: Any
+    ) -> None:
         self.host, self.plan, self._dtype, self._graph = host, plan, dtype, graph
         self._original = host.blocks
         self._native_before = host.vit.merging if host.native else None
         self._branch: Branch | None = None
-        self._exact: list[tuple[nn.Module, str]] = []
+        self._puts = Overrides()
+        self._previous: Previous | None = None
         self._on = False
         self.runtime: Runtime | None = None
         self._depth_plan = None if plan.groups is None else ECLMPlan(plan.groups)
         self._masks = masks
-        self._exact_names = EXACT if exact is True else () if not exact else tuple(exact)
+        self._exact_names = chosen(exact, EXACT, "exact")
+        self._near_names = chosen(near, NEAR, "near-exact")
         self._install()
 
     def _install(self) -> None:
@@ -56,37 +63,46 @@ class Handle:
             if host.family is not None:
                 own = plan.attention == "sdpa"
                 self.runtime = Runtime(host.family, len(host.blocks), host.prefix, plan.unmerge, plan.prop_attn, own)
-                self._exact = speed_up(host, self._exact_names)
+                exact(host, self._exact_names, self._puts)
+                near_exact(host, self._near_names, self._puts)
                 if is_sam3d(host.model):
-                    keep = (plan.keep_tokens, plan.keep_hand_tokens)
-                    self._branch = Branch(host.model, host, self.runtime, self._masks, keep)  # type: ignore[arg-type]
-                    host.model.forward_pose_branch = self._branch  # type: ignore[union-attr, assignment]
+                    self._follow()
+                for vit in {id(v): v for v in (host.vit, host.owner)}.values():
+                    for name in ("get_intermediate_layers", "forward_intermediates"):
+                        if hasattr(vit, name):
+                            self._puts.put(vit, name, LastOnly(getattr(vit, name), self.runtime))
                 patch(host.blocks, self.runtime)
+            elif self._near_names:
+                near_exact(host, self._near_names, self._puts)
             self._budget()
             self._wrap()
         except Exception:
-            undo(self._exact)
+            self._puts.undo()
+            if not host.native:
+                unpatch(host.blocks)
             setattr(host.owner, host.attribute, before)
             raise
         self._on = True
+
+    def _follow(self) -> None:
+        """SAM 3D Body: budget and masks of every pass."""
+        host, plan, model = self.host, self.plan, self.host.model
+        assert self.runtime is not None and model is not None
+        keep = (plan.keep_tokens, plan.keep_hand_tokens)
+        if self._masks == "previous" and hasattr(host.root, "process_one_image"):
+            self._previous = Previous(host.root.process_one_image)
+            self._puts.put(host.root, "process_one_image", self._previous)
+        self._branch = Branch(model, host, self.runtime, self._masks, keep, self._previous)
+        self._puts.put(model, "forward_pose_branch", self._branch)
 
     def _wrap(self) -> None:
         """Autocast and CUDA graph around the ViT's forward."""
         if self._dtype is None and not self._graph:
             return
-        forward, dtype = self.host.vit.forward, self._dtype
+        vit, forward = self.host.vit, self.host.vit.forward
         if self._graph:
             forward = torch.compile(forward, mode="reduce-overhead")
-        device = next(self.host.vit.parameters()).device.type
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if dtype is None:
-                return forward(*args, **kwargs)
-            with torch.autocast(device, dtype):
-                out = forward(*args, **kwargs)
-            return measure.mapped(out, lambda t: t.float() if t.dtype == dtype else t)
-
-        self.host.vit.forward = run
+        self._puts.put(vit, "forward", Autocast(forward, self.host.device.type, self._dtype))
 
     def _budget(self) -> None:
         plan, vit = self.plan, self.host.vit
@@ -156,8 +172,9 @@ class Handle:
             "prefix": host.prefix,
             "dtype": str(next(p for p in host.vit.parameters() if p.is_floating_point()).dtype).removeprefix("torch."),
             "keep_tokens": self.plan.keep_tokens,
-            "exact": sorted({name for _, name in self._exact}),
-            "patched": [f"{len(host.blocks)} blocks"] + (["forward_pose_branch"] if self._branch is not None else []),
+            "exact": [n for n in self._puts.names if n in EXACT],
+            "near_exact": [n for n in self._puts.names if n in NEAR],
+            "patched": [f"{len(host.blocks)} blocks", *self._puts.attributes],
         }
         if patches is None:
             patches = self._patches()
@@ -221,13 +238,17 @@ class Handle:
             host.vit.merging = self._native_before
         else:
             unpatch(host.blocks)
-        undo(self._exact)
-        if self._branch is not None:
-            del host.model.forward_pose_branch  # type: ignore[union-attr]
-        if self._dtype is not None or self._graph:
-            host.vit.__dict__.pop("forward", None)
+        self._puts.undo()
         setattr(host.owner, host.attribute, self._original)
-        self._exact, self._branch, self._on = [], None, False
+        self._branch, self._previous, self._on = None, None, False
+
+    def new_clip(self) -> None:
+        """Forgets the previous frame and the first camera: the next image belongs to another video."""
+        if self._previous is not None:
+            self._previous.forget()
+        camera = getattr(getattr(self.host.root, "fov_estimator", None), "get_cam_intrinsics", None)
+        if isinstance(camera, FirstCamera):
+            camera.forget()
 
     def original(self) -> Original:
         """Context in which the unmodified model runs."""
@@ -238,6 +259,30 @@ class Handle:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.remove()
+
+
+class LastOnly:
+    """Stands in for a method that returns maps of several blocks: while tokens merge only the last is whole."""
+
+    def __init__(self, original: Any, runtime: Runtime) -> None:
+        self.original, self.runtime = original, runtime
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        first = inspect.signature(self.original).parameters
+        name = next(n for n in ("n", "indices") if n in first)
+        wanted = kwargs.get(name, args[0] if args and name == list(first)[1] else first[name].default)
+        depth = self.runtime.depth
+        one = (
+            wanted == 1
+            if isinstance(wanted, int)
+            else wanted is not None and {i % depth for i in wanted} == {depth - 1}
+        )
+        if self.runtime.keep is not None and not one:
+            raise Refused(
+                f"accelerate: only the last block's map can be had while tokens merge; ask for {name}=1, or set "
+                "keep_tokens=None"
+            )
+        return self.original(x, *args, **kwargs)
 
 
 class Original:

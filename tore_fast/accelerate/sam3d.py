@@ -1,4 +1,4 @@
-"""SAM 3D Body: which pass runs (body or hands), person coverage of its crops, and its exact speed-ups.
+"""SAM 3D Body: which pass runs (body or hands), and person coverage of its crops.
 
 In: the user's own `SAM3DBody` object; out: overrides on that instance, undone by `remove`. Written from the published
 interface (attribute names and shapes); nothing of that project is part of this one. Its weights and code have their own
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from .blocks import Refused
 from .hosts import Host
 from .runtime import Runtime
 
-MASKS = ("auto", "model", "box", "none")
+MASKS = ("auto", "model", "box", "previous", "none")
 HAND_PART = 1 / 1.2  # of the crop's side that a hand's box takes
 
 
@@ -34,15 +35,73 @@ def rectangle(part: Tensor, size: tuple[int, int]) -> Tensor:
     return ((y[None, :, None] <= part[:, 1, None, None]) & (x[None, None] <= part[:, 0, None, None])).float()
 
 
+class Previous:
+    """Stands in for an estimator's `process_one_image`: remembers the people of the last frame."""
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+        self.people: list[dict[str, Any]] = []
+        self.size = (0, 0)
+
+    def __call__(self, img: Any, *args: Any, **kwargs: Any) -> Any:
+        found = self.original(img, *args, **kwargs)
+        self.people = [p for p in found if all(k in p for k in ("bbox", "pred_vertices", "pred_cam_t", "focal_length"))]
+        return found
+
+    def forget(self) -> None:
+        self.people = []
+
+    def outline(self, box: np.ndarray, image: tuple[float, float]) -> np.ndarray | None:
+        """Corners [K, 2] (px) of the convex hull of the person whose box fits best, projected as the model does
+        (principal point in the middle of the image [W, H]); None where no box of the last frame overlaps by a third."""
+        from scipy.spatial import ConvexHull, QhullError
+
+        best = max(self.people, key=lambda p: _overlap(np.asarray(p["bbox"]).reshape(4), box), default=None)
+        if best is None or _overlap(np.asarray(best["bbox"]).reshape(4), box) < 1 / 3:
+            return None
+        points = np.asarray(best["pred_vertices"], np.float64) + np.asarray(best["pred_cam_t"], np.float64)
+        if not np.isfinite(points).all() or points[:, 2].min() <= 0:
+            return None
+        flat = points[:, :2] / points[:, 2:] * float(np.asarray(best["focal_length"])) + np.array(image) / 2
+        try:
+            return flat[ConvexHull(flat).vertices]
+        except QhullError:  # all in one line
+            return None
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes x0, y0, x1, y1."""
+    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
+    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - np.prod(sides)
+    return float(np.prod(sides) / union) if union > 0 else 0.0
+
+
+def polygon_mask(corners: Tensor, size: tuple[int, int]) -> Tensor:
+    """Convex polygon, corners [K, 2] in order (x, y of pixels) -> [H, W] 0/1 at pixel centres."""
+    y, x = (torch.arange(n, device=corners.device, dtype=corners.dtype) for n in size)
+    start, edge = corners, corners.roll(-1, 0) - corners
+    side = edge[:, 0, None, None] * (y[:, None] - start[:, 1, None, None])
+    side = side - edge[:, 1, None, None] * (x[None] - start[:, 0, None, None])
+    return ((side >= 0).all(0) | (side <= 0).all(0)).float()
+
+
 class Branch:
     """Stands in for `model.forward_pose_branch`: sets budget and coverage of the pass, then calls the original."""
 
     def __init__(
-        self, model: Any, host: Host, runtime: Runtime, masks: str | Callable[[dict], Tensor], keep: tuple
+        self,
+        model: Any,
+        host: Host,
+        runtime: Runtime,
+        masks: str | Callable[[dict], Tensor],
+        keep: tuple,
+        previous: Previous | None = None,
     ) -> None:
         if not callable(masks) and masks not in MASKS:
             raise ValueError(f"accelerate: masks must be one of {MASKS} or a function of the batch, got {masks!r}")
-        self.model, self.host, self.runtime, self.masks = model, host, runtime, masks
+        if masks == "previous" and previous is None:
+            raise Refused("accelerate: masks='previous' needs the estimator, whose results are the previous frame")
+        self.model, self.host, self.runtime, self.masks, self.previous = model, host, runtime, masks, previous
         self.keep = keep
         self.original = model.forward_pose_branch
 
@@ -72,7 +131,9 @@ class Branch:
         else:
             found = self._box(batch, hand, size, crops)
             mask = batch.get("mask")
-            if self.masks != "box" and mask is not None and not hand:
+            if self.previous is not None and not hand:
+                found = self._previous(batch, size, found)
+            elif self.masks != "box" and mask is not None and not hand:
                 mask = mask.reshape(len(crops), *mask.shape[-2:]).float().clamp(0, 1)  # 0/1 or 0/255
                 score = batch.get("mask_score")
                 given = torch.ones(len(crops), device=mask.device) if score is None else score.reshape(-1)
@@ -86,6 +147,24 @@ class Branch:
             found = found[..., cut : found.shape[-1] - cut]
         return mask_coverage(found, *self.host.window)
 
+    def _previous(self, batch: dict, size: tuple[int, int], box: Tensor) -> Tensor:
+        """The last frame's people inside this frame's crops; `box` [P, H, W] where there is none."""
+        assert self.previous is not None
+        if not self.previous.people or not all(k in batch for k in ("bbox", "affine_trans", "ori_img_size")):
+            return box
+        rows = []
+        for i, rectangle_ in enumerate(box):
+            place = batch["bbox"].reshape(-1, 4)[i].cpu().double().numpy()
+            width, height = batch["ori_img_size"].reshape(-1, 2)[i].tolist()
+            corners = self.previous.outline(place, (width, height))
+            if corners is None:
+                rows.append(rectangle_)
+                continue
+            warp = batch["affine_trans"].reshape(-1, *batch["affine_trans"].shape[-2:])[i].double().cpu()
+            inside = torch.from_numpy(corners) @ warp[:2, :2].T + warp[:2, 2]
+            rows.append(polygon_mask(inside, size).to(box))
+        return torch.stack(rows)
+
     def _box(self, batch: dict, hand: bool, size: tuple[int, int], crops: Tensor) -> Tensor:
         people = len(crops)
         if hand:
@@ -96,72 +175,3 @@ class Branch:
         else:
             part = crops.new_full((people, 2), 1 / 1.25)
         return rectangle(part.float(), size)
-
-
-class _Remembered:
-    """A module's forward that keeps its result for the last few (arguments, weights) in eval mode."""
-
-    def __init__(self, module: Any, most: int = 8) -> None:
-        self.module, self.original, self.most = module, module.forward, most
-        self.kept: dict[tuple, Any] = {}
-
-    def __call__(self, **sizes: int) -> Any:
-        if self.module.training or torch.compiler.is_compiling():
-            return self.original(**sizes)
-        state = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in self.module.buffers())
-        state += tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in self.module.parameters())
-        key = (tuple(sorted(sizes.items())), state, torch.is_inference_mode_enabled())
-        if key not in self.kept:
-            if len(self.kept) >= self.most:
-                self.kept.clear()
-            self.kept[key] = self.original(**sizes)
-        return self.kept[key]
-
-
-class _FoldedBias:
-    """A product whose bias is multiplied by a 0/1 buffer in every call, with that done once."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.bias: Tensor | None = None
-        self.made_of: tuple = ()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        module = self.module
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and module.bias.requires_grad):
-            return nn.functional.linear(x, module.weight, module.bias * module.bias_mask.to(module.bias.dtype))
-        parts = (module.bias, module.bias_mask)
-        made_of = (*((id(t), t._version, t.dtype, t.device) for t in parts), torch.is_inference_mode_enabled())
-        if self.bias is None or self.made_of != made_of:
-            self.bias, self.made_of = module.bias * module.bias_mask.to(module.bias.dtype), made_of
-        return nn.functional.linear(x, module.weight, self.bias)
-
-
-EXACT = ("rope_table", "k_bias")
-
-
-def speed_up(host: Host, names: tuple[str, ...]) -> list[tuple[nn.Module, str]]:
-    """Exact speed-ups by name, on the modules themselves; returns (module, name) of what was overridden, for `undo`.
-
-    "rope_table": the rotation table of a grid is computed once instead of before every block. "k_bias": the masked bias
-    of the qkv product is folded once. Both leave every bit of the output as it is.
-    """
-    if unknown := set(names) - set(EXACT):
-        raise ValueError(f"accelerate: exact speed-ups are {EXACT}, got {sorted(unknown)}")
-    done: list[tuple[nn.Module, str]] = []
-    rope = getattr(host.vit, "rope_embed", None)
-    if "rope_table" in names and isinstance(rope, nn.Module):
-        rope.forward = _Remembered(rope)
-        done.append((rope, "rope_table"))
-    if "k_bias" in names and host.family is not None and host.family.name == "dinov3":
-        for block in host.blocks:
-            qkv = block.attn.qkv
-            if isinstance(getattr(qkv, "bias_mask", None), Tensor) and qkv.bias is not None:
-                qkv.forward = _FoldedBias(qkv)
-                done.append((qkv, "k_bias"))
-    return done
-
-
-def undo(done: list[tuple[nn.Module, str]]) -> None:
-    for module, _ in done:
-        module.__dict__.pop("forward", None)

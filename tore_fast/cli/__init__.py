@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ VERBS = {
     "info": "versions, device, what is built, what is not and why",
     "doctor": "info, and a self-test of this machine in seconds",
     "convert": "an official checkpoint to our folder of safetensors and config.json",
+    "export": "a model as ONNX, torch.export, AOTInductor or TorchScript file",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs and videos to bodies: meshes, joints, SMPL parameters, motion, overlays",
     "batch": "bodies for any number of images in tars and folders; resumable, many processes, Ray",
@@ -71,7 +73,19 @@ def print_error(message: str) -> None:
     """One line on stderr, with the verb in front; progress bars make room for it."""
     from tqdm import tqdm
 
-    tqdm.write(f"{_prog}: {message}", file=sys.stderr)
+    tqdm.write(f"{_prog}: {one_line(message)}", file=sys.stderr)
+
+
+def print_note(message: str) -> None:
+    """One line on stderr that is no error; progress bars make room for it."""
+    from tqdm import tqdm
+
+    tqdm.write(f"note: {one_line(message)}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """Line ends and other control characters, which file names may hold, as escapes: a terminal obeys them."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda c: c[0].encode("unicode_escape").decode(), text)
 
 
 def format_error(error: BaseException) -> str:

@@ -24,18 +24,21 @@ class ModelArgs:
     """Fields of the model's config as NAME VALUE pairs, e.g. --set keep_tokens 90 prop_attn false."""
     mesh_data: Path | None = None
     """Folder with the SMPL/MANO topology files, for models of those meshes (else $TORE_FAST_MESH_DATA)."""
+    allow_nonfinite: bool = False
+    """Load weights that hold NaN or infinity, which are refused otherwise; results can be NaN then."""
 
     def config_fields(self) -> dict[str, Any]:
-        """`--set` as values for the config of the chosen model.
+        """`--set` as values for the config of the chosen model, and --allow-nonfinite where it was given.
 
         Raises:
             ValueError: an unknown field, or a value of another type than the field's.
         """
+        load = {"allow_nonfinite": True} if self.allow_nonfinite else {}
         if not self.set:
-            return {}
+            return load
         from ..models._overrides import config_type, parse_overrides
 
-        return parse_overrides(config_type(self.registered_name()), self.set)
+        return load | parse_overrides(config_type(self.registered_name()), self.set)
 
     def registered_name(self) -> str:
         """Registered name behind --model and --checkpoint."""

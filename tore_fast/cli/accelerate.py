@@ -102,15 +102,15 @@ def run(args: Args) -> int:
 
     import torch
 
-    from .. import accelerate
     from .._device import PRECISIONS
+    from ..accelerate import accelerate
     from ..layers.eclm import ECLMPlan
 
     keep: list[Any] = [k if k < 1 else int(k) for k in args.keep]
     options: dict[str, Any] = {"boxes": subject.boxes, "read": subject.read, "repeats": args.repeats}
     with arguments():
         plan = None if args.layers is None else ECLMPlan.load(args.layers)
-        handle = accelerate.accelerate(subject.obj)
+        handle = accelerate(subject.obj)
     dtype, device = PRECISIONS[args.precision], handle.host.device.type
     cast = contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
     with args.progress(2 - (plan is None), "pass", "measuring") as bar, cast:
@@ -119,7 +119,7 @@ def run(args: Args) -> int:
             bar.update()
         if plan is not None:
             with arguments("--layers"):
-                handle = accelerate.accelerate(subject.obj, layers=plan)
+                handle = accelerate(subject.obj, layers=plan)
             with handle:
                 more = handle.pareto(subject.images, [None, *keep], **options)[1:]
                 bar.update()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from . import UsageError, arguments, format_error, print_error
+from . import UsageError, arguments, format_error, one_line, print_error
 from ._options import ModelArgs, OutArgs, RunArgs, report_failures
 
 FORMATS = ("npz", "bvh", "html", "gif", "mp4")
@@ -172,7 +172,8 @@ def _lift_clip(args: Args, model: Any, path: Path, stem: Path, clip: Any, format
     if "mp4" in formats:
         written.append(str(write_mp4(f"{stem}.mp4", lifted.pose, fps)))
     lines = [
-        f"{path}{f', person {clip.person}' if clip.person else ''}: {len(lifted.pose)} frames from {frames[0]} "
+        one_line(f"{path}{f', person {clip.person}' if clip.person else ''}")
+        + f": {len(lifted.pose)} frames from {frames[0]} "
         f"on, order {clip.order}, normalisation {how}"
         + (f" ({width:g} x {height:g})" if how != "crop" else " (no image size needed)"),
         f"  {lifted.windows} windows of {model.config.frames} frames in {seconds:.2f} s "
@@ -186,8 +187,8 @@ def _lift_clip(args: Args, model: Any, path: Path, stem: Path, clip: Any, format
         lines.append(
             "  note: these weights know figures as large as an image shows them; --width and --height give better poses"
         )
-    lines += [f"  note: {note}" for note in clip.notes]
-    text = "\n".join([*lines, f"  wrote {', '.join(written)}"])
+    lines += [one_line(f"  note: {note}") for note in clip.notes]
+    text = "\n".join([*lines, one_line(f"  wrote {', '.join(written)}")])
     facts = {"frames": len(lifted.pose), "first_frame": int(frames[0]), "fps": fps, "order": clip.order}
     facts |= {"track": clip.person, "filled": clip.filled, "assumed": list(clip.assumed), "notes": list(clip.notes)}
     return {"files": [Path(w).name for w in written], **facts}, text

@@ -4,7 +4,6 @@ smpl."""
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from ..pipelines.options import DecodeOptions
-from . import UsageError, arguments, format_error, print_error
+from . import UsageError, arguments, format_error, print_error, print_note
 from ._options import ModelArgs, OutArgs, RunArgs, report_failures
 
 VIDEO_FORMATS = ("npz", "bvh", "glb", "mp4")
@@ -222,10 +221,10 @@ def _images(
         table = read_boxes(args.boxes)
         boxes = [boxes_of(table, p) for p in paths]
         for p in (p for p, b in zip(paths, boxes) if b is None):
-            print(f"note: {p}: not in {args.boxes}; a box is looked for", file=sys.stderr)
+            print_note(f"{p}: not in {args.boxes}; a box is looked for")
         if absent := unmatched(table, paths):
             shown = ", ".join(name[:80] for name in absent[:5]) + (" ..." if len(absent) > 5 else "")
-            print(f"note: {args.boxes}: boxes for {len(absent)} images that are not there: {shown}", file=sys.stderr)
+            print_note(f"{args.boxes}: boxes for {len(absent)} images that are not there: {shown}")
     entries: list[dict] = []
 
     def write(path: Path, result: Any) -> tuple[Any, dict]:
@@ -249,7 +248,7 @@ def _images(
         if "error" in entry:
             print_error(entry["error"])
         for note in result.notes:
-            print(f"note: {result.name}: {note}", file=sys.stderr)
+            print_note(f"{result.name}: {note}")
         entries.append(entry)
         bar.update()
 
@@ -307,12 +306,9 @@ def _video(
             entry["error"] = (problems[0] if str(path) in problems[0] else f"{path}: {problems[0]}") + more
         if source.variable:
             note = f"variable frame rate: {source.fps:g} a second on average, each frame's time is in the npz"
-            print(f"note: {path}: {note}", file=sys.stderr)
+            print_note(f"{path}: {note}")
         if isinstance(tracker, TableTracker) and args.limit is None and (late := tracker.unused()):
-            print(
-                f"note: {args.boxes}: boxes for {len(late)} frames that {path} does not have: {late[0]} ...",
-                file=sys.stderr,
-            )
+            print_note(f"{args.boxes}: boxes for {len(late)} frames that {path} does not have: {late[0]} ...")
     except (OSError, ValueError, RuntimeError, MemoryError) as e:
         entry["error"] = format_error(e) if str(path) in str(e) else f"{path}: {format_error(e)}"
     if "error" in entry:

@@ -27,6 +27,9 @@ class Args(ModelArgs, OutArgs):
     """A photograph of one person (or hand)."""
     layer: tuple[str, ...] = ()
     """Maps to draw, e.g. cross_2 (its last layer) or cross_2.1 (its first); default: the last layer of every map."""
+    mean: bool = False
+    """The mean over all layers of each map, as the papers average (all heads of all modules); cross_1 and cross_2
+    together are also averaged (FastMETRO, figure 6)."""
     joints: tuple[str, ...] = ()
     """Joints to draw by name, or `all`; default: four of them."""
     vertices: tuple[int, ...] = ()
@@ -83,11 +86,13 @@ def _draw(args: Args) -> list[Path]:
     photo = ((crop.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN) * 255).round().clip(0, 255).astype(np.uint8)
     scene = _Scene(args, model, pipeline, person, photo, out, random)
     maps = {n: m[:, 0].float().numpy() for n, m in out.attention.items()}  # name -> [layers, queries, keys]
+    if args.mean:
+        maps = _means(maps)
     chosen = _layers(args.layer, maps)
     args.out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, index in chosen:
-        label = f"{name}.{index + 1}"
+        label = f"{name}_mean" if args.mean else f"{name}.{index + 1}"
         images = scene.images(name, maps[name][index])
         if not images and args.layer:
             print(f"note: {label} has neither joints nor vertices as queries: nothing drawn", file=sys.stderr)
@@ -112,6 +117,17 @@ def _layers(wanted: tuple[str, ...], maps: dict) -> list[tuple[str, int]]:
             raise ValueError(f"--layer: no attention map {text!r}; this model has {have}")
         chosen.append((name, int(number or count) - 1))
     return chosen
+
+
+def _means(maps: dict) -> dict:
+    """Maps [1, queries, keys], each the mean over its layers; "cross" is that of the transformers of equal tokens."""
+    out = {name: m.mean(0, keepdims=True) for name, m in maps.items()}
+    both = [m for name, m in maps.items() if name in ("cross_1", "cross_2")]
+    if len(both) == 2 and both[0].shape[1:] == both[1].shape[1:]:
+        import numpy as np
+
+        out["cross"] = np.concatenate(both).mean(0, keepdims=True)
+    return out
 
 
 class _Scene:

@@ -22,6 +22,8 @@ class Args(ModelArgs, OutArgs):
     4,4,2,2,1,1 (rows and columns of parts for each merge)."""
     size: int = 224
     """Shorter side the image is scaled to before the model sees it."""
+    features: bool = False
+    """The tokens' features as a map (NAME_features.png) instead of the image's colours (figures 5c, 5d)."""
     seed: int = 0
     """Of the random weights, where none are given."""
 
@@ -53,9 +55,9 @@ def run(args: Args) -> int:
             stages = backbone.forward_features(normalise_image(torch.from_numpy(pixels).permute(2, 0, 1))[None])
     with args.folder() as folder:
         name = output_names([args.image], folder, (".png",))[0]
-        out = folder / f"{name}_tokens.png"
+        out = folder / f"{name}_{'features' if args.features else 'tokens'}.png"
         with arguments(f"--out: {out} cannot be written"), replacing(out) as part:
-            Image.fromarray(token_panel(pixels, stages)).save(part)
+            Image.fromarray(token_panel(pixels, stages, features=args.features)).save(part)
     counts = [t.num_tokens for t in stages]
     text = f"{out}: " + ", ".join(f"stage {i}: {n}" for i, n in enumerate(counts, 1)) + " tokens"
     args.say({"image": str(out), "tokens": counts}, text)

@@ -202,7 +202,7 @@ def _json_rows(data: Any, path: Path, videos: bool) -> Iterator[BoxRow]:
                 if videos:
                     if not _is_row(row, 5) or not name.isdigit() or row[0] != int(row[0]):
                         raise BoxFileError(f"{path}: track {name[:40]!r}: expected {own}, got {str(row)[:80]}")
-                    frame, a, b, c, d = row
+                    frame, a, b, c, d = map(float, row)  # NumPy cannot test integers beyond 64 bits
                     yield BoxRow(f"track {name}", None, int(frame), int(name), (a, b, c, d))
                 else:
                     values = tuple(row) if isinstance(row, list) else row

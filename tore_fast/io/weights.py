@@ -81,7 +81,7 @@ def read_weights(path: str | Path) -> Any:
             head = stream.read(8)
             stream.seek(0)
             if path.suffix == ".safetensors":
-                return _safetensors(path)
+                return _load_safetensors(path)
             return (_read_zip if head.startswith(b"PK") else _read_legacy)(stream, path)
         except _Refused as e:
             raise ValueError(f"{path}: {e}") from None
@@ -97,7 +97,10 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name of a .safetensors file; errors as `read_weights`."""
     path = Path(path)
     open_regular(path, "weight file").close()
-    return _safetensors(path)
+    try:
+        return _load_safetensors(path)
+    except ValueError as e:
+        raise unreadable(path, e) from None
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:
@@ -127,14 +130,14 @@ class _Refused(ValueError):
     """A file that can be read but is not wanted; the text needs no further words."""
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as e:
-        raise unreadable(path, e) from None
+        raise ValueError(str(e)) from None
 
 
 class _Tensors(Resolver):

@@ -48,14 +48,9 @@ class MeshUpsample(_Static):
 class MeshPattern(_Static):
     """Holds a MeshTopology: which tokens attend to which."""
 
-    row_ptr: Tensor
-    col_idx: Tensor
-    t_row_ptr: Tensor
-    t_col_idx: Tensor
-
     def __init__(self, topology: MeshTopology):
         super().__init__(topology.tensors())
         self.joints = topology.joints
 
     def forward(self) -> MeshTopology:
-        return MeshTopology(self.row_ptr, self.col_idx, self.t_row_ptr, self.t_col_idx, self.joints)
+        return MeshTopology(joints=self.joints, **self._buffers)  # type: ignore[arg-type]

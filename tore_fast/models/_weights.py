@@ -113,17 +113,19 @@ def check_kinds(want: dict[str, Tensor], state: dict[str, Tensor], source: str, 
     ]
     if kinds:
         raise ValueError(f"{source}: {len(kinds)} weights of another kind, first: {', '.join(kinds[:3])}")
-    bad = [] if allow_nonfinite else [k for k in want if not _finite(state[k])]
+    bad = [] if allow_nonfinite else [k for k, v in want.items() if not _finite(state[k], v.dtype)]
     if bad:
         raise ValueError(
             f"{source}: {len(bad)} weights hold NaN or infinity, first: {', '.join(bad[:3])}; a model with "
-            "them computes NaN (allow_nonfinite loads them all the same)"
+            "them computes NaN (--allow-nonfinite, allow_nonfinite=True loads them all the same)"
         )
 
 
-def _finite(x: Tensor) -> bool:
+def _finite(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values are finite, as they are and as the model's type holds them."""
     if not x.is_floating_point() or not x.numel() or x.is_meta:
         return True
     if x.dtype.itemsize == 1:  # float8 has no minimum and maximum
         x = x.float()
-    return all(bool(torch.isfinite(v)) for v in torch.aminmax(x))  # one pass over the weights; NaN comes through
+    ends = torch.stack(torch.aminmax(x))  # one pass over the weights; NaN comes through
+    return bool(torch.isfinite(ends.to(dtype)).all())

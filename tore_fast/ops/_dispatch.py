@@ -1,9 +1,9 @@
 """Which implementation of an op runs: `impl="auto"` asks each backend why not, an explicit `impl` never falls back.
 
-A backend is "cuda" or "triton" (CUDA tensors), "cpu" (the compiled C++ kernels; linear has two ways there, "strassen",
-ours, and "onednn", torch's) or "reference" (plain torch, any device and dtype). Every ops/<stem>.py has `BACKENDS` in
-order of preference and a pure function `why_not(backend, *args) -> str | None`; `tore-fast info` prints the same
-sentences.
+A backend is "cuda" or "triton" (CUDA tensors), "sdpa" (torch's attention on CUDA), "cpu" (the compiled C++ kernels;
+linear has two ways there, "strassen", ours, and "onednn", torch's) or "reference" (plain torch, any device and dtype).
+Every ops/<stem>.py has `BACKENDS` in order of preference and a pure function `why_not(backend, *args) -> str | None`;
+`tore-fast info` prints the same sentences. Where several are right on CUDA, _choices.py knows which is the faster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import _ext
 
 # whose tensors a backend takes
-DEVICE_TYPES = {"cpu": "cpu", "strassen": "cpu", "onednn": "cpu", "cuda": "cuda", "triton": "cuda"}
+DEVICE_TYPES = {"cpu": "cpu", "strassen": "cpu", "onednn": "cpu", "cuda": "cuda", "sdpa": "cuda", "triton": "cuda"}
 
 
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("tore_fast_ops", default=None)
@@ -63,6 +63,8 @@ def backend_reason(backend: str) -> str | None:
     if backend == "onednn":
         has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         return None if has and torch.backends.mkldnn.enabled else "torch without oneDNN, or it is switched off"
+    if backend == "sdpa":
+        return None if torch.cuda.is_available() else "no GPU"
     return _ext.gpu_reason() if backend == "cuda" else _ext.triton_reason()
 
 

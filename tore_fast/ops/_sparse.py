@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ._mesh_tiles import mesh_tiles
 
+_BIAS_TOKENS = 1024  # beyond, a dense mask of 2 MB and more is kept for nobody
+
 
 def _csr_arrays(m: sp.csr_matrix) -> tuple[Tensor, Tensor, Tensor]:
     m.sort_indices()
@@ -65,6 +67,8 @@ class MeshTopology(NamedTuple):
     # the two patterns as _mesh_tiles.py packs them for CUDA's matrix units; None: they are not used
     tiles: Tensor | None = None  # [n, 128] int32
     t_tiles: Tensor | None = None  # [m, 128] int32
+    # the mask as scaled_dot_product_attention reads it fastest: 0 or -inf, rows padded to 16 bytes; None: too large
+    bias: Tensor | None = None  # [T, ceil(T / 8) * 8] bfloat16
 
     @property
     def num_vertices(self) -> int:
@@ -106,6 +110,12 @@ def mesh_topology(adjacency: Any, joints: int = 0) -> MeshTopology:
     t_row_ptr, t_col_idx, _ = _csr_arrays(t)
     tiles = mesh_tiles(m, joints)
     symmetric = torch.equal(row_ptr, t_row_ptr) and torch.equal(col_idx, t_col_idx)
-    return MeshTopology(
+    topology = MeshTopology(
         row_ptr, col_idx, t_row_ptr, t_col_idx, joints, tiles, tiles if symmetric else mesh_tiles(t, joints)
     )
+    tokens = joints + topology.num_vertices
+    if tokens > _BIAS_TOKENS:
+        return topology
+    bias = torch.full((tokens, -(-tokens // 8) * 8), float("-inf"), dtype=torch.bfloat16)
+    bias[:, :tokens].masked_fill_(topology.dense_mask(), 0.0)
+    return topology._replace(bias=bias)

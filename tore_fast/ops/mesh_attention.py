@@ -9,20 +9,23 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._autograd import differentiable, softmax_delta
+from ._choices import call_class, device_arch, preferred
 from ._dispatch import backend_reason, check_device, choose, tensor_reason
 from ._sparse import MeshTopology
 from .reference.mesh_attention import mesh_attention_reference
 
-BACKENDS = ("cuda", "cpu")
+BACKENDS = ("cuda", "sdpa", "cpu")
 _DTYPES = {
     "cuda": (torch.float32, torch.float16, torch.bfloat16),
+    "sdpa": (torch.float32, torch.float16, torch.bfloat16),
     "cpu": (torch.float32, torch.float16, torch.bfloat16),
 }
-MAX_HEAD_DIM = {"cuda": 64, "cpu": 256}
+MAX_HEAD_DIM = {"cuda": 64, "sdpa": 256, "cpu": 256}
 # bytes of shared memory a block may ask for on the smallest GPUs at hand (sm_86, sm_89, sm_120; sm_80 163 KB, sm_90 227
 # KB)
 MAX_SHARED = 99 * 1024
@@ -36,8 +39,11 @@ class MeshAttentionResult(NamedTuple):
     weights: Tensor | None  # [B, T, T] float32, mean over heads, before dropout; None unless return_weights
 
 
-def why_not(backend: str, q: Tensor, return_weights: bool = False, joints: int = 0) -> str | None:
-    """Why `backend` cannot attend with queries like `q`, or None."""
+def why_not(
+    backend: str, q: Tensor, return_weights: bool = False, joints: int = 0, bias: bool = True, plain: bool = True
+) -> str | None:
+    """Why `backend` cannot attend with queries like `q`, or None. `bias`: the topology has one; `plain`: neither
+    dropout nor the log-sum-exp is asked for."""
     reason = backend_reason(backend) or tensor_reason(backend, q, _DTYPES[backend])
     if reason is None and return_weights:
         reason = "return_weights needs the dense weights, which only impl='reference' forms"
@@ -45,7 +51,20 @@ def why_not(backend: str, q: Tensor, return_weights: bool = False, joints: int =
         reason = f"it takes head dimensions up to {MAX_HEAD_DIM[backend]}, got {q.shape[-1]}"
     if reason is None and backend == "cuda":
         reason = _strip_reason(joints, q.shape[2], q.shape[3])
+    if reason is None and backend == "sdpa" and not plain:
+        reason = "torch's kernels give no log-sum-exp and another dropout than ours"
+    if reason is None and backend == "sdpa" and not bias:
+        reason = "the topology holds no dense mask (mesh_topology makes one up to 1024 tokens)"
     return reason
+
+
+def _order(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, ...]:
+    """BACKENDS, the one that the table prefers first."""
+    if q.device.type != "cuda":
+        return BACKENDS
+    grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    rule = preferred("mesh_attention", call_class(q, k.shape[2], device_arch(q.device), False, grad))
+    return BACKENDS if rule is None else (rule.take, *(b for b in BACKENDS if b != rule.take))
 
 
 def _strip_reason(joints: int, tokens: int, dim: int) -> str | None:
@@ -113,7 +132,8 @@ def mesh_attention(
         return_weights: also return the head-averaged weights [B, T, T] (dense: takes the reference path).
         return_lse: also return the log-sum-exp. With either, the result is a MeshAttentionResult.
         seed: the dropout mask's seed; drawn from q's device generator when absent. Same seed, same mask, on every impl.
-        impl: "auto", "reference", "cpu" or "cuda".
+        impl: "auto", "reference", "cpu", "cuda", or "sdpa" (torch's own kernels on CUDA, with the mask that the
+            topology holds; "auto" takes it where the table of _choices.py says so, and where there is no CUDA build).
 
     Returns:
         [B, H, T, D] in q's dtype (softmax statistics and sums in float32), or a MeshAttentionResult.
@@ -138,8 +158,14 @@ def mesh_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if dropout_p > 0.0 and seed is None:
         seed = torch.randint(-(2**62), 2**62, (1,), dtype=torch.int64, device=q.device)
-    backend = choose("mesh_attention", impl, BACKENDS, why_not, q, return_weights, topology.joints)
+    plain = dropout_p == 0.0 and not return_lse
+    asked = (q, return_weights, topology.joints, topology.bias is not None, plain)
+    backend = choose("mesh_attention", impl, _order(q, k, v) if impl == "auto" else BACKENDS, why_not, *asked)
     weights = None
+    if backend == "sdpa":
+        assert topology.bias is not None
+        mask = topology.bias.to(q.dtype)[:, : q.shape[2]]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     if backend == "reference":
         out, lse, weights = mesh_attention_reference(
             q, k, v, topology.row_ptr, topology.col_idx, topology.joints, scale, dropout_p, seed
@@ -149,7 +175,7 @@ def mesh_attention(
         dtype = q.dtype
         if q.device.type == "cpu" and dtype != torch.float32:  # the C++ kernel is float32; casts are cheap beside it
             q, k, v = q.float(), k.float(), v.float()
-        out, lse = _mesh_attention_fwd(q, k, v, *topology, scale, dropout_p, seed)
+        out, lse = _mesh_attention_fwd(q, k, v, *topology[:7], scale, dropout_p, seed)
         out = out.transpose(1, 2).to(dtype)
     return MeshAttentionResult(out, lse, weights) if return_lse or return_weights else out
 

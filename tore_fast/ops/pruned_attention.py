@@ -16,7 +16,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .._schema import LIBRARY
 from ._autograd import differentiable, softmax_delta
-from ._dispatch import backend_reason, check_device, choose, tensor_reason
+from ._choices import call_class, device_arch, preferred
+from ._dispatch import backend_reason, check_device, choose, is_plain, tensor_reason
 from .reference.pruned_attention import key_importance_reference, pruned_attention_reference
 
 BACKENDS = ("triton", "cpu")
@@ -124,7 +125,7 @@ def pruned_attention(
             )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     plain = key_len is None and query_len is None and not return_lse and importance_rows is None
-    if impl == "auto" and plain and _sdpa_is_faster(q, k, v, key_bias):
+    if impl == "auto" and plain and (is_plain() or _sdpa_is_faster(q, k, v, key_bias)):
         mask = None if key_bias is None else key_bias.to(q.dtype)[:, None, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     backend = choose("pruned_attention", impl, BACKENDS, why_not, q)
@@ -147,18 +148,21 @@ def pruned_attention(
 def _sdpa_is_faster(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> bool:
     """Calls that torch's own kernel does at least as fast.
 
-    CUDA, an estimate, not measured: 16-bit calls without a bias whose keys do not fit one tile are what torch's flash
-    kernels are tuned for; a bias per key keeps SDPA from them, and float32 has none.
+    CUDA: what the table of _choices.py says.
     CPU, measured on Zen 4, one and two threads, float32: below about 8 thousand scores the op's call overhead shows (15
     us more than SDPA's, 100 us more with gradients: eight times as many scores then); beyond 768 keys the score block
     leaves the caches (0.7x at 1024). A bias with a gradient sends
     SDPA to its slow path: never there.
     """
+    gradient = torch.is_grad_enabled()
     if q.device.type == "cuda":
-        return key_bias is None and q.element_size() == 2 and k.shape[2] > SHORT_KEYS
+        grad = gradient and (q.requires_grad or k.requires_grad or v.requires_grad)
+        rule = preferred(
+            "pruned_attention", call_class(q, k.shape[2], device_arch(q.device), key_bias is not None, grad)
+        )
+        return rule is not None and rule.take == "sdpa"
     if q.device.type != "cpu":
         return False
-    gradient = torch.is_grad_enabled()
     if key_bias is not None and gradient and key_bias.requires_grad:
         return False
     gradient = gradient and (q.requires_grad or k.requires_grad or v.requires_grad)
@@ -178,7 +182,7 @@ def plain_attention(
     against SDPA's 11.2 ms for 243 x 8 problems of 17 x 17 and 28.7 against 31.6 ms for 136 of 243 x 243 (D 64, one Zen
     4 core).
     """
-    if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+    if not (is_plain() or torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
         if why_not("cpu", q) is None or (k.shape[2] <= SHORT_KEYS and why_not("triton", q) is None):
             return pruned_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)

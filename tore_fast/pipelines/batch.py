@@ -258,6 +258,9 @@ def _worker_process(root: str, factory: Callable, config: BatchConfig, worker: i
     def loud(number: int) -> ImagePipeline:
         try:
             return factory(number)
+        except (ValueError, OSError, ImportError) as e:  # a wrong file or argument
+            print(f"worker {number}: {e}", file=sys.stderr, flush=True)
+            sys.exit(NO_MODEL)
         except Exception:
             traceback.print_exc()
             sys.exit(NO_MODEL)

@@ -6,6 +6,7 @@ In: an RGB image and the `Tokens` of every stage; out: RGB arrays for PNG files 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -44,19 +45,34 @@ def draw_regions(
     return out
 
 
-def token_panel(image: np.ndarray, stages: list[Tokens], item: int = 0) -> np.ndarray:
+def feature_image(tokens: Tokens, size: tuple[int, int], item: int = 0) -> np.ndarray:
+    """[H, W, 3] uint8: the token features as a map, every cell that of its token; the three strongest principal
+    components of the image's tokens as red, green and blue (TCFormer, figures 5c and 5d)."""
+    x = tokens.x[item].double().cpu()
+    x = x - x.mean(0)
+    axes = torch.linalg.svd(x, full_matrices=False)[2][:3]
+    axes = axes * torch.sign(axes.sum(1, keepdim=True))  # one of the two signs, the same on every machine
+    parts = x @ axes.T
+    low, high = parts.amin(0), parts.amax(0)
+    colours = ((parts - low) / (high - low).clamp_min(1e-12) * 255).round().byte().numpy()
+    return colours[token_of_pixel(tokens.idx_token[item], tokens.init_grid, size)]
+
+
+def token_panel(image: np.ndarray, stages: list[Tokens], item: int = 0, features: bool = False) -> np.ndarray:
     """The image and the regions of stages 2, 3, ... side by side, labelled with their token counts.
 
     Args:
         image: [H, W, 3] uint8, the pixels the model saw.
         stages: from `TCFormer.forward_features`.
         item: which image of the batch.
+        features: the tokens' features as a map (`feature_image`) instead of the image's colours.
     """
     h, w = image.shape[:2]
     panels = [(image, "image")]
     for number, tokens in enumerate(stages[1:], start=2):
         owner = token_of_pixel(tokens.idx_token[item], tokens.init_grid, (h, w))
-        panels.append((draw_regions(image, owner), f"stage {number}: {tokens.num_tokens} tokens"))
+        drawn = feature_image(tokens, (h, w), item) if features else draw_regions(image, owner)
+        panels.append((drawn, f"stage {number}: {tokens.num_tokens} tokens"))
     gap, label = 6, 16
     sheet = Image.new("RGB", (len(panels) * (w + gap) - gap, h + label), "white")
     draw = ImageDraw.Draw(sheet)

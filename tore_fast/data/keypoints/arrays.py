@@ -18,7 +18,22 @@ from .orders import KeypointError
 
 def read_npy_file(path: Path) -> Found:
     """An .npy: [frames, joints, 2 or 3], or [frames, people, joints, 2 or 3] as Ultralytics stacks them."""
-    return of_array(read_npy(path), path, people_first=False)
+    raw = read_npy(path)
+    if raw.dtype == object and raw.ndim == 1:
+        return _ragged(raw, path)
+    return of_array(raw, path, people_first=False)
+
+
+def _ragged(raw: np.ndarray, path: Path) -> Found:
+    """A list of frames, each [joints, 2 or 3], [people, joints, 2 or 3] or None: the number of people may differ."""
+    frames: dict[int, list[SeenPerson]] = {}
+    for i, frame in enumerate(raw):
+        frames[i] = []
+        people = np.asarray([] if frame is None else frame)
+        if people.size:
+            one = of_array(people[None], path, people_first=False)
+            frames[i] = [p._replace(track=None) for p in one.frames[0]]
+    return Found(frames, length=len(raw))
 
 
 def of_array(raw: np.ndarray, path: Path, people_first: bool = True, order: str | None = None) -> Found:
@@ -44,6 +59,8 @@ def read_npz_file(path: Path) -> Found:
     executed."""
     data = read_npz(path)
     names = [n for n in ("keypoints", "positions_2d", "kpts", "reconstruction") if n in data]
+    if not names and len(data) == 1:  # np.savez(file, points) calls it arr_0
+        names = list(data)
     if not names:
         raise KeypointError(f"{path}: expected an array 'keypoints', found {[k[:40] for k in list(data)[:8]]}")
     raw = data[names[0]]

@@ -42,13 +42,13 @@ class Found:
 def clean(points: np.ndarray) -> np.ndarray:
     """[..., 2 or 3] of a detector -> [..., 3] float64. Not seen, so NaN and confidence 0: NaN or absurd numbers,
     confidence 0 or
-    none, and exactly (0, 0), which is how several detectors write a point that they did not find."""
+    none, and exactly (0, 0) or (-1, -1), which is how detectors write a point that they did not find."""
     points = np.asarray(points, np.float64)
     if points.shape[-1] == 2:
         points = np.concatenate([points, np.ones((*points.shape[:-1], 1))], -1)
     points = points.copy()
     bad = ~np.isfinite(points).all(-1) | (points[..., 2] <= 0) | (np.abs(points[..., :2]) > FAR).any(-1)
-    bad |= (points[..., :2] == 0).all(-1)
+    bad |= (points[..., :2] == 0).all(-1) | (points[..., :2] == -1).all(-1)
     points[bad] = (np.nan, np.nan, 0)
     points[..., 2] = np.minimum(points[..., 2], 1)  # COCO's 2 is "visible"
     return points

@@ -93,7 +93,9 @@ def _of_value(data: Any, path: Path, single: bool = False) -> Found:
         data = [as_json(v, str(path)) if v.strip() else [] for v in data]
     first = next((v for v in data if v), None)
     if isinstance(first, dict):
-        if {"people", "instances", "preds"} & first.keys() or _landmark_key(first):
+        if "preds" in first:
+            return _batches(data)
+        if {"people", "instances"} & first.keys() or _landmark_key(first):
             return _frames(data, path)
         if "keypoints" in first:
             return _instances(data) if single and "frame" not in first else _detections(data, path)
@@ -109,7 +111,7 @@ def _landmark_key(frame: dict) -> str | None:
 
 
 def _frames(data: list, path: Path) -> Found:
-    """One object per frame: OpenPose, MMPose (new and old), MediaPipe."""
+    """One object per frame: OpenPose, MMPose, MediaPipe."""
     frames: dict[int, list[SeenPerson]] = {}
     facts: dict[str, float] = {}
     order = None
@@ -129,14 +131,29 @@ def _frames(data: list, path: Path) -> Found:
         for person in frame.get("instances") or []:
             people.append(_instance(person))
             order = order or ("coco" if len(people[-1].points) == 17 else None)
-        ids = frame.get("bbox_ids") or []
-        for k, points in enumerate(frame.get("preds") or []):  # MMPose before 1.0
-            people.append(SeenPerson(_points(points), str(ids[k]) if k < len(ids) else None))
-            order = order or ("coco" if len(people[-1].points) == 17 else None)
         if (key := _landmark_key(frame)) and frame[key]:
             several = isinstance(frame[key][0], list)
             people += [SeenPerson(_points(p)) for p in (frame[key] if several else [frame[key]]) if p]
     return Found(frames, order, facts)
+
+
+def _batches(data: list) -> Found:
+    """MMPose before 1.0: one object per batch, with the image of each person. Its bbox_ids number boxes, not people."""
+    people: list[SeenPerson] = []
+    images: list[str] = []
+    steps: list[int] = []
+    for i, batch in enumerate(data):
+        points = (batch.get("preds") or []) if isinstance(batch, dict) else []
+        paths = (batch.get("image_paths") or []) if isinstance(batch, dict) else []
+        for k, person in enumerate(points):
+            people.append(SeenPerson(_points(person)))
+            images.append(str(paths[k] if len(paths) == len(points) else paths[0] if len(paths) == 1 else i))
+            steps.append(i)
+    if not people:
+        raise ValueError("nobody was detected")
+    if len(set(images)) == 1:  # of a video, say: then a batch is a frame
+        images = [str(i) for i in steps]
+    return Found(_by_image(images, people), "coco" if len(people[0].points) == 17 else None)
 
 
 def _mmpose_order(meta: Any) -> str | None:
