@@ -77,3 +77,34 @@ def largest_batch(peak_at: Callable[[int], int | None], budget: int, limit: int)
     while batch > 2 and peak_at(batch) > budget:
         batch //= 2
     return batch
+
+
+def largest_fitting(
+    peak_at: Callable[[int], int | None], budget: int, limit: int, tolerance: float = 0.02
+) -> int | None:
+    """Largest batch, not only a power of two, whose measured peak is at most `budget` bytes, and at most `limit`.
+
+    The batch doubles until it does not fit; what lies between is halved until both ends are `tolerance` apart.
+
+    Returns:
+        A batch that was measured and fits; None when not even batch 1 fits or memory cannot be measured.
+    """
+
+    def fits(batch: int) -> bool:
+        peak = peak_at(batch)
+        return peak is not None and peak <= budget
+
+    limit = min(limit, GROWTH_LIMIT)
+    if not fits(1):
+        return None
+    good, bad = 1, 2
+    while bad <= limit and fits(bad):
+        good, bad = bad, 2 * bad
+    if bad > limit:
+        if good == limit or fits(limit):
+            return limit
+        bad = limit
+    while bad - good > max(1, int(tolerance * good)):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good

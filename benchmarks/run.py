@@ -29,7 +29,7 @@ except ImportError:  # a bare GPU machine: parse() takes argparse instead
 from tore_fast.io.atomic import write_text
 from tore_fast.ops._choices import measured
 
-from . import pipelines, registry, report, roofline
+from . import pipelines, registry, report, roofline, tables
 from .harness import Case, DeadDevice, run_case
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,11 +39,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Options:
     """Times the ops or the models of tore_fast against tuned baselines, correctness first."""
 
-    kind: tyro.conf.Positional[Literal["ops", "models", "pipelines"]]
-    """What to benchmark: ops, models, or whole pipelines."""
+    kind: tyro.conf.Positional[Literal["ops", "models", "pipelines", "tables"]]
+    """What to benchmark: ops, models, whole pipelines, or the papers' efficiency tables."""
     op: list[str] = field(default_factory=list)
-    """Stems to run (ops), model families (models) or kinds of rows (pipelines: waterfall batch predict video busy
-    cold); default all."""
+    """Stems to run (ops), model families (models), kinds of rows (pipelines: waterfall batch predict video busy
+    cold) or tables (tables: b1 b2 c4 hot fasthmr); default all."""
     model: list[str] = field(default_factory=list)
     """pipelines: models by name, instead of those with a target."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -63,9 +63,10 @@ class Options:
     """Keep the rows that --json holds already (same machine, torch, threads and commit) and run only the missing
     ones."""
     max_gb: float = 0.0
-    """models: also the largest power of two as batch whose memory growth stays below this; 0: no such rows."""
+    """models: also the largest power of two as batch whose memory growth stays below this; 0: no such rows. tables: the
+    memory of TORE B1, found to 2 %; 0: 24 on a GPU, 0.5 on a CPU."""
     max_batch: int = 1024
-    """models: but no batch larger than this."""
+    """models and tables: but no batch larger than this."""
     report: Path | None = None
     """Write report.md and PNG charts into this folder."""
     threads: int = 0
@@ -163,6 +164,8 @@ def check(options: Options) -> None:
     """ValueError for options that cannot be done, before anything is measured."""
     if options.kind == "pipelines":
         pipelines.check(options.op, options.model)
+    elif options.kind == "tables":
+        tables.check(options.op)
     else:
         registry.check(options.kind, options.op)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -189,6 +192,8 @@ def run(options: Options) -> int:
         document["results"] = previous(options.json, document["environment"])
     if options.kind == "pipelines":
         return run_pipelines(options, device, document)
+    if options.kind == "tables":
+        return run_tables(options, device, document)
     done = {report.key(r) for r in document["results"]}
     seen = 0
     for name in options.dtype:
@@ -220,6 +225,32 @@ def run(options: Options) -> int:
     return 1 if any(r["wrong"] for r in document["results"]) else 0
 
 
+def run_tables(options: Options, device: str, document: dict) -> int:
+    """Rows of the papers' tables; the JSON is written after every row."""
+    done = {(r["case"], r["metric"], r["dtype"]) for r in document["results"]}
+    seen = 0
+    for name in options.dtype:
+        setting = tables.Setting(device, DTYPES[name], options.seconds, int(options.max_gb * 1e9), options.max_batch)
+        for row in tables.rows(device, options.op, options.quick):
+            if not registry.fits(row.name, options.match):
+                continue
+            seen += 1
+            if (row.name, row.metric, name) in done:
+                continue
+            result = tables.measure(row, setting)
+            document["results"].append(result)
+            print(tables.text(result), flush=True)
+            if options.json:
+                save(options.json, document)
+    if not seen:
+        raise NoCase(f"bench tables: no row of this device fits {' '.join([*options.op, *options.match]) or '(all)'}")
+    print("\n" + tables.markdown(document))
+    if options.report:
+        options.report.mkdir(parents=True, exist_ok=True)
+        write_text(options.report / f"{device}_tables.md", tables.markdown(document) + "\n")
+    return 0
+
+
 def run_pipelines(options: Options, device: str, document: dict) -> int:
     """Rows of benchmarks/pipelines.py; the JSON is written after every row."""
     setting = pipelines.Setting(device, options.precision, tuple(options.model), options.quick)
@@ -241,7 +272,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     if tyro is not None:
         return tyro.cli(Options, prog="benchmarks.run", args=arguments)
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=Options.__doc__)
-    parser.add_argument("kind", choices=("ops", "models", "pipelines"))
+    parser.add_argument("kind", choices=("ops", "models", "pipelines", "tables"))
     for f in dataclasses.fields(Options)[1:]:
         name = "--" + f.name.replace("_", "-")
         default = f.default_factory() if f.default is dataclasses.MISSING else f.default

@@ -20,6 +20,9 @@ SAID = {  # one mistake per verb and what the line must say
     ("convert", "text.bin", "text.bin"): "text.bin: expected a folder to write, got a file",
     ("convert", "text.bin", "out", "--upstream", "mtro"): "--upstream: expected one of fastmetro",
     ("convert", "text.bin", "out", "--upstream", "hott"): "--upstream: expected one of fastmetro, tore",
+    ("export", "default", "tore.tflite"): "OUT: expected a file name that ends in .onnx, .pt2",
+    ("export", "fasthmr_motion_d5", "m.onnx"): "is of task motion; exported are mesh",
+    ("export", "camerahmr_vits", "m.onnx"): "has no field-of-view net",
     ("list", "nothing*"): "no model matches 'nothing*'",
     ("list", "--family", "metros"): "no model has 'metros'; expected some of blazepose, fasthmr",
     ("list", "--tag", "foot"): "no model has 'foot'; expected some of ",
@@ -72,6 +75,7 @@ SAID = {  # one mistake per verb and what the line must say
     ("synth", "clips", "--data", "nowhere", "--out", "clips"): "nowhere",
     ("synth", "images", "--out", "text.bin", "--n", "2", "--size", "48", "--backgrounds", "noise"): "text.bin",
     ("batch", "x", "--out", "y", "--set", "colour", "red"): "--set colour: FastMETROToreConfig has no such field",
+    ("bench", "tables", "--op", "nothing"): "no table 'nothing'; expected part of TORE B1",
     ("bench", "ops", "--op", "nothing"): "no ops benchmark 'nothing'",
     (
         "bench",

@@ -26,6 +26,7 @@ VERBS = {
     "info": "versions, device, what is built, what is not and why",
     "doctor": "info, and a self-test of this machine in seconds",
     "convert": "an official checkpoint to our folder of safetensors and config.json",
+    "export": "a model as ONNX, torch.export, AOTInductor or TorchScript file",
     "list": "models with parameters and multiply-adds, ours and the paper's",
     "predict": "photographs and videos to bodies: meshes, joints, SMPL parameters, motion, overlays",
     "batch": "bodies for any number of images in tars and folders; resumable, many processes, Ray",

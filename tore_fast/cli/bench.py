@@ -1,4 +1,5 @@
-"""`tore-fast bench ops|models|pipelines`: times kernels, models, pipelines (benchmarks/run.py)."""
+"""`tore-fast bench ops|models|pipelines|tables`: times kernels, models, pipelines, the papers' tables
+(benchmarks/run.py)."""
 
 from __future__ import annotations
 

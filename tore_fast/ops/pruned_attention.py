@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .._schema import LIBRARY
 from ._autograd import differentiable, softmax_delta
 from ._choices import call_class, device_arch, preferred
-from ._dispatch import backend_reason, check_device, choose, tensor_reason
+from ._dispatch import backend_reason, check_device, choose, is_plain, tensor_reason
 from .reference.pruned_attention import key_importance_reference, pruned_attention_reference
 
 BACKENDS = ("triton", "cpu")
@@ -125,7 +125,7 @@ def pruned_attention(
             )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     plain = key_len is None and query_len is None and not return_lse and importance_rows is None
-    if impl == "auto" and plain and _sdpa_is_faster(q, k, v, key_bias):
+    if impl == "auto" and plain and (is_plain() or _sdpa_is_faster(q, k, v, key_bias)):
         mask = None if key_bias is None else key_bias.to(q.dtype)[:, None, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     backend = choose("pruned_attention", impl, BACKENDS, why_not, q)
@@ -182,7 +182,7 @@ def plain_attention(
     against SDPA's 11.2 ms for 243 x 8 problems of 17 x 17 and 28.7 against 31.6 ms for 136 of 243 x 243 (D 64, one Zen
     4 core).
     """
-    if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+    if not (is_plain() or torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
         if why_not("cpu", q) is None or (k.shape[2] <= SHORT_KEYS and why_not("triton", q) is None):
             return pruned_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
