@@ -17,7 +17,9 @@ CHUNK = 1 << 25  # numbers of the differences of a distance that are in memory a
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Torch operator -> function that writes it as ONNX nodes."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
+
+    op: Any = opset20  # its hints know no constants
 
     def sort_stable(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
         # TopK puts the lower index first among equals, in both directions: stable

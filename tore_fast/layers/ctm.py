@@ -71,8 +71,9 @@ class CTM(nn.Module):
         dictionary: Any = () if cells else (tokens.idx_token, tokens.agg_weight)
         if self.clustering == "dpc" and self.num_parts == 1:
             num_clusters, parts = self.num_clusters(y.shape[1]), 1
+            idx_token, agg_weight = dictionary or (None, None)
             merged = dpc_knn_cluster_merge(
-                y, num_clusters, self.neighbors(y.shape[1]), weight, *dictionary, form=self.knn_form
+                y, num_clusters, self.neighbors(y.shape[1]), weight, idx_token, agg_weight, form=self.knn_form
             )
             cluster = merged.cluster
         else:

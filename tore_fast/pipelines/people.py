@@ -94,7 +94,7 @@ class People:
             tuple(replace(r, center_x=r.center_x + x, center_y=r.center_y + y) for r in rs)
             for rs in (self.rois, self.next_rois)
         )
-        return replace(self, points=self.points + np.float32([x, y]), rois=rois, next_rois=following)
+        return replace(self, points=self.points + np.array([x, y], np.float32), rois=rois, next_rois=following)
 
     @property
     def boxes(self) -> np.ndarray:
