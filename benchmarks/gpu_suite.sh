@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in one command of at most 580 seconds, on a bare machine without network: build for this GPU,
 # acceptance shapes, the matrix and op tests, sanitizers on our kernels, models. What matters most comes first.
 #
-#   OUT=dir bash benchmarks/gpu_suite.sh [part ...]    parts: build ops matrix tests memcheck racecheck models tables
+#   OUT=dir bash benchmarks/gpu_suite.sh [part ...]    parts: build ops matrix tests memcheck racecheck models tables pipelines
 #   DRY=1 ...        prints the parts, their limits and commands, runs nothing
 #   EMULATED=1 ...   the same parts on a machine without a GPU: kernels in tests/cuda_emulator, models on the CPU
 #   PROBE=FILE ...   also runs this Python file after the build (first probe of a new machine), its output is kept
@@ -11,7 +11,7 @@
 # build/gpu_suite.tar). A part that succeeded is not run again, nor a benchmark row that is there. A CUDA error that leaves
 # the context dead ends its part at once (harness.py, tests/conftest.py) and the suite with it.
 #
-# Needs torch >= 2.11 with CUDA, triton, numpy, scipy, pytest, setuptools, ninja, pybind11, nvcc. pytest-xdist and
+# Needs torch >= 2.11 with CUDA, triton, numpy, scipy, pytest, setuptools, ninja, nvcc. pytest-xdist and
 # compute-sanitizer are used where they are; nothing else of the package's dependencies is.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -111,11 +111,16 @@ tables() {  # the papers' efficiency tables: ratios of this machine beside their
   bench tables --device cuda --seconds 0.3
 }
 
-export -f build probe bench ops workers matrix tests sanitizer memcheck racecheck models tables
-limits() { case $1 in build) echo 90 ;; ops) echo 120 ;; matrix) echo 70 ;; tests) echo 100 ;; models) echo 100 ;; tables) echo 150 ;; *) echo 70 ;; esac; }
+pipelines() {  # the engine's steps with a graph, files to results with overlap
+  if [ -n "$EMULATED" ]; then bench pipelines --device cpu --quick --op waterfall batch; return; fi
+  bench pipelines --device cuda --precision bf16 --op waterfall batch video
+}
+
+export -f build probe bench ops workers matrix tests sanitizer memcheck racecheck models tables pipelines
+limits() { case $1 in build) echo 90 ;; ops) echo 120 ;; matrix) echo 70 ;; tests) echo 100 ;; models) echo 100 ;; tables | pipelines) echo 150 ;; *) echo 70 ;; esac; }
 
 failed=0
-order="build ${PROBE:+probe} ops matrix tests memcheck racecheck models tables"
+order="build ${PROBE:+probe} ops matrix tests memcheck racecheck models tables pipelines"
 for name in ${@:-$order}; do
   part "$name" "$(limits "$name")" || { failed=1; [ "$name" != build ] || break; }
 done

@@ -177,7 +177,7 @@ def batch_row(name: str, s: Setting, work: Path) -> Row:
     from tore_fast.pipelines.batch import BatchConfig, ModelFactory, predict_unit
     from tore_fast.pipelines.batch_plan import BatchFolder
 
-    count = s.count({"fastmetro_tore_l_r50": 32, "hmr2_vits": 48}.get(name, 96), 4)
+    count = s.count({"fastmetro_tore_l_r50": 32, "tore_default": 96}.get(name, 48), 4)
     size = (256, 192) if s.quick else (1280, 960)
     inputs = work / f"jpg{size[0]}"
     paths = write_jpegs(inputs, 96 if not s.quick else 4, *size)[:count]

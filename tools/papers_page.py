@@ -75,7 +75,9 @@ def count(size: Size, table: dict[str, Any]) -> tuple[float, float]:
         macs = count_macs(model, torch.empty(1, *entry.input_shape, device="meta"), convention="layers").total
         return sum(p.numel() for p in model.parameters()) / 1e6, macs / 1e9
     counts = count_model(size.model, **fields)
-    macs = counts.paper_macs or counts.macs or 0
+    macs = counts.paper_macs or counts.macs
+    if macs is None:  # decided by values: counted in a real pass
+        macs = count_macs(entry.build(**fields), torch.zeros(1, *entry.input_shape), convention="tcformer").total
     params = params_as_printed(entry, counts) or counts.params
     if table.get("params") == "all":
         of_trunk = UNUSED_OF_TRUNK.get(entry.config.backbone, 0)

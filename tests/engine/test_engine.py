@@ -144,3 +144,34 @@ def test_the_report_says_what_was_done(model):
 def test_integer_input_of_a_model_without_images_is_refused():
     with pytest.raises(TypeError, match="must be floating point, got"):
         Engine(create_model("mixste_27").eval(), "cpu")(torch.zeros(1, 27, 17, 2, dtype=torch.uint8))
+
+
+def test_hosts_take_the_crop_with_and_without_its_sides():
+    model = create_model("hmr2_vitt").eval()
+    engine, (height, width) = Engine(model, "cpu", "fp32"), model.config.img_size
+    side = (height - width) // 2
+    x = torch.randn(1, 3, height, height)
+    torch.testing.assert_close(engine(x).betas, engine(x[..., side : height - side]).betas)
+    with pytest.raises(ValueError, match="must be"):
+        engine(x[..., 1:])
+
+
+def test_a_network_that_is_put_in_training_mode_is_refused():
+    engine = Engine(create_model("mixste_27").eval(), "cpu", "fp32")
+    engine.network.train()
+    with pytest.raises(RuntimeError, match="training mode"):
+        engine(torch.zeros(1, 27, 17, 2))
+
+
+@pytest.mark.parametrize(
+    "index, error, text",
+    [
+        (torch.zeros(3, 9, dtype=torch.int64), ValueError, "2 rows like the images"),
+        (torch.tensor(1), ValueError, "2 rows"),
+        (torch.zeros(2, 9, dtype=torch.int64, device="meta"), ValueError, "engine on cpu"),
+        ([1, 2], TypeError, "argument 1"),
+    ],
+)
+def test_bad_further_arguments_are_refused(index, error, text):
+    with pytest.raises(error, match=text):
+        Engine(create_model("hot_mixste_27").eval(), "cpu", "fp32")(torch.zeros(2, 27, 17, 2), index)

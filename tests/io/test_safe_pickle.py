@@ -238,3 +238,11 @@ def test_sparse_structures_are_checked(tmp_path, kind, change):
     path.write_bytes(pickle.dumps({"J_regressor": matrix}, protocol=2))
     with pytest.raises(pickle.UnpicklingError, match="sparse.pkl: .*sparse matrix|sparse.pkl: an array"):
         read_pickle(path)
+
+
+def test_the_name_of_a_class_is_one_line(tmp_path):
+    name = b"nti\narray\x1b"
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04\x8c" + bytes([len(name)]) + name + b"\x8c\x01x\x93.")
+    with pytest.raises(ValueError) as e:
+        read_pickle(tmp_path / "a.pkl")
+    assert str(e.value).isprintable() and "array" in str(e.value)

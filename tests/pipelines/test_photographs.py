@@ -96,3 +96,9 @@ def test_focal_length_in_exif(tmp_path):
     assert saved({0x920A: 5.0, 0xA20E: 1000.0, 0xA210: 3}) == pytest.approx(500)  # 5 mm, 1000 px a centimetre
     assert saved({}) is None and saved({0xA405: 9000}) is None and saved({0xA405: 0, 0x920A: 5.0}) is None
     assert focal_from_exif(b"no image") is None and focal_from_exif(tmp_path / "none.jpg") is None
+
+
+def test_a_head_alone_is_not_believed(pipeline, portrait):
+    head, half = pipeline.predict([np.ascontiguousarray(portrait[10:190, 150:300]), portrait])
+    assert [p.believed for p in half.people] == [True]
+    assert [p.believed for p in head.people] == [False] and "little but the head is seen" in head.people[0].reason

@@ -84,3 +84,16 @@ def test_commands(tmp_path, capsys):
     assert code == 2 and "no shape regressor" in err
     code, _, err = call(capsys, "viz", "keypoints", image, "--model", "body_landmarks")
     assert code == 2 and "no heat maps of key points" in err
+
+
+def test_stages_side_by_side(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{n}.npz" for n in ("base", "merged")]
+    for f in files:
+        np.savez(f, joints_3d=rng.normal(size=(6, 24, 3)).astype(np.float32))
+    code, _, err = call(capsys, "viz", "stages", *files, "--frames", "0", "5", "--out", tmp_path / "o")
+    assert code == 0, err
+    page = np.asarray(Image.open(tmp_path / "o" / "stages.png"))
+    assert page.shape[1] > 400 and (page[:, :200] < 200).any() and (page[:, 210:] < 200).any()
+    code, _, err = call(capsys, "viz", "stages", *files, "--frames", "9")
+    assert code == 2 and "--frames: expected some of 0..5" in err

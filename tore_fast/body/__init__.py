@@ -15,12 +15,14 @@ from .body import Body, BodyOutput, BodyTopology
 from .decimate import decimate
 from .hierarchy import MeshHierarchy, build_hierarchy
 from .official import load_model, load_topology
+from .smplx_objects import body_from_smplx
 
 __all__ = [
     "Body",
     "BodyOutput",
     "BodyTopology",
     "MeshHierarchy",
+    "body_from_smplx",
     "build_hierarchy",
     "decimate",
     "load_body",
@@ -31,12 +33,13 @@ _FREE = {"free": "free_body.npz", "free_hand": "free_hand.npz"}
 BODIES = (*_FREE, "smpl", "mano")
 
 
-def load_body(name: str = "free", path: str | Path | None = None, **options: Any) -> Body:
+def load_body(name: Any = "free", path: str | Path | None = None, **options: Any) -> Body:
     """A body by name.
 
     Args:
         name: "free" (6,890 vertices, 24 joints in SMPL order) or "free_hand" (right hand, 778 vertices, 16
-            joints in MANO order): shipped, licence-free. "smpl" or "mano": from a model file of yours.
+            joints in MANO order): shipped, licence-free. "smpl" or "mano": from a model file of yours. Or an SMPL,
+            SMPL-H or MANO object of the package smplx, see `body_from_smplx`.
         path: for "smpl" and "mano" the official .pkl or .npz, or its folder; for the free ones another file
             baked by tools/bake/body.py.
         options: for "smpl" and "mano" as official.load_model: topology, num_betas, flat_hand_mean.
@@ -49,6 +52,10 @@ def load_body(name: str = "free", path: str | Path | None = None, **options: Any
         >>> load_body("free").hierarchy.counts
         (6890, 1723, 431)
     """
+    if not isinstance(name, str):
+        if path is not None:
+            raise TypeError("load_body: an smplx object takes no path")
+        return body_from_smplx(name, **options)
     if name in _FREE:
         if options:
             raise TypeError(f"load_body({name!r}): no option {', '.join(options)}")

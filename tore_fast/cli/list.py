@@ -32,6 +32,7 @@ class Args:
     paper: bool = False
     """Only models that a paper prints numbers for."""
     sort: Literal["name", "params", "macs"] = "name"
+    """Order of the rows: by name, parameters (M) or multiply-adds (G), smallest first."""
     json: bool = False
     """Machine-readable output."""
     names_only: bool = False

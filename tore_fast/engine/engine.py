@@ -359,7 +359,10 @@ class Engine:
         return (first, *rest)
 
     def _takes_size(self, x: Tensor) -> bool:
-        """Whether a model without a size of its own (TCFormer, the detector) is given images of another size."""
+        """Whether a model without one size (TCFormer, the detector, hosts) is given images of another that it takes."""
+        cut = getattr(self.network.config, "img_size", None)  # hosts also take the crop without its sides
+        if cut is not None and tuple(x.shape[1:]) == (3, *cut):
+            return True
         own = any(hasattr(self.network.config, n) for n in ("img_size", "grid"))
         fixed = own or (self.facts is not None and self.facts.task not in ("keypoints", "classify", "smpl", "camera"))
         return not fixed and x.dim() == 4 and x.shape[1] == 3 and min(x.shape[2:]) > 0

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from ..body import Body
 from ..data.readers import DataError, MissingData, Reader, Record, evaluation_crop
+from ..engine import Engine
 from ..io.image import ImageError
+from ..models._registry import facts_of
 from .protocols import BodyProtocol, HandProtocol
 from .rows import MemoryRows, RowStore
 
@@ -60,6 +62,19 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+class EngineModel:
+    """A model as the scorings see it: calls go to its engine, everything else to the prepared network."""
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str, batch_size: int) -> None:
+        self.engine = Engine(model, device, precision, batch_size)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.engine(*inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine.network, name)
 
 
 class Scoring(Protocol):
@@ -238,7 +253,8 @@ def evaluate_rows(
     if done:
         log(f"{len(done)} of {count} items are there already")
     started = time.perf_counter()
-    seen = _run(model, items, scoring, store, mine, batch_size, device, PRECISIONS[precision], workers)
+    fast = model if facts_of(model) is None else EngineModel(model, device, precision, batch_size)
+    seen = _run(fast, items, scoring, store, mine, batch_size, device, PRECISIONS[precision], workers)
     seconds = time.perf_counter() - started
     if group is not None:
         torch.distributed.barrier()  # every part is on disk

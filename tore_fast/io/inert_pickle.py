@@ -31,7 +31,8 @@ class Global(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"[:120]
+        name = f"{self.module}.{self.name}"[:120]
+        return name if name.isprintable() else repr(name)  # errors are one line, whatever the file calls itself
 
 
 class Made:

@@ -6,6 +6,8 @@ scaled-dot-product attention (dense). Weights are only formed when a caller asks
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,19 +29,46 @@ def attend(
     q: Tensor,  # [B, H, Tq, D]
     k: Tensor,  # [B, H, Tk, D]
     v: Tensor,  # [B, H, Tk, D]
-    topology: MeshTopology | None = None,
+    topology: MeshTopology | HeadPattern | None = None,
     dropout_p: float = 0.0,
     maps: list[Tensor] | None = None,
     mask: Tensor | None = None,  # bool, broadcasts to [B, H, Tq, Tk]: True = attends; instead of a topology
 ) -> Tensor:  # [B, H, Tq, D]
     """Attention; with a topology only its open pairs take part. `maps` collects head-averaged weights [B, Tq, Tk]."""
     if maps is not None:
-        weights = attention_weights(q, k, mask if topology is None else topology.dense_mask())
+        if isinstance(topology, HeadPattern):
+            mask = topology.dense_mask(q.shape[1])
+        elif topology is not None:
+            mask = topology.dense_mask()
+        weights = attention_weights(q, k, mask)
         maps.append(weights.mean(1))
         return F.dropout(weights, dropout_p) @ v
+    if isinstance(topology, HeadPattern):
+        return _by_heads(q, k, v, topology, dropout_p)
     if topology is not None:
         return mesh_attention(q, k, v, topology, dropout_p=dropout_p)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+
+
+class HeadPattern(NamedTuple):
+    """A mesh pattern in the first `heads` heads only; the others attend to everything (FastMETRO, table 4)."""
+
+    topology: MeshTopology
+    heads: int
+
+    def dense_mask(self, heads: int) -> Tensor:
+        """[heads, T, T] bool, True = attends."""
+        mask = self.topology.dense_mask()
+        rest = torch.ones_like(mask).expand(heads - self.heads, -1, -1)
+        return torch.cat([mask.expand(self.heads, -1, -1), rest])
+
+
+def _by_heads(q: Tensor, k: Tensor, v: Tensor, pattern: HeadPattern, dropout_p: float) -> Tensor:
+    """The masked heads by mesh_attention's kernels, the others by torch's dense attention."""
+    n = pattern.heads
+    masked = mesh_attention(q[:, :n], k[:, :n], v[:, :n], pattern.topology, dropout_p=dropout_p)
+    dense = F.scaled_dot_product_attention(q[:, n:], k[:, n:], v[:, n:], dropout_p=dropout_p)
+    return torch.cat([masked, dense], 1)
 
 
 class MultiheadAttention(Prepared):
@@ -108,7 +137,7 @@ class MultiheadAttention(Prepared):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        topology: MeshTopology | None = None,
+        topology: MeshTopology | HeadPattern | None = None,
         maps: list[Tensor] | None = None,
         residual: Tensor | None = None,
         mask: Tensor | None = None,

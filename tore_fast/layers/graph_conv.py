@@ -60,3 +60,14 @@ class GraphResidualBlock(nn.Module):
         y = self.lin1(F.relu(self.pre_norm(x)))
         y = self.conv(F.relu(self.norm1(y)), adjacency)
         return x + self.lin2(F.relu(self.norm2(y)))
+
+
+class VertexGraph(nn.Module):
+    """GraphResidualBlock of the vertex tokens behind the first `joints` tokens, which pass untouched."""
+
+    def __init__(self, dim: int, adjacency: MeshUpsample, joints: int):
+        super().__init__()
+        self.block, self.adjacency, self.joints = GraphResidualBlock(dim), adjacency, joints
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, J + V, C]
+        return torch.cat([x[:, : self.joints], self.block(x[:, self.joints :], self.adjacency)], 1)

@@ -56,6 +56,7 @@ class TokenSelection(nn.Module):
             `knn_form`: its density as the official code has it, or "printed", see ops/dpc_knn_cluster.py.
         attention: one attention over the tokens; the M tokens that receive most attention stay (PPT), with theirs
             positions. Its context is added to the tokens, so its projections are trained by the task.
+
         Cluster and attention tokens go on as they are, as untouched ones do: a LayerNorm of their own did not help.
 
         Raises:

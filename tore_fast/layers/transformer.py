@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import MeshTopology
-from .attention import MultiheadAttention
+from .attention import HeadPattern, MultiheadAttention
 from .linear import Linear
 from .prepared import Prepared, Source
 
+Pattern = MeshTopology | HeadPattern
 Maps = dict[str, list[Tensor]]  # attention maps by name, one per layer: head averages [B, queries, keys]
 
 
@@ -56,17 +57,20 @@ class DecoderLayer(Prepared):
         self.multihead_attn = MultiheadAttention(dim, heads, dropout)
         self.linear1, self.linear2 = Linear(dim, feedforward, drop=dropout), Linear(feedforward, dim, drop=dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.graph: nn.Module | None = None  # of the tokens, after self-attention (FastMETRO, table 4)
 
     def first_query(
-        self, x: Tensor, topology: MeshTopology | None, maps: Maps | None = None
+        self, x: Tensor, topology: Pattern | None, maps: Maps | None = None
     ) -> tuple[Tensor, Tensor]:  # [B, T, C], [B, H, T, D]
         """Tokens after self-attention and their query to the memory."""
         attn = self.self_attn
         x = attn.attend(*attn.qkv(self.norm1(x)), topology, _layer_maps(maps, "decoder"), residual=x)
+        if self.graph is not None:
+            x = self.graph(x)
         return x, self.multihead_attn.query(self.norm2(x))
 
     def forward(
-        self, x: Tensor, memory: Tensor, pos: Tensor | None, topology: MeshTopology | None, maps: Maps | None = None
+        self, x: Tensor, memory: Tensor, pos: Tensor | None, topology: Pattern | None, maps: Maps | None = None
     ) -> Tensor:
         attn = self.multihead_attn
         constant = self.recall("first query") if maps is None else None
@@ -109,7 +113,7 @@ class Transformer(nn.Module):
         tokens: Tensor,  # [B, N, C]
         queries: Tensor,  # [B or 1, T, C]
         pos: Tensor,  # [N, C] or [B, N, C] of the tokens; the camera has none
-        topology: MeshTopology | None = None,  # of the queries
+        topology: Pattern | None = None,  # of the queries
         maps: Maps | None = None,
     ) -> TransformerOutput:
         x = torch.cat([camera, tokens], dim=1)
@@ -129,7 +133,7 @@ class Transformer(nn.Module):
         self,
         pos: Callable[[], Tensor] | None,  # -> [N, C], positions of the tokens where they are the same for every image
         queries: Callable[[], Tensor] | None = None,  # -> [1, T, C], likewise
-        topology: Callable[[], MeshTopology | None] = lambda: None,
+        topology: Callable[[], Pattern | None] = lambda: None,
         sources: tuple[Source, ...] = (),  # what these three are made from
     ) -> None:
         """In a model that is prepared: keeps the projected positions, and with constant `queries` the first decoder

@@ -7,6 +7,7 @@ models/{mixste,motionbert,...}.py.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .._device import autocast, check_precision
+from .._device import check_precision
 from ..data.cameras import crop_scale_2d, normalise_2d
+from ..engine import Engine
 from ..geometry.windows import at_times, blend_windows, covering_indices, window_indices
-from ..layers.prepared import prepare
 from ..models import load, model_entry
 from ..models._checkpoint import read_config
 from ..models._registry import facts_of
@@ -100,11 +101,23 @@ def _with_confidence(x: np.ndarray, channels: int) -> np.ndarray:
     return x[..., :channels]
 
 
+@functools.lru_cache(maxsize=2)  # preparing costs more than a short clip
+def _engine(model: PrunableHost, device: str, precision: str) -> Engine:
+    return Engine(model, device, precision, follow=True)
+
+
+def lifting_engine(model: PrunableHost, precision: str, batch_size: int = 8) -> Engine:
+    """The engine of a model on the device that it is on; the last two stay."""
+    engine = _engine(model, str(next(model.parameters()).device), precision)
+    if engine.buckets[-1] != batch_size:
+        engine.set_batch(batch_size)
+    return engine
+
+
 @torch.inference_mode()
-def _run(model: PrunableHost, windows: np.ndarray, flip: bool, precision: str) -> LiftedPose:
-    x = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(next(model.parameters()).device)
-    with autocast(x.device, precision):
-        return lift_windows(model, x, flip)
+def _run(model: PrunableHost, windows: np.ndarray, flip: bool, precision: str, batch_size: int = 8) -> LiftedPose:
+    engine = lifting_engine(model, precision, batch_size)
+    return lift_windows(engine, torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)), flip)
 
 
 def lift_clip(
@@ -124,7 +137,7 @@ def lift_clip(
     Args:
         overlap: share of a window, 0 <= overlap < 1.
         flip: average with the mirrored pass (twice the time, slightly better).
-        precision: of the matrix products: fp32, bf16 or fp16 (autocast); bf16 pays on GPUs and on CPUs with bf16 units.
+        precision: of the matrix products: fp32, bf16 or fp16; bf16 pays on GPUs and on CPUs with bf16 units.
     """
     check_precision(precision)
     if keypoints.ndim != 3 or keypoints.shape[1] != 17 or keypoints.shape[2] not in (2, 3) or len(keypoints) == 0:
@@ -141,7 +154,7 @@ def lift_clip(
     poses = []
     for start in range(0, len(slots), batch_size):
         part = slots[start : start + batch_size]
-        lifted = _run(model, x[part], flip, precision)
+        lifted = _run(model, x[part], flip, precision, batch_size)
         poses.append((center_pose(lifted, frames) if centered else lifted.pose).float().cpu().numpy())
         if lifted.index is not None:
             for row, index in zip(part, lifted.index.cpu().numpy()):
@@ -220,7 +233,7 @@ class PoseStream:
         self._buffer: deque[np.ndarray] = deque(maxlen=2 * frames)
         self._count = 0
         self._given = 0
-        prepare(model)
+        lifting_engine(model, precision)
 
     @property
     def frames(self) -> int:

@@ -8,7 +8,7 @@ that need them. Nets: models/keypoints/blazepose.py. Videos: pipelines/people_tr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,13 @@ from ..body.fit import Landmarks
 from ..geometry.roi import MARGIN, Roi, cut_roi, roi_of_points
 from ..models import load
 from ..models.keypoints.blazepose import ALIGNMENT, LANDMARKS, BodyLandmarks, PersonDetector
+from .contact_sheet import cells_of
 
 WINDOWS = ("auto", "never", "always")
 MIN_DETECTION, MIN_PARTIAL = 0.45, 0.55  # of the detector's score, in the whole image and in a window
 MIN_SCORE = 0.5  # of the landmark net's "there is a person"
 MIN_EVIDENCE = 0.45  # of both scores' product: shoes, lamps and cats have one high score, seldom two
+HOPE, MIN_HOPE = 0.66, 0.1  # of both scores: a second crop although the landmark net doubts the first
 MAX_PEOPLE = 64
 _MERGE_OVERLAP = 0.3  # IoU of candidates that are averaged into one
 # Two finds are one person where these lie closer, in sides of the crop:
@@ -40,6 +42,7 @@ _HINT, _SMALL = 0.25, 0.75  # a candidate of this score and of this part of the 
 _AGREE = 0.05  # mean distance of the limbs in both passes, sides of the crop
 _TURNED = 0.75  # by how much a find in a turned image counts less
 _FILLING = 0.9  # of the shorter side: a person who leaves little room for others
+_BESIDE = 0.6  # sides of the crop: so far from a person somebody else may be
 _FAINT = 0.1  # candidates below say nothing
 _OTHER_SIDE = {"left": "right", "right": "left"}
 MIRRORED = tuple(
@@ -84,6 +87,14 @@ class People:
     def __getitem__(self, rows: Sequence[int]) -> People:
         columns: Any = (_rows(getattr(self, f.name), list(rows)) for f in fields(self))
         return People(*columns)
+
+    def moved(self, x: float, y: float) -> People:
+        """The same people where this image is a part of a larger one, its corner at (x, y)."""
+        rois, following = (
+            tuple(replace(r, center_x=r.center_x + x, center_y=r.center_y + y) for r in rs)
+            for rs in (self.rois, self.next_rois)
+        )
+        return replace(self, points=self.points + np.float32([x, y]), rois=rois, next_rois=following)
 
     @property
     def boxes(self) -> np.ndarray:
@@ -219,8 +230,22 @@ class PeopleFinder:
             mine = people[range(first, first + len(cs))]
             first += len(cs)
             mine = People(**{**vars(mine), "detection": np.array([c.score for c in cs], np.float32)})
-            out.append(mine[_distinct(mine, self.min_score)])
-        return self._again(images, out, thorough and self.mirrored)
+            out.append(mine[_hopeful(mine)])
+        out = self._again(images, out, thorough and self.mirrored)
+        if thorough and self.windows != "never":
+            for i, pixels in enumerate(images):
+                cells = cells_of(pixels)
+                apart = self._in_cells(pixels, cells) if cells else nobody()
+                if 2 * len(apart) >= len(cells) > 0 and len(apart) > len(out[i]):
+                    out[i] = apart
+        return out
+
+    def _in_cells(self, pixels: np.ndarray, cells: Sequence[tuple[int, int, int, int]]) -> People:
+        """People of a contact sheet, each looked for in a cell of its own; best first."""
+        found = self.find([np.ascontiguousarray(pixels[y0:y1, x0:x1]) for x0, y0, x1, y1 in cells])
+        people = joined([p.moved(x0, y0) for p, (x0, y0, _, _) in zip(found, cells)])
+        order = np.argsort(-people.detection, kind="stable")[: self.max_people]
+        return people[order.tolist()]
 
     def in_boxes(self, pixels: np.ndarray, boxes: Sequence[Sequence[float]]) -> People:
         """The person of each given box (x0, y0, x1, y1), in their order, nobody dropped; `detection` is 1."""
@@ -299,10 +324,10 @@ class PeopleFinder:
         seen."""
         sure = _apart([c for c in seen if not c.faint])
         small = _SMALL * min(pixels.shape[:2])
-        return len(sure) != 1 or any(
-            c.score >= _HINT and c.roi.side < small and np.linalg.norm(c.hips - sure[0].hips) > 0.3 * sure[0].roi.side
-            for c in seen
-        )
+        if len(sure) != 1:
+            return True
+        far = [np.linalg.norm(c.hips - sure[0].hips) / sure[0].roi.side for c in seen]
+        return any(c.score >= _HINT and (d > _BESIDE or c.roi.side < small and d > 0.3) for c, d in zip(seen, far))
 
     @torch.inference_mode()
     def _candidates(self, images: Sequence[np.ndarray], looks: Sequence[Sequence[View]]) -> list[list[Candidate]]:
@@ -427,8 +452,11 @@ def _merged(scores: np.ndarray, boxes: np.ndarray, points: np.ndarray, view: Vie
 
 
 def _is_alone(pixels: np.ndarray, seen: list[Candidate]) -> bool:
-    """Whether one large person is all that the detector has an idea of."""
-    return len(seen) == 1 and not seen[0].faint and seen[0].roi.side >= _FILLING * min(pixels.shape[:2])
+    """Whether one large person is all that the detector has an idea of, and leaves no room for another beside."""
+    if len(seen) != 1 or seen[0].faint or seen[0].roi.side < _FILLING * min(pixels.shape[:2]):
+        return False
+    x = seen[0].hips[0]
+    return bool(max(x, pixels.shape[1] - x) <= seen[0].roi.side)
 
 
 def _is_backed(c: Candidate, whole: list[Candidate]) -> bool:
@@ -462,16 +490,30 @@ def next_roi(people: People, k: int) -> Roi:
     return after if steady else before
 
 
+def _hopeful(people: People) -> list[int]:
+    """Rows worth a second crop, which is often right where the detector's own was not; best detection first."""
+    order = np.argsort(-people.detection, kind="stable").tolist()
+    evidence = people.detection * people.score
+    kept: list[int] = []
+    for i in order:
+        sure, finite = evidence[i] >= MIN_EVIDENCE, np.isfinite(people.points[i]).all()
+        doubtful = people.detection[i] >= HOPE and people.score[i] >= MIN_HOPE
+        if finite and (sure or doubtful) and not any(is_same(people, i, k) for k in kept):
+            kept.append(i)
+    return kept
+
+
 def _distinct(people: People, min_score: float) -> list[int]:
     """Rows that are sure enough and not a second find of another one; best detection first.
 
     Where two crops have the same head, the larger one is kept: the smaller took an upper body for a whole one.
     """
     order = np.argsort(-people.detection, kind="stable")
+    evidence = people.detection * people.score
     side = [roi.side for roi in people.rois]
     kept: list[int] = []
     for i in order.tolist():
-        sure = people.score[i] >= min_score and people.score[i] * people.detection[i] >= MIN_EVIDENCE
+        sure = people.score[i] >= min_score and evidence[i] >= MIN_EVIDENCE
         if not sure or not np.isfinite(people.points[i]).all():
             continue
         better = next((k for k in kept if _same_head(people, i, k) and side[i] > 1.15 * side[k]), None)

@@ -52,6 +52,10 @@ class MeshLossConfig:
 
 
 FASTMETRO = MeshLossConfig()
+# equations 1, 2 and 6 of the paper: the fine mesh alone and no surface terms; it prints no weights, so the released
+# script's stay, and its projection is s P(J) + t where ours is the released code's s (P(J) + t)
+FASTMETRO_PRINTED = replace(FASTMETRO, levels=(0.0, 0.0, 1.0), surface=0.0)
+FASTMETRO_PRINTED_HAND = replace(FASTMETRO_PRINTED, levels=(0.0, 1.0), origin=(0,))
 FASTMETRO_HAND = replace(
     FASTMETRO, levels=(0.5, 0.5), origin=(0,), edge=1.0, edge_prior=0.0, surface_level=1, per_face=True
 )
@@ -77,6 +81,8 @@ TORE_METRO_HAND = replace(TORE_METRO, levels=(0.5, 0.5), origin=(0,), surface_le
 PRESETS = {
     "fastmetro": FASTMETRO,
     "fastmetro_hand": FASTMETRO_HAND,
+    "fastmetro_printed": FASTMETRO_PRINTED,
+    "fastmetro_printed_hand": FASTMETRO_PRINTED_HAND,
     "metro": METRO,
     "metro_hand": METRO_HAND,
     "graphormer": METRO,

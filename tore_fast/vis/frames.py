@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..geometry.skeleton import SMPL24
 from .stick_figure import BONES
 
 _BACK, _KEPT, _INK = (232, 232, 232), (38, 70, 160), (40, 40, 40)
@@ -53,6 +54,18 @@ def figure(pose: np.ndarray, size: int, reach: float, truth: np.ndarray | None =
         at = size + points[:, :2] * 0.92 * size / reach
         for a, b, side in BONES:
             draw.line([*at[a], *at[b]], fill=_TRUTH if colours is None else colours[side], width=width)
+    return np.asarray(page.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def skeleton_figure(joints: np.ndarray, size: int, reach: float) -> np.ndarray:
+    """[size, size, 3]: SMPL's 24 joints [24, 3] from the front, centred on the pelvis."""
+    page = Image.new("RGB", (2 * size, 2 * size), "white")
+    draw = ImageDraw.Draw(page)
+    at = size + joints[:, :2] * 0.92 * size / reach
+    for j, parent in enumerate(SMPL24.parents):
+        if parent >= 0:
+            side = "left" if j in SMPL24.left else "right" if j in SMPL24.right else "middle"
+            draw.line([*at[parent], *at[j]], fill=_SIDES[side], width=7)
     return np.asarray(page.resize((size, size), Image.Resampling.LANCZOS))
 
 

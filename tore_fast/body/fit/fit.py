@@ -19,7 +19,7 @@ from ...ops._dispatch import backend_reason
 from ...ops._fit_args import PARTS
 from .. import load_body
 from ..body import Body
-from .fitted import CROP_PX, MAX_ERROR_PX, VISIBLE, FittedBody, Landmarks, middle_of, reasons_not_to_believe
+from .fitted import CROP_PX, HEAD, MAX_ERROR_PX, VISIBLE, FittedBody, Landmarks, middle_of, reasons_not_to_believe
 from .landmarks import BodyLandmarkModel, landmark_model
 from .start import fill_missing, landmarks_to_h36m17, mean_pose, pose_from_image, pose_from_joints
 
@@ -88,6 +88,7 @@ class LandmarkView(NamedTuple):
     weight: Tensor  # [B, 33] how much each counts
     seen: Tensor  # [B, 33] bool, the image point is finite
     visible: Tensor  # [B] visible landmarks
+    below: Tensor  # [B] those of them that are not of the head
     side: Tensor  # [B] px
     origin: Tensor  # [B, 2] px: the principal point, or the person's middle
     stretch: Tensor  # [B, 2] that makes fy = fx
@@ -204,6 +205,7 @@ def _view(landmarks: Landmarks, camera: Tensor | None, counts: Tensor) -> Landma
         weight=visibility.clamp(min=_MIN_VISIBILITY) * counts,
         seen=seen,
         visible=(seen & (visibility > VISIBLE)).sum(1),
+        below=(seen & (visibility > VISIBLE))[:, HEAD:].sum(1),
         side=side,
         origin=origin,
         stretch=stretch,
@@ -230,7 +232,8 @@ def _result(
     error = CROP_PX * (miss * count).sum(1) / count.sum(1).clamp(min=1e-9)
     sound = torch.isfinite(torch.cat((fit.rotations.flatten(1), fit.betas, fit.camera, fit.cost), 1)).all(1)
     usable = view.side > MIN_SIDE_PX
-    reasons = reasons_not_to_believe(view.seen.sum(1), view.visible, usable, flag, error, sound, max_error_px)
+    have = view.seen.sum(1)
+    reasons = reasons_not_to_believe(have, view.visible, usable, flag, error, sound, max_error_px, view.below)
     known = sound & usable & (view.visible > 0)
 
     rotations = torch.where(known[:, None, None, None], fit.rotations, mean_pose(fit.rotations)[None])

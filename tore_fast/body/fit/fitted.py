@@ -16,6 +16,7 @@ MAX_ERROR_PX = 4.5  # mean reprojection error that is still believed, pixels of 
 CROP_PX = 256
 MIN_FLAG = 0.5  # of the landmark net's "there is a person"
 MIN_VISIBLE, VISIBLE = 4, 0.5  # as many landmarks must have this visibility
+HEAD, MIN_BELOW = 11, 2  # the first landmarks are of the head; a head alone says nothing about the body
 ROI_MARGIN = 1.25  # side of the crop = 2 * margin * radius of the circle round the body
 
 
@@ -119,18 +120,21 @@ def reasons_not_to_believe(
     error_px: Tensor,
     finite: Tensor,  # [B] the result is finite
     max_error_px: float,
+    below: Tensor,  # [B] landmarks seen that are not of the head
 ) -> tuple[str, ...]:
     """One sentence a row, empty for a row that is believed."""
     out = []
-    rows = [t.tolist() for t in (points_finite, visible, spread, error_px, finite)]
+    rows = [t.tolist() for t in (points_finite, visible, spread, error_px, finite, below)]
     flags = [1.0] * len(rows[0]) if flag is None else flag.tolist()
-    for have, seen, size, error, ok, sure in zip(*rows, flags):
+    for have, seen, size, error, ok, trunk, sure in zip(*rows, flags):
         if not have:
             out.append("no landmark is finite")
         elif not sure >= MIN_FLAG:
             out.append(f"the landmark net is {sure:.2f} sure that there is a person, {MIN_FLAG} are needed")
         elif seen < MIN_VISIBLE:
             out.append(f"{seen} of 33 landmarks are visible, {MIN_VISIBLE} are needed")
+        elif trunk < MIN_BELOW:
+            out.append(f"little but the head is seen: {trunk} of 22 landmarks below it, {MIN_BELOW} are needed")
         elif not size:
             out.append("all landmarks lie on one point")
         elif not ok:

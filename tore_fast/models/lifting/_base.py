@@ -241,7 +241,7 @@ def center_pose(lifted: LiftedPose, frames: int) -> Tensor:
 
 
 @torch.no_grad()
-def lift_windows(model: PrunableHost, x: Tensor, flip: bool) -> LiftedPose:
+def lift_windows(model: Callable[..., Any], x: Tensor, flip: bool) -> LiftedPose:
     """Poses of windows [B, F, 17, C]; with `flip` the mean of the plain and the mirrored pass.
 
     Models that return only the kept frames use the plain pass's frames for the mirrored one, the others choose anew.
@@ -250,5 +250,5 @@ def lift_windows(model: PrunableHost, x: Tensor, flip: bool) -> LiftedPose:
     if not flip:
         return lifted
     partial = lifted.index is not None and lifted.pose.shape[1] != x.shape[1]
-    mirrored = model(mirror_points(x, H36M17), index=lifted.index if partial else None)
+    mirrored = model(mirror_points(x, H36M17), lifted.index if partial else None)
     return LiftedPose((lifted.pose + mirror_points(mirrored.pose, H36M17)) / 2, lifted.index)

@@ -7,6 +7,7 @@ Cho et al., "Cross-Attention of Disentangled Modalities for 3D Human Mesh Recove
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...layers.attention import HeadPattern
+from ...layers.graph_conv import VertexGraph
 from ...layers.itp import TokenSelection
-from ...layers.mesh import MeshPattern
+from ...layers.mesh import MeshPattern, MeshUpsample
 from ...layers.metres import exact, metres, wide
 from ...layers.smpl_regressor import SMPLParameterRegressor
-from ...layers.transformer import Maps, Transformer
+from ...layers.transformer import Maps, Pattern, Transformer
+from ...ops import csr_matrix
 from .._outputs import MeshOutput
 from .._registry import PaperRow, model_facts, register_models
 from ._base import MeshModel, MeshModelConfig, stack_maps
@@ -39,6 +43,11 @@ class FastMETROConfig(MeshModelConfig):
     shared_reduction: bool = False  # one `dim_reduce_enc` for camera and image (paper era) instead of two
     learned_upsample: bool = True  # learned 431 -> 1723 (released body) instead of the fixed matrix
     smpl_head: bool = False  # SMPL parameter regressor
+    # what the paper's table 4 varies
+    masking: str = "all"  # heads whose vertices see their mesh neighbours only: "all", "half", "none"
+    graph: bool = False  # Mesh Graphormer's block on the vertices after every masked self-attention's place
+    learned_fine: bool = False  # both up-sampling steps of a body learned, to the fine mesh
+    progressive: bool = True  # False: no projections between the transformers, which must be equally wide
 
 
 @model_facts(task="mesh", family="fastmetro", crop="square", projection="centred", loss="fastmetro")
@@ -73,26 +82,40 @@ class FastMETRO(MeshModel, TokenSelection):
         counts = self.mesh.counts
         sizes = ((c.dim_1, c.feedforward_1), (c.dim_2, c.feedforward_2))
         self.transformer_1, self.transformer_2 = (Transformer(d, c.heads, f, c.layers, c.dropout) for d, f in sizes)
-        if c.shared_reduction:
+        if c.masking not in MASKINGS:
+            raise ValueError(f"FastMETRO: masking must be one of {MASKINGS}, got {c.masking!r}")
+        if c.masking == "half" and c.heads < 2:
+            raise ValueError(f"FastMETRO: masking='half' needs at least 2 heads, got {c.heads}")
+        if not c.progressive:
+            if c.dim_1 != c.dim_2:
+                raise ValueError(f"FastMETRO: progressive=False needs dim_1 == dim_2, got {c.dim_1} and {c.dim_2}")
+        elif c.shared_reduction:
             self.dim_reduce_enc = nn.Linear(c.dim_1, c.dim_2)
         else:
             self.dim_reduce_enc_cam, self.dim_reduce_enc_img = nn.Linear(c.dim_1, c.dim_2), nn.Linear(c.dim_1, c.dim_2)
-        self.dim_reduce_dec = nn.Linear(c.dim_1, c.dim_2)
+        if c.progressive:
+            self.dim_reduce_dec = nn.Linear(c.dim_1, c.dim_2)
         self.cam_token_embed = nn.Embedding(1, c.dim_1)
         self.joint_token_embed = nn.Embedding(c.num_joints, c.dim_1)
         self.vertex_token_embed = nn.Embedding(c.num_vertices, c.dim_1)
         self.xyz_regressor = nn.Linear(c.dim_2, 3)
         self.cam_predictor = nn.Linear(c.dim_2, 3)
         self.conv_1x1 = nn.Conv2d(c.feature_dim, c.dim_1, 1)
-        self.learned = c.learned_upsample and len(counts) == 3
+        if c.learned_fine and len(counts) != 3:
+            raise ValueError("FastMETRO: learned_fine needs a body mesh (three levels)")
+        self.learned = (c.learned_upsample or c.learned_fine) and len(counts) == 3
         if self.learned:
             self.coarse2intermediate_upsample = nn.Linear(counts[0], counts[1])
+        if c.learned_fine:
+            self.intermediate2fine_upsample = nn.Linear(counts[1], counts[2])
         if c.smpl_head:
             if len(counts) != 3:
                 raise ValueError("FastMETRO: smpl_head needs a body mesh (it reads the intermediate vertices)")
             self.smpl_parameter_regressor = SMPLParameterRegressor(counts[1])
         self.upsample = self.fixed_upsampling()
         self.pattern = MeshPattern(self.mesh.topology(c.num_joints))
+        if c.graph:
+            self._add_graph_blocks()
         self.init_selection(
             c.selector, c.dim_1, c.grid, c.keep_ratio, c.selector_dim, c.selector_gain, knn_form=c.knn_form
         )
@@ -112,16 +135,15 @@ class FastMETRO(MeshModel, TokenSelection):
         """
         kept = self.select_tokens(self.conv_1x1(self.features(images)))
         batch, joints = kept.tokens.shape[0], self.config.num_joints
-        topology = self.pattern()
+        topology = self.token_pattern()
         maps_1: Maps | None = {} if return_attention else None
         maps_2: Maps | None = {} if return_attention else None
         camera = self.cam_token_embed.weight.expand(batch, -1, -1)
         one = self.transformer_1(camera, kept.tokens, self.queries(), kept.pos, topology, maps_1)
-        reduce_cam = self.dim_reduce_enc if self.config.shared_reduction else self.dim_reduce_enc_cam
-        reduce_img = self.dim_reduce_enc if self.config.shared_reduction else self.dim_reduce_enc_img
+        reduce_cam, reduce_img, reduce_dec = self._reductions()
         place = self.place(kept.heatmap, self.pos_2)
         two = self.transformer_2(
-            reduce_cam(one.camera), reduce_img(one.memory), self.dim_reduce_dec(one.decoded), place, topology, maps_2
+            reduce_cam(one.camera), reduce_img(one.memory), reduce_dec(one.decoded), place, topology, maps_2
         )
         xyz = metres(self.xyz_regressor, two.decoded)
         coarse = xyz[:, joints:]
@@ -136,6 +158,28 @@ class FastMETRO(MeshModel, TokenSelection):
             camera, xyz[:, :joints], coarse, intermediate, vertices, kept.heatmap, rotmat, betas, attention
         )
 
+    def token_pattern(self) -> Pattern | None:
+        """Which mesh tokens see which, by `config.masking`; None: all see all."""
+        masking = self.config.masking
+        if masking == "none":
+            return None
+        return self.pattern() if masking == "all" else HeadPattern(self.pattern(), self.config.heads // 2)
+
+    def _reductions(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """Of camera, image and mesh tokens between the transformers."""
+        if not self.config.progressive:
+            return (lambda x: x,) * 3
+        if self.config.shared_reduction:
+            return self.dim_reduce_enc, self.dim_reduce_enc, self.dim_reduce_dec
+        return self.dim_reduce_enc_cam, self.dim_reduce_enc_img, self.dim_reduce_dec
+
+    def _add_graph_blocks(self) -> None:
+        joints = self.config.num_joints
+        adjacency = MeshUpsample(csr_matrix(self.mesh.adjacency))
+        for transformer, dim in ((self.transformer_1, self.config.dim_1), (self.transformer_2, self.config.dim_2)):
+            for layer in transformer.decoder.layers:
+                layer.graph = VertexGraph(dim, adjacency, joints)
+
     def queries(self) -> Tensor:  # [1, J + V, dim_1]
         return torch.cat([self.joint_token_embed.weight, self.vertex_token_embed.weight])[None]
 
@@ -149,20 +193,32 @@ class FastMETRO(MeshModel, TokenSelection):
                 intermediate = wide(up.weight) @ coarse + wide(up.bias)[:, None]
         else:
             intermediate = self.upsample[0](coarse)
+        if self.config.learned_fine:
+            up = self.intermediate2fine_upsample
+            with exact(coarse):
+                return intermediate, wide(up.weight) @ intermediate + wide(up.bias)[:, None]
         return intermediate, self.upsample[1](intermediate)
 
     def keep_terms(self) -> None:
         pos_1, pos_2 = (lambda: self.token_pos, lambda: self.pos_2) if self.has_fixed_positions else (None, None)
         embeddings = (self.joint_token_embed, self.vertex_token_embed)
-        self.transformer_1.keep_constants(pos_1, self.queries, self.pattern, embeddings)
+        self.transformer_1.keep_constants(pos_1, self.queries, self.token_pattern, embeddings)
         self.transformer_2.keep_constants(pos_2)
 
 
+MASKINGS = ("all", "half", "none")
 PAPER_ERA = {"shared_reduction": True, "learned_upsample": False}
+WIDE = {"dim_2": 512, "feedforward_2": 2048, "progressive": False}
 HAND = {"mesh": "free_hand", "num_joints": 21}
 BODIES = {
     "fastmetro_s_r50": {"backbone": "resnet50", "layers": 1},
     "fastmetro_s_r50_paper": {"backbone": "resnet50", "layers": 1, **PAPER_ERA},
+    # rows of table 4
+    "fastmetro_s_r50_paper_nomask": {"backbone": "resnet50", "layers": 1, "masking": "none", **PAPER_ERA},
+    "fastmetro_s_r50_paper_graph": {"backbone": "resnet50", "layers": 1, "masking": "none", "graph": True, **PAPER_ERA},
+    "fastmetro_s_r50_paper_halfmask": {"backbone": "resnet50", "layers": 1, "masking": "half", **PAPER_ERA},
+    "fastmetro_s_r50_paper_learned": {"backbone": "resnet50", "layers": 1, "learned_fine": True, **PAPER_ERA},
+    "fastmetro_s_r50_paper_wide": {"backbone": "resnet50", "layers": 1, **WIDE, **PAPER_ERA},
     "fastmetro_s_r50_smpl": {"backbone": "resnet50", "layers": 1, "smpl_head": True},
     "fastmetro_s_h64": {"backbone": "hrnet_w64", "layers": 1},
     "fastmetro_s_h64_paper": {"backbone": "hrnet_w64", "layers": 1, **PAPER_ERA},
