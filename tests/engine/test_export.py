@@ -28,8 +28,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 FAMILIES = {
     model_entry(row[0]).family: c
     for c, row in TINY.items()
-    if model_entry(row[0]).task in exporting.TASKS
-    and c not in ("CameraHMR", "TCFormerHMR", "Mhformer", "Motionbert", "Motionagformer")
+    if model_entry(row[0]).task in exporting.TASKS and c not in ("CameraHMR", "TCFormerHMR")
 }
 
 
@@ -64,6 +63,43 @@ def test_onnx_of_every_family(cls, tmp_path):
     assert contract == json.loads({p.key: p.value for p in file.metadata_props}["tore_fast"]) == done.contract
     assert contract["model"] == cls and contract["input"]["shape"][0] == "batch"
     assert [o.name for o in file.graph.output] == [o["name"] for o in contract["outputs"]]
+
+
+def test_half_precision(tmp_path):
+    done = exporting.export(tiny("HMR2"), tmp_path / "m.onnx", precision="fp16", check=True)
+    assert done.contract["weights"] == "fp16" and done.contract["input"]["type"] == "float32"
+    whole = exporting.export(tiny("HMR2"), tmp_path / "w.onnx")
+    assert done.path.stat().st_size < 0.7 * whole.path.stat().st_size
+
+
+ALONE = """
+import sys, torch
+x = torch.load(sys.argv[2], weights_only=True)
+if sys.argv[1].endswith(".ts"):
+    out = torch.jit.load(sys.argv[1])(x)
+else:
+    out = torch._inductor.aoti_load_package(sys.argv[1])(x)
+assert "tore_fast" not in sys.modules
+torch.save([*out], sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("suffix", [".aoti", ".ts"])
+def test_a_fresh_process_without_this_package(suffix, tmp_path):
+    model = tiny("FastMETRO_TORE")
+    done = exporting.export(model, tmp_path / f"m{suffix}", dynamic_batch=True, check=True)
+    file = tmp_path / "alone.pt2" if suffix == ".aoti" else done.path
+    if suffix == ".aoti":
+        file.write_bytes(done.path.read_bytes())
+    x = torch.rand(5, 8, 7, 7)
+    torch.save(x, tmp_path / "x")
+    subprocess.run(
+        [sys.executable, "-c", ALONE, file, tmp_path / "x", tmp_path / "y"], check=True, cwd=tmp_path, timeout=300
+    )
+    with torch.no_grad():
+        want = [t for _, t in exporting.named_outputs(model(x))]
+    for a, b in zip(torch.load(tmp_path / "y"), want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_torch_export_file(tmp_path):
