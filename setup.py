@@ -1,6 +1,6 @@
 """Builds tore_fast's two extension modules; everything else is in pyproject.toml.
 
-tore_fast._C       CPU kernels and host-side mesh functions: when a C++ compiler is found
+tore_fast._C       CPU kernels and the pybind11 host module: when a C++ compiler is found
 tore_fast._C_cuda  CUDA kernels: when nvcc is found too (TORE_FAST_CUDA=0: never, =1: or fail)
 
 Without a compiler the package installs all the same and runs on its plain torch references;
@@ -8,8 +8,8 @@ Without a compiler the package installs all the same and runs on its plain torch
 Respected: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, TORE_FAST_NVCC_FLAGS, TORE_FAST_CXX_FLAGS.
 
 The torch found at build time lends only its stable-ABI headers, so one build runs with every
-torch >= 2.11, with or without CUDA. Both modules keep to Python's limited API of 3.10, so one
-binary (abi3) runs with every later Python too.
+torch >= 2.11, with or without CUDA. The host module is of one Python version, as pybind11 has no
+limited API: one wheel a Python.
 """
 
 import ast
@@ -35,7 +35,6 @@ DEFAULT_ARCHS = "8.0;9.0+PTX"  # newer GPUs compile the PTX at first use
 
 MAC = sys.platform == "darwin"
 CXX = os.environ.get("CXX", "clang++" if MAC else "g++")
-ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")  # free-threaded Pythons have no limited API yet
 # sources of x86 only and what they are compiled for; csrc/cpu/simd.h asks the processor before it calls them
 SIMD = {"_avx2.cpp": " -mavx2 -mfma", "_avx512.cpp": " -mavx512f -mavx2 -mfma"}
 
@@ -83,8 +82,9 @@ def gencode(nvcc: str) -> list[str]:
 class NinjaBuildExt(build_ext):
     """One build.ninja for both modules: parallel, incremental, all flags in one place.
 
-    The folder of a source says which headers it may see:
-      csrc/python  Python.h                   csrc/torch, csrc/torch_cuda  torch's stable ABI
+    The folder of a source says which headers it may see (torch/include holds a pybind11 of
+    torch's own, which refuses TORCH_TARGET_VERSION, so the first two must stay apart):
+      csrc/python  Python.h and pybind11      csrc/torch, csrc/torch_cuda  torch's stable ABI
       csrc/cpu, csrc/cuda  neither: raw pointers
     """
 
@@ -95,12 +95,13 @@ class NinjaBuildExt(build_ext):
         common = "-std=c++17 -O3"
         write_build_facts(out / "build_facts.h", torch, nvcc)
         torch = stable_path(out, f"torch-{torch_version(torch)}", torch)
+        pybind = stable_path(out, "pybind11", package_dir("pybind11"))
         extra = os.environ.get("TORE_FAST_CXX_FLAGS", "")
         host = f"-fPIC,-fvisibility=hidden,-Wall,-ffile-prefix-map={ROOT}/="
         torch_flags = f"-isystem {torch / 'include'} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
         flags = {
             "cpu": "",
-            "python": f"-I{out} -isystem {sysconfig.get_path('include')}",
+            "python": f"-I{out} -isystem {sysconfig.get_path('include')} -isystem {pybind / 'include'}",
             "torch": torch_flags,
             "torch_cuda": f"{torch_flags} -DUSE_CUDA",
             "cuda": "-lineinfo",
@@ -211,11 +212,11 @@ def extensions() -> list[Extension]:
     headers = sources("*", "*.h", "*.cuh")  # as `depends` they get into an sdist
     cpu = [s for s in sources("cpu", "*.cpp") if x86 or not s.endswith(tuple(SIMD))]
     cpu = ["csrc/python/module.cpp", *sources("torch", "*.cpp"), *cpu]
-    exts = [Extension("tore_fast._C", cpu, depends=headers, py_limited_api=ABI3)]
+    exts = [Extension("tore_fast._C", cpu, depends=headers)]
     if find_nvcc():
         cuda = [*sources("torch_cuda", "*.cpp"), *sources("cuda", "*.cu")]
         cuda = ["csrc/python/module_cuda.cpp", *cuda]
-        exts.append(Extension("tore_fast._C_cuda", cuda, depends=headers, py_limited_api=ABI3))
+        exts.append(Extension("tore_fast._C_cuda", cuda, depends=headers))
     return exts
 
 
@@ -227,5 +228,4 @@ setup(
     ],
     ext_modules=extensions(),
     cmdclass={"build_ext": NinjaBuildExt},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 else {},
 )

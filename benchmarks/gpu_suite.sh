@@ -11,7 +11,7 @@
 # build/gpu_suite.tar). A part that succeeded is not run again, nor a benchmark row that is there. A CUDA error that leaves
 # the context dead ends its part at once (harness.py, tests/conftest.py) and the suite with it.
 #
-# Needs torch >= 2.11 with CUDA, triton, numpy, scipy, pytest, setuptools, ninja, nvcc. pytest-xdist and
+# Needs torch >= 2.11 with CUDA, triton, numpy, scipy, pytest, setuptools, ninja, pybind11, nvcc. pytest-xdist and
 # compute-sanitizer are used where they are; nothing else of the package's dependencies is.
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -3,7 +3,7 @@
 # private copy with both, then runs the ops tests in it, one process per file, so that a fault in one file does not hide
 # those in the next. The last lines say what each file gave.
 # usage: tools/sanitize_cpu.sh [test file ...]     default: tests/ops and tests/body/test_decimate.py
-# Needs torch, pytest, setuptools and ninja importable ($PYTHON, default python3).
+# Needs torch, pytest, setuptools, ninja and pybind11 importable ($PYTHON, default python3).
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 for file; do [ -f "$file" ] || { echo "sanitize_cpu: no such file: $file"; exit 1; }; done

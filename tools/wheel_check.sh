@@ -8,11 +8,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 "$python" -m venv "$work/build"
-"$work/build/bin/pip" install -q build abi3audit
+"$work/build/bin/pip" install -q build
 TORE_FAST_CUDA=0 "$work/build/bin/python" -m build --wheel --outdir "$work/dist" .
 wheel=$(ls "$work"/dist/*.whl)
-case $wheel in *-cp310-abi3-*) ;; *) echo "wheel_check: expected a cp310-abi3 wheel, got $wheel"; exit 1 ;; esac
-"$work/build/bin/abi3audit" --strict "$wheel"
 
 "$python" -m venv "$work/bare"
 "$work/bare/bin/pip" install -q "$wheel"
@@ -23,7 +21,6 @@ import shutil
 assert not any(map(shutil.which, ('cc', 'c++', 'gcc', 'g++', 'clang', 'nvcc'))), 'there is a compiler'
 from tore_fast import _ext
 assert _ext.cpu_module is not None, _ext.cpu_reason
-assert _ext.cpu_module.__file__.endswith('_C.abi3.so'), _ext.cpu_module.__file__
 "
 bare "$work/bare/bin/tore-fast" doctor
 bare "$work/bare/bin/tore-fast" demo --out "$work/demo"

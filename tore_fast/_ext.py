@@ -25,7 +25,7 @@ REBUILD = "pip install --no-build-isolation --no-deps . (in a checkout: python s
 
 
 def _facts(module: Any) -> dict:
-    """Build facts of either binary: `_C` has a function, `_C_cuda` carries them in its docstring."""
+    """Build facts of either binary: `_C` has a function, `_C_cuda` (no pybind11) carries them in its docstring."""
     text = module.build_info() if hasattr(module, "build_info") else (module.__doc__ or "").partition("\n")[2]
     return json.loads(text or "{}")
 

@@ -46,12 +46,4 @@ def decimate(
         raise ValueError(f"decimate: vertices must be [V, 3], got {list(vertices.shape)}")
     if faces.ndim != 2 or faces.shape[1] != 3 or not np.issubdtype(faces.dtype, np.integer):
         raise ValueError(f"decimate: faces must be [F, 3] integers, got {list(faces.shape)} {faces.dtype}")
-    wanted = np.array([int(c) for c in counts], np.int64)
-    found = _ext.cpu_module.decimate(
-        vertices.astype(np.float64).tobytes(), faces.astype(np.int32).tobytes(), wanted.tobytes()
-    )
-    return [(_int32(kept), _int32(coarse).reshape(-1, 3)) for kept, coarse in found]
-
-
-def _int32(data: bytes) -> np.ndarray:
-    return np.frombuffer(data, np.int32).copy()
+    return _ext.cpu_module.decimate(vertices.astype(np.float64), faces.astype(np.int32), [int(c) for c in counts])
