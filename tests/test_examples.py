@@ -32,10 +32,12 @@ def test_docstring(name):
 
 
 def test_readme(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    code, engine = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     pixels = pytest.importorskip("skimage.data", reason="a photograph of a person comes with scikit-image").astronaut()
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["person"].vertices.shape == (6890, 3) and names["out"].vertices.shape == (1, 6890, 3)
+    exec(compile(engine, "README.md", "exec"), names)
+    assert names["out"].vertices.shape == (3, 6890, 3)

@@ -280,7 +280,7 @@ def test_bench_without_a_kind_says_what_there_is(capsys):
     with pytest.raises(SystemExit) as e:
         cli.main(["bench"])
     text = "".join(capsys.readouterr())
-    assert e.value.code == 2 and "ops or models" in text and "--help" in text
+    assert e.value.code == 2 and "ops, models" in text and "--help" in text
 
 
 def test_hosts_have_rows_on_every_device(monkeypatch):

@@ -246,14 +246,15 @@ def test_command_with_a_detector_that_is_killed_goes_on(folders, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         run()
     assert run() == 0
-    assert len(calls) == 9 + 6  # frames 0-7 were committed
+    assert 9 + 6 <= len(calls) <= 9 + 10  # frames 0-3 were committed, and 4-7 where their writing had begun
+    looked = len(calls)
     tracks = [np.load(out / f"track_00{t}.npz") for t in (0, 1)]
     assert all(t["frame"].tolist() == list(range(14)) for t in tracks)
     assert tracks[0]["box"][0, 0] == 5 and tracks[1]["box"][13, 0] == 85
     before = (out / "track_000.npz").stat().st_mtime_ns
     assert run() == 0 and (out / "track_000.npz").stat().st_mtime_ns == before
     assert run(motion=None) == 0  # other poses wanted: not the old file
-    assert len(calls) == 15 and not np.allclose(np.load(out / "track_000.npz")["poses"], tracks[0]["poses"])
+    assert len(calls) == looked and not np.allclose(np.load(out / "track_000.npz")["poses"], tracks[0]["poses"])
 
 
 def test_reasons_for_no_mp4_and_no_detector(folders, tmp_path, monkeypatch):

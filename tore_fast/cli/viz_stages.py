@@ -33,6 +33,8 @@ def run(args: Args) -> int:
     from ..vis.overlay import save_png
 
     with arguments():
+        if not args.results:
+            raise ValueError("RESULTS: give result files with joints_3d, a column each")
         names = args.names or tuple(p.stem for p in args.results)
         if len(names) != len(args.results):
             raise ValueError(f"--names: expected {len(args.results)} titles, got {len(names)}")
